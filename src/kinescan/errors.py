@@ -1,0 +1,49 @@
+"""The errors that users meet: each message says what was given, what is allowed, and what to do."""
+
+from pathlib import Path
+
+
+class KinescanError(Exception):
+    """Any error that this package raises on purpose."""
+
+
+class ConfigError(KinescanError, ValueError):
+    """A setting, recipe key or argument is unknown or out of range."""
+
+
+class ShapeError(KinescanError, ValueError):
+    """A tensor has the wrong rank, size or dtype."""
+
+
+class VideoError(KinescanError, OSError):
+    """A video file cannot be read as asked.
+
+    Attributes:
+        path: the file, as it was given.
+        reason: why, without the path; this is what lists of unreadable files show.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str]]:
+        """Worker processes send errors by pickling: keep both arguments."""
+        return (VideoError, (self.path, self.reason))
+
+
+class BackendError(KinescanError, RuntimeError):
+    """A backend that was asked for by name cannot run here."""
+
+
+class CheckpointError(KinescanError, RuntimeError):
+    """A checkpoint cannot be read, fits nothing here, or belongs to something else."""
+
+
+class NonFiniteError(KinescanError, ArithmeticError):
+    """Pixels, loss or gradients hold NaN or infinity."""
+
+
+class DependencyError(KinescanError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""

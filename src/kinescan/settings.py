@@ -1,0 +1,101 @@
+"""Turns plain mappings (TOML tables, JSON, keyword arguments) into the parts' frozen dataclasses, and back."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from kinescan.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def build_settings(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
+    """An instance of the dataclass `cls` with `values`, checked against its field types; the rest are defaults.
+
+    Args:
+        cls: a dataclass; its fields may be dataclasses themselves.
+        values: field name -> plain value; nested mappings for nested dataclasses.
+        where: dotted place of `cls` in the recipe, named in errors.
+
+    Returns:
+        The instance; its own `__post_init__` has checked ranges.
+
+    Raises:
+        ConfigError: a key is unknown (the closest is named), a value has the wrong type, or a check of `cls` failed.
+
+    Example:
+        >>> from kinescan.preprocessing import Preprocessing
+        >>> build_settings(Preprocessing, {"num_frames": 16}).num_frames
+        16
+    """
+    _refuse_unknown_keys(cls, values, where)
+    try:
+        return _adapter(cls).validate_json(json.dumps(values, default=_plain), strict=True)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error, where)) from None
+
+
+def to_plain(settings: Any) -> dict[str, Any]:
+    """The fields of a settings dataclass as JSON-like values (tuples become lists); None fields are kept.
+
+    Example:
+        >>> from kinescan.preprocessing import Preprocessing
+        >>> to_plain(Preprocessing())["mean"]
+        [0.48145466, 0.4578275, 0.40821073]
+    """
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings), default=_plain))
+    return plain
+
+
+def closest(word: str, allowed: Iterable[str]) -> str:
+    """A hint for an error message: the closest allowed word, or all of them."""
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else f"Allowed: {', '.join(allowed)}."
+
+
+@lru_cache(maxsize=None)
+def _adapter(cls: type[T]) -> TypeAdapter[T]:
+    if not hasattr(cls, "__pydantic_config__"):
+        cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    return TypeAdapter(cls)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | set | frozenset):
+        return list(value)
+    return str(value)
+
+
+def _refuse_unknown_keys(cls: Any, values: Mapping[str, Any], where: str) -> None:
+    hints = typing.get_type_hints(cls)
+    for key, value in values.items():
+        dotted = f"{where}.{key}" if where else key
+        if key not in hints:
+            raise ConfigError(f"unknown key {dotted!r}. {closest(key, hints)}")
+        nested = _dataclass_in(hints[key])
+        if nested is not None and isinstance(value, Mapping):
+            _refuse_unknown_keys(nested, value, dotted)
+
+
+def _dataclass_in(hint: Any) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+
+
+def _first_problem(error: ValidationError, where: str) -> str:
+    problem = error.errors()[0]
+    parts = [where] if where else []
+    dotted = ".".join(parts + [str(part) for part in problem["loc"]])
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return f"{dotted}: {cause}" if dotted else str(cause)
+    given = json.dumps(problem["input"], default=str)
+    return f"{dotted}: {problem['msg'].lower()}, got {given}."

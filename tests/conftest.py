@@ -1,0 +1,35 @@
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+if os.environ.get("KINESCAN_CHECK_SHAPES"):
+    from jaxtyping import install_import_hook
+
+    install_import_hook(["kinescan.ops", "kinescan.layers", "kinescan.models"], "beartype.beartype")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Every test starts from the same random numbers."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Reference values and real videos beside the checkout; tests that want them are skipped where they are absent."""
+    if not (SHARED / "fixtures").is_dir():
+        pytest.skip("no ../shared beside this checkout")
+    return SHARED
