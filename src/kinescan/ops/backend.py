@@ -11,7 +11,7 @@ from kinescan.errors import BackendError
 
 logger = logging.getLogger(__name__)
 
-Backend = Literal["reference", "numba", "triton"]
+Backend = Literal["reference", "blockwise", "numba", "triton"]
 Obstacle = Callable[[Tensor], str | None]
 """Says why a backend cannot run on a tensor like this one, or None when it can."""
 

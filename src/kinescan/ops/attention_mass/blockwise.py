@@ -1,0 +1,109 @@
+import math
+
+import torch
+from torch import Tensor
+
+CPU_BLOCK_BYTES = 2 * 1024 * 1024
+"""Size aimed at for one block of weights: what stays in a core's cache between its two uses."""
+GPU_BLOCK_BYTES = 256 * 1024 * 1024
+"""Elsewhere starting a kernel costs more than memory does."""
+MIN_ROWS = 32
+"""Fewer rows than this in a block starve the matrix product: then the keys are cut too."""
+
+
+@torch.no_grad()
+def attention_mass(q: Tensor, k: Tensor, v: Tensor, scale: float, observed: int) -> tuple[Tensor, Tensor]:
+    """The same numbers without the full matrix: block after block of queries, in memory that does not grow with Q * L.
+
+    A block of queries is normalised in one go where its whole rows fit into a block. Where they do not
+    (a very long state), keys are cut as well: a first pass gives output and log-sum-exp, a second one the mass.
+
+    Source: StateKV (arXiv 2605.31598); online softmax as in FlashAttention (arXiv 2205.14135).
+    """
+    batch, query_heads, num_queries, dim = q.shape
+    key_heads, num_keys = k.shape[1:3]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    rows = _block_bytes(q) // (num_keys * wide.itemsize)
+    run = _whole_rows if rows >= MIN_ROWS else _two_passes
+    output = torch.empty(batch, query_heads, num_queries, dim, dtype=q.dtype, device=q.device)
+    mass = torch.zeros(batch, key_heads, num_keys, dtype=wide, device=q.device)
+    group = query_heads // key_heads
+    for item in range(batch):
+        for head in range(key_heads):
+            heads = slice(head * group, (head + 1) * group)
+            run(
+                q[item, heads].to(wide) * scale,
+                k[item, head].to(wide),
+                v[item, head].to(wide),
+                output[item, heads],
+                mass[item, head],
+                num_queries - observed,
+            )
+    return output, mass
+
+
+def _whole_rows(q: Tensor, k: Tensor, v: Tensor, output: Tensor, mass: Tensor, first_observed: int) -> None:
+    """One key head: q [G, Q, D], k and v [L, D], output [G, Q, D] and mass [L] written in place."""
+    group, num_queries, _ = q.shape
+    num_keys = k.shape[0]
+    step = max(1, _block_bytes(q) // (num_keys * q.element_size() * group))
+    for start in range(0, num_queries, step):
+        stop = min(start + step, num_queries)
+        seen = num_keys - num_queries + stop
+        products = torch.matmul(q[:, start:stop].reshape(-1, q.shape[2]), k[:seen].T)
+        _hide_future(products.view(group, stop - start, seen), start, stop)
+        weights = torch.softmax(products, -1)
+        output[:, start:stop] = torch.matmul(weights, v[:seen]).view(group, stop - start, -1)
+        counted = weights.view(group, stop - start, seen)[:, max(0, first_observed - start) :]
+        mass[:seen] += counted.sum((0, 1))
+
+
+def _two_passes(q: Tensor, k: Tensor, v: Tensor, output: Tensor, mass: Tensor, first_observed: int) -> None:
+    """As `_whole_rows`, with keys in blocks too."""
+    group, num_queries, dim = q.shape
+    num_keys = k.shape[0]
+    rows = max(1, math.ceil(4 * MIN_ROWS / group))
+    columns = max(1, _block_bytes(q) // (rows * group * q.element_size()))
+    for start in range(0, num_queries, rows):
+        stop = min(start + rows, num_queries)
+        seen = num_keys - num_queries + stop
+        block = q[:, start:stop].reshape(-1, dim)
+        shape = (group, stop - start)
+        highest = torch.full((len(block), 1), float("-inf"), dtype=q.dtype, device=q.device)
+        total, summed = torch.zeros_like(highest), torch.zeros_like(block)
+        for left in range(0, seen, columns):
+            products = _products(block, k, left, min(left + columns, seen), shape, start, num_queries)
+            above = torch.maximum(highest, products.amax(1, keepdim=True))
+            weights, shrink = torch.exp(products - above), torch.exp(highest - above)
+            total = total * shrink + weights.sum(1, keepdim=True)
+            summed = summed * shrink + torch.matmul(weights, v[left : left + products.shape[1]])
+            highest = above
+        output[:, start:stop] = (summed / total).view(*shape, dim)
+        log_sum_exp = highest + total.log()
+        for left in range(0, seen, columns):
+            products = _products(block, k, left, min(left + columns, seen), shape, start, num_queries)
+            weights = torch.exp(products - log_sum_exp).view(*shape, -1)
+            mass[left : left + products.shape[1]] += weights[:, max(0, first_observed - start) :].sum((0, 1))
+
+
+def _products(
+    block: Tensor, k: Tensor, left: int, right: int, shape: tuple[int, int], start: int, num_queries: int
+) -> Tensor:
+    """Products of a block of queries with keys left .. right, -inf where the key is newer than the query."""
+    products = torch.matmul(block, k[left:right].T)
+    first_unseen = k.shape[0] - num_queries + start + 1
+    if right > first_unseen:
+        hidden = torch.ones(shape[1], right - left, dtype=torch.bool, device=k.device).triu(first_unseen - left)
+        products.view(*shape, -1).masked_fill_(hidden, float("-inf"))
+    return products
+
+
+def _hide_future(products: Tensor, start: int, stop: int) -> None:
+    """Writes -inf where the key is newer than the query; only the last stop - start keys can be."""
+    newest = stop - start
+    hidden = torch.ones(newest, newest, dtype=torch.bool, device=products.device).triu(1)
+    products[..., -newest:].masked_fill_(hidden, float("-inf"))
+
+
+def _block_bytes(like: Tensor) -> int:
+    return CPU_BLOCK_BYTES if like.device.type == "cpu" else GPU_BLOCK_BYTES
