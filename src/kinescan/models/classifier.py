@@ -1,0 +1,225 @@
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+from torch import Tensor, nn
+
+from kinescan.errors import CheckpointError, ConfigError, ShapeError
+from kinescan.models import saved_model
+from kinescan.models.hub import upload
+from kinescan.models.load_report import LoadReport
+from kinescan.models.model_card import model_card
+from kinescan.models.saved_model import SavedModel
+from kinescan.preprocessing import Preprocessing
+from kinescan.settings import build_settings, to_plain
+from kinescan.shapes import Clip, Logits
+from kinescan.version import __version__
+
+
+class ClassifierConfig(Protocol):
+    """What every classifier's config has, beside its own fields; it is a frozen dataclass."""
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, the number of logits."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square frame in pixels."""
+
+
+class VideoClassifier(nn.Module, ABC):
+    """A model from clips to class logits that knows its labels and how its pixels are made.
+
+    A subclass sets `config_class`, calls this constructor first, and writes `forward`, `layer_depths`, `num_layers`.
+
+    Args:
+        config: sizes and variants; num_classes and image_size among them.
+        name: name in the zoo that `from_pretrained` finds the class by.
+        labels: class names in the order of the logits; by default class_0, class_1, ...
+        preprocessing: how pixels become a clip; by default CLIP's at the config's image size.
+
+    Attributes:
+        name: name in the zoo.
+        config: sizes and variants.
+        labels: class names in the order of the logits.
+        preprocessing: how pixels become a clip.
+        load_report: what was taken from a checkpoint, or None if none was read.
+
+    Raises:
+        ConfigError: labels do not fit num_classes or repeat, or preprocessing makes another size than the model takes.
+    """
+
+    config_class: ClassVar[type[Any]]
+    config: ClassifierConfig
+    load_report: LoadReport | None
+
+    def __init__(
+        self,
+        config: ClassifierConfig,
+        *,
+        name: str,
+        labels: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.config = config
+        self.labels = _checked_labels(labels, config.num_classes)
+        self.preprocessing = preprocessing or Preprocessing(size=config.image_size)
+        self.load_report = None
+        if self.preprocessing.size != config.image_size:
+            raise ConfigError(
+                f"preprocessing makes frames of {self.preprocessing.size} pixels, the model takes {config.image_size}. "
+                f"Set preprocessing.size to {config.image_size}, or image_size to {self.preprocessing.size}."
+            )
+
+    @abstractmethod
+    def forward(self, clip: Clip) -> Logits:
+        """Logits [B, K] of clips [B, T, 3, H, W], normalised as `preprocessing` says."""
+
+    @abstractmethod
+    def layer_depths(self) -> dict[str, int]:
+        """How deep every pretrained parameter sits, for layer-wise learning-rate decay.
+
+        Returns:
+            Parameter name -> 0 for the embeddings, 1, 2, ... for the blocks, `num_layers` for what comes after them.
+            Its learning rate is scaled by decay ** (num_layers - depth). A parameter that is absent is new: scale 1.
+        """
+
+    @property
+    @abstractmethod
+    def num_layers(self) -> int:
+        """The largest value in `layer_depths`."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters in all."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def check_clip(self, clip: Tensor) -> None:
+        """Passes a clip that `forward` can take.
+
+        Args:
+            clip: [B, T, 3, H, W], floating point, T at least 1, H = W = image_size.
+
+        Raises:
+            ShapeError: it is something else; the message says what.
+        """
+        size = self.config.image_size
+        wanted = f"Allowed: [B, T, 3, {size}, {size}], frames normalised as model.preprocessing says"
+        if clip.dim() != 5:
+            hint = " For one clip, add the batch axis: clip[None]." if clip.dim() == 4 else ""
+            raise ShapeError(f"a clip must have 5 axes, got {list(clip.shape)}. {wanted}.{hint}")
+        if not clip.is_floating_point():
+            raise ShapeError(f"a clip must be floating point, got {str(clip.dtype).removeprefix('torch.')}. {wanted}.")
+        if clip.shape[1] < 1:
+            raise ShapeError(f"a clip must have at least 1 frame, got {list(clip.shape)}. {wanted}.")
+        if clip.shape[2] != 3:
+            raise ShapeError(f"a clip must have 3 colour channels on axis 2, got {list(clip.shape)}. {wanted}.")
+        if tuple(clip.shape[3:]) != (size, size):
+            raise ShapeError(
+                f"frames must be {size} x {size}, got {clip.shape[3]} x {clip.shape[4]}. "
+                f"Resize them, or build the model with image_size={clip.shape[3]}."
+            )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes model.safetensors, config.json and README.md (a model card); existing ones are replaced at the end.
+
+        Args:
+            folder: made if need be.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+            ConfigError: labels were changed and no longer fit the config.
+        """
+        saved = SavedModel(
+            kinescan_version=__version__,
+            model=self.name,
+            config=to_plain(self.config),
+            labels=list(_checked_labels(self.labels, self.config.num_classes)),
+            preprocessing=to_plain(self.preprocessing),
+        )
+        card = model_card(
+            name=saved.model,
+            config=saved.config,
+            labels=saved.labels,
+            preprocessing=saved.preprocessing,
+            num_parameters=self.num_parameters,
+        )
+        saved_model.write(Path(folder), saved, self.state_dict(), card)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
+        """A model that `save_pretrained` wrote, on the CPU, in evaluation mode and in float32.
+
+        Args:
+            source: folder, or name on the Hugging Face hub (user/name).
+            revision: branch, tag or commit on the hub.
+
+        Raises:
+            CheckpointError: the folder is missing or damaged, of a newer kinescan, or of another class of model.
+        """
+        folder = saved_model.locate(source, revision=revision)
+        saved = saved_model.read_config(folder)
+        try:
+            model = cls(
+                build_settings(cls.config_class, saved.config, where="config"),
+                name=saved.model,
+                labels=saved.labels,
+                preprocessing=build_settings(Preprocessing, saved.preprocessing, where="preprocessing"),
+            )
+        except ConfigError as error:
+            raise CheckpointError(f"{folder / saved_model.CONFIG_FILE} does not fit {cls.__name__}: {error}") from error
+        model.load_report = _load_exactly(model, folder)
+        return model.eval()
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Uploads the saved model to the Hugging Face hub and returns the address of the commit.
+
+        Args:
+            repo_id: "user/name"; the repository is made if need be.
+            private: whether a new repository is private.
+
+        Raises:
+            CheckpointError: not logged in, no right to write there, or no connection.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(Path(folder), repo_id, private=private)
+
+
+def _checked_labels(labels: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
+    if labels is None:
+        return tuple(f"class_{index}" for index in range(num_classes))
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise ConfigError(f"labels must be a list of strings, got {labels!r}.")
+    if len(labels) != num_classes:
+        raise ConfigError(
+            f"{len(labels)} labels for a model of {num_classes} classes. "
+            "Give one label for each class, or leave num_classes out."
+        )
+    twice = sorted({label for label in labels if list(labels).count(label) > 1})
+    if twice:
+        raise ConfigError(f"labels must differ from each other; given more than once: {', '.join(twice[:5])}.")
+    return tuple(labels)
+
+
+def _load_exactly(model: nn.Module, folder: Path) -> LoadReport:
+    """Fills the model from the folder; every tensor must be there, with its shape, and none be left over."""
+    weights, own = saved_model.read_weights(folder), model.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in weights],
+        "left over": [name for name in weights if name not in own],
+        "of another shape": [name for name in own if name in weights and own[name].shape != weights[name].shape],
+    }
+    found = [f"{len(names)} {kind} ({', '.join(names[:3])}, ...)" for kind, names in problems.items() if names]
+    if found:
+        raise CheckpointError(
+            f"{folder / saved_model.WEIGHTS_FILE} does not fit its {saved_model.CONFIG_FILE}: tensors "
+            f"{'; '.join(found)}. One of them was replaced; save or fetch the model again."
+        )
+    model.load_state_dict(weights)
+    return LoadReport(source=str(folder), layout="kinescan", loaded=tuple(own))

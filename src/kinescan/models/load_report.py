@@ -1,0 +1,42 @@
+from dataclasses import dataclass
+
+_SHOWN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What became of a checkpoint's tensors.
+
+    Attributes:
+        source: where they came from.
+        layout: whose names they had: "openai", "open_clip", "hugging_face", "timm" or "kinescan".
+        loaded: names in the model that were filled.
+        missing: names in the model that the checkpoint has nothing for; they keep their start values.
+        unexpected: names in the checkpoint that were not used.
+        resized: names in the model whose values were interpolated to its image size.
+
+    Example:
+        >>> print(LoadReport(source="vit.pt", layout="openai", loaded=("proj",), missing=("head.weight",)))
+        vit.pt (openai layout): 1 tensors loaded, 1 missing (head.weight), 0 left over, 0 resized
+    """
+
+    source: str
+    layout: str
+    loaded: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return (
+            f"{self.source} ({self.layout} layout): {len(self.loaded)} tensors loaded, "
+            f"{len(self.missing)} missing{_named(self.missing)}, "
+            f"{len(self.unexpected)} left over{_named(self.unexpected)}, "
+            f"{len(self.resized)} resized{_named(self.resized)}"
+        )
+
+
+def _named(names: tuple[str, ...]) -> str:
+    if not names:
+        return ""
+    return f" ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"

@@ -1,0 +1,170 @@
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kinescan.errors import CheckpointError
+from kinescan.models.hub import download, is_hub_name
+from kinescan.version import __version__
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """What config.json of a saved model says.
+
+    Attributes:
+        kinescan_version: version that wrote it.
+        model: name in the zoo.
+        config: every field of the model's config.
+        labels: class names in the order of the logits.
+        preprocessing: every field of `Preprocessing`.
+    """
+
+    kinescan_version: str
+    model: str
+    config: dict[str, Any]
+    labels: list[str]
+    preprocessing: dict[str, Any]
+
+
+def is_saved_model(folder: Path) -> bool:
+    """Whether `folder` holds a model that `save_pretrained` wrote."""
+    try:
+        return "kinescan_version" in json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def locate(source: str | Path, *, revision: str | None = None) -> Path:
+    """The local folder of a saved model, fetched from the Hugging Face hub if `source` names none here.
+
+    Raises:
+        CheckpointError: neither a folder nor a repository that can be fetched.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(
+            f"{source} is a file. Give the folder that save_pretrained wrote ({WEIGHTS_FILE}, {CONFIG_FILE}); "
+            "for the weights of a backbone use create_model(name, weights=file)."
+        )
+    if is_hub_name(str(source)):
+        return download(str(source), patterns=(CONFIG_FILE, WEIGHTS_FILE), revision=revision)
+    raise CheckpointError(f"{source}: no such folder. Give one that save_pretrained wrote, or a hub name (user/name).")
+
+
+def read_config(folder: Path) -> SavedModel:
+    """What config.json in `folder` says, checked.
+
+    Raises:
+        CheckpointError: it is missing, broken, of something else, or of a newer kinescan.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
+        raise CheckpointError(
+            f"{folder} has no {CONFIG_FILE}; it holds: {held}. A saved model has {WEIGHTS_FILE} and {CONFIG_FILE}; "
+            "for the weights of a backbone use create_model(name, weights=folder)."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}). It is damaged; save or fetch the model again.") from error
+    if not isinstance(content, dict) or "kinescan_version" not in content:
+        raise CheckpointError(
+            f"{path} is not the config of a kinescan model. "
+            "For the weights of a backbone use create_model(name, weights=folder)."
+        )
+    _refuse_newer(path, content["kinescan_version"])
+    kinds = {"model": str, "config": dict, "labels": list, "preprocessing": dict}
+    wrong = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {', '.join(wrong)} is missing or of the wrong kind. It is damaged; save or fetch the model again."
+        )
+    return SavedModel(kinescan_version=content["kinescan_version"], **{key: content[key] for key in kinds})
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors in `folder`, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}. Save or fetch the model again.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}). It is damaged; save or fetch the model again."
+        ) from error
+
+
+def write(folder: Path, saved: SavedModel, weights: Mapping[str, Tensor], card: str) -> None:
+    """Writes a saved model: every file aside first, then renamed, so that a failure leaves the old ones.
+
+    Raises:
+        CheckpointError: the folder cannot be made or written.
+    """
+    aside = {name: folder / f".{name}.{os.getpid()}.tmp" for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(separate(weights), aside[WEIGHTS_FILE], metadata={"format": "pt"})
+        aside[CONFIG_FILE].write_text(json.dumps(asdict(saved), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside[CARD_FILE].write_text(card, encoding="utf-8")
+        for path in aside.values():
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+        for name, path in aside.items():
+            path.replace(folder / name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder}: cannot write the model ({error}). Choose a folder that you may write to, on a disk with space."
+        ) from error
+    finally:
+        for path in aside.values():
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors on the CPU, contiguous, no two sharing memory (safetensors stores each on its own)."""
+    seen: set[int] = set()
+    separated = {}
+    for name, tensor in weights.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        separated[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return separated
+
+
+def _refuse_newer(path: Path, version: object) -> None:
+    ours, theirs = _release(__version__), _release(str(version))
+    if theirs is None:
+        raise CheckpointError(f"{path}: kinescan_version {version!r} is no version. The file is damaged.")
+    if ours is not None and theirs > ours:
+        raise CheckpointError(
+            f"{path} was written by kinescan {version}; this is {__version__}, which may not know all of it. "
+            "Upgrade: pip install -U kinescan"
+        )
+
+
+def _release(version: str) -> tuple[int, int] | None:
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else None
