@@ -45,5 +45,9 @@ class NonFiniteError(KinescanError, ArithmeticError):
     """Pixels, loss or gradients hold NaN or infinity."""
 
 
+class TrainingInterrupted(KinescanError):
+    """Training was asked to stop; the message says which checkpoint it left."""
+
+
 class DependencyError(KinescanError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""

@@ -1,0 +1,210 @@
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kinescan.errors import CheckpointError
+from kinescan.models.classifier import VideoClassifier
+
+STATE_FILE = "training_state.pt"
+CHECKSUM_FILE = "checksums.json"
+FORMAT = 1
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """Where a run stands; with the weights beside it, all that the next step depends on.
+
+    Attributes:
+        epoch: the epoch under way, from 0.
+        batches_done: batches of this epoch that are behind us; all of them while its evaluation is pending.
+        step: optimizer steps taken (or skipped, where a batch held nothing readable).
+        best_score: best top-1 so far, in [0, 1]; None before the first evaluation.
+        best_epoch: the epoch that it belongs to.
+        epoch_sums: running sums of this epoch's log line.
+        unreadable: path -> why it could not be read, as met so far.
+        optimizer: the optimizer's state dict.
+        rng: the random generators' states.
+        settings: plain settings that the weights depend on, to be compared on resume.
+    """
+
+    epoch: int = 0
+    batches_done: int = 0
+    step: int = 0
+    best_score: float | None = None
+    best_epoch: int | None = None
+    epoch_sums: dict[str, float] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    rng: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(folder: Path, model: VideoClassifier, state: TrainState | None) -> Path:
+    """Writes a model folder, its training state and checksums beside `folder`, then renames it into place.
+
+    Whatever happens on the way, `folder` holds either what it held before or the new checkpoint, complete; between the
+    two renames the old one is found by `find_checkpoint` under its other name.
+
+    Args:
+        folder: where the checkpoint is to stand, such as runs/a/checkpoints/last.
+        model: written by its `save_pretrained`.
+        state: where the run stands; None for a checkpoint to use but not to go on from.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written.
+    """
+    new, old = _aside(folder, "new"), _aside(folder, "old")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove(new)
+        new.mkdir()
+        model.save_pretrained(new)
+        if state is not None:
+            torch.save({"format": FORMAT, **vars(state)}, new / STATE_FILE)
+        sums = {path.relative_to(new).as_posix(): _sha256(path) for path in sorted(new.rglob("*")) if path.is_file()}
+        (new / CHECKSUM_FILE).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+        for path in new.rglob("*"):
+            _sync(path)
+        _replace(new, folder, old)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            _remove(new)
+        raise CheckpointError(
+            f"{folder}: the checkpoint could not be written ({error}). Free space or choose another output; "
+            "what was saved before is still there."
+        ) from error
+    return folder
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint that stands for `folder`: itself, or what an interrupted renaming left beside it.
+
+    Args:
+        folder: such as runs/a/checkpoints/last.
+
+    Returns:
+        The folder to read, or None when there is none.
+
+    Raises:
+        CheckpointError: there is one, but its files do not match their checksums.
+    """
+    for candidate in (folder, _aside(folder, "new"), _aside(folder, "old")):
+        if (candidate / CHECKSUM_FILE).is_file():
+            problem = _damage(candidate)
+            if problem is None:
+                return candidate
+            if candidate == folder:
+                raise CheckpointError(
+                    f"{folder}: {problem}. The checkpoint is damaged: delete it, or resume from another one."
+                )
+    if folder.is_dir() and (folder / STATE_FILE).exists():
+        raise CheckpointError(f"{folder}: {CHECKSUM_FILE} is missing, so it is unfinished. Delete it and start anew.")
+    return None
+
+
+def load_state(folder: Path) -> TrainState:
+    """The training state of a checkpoint that `find_checkpoint` gave.
+
+    Raises:
+        CheckpointError: the folder holds a model only, or was written by another version.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: there is no {STATE_FILE}, so it holds a model but no run to resume.")
+    try:
+        values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}). Delete the checkpoint and start anew.") from error
+    written = values.pop("format", None)
+    if written != FORMAT:
+        raise CheckpointError(f"{path}: has format {written}, this version reads format {FORMAT}. Start anew.")
+    return TrainState(**values)
+
+
+def read_rng() -> dict[str, Any]:
+    """The states of the generators of Python, NumPy and torch, as plain values and tensors."""
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    version, internal, gauss = random.getstate()
+    states: dict[str, Any] = {
+        "python": [version, list(internal), gauss],
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def write_rng(states: Mapping[str, Any]) -> None:
+    """Puts the generators back to where `read_rng` found them."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    cuda = states.get("cuda", [])
+    if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def _aside(folder: Path, role: str) -> Path:
+    return folder.with_name(f".{folder.name}.{role}")
+
+
+def _replace(new: Path, folder: Path, old: Path) -> None:
+    """Renames `new` to `folder`; the one before keeps standing as `old` until then."""
+    if folder.exists():
+        _remove(old)
+        os.replace(folder, old)
+    os.replace(new, folder)
+    _sync(folder.parent)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _sync(path: Path) -> None:
+    """Makes sure that a file, or a folder's list of names, is on the disk; systems without that are let be."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        sums: dict[str, str] = json.loads((folder / CHECKSUM_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{CHECKSUM_FILE} cannot be read"
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _sha256(path) != expected:
+            return f"{name} does not match its checksum"
+    return None

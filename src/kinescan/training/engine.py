@@ -1,0 +1,107 @@
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from kinescan.errors import ConfigError, DependencyError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the loop runs; what it optimises is in `OptimConfig`.
+
+    Attributes:
+        device: "auto" takes CUDA, then Apple's MPS, then the CPU.
+        mixed_precision: "bf16" computes under autocast, "no" in float32; "auto" is "bf16" on CUDA devices that have it
+            and "no" elsewhere.
+        trainable: patterns of parameter names to train, such as "head.*"; the rest stays frozen.
+        eval_every: epochs between two evaluations; the last epoch is always evaluated.
+        log_every: steps between two lines of log.jsonl and of the trackers.
+        checkpoint_minutes: the last checkpoint is never older than this while training; 0 leaves those after each
+            epoch.
+        trackers: names that accelerate knows, such as "tensorboard" or "wandb".
+    """
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    trainable: tuple[str, ...] = ("*",)
+    eval_every: int = 1
+    log_every: int = 10
+    checkpoint_minutes: float = 15.0
+    trackers: tuple[str, ...] = ("tensorboard",)
+
+    def __post_init__(self) -> None:
+        for name in ("eval_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not self.checkpoint_minutes >= 0:
+            raise ConfigError(f"checkpoint_minutes must be 0 or more, got {self.checkpoint_minutes}.")
+        if not self.trainable:
+            raise ConfigError('trainable must hold a pattern; ["*"] trains everything.')
+
+
+@contextmanager
+def open_accelerator(train: TrainConfig, output: Path) -> Iterator[Accelerator]:
+    """An accelerator on the device and with the precision and trackers of `train`; trackers are closed at the end.
+
+    accelerate keeps one state for the whole process; it is cleared before and after, so that several runs with
+    different settings can follow each other.
+
+    Args:
+        train: device, precision, trackers.
+        output: the trackers write into its folder `tensorboard`.
+
+    Raises:
+        ConfigError: the device is not there, or a tracker is unknown.
+        DependencyError: a tracker is not installed.
+    """
+    _check_device(train.device)
+    _clear_state()
+    try:
+        accelerator = Accelerator(
+            cpu=train.device == "cpu",
+            mixed_precision=_precision(train),
+            log_with=list(train.trackers),
+            project_dir=str(output),
+        )
+    except ValueError as error:
+        raise ConfigError(f"train: {error}") from error
+    missing = set(train.trackers) - {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
+    if missing:
+        names = " ".join(sorted(missing))
+        raise DependencyError(f"train.trackers: {names} cannot be imported. Install with: pip install {names}")
+    accelerator.init_trackers("tensorboard")
+    precision = "bf16 autocast" if accelerator.mixed_precision == "bf16" else "float32"
+    logger.info("training on %s in %s", accelerator.device, precision)
+    try:
+        yield accelerator
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        _clear_state()
+
+
+def _check_device(device: str) -> None:
+    available = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[device]:
+        here = ", ".join(name for name, there in available.items() if there)
+        raise ConfigError(f"train.device {device!r} is not available here. There are: {here}.")
+
+
+def _precision(train: TrainConfig) -> str:
+    if train.mixed_precision != "auto":
+        return train.mixed_precision
+    on_gpu = train.device in ("auto", "cuda") and torch.cuda.is_available()
+    return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no"
+
+
+def _clear_state() -> None:
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())

@@ -1,0 +1,42 @@
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+class Interruption:
+    """Notices Ctrl-C and SIGTERM without breaking off a training step; a context manager.
+
+    Between `with` and its end, the first signal only sets `requested`, so that the loop can finish its step and leave
+    a checkpoint. A second one, or one that comes while `immediate` is True, raises KeyboardInterrupt at once. The
+    handlers found are put back at the end. Outside the main thread, where Python lets nobody handle signals, nothing
+    is changed.
+
+    Attributes:
+        requested: name of the signal that came, or None.
+        immediate: while True, signals raise KeyboardInterrupt (for stretches where nothing could be lost).
+    """
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self.immediate = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again = self.requested is not None
+        self.requested = signal.Signals(number).name
+        if again or self.immediate:
+            raise KeyboardInterrupt

@@ -1,0 +1,91 @@
+import logging
+import time
+from types import TracebackType
+from typing import Self
+
+import psutil
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class ProgressBar:
+    """Loss, accuracy, clips/s, memory and time left: a live bar on a terminal, a log line now and then elsewhere.
+
+    Args:
+        num_epochs: epochs in the whole run.
+        batches_per_epoch: batches in each.
+        console: where to draw; by default standard error.
+    """
+
+    def __init__(self, num_epochs: int, batches_per_epoch: int, *, console: Console | None = None) -> None:
+        self._num_epochs = num_epochs
+        self._per_epoch = batches_per_epoch
+        self._console = Console(stderr=True) if console is None else console
+        self._progress: Progress | None = None
+        self._started = time.monotonic()
+        self._last_line = self._started
+        self._done_before: int | None = None
+
+    def __enter__(self) -> Self:
+        self._started = self._last_line = time.monotonic()
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._task = self._progress.add_task("train", total=self._per_epoch, epoch="", text="starting")
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def update(self, *, epoch: int, batches_done: int, loss: float, accuracy: float, clips_per_second: float) -> None:
+        """Shows where the run stands after a batch.
+
+        Args:
+            epoch: from 0.
+            batches_done: in this epoch.
+            loss: mean of the epoch so far.
+            accuracy: mean of the epoch so far, in [0, 1].
+            clips_per_second: of the epoch so far.
+        """
+        text = (
+            f"loss {loss:.3f}  accuracy {accuracy:.1%}  {clips_per_second:.1f} clips/s  "
+            f"{memory_gib():.1f} GiB  {self._time_left(epoch, batches_done)} left"
+        )
+        if self._progress is not None:
+            label = f"{epoch + 1}/{self._num_epochs}"
+            self._progress.update(self._task, completed=batches_done, epoch=label, text=text)
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            logger.info(
+                "epoch %d/%d  batch %d/%d  %s", epoch + 1, self._num_epochs, batches_done, self._per_epoch, text
+            )
+
+    def _time_left(self, epoch: int, batches_done: int) -> str:
+        done = epoch * self._per_epoch + batches_done
+        if self._done_before is None:
+            self._done_before = done - 1
+        rate = (done - self._done_before) / max(time.monotonic() - self._started, 1e-6)
+        seconds = round((self._num_epochs * self._per_epoch - done) / rate)
+        return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
+
+
+def memory_gib() -> float:
+    """Memory in use in GiB: the most that torch held on the GPU so far, or the process's resident memory."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    resident: int = psutil.Process().memory_info().rss
+    return resident / 2**30
