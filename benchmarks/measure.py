@@ -1,0 +1,189 @@
+"""How benchmarks here measure: peers in turn, medians, wall and CPU time, peak memory, one JSON with where and when."""
+
+import ctypes
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds of one candidate over its repetitions.
+
+    Attributes:
+        wall_seconds: median wall time of a call.
+        cpu_seconds: median process CPU time of a call, all threads together; on a shared machine the one to trust.
+        cpu_seconds_min: smallest of them.
+        cpu_seconds_max: largest of them.
+        repetitions: how many calls were timed, after one that was not.
+    """
+
+    wall_seconds: float
+    cpu_seconds: float
+    cpu_seconds_min: float
+    cpu_seconds_max: float
+    repetitions: int
+
+
+def time_in_turn(candidates: Mapping[str, Callable[[], Any]], repetitions: int, warmups: int = 1) -> dict[str, Timing]:
+    """Times of all candidates, called in turn (A B C A B C ...) so that a busy spell of the machine hits all alike."""
+    for _ in range(warmups):
+        for run in candidates.values():
+            run()
+    wall: dict[str, list[float]] = {name: [] for name in candidates}
+    cpu: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(repetitions):
+        for name, run in candidates.items():
+            wall_start, cpu_start = time.perf_counter(), time.process_time()
+            result = run()
+            cpu[name].append(time.process_time() - cpu_start)
+            wall[name].append(time.perf_counter() - wall_start)
+            del result
+    return {
+        name: Timing(
+            wall_seconds=statistics.median(wall[name]),
+            cpu_seconds=statistics.median(cpu[name]),
+            cpu_seconds_min=min(cpu[name]),
+            cpu_seconds_max=max(cpu[name]),
+            repetitions=repetitions,
+        )
+        for name in candidates
+    }
+
+
+def peak_extra_bytes(run: Callable[[], Any]) -> int:
+    """Resident memory that a call needs at its peak beyond what the process held before (Linux).
+
+    The kernel's high-water mark is reset before the call, and memory that the allocator kept is handed back first.
+    """
+    run()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _status_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    result = run()
+    peak = _status_bytes("VmHWM")
+    del result
+    return max(peak - before, 0)
+
+
+def saved_bytes(run: Callable[[], Any]) -> int:
+    """Bytes of the distinct storages that autograd keeps for the backward pass of a call."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = run()
+    total = sum(storage.nbytes() for storage in storages.values())
+    del result
+    return total
+
+
+def write_result(
+    name: str, *, seed: int, n: int, settings: Mapping[str, Any], results: Mapping[str, Any], folder: Path = RESULTS
+) -> Path:
+    """Writes `<name>.json` with the results and everything needed to read them again.
+
+    Args:
+        name: file name without ending, such as "ops_selective_scan_cpu".
+        seed: of the inputs.
+        n: repetitions behind each median.
+        settings: sizes and whatever else was chosen.
+        results: numbers, and `Timing`s anywhere in nested dicts.
+        folder: where to; benchmarks/results by default.
+    """
+    path = folder / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "name": name,
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", *sys.argv]),
+        "hardware": hardware(),
+        "versions": versions(),
+        "seed": seed,
+        "n": n,
+        "settings": settings,
+        "results": results,
+    }
+    path.write_text(json.dumps(document, indent=1, default=_plain) + "\n")
+    return path
+
+
+def hardware() -> dict[str, Any]:
+    """The machine: processor, vector instructions, cores, memory, GPU."""
+    return {
+        "cpu": _cpu_model(),
+        "instructions": _vector_instructions(),
+        "cores": os.cpu_count(),
+        "threads_used": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def versions(packages: tuple[str, ...] = ("torch", "numba", "numpy", "kinescan")) -> dict[str, str]:
+    """Versions of Python and of the packages that decide speed."""
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+def commit() -> str:
+    """The checked-out commit; "+changes" when tracked files of src or benchmarks differ from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "../src", "*.py")
+    return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Timing):
+        return asdict(value)
+    raise TypeError(f"cannot write {type(value).__name__} to JSON: give numbers, text, lists, dicts or Timings")
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def _cpu_model() -> str:
+    for line in _cpu_lines("model name"):
+        return line
+    return platform.processor() or platform.machine()
+
+
+def _vector_instructions() -> list[str]:
+    known = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
+    for line in _cpu_lines("flags", "Features"):
+        return [word for word in known if word in line.split()]
+    return []
+
+
+def _cpu_lines(*fields: str) -> list[str]:
+    table = Path("/proc/cpuinfo")
+    lines = table.read_text().splitlines() if table.exists() else []
+    return [line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() in fields]
