@@ -20,6 +20,7 @@ def write_video(
     fps: float,
     codec: str = "libx264",
     crf: int = 18,
+    quantizer: int | None = None,
     keyframe_interval: int = 12,
     pts_seconds: torch.Tensor | None = None,
     rotation_degrees: int = 0,
@@ -35,6 +36,8 @@ def write_video(
         fps: frames per second.
         codec: an FFmpeg encoder: "libx264", "libx265", "libvpx-vp9", "mpeg4", "ffv1" (lossless), ...
         crf: quality of libx264, libx265 and libvpx-vp9; smaller is better, 0 is (nearly) lossless.
+        quantizer: fixed quantizer of libx264 (0 to 51) in place of `crf`, with the quickest preset; with a key frame
+            interval of 1, a frame is then compressed alike wherever in the video it stands.
         keyframe_interval: frames from one key frame to the next, at most.
         pts_seconds: [T], increasing: the time of each frame instead of t / fps (variable frame rate).
         rotation_degrees: 0, 90, 180 or 270, written to the header: players turn the frames by it, counter-clockwise.
@@ -53,10 +56,11 @@ def write_video(
     """
     path = Path(path)
     _check(pixels, fps, pts_seconds, rotation_degrees)
+    options = _encoder_options(codec, crf, quantizer)
     aside = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _encode(aside, pixels, fps, codec, crf, keyframe_interval, pts_seconds, rotation_degrees)
+        _encode(aside, pixels, fps, codec, options, keyframe_interval, pts_seconds, rotation_degrees)
         aside.replace(path)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = f"cannot be written with codec {codec!r}: {error}. Check the folder, the suffix and the codec."
@@ -81,7 +85,7 @@ def _encode(
     pixels: torch.Tensor,
     fps: float,
     codec: str,
-    crf: int,
+    options: dict[str, str],
     keyframe_interval: int,
     pts_seconds: torch.Tensor | None,
     rotation_degrees: int,
@@ -95,7 +99,7 @@ def _encode(
         stream.pix_fmt = _pixel_format(stream.codec, subsampled=width % 2 == 0 and height % 2 == 0)
         stream.codec_context.thread_count = 1
         stream.gop_size = keyframe_interval
-        stream.options = _encoder_options(codec, crf)
+        stream.options = options
         time_base = 1 / rate if ticks is None else Fraction(1, _TICKS_PER_SECOND)
         stream.codec_context.time_base = time_base
         if rotation_degrees:
@@ -114,7 +118,11 @@ def _pixel_format(codec: av.Codec, *, subsampled: bool) -> str:
     return next((name for name in wanted if name in offered), offered[0] if offered else "yuv420p")
 
 
-def _encoder_options(codec: str, crf: int) -> dict[str, str]:
+def _encoder_options(codec: str, crf: int, quantizer: int | None) -> dict[str, str]:
+    if quantizer is not None:
+        if codec != "libx264" or not 0 <= quantizer <= 51:
+            raise ConfigError(f"quantizer is for libx264 and lies in 0 to 51, got {quantizer} with codec {codec!r}.")
+        return {"qp": str(quantizer), "preset": "ultrafast"}
     if codec == "libx264":
         return {"crf": str(crf), "preset": "veryfast"}
     if codec == "libx265":
