@@ -1,0 +1,149 @@
+"""How well each patch is found again, displaced, in the frames around it."""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kinescan.errors import ConfigError, ShapeError
+from kinescan.ops.backend import Backend, Obstacle, choose_backend
+from kinescan.ops.local_correlation import numba, reference
+from kinescan.shapes import CorrelationMaps, FrameMaps
+
+__all__ = ["Border", "local_correlation", "local_correlation_step"]
+
+Border = Literal["zeros", "replicate"]
+"""What stands for frames outside the clip: nothing, or the clip's end frame."""
+
+_OBSTACLES: Mapping[Backend, Obstacle] = {"numba": numba.obstacle, "reference": lambda features: None}
+
+
+def local_correlation(
+    features: FrameMaps,
+    offsets: tuple[int, ...] = (-2, -1, 0, 1, 2),
+    window: int = 9,
+    border: Border = "zeros",
+    backend: Backend | None = None,
+) -> CorrelationMaps:
+    """How well each patch is found again, displaced, in the frames around it.
+
+    Features are L2-normalised over channels, so that every value is a cosine. Vectors shorter than 1e-12 count as
+    zero: their cosines are 0, and so is their gradient.
+
+    Args:
+        features: [B, T, C, H, W], float32, bfloat16 or float16 (float64 with the reference backend). The half types
+            are computed in float32.
+        offsets: frames to look at, in frames relative to t; 0 is the frame itself.
+        window: side of the square of displacements, in patches; odd.
+        border: what stands for frames outside the clip: "zeros", or "replicate" for its first or last frame.
+        backend: "reference" or "numba"; by default the fastest that runs on this device and dtype.
+
+    Returns:
+        [B, T, K, window * window, H, W] in [-1, 1] and the dtype of `features`, K = len(offsets); displacement
+        (dy, dx) is channel (dy + window // 2) * window + dx + window // 2; zero outside the frame, and outside the
+        clip unless `border` is "replicate".
+
+    Raises:
+        ShapeError: features are not floating [B, T, C, H, W] or have an empty axis, or window is even.
+        ConfigError: offsets are empty, or border is unknown.
+        BackendError: the backend asked for cannot run here; the message says why and which can.
+
+    Source: PKS4 (arXiv 2604.26461), eq. 15.
+    Differs: the paper leaves borders open; we use zeros, as in the published correlation block that it follows.
+
+    Example:
+        >>> frames = torch.ones(1, 8, 64, 14, 14)
+        >>> maps = local_correlation(frames, offsets=(-1, 0))
+        >>> maps.shape
+        torch.Size([1, 8, 2, 81, 14, 14])
+        >>> centre = 4 * 9 + 4
+        >>> [round(maps[0, t, 0, centre, 7, 7].item(), 3) for t in (0, 1)]
+        [0.0, 1.0]
+    """
+    _check_features("features", features, "[B, T, C, H, W]")
+    _check_window(window)
+    if len(offsets) == 0:
+        raise ConfigError("offsets are empty. Name at least one frame offset, such as (0,) or (-2, -1, 0, 1, 2).")
+    if border not in get_args(Border):
+        raise ConfigError(f"border must be 'zeros' or 'replicate', got {border!r}.")
+    chosen = choose_backend("local_correlation", backend, _OBSTACLES, features)
+    return _run(chosen, features, tuple(offsets), window, replicate=border == "replicate", first_frame=0)
+
+
+def local_correlation_step(
+    current: Float[Tensor, "B C H W"],
+    context: Float[Tensor, "B K C H W"],
+    window: int = 9,
+    backend: Backend | None = None,
+) -> Float[Tensor, "B K M H W"]:
+    """The maps of one frame alone, against frames that the caller kept: what a stream computes per frame.
+
+    Equal to the last frame of `local_correlation` on the frames (context, current) with the offsets -K .. -1. To
+    correlate the frame with itself, put it into the context as well; for a frame outside the clip put zeros.
+
+    Args:
+        current: [B, C, H, W], the frame that has just come; dtypes as for `local_correlation`.
+        context: [B, K, C, H, W], the frames to look at, in the order in which their maps are wanted.
+        window: side of the square of displacements, in patches; odd.
+        backend: "reference" or "numba"; by default the fastest that runs on this device and dtype.
+
+    Returns:
+        [B, K, window * window, H, W], values and channels as in `local_correlation`.
+
+    Raises:
+        ShapeError: current and context do not fit each other, are not floating or have an empty axis, or window is
+            even.
+        BackendError: the backend asked for cannot run here; the message says why and which can.
+
+    Source: PKS4 (arXiv 2604.26461), eq. 15, for a single t.
+
+    Example:
+        >>> maps = local_correlation_step(torch.ones(1, 64, 14, 14), torch.ones(1, 4, 64, 14, 14))
+        >>> maps.shape
+        torch.Size([1, 4, 81, 14, 14])
+    """
+    _check_features("context", context, "[B, K, C, H, W]")
+    _check_window(window)
+    expected = (context.shape[0], *context.shape[2:])
+    if tuple(current.shape) != expected:
+        raise ShapeError(
+            f"current must be [B, C, H, W] = {list(expected)} to go with context {list(context.shape)}, "
+            f"got {list(current.shape)}."
+        )
+    if current.dtype != context.dtype:
+        raise ShapeError(f"current is {current.dtype} but context is {context.dtype}. Give both in one dtype.")
+    chosen = choose_backend("local_correlation", backend, _OBSTACLES, current)
+    num_context = context.shape[1]
+    frames = torch.cat([context, current[:, None]], dim=1)
+    offsets = tuple(range(-num_context, 0))
+    return _run(chosen, frames, offsets, window, replicate=False, first_frame=num_context)[:, 0]
+
+
+def _run(
+    chosen: Backend, features: FrameMaps, offsets: tuple[int, ...], window: int, *, replicate: bool, first_frame: int
+) -> CorrelationMaps:
+    correlate = numba.correlate_clip if chosen == "numba" else reference.correlate_clip
+    wide = features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+    maps = correlate(wide, offsets, window, replicate=replicate, first_frame=first_frame)
+    return maps.to(features.dtype)
+
+
+def _check_features(name: str, features: Tensor, axes: str) -> None:
+    if features.ndim != 5 or not features.is_floating_point():
+        kind = str(features.dtype).removeprefix("torch.")
+        raise ShapeError(
+            f"{name} must be floating {axes}, got {kind} {list(features.shape)}. "
+            "Patch tokens [B, T, N, C] have to be laid out as maps first."
+        )
+    if 0 in features.shape:
+        raise ShapeError(f"{name} {axes} must not have an empty axis, got {list(features.shape)}.")
+
+
+def _check_window(window: int) -> None:
+    if window < 1 or window % 2 == 0:
+        near = f"{max(window, 2) - 1} or {max(window, 2) + 1}"
+        raise ShapeError(
+            f"window must be odd and positive, got {window}. Use {near}: the displacement 0 has to be in the middle."
+        )

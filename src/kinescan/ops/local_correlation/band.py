@@ -1,0 +1,347 @@
+"""Jitted loops over the in-band products of frame pairs: the correlation of two frames and its gradient.
+
+Layouts, all float32 and contiguous, with R = window // 2, M = window * window displacements m = (dy + R) * window +
+dx + R, Wv = W rounded up to whole vectors and Wp = R + Wv + R:
+    directions [F, H, C, Wp]   unit vectors of F frames; row x sits at R + x, zeros left and right of it
+    band       [M, H, Wp]      one value for each patch (y, x at R + x) and displacement; left and right of x: see uses
+Zeros beside the rows make products with patches outside the frame vanish without a branch.
+"""
+
+from typing import no_type_check
+
+import numpy as np
+from numba import njit
+
+from kinescan.ops.local_correlation.vectors import (
+    LANES,
+    add_vector,
+    clear_vector,
+    copy_vector,
+    make_row_products,
+    make_weighted_rows,
+)
+
+CHANNEL_CHUNK = 64
+"""Channels of four padded rows that stay in the first-level cache."""
+
+_products_3x3 = make_row_products(3, 3)
+_products_2x3 = make_row_products(2, 3)
+_products_1x3 = make_row_products(1, 3)
+_products_3x1 = make_row_products(3, 1)
+_products_2x1 = make_row_products(2, 1)
+_products_1x1 = make_row_products(1, 1)
+_weighted_2x4 = make_weighted_rows(2, 4)
+_weighted_1x4 = make_weighted_rows(1, 4)
+_weighted_2x1 = make_weighted_rows(2, 1)
+_weighted_1x1 = make_weighted_rows(1, 1)
+
+
+def padded_width(width: int, radius: int) -> int:
+    """Wp of the layouts above."""
+    return -(-width // LANES) * LANES + 2 * radius
+
+
+@no_type_check
+@njit(nogil=True, cache=True)
+def normalise_frames(features, radius, epsilon, directions, scales, first, last):
+    """Fills directions [F, H, C, Wp] and scales [F, H, W] (1 / length, 0 for zero vectors) from [F, C, H, W]."""
+    num_channels, height, width = features.shape[1:]
+    for frame in range(first, last):
+        scale = scales[frame]
+        scale[:] = 0.0
+        for c in range(num_channels):
+            for y in range(height):
+                for x in range(width):
+                    value = features[frame, c, y, x]
+                    scale[y, x] += value * value
+        for y in range(height):
+            for x in range(width):
+                length = np.sqrt(scale[y, x])
+                # Not the other way round: a NaN has to stay one.
+                scale[y, x] = np.float32(0.0) if length <= epsilon else np.float32(1.0) / length
+        for y in range(height):
+            for c in range(num_channels):
+                row = directions[frame, y, c]
+                row[:radius] = 0.0
+                for x in range(width):
+                    row[radius + x] = features[frame, c, y, x] * scale[y, x]
+                row[radius + width :] = 0.0
+
+
+@no_type_check
+@njit(nogil=True, cache=True)
+def correlate_pairs(directions, pairs, target_starts, targets, window, width, band, out, first, last):
+    """Fills the target maps of jobs first .. last - 1, job = clip * num_pairs + pair.
+
+    Args:
+        directions: [B * T, H, C, Wp].
+        pairs: int64 [P, 2], frames a <= b of a clip, each pair once.
+        target_starts: int64 [P + 1]; targets[target_starts[p] : target_starts[p + 1]] are those of pair p.
+        targets: int64 [n, 2], (slot of `out`, 1 if it looks from b to a).
+        window: odd.
+        width: W.
+        band: [M, H, Wp], room to work in; zeros beside the rows.
+        out: [B, slots, M, H, W].
+        first: first job.
+        last: one after the last job.
+    """
+    num_frames = directions.shape[0] // out.shape[0]
+    for job in range(first, last):
+        clip, pair = divmod(job, pairs.shape[0])
+        a, b = pairs[pair]
+        _correlate(directions[clip * num_frames + a], directions[clip * num_frames + b], a == b, window, band)
+        for i in range(target_starts[pair], target_starts[pair + 1]):
+            _write_maps(band, window, width, targets[i, 1] == 1, a == b, out[clip, targets[i, 0]])
+
+
+@no_type_check
+@njit(nogil=True, cache=True)
+def _correlate(a, b, is_same, window, band):
+    """Fills band[(dy, dx), y, R + x] with < a(y, x), b(y + dy, x + dx) >; only dy >= 0 where both are one frame."""
+    height, num_channels, stride = a.shape
+    radius = window // 2
+    map_size = height * stride
+    band[:, :, radius : stride - radius] = 0.0
+    for first in range(0, num_channels, CHANNEL_CHUNK):
+        count = min(CHANNEL_CHUNK, num_channels - first)
+        for y_b in range(height):
+            y = max(0, y_b - radius)
+            y_end = y_b + 1 if is_same else min(height, y_b + radius + 1)
+            while y < y_end:
+                num_rows = min(3, y_end - y)
+                for x in range(0, stride - 2 * radius, LANES):
+                    _row_tile(
+                        num_rows,
+                        window,
+                        a.ctypes.data + 4 * ((y * num_channels + first) * stride + radius + x),
+                        num_channels * stride,
+                        b.ctypes.data + 4 * ((y_b * num_channels + first) * stride + x),
+                        stride,
+                        count,
+                        band.ctypes.data + 4 * ((y_b - y + radius) * window * map_size + y * stride + radius + x),
+                        map_size,
+                    )
+                y += num_rows
+
+
+@no_type_check
+@njit(nogil=True, cache=True)
+def _row_tile(num_rows, window, a, a_row, b, stride, count, out, map_size):
+    """The products of up to three rows of a with one row of b, for all horizontal displacements."""
+    # One row further down in a is one vertical displacement less.
+    out_row = stride - window * map_size
+    shift = 0
+    while shift + 3 <= window:
+        if num_rows == 3:
+            _products_3x3(a, a_row, b + 4 * shift, stride, count, out + 4 * shift * map_size, out_row, map_size)
+        elif num_rows == 2:
+            _products_2x3(a, a_row, b + 4 * shift, stride, count, out + 4 * shift * map_size, out_row, map_size)
+        else:
+            _products_1x3(a, a_row, b + 4 * shift, stride, count, out + 4 * shift * map_size, out_row, map_size)
+        shift += 3
+    while shift < window:
+        if num_rows == 3:
+            _products_3x1(a, a_row, b + 4 * shift, stride, count, out + 4 * shift * map_size, out_row, map_size)
+        elif num_rows == 2:
+            _products_2x1(a, a_row, b + 4 * shift, stride, count, out + 4 * shift * map_size, out_row, map_size)
+        else:
+            _products_1x1(a, a_row, b + 4 * shift, stride, count, out + 4 * shift * map_size, out_row, map_size)
+        shift += 1
+
+
+@no_type_check
+@njit(nogil=True, cache=True)
+def _write_maps(band, window, width, is_flipped, is_half, out):
+    """Copies a band to the maps [M, H, W]; S(b, a) is S(a, b) transposed: displacements mirrored, maps moved."""
+    num_maps, height, stride = band.shape
+    radius = window // 2
+    for m in range(num_maps):
+        dy, dx = m // window - radius, m % window - radius
+        is_mirrored = is_flipped or (is_half and dy < 0)
+        for y in range(height):
+            y_source = y + dy if is_mirrored else y
+            is_inside = 0 <= y_source < height
+            source_map = num_maps - 1 - m if is_mirrored else m
+            x_source = radius + dx if is_mirrored else radius
+            source = band.ctypes.data + 4 * ((source_map * height + y_source) * stride + x_source)
+            if m == num_maps - 1 and y == height - 1:
+                for x in range(width):
+                    out[m, y, x] = band[source_map, y_source, x_source + x] if is_inside else np.float32(0.0)
+                continue
+            # The last vector of a row reaches into the next one, which is written after it.
+            target = out.ctypes.data + 4 * (m * height + y) * width
+            for x in range(0, width, LANES):
+                if is_inside:
+                    copy_vector(target + 4 * x, source + 4 * x)
+                else:
+                    clear_vector(target + 4 * x)
+
+
+@no_type_check
+@njit(nogil=True, cache=True)
+def gradient_frames(
+    grad_maps, directions, scales, pairs, target_starts, targets, window, num_parts, band, totals, out, first, last
+):
+    """Fills the gradients of the features for jobs first .. last - 1, job = clip * num_parts + part of its frames.
+
+    Args:
+        grad_maps: [B, slots, M, H, W].
+        directions: [B * T, H, C, Wp].
+        scales: [B * T, H, W].
+        pairs: as in `correlate_pairs`.
+        target_starts: as in `correlate_pairs`.
+        targets: as there; those of a frame with itself are listed in both directions.
+        window: odd.
+        num_parts: a clip's frames are shared out among so many jobs.
+        band: [M, H, Wp], room to work in; zeros beside the rows.
+        totals: [T, H, C, Wv], room to work in.
+        out: [B, T, C, H, W].
+        first: first job.
+        last: one after the last job.
+    """
+    num_frames = out.shape[1]
+    for job in range(first, last):
+        clip, part = divmod(job, num_parts)
+        low, high = num_frames * part // num_parts, num_frames * (part + 1) // num_parts
+        of_clip = directions[clip * num_frames : (clip + 1) * num_frames]
+        totals[low:high] = 0.0
+        for pair in range(pairs.shape[0]):
+            a, b = pairs[pair]
+            wants_a, wants_b = low <= a < high, low <= b < high and a != b
+            if wants_a or wants_b:
+                _gather_band(grad_maps, clip, targets[target_starts[pair] : target_starts[pair + 1]], window, band)
+            if wants_a:
+                _add_weighted(band, of_clip[b], window, False, totals[a])
+            if wants_b:
+                _add_weighted(band, of_clip[a], window, True, totals[b])
+        for t in range(low, high):
+            _write_gradient(totals[t], of_clip[t], scales[clip * num_frames + t], window // 2, out[clip, t])
+
+
+@no_type_check
+@njit(nogil=True, cache=True)
+def _gather_band(grad_maps, clip, targets, window, band):
+    """Fills the band of a -> b with the gradients of both directions, summed.
+
+    Vectors may reach over a row's end: what they bring in from there is only ever multiplied by the zeros beside the
+    rows of `directions`, or lands in lanes that are dropped.
+    """
+    num_slots, num_maps, height, width = grad_maps.shape[1:]
+    stride = band.shape[2]
+    radius = window // 2
+    for m in range(num_maps):
+        dy, dx = m // window - radius, m % window - radius
+        for y in range(height):
+            for x in range(radius, stride - radius, LANES):
+                clear_vector(band.ctypes.data + 4 * ((m * height + y) * stride + x))
+            for i in range(targets.shape[0]):
+                slot, is_flipped = targets[i]
+                if is_flipped and not 0 <= y + dy < height:
+                    continue
+                maps = (clip * num_slots + slot) * num_maps
+                if is_flipped:
+                    start = ((maps + num_maps - 1 - m) * height + y + dy) * width + dx
+                else:
+                    start = ((maps + m) * height + y) * width
+                for x in range(0, width, LANES):
+                    if start + x >= 0 and start + x + LANES <= grad_maps.size:
+                        add_vector(
+                            band.ctypes.data + 4 * ((m * height + y) * stride + radius + x),
+                            grad_maps.ctypes.data + 4 * (start + x),
+                        )
+                    else:
+                        for lane in range(x, min(x + LANES, width)):
+                            if 0 <= start + lane < grad_maps.size:
+                                band[m, y, radius + lane] += grad_maps.flat[start + lane]
+
+
+@no_type_check
+@njit(nogil=True, cache=True)
+def _add_weighted(band, source, window, is_transposed, total):
+    """Adds to total [H, C, Wv] the band, or its transpose, times source [H, C, Wp]."""
+    height, num_channels, stride = source.shape
+    vector_width = total.shape[2]
+    radius = window // 2
+    map_size = height * stride
+    for channel in range(0, num_channels, CHANNEL_CHUNK):
+        count = min(CHANNEL_CHUNK, num_channels - channel)
+        for y in range(0, height, 2):
+            num_rows = min(2, height - y)
+            # Rows of the source that all target rows of the tile meet, then those that only one of them meets.
+            common, common_end = max(0, y + num_rows - 1 - radius), min(height, y + radius + 1)
+            for x in range(0, vector_width, LANES):
+                spans = (
+                    (y, num_rows, common, common_end),
+                    (y, 1, max(0, y - radius), common if num_rows == 2 else 0),
+                    (y + 1, 1, y + 1 + radius, min(height, y + 2 + radius) if num_rows == 2 else 0),
+                )
+                for row, rows, begin, end in spans:
+                    if begin >= end:
+                        continue
+                    if is_transposed:
+                        m = (row - begin + radius) * window
+                        w = (m * height + begin) * stride + 2 * radius + x
+                        w_row, w_m, w_n = window * map_size, stride - window * map_size, map_size - 1
+                        f, f_n = (begin * num_channels + channel) * stride + 2 * radius + x, -1
+                    else:
+                        m = (begin - row + radius) * window
+                        w = (m * height + row) * stride + radius + x
+                        w_row, w_m, w_n = stride - window * map_size, window * map_size, map_size
+                        f, f_n = (begin * num_channels + channel) * stride + x, 1
+                    _channel_tiles(
+                        rows,
+                        band.ctypes.data + 4 * w,
+                        w_row,
+                        w_m,
+                        w_n,
+                        source.ctypes.data + 4 * f,
+                        stride,
+                        num_channels * stride,
+                        f_n,
+                        end - begin,
+                        window,
+                        total.ctypes.data + 4 * ((row * num_channels + channel) * vector_width + x),
+                        num_channels * vector_width,
+                        vector_width,
+                        count,
+                    )
+
+
+@no_type_check
+@njit(nogil=True, cache=True)
+def _channel_tiles(
+    num_rows, w, w_row, w_m, w_n, f, stride, f_m, f_n, count_m, count_n, out, out_row, vector_width, num_channels
+):
+    """Adds the weighted rows for all channels of a chunk, four at a time."""
+    c = 0
+    while c + 4 <= num_channels:
+        f_c, out_c = f + 4 * c * stride, out + 4 * c * vector_width
+        if num_rows == 2:
+            _weighted_2x4(w, w_row, w_m, w_n, f_c, stride, f_m, f_n, count_m, count_n, out_c, out_row, vector_width)
+        else:
+            _weighted_1x4(w, w_row, w_m, w_n, f_c, stride, f_m, f_n, count_m, count_n, out_c, out_row, vector_width)
+        c += 4
+    while c < num_channels:
+        f_c, out_c = f + 4 * c * stride, out + 4 * c * vector_width
+        if num_rows == 2:
+            _weighted_2x1(w, w_row, w_m, w_n, f_c, stride, f_m, f_n, count_m, count_n, out_c, out_row, vector_width)
+        else:
+            _weighted_1x1(w, w_row, w_m, w_n, f_c, stride, f_m, f_n, count_m, count_n, out_c, out_row, vector_width)
+        c += 1
+
+
+@no_type_check
+@njit(nogil=True, cache=True)
+def _write_gradient(total, directions, scales, radius, out):
+    """The gradient of the features [C, H, W]: what lies along a unit vector changes nothing, the rest is scaled."""
+    height, num_channels, _ = total.shape
+    width = out.shape[2]
+    along = np.zeros(width, dtype=np.float32)
+    for y in range(height):
+        along[:] = 0.0
+        for c in range(num_channels):
+            for x in range(width):
+                along[x] += total[y, c, x] * directions[y, c, radius + x]
+        for c in range(num_channels):
+            for x in range(width):
+                out[c, y, x] = (total[y, c, x] - along[x] * directions[y, c, radius + x]) * scales[y, x]

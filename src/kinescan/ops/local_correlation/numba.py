@@ -1,0 +1,210 @@
+"""Local correlation on CPU: each frame pair once, in-band products only, as custom ops that torch can trace."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kinescan.ops.local_correlation import band
+from kinescan.ops.local_correlation.reference import EPSILON
+from kinescan.shapes import CorrelationMaps, FrameMaps
+
+_PRODUCTS_PER_THREAD = 1_000_000
+"""A thread is started for no fewer multiply-adds than this: starting one costs about 50 microseconds."""
+
+
+def obstacle(features: Tensor) -> str | None:
+    """Why these kernels cannot run on `features`, or None when they can."""
+    if features.device.type != "cpu":
+        return "it runs on CPU tensors only"
+    if features.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return "it computes in float32; give float32, bfloat16 or float16"
+    return None
+
+
+def correlate_clip(
+    features: FrameMaps, offsets: tuple[int, ...], window: int, *, replicate: bool, first_frame: int = 0
+) -> CorrelationMaps:
+    """As `reference.correlate_clip`, for float32 on CPU; the gradient can be taken once."""
+    maps: Tensor = _correlate(features, list(offsets), window, replicate, first_frame)
+    return maps
+
+
+@torch.library.custom_op("kinescan::local_correlation", mutates_args=(), device_types="cpu")
+def _correlate(features: Tensor, offsets: Sequence[int], window: int, replicate: bool, first_frame: int) -> Tensor:
+    plan = _plan_pairs(features.shape[1], tuple(offsets), replicate, first_frame)
+    batch, num_frames, num_channels, height, width = features.shape
+    num_slots = (num_frames - first_frame) * len(offsets)
+    out = torch.empty(batch, num_slots, window * window, height, width)
+    maps = out.numpy()
+    maps[:, plan.empty_slots] = 0.0
+    num_threads = _num_threads(batch * len(plan.pairs) * num_channels * out[0, 0].numel())
+    directions, _ = _normalise(features, window, num_threads)
+
+    def correlate(first: int, last: int) -> None:
+        room = _room_for_band(directions, window)
+        band.correlate_pairs(
+            directions, plan.pairs, plan.target_starts, plan.targets, window, width, room, maps, first, last
+        )
+
+    _share_out(correlate, batch * len(plan.pairs), num_threads)
+    return out.view(batch, num_frames - first_frame, len(offsets), window * window, height, width)
+
+
+@_correlate.register_fake
+def _correlate_fake(features: Tensor, offsets: Sequence[int], window: int, replicate: bool, first_frame: int) -> Tensor:
+    batch, num_frames, _, height, width = features.shape
+    return features.new_empty(batch, num_frames - first_frame, len(offsets), window * window, height, width)
+
+
+@torch.library.custom_op("kinescan::local_correlation_backward", mutates_args=(), device_types="cpu")
+def _correlate_backward(
+    grad: Tensor, features: Tensor, offsets: Sequence[int], window: int, replicate: bool, first_frame: int
+) -> Tensor:
+    plan = _plan_pairs(features.shape[1], tuple(offsets), replicate, first_frame)
+    batch, num_frames, num_channels, height, _ = features.shape
+    grad_maps = grad.detach().contiguous().flatten(1, 2).numpy()
+    out = torch.empty(features.shape)
+    grad_features = out.numpy()
+    num_threads = _num_threads(2 * batch * len(plan.pairs) * num_channels * grad_maps[0, 0].size)
+    directions, scales = _normalise(features, window, num_threads)
+    # With fewer clips than threads, a clip's frames are shared out too.
+    num_parts = min(num_frames, -(-num_threads // batch))
+    vector_width = directions.shape[3] - 2 * (window // 2)
+
+    def differentiate(first: int, last: int) -> None:
+        room = _room_for_band(directions, window)
+        totals = np.empty((num_frames, height, num_channels, vector_width), dtype=np.float32)
+        band.gradient_frames(
+            grad_maps,
+            directions,
+            scales,
+            plan.pairs,
+            plan.symmetric_starts,
+            plan.symmetric_targets,
+            window,
+            num_parts,
+            room,
+            totals,
+            grad_features,
+            first,
+            last,
+        )
+
+    _share_out(differentiate, batch * num_parts, num_threads)
+    return out
+
+
+@_correlate_backward.register_fake
+def _correlate_backward_fake(
+    grad: Tensor, features: Tensor, offsets: Sequence[int], window: int, replicate: bool, first_frame: int
+) -> Tensor:
+    return torch.empty(features.shape, dtype=features.dtype, device=features.device)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, *ctx.settings = inputs
+    ctx.save_for_backward(features)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    (features,) = ctx.saved_tensors
+    return _correlate_backward(grad, features, *ctx.settings), None, None, None, None
+
+
+_correlate.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+@dataclass(frozen=True)
+class _PairPlan:
+    """Which frame pairs are needed, and which maps each of them gives.
+
+    Attributes:
+        pairs: int64 [P, 2], frames a <= b.
+        target_starts: int64 [P + 1], where the targets of each pair begin.
+        targets: int64 [n, 2], (output slot, 1 if the slot looks from b to a).
+        symmetric_starts: as target_starts, for symmetric_targets.
+        symmetric_targets: as targets, with those of a frame and itself in both directions.
+        empty_slots: int64, slots that look outside the clip.
+    """
+
+    pairs: np.ndarray[Any, Any]
+    target_starts: np.ndarray[Any, Any]
+    targets: np.ndarray[Any, Any]
+    symmetric_starts: np.ndarray[Any, Any]
+    symmetric_targets: np.ndarray[Any, Any]
+    empty_slots: np.ndarray[Any, Any]
+
+
+@lru_cache(maxsize=64)
+def _plan_pairs(num_frames: int, offsets: tuple[int, ...], replicate: bool, first_frame: int) -> _PairPlan:
+    targets: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    empty_slots = []
+    for t in range(first_frame, num_frames):
+        for k, offset in enumerate(offsets):
+            slot = (t - first_frame) * len(offsets) + k
+            u = min(max(t + offset, 0), num_frames - 1) if replicate else t + offset
+            if 0 <= u < num_frames:
+                targets.setdefault((min(t, u), max(t, u)), []).append((slot, int(t > u)))
+            else:
+                empty_slots.append(slot)
+    symmetric = {
+        (a, b): [*slots, *((slot, 1) for slot, _ in slots)] if a == b else slots for (a, b), slots in targets.items()
+    }
+    pairs = np.array(list(targets), dtype=np.int64).reshape(-1, 2)
+    return _PairPlan(
+        pairs, *_concatenate(targets.values()), *_concatenate(symmetric.values()), np.array(empty_slots, dtype=np.int64)
+    )
+
+
+def _concatenate(lists: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Where each list starts, and all of them behind each other."""
+    starts = np.cumsum([0, *(len(each) for each in lists)], dtype=np.int64)
+    return starts, np.array([item for each in lists for item in each], dtype=np.int64).reshape(-1, 2)
+
+
+def _normalise(features: Tensor, window: int, num_threads: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Unit vectors in the layout of the kernels, [B * T, H, C, Wp], and their scales [B * T, H, W]."""
+    frames = features.detach().contiguous().flatten(0, 1).numpy()
+    num_frames, num_channels, height, width = frames.shape
+    padded_width = band.padded_width(width, window // 2)
+    directions = np.empty((num_frames, height, num_channels, padded_width), dtype=np.float32)
+    scales = np.empty((num_frames, height, width), dtype=np.float32)
+
+    def normalise(first: int, last: int) -> None:
+        band.normalise_frames(frames, window // 2, EPSILON, directions, scales, first, last)
+
+    _share_out(normalise, num_frames, num_threads)
+    return directions, scales
+
+
+def _room_for_band(directions: np.ndarray[Any, Any], window: int) -> np.ndarray[Any, Any]:
+    _, height, _, padded_width = directions.shape
+    return np.zeros((window * window, height, padded_width), dtype=np.float32)
+
+
+def _num_threads(num_products: int) -> int:
+    return min(torch.get_num_threads(), 1 + num_products // _PRODUCTS_PER_THREAD)
+
+
+def _share_out(work: Callable[[int, int], None], num_jobs: int, num_threads: int) -> None:
+    """Runs work(first, last) over all jobs, in equal shares on up to `num_threads` threads.
+
+    Threads live for one call: nothing has to survive a fork, and callers on several threads do not meet. (Numba's own
+    parallel loops fail at one or the other, depending on the threading layer.)
+    """
+    num_shares = min(num_jobs, num_threads)
+    bounds = [num_jobs * share // max(num_shares, 1) for share in range(num_shares + 1)]
+    if num_shares <= 1:
+        work(0, num_jobs)
+        return
+    with ThreadPoolExecutor(num_shares - 1) as pool:
+        others = [pool.submit(work, *bounds[share : share + 2]) for share in range(1, num_shares)]
+        work(*bounds[:2])
+        for other in others:
+            other.result()

@@ -1,0 +1,71 @@
+"""Local correlation, equation by equation: torch only, any floating dtype, made to be read and not to be fast."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from kinescan.shapes import CorrelationMaps, FrameMaps
+
+EPSILON = 1e-12
+"""A feature vector shorter than this counts as zero: its cosines and its gradient are 0."""
+
+
+def correlate_clip(
+    features: FrameMaps, offsets: tuple[int, ...], window: int, *, replicate: bool, first_frame: int = 0
+) -> CorrelationMaps:
+    """Eq. 15 of PKS4 for the frames from `first_frame` on.
+
+    Legend: f_t(p) the features of frame t at patch p, f^ their direction, tau a frame offset, delta = (dy, dx) a
+    displacement of at most R = window // 2:
+
+        f^_t(p) = f_t(p) / |f_t(p)|
+        S_t(p, tau, delta) = < f^_t(p), f^_{t + tau}(p + delta) >
+
+    with S = 0 where p + delta lies outside the frame, and, unless `replicate`, where t + tau lies outside the clip.
+
+    Args:
+        features: [B, T, C, H, W].
+        offsets: the K values of tau.
+        window: odd side of the square of displacements.
+        replicate: look at the first or last frame instead of one outside the clip.
+        first_frame: first t that is wanted.
+
+    Returns:
+        [B, T - first_frame, K, window * window, H, W]; delta is channel (dy + R) * window + dx + R.
+
+    Source: PKS4 (arXiv 2604.26461), eq. 15.
+    Differs: the paper leaves the borders open; see `local_correlation`.
+    """
+    num_frames = features.shape[1]
+    directions = normalise(features)
+    nothing = torch.zeros_like(directions[:, 0])
+    rows = []
+    for t in range(first_frame, num_frames):
+        maps = []
+        for tau in offsets:
+            u = min(max(t + tau, 0), num_frames - 1) if replicate else t + tau
+            other = directions[:, u] if 0 <= u < num_frames else nothing
+            maps.append(correlate_frames(directions[:, t], other, window))
+        rows.append(torch.stack(maps, dim=1))
+    return torch.stack(rows, dim=1)
+
+
+def normalise(features: FrameMaps) -> FrameMaps:
+    """Unit vectors over the channels; vectors shorter than `EPSILON` become zeros that pass no gradient."""
+    squares = features.square().sum(dim=2, keepdim=True)
+    is_zero = squares <= EPSILON**2
+    return torch.where(is_zero, 0.0, features * squares.masked_fill(is_zero, 1.0).rsqrt())
+
+
+def correlate_frames(
+    frame: Float[Tensor, "B C H W"], other: Float[Tensor, "B C H W"], window: int
+) -> Float[Tensor, "B M H W"]:
+    """S(p, delta) = < frame(p), other(p + delta) > for every delta, zero where p + delta is outside the frame."""
+    height, width = frame.shape[-2:]
+    radius = window // 2
+    padded = functional.pad(other, (radius, radius, radius, radius))
+    products = [
+        (frame * padded[..., y : y + height, x : x + width]).sum(dim=1) for y in range(window) for x in range(window)
+    ]
+    return torch.stack(products, dim=1)
