@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -63,7 +65,7 @@ def test_lr_ratio_warms_up_peaks_and_ends_at_the_minimum() -> None:
     assert ratios[24] == 1.0
     assert max(ratios) == 1.0
     assert ratios[99] == pytest.approx(0.1, abs=2e-3)
-    assert all(a > b for a, b in zip(ratios[25:], ratios[26:], strict=False))
+    assert all(a > b for a, b in pairwise(ratios[25:]))
 
 
 def test_lr_ratio_uses_at_most_half_of_a_short_run_for_the_warm_up() -> None:

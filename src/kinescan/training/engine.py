@@ -1,5 +1,5 @@
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from kinescan.errors import ConfigError, DependencyError
+from kinescan.settings import closest
 
 logger = logging.getLogger(__name__)
 
@@ -64,20 +66,14 @@ def open_accelerator(train: TrainConfig, output: Path) -> Iterator[Accelerator]:
         DependencyError: a tracker is not installed.
     """
     _check_device(train.device)
+    _check_trackers(train.trackers)
     _clear_state()
-    try:
-        accelerator = Accelerator(
-            cpu=train.device == "cpu",
-            mixed_precision=_precision(train),
-            log_with=list(train.trackers),
-            project_dir=str(output),
-        )
-    except ValueError as error:
-        raise ConfigError(f"train: {error}") from error
-    missing = set(train.trackers) - {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
-    if missing:
-        names = " ".join(sorted(missing))
-        raise DependencyError(f"train.trackers: {names} cannot be imported. Install with: pip install {names}")
+    accelerator = Accelerator(
+        cpu=train.device == "cpu",
+        mixed_precision=_precision(train),
+        log_with=list(train.trackers) or None,
+        project_dir=str(output),
+    )
     accelerator.init_trackers("tensorboard")
     precision = "bf16 autocast" if accelerator.mixed_precision == "bf16" else "float32"
     logger.info("training on %s in %s", accelerator.device, precision)
@@ -94,6 +90,16 @@ def _check_device(device: str) -> None:
     if not available[device]:
         here = ", ".join(name for name, there in available.items() if there)
         raise ConfigError(f"train.device {device!r} is not available here. There are: {here}.")
+
+
+def _check_trackers(trackers: Sequence[str]) -> None:
+    known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
+    installed = [str(name) for name in get_available_trackers()]
+    for name in trackers:
+        if name not in known:
+            raise ConfigError(f"train.trackers: there is no {name!r}. {closest(name, known)}")
+        if name not in installed:
+            raise DependencyError(f"train.trackers: {name} cannot be imported. Install it: pip install {name}")
 
 
 def _precision(train: TrainConfig) -> str:

@@ -177,7 +177,7 @@ class _Run:
         settings: dict[str, Any],
     ) -> None:
         self.clips, self.accelerator, self.stop = clips, accelerator, stop
-        self.train, self.optim, self.augment, self.evaluate, self.seed = train, optim, mix, evaluate, seed
+        self.train, self.optim, self.mix, self.evaluate, self.seed = train, optim, mix, evaluate, seed
         self.checkpoints, self.output = output / "checkpoints", output
         self.state = TrainState(settings=settings)
         self.model = model
@@ -230,7 +230,9 @@ class _Run:
             logger.warning("%d training videos could not be read; reasons in %s", len(self.state.unreadable), path)
         if self.journal is not None:
             self.journal.close()
+        # accelerate sets an instance attribute `forward` for autocast, and unwrapping sets another one.
         self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        vars(self.model).pop("forward", None)
 
     def save(self) -> Path:
         """Writes the last checkpoint."""

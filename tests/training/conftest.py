@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -81,3 +82,13 @@ class NoiseClips:
         first = index * self.batch_size
         indices = torch.arange(first, first + self.batch_size)
         return Batch(clips=clips, labels=labels, item_indices=indices, unreadable=list(self.unreadable))
+
+
+@pytest.fixture
+def tiny_model() -> TinyClassifier:
+    return TinyClassifier(TinyConfig())
+
+
+@pytest.fixture
+def noise_clips() -> type[NoiseClips]:
+    return NoiseClips

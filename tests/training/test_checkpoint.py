@@ -1,0 +1,123 @@
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kinescan.errors import CheckpointError
+from kinescan.models.classifier import VideoClassifier
+from kinescan.training.checkpoint import (
+    CHECKSUM_FILE,
+    STATE_FILE,
+    TrainState,
+    find_checkpoint,
+    load_state,
+    read_rng,
+    save_checkpoint,
+    write_rng,
+)
+
+
+Save = Callable[..., None]
+
+
+@pytest.fixture
+def save(tiny_model: VideoClassifier) -> Save:
+    def write(folder: Path, step: int = 3) -> None:
+        save_checkpoint(folder, tiny_model, TrainState(epoch=1, step=step, best_score=0.5, rng=read_rng()))
+
+    return write
+
+
+def test_save_checkpoint_gives_back_weights_and_state(save: Save, tiny_model: VideoClassifier, tmp_path: Path) -> None:
+    save(tmp_path / "last")
+    found = find_checkpoint(tmp_path / "last")
+    assert found == tmp_path / "last"
+    state = load_state(found)
+    assert (state.epoch, state.step, state.best_score) == (1, 3, 0.5)
+    read = type(tiny_model).from_pretrained(found).state_dict()
+    assert all(torch.equal(tensor, read[name]) for name, tensor in tiny_model.state_dict().items())
+
+
+def test_save_checkpoint_replaces_the_one_before_and_leaves_nothing_aside(save: Save, tmp_path: Path) -> None:
+    save(tmp_path / "last", step=1)
+    save(tmp_path / "last", step=2)
+    assert load_state(tmp_path / "last").step == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_save_checkpoint_that_fails_leaves_the_one_before(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "last", step=1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kinescan.training.checkpoint.torch.save", full)
+    with pytest.raises(CheckpointError, match=r"could not be written .*No space left.*what was saved before is still"):
+        save(tmp_path / "last", step=2)
+    monkeypatch.undo()
+    assert load_state(tmp_path / "last").step == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_find_checkpoint_takes_the_new_one_when_killed_between_the_two_renames(save: Save, tmp_path: Path) -> None:
+    save(tmp_path / "last", step=1)
+    (tmp_path / "last").rename(tmp_path / ".last.old")
+    assert find_checkpoint(tmp_path / "last") == tmp_path / ".last.old"
+    save(tmp_path / "other", step=2)
+    (tmp_path / "other").rename(tmp_path / ".last.new")
+    assert find_checkpoint(tmp_path / "last") == tmp_path / ".last.new"
+
+
+def test_find_checkpoint_passes_over_an_unfinished_one_aside(save: Save, tmp_path: Path) -> None:
+    save(tmp_path / ".last.new")
+    (tmp_path / ".last.new" / CHECKSUM_FILE).unlink()
+    assert find_checkpoint(tmp_path / "last") is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "model.safetensors does not match its check"),
+        (lambda folder: (folder / STATE_FILE).unlink(), "training_state.pt is missing"),
+        (lambda folder: (folder / CHECKSUM_FILE).write_text("{"), "checksums.json cannot be read"),
+        (lambda folder: (folder / CHECKSUM_FILE).unlink(), "checksums.json is missing, so it is unfinished"),
+    ],
+)
+def test_find_checkpoint_refuses_a_damaged_one(
+    save: Save, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    save(tmp_path / "last")
+    damage(tmp_path / "last")
+    with pytest.raises(CheckpointError, match=message):
+        find_checkpoint(tmp_path / "last")
+
+
+def test_load_state_refuses_a_folder_without_a_run(tiny_model: VideoClassifier, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "best", tiny_model, None)
+    with pytest.raises(CheckpointError, match="holds a model but no run to resume"):
+        load_state(tmp_path / "best")
+
+
+def test_load_state_refuses_another_format(tmp_path: Path) -> None:
+    torch.save({"format": 99}, tmp_path / STATE_FILE)
+    with pytest.raises(CheckpointError, match="has format 99, this version reads format 1"):
+        load_state(tmp_path)
+
+
+def test_load_state_refuses_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / STATE_FILE).write_text(json.dumps({}))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_state(tmp_path)
+
+
+def test_write_rng_puts_every_generator_back(tmp_path: Path) -> None:
+    torch.save(read_rng(), tmp_path / "rng.pt")
+    first = (random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(3).tolist())
+    write_rng(torch.load(tmp_path / "rng.pt", weights_only=True))
+    assert (random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(3).tolist()) == first

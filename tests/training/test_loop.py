@@ -1,0 +1,324 @@
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kinescan.errors import (
+    CheckpointError,
+    ConfigError,
+    DependencyError,
+    NonFiniteError,
+    TrainingInterrupted,
+    VideoError,
+)
+from kinescan.models.classifier import VideoClassifier
+from kinescan.training import OptimConfig, TrainConfig, fit
+
+TRAIN = TrainConfig(device="cpu", log_every=1, trackers=())
+OPTIM = OptimConfig(lr=0.05, lr_batch_size=8, epochs=4, warmup_epochs=1, layer_decay=1.0)
+
+
+def _log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def _weights(model: VideoClassifier) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Scores:
+    """Gives the top-1 of a list, one after the other."""
+
+    def __init__(self, *top1: float) -> None:
+        self.left = list(top1)
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def __call__(self, model: VideoClassifier) -> dict[str, float]:
+        assert not model.training
+        self.seen.append(_weights(model))
+        return {"top1": self.left.pop(0)}
+
+
+def test_fit_learns_and_writes_log_checkpoints_and_trackers(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    train = TrainConfig(device="cpu", log_every=2)
+    result = fit(
+        tiny_model, noise_clips(), output=tmp_path, train=train, optim=OPTIM, evaluate=Scores(0.5, 0.6, 0.7, 0.8)
+    )
+    assert result.steps == 16
+    assert not tiny_model.training
+    lines = _log(tmp_path)
+    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(2, 17, 2))
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    assert epochs[-1]["loss"] < 0.6 * epochs[0]["loss"]
+    assert epochs[-1]["accuracy"] > 0.9
+    assert [line["top1"] for line in lines if line["kind"] == "evaluation"] == [0.5, 0.6, 0.7, 0.8]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last", "best"}
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_fit_keeps_the_best_by_top1_and_the_last(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    scores = Scores(0.2, 0.9, 0.4, 0.5)
+    result = fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, evaluate=scores)
+    assert (result.best_score, result.best_epoch) == (0.9, 1)
+    assert _same(type(tiny_model).from_pretrained(result.best).state_dict(), scores.seen[1])
+    assert _same(type(tiny_model).from_pretrained(result.last).state_dict(), _weights(tiny_model))
+
+
+def test_fit_evaluates_every_few_epochs_and_after_the_last(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    train = TrainConfig(device="cpu", eval_every=3, trackers=())
+    fit(tiny_model, noise_clips(), output=tmp_path, train=train, optim=OPTIM, evaluate=Scores(0.5, 0.6))
+    assert [line["epoch"] for line in _log(tmp_path) if line["kind"] == "evaluation"] == [3, 4]
+
+
+def test_fit_uses_mixed_clips_and_soft_labels(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    draws = []
+
+    def mix(clips: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        draws.append(torch.rand(1, generator=generator).item())
+        assert labels.shape == (8, 2)
+        return clips, torch.full_like(labels, 0.5)
+
+    optim = OptimConfig(epochs=1, label_smoothing=0.0)
+    fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=optim, mix=mix)
+    assert len(set(draws)) == 4
+    assert all(line["loss"] > 0.6931 for line in _log(tmp_path) if line["kind"] == "step")
+
+
+def test_fit_clips_gradients(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    sgd_like = OptimConfig(epochs=1, clip_norm=1e-12, weight_decay=0.0, lr=1.0, lr_batch_size=8)
+    before = _weights(tiny_model)
+    fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=sgd_like)
+    after = _weights(tiny_model)
+    # Adam divides by the gradient's size plus eps = 1e-8, so that clipped gradients of 1e-12 move nothing much.
+    assert max((after[name] - before[name]).abs().max().item() for name in after) < 1e-3
+
+
+def test_fit_takes_clips_with_an_exact_first_step(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    clips = noise_clips(num_batches=1)
+    batch = next(iter(clips.batches(0, 0)))
+    other = type(tiny_model)(tiny_model.config)
+    other.load_state_dict(tiny_model.state_dict())
+    optim = OptimConfig(
+        epochs=1, lr=0.1, lr_batch_size=8, layer_decay=1.0, weight_decay=0.0, clip_norm=0.0, warmup_epochs=0
+    )
+    fit(tiny_model, clips, output=tmp_path, train=TRAIN, optim=optim)
+    loss = torch.nn.functional.cross_entropy(other(batch.clips), batch.labels, label_smoothing=0.1)
+    loss.backward()
+    torch.optim.AdamW(other.parameters(), lr=0.1, weight_decay=0.0).step()
+    for name, tensor in other.state_dict().items():
+        torch.testing.assert_close(tiny_model.state_dict()[name], tensor)
+
+
+def test_fit_stops_at_nan_pixels_and_names_epoch_step_and_video(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path
+) -> None:
+    clips = noise_clips()
+    pixels = torch.zeros(8, 2, 3, 4, 4)
+    pixels[3, 1, 2, 0, 0] = float("nan")
+    clips.broken[1, 2] = pixels
+    message = (
+        r"loss is nan in epoch 2, step 7; pixels hold NaN or infinity; videos: videos/19.mp4. "
+        r"The last good checkpoint is .*last"
+    )
+    with pytest.raises(NonFiniteError, match=message):
+        fit(tiny_model, clips, output=tmp_path, train=TRAIN, optim=OPTIM)
+    left = type(tiny_model).from_pretrained(tmp_path / "checkpoints" / "last")
+    assert all(torch.isfinite(tensor).all() for tensor in left.state_dict().values())
+
+
+def test_fit_stops_at_a_loss_that_overflows(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    clips = noise_clips()
+    clips.broken[0, 0] = torch.full((1,), 3e38)
+    message = (
+        r"loss is (inf|nan) in epoch 1, step 1; pixels are finite; videos: videos/0.mp4, .*There is no checkpoint yet"
+    )
+    with pytest.raises(NonFiniteError, match=message):
+        fit(tiny_model, clips, output=tmp_path, train=TRAIN, optim=OPTIM)
+
+
+def test_fit_resumes_within_an_epoch_bit_for_bit(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    tiny_model.dropout.p = 0.5
+    start, rng = _weights(tiny_model), torch.get_rng_state()
+    fit(
+        tiny_model,
+        noise_clips(),
+        output=tmp_path / "whole",
+        train=TRAIN,
+        optim=OPTIM,
+        evaluate=Scores(0.1, 0.2, 0.3, 0.4),
+    )
+    whole = _weights(tiny_model)
+
+    class Signalling(noise_clips):
+        def batches(self, epoch: int, first_batch: int) -> Any:
+            for batch in super().batches(epoch, first_batch):
+                if self.served[-1] == (2, 1):
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield batch
+
+    tiny_model.load_state_dict(start)
+    torch.set_rng_state(rng)
+    with pytest.raises(
+        TrainingInterrupted, match=r"stopped by SIGINT in epoch 3 of 4, after 10 steps.*last; go on with"
+    ):
+        fit(tiny_model, Signalling(), output=tmp_path / "cut", train=TRAIN, optim=OPTIM, evaluate=Scores(0.1, 0.2))
+    tiny_model.load_state_dict(start)
+    torch.manual_seed(123)
+    clips, scores = noise_clips(), Scores(0.3, 0.4)
+    result = fit(tiny_model, clips, output=tmp_path / "cut", train=TRAIN, optim=OPTIM, evaluate=scores, resume=True)
+    assert clips.served[0] == (2, 2)
+    assert (result.steps, result.best_score) == (16, 0.4)
+    assert _same(_weights(tiny_model), whole)
+    timeless = [
+        [{k: v for k, v in line.items() if k not in ("clips_per_second", "seconds")} for line in _log(tmp_path / name)]
+        for name in ("whole", "cut")
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_fit_interrupted_while_evaluating_evaluates_again_on_resume(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path
+) -> None:
+    def interrupted(model: VideoClassifier) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal came too late")
+
+    with pytest.raises(TrainingInterrupted, match="stopped by SIGTERM in epoch 1 of 4, after 4 steps"):
+        fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, evaluate=interrupted)
+    clips = noise_clips()
+    fit(tiny_model, clips, output=tmp_path, train=TRAIN, optim=OPTIM, evaluate=Scores(0.1, 0.2, 0.3, 0.4), resume=True)
+    assert clips.served[0] == (1, 0)
+    assert [line["top1"] for line in _log(tmp_path) if line["kind"] == "evaluation"] == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_fit_puts_signal_handlers_back(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    fit(tiny_model, noise_clips(num_batches=1), output=tmp_path, train=TRAIN, optim=OPTIM)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_fit_refuses_a_folder_with_a_run(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    fit(tiny_model, noise_clips(num_batches=1), output=tmp_path, train=TRAIN, optim=OPTIM)
+    with pytest.raises(ConfigError, match=r"holds a run already. Go on with it \(--resume\), or choose another output"):
+        fit(tiny_model, noise_clips(num_batches=1), output=tmp_path, train=TRAIN, optim=OPTIM)
+
+
+def test_fit_resume_lists_changed_settings_unless_harmless(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    before = {"optim": {"lr": 0.1}, "loader": {"num_workers": 0}}
+    fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, settings=before)
+    harmless = {"optim": {"lr": 0.1}, "loader": {"num_workers": 4}}
+    fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, settings=harmless, resume=True)
+    harmful = {"optim": {"lr": 0.2}, "loader": {"num_workers": 4}}
+    with pytest.raises(
+        ConfigError, match=r"written with other settings: optim.lr was 0.1, is 0.2. Resume with the run's"
+    ):
+        fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, settings=harmful, resume=True)
+
+
+def test_fit_resume_refuses_a_checkpoint_of_another_optimizer(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path
+) -> None:
+    fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM)
+    head_only = TrainConfig(device="cpu", trackers=(), trainable=("head.*",))
+    with pytest.raises(CheckpointError, match="does not fit this model: its optimizer holds other parameters"):
+        fit(tiny_model, noise_clips(), output=tmp_path, train=head_only, optim=OPTIM, resume=True)
+
+
+def test_fit_leaves_frozen_parameters_alone(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    before = _weights(tiny_model)
+    train = TrainConfig(device="cpu", trackers=(), trainable=("head.*",))
+    fit(tiny_model, noise_clips(), output=tmp_path, train=train, optim=OPTIM)
+    after = _weights(tiny_model)
+    changed = [name for name in after if not torch.equal(before[name], after[name])]
+    assert changed == ["head.weight", "head.bias"]
+    assert all(parameter.requires_grad for parameter in tiny_model.parameters())
+
+
+def test_fit_counts_and_lists_unreadable_videos(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clips = noise_clips()
+    problem = type("Problem", (), {"path": "videos/cut.mp4", "reason": "no frame can be decoded", "item_index": 3})
+    clips.unreadable = [problem]
+    result = fit(tiny_model, clips, output=tmp_path, train=TRAIN, optim=OPTIM)
+    listed = [{"path": "videos/cut.mp4", "reason": "no frame can be decoded"}]
+    assert json.loads((tmp_path / "unreadable.json").read_text()) == listed
+    assert result.unreadable == {"videos/cut.mp4": "no frame can be decoded"}
+    assert caplog.text.count("left out, cannot be read: videos/cut.mp4: no frame can be decoded") == 1
+    assert "1 training videos could not be read" in caplog.text
+
+
+def test_fit_passes_over_a_batch_without_a_readable_clip(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    class Emptied(noise_clips):
+        def _batch(self, epoch: int, index: int) -> Any:
+            batch = super()._batch(epoch, index)
+            if index != 1:
+                return batch
+            return type(batch)(batch.clips[:0], batch.labels[:0], batch.item_indices[:0], batch.unreadable)
+
+    result = fit(tiny_model, Emptied(), output=tmp_path, train=TRAIN, optim=OPTIM)
+    assert result.steps == 16
+    assert [line["step"] for line in _log(tmp_path) if line["kind"] == "step"][:3] == [1, 3, 4]
+
+
+def test_fit_fails_when_no_video_can_be_read(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    clips = noise_clips(batch_size=0)
+    clips.unreadable = [type("Problem", (), {"path": "a.mp4", "reason": "holds no video", "item_index": 0})]
+    with pytest.raises(VideoError, match=r"a.mp4: holds no video; and none of the other training videos could be read"):
+        fit(tiny_model, clips, output=tmp_path, train=TRAIN, optim=OPTIM)
+
+
+def test_fit_refuses_an_output_that_cannot_be_written(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"output .*file/run' cannot be written \(Not a directory\). Choose another"):
+        fit(tiny_model, noise_clips(), output=tmp_path / "file" / "run", train=TRAIN, optim=OPTIM)
+
+
+def test_fit_runs_in_bf16_and_gives_the_model_its_own_forward_back(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path
+) -> None:
+    train = TrainConfig(device="cpu", mixed_precision="bf16", trackers=())
+    fit(tiny_model, noise_clips(), output=tmp_path, train=train, optim=OPTIM)
+    assert "forward" not in vars(tiny_model)
+    inner = []
+    tiny_model.backbone.register_forward_hook(lambda module, args, out: inner.append(out.dtype))
+    tiny_model(torch.zeros(1, 2, 3, 4, 4))
+    assert inner == [torch.float32]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_fit_refuses_a_device_that_is_not_there(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    train = TrainConfig(device="cuda", trackers=())
+    with pytest.raises(ConfigError, match=r"train.device 'cuda' is not available here. There are: auto, cpu"):
+        fit(tiny_model, noise_clips(), output=tmp_path, train=train, optim=OPTIM)
+
+
+def test_fit_refuses_an_unknown_tracker(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    train = TrainConfig(device="cpu", trackers=("tensorbord",))
+    with pytest.raises(ConfigError, match="train.trackers: there is no 'tensorbord'. Did you mean 'tensorboard'?"):
+        fit(tiny_model, noise_clips(), output=tmp_path, train=train, optim=OPTIM)
+    missing = TrainConfig(device="cpu", trackers=("clearml",))
+    with pytest.raises(DependencyError, match="clearml cannot be imported. Install it: pip install clearml"):
+        fit(tiny_model, noise_clips(), output=tmp_path, train=missing, optim=OPTIM)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"eval_every": 0}, "eval_every must be at least 1, got 0"),
+        ({"checkpoint_minutes": -1.0}, "checkpoint_minutes must be 0 or more"),
+        ({"trainable": ()}, "trainable must hold a pattern"),
+    ],
+)
+def test_train_config_refuses_values_out_of_range(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**values)
