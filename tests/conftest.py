@@ -1,6 +1,5 @@
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
+def seeded() -> None:
     """Every test starts from the same random numbers."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    yield
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ _PLACES = {
 }
 _PACKAGES = ("ops", "layers", "models", "vlm", "data", "evaluation", "errors")
 
-__all__ = ["__version__", *_PLACES, *_PACKAGES]  # noqa: PLE0604
+__all__ = ["__version__", *_PLACES, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,8 +5,8 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Hashable, Iterable, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -37,7 +37,8 @@ def build_settings(cls: type[T], values: Mapping[str, Any], *, where: str = "") 
     """
     _refuse_unknown_keys(cls, values, where)
     try:
-        return _adapter(cls).validate_json(json.dumps(values, default=_plain), strict=True)
+        built: T = _adapter(cls).validate_json(json.dumps(values, default=_plain), strict=True)
+        return built
     except ValidationError as error:
         raise ConfigError(_first_problem(error, where)) from None
 
@@ -61,8 +62,8 @@ def closest(word: str, allowed: Iterable[str]) -> str:
     return f"Did you mean {near[0]!r}?" if near else f"Allowed: {', '.join(allowed)}."
 
 
-@lru_cache(maxsize=None)
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
+@cache
+def _adapter(cls: Hashable) -> TypeAdapter[Any]:
     if not hasattr(cls, "__pydantic_config__"):
         cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
     return TypeAdapter(cls)

@@ -1,0 +1,137 @@
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+ClassTokenRouteKind = Literal["none", "conv", "token_shift", "tsm"]
+
+
+class TemporalMix(nn.Module):
+    """Mixes tokens over time with a depthwise filter of three taps: the part that all class-token routes share.
+
+    The filter sees frames t-1, t, t+1, or, causal, t-2, t-1, t. Frames outside the clip count as zeros.
+
+    Args:
+        width: channels of a token.
+        causal: look only at frames that have been seen.
+    """
+
+    kernel_size = 3
+    replaces_residual = True
+    """True: the mixed tokens go on in the residual stream. False: only the following branch sees them."""
+
+    def __init__(self, width: int, *, causal: bool = False) -> None:
+        super().__init__()
+        self.width = width
+        self.causal = causal
+
+    def taps(self) -> Tensor:
+        """The filter [width, 3]: the weight of each frame in the order of time."""
+        raise NotImplementedError  # pragma: no cover  (each route has its own)
+
+    def mixed_tokens(self, num_tokens: int) -> slice:
+        """Which tokens of a frame take part."""
+        return slice(0, 1)
+
+    def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The tokens with those that take part mixed over time, and what the next frames need.
+
+        Args:
+            tokens: [B, T, M, width], the class token first.
+            state: [B, 2, m, width], the last two frames of the m tokens that take part; None at the start of a clip.
+
+        Returns:
+            Tokens [B, T, M, width], and the new state (None unless causal).
+        """
+        num_frames = tokens.shape[1]
+        chosen = self.mixed_tokens(tokens.shape[2])
+        part = tokens[:, :, chosen]
+        before = 2 if self.causal else 1
+        margin = part.new_zeros(part.shape[0], before, *part.shape[2:]) if state is None else state.to(part.dtype)
+        after = [] if self.causal else [torch.zeros_like(part[:, :1])]
+        padded = torch.cat([margin, part, *after], dim=1)  # [B, T + 2, m, width]
+        taps = self.taps().to(part.dtype)
+        mixed = sum(padded[:, k : k + num_frames] * taps[:, k] for k in range(self.kernel_size))
+        assert isinstance(mixed, Tensor)
+        rest = tokens[:, :, chosen.stop :]
+        out = torch.cat([mixed, rest], dim=2) if rest.shape[2] else mixed
+        return out, padded[:, -2:] if self.causal else None
+
+
+class ClassTokenConv(TemporalMix):
+    """A learned depthwise convolution over time on the class token, which replaces it (TokenT1D).
+
+    It starts as a shift: the first quarter of the channels takes frame t+1, the second quarter t-1, the rest the
+    frame itself; causal: a quarter takes t-1, the rest the frame itself.
+
+    Source: PKS4 (arXiv 2604.26461), eq. 6 and Table 9; ATM (Wu et al., ICCV 2023), TokenT1D.
+    Differs: the causal form is ours.
+    """
+
+    def __init__(self, width: int, *, causal: bool = False) -> None:
+        super().__init__(width, causal=causal)
+        self.weight = nn.Parameter(torch.empty(width, 1, self.kernel_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The shift that training starts from."""
+        with torch.no_grad():
+            self.weight.copy_(_shift_taps(self.width, self.width // 4, self.causal).unsqueeze(1))
+
+    def taps(self) -> Tensor:
+        """The learned filter."""
+        return self.weight.squeeze(1)
+
+
+class ClassTokenShift(TemporalMix):
+    """A fixed shift of a quarter of the class token's channels in each direction (TokenShift); no parameters.
+
+    Source: TokenShift (Zhang et al., ACM MM 2021), as in PKS4, Table 9.
+    """
+
+    share = 4
+
+    def __init__(self, width: int, *, causal: bool = False) -> None:
+        super().__init__(width, causal=causal)
+        self.register_buffer("shift", _shift_taps(width, width // self.share, causal), persistent=False)
+
+    def taps(self) -> Tensor:
+        """The fixed filter."""
+        assert isinstance(self.shift, Tensor)
+        return self.shift
+
+
+class AllTokensShift(ClassTokenShift):
+    """A fixed shift of an eighth of the channels in each direction, on every token (TSM); no parameters.
+
+    Source: TSM (Lin et al., ICCV 2019), as in PKS4, Table 9.
+    Differs: PKS4 does not say where the shift sits; we take TSM's residual form (only the branch sees shifted tokens),
+        since shifting the residual stream itself twice in every block would tear the patches apart.
+    """
+
+    share = 8
+    replaces_residual = False
+
+    def mixed_tokens(self, num_tokens: int) -> slice:
+        """All of them."""
+        return slice(0, num_tokens)
+
+
+ROUTES: dict[str, type[TemporalMix]] = {
+    "conv": ClassTokenConv,
+    "token_shift": ClassTokenShift,
+    "tsm": AllTokensShift,
+}
+
+
+def _shift_taps(width: int, share: int, causal: bool) -> Tensor:
+    """[width, 3]: `share` channels from frame t+1, as many from t-1, the rest from t (causal: `share` from t-1)."""
+    taps = torch.zeros(width, 3)
+    if causal:
+        taps[:share, 1] = 1
+        taps[share:, 2] = 1
+    else:
+        taps[:share, 2] = 1
+        taps[share : 2 * share, 0] = 1
+        taps[2 * share :, 1] = 1
+    return taps

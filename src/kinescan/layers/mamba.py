@@ -1,0 +1,133 @@
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kinescan.ops import selective_scan
+from kinescan.shapes import State, Tracks
+
+
+@dataclass
+class MambaState:
+    """What a Mamba block carries from step to step: constant size, whatever came before.
+
+    Attributes:
+        scan: [R, D, S], the state of the selective scan, float32.
+        conv_tail: [R, k - 1, D], the last inputs of the causal convolution.
+    """
+
+    scan: Tensor
+    conv_tail: Tensor
+
+
+class Mamba(nn.Module):
+    """A Mamba-1 block: projection, causal depthwise convolution, selective scan, gate, projection.
+
+    Parameter names are those of mamba_ssm, so that checkpoints move.
+
+    Args:
+        width: channels of a token.
+        state_size: size S of the state of each channel.
+        conv_kernel: taps of the causal convolution.
+        expand: inner width over `width`.
+        dt_rank: rank of the step-size projection; width / 16, rounded up, when None.
+        zero_output: start with an output projection of zeros, so that the block adds nothing.
+
+    Source: Mamba (Gu and Dao, 2024), Algorithm 2; PKS4 (arXiv 2604.26461), eq. 19-25.
+    Differs: the scan runs along time for all trajectories at once, channels last, without a fused convolution kernel.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        state_size: int = 16,
+        conv_kernel: int = 4,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        zero_output: bool = False,
+    ) -> None:
+        super().__init__()
+        self.inner_width = expand * width
+        self.state_size = state_size
+        self.dt_rank = math.ceil(width / 16) if dt_rank is None else dt_rank
+        self.zero_output = zero_output
+        self.in_proj = nn.Linear(width, 2 * self.inner_width, bias=False)
+        self.conv1d = nn.Conv1d(self.inner_width, self.inner_width, conv_kernel, groups=self.inner_width)
+        self.x_proj = nn.Linear(self.inner_width, self.dt_rank + 2 * state_size, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.inner_width)
+        self.A_log = nn.Parameter(torch.empty(self.inner_width, state_size))
+        self.D = nn.Parameter(torch.empty(self.inner_width))
+        self.out_proj = nn.Linear(self.inner_width, width, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start values of PKS4.md: A = -(1..S), D = 1, step sizes log-uniform in [1e-3, 0.1]."""
+        self.conv1d.reset_parameters()
+        for projection in (self.in_proj, self.x_proj, self.out_proj):
+            projection.reset_parameters()
+        with torch.no_grad():
+            steps = torch.arange(1, self.state_size + 1, dtype=torch.float32)
+            self.A_log.copy_(steps.log().expand(self.inner_width, -1))
+            self.D.fill_(1.0)
+            self.dt_proj.weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)
+            step_size = torch.exp(torch.empty(self.inner_width).uniform_(math.log(1e-3), math.log(0.1))).clamp(min=1e-4)
+            self.dt_proj.bias.copy_(step_size + torch.log(-torch.expm1(-step_size)))  # inverse softplus
+            if self.zero_output:
+                self.out_proj.weight.zero_()
+
+    def forward(self, tokens: Tracks, state: MambaState | None = None) -> tuple[Tracks, MambaState]:
+        """The block's output for every step, and the state after the last one.
+
+        Args:
+            tokens: [R, T, width], one sequence for each of R trajectories.
+            state: where the sequences go on from; None: they start here.
+
+        Returns:
+            [R, T, width] and the state to go on with. Feeding a sequence in pieces gives what feeding it whole gives.
+        """
+        content, gate = self.in_proj(tokens).chunk(2, dim=-1)  # [R, T, D] each
+        content, conv_tail = self._convolve(content, None if state is None else state.conv_tail)
+        delta, write, read = self._scan_inputs(content)
+        out, scan = selective_scan(
+            content,
+            delta,
+            -torch.exp(_at_least_float32(self.A_log)),
+            write,
+            read,
+            D=_at_least_float32(self.D),
+            z=gate,
+            delta_bias=_at_least_float32(self.dt_proj.bias),
+            delta_softplus=True,
+            state=None if state is None else state.scan,
+        )
+        return self.out_proj(out.to(content.dtype)), MambaState(scan, conv_tail)
+
+    def start_state(self, num_trajectories: int, like: Tensor) -> MambaState:
+        """The state before the first step, for `num_trajectories` sequences, on the device of `like`."""
+        scan: State = torch.zeros(num_trajectories, self.inner_width, self.state_size, device=like.device)
+        return MambaState(scan, like.new_zeros(num_trajectories, self.conv1d.kernel_size[0] - 1, self.inner_width))
+
+    def _convolve(self, content: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor]:
+        taps = self.conv1d.weight.squeeze(1).to(content.dtype)  # [D, k]
+        num_steps, kernel = content.shape[1], taps.shape[1]
+        if tail is None:
+            tail = content.new_zeros(content.shape[0], kernel - 1, content.shape[2])
+        padded = torch.cat([tail.to(content.dtype), content], dim=1)
+        assert self.conv1d.bias is not None
+        # Sums of shifted copies: sequences are short and channels last, where conv1d would transpose twice.
+        mixed = self.conv1d.bias.to(content.dtype) + padded[:, :num_steps] * taps[:, 0]
+        for k in range(1, kernel):
+            mixed = torch.addcmul(mixed, padded[:, k : k + num_steps], taps[:, k])
+        return F.silu(mixed), padded[:, num_steps:]
+
+    def _scan_inputs(self, content: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        low_rank, write, read = self.x_proj(content).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
+        return F.linear(low_rank, self.dt_proj.weight), write, read
+
+
+def _at_least_float32(parameter: Tensor) -> Tensor:
+    """Step sizes and decay rates keep float32 in a model that was cast to half precision."""
+    return parameter.float() if parameter.dtype in (torch.bfloat16, torch.float16) else parameter

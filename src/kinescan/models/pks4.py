@@ -1,0 +1,318 @@
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kinescan.errors import ConfigError, ShapeError
+from kinescan.layers.class_token import ROUTES, ClassTokenRouteKind, TemporalMix
+from kinescan.layers.kinematic import KinematicEncoder, KinematicState, Norm
+from kinescan.layers.mamba import MambaState
+from kinescan.layers.scanner import Scanner
+from kinescan.models.classifier import VideoClassifier
+from kinescan.models.vit import Block, VisionTransformer, ViTConfig
+from kinescan.ops.local_correlation import Border
+from kinescan.preprocessing import Preprocessing
+from kinescan.shapes import Clip, Logits, Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class PKS4Config(ViTConfig):
+    """A video classifier: an image ViT, one temporal module in its middle, a mean over frames, a linear head.
+
+    With `scanner`, `correlation` and `variation` off and `class_token_route="none"` it is the baseline that averages
+    frames. Every variant of the paper's Tables 5 to 9 is a field.
+
+    Attributes:
+        num_classes: size of the head.
+        scanner: KS4, the selective scan along time (Table 5).
+        bidirectional: a second scanner on the reversed sequence (Table 7).
+        correlation: O_corr of the kinematic prior encoder (Table 5).
+        variation: O_var of the kinematic prior encoder (Table 5).
+        insert_after: the module follows this block, counted from 1 (Table 6); not the last, since the class token
+            has to read the patches afterwards.
+        context_frames: frames around each frame that the encoder looks at: 0, 2, 4, 6 (Table 8).
+        class_token_route: how class tokens exchange over time, twice in every block (Table 9).
+        window: side of the correlation window in patches; odd.
+        kinematic_width: channels of the encoder's reduced frames.
+        norm: normalisation in the encoder: "batch", or "group" (8 channels each, within a frame).
+        border: frames outside the clip are "zeros", or the end frame repeated ("replicate").
+        residual: "identity" adds the scan to Z + prior, so that the module starts as nothing; "literal" is eq. 5 with
+            eq. 25 as printed, which adds Z twice.
+        causal: every part looks back only; then a stream gives exactly the logits of each prefix.
+        average: of the frames' representations: "mean", or "exponential" (newer frames count more).
+        average_rate: weight of the newest frame, for `average="exponential"`.
+        state_size: size of the scan's state for each channel.
+        conv_kernel: taps of the scanner's convolution over time.
+        expand: inner width of the scanner over `width`.
+    """
+
+    num_classes: int = 400
+    scanner: bool = True
+    bidirectional: bool = False
+    correlation: bool = True
+    variation: bool = True
+    insert_after: int = 8
+    context_frames: int = 4
+    class_token_route: ClassTokenRouteKind | Literal["none"] = "conv"
+    window: int = 9
+    kinematic_width: int = 64
+    norm: Norm = "batch"
+    border: Border = "zeros"
+    residual: Literal["identity", "literal"] = "identity"
+    causal: bool = False
+    average: Literal["mean", "exponential"] = "mean"
+    average_rate: float = 0.1
+    state_size: int = 16
+    conv_kernel: int = 4
+    expand: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_classes < 1:
+            raise ConfigError(f"num_classes must be at least 1, got {self.num_classes}.")
+        if self.has_module and not 1 <= self.insert_after < self.depth:
+            raise ConfigError(
+                f"insert_after must lie in 1 to {self.depth - 1} for {self.depth} blocks, got {self.insert_after}: "
+                "the class token reads the patches in the blocks that follow, so there has to be one."
+            )
+        if self.window < 1 or self.window % 2 == 0:
+            raise ConfigError(f"window must be odd, got {self.window}. Use 7 or 9: displacement 0 is in the middle.")
+        if self.causal and self.bidirectional:
+            raise ConfigError("a causal model cannot scan backwards: set bidirectional = false or causal = false.")
+        if not 0 < self.average_rate <= 1:
+            raise ConfigError(f"average_rate must lie in (0, 1], got {self.average_rate}.")
+        for name in ("kinematic_width", "state_size", "conv_kernel", "expand"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def has_module(self) -> bool:
+        """Whether anything is inserted between two blocks."""
+        return self.scanner or self.correlation or self.variation
+
+
+@dataclass
+class PKS4State:
+    """All that a causal model carries from frame to frame; its size does not depend on how many frames there were.
+
+    Attributes:
+        frames_seen: how many frames went in.
+        class_tokens: for each place of the route, the tokens of the last two frames.
+        kinematic: reduced frames of the kinematic prior encoder.
+        scanner: state of the scan of every patch, and its convolution's tail.
+        average: [B, E], the running average of the frames' representations.
+    """
+
+    frames_seen: int = 0
+    class_tokens: dict[int, Tensor] = field(default_factory=dict)
+    kinematic: KinematicState = field(default_factory=KinematicState)
+    scanner: MambaState | None = None
+    average: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state by name."""
+        named: dict[str, Tensor | None] = {f"class_tokens.{k}": tokens for k, tokens in self.class_tokens.items()}
+        named |= {"kinematic.correlation": self.kinematic.correlation, "kinematic.variation": self.kinematic.variation}
+        if self.scanner is not None:
+            named |= {"scanner.scan": self.scanner.scan, "scanner.conv_tail": self.scanner.conv_tail}
+        named["average"] = self.average
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def num_bytes(self) -> int:
+        """Memory of the state's tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+
+
+class PKS4(VideoClassifier):
+    """An image ViT with one kinematic state-space module in its middle.
+
+    Args:
+        config: the architecture.
+        name: its name in the zoo.
+        labels: the classes' texts.
+        preprocessing: how pixels become clips.
+
+    Source: PKS4 (arXiv 2604.26461), eq. 1-25.
+    Differs: `residual`, `causal`, `border`, `norm` and the place in L/14 are decided where the paper is silent.
+    """
+
+    config_class = PKS4Config
+    config: PKS4Config
+
+    def __init__(
+        self,
+        config: PKS4Config,
+        *,
+        name: str = "pks4",
+        labels: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        super().__init__(config, name=name, labels=labels, preprocessing=preprocessing)
+        self.vit = VisionTransformer(config)
+        routes: list[TemporalMix] = []
+        if config.class_token_route != "none":
+            route = ROUTES[config.class_token_route]
+            routes = [route(config.width, causal=config.causal) for _ in range(2 * config.depth)]
+        self.class_token_routes = nn.ModuleList(routes)
+        self.kinematic = _make_kinematic(config)
+        self.scanner = _make_scanner(config)
+        self.head = nn.Linear(config.embed_dim or config.width, config.num_classes)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, clip: Clip) -> Logits:
+        """Scores of each class for each clip.
+
+        Args:
+            clip: [B, T, 3, H, W], normalised frames.
+
+        Returns:
+            Logits [B, K].
+
+        Raises:
+            ShapeError: the clip has another rank, number of channels or size than the model takes.
+        """
+        frames = self._frame_representations(clip, PKS4State())
+        averages, _ = self._averages(frames, PKS4State())
+        logits: Tensor = self.head(averages[:, -1])
+        return logits
+
+    def forward_stream(self, clip: Clip, state: PKS4State | None = None) -> tuple[Tensor, PKS4State]:
+        """Scores of every prefix, and the state to go on with: feeding frames in pieces changes nothing.
+
+        Args:
+            clip: [B, T, 3, H, W], the next frames, T from 1.
+            state: what came back with the frames before; None at the start.
+
+        Returns:
+            Logits [B, T, K]: those at t are what `forward` gives for all frames up to t. And the new state.
+
+        Raises:
+            ConfigError: the model is not causal.
+            ShapeError: as for `forward`, or the state belongs to another number of clips.
+        """
+        if not self.config.causal:
+            raise ConfigError(
+                f"{self.name} looks at frames to come, so it cannot run on a stream. Train it with causal = true "
+                "(create_model(..., causal=True)), or score whole clips with forward()."
+            )
+        if state is not None and state.average is not None and state.average.shape[0] != clip.shape[0]:
+            raise ShapeError(
+                f"the state belongs to {state.average.shape[0]} clips, but {clip.shape[0]} were given. "
+                "Start with state=None, or keep one state for each batch of streams."
+            )
+        state = PKS4State() if state is None else state
+        carried = PKS4State(frames_seen=state.frames_seen + clip.shape[1])
+        frames = self._frame_representations(clip, state, carried)
+        averages, carried.average = self._averages(frames, state)
+        return self.head(averages), carried
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks, and what comes after them."""
+        return self.config.depth + 1
+
+    def layer_depths(self) -> dict[str, int]:
+        """Depth of every parameter of the image ViT; route, module and head are new and absent."""
+        depths = {}
+        for name, _ in self.vit.named_parameters():
+            parts = name.split(".")
+            if parts[:2] == ["transformer", "resblocks"]:
+                depth = int(parts[2]) + 1
+            else:
+                depth = self.num_layers if parts[0] in ("ln_post", "proj") else 0
+            depths[f"vit.{name}"] = depth
+        return depths
+
+    def _frame_representations(self, clip: Tensor, state: PKS4State, carried: PKS4State | None = None) -> Tensor:
+        """[B, T, 3, H, W] -> [B, T, E]; what the next frames need is put into `carried`."""
+        self.check_clip(clip)
+        batch, num_frames = clip.shape[:2]
+        tokens = self.vit.embed(clip.flatten(0, 1)).unflatten(0, (batch, num_frames))  # [B, T, 1 + N, W]
+        for index, block in enumerate(self.vit.blocks):
+            tokens = self._run_block(index, block, tokens, state, carried)
+            if self.config.has_module and index + 1 == self.config.insert_after:
+                patches = self._run_module(tokens[:, :, 1:], state, carried)
+                tokens = torch.cat([tokens[:, :, :1], patches], dim=2)
+        return self.vit.pool(tokens.flatten(0, 1)).unflatten(0, (batch, num_frames))
+
+    def _run_block(
+        self, index: int, block: Block, tokens: Tensor, state: PKS4State, carried: PKS4State | None
+    ) -> Tensor:
+        """One block on [B, T, 1 + N, W], with the class-token route before attention and before the MLP."""
+        for place, branch in ((2 * index, block.attend), (2 * index + 1, block.transform)):
+            seen = tokens
+            if len(self.class_token_routes):
+                route = self.class_token_routes[place]
+                assert isinstance(route, TemporalMix)
+                seen, tail = route(tokens, state.class_tokens.get(place))
+                tokens = seen if route.replaces_residual else tokens
+                if carried is not None and tail is not None:
+                    carried.class_tokens[place] = tail
+            tokens = tokens + branch(seen.flatten(0, 1)).view_as(tokens)
+        return tokens
+
+    def _run_module(self, patches: Tokens, state: PKS4State, carried: PKS4State | None) -> Tokens:
+        """The inserted module on patch tokens [B, T, N, W]: prior (eq. 12-18), then scan (eq. 19-25)."""
+        enriched = patches
+        if self.kinematic is not None:
+            rows, columns = self.vit.grid
+            maps = patches.transpose(2, 3).unflatten(3, (rows, columns))
+            prior, kinematic = self.kinematic(maps, state.kinematic)
+            enriched = patches + prior.flatten(3).transpose(2, 3)
+            if carried is not None:
+                carried.kinematic = kinematic
+        out = enriched
+        if self.scanner is not None:
+            scanned, scan_state = self.scanner(enriched, state.scanner)
+            out = enriched + scanned
+            if carried is not None:
+                carried.scanner = scan_state
+        return patches + out if self.config.residual == "literal" else out
+
+    def _averages(self, frames: Tensor, state: PKS4State) -> tuple[Tensor, Tensor]:
+        """Representations [B, T, E] -> their running averages [B, T, E] after each frame, and the last one."""
+        if self.config.average == "mean" and state.average is None and not self.config.causal:
+            return frames.mean(dim=1, keepdim=True), frames.mean(dim=1)
+        average = state.average
+        averages = []
+        for t, frame in enumerate(frames.unbind(dim=1), start=state.frames_seen + 1):
+            if average is None:
+                average = frame
+            else:
+                rate = self.config.average_rate if self.config.average == "exponential" else 1.0 / t
+                average = average + (frame - average) * rate
+            averages.append(average)
+        assert average is not None
+        return torch.stack(averages, dim=1), average
+
+
+def _make_kinematic(config: PKS4Config) -> KinematicEncoder | None:
+    if not (config.correlation or config.variation):
+        return None
+    return KinematicEncoder(
+        config.width,
+        config.kinematic_width,
+        correlation=config.correlation,
+        variation=config.variation,
+        context_frames=config.context_frames,
+        window=config.window,
+        causal=config.causal,
+        border=config.border,
+        norm=config.norm,
+    )
+
+
+def _make_scanner(config: PKS4Config) -> Scanner | None:
+    if not config.scanner:
+        return None
+    return Scanner(
+        config.width,
+        state_size=config.state_size,
+        conv_kernel=config.conv_kernel,
+        expand=config.expand,
+        bidirectional=config.bidirectional,
+        norm_eps=config.norm_eps,
+    )

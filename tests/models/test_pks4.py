@@ -1,0 +1,207 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kinescan.errors import ConfigError, ShapeError
+from kinescan.models.pks4 import PKS4, PKS4Config, PKS4State
+
+TINY = PKS4Config(
+    image_size=32,
+    patch_size=8,
+    width=32,
+    depth=3,
+    heads=2,
+    mlp_dim=64,
+    embed_dim=24,
+    num_classes=5,
+    insert_after=2,
+    window=5,
+    kinematic_width=16,
+)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "scanner alone": {"correlation": False, "variation": False},
+    "scanner and variation": {"correlation": False},
+    "encoder alone": {"scanner": False},
+    "bidirectional": {"bidirectional": True},
+    "after the first block": {"insert_after": 1},
+    "no context": {"context_frames": 0},
+    "context of 2": {"context_frames": 2},
+    "context of 6": {"context_frames": 6},
+    "fixed shift": {"class_token_route": "token_shift"},
+    "tsm": {"class_token_route": "tsm"},
+    "no route": {"class_token_route": "none"},
+    "group norm": {"norm": "group"},
+    "replicate": {"border": "replicate"},
+    "literal": {"residual": "literal"},
+    "exponential": {"average": "exponential"},
+}
+
+
+def _awake(model: PKS4) -> PKS4:
+    """Gives the projections that start at zero something to say."""
+    for name, parameter in model.named_parameters():
+        if "expand" in name or "out_proj" in name or "class_token_routes" in name or name == "head.weight":
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def _clip(num_frames: int = 4, batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, num_frames, 3, 32, 32)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("route", ["none", "conv", "token_shift", "tsm"])
+def test_module_changes_nothing_at_the_start_bit_for_bit(route: str, train: bool) -> None:
+    full = PKS4(replace(TINY, class_token_route=route)).train(train)
+    bare = PKS4(replace(TINY, class_token_route=route, scanner=False, correlation=False, variation=False)).train(train)
+    result = bare.load_state_dict(full.state_dict(), strict=False)
+    assert not result.missing_keys
+    assert {key.split(".")[0] for key in result.unexpected_keys} == {"kinematic", "scanner"}
+    clip = _clip()
+    assert torch.equal(full(clip), bare(clip))
+
+
+def test_without_temporal_parts_frames_are_averaged_in_any_order() -> None:
+    model = PKS4(replace(TINY, class_token_route="none", scanner=False, correlation=False, variation=False)).eval()
+    clip = _clip(6)
+    torch.testing.assert_close(model(clip), model(clip[:, torch.randperm(6)]), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_trains_every_parameter(variant: str) -> None:
+    model = _awake(PKS4(replace(TINY, **VARIANTS[variant])))
+    logits = model(_clip(3))
+    assert logits.shape == (2, 5)
+    logits.square().sum().backward()
+    untrained = {name for name, p in model.named_parameters() if p.grad is None or not torch.count_nonzero(p.grad)}
+    # Differences to the frame itself are zero, so that its own convolutions see nothing when there is no context.
+    blind = {"kinematic.variation.encode.0.conv.weight", "kinematic.variation.reduce.conv.weight"}
+    assert {n for n in untrained if not n.startswith("kinematic.variation")} == set()
+    assert (untrained == set()) or (variant == "no context" and blind <= untrained)
+
+
+@pytest.mark.parametrize("variant", ["scanner alone", "scanner and variation", "encoder alone", "group norm"])
+def test_order_of_frames_matters(variant: str) -> None:
+    model = _awake(PKS4(replace(TINY, class_token_route="none", **VARIANTS[variant]))).eval()
+    clip = _clip()
+    assert (model(clip) - model(clip.flip(1))).abs().max() > 1e-4
+
+
+def test_literal_residual_adds_the_tokens_twice() -> None:
+    model = PKS4(replace(TINY, residual="literal"))
+    patches = torch.randn(1, 2, 16, 32)
+    assert torch.equal(PKS4(TINY)._run_module(patches, PKS4State(), None), patches)
+    torch.testing.assert_close(model._run_module(patches, PKS4State(), None), 2 * patches)
+
+
+CAUSAL_VARIANTS = [name for name in VARIANTS if name != "bidirectional"]
+
+
+@pytest.mark.parametrize("variant", CAUSAL_VARIANTS)
+def test_stream_equals_offline_on_every_prefix(variant: str) -> None:
+    model = _awake(PKS4(replace(TINY, causal=True, **VARIANTS[variant]))).eval()
+    clip = _clip(7)
+    with torch.no_grad():
+        state, seen = None, []
+        for t in range(7):
+            logits, state = model.forward_stream(clip[:, t : t + 1], state)
+            seen.append(logits[:, 0])
+        for t in range(7):
+            torch.testing.assert_close(seen[t], model(clip[:, : t + 1]), atol=1e-5, rtol=1e-5)
+
+
+def test_stream_in_pieces_equals_frame_by_frame_and_state_keeps_its_size() -> None:
+    model = _awake(PKS4(replace(TINY, causal=True))).eval()
+    clip = _clip(12)
+    with torch.no_grad():
+        whole, end = model.forward_stream(clip)
+        state, pieces, sizes = None, [], []
+        for start, stop in ((0, 1), (1, 2), (2, 6), (6, 11), (11, 12)):
+            logits, state = model.forward_stream(clip[:, start:stop], state)
+            pieces.append(logits)
+            sizes.append(state.num_bytes())
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
+    assert len(set(sizes)) == 1
+    assert end.num_bytes() == sizes[0]
+    assert state.frames_seen == 12
+    for name, tensor in end.tensors().items():
+        torch.testing.assert_close(state.tensors()[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+def test_layer_depths_cover_the_image_vit_and_nothing_new() -> None:
+    model = PKS4(TINY)
+    depths = model.layer_depths()
+    names = {name for name, _ in model.named_parameters()}
+    assert {name for name in names if name.startswith("vit.")} == set(depths)
+    assert depths["vit.conv1.weight"] == depths["vit.positional_embedding"] == depths["vit.ln_pre.bias"] == 0
+    assert depths["vit.transformer.resblocks.0.attn.in_proj_weight"] == 1
+    assert depths["vit.transformer.resblocks.2.mlp.c_fc.weight"] == 3
+    assert depths["vit.ln_post.weight"] == depths["vit.proj"] == model.num_layers == 4
+
+
+def test_gradients_of_the_causal_model_flow() -> None:
+    model = _awake(PKS4(replace(TINY, causal=True)))
+    model(_clip()).square().sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_double_precision_runs() -> None:
+    model = _awake(PKS4(TINY)).eval()
+    clip = _clip()
+    torch.testing.assert_close(model.double()(clip.double()).float(), model.float()(clip), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.compile
+def test_model_compiles_without_graph_breaks() -> None:
+    model = _awake(PKS4(TINY)).eval()
+    clip = _clip()
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(clip), model(clip), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((4, 3, 32, 32), r"must have 5 axes, got \[4, 3, 32, 32\]"),
+        ((1, 0, 3, 32, 32), "at least 1 frame"),
+        ((1, 2, 1, 32, 32), "3 colour channels"),
+        ((1, 2, 3, 40, 32), "frames must be 32 x 32, got 40 x 32"),
+    ],
+)
+def test_wrong_clips_are_refused(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        PKS4(TINY)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"insert_after": 3}, "insert_after must lie in 1 to 2 for 3 blocks, got 3"),
+        ({"insert_after": 0}, "got 0"),
+        ({"window": 8}, "window must be odd, got 8"),
+        ({"causal": True, "bidirectional": True}, "cannot scan backwards"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"average_rate": 0.0}, "average_rate must lie in"),
+        ({"state_size": 0}, "state_size must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(TINY, **fields)
+
+
+def test_only_causal_models_stream() -> None:
+    with pytest.raises(ConfigError, match=r"looks at frames to come.*causal=True"):
+        PKS4(TINY).forward_stream(_clip())
+
+
+def test_state_of_another_batch_is_refused() -> None:
+    model = PKS4(replace(TINY, causal=True)).eval()
+    _, state = model.forward_stream(_clip(batch=2))
+    with pytest.raises(ShapeError, match="the state belongs to 2 clips, but 3 were given"):
+        model.forward_stream(_clip(batch=3), state)
