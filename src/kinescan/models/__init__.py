@@ -1,0 +1,22 @@
+"""Models from clips to class logits, their weights, and the zoo that makes them by name."""
+
+from kinescan.models.classifier import VideoClassifier
+from kinescan.models.load_report import LoadReport
+from kinescan.models.pks4 import PKS4, PKS4Config, PKS4State
+from kinescan.models.vit import VisionTransformer, ViTConfig
+from kinescan.models.weights import read_checkpoint
+from kinescan.models.zoo import create_model, from_pretrained, list_models
+
+__all__ = [
+    "PKS4",
+    "LoadReport",
+    "PKS4Config",
+    "PKS4State",
+    "ViTConfig",
+    "VideoClassifier",
+    "VisionTransformer",
+    "create_model",
+    "from_pretrained",
+    "list_models",
+    "read_checkpoint",
+]

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
 from kinescan.models import saved_model
 from kinescan.models.hub import upload
-from kinescan.models.load_report import LoadReport
 from kinescan.models.model_card import model_card
 from kinescan.models.saved_model import SavedModel
+from kinescan.models.weights import Checkpoint, LoadReport, Pretrained, read_vision_tower
 from kinescan.preprocessing import Preprocessing
 from kinescan.settings import build_settings, to_plain
 from kinescan.shapes import Clip, Logits
@@ -93,6 +93,15 @@ class VideoClassifier(nn.Module, ABC):
     @abstractmethod
     def num_layers(self) -> int:
         """The largest value in `layer_depths`."""
+
+    @classmethod
+    def translate(cls, checkpoint: Checkpoint) -> Pretrained:
+        """What a checkpoint holds for this class of model, under its parameter names; here the tower `vit`.
+
+        Raises:
+            CheckpointError: the checkpoint fits nothing in such a model.
+        """
+        return read_vision_tower(checkpoint, prefix="vit.")
 
     @property
     def num_parameters(self) -> int:

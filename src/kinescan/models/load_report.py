@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import dataclass
 
 _SHOWN = 4
@@ -37,6 +38,10 @@ class LoadReport:
 
 
 def _named(names: tuple[str, ...]) -> str:
+    """The names in brackets; more than a few are counted by their first part."""
     if not names:
         return ""
-    return f" ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
+    if len(names) <= _SHOWN:
+        return f" ({', '.join(names)})"
+    groups = Counter(name.split(".")[0] for name in names)
+    return f" ({', '.join(f'{group}: {count}' for group, count in groups.items())})"

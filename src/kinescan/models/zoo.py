@@ -1,0 +1,213 @@
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kinescan.errors import CheckpointError, ConfigError
+from kinescan.models import saved_model
+from kinescan.models.classifier import VideoClassifier
+from kinescan.models.pks4 import PKS4
+from kinescan.models.weights import Pretrained, load_pretrained, open_checkpoint
+from kinescan.preprocessing import Preprocessing
+from kinescan.settings import build_settings, closest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A named model.
+
+    Attributes:
+        model: its class.
+        settings: fields of the class's config that differ from their defaults.
+    """
+
+    model: type[VideoClassifier]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+_L14 = {
+    "width": 1024,
+    "depth": 24,
+    "heads": 16,
+    "mlp_dim": 4096,
+    "embed_dim": 768,
+    "patch_size": 14,
+    "insert_after": 16,
+}
+_TI16 = {"width": 192, "heads": 3, "mlp_dim": 768, "embed_dim": 192}
+_AVERAGING = {"scanner": False, "correlation": False, "variation": False, "class_token_route": "none"}
+
+MODELS: dict[str, Architecture] = {
+    "vit_ti16": Architecture(PKS4, _TI16 | _AVERAGING),
+    "vit_b16": Architecture(PKS4, _AVERAGING),
+    "vit_l14": Architecture(PKS4, _L14 | _AVERAGING),
+    "pks4_vit_ti16": Architecture(PKS4, _TI16),
+    "pks4_vit_b16": Architecture(PKS4),
+    "pks4_vit_l14": Architecture(PKS4, _L14),
+}
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` takes, sorted.
+
+    Example:
+        >>> "pks4_vit_b16" in list_models()
+        True
+    """
+    return sorted(MODELS)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    labels: Sequence[str] | None = None,
+    weights: str | Path | None = None,
+    preprocessing: Preprocessing | None = None,
+    **options: Any,
+) -> VideoClassifier:
+    """A model by name, with new weights or on a pretrained backbone.
+
+    With `weights`, sizes are read from the tensors: "pks4_vit_b16" on a smaller tower is a smaller model. What was
+    loaded, missing, left over and resized is in `model.load_report` and logged.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: size of the head; by default the number of labels, or that of the config.
+        labels: class names in the order of the logits.
+        weights: a CLIP or timm vision tower or a saved kinescan model: file, folder, or name on the Hugging Face hub.
+            A saved model gives its head too, if the classes are the same.
+        preprocessing: how pixels become a clip; by default what comes with the weights, else CLIP's.
+        **options: fields of the model's config; see `kinescan.models.pks4.PKS4Config`.
+
+    Returns:
+        The model, on the CPU, in training mode.
+
+    Raises:
+        ConfigError: the name or an option is unknown (the closest is named), or an option is out of range or
+            contradicts the weights.
+        CheckpointError: the weights cannot be read or fit nothing.
+
+    Example:
+        >>> model = create_model("pks4_vit_ti16", labels=["left", "right"], depth=2, window=5)
+        >>> model.config.num_classes, model.config.window, model.labels
+        (2, 5, ('left', 'right'))
+    """
+    architecture = _find(name)
+    _refuse_unknown_options(name, architecture, options)
+    pretrained = None
+    if weights is not None:
+        pretrained = architecture.model.translate(open_checkpoint(weights))
+        _refuse_contradictions(name, pretrained, options)
+    settings = _merge(name, architecture, pretrained, options)
+    if preprocessing is not None and "image_size" not in options:
+        settings["image_size"] = preprocessing.size
+    if labels is None and pretrained is not None and num_classes in (None, len(pretrained.labels or ())):
+        labels = pretrained.labels
+    classes = num_classes if num_classes is not None else None if labels is None else len(labels)
+    if classes is not None:
+        settings["num_classes"] = classes
+    config = build_settings(architecture.model.config_class, settings)
+    if preprocessing is None and pretrained is not None:
+        preprocessing = _inherit_preprocessing(name, pretrained, config.image_size)
+    model = architecture.model(config, name=name, labels=labels, preprocessing=preprocessing)
+    if pretrained is not None:
+        model.load_report = load_pretrained(model, pretrained, skip=() if _same_head(model, pretrained) else ("head.",))
+    return model
+
+
+def from_pretrained(source: str | Path, *, revision: str | None = None) -> VideoClassifier:
+    """A model that `save_pretrained` wrote, whatever its class; on the CPU, in evaluation mode.
+
+    Args:
+        source: folder, or name on the Hugging Face hub (user/name).
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        CheckpointError: the folder is missing or damaged, of a newer kinescan, or of a model unknown here.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> create_model("vit_ti16", labels=["left", "right"], depth=1).save_pretrained(folder)
+        >>> from_pretrained(folder).labels
+        ('left', 'right')
+    """
+    folder = saved_model.locate(source, revision=revision)
+    name = saved_model.read_config(folder).model
+    if name not in MODELS:
+        raise CheckpointError(
+            f"{folder / saved_model.CONFIG_FILE}: unknown model {name!r}. {closest(name, MODELS)} "
+            "If it is a newer one, upgrade: pip install -U kinescan"
+        )
+    return MODELS[name].model.from_pretrained(folder)
+
+
+def _find(name: str) -> Architecture:
+    if name not in MODELS:
+        raise ConfigError(f"unknown model {name!r}. {closest(name, MODELS)} `kinescan list` shows all.")
+    return MODELS[name]
+
+
+def _refuse_unknown_options(name: str, architecture: Architecture, options: Mapping[str, Any]) -> None:
+    allowed = [key.name for key in dataclasses.fields(architecture.model.config_class) if key.name != "num_classes"]
+    for option in options:
+        if option not in allowed:
+            raise ConfigError(f"{name} has no option {option!r}. {closest(option, allowed)}")
+
+
+def _refuse_contradictions(name: str, pretrained: Pretrained, options: Mapping[str, Any]) -> None:
+    # The image size may differ (positions are interpolated), and a projection may be left out.
+    free = {"image_size"} | ({"embed_dim"} if options.get("embed_dim", 0) is None else set())
+    for option, value in options.items():
+        told = pretrained.sizes.get(option, value)
+        if option not in free and told != value:
+            raise ConfigError(
+                f"{name}: {option}={value!r} contradicts {pretrained.source}, whose {option} is {told!r}. "
+                f"Leave {option} out, or give other weights."
+            )
+
+
+def _inherit_preprocessing(name: str, pretrained: Pretrained, size: int) -> Preprocessing:
+    """All of it from the same model; the pixels' scale alone from another, which may have seen other clips."""
+    kept = pretrained.preprocessing
+    if pretrained.model != name:
+        kept = {key: value for key, value in kept.items() if key in ("mean", "std")}
+    return build_settings(Preprocessing, {**kept, "size": size}, where="preprocessing")
+
+
+def _same_head(model: VideoClassifier, pretrained: Pretrained) -> bool:
+    if pretrained.labels is not None:
+        return pretrained.labels == model.labels
+    head = pretrained.tensors.get("head.weight")
+    return head is None or head.shape == model.state_dict()["head.weight"].shape
+
+
+def _merge(
+    name: str, architecture: Architecture, pretrained: Pretrained | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The config's fields: the named defaults, then what the weights tell, then the options."""
+    named = dict(architecture.settings)
+    told: dict[str, Any] = {}
+    if pretrained is not None:
+        foreign = pretrained.model is not None and pretrained.model != name
+        told = ({} if foreign else dict(pretrained.conventions)) | pretrained.sizes
+        if "heads" in told and told["heads"] is None and "heads" not in options:
+            raise ConfigError(
+                f"{pretrained.source}: nothing says how many attention heads a tower of width {told['width']} has. "
+                "Add heads=..."
+            )
+    merged: dict[str, Any] = {**named, **told, **options}
+    defaults = architecture.model.config_class(**named)
+    depth = merged.get("depth", defaults.depth)
+    if hasattr(defaults, "insert_after") and depth != defaults.depth and "insert_after" not in {*told, *options}:
+        # A tower of another depth gets the module at the same relative place.
+        merged["insert_after"] = max(1, round(depth * defaults.insert_after / defaults.depth))
+    changed = {key: value for key, value in told.items() if value != getattr(defaults, key) and key not in options}
+    if changed:
+        logger.info("%s: sizes read from the weights: %s", name, ", ".join(f"{k}={v}" for k, v in changed.items()))
+    return merged
