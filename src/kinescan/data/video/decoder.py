@@ -1,0 +1,244 @@
+import copy
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import av.error
+from av.format import Flags
+from av.stream import Discard, Disposition
+
+from kinescan.data.video.table import SKIPPABLE_CODECS, FrameTable, PacketTable, lay_out_frames, read_packets
+from kinescan.errors import ConfigError, VideoError
+
+# After a seek the demuxer may land a little before the packet asked for; farther off, the file is read from its start.
+_MAX_PACKETS_TO_LAND = 64
+# Text files that FFmpeg would draw as "video".
+_TEXT_FORMATS = frozenset({"tty"})
+
+
+class Undecodable(Exception):
+    """A packet that is needed cannot be decoded, or not without damage."""
+
+
+class Decoder:
+    """The frames of one video stream from any packet on, decoded by one thread.
+
+    Every packet is given its ordinal in the file as its time before it is decoded. Decoders hand that number on to the
+    frame, so that a frame is known by its packet even where times are missing, doubled or wrong.
+    """
+
+    def __init__(self, path: str | Path, *, stream_index: int | None = None) -> None:
+        self.path = path
+        self._stream_index = stream_index
+        self._open()
+        self.codec: str = self.stream.codec_context.codec.canonical_name
+        self.packets: PacketTable = read_packets(self._container.demux(self.stream), self.stream)
+        flags = self._container.format.flags
+        self.frames: FrameTable = lay_out_frames(
+            self.packets,
+            codec=self.codec,
+            format_name=self._container.format.name,
+            has_times=not flags & Flags.no_timestamps.value,
+        )
+        # what tells a packet from the others when it is met again after a seek
+        places = zip(self.packets.pts, self.packets.positions, self.packets.sizes, strict=True)
+        self._ordinals = {place: ordinal for ordinal, place in enumerate(places) if place[1] is not None}
+        self._drop_early_frames()
+
+    @property
+    def num_promised_frames(self) -> int:
+        """The header's count, 0 where it has none."""
+        return int(self.stream.frames)
+
+    @property
+    def promised_seconds(self) -> float:
+        """The header's duration of the longest stream, 0 where it has none."""
+        duration = self._container.duration
+        return 0.0 if duration is None else duration / av.time_base
+
+    def again(self) -> "Decoder":
+        """The same stream of the same file, opened once more; the packets are not read again."""
+        other = copy.copy(self)
+        other._open()
+        return other
+
+    def end_of_all_streams_seconds(self) -> float:
+        """When the last packet of any stream ends: reads the whole file."""
+        end = 0.0
+        with _open_container(self.path) as container:
+            try:
+                for packet in container.demux():
+                    if packet.pts is not None and packet.size and not packet.is_corrupt:
+                        end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            except av.error.FFmpegError:
+                pass
+        return end
+
+    def close(self) -> None:
+        """Closes the file; a second call does nothing."""
+        self._container.close()
+
+    def decode(
+        self, start: int, *, wanted: set[int] | None = None, strict: bool = True
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Frames with their identities (see FrameTable), in the decoder's order, from the packet `start` on.
+
+        Args:
+            start: ordinal of a key packet, or 0.
+            wanted: identities that matter: others may be left out, and decoding ends after the last of them.
+            strict: raise Undecodable at the first damage; otherwise damaged packets and frames are left out.
+        """
+        codec, table = self.stream.codec_context, self.frames
+        skippable = wanted is not None and not table.by_rank and self.codec in SKIPPABLE_CODECS
+        missing = None if wanted is None else set(wanted)
+        rank, last_damage = -1, -1
+        for ordinal, packet in self._packets_from(start):
+            if skippable and wanted is not None:
+                codec.skip_frame = "DEFAULT" if ordinal in wanted or ordinal == start else "NONREF"
+            images, damaged = _decode_packet(codec, packet)
+            if damaged:
+                last_damage = ordinal
+            for image in images:
+                rank += 1
+                if image.is_corrupt or (image.pts == start > 0 and not image.key_frame):
+                    last_damage = max(last_damage, image.pts)
+                if last_damage >= 0 and strict:
+                    raise Undecodable
+                identity = rank if table.by_rank else image.pts
+                if table.starts[image.pts] <= last_damage:
+                    # not whole again before the next key packet
+                    continue
+                if missing is None:
+                    yield identity, image
+                elif identity in missing:
+                    yield identity, image
+                    missing.discard(identity)
+                    if not missing:
+                        return
+        if strict and (missing or last_damage >= 0):
+            raise Undecodable
+
+    def _packets_from(self, start: int) -> Iterator[tuple[int, av.Packet | None]]:
+        """Packets from the ordinal `start` on, stamped with their ordinals; then None, which drains the decoder."""
+        ordinal, packets = self._land(start)
+        try:
+            for packet in packets:
+                if packet.size == 0:
+                    continue
+                if ordinal >= start:
+                    packet.pts = packet.dts = ordinal
+                    yield ordinal, packet
+                ordinal += 1
+        except av.error.FFmpegError:
+            # the index ended at the same place: what came before is whole
+            pass
+        yield ordinal, None
+
+    def _land(self, start: int) -> tuple[int, Iterator[av.Packet]]:
+        """Seeks to the packet `start` or somewhat before; opens the file anew where seeking does not get there."""
+        self.stream.codec_context.skip_frame = "DEFAULT"
+        times = [time for time in (self.packets.pts[start], self.packets.dts[start]) if time is not None]
+        if times:
+            try:
+                self._container.seek(min(times), stream=self.stream)
+                packets = self._container.demux(self.stream)
+                for packet in itertools.islice(packets, _MAX_PACKETS_TO_LAND):
+                    ordinal = self._ordinals.get((packet.pts, packet.pos, packet.size))
+                    if ordinal is not None and ordinal <= start:
+                        return ordinal, itertools.chain([packet], packets)
+                    if ordinal is not None:
+                        break
+            except av.error.FFmpegError:
+                pass
+        self._container.close()
+        self._open()
+        return 0, self._container.demux(self.stream)
+
+    def _drop_early_frames(self) -> None:
+        """Takes frames out of the table that need something from before the file's first key packet."""
+        packets, table = self.packets, self.frames
+        first_key = packets.key.index(True) if True in packets.key else 0
+        key_tick = packets.pts[first_key] if packets.pts else None
+        early = {
+            ordinal
+            for ordinal, (tick, shown) in enumerate(zip(packets.pts, packets.shown, strict=True))
+            if shown
+            and (
+                ordinal < first_key
+                or (not table.by_rank and tick is not None and key_tick is not None and tick < key_tick)
+            )
+        }
+        if not early:
+            return
+        seen = set()
+        for _, frame in self.decode(0, strict=False):
+            if frame.pts in early:
+                seen.add(frame.pts)
+            elif frame.pts > first_key:
+                break
+        if table.by_rank:
+            self.frames = table.without_first(len(early - seen))
+        else:
+            self.frames = table.keep(set(table.identities) - (early - seen))
+
+    def _open(self) -> None:
+        self._container = _open_container(self.path)
+        self.stream = _choose_stream(self.path, self._container, self._stream_index)
+        for other in self._container.streams:
+            if other.index != self.stream.index:
+                other.discard = Discard.all
+        self.stream.thread_type = "NONE"
+        self.stream.codec_context.thread_count = 1
+        self.header_size = (self.stream.codec_context.width, self.stream.codec_context.height)
+
+
+def _open_container(path: str | Path) -> av.container.InputContainer:
+    file = Path(path)
+    if file.is_dir():
+        raise VideoError(path, "is a folder. Give a video file.")
+    if not file.exists():
+        raise VideoError(path, "there is no such file. Check the path.")
+    if file.is_file() and file.stat().st_size == 0:
+        raise VideoError(path, "is empty (0 bytes). Fetch it again.")
+    try:
+        container = av.open(str(path), metadata_errors="ignore")
+    except (av.error.FFmpegError, OSError) as error:
+        reason = f"cannot be opened as video: {error.strerror}. It is cut before its index, or no video file."
+        raise VideoError(path, reason) from error
+    if container.format.name in _TEXT_FORMATS:
+        container.close()
+        raise VideoError(path, "holds text, not video.")
+    return container
+
+
+def _decode_packet(codec: av.CodecContext, packet: av.Packet | None) -> tuple[list[av.VideoFrame], bool]:
+    """The frames that come out, and whether the packet was damaged."""
+    try:
+        return codec.decode(packet), False
+    except av.error.FFmpegError:
+        return [], True
+
+
+def _choose_stream(
+    path: str | Path, container: av.container.InputContainer, stream_index: int | None
+) -> av.VideoStream:
+    """The stream asked for, or the one that FFmpeg thinks best; a cover picture is no video."""
+    streams = container.streams
+    videos = [s for s in streams.video if not s.disposition & Disposition.attached_pic]
+    reason = ""
+    if not videos:
+        kinds = ", ".join(sorted({stream.type for stream in streams})) or "none"
+        reason = f"has no video stream (streams: {kinds})."
+    elif stream_index is not None and stream_index not in [stream.index for stream in videos]:
+        allowed = ", ".join(str(stream.index) for stream in videos)
+        container.close()
+        raise ConfigError(f"{path}: stream_index {stream_index} is no video stream. Allowed: {allowed}.")
+    else:
+        index = streams.best("video").index if stream_index is None else stream_index
+        chosen = streams[index if index in [s.index for s in videos] else videos[0].index]
+        if chosen.codec_context is not None:
+            return chosen
+        reason = "is coded in a way that this FFmpeg has no decoder for."
+    container.close()
+    raise VideoError(path, reason)

@@ -1,0 +1,368 @@
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+
+from kinescan.data.video.decoder import Decoder, Undecodable
+from kinescan.data.video.structure import missing_bytes
+from kinescan.data.video.table import FrameTable
+from kinescan.errors import ConfigError, ShapeError, VideoError
+from kinescan.shapes import Pixels
+
+# Frames that a file may give out of the order of their times before it counts as damaged.
+_MAX_FRAMES_AHEAD = 64
+_CUT_ADVICE = "The file is cut or damaged; fetch it again, or pass allow_short=True to use what is there."
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Decoded frames.
+
+    Attributes:
+        pixels: [T, 3, H, W], uint8, RGB; channels-last in memory.
+        pts_seconds: [T], float64: when each frame is shown, by the file's own clock.
+    """
+
+    pixels: Pixels
+    pts_seconds: torch.Tensor
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 4 or self.pixels.shape[1] != 3 or self.pixels.shape[:1] != self.pts_seconds.shape:
+            raise ShapeError(
+                f"pixels must be [T, 3, H, W] with one time each, got {list(self.pixels.shape)} and "
+                f"{list(self.pts_seconds.shape)} times."
+            )
+
+    def __repr__(self) -> str:
+        return f"Frames(pixels={list(self.pixels.shape)}, pts_seconds={list(self.pts_seconds.shape)})"
+
+
+class VideoReader:
+    """Exact frames of a video file by their place or time, upright.
+
+    Opening reads the packets once, without decoding: this gives the number of frames, their times and the places
+    where decoding can start. `read` then decodes each stretch that it needs once, by one thread (worker processes are
+    the way to use more cores), and converts only the frames asked for to RGB. What comes out is bit for bit what
+    decoding the whole file in order would give, also with variable frame rates, reordered frames and edit lists.
+
+    Args:
+        path: a video file.
+        stream_index: which of the file's streams; by default the video stream that FFmpeg finds best.
+        allow_short: accept a cut or damaged file: it is decoded once in full when opened, and the frames that come
+            out of that, without those marked as damaged, are the video.
+
+    Raises:
+        VideoError: the file is missing, empty, cut or damaged, or holds no video; `read` and iteration raise it where
+            they meet frames that cannot be decoded, and name how many can.
+        ConfigError: stream_index is not the number of a video stream.
+
+    Example:
+        >>> import tempfile
+        >>> from kinescan.data.video import write_video
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_video(f"{folder}/a.mp4", torch.zeros(20, 3, 24, 32, dtype=torch.uint8), fps=10)
+        ...     with VideoReader(f"{folder}/a.mp4") as video:
+        ...         print(video.num_frames, video.fps, video.read([0, 5, 5]))
+        20 10.0 Frames(pixels=[3, 3, 24, 32], pts_seconds=[3])
+    """
+
+    def __init__(self, path: str | Path, *, stream_index: int | None = None, allow_short: bool = False) -> None:
+        self.path = Path(path)
+        self._allow_short = allow_short
+        self._decoder = Decoder(path, stream_index=stream_index)
+        self._reformatter = VideoReformatter()
+        try:
+            if allow_short:
+                self._keep_what_decodes()
+            else:
+                self._refuse_cut()
+            if not self._decoder.frames.identities:
+                raise VideoError(path, "holds no video frames.")
+        except VideoError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __repr__(self) -> str:
+        return f"VideoReader({str(self.path)!r}, {self.num_frames} frames, {self.duration_seconds:.2f} s, {self.codec})"
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that the packets of the file hold, whatever its header says."""
+        return len(self._decoder.frames.identities)
+
+    @property
+    def pts_seconds(self) -> torch.Tensor:
+        """[num_frames], float64, increasing: when each frame is shown, by the file's own clock."""
+        return self._decoder.frames.pts_seconds
+
+    @property
+    def duration_seconds(self) -> float:
+        """From the first frame's start to the last frame's end."""
+        table = self._decoder.frames
+        return float(table.pts_seconds[-1] - table.pts_seconds[0]) + table.last_seconds
+
+    @property
+    def fps(self) -> float:
+        """Frames per second on average; 0 where the file has one frame and no duration."""
+        seconds = self.duration_seconds
+        return round(self.num_frames / seconds, 6) if seconds > 0 else 0.0
+
+    @property
+    def codec(self) -> str:
+        """FFmpeg's name of the codec, as in "h264"."""
+        return self._decoder.codec
+
+    @property
+    def height(self) -> int:
+        """Rows of a frame, after rotation."""
+        return self._geometry[0]
+
+    @property
+    def width(self) -> int:
+        """Columns of a frame, after rotation."""
+        return self._geometry[1]
+
+    @property
+    def rotation_degrees(self) -> int:
+        """By how much stored frames are turned to stand upright, counter-clockwise: 0, 90, 180 or 270."""
+        return self._geometry[2]
+
+    def close(self) -> None:
+        """Closes the file; a second call does nothing."""
+        self._decoder.close()
+
+    def read(self, indices: Sequence[int] | torch.Tensor) -> Frames:
+        """The frames at these places.
+
+        Args:
+            indices: [T], each in [0, num_frames); any order, repeats allowed.
+
+        Returns:
+            T frames in the order asked for.
+
+        Raises:
+            ConfigError: there is no index, or one out of range.
+            VideoError: a frame cannot be decoded.
+        """
+        places = [int(index) for index in indices]
+        if not places or min(places) < 0 or max(places) >= self.num_frames:
+            raise ConfigError(f"{self.path}: indices must lie in [0, {self.num_frames}), got {places}.")
+        slots: dict[int, list[int]] = {}
+        for slot, place in enumerate(places):
+            slots.setdefault(self._decoder.frames.identities[place], []).append(slot)
+        pixels = torch.empty(0, dtype=torch.uint8)
+        for identity, frame in self._decode_wanted(sorted(set(places))):
+            image = self._to_rgb(frame)
+            if not pixels.numel():
+                pixels = torch.empty(len(places), *image.shape, dtype=torch.uint8)
+            for slot in slots[identity]:
+                pixels[slot] = image
+        return Frames(pixels.permute(0, 3, 1, 2), self.pts_seconds[places])
+
+    def read_at(self, seconds: float | Sequence[float]) -> Frames:
+        """The frames that a player shows at these times: for each the last one that has begun.
+
+        Args:
+            seconds: by the file's own clock (as in `pts_seconds`), from the first frame's start to the last one's end.
+
+        Returns:
+            One frame for each time.
+
+        Raises:
+            ConfigError: a time before the first frame or after the last.
+            VideoError: a frame cannot be decoded.
+        """
+        times = torch.as_tensor(seconds, dtype=torch.float64).reshape(-1)
+        first, end = float(self.pts_seconds[0]), float(self.pts_seconds[-1]) + self._decoder.frames.last_seconds
+        # times that were printed with six digits still find their own frame
+        slack = 1e-6
+        if not times.numel() or float(times.min()) < first - slack or float(times.max()) > end + slack:
+            raise ConfigError(f"{self.path}: times must lie in [{first:.6g}, {end:.6g}] s, got {times.tolist()}.")
+        places = torch.searchsorted(self.pts_seconds, times + slack, right=True) - 1
+        return self.read(places.clamp(min=0))
+
+    def __iter__(self) -> Iterator[tuple[Pixels, float]]:
+        """Frame after frame ([3, H, W], uint8) with its time in seconds; never more than a few in memory."""
+        times = self.pts_seconds.tolist()
+        table = self._decoder.frames
+        place_of = {identity: place for place, identity in enumerate(table.identities)}
+        ahead: dict[int, torch.Tensor] = {}
+        place = 0
+        # a decoder of its own: reading in between does not disturb it
+        decoder = self._decoder.again()
+        try:
+            for identity, frame in decoder.decode(0, strict=not self._allow_short):
+                if identity in place_of:
+                    ahead[place_of[identity]] = self._to_rgb(frame)
+                while place in ahead:
+                    yield ahead.pop(place).permute(2, 0, 1), times[place]
+                    place += 1
+                if len(ahead) > _MAX_FRAMES_AHEAD:
+                    break
+        except Undecodable:
+            raise self._explain() from None
+        finally:
+            decoder.close()
+        if place < self.num_frames:
+            raise self._explain()
+
+    def check(self) -> None:
+        """Decodes everything once.
+
+        Raises:
+            VideoError: not every frame can be decoded; the message says how many can.
+        """
+        for _ in self:
+            pass
+
+    @cached_property
+    def _geometry(self) -> tuple[int, int, int]:
+        """Height, width and rotation of the first frame."""
+        frame = self._first_frame
+        height, width = _turn(torch.empty(frame.height, frame.width, 3, dtype=torch.uint8), frame).shape[:2]
+        return height, width, round(frame.rotation) % 360
+
+    @cached_property
+    def _first_frame(self) -> av.VideoFrame:
+        decoder = self._decoder.again()
+        try:
+            identity = decoder.frames.identities[0]
+            for _, frame in decoder.decode(0, wanted={identity}, strict=not self._allow_short):
+                return frame
+        except Undecodable:
+            pass
+        finally:
+            decoder.close()
+        raise self._explain()
+
+    def _decode_wanted(self, places: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Each wanted frame once: first from the nearest starts; where that shows damage, from the file's start."""
+        table = self._decoder.frames
+        missing = {table.identities[place] for place in places}
+        try:
+            for start, wanted in plan_runs(table, places):
+                for identity, frame in self._decoder.decode(start, wanted=wanted):
+                    missing.discard(identity)
+                    yield identity, frame
+        except Undecodable:
+            try:
+                for identity, frame in self._decoder.decode(0, wanted=set(missing), strict=not self._allow_short):
+                    missing.discard(identity)
+                    yield identity, frame
+            except Undecodable:
+                raise self._explain() from None
+            if missing:
+                raise self._explain() from None
+
+    def _to_rgb(self, frame: av.VideoFrame) -> torch.Tensor:
+        """Upright [H, W, 3] pixels, as large as the first frame's."""
+        width, height = frame.width, frame.height
+        if (width, height) != self._decoder.header_size:
+            width, height = self._first_frame.width, self._first_frame.height
+        rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24")
+        plane = rgb.planes[0]
+        rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(height, plane.line_size)
+        return _turn(torch.from_numpy(rows[:, : width * 3].reshape(height, width, 3)), frame)
+
+    def _keep_what_decodes(self) -> None:
+        table = self._decoder.frames
+        decodable = [identity for identity, _ in self._decoder.decode(0, strict=False)]
+        if table.identities and not decodable:
+            raise VideoError(self.path, f"none of its {len(table.identities)} frames can be decoded.")
+        self._decoder.frames = table.keep(decodable)
+
+    def _refuse_cut(self) -> None:
+        """A file that ends before its own structure does, and whose frames end before its header says, is cut."""
+        num_missing = missing_bytes(self.path)
+        if num_missing == 0:
+            return
+        table = self._decoder.frames
+        num_frames = len(table.identities)
+        promised = self._decoder.num_promised_frames
+        if not promised and num_frames:
+            seconds = self._decoder.promised_seconds
+            short = seconds - self._decoder.end_of_all_streams_seconds()
+            if seconds and short < 0.75 * table.last_seconds:
+                return
+            promised = num_frames + max(1, round(short / (table.last_seconds or 0.04))) if seconds else 0
+        if promised and promised <= num_frames:
+            return
+        frames = f"{num_frames} of {promised}" if promised else f"{num_frames}"
+        raise VideoError(
+            self.path,
+            f"{frames} frames can be decoded (the index ends at {self._index_end:.2f} s, {num_missing} bytes are "
+            f"missing). {_CUT_ADVICE}",
+        )
+
+    def _explain(self) -> VideoError:
+        """Counts what can be decoded."""
+        decoder = self._decoder.again()
+        try:
+            place_of = {identity: place for place, identity in enumerate(decoder.frames.identities)}
+            given = [place_of[identity] for identity, _ in decoder.decode(0, strict=False) if identity in place_of]
+        finally:
+            decoder.close()
+        last = f"the last at {float(self.pts_seconds[max(given)]):.2f} s of " if given else ""
+        return VideoError(
+            self.path,
+            f"{len(given)} of {self.num_frames} frames can be decoded ({last}{self._index_end:.2f} s). {_CUT_ADVICE}",
+        )
+
+    @property
+    def _index_end(self) -> float:
+        table = self._decoder.frames
+        return float(table.pts_seconds[-1]) + table.last_seconds if table.identities else 0.0
+
+
+def plan_runs(table: FrameTable, places: Sequence[int]) -> list[tuple[int, set[int]]]:
+    """Where to start decoding, and for which frames: no packet is decoded twice, none between the runs at all.
+
+    Args:
+        table: of the video.
+        places: of the wanted frames, increasing.
+
+    Returns:
+        (ordinal of the first packet, identities of the wanted frames) of each run, in the order of the file.
+    """
+    runs: list[tuple[int, set[int]]] = []
+    last_needed = -1
+    for place in places:
+        start, identity = table.start(place), table.identities[place]
+        if runs and (start <= last_needed or start == runs[-1][0]):
+            runs[-1][1].add(identity)
+        else:
+            runs.append((start, {identity}))
+        last_needed = max(last_needed, identity)
+    return runs
+
+
+def _turn(image: torch.Tensor, frame: av.VideoFrame) -> torch.Tensor:
+    """Carries out the frame's display matrix, to the nearest quarter turn, with mirroring: [H, W, 3] upright."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    # x' = a x + c y, y' = b x + d y, with x to the right and y down
+    a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5].tolist()
+    if abs(b) > abs(a):
+        image = image.transpose(0, 1)
+        a, d = c, b
+    flipped = [axis for axis, scale in ((0, d), (1, a)) if scale < 0]
+    return image.flip(flipped) if flipped else image

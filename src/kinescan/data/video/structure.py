@@ -1,0 +1,93 @@
+from pathlib import Path
+from typing import BinaryIO
+
+_EBML_HEADER = bytes.fromhex("1A45DFA3")
+_EBML_SEGMENT = bytes.fromhex("18538067")
+
+
+def missing_bytes(path: str | Path) -> int:
+    """How many bytes the outer structure of an mp4/mov, Matroska/WebM or AVI file promises beyond its end.
+
+    A file that was cut while it was fetched or written still carries the sizes that its whole was to have. This is no
+    proof that frames are missing (an index at the end may be all that is lost), but a file without missing bytes is
+    not cut, whatever its duration field says.
+
+    Args:
+        path: a readable file.
+
+    Returns:
+        0 where nothing is missing, or where the format promises nothing (streams, raw video, transport streams).
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "a.avi"
+        ...     _ = file.write_bytes(b"RIFF" + (100).to_bytes(4, "little") + b"AVI ")
+        ...     print(missing_bytes(file))
+        96
+    """
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(12)
+        if start[:4] == _EBML_HEADER:
+            end = _matroska_end(file)
+        elif start[:4] == b"RIFF":
+            end = _riff_end(file, size)
+        elif start[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
+            end = _mp4_end(file, size)
+        else:
+            return 0
+    return max(0, end - size)
+
+
+def _mp4_end(file: BinaryIO, size: int) -> int:
+    """Walks the boxes of the top level."""
+    position = 0
+    while position + 8 <= size:
+        file.seek(position)
+        header = file.read(16)
+        length, kind = int.from_bytes(header[:4], "big"), header[4:8]
+        if length == 1:
+            length = int.from_bytes(header[8:16], "big")
+        if length < 8 or not kind.isascii():
+            # length 0 means "to the end of the file"; anything else is no box, and promises nothing
+            return 0
+        position += length
+    return position
+
+
+def _matroska_end(file: BinaryIO) -> int:
+    """Skips the EBML header and reads the length of the segment."""
+    file.seek(4)
+    header_length = _read_length(file)
+    if header_length is None:
+        return 0
+    file.seek(header_length, 1)
+    if file.read(4) != _EBML_SEGMENT:
+        return 0
+    length = _read_length(file)
+    return 0 if length is None else file.tell() + length
+
+
+def _read_length(file: BinaryIO) -> int | None:
+    """An EBML number of 1 to 8 bytes: the zeros that lead say how many; all ones mean unknown."""
+    first = file.read(1)
+    if not first or first[0] == 0:
+        return None
+    num_bytes = 9 - first[0].bit_length()
+    value = int.from_bytes(first + file.read(num_bytes - 1), "big")
+    mask = (1 << (7 * num_bytes)) - 1
+    return None if value & mask == mask else value & mask
+
+
+def _riff_end(file: BinaryIO, size: int) -> int:
+    """Walks the RIFF chunks: files above 1 GB have several."""
+    position = 0
+    while position + 12 <= size:
+        file.seek(position)
+        header = file.read(8)
+        if header[:4] != b"RIFF":
+            return 0
+        length = int.from_bytes(header[4:8], "little")
+        position += 8 + length + length % 2
+    return position
