@@ -2,7 +2,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from kinescan.shapes import Clip, Logits
 from kinescan.version import __version__
 
 
+@runtime_checkable
 class ClassifierConfig(Protocol):
     """What every classifier's config has, beside its own fields; it is a frozen dataclass."""
 

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -127,6 +128,8 @@ def write(folder: Path, saved: SavedModel, weights: Mapping[str, Tensor], card: 
         save_file(separate(weights), aside[WEIGHTS_FILE], metadata={"format": "pt"})
         aside[CONFIG_FILE].write_text(json.dumps(asdict(saved), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         aside[CARD_FILE].write_text(card, encoding="utf-8")
+        # safetensors makes files that only their owner may read.
+        shutil.copymode(aside[CONFIG_FILE], aside[WEIGHTS_FILE])
         for path in aside.values():
             with path.open("r+b") as file:
                 os.fsync(file.fileno())
