@@ -130,9 +130,7 @@ def fit(
     """
     train, optim = train or TrainConfig(), optim or OptimConfig()
     output = prepare_output(output)
-    last = find_checkpoint(output / "checkpoints" / "last")
-    if last is not None and not resume:
-        raise ConfigError(f"{output} holds a run already. Go on with it (--resume), or choose another output folder.")
+    last = refuse_existing_run(output, resume=resume)
     if clips.num_batches < 1:
         raise ConfigError("there is no training clip. Check data.train.")
     home = next(model.parameters()).device
@@ -157,6 +155,19 @@ def fit(
         steps=state.step,
         unreadable=state.unreadable,
     )
+
+
+def refuse_existing_run(output: Path, *, resume: bool) -> Path | None:
+    """The checkpoint to resume from, or None where a run starts anew.
+
+    Raises:
+        ConfigError: there is a run in `output` and it is not to be resumed.
+        CheckpointError: the checkpoint is damaged.
+    """
+    last = find_checkpoint(output / "checkpoints" / "last")
+    if last is not None and not resume:
+        raise ConfigError(f"{output} holds a run already. Go on with it (--resume), or choose another output folder.")
+    return last
 
 
 class _Run:

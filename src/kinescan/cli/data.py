@@ -1,0 +1,78 @@
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from kinescan.cli.output import copy_lines, print_json, reported
+from kinescan.config import parse_overrides
+from kinescan.data.synthetic import AppearanceConfig, MotionConfig, SyntheticReport, make_appearance, make_motion
+from kinescan.settings import build_settings
+
+EXAMPLES = (
+    "kinescan data make motion data/motion",
+    "kinescan data make appearance data/appearance --frame-size 96 --seed 1",
+    "kinescan data make motion data/left_right --set pairs='[\"horizontal\"]' --noise 8 --shake 2",
+)
+
+Kind = Literal["motion", "appearance"]
+
+
+def make(kind: Kind, output: str | Path, **values: Any) -> SyntheticReport:
+    """Makes a data set of video files.
+
+    Args:
+        kind: "motion" (only the motion tells the class) or "appearance" (only the look does).
+        output: folder, made if need be.
+        **values: fields of `MotionConfig` or `AppearanceConfig`.
+
+    Raises:
+        ConfigError: a value is wrong, or the folder is not empty or cannot be written.
+    """
+    if kind == "motion":
+        return make_motion(output, build_settings(MotionConfig, values))
+    return make_appearance(output, build_settings(AppearanceConfig, values))
+
+
+def command(
+    kind: Annotated[Kind, typer.Argument(help="motion: only the motion tells the class; appearance: only the look.")],
+    output: Annotated[Path, typer.Argument(help="Folder, made if need be.")],
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any other setting: fps, pairs, workers, overwrite.")
+    ] = [],  # noqa: B006
+    train_per_class: Annotated[int | None, typer.Option(help="Training files of a class.")] = None,
+    test_per_class: Annotated[int | None, typer.Option(help="Test files of a class.")] = None,
+    frame_size: Annotated[int | None, typer.Option(help="Side of the square frame in pixels.")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames of a file.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed makes the same pixels.")] = None,
+    noise: Annotated[float | None, typer.Option(help="Noise on every pixel, in levels of 255.")] = None,
+    shake: Annotated[float | None, typer.Option(help="How far the camera shakes, in pixels.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+) -> None:
+    """Make a data set of video files."""
+    flags = {
+        "train_per_class": train_per_class,
+        "test_per_class": test_per_class,
+        "frame_size": frame_size,
+        "num_frames": num_frames,
+        "seed": seed,
+        "noise_levels": noise,
+        "shake_pixels": shake,
+    }
+    values = {name: value for name, value in flags.items() if value is not None} | parse_overrides(settings)
+    report = make(kind, output, **values)
+    if as_json:
+        print_json(vars(report))
+    else:
+        print(
+            f"{report.folder}: {report.num_train} training and {report.num_test} test files in "
+            f"{len(report.classes)} classes, {report.seconds:.1f} s"
+        )
+
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, epilog=copy_lines(EXAMPLES))
+app.command("make", epilog=copy_lines(EXAMPLES))(reported(command))
+
+
+@app.callback()
+def _group() -> None:
+    """Make data sets."""

@@ -1,0 +1,89 @@
+import importlib
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from kinescan.cli.output import TRACEBACK, copy_lines
+from kinescan.version import __version__
+
+VERBS = {
+    "train": ("kinescan.cli.train", "Fine-tune a model on labelled videos, as a recipe says."),
+    "eval": ("kinescan.cli.evaluate", "Score a model on labelled videos and write a report."),
+    "predict": ("kinescan.cli.predict", "Name the classes of video files."),
+    "stream": ("kinescan.cli.stream", "Classify a video frame by frame, at constant cost."),
+    "data": ("kinescan.cli.data", "Make data sets."),
+    "list": ("kinescan.cli.list", "List models, recipes, data sets and backends."),
+    "doctor": ("kinescan.cli.doctor", "Say what works on this machine, and why other things do not."),
+    "profile": ("kinescan.cli.profile", "Parameters, multiply-adds and speed of models."),
+}
+"""Verb -> the module with its `command` (or `app`, where it has verbs of its own), and one line of help."""
+
+
+EXAMPLES = (
+    "kinescan demo",
+    "kinescan train recipes/own_videos_cpu.toml --set data.train=VIDEOS",
+    "kinescan predict a.mp4 --top 5",
+)
+
+
+def build_app(only: str | None = None) -> typer.Typer:
+    """The command line.
+
+    Args:
+        only: load the code of this verb alone, so that it starts quickly; the others are listed by name.
+    """
+    app = typer.Typer(
+        name="kinescan",
+        help="Video understanding whose cost grows linearly with the number of frames.",
+        epilog=copy_lines(EXAMPLES),
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_options)
+    for name, (module_name, summary) in VERBS.items():
+        if only not in (None, name):
+            app.command(name, help=summary)(_not_loaded)
+            continue
+        module = importlib.import_module(module_name)
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name, help=summary)
+        else:
+            app.command(name, help=summary, epilog=copy_lines(module.EXAMPLES))(module.command)
+    return app
+
+
+def main() -> None:
+    """The program `kinescan`."""
+    arguments = [argument for argument in sys.argv[1:] if argument != TRACEBACK]
+    verb = next((argument for argument in arguments if not argument.startswith("-")), "")
+    build_app(only=verb)(args=arguments, prog_name="kinescan")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return build_app()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kinescan {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option(TRACEBACK, help="Show where an error came from; allowed anywhere on the line.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _not_loaded() -> None:
+    raise AssertionError("only the verb that runs is loaded")

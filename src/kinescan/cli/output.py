@@ -1,0 +1,83 @@
+"""What every verb prints: results on standard output, everything else on standard error."""
+
+import functools
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+import typer
+
+from kinescan.errors import ConfigError, KinescanError
+
+P = ParamSpec("P")
+
+DONE, FAILED, USAGE = 0, 1, 2
+
+logger = logging.getLogger("kinescan")
+
+
+class _StandardError(logging.Handler):
+    """Writes to whatever standard error is at that moment, so that a live bar can keep itself below the lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def start_logging() -> None:
+    """Shows the package's log lines on standard error; done by the command line only, once."""
+    if not any(isinstance(handler, _StandardError) for handler in logger.handlers):
+        handler = _StandardError()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+def print_table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    """Columns of text, as wide as their contents."""
+    cells = [header, *[tuple(str(cell) for cell in row) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def copy_lines(examples: tuple[str, ...]) -> str:
+    """The end of a verb's help: lines to copy."""
+    return "\n\n".join(["Copy one:", *(f"  {line}" for line in examples)])
+
+
+def reported(command: Callable[P, None]) -> Callable[P, None]:
+    """The command with its errors of ours said in one line on standard error, and its exit code.
+
+    A wrong setting or argument (ConfigError) is 2, like any wrong usage; everything else of ours is 1. Errors that
+    are not ours keep their traceback, since they are mistakes in this package.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        start_logging()
+        try:
+            command(*args, **kwargs)
+        except KinescanError as error:
+            if TRACEBACK in sys.argv:
+                traceback.print_exc(file=sys.stderr)
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            raise typer.Exit(USAGE if isinstance(error, ConfigError) else FAILED) from None
+        except KeyboardInterrupt:
+            print("stopped at once", file=sys.stderr)
+            raise typer.Exit(FAILED) from None
+        except BrokenPipeError:
+            raise typer.Exit(FAILED) from None
+
+    return run
+
+
+TRACEBACK = "--traceback"
+"""Anywhere on the command line: shows where an error of ours came from."""

@@ -1,0 +1,173 @@
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from kinescan.cli.output import print_json, reported
+from kinescan.cli.runs import RECIPE_FILE, choose_output
+from kinescan.cli.videos import make_test_set, make_training_set, read_videos
+from kinescan.config import RunConfig, dump_recipe, load_recipe
+from kinescan.data.datasets import VideoDataset
+from kinescan.data.transforms import AugmentConfig, mix
+from kinescan.errors import ConfigError
+from kinescan.evaluation.cost import count_cost
+from kinescan.evaluation.multiview import evaluate_model
+from kinescan.evaluation.report import Report, make_report
+from kinescan.models.classifier import VideoClassifier
+from kinescan.models.zoo import create_model, from_pretrained
+from kinescan.settings import to_plain
+from kinescan.training.engine import choose_device
+from kinescan.training.journal import prepare_output
+from kinescan.training.loop import FitResult, fit, refuse_existing_run
+from kinescan.training.source import DatasetClips
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = (
+    "kinescan train recipes/own_videos_cpu.toml --set data.train=VIDEOS",
+    "kinescan train recipes/ssv2_vit_b16_8f.toml --set data.root=SSV2 --set optim.lr=1e-3 --output runs/ssv2",
+    "kinescan train recipes/own_videos_cpu.toml --set data.train=VIDEOS --resume",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a training run left.
+
+    Attributes:
+        output: folder of the run.
+        fit: checkpoints and the best score while training.
+        report: of the best checkpoint with the final views.
+    """
+
+    output: Path
+    fit: FitResult
+    report: Report
+
+    def to_json(self) -> dict[str, Any]:
+        """The run as plain values."""
+        metrics = self.report.evaluation.metrics
+        return {
+            "output": str(self.output),
+            "checkpoint": str(self.fit.best or self.fit.last),
+            "best_epoch": None if self.fit.best_epoch is None else self.fit.best_epoch + 1,
+            "steps": self.fit.steps,
+            "top1": metrics.top1,
+            "top5": metrics.top5,
+            "num_videos": metrics.num_videos,
+            "unreadable_training": self.fit.unreadable,
+            "unreadable_test": {str(file.path): file.reason for file in self.report.evaluation.unreadable},
+        }
+
+
+def train(
+    recipe: str | Path | RunConfig,
+    *,
+    overrides: Sequence[str] = (),
+    output: str | Path | None = None,
+    resume: bool = False,
+) -> TrainResult:
+    """Trains as a recipe says, evaluates the best checkpoint and writes the report.
+
+    The folder of the run holds recipe.toml (resolved), log.jsonl, tensorboard/, checkpoints/last, checkpoints/best,
+    report.json, report.md, and unreadable.json where videos could not be read.
+
+    Args:
+        recipe: a TOML file, or the configuration itself.
+        overrides: "dotted.key=value" each, for a file.
+        output: folder of the run; by default the recipe's, or the next free one under runs/.
+        resume: goes on from the run's last checkpoint.
+
+    Raises:
+        ConfigError: a setting is wrong, the output cannot be written, or there are no classes to tell apart.
+        VideoError: no video could be read.
+        NonFiniteError, CheckpointError, TrainingInterrupted: as `kinescan.training.fit` raises them.
+    """
+    config = recipe if isinstance(recipe, RunConfig) else load_recipe(recipe, overrides)
+    name = config.model.name if isinstance(recipe, RunConfig) else Path(recipe).stem
+    if not config.data.train:
+        raise ConfigError("data.train is not set. Name a folder with one folder of videos per class, or a csv.")
+    chosen = output or config.output or choose_output(name, resume=resume)
+    config = replace(config, output=str(chosen))
+    folder = prepare_output(chosen)
+    refuse_existing_run(folder, resume=resume)
+    training, held_out, classes = read_videos(config)
+    set_seed(config.seed)
+    model = _make_model(config, classes)
+    training_set = make_training_set(config, training, classes)
+    if not (resume and (folder / RECIPE_FILE).exists()):
+        (folder / RECIPE_FILE).write_text(dump_recipe(config), encoding="utf-8")
+    result = fit(
+        model,
+        DatasetClips(training_set, config.loader, seed=config.seed),
+        output=folder,
+        train=config.train,
+        optim=config.optim,
+        mix=partial(_mixed, config.augment),
+        evaluate=partial(_scores, make_test_set(config, held_out, classes, config.views_while_training()), config),
+        seed=config.seed,
+        resume=resume,
+        settings=to_plain(config),
+    )
+    report = _final_report(config, result, make_test_set(config, held_out, classes, config.views()))
+    report.save(folder)
+    logger.info("top-1 %.1f %% on %s: %s", 100 * report.evaluation.metrics.top1, report.data, folder / "report.md")
+    return TrainResult(output=folder, fit=result, report=report)
+
+
+def _make_model(config: RunConfig, classes: Sequence[str]) -> VideoClassifier:
+    model = create_model(
+        config.model.name,
+        labels=classes,
+        weights=config.model.weights or None,
+        preprocessing=config.preprocessing,
+        **config.model.options,
+    )
+    logger.info("%s: %.2f M parameters, %d classes", model.name, model.num_parameters / 1e6, len(classes))
+    return model
+
+
+def _mixed(augment: AugmentConfig, clips: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    return mix(clips, labels, augment, generator)
+
+
+def _scores(dataset: VideoDataset, config: RunConfig, model: VideoClassifier) -> dict[str, float]:
+    metrics = evaluate_model(model, dataset, loader=config.loader).metrics
+    return {"top1": metrics.top1, "top5": metrics.top5}
+
+
+def _final_report(config: RunConfig, result: FitResult, dataset: VideoDataset) -> Report:
+    """The best checkpoint, scored with the final views."""
+    model = from_pretrained(result.best or result.last).to(choose_device(config.train.device))
+    evaluation = evaluate_model(model, dataset, loader=config.loader)
+    data = config.data.test or f"{config.data.held_out_ratio:.0%} held out of {config.data.train}"
+    return make_report(evaluation, model=model.name, data=data, seed=config.seed, cost=count_cost(model))
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file; see recipes/.")],
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, such as optim.lr=1e-3.")
+    ] = [],  # noqa: B006
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the run. By default the next free one under runs/.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Fine-tune a model on labelled videos, as a recipe says."""
+    result = train(recipe, overrides=settings, output=output, resume=resume)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print(result.report.to_markdown())
+
+
+command = reported(command)

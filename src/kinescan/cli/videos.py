@@ -1,0 +1,52 @@
+import logging
+from collections.abc import Sequence
+
+from kinescan.config import RunConfig
+from kinescan.data.datasets import VideoDataset, VideoItem, read_items, split_items
+from kinescan.data.sampling import Views
+from kinescan.data.transforms import EvalTransform, TrainTransform
+from kinescan.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def read_videos(config: RunConfig) -> tuple[list[VideoItem], list[VideoItem], list[str]]:
+    """Training videos, those to evaluate on, and the classes, as `[data]` says.
+
+    Without `data.test`, a part of the training videos is held out; which, depends on the seed alone.
+
+    Raises:
+        ConfigError: there are fewer than two classes, or a source cannot be read.
+    """
+    data = config.data
+    items, classes = read_items(data.train, root=data.root or None)
+    if len(classes) < 2:
+        raise ConfigError(
+            f"data.train {data.train!r} holds {len(classes)} class ({', '.join(classes)}); at least 2 are needed. "
+            "Put the videos of each class into a folder of its own."
+        )
+    if data.test:
+        held_out, _ = read_items(data.test, root=data.root or None, classes=classes)
+        logger.info("%d training videos, %d test videos, %d classes", len(items), len(held_out), len(classes))
+        return items, held_out, classes
+    items, held_out = split_items(items, data.held_out_ratio, config.seed)
+    logger.info(
+        "no data.test: of %d videos, %d (%.0f %% of each class) are held out for evaluation, drawn with seed %d",
+        len(items) + len(held_out),
+        len(held_out),
+        100 * data.held_out_ratio,
+        config.seed,
+    )
+    return items, held_out, classes
+
+
+def make_training_set(config: RunConfig, items: Sequence[VideoItem], classes: Sequence[str]) -> VideoDataset:
+    """Clips with random frames, crops and colours."""
+    transform = TrainTransform(config.preprocessing, config.augment)
+    return VideoDataset(items, classes, transform, config.preprocessing, mode="train", seed=config.seed)
+
+
+def make_test_set(config: RunConfig, items: Sequence[VideoItem], classes: Sequence[str], views: Views) -> VideoDataset:
+    """All views of each video."""
+    transform = EvalTransform(config.preprocessing, crops=views.crops)
+    return VideoDataset(items, classes, transform, config.preprocessing, mode="test", views=views, seed=config.seed)

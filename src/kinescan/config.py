@@ -1,0 +1,249 @@
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from kinescan.data.loader import LoaderConfig
+from kinescan.data.sampling import Views
+from kinescan.data.transforms import AugmentConfig
+from kinescan.errors import ConfigError
+from kinescan.preprocessing import Preprocessing
+from kinescan.settings import build_settings, to_plain
+from kinescan.training.engine import TrainConfig
+from kinescan.training.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model is trained, from which weights.
+
+    Attributes:
+        name: name in the zoo; `kinescan list` shows them.
+        weights: file, folder or hub name of pretrained image weights, or a saved kinescan model; empty for none.
+        options: fields of the model's own config.
+    """
+
+    name: str = "pks4_vit_b16"
+    weights: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the videos are.
+
+    Attributes:
+        train: a folder with one folder of videos per class, or a csv of path,label.
+        test: the same for evaluation; empty holds out a part of `train`.
+        root: folder that paths in a csv are relative to; empty for the csv's own.
+        held_out_ratio: share of each class held out for evaluation where there is no `test`.
+    """
+
+    train: str = ""
+    test: str = ""
+    root: str = ""
+    held_out_ratio: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out_ratio < 1:
+            raise ConfigError(f"held_out_ratio must lie between 0 and 1, got {self.held_out_ratio}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Which views of a video are scored, written frames x clips x crops.
+
+    Attributes:
+        views: of the final report, such as "8x2x3"; empty for `preprocessing.num_frames` x 2 x 3.
+        views_while_training: of the evaluations after epochs; empty for `preprocessing.num_frames` x 1 x 1.
+    """
+
+    views: str = ""
+    views_while_training: str = ""
+
+    def __post_init__(self) -> None:
+        for views in (self.views, self.views_while_training):
+            if views:
+                Views.parse(views)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: what a recipe says, complete.
+
+    Attributes:
+        output: folder of the run; empty for the next free one under runs/.
+        seed: of new weights, order, draws and held-out videos.
+        model: what is trained.
+        data: on which videos.
+        preprocessing: how pixels become clips.
+        augment: how training clips are varied.
+        loader: batches and worker processes.
+        optim: learning rates, schedule and loss.
+        train: device, precision, checkpoints.
+        evaluation: views.
+    """
+
+    output: str = ""
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def views(self) -> Views:
+        """Views of the final report."""
+        return Views.parse(self.evaluation.views or f"{self.preprocessing.num_frames}x2x3")
+
+    def views_while_training(self) -> Views:
+        """Views of the evaluations after epochs."""
+        return Views.parse(self.evaluation.views_while_training or f"{self.preprocessing.num_frames}x1x1")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that a TOML recipe describes, with single settings replaced.
+
+    `model = "name"` is short for `[model]` with `name`. Paths are relative to the folder that the program runs in.
+
+    Args:
+        path: the recipe.
+        overrides: "dotted.key=value" each; values are TOML, and bare words are taken as text.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown (the closest is named), or a value is wrong.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        there = ", ".join(str(near) for near in sorted(path.parent.glob("*.toml"))) or "none in its folder"
+        reason = error.strerror or error
+        raise ConfigError(f"recipe {str(path)!r} cannot be read ({reason}). Recipes there: {there}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    return build_run(values, overrides)
+
+
+def build_run(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that a mapping like a recipe's describes, with single settings replaced.
+
+    Raises:
+        ConfigError: as for `load_recipe`.
+
+    Example:
+        >>> build_run({"model": "pks4_vit_ti16"}, ["optim.lr=1e-3", "data.train=videos"]).optim.lr
+        0.001
+    """
+    merged = _long_form(values)
+    for override in overrides:
+        _override(merged, override)
+    merged = _long_form(merged)
+    _refuse_unknown_keys(merged)
+    return build_settings(RunConfig, merged)
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """The nested mapping that "dotted.key=value" texts describe.
+
+    Raises:
+        ConfigError: one has no "=", or looks like TOML and is none.
+
+    Example:
+        >>> parse_overrides(["optim.lr=1e-3", "model=vit_b16", "optim.betas=[0.9, 0.98]"])
+        {'optim': {'lr': 0.001, 'betas': [0.9, 0.98]}, 'model': 'vit_b16'}
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _override(values, override)
+    return values
+
+
+def dump_recipe(config: RunConfig) -> str:
+    """The run as TOML text, every setting written out; `load_recipe` reads it back to the same.
+
+    Raises:
+        ConfigError: a model option has a value that TOML cannot hold.
+    """
+    try:
+        return tomli_w.dumps(to_plain(config))
+    except TypeError as error:
+        raise ConfigError(
+            f"model.options cannot be written as TOML ({error}). Leave options out that are None."
+        ) from None
+
+
+def _long_form(values: Mapping[str, Any]) -> dict[str, Any]:
+    copy = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    if isinstance(copy.get("model"), str):
+        copy["model"] = {"name": copy["model"]}
+    return copy
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    dotted, sign, value = text.partition("=")
+    parts = [part.strip() for part in dotted.split(".")]
+    if not sign or not all(parts):
+        raise ConfigError(f"--set takes key=value, such as optim.lr=1e-3, got {text!r}.")
+    table = values
+    for part in parts[:-1]:
+        inner = table.get(part)
+        table[part] = dict(inner) if isinstance(inner, Mapping) else {}
+        table = table[part]
+    parsed = _value(value.strip(), text)
+    if parts == ["model"] and isinstance(parsed, str) and isinstance(values.get("model"), dict):
+        values["model"]["name"] = parsed
+    else:
+        table[parts[-1]] = parsed
+
+
+def _value(text: str, override: str) -> Any:
+    """`text` as TOML; what does not look like a list, table or quoted text is taken as it stands."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError as error:
+        if text[:1] in ("[", "{", '"', "'"):
+            raise ConfigError(f"--set {override}: the value is not valid TOML: {error}.") from None
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
+
+
+def _refuse_unknown_keys(values: Mapping[str, Any]) -> None:
+    known = dict(_known_keys(RunConfig, ""))
+    for dotted in _given_keys(values, known, ""):
+        leaf = dotted.rsplit(".", 1)[-1]
+        same_leaf = [key for key in known if key.rsplit(".", 1)[-1] == leaf]
+        near = same_leaf or difflib.get_close_matches(dotted, known, n=1, cutoff=0.5)
+        tables = sorted(key for key, cls in known.items() if dataclasses.is_dataclass(cls))
+        hint = f"Did you mean {near[0]!r}?" if near else f"Tables of a recipe: {', '.join(tables)}."
+        raise ConfigError(f"unknown key {dotted!r}. {hint}")
+
+
+def _known_keys(cls: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Every dotted key under a settings class with its type."""
+    for name, hint in typing.get_type_hints(cls).items():
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
+        yield f"{where}{name}", nested or hint
+        if nested is not None:
+            yield from _known_keys(nested, f"{where}{name}.")
+
+
+def _given_keys(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Dotted keys that are not known; below a key that is no table of ours, everything is allowed."""
+    for name, value in values.items():
+        dotted = f"{where}{name}"
+        if dotted not in known:
+            yield dotted
+        elif isinstance(value, Mapping) and dataclasses.is_dataclass(known[dotted]):
+            yield from _given_keys(value, known, f"{dotted}.")
