@@ -1,0 +1,177 @@
+"""A linear recurrence over time with input-dependent decay, write and read: the heart of a Mamba-1 block."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kinescan.errors import ShapeError
+from kinescan.ops.backend import Backend, Obstacle, choose_backend
+from kinescan.ops.selective_scan import numba, reference
+from kinescan.shapes import State, TrackMatrix, Tracks
+
+__all__ = ["selective_scan", "selective_scan_step"]
+
+Row = Float[Tensor, "R D"]
+Vector = Float[Tensor, "R S"]
+
+_OBSTACLES: Mapping[Backend, Obstacle] = {"numba": numba.obstacle, "reference": lambda u: None}
+
+
+def selective_scan(
+    u: Tracks,
+    delta: Tracks,
+    A: Float[Tensor, "D S"],
+    B: TrackMatrix,
+    C: TrackMatrix,
+    D: Float[Tensor, "D"] | None = None,
+    z: Tracks | None = None,
+    delta_bias: Float[Tensor, "D"] | None = None,
+    delta_softplus: bool = True,
+    state: State | None = None,
+    backend: Backend | None = None,
+) -> tuple[Tracks, State]:
+    """What every channel of every track reads from a state that decays and is written to, step by step.
+
+        Delta_t = softplus(delta_t + delta_bias)            or delta_t + delta_bias without `delta_softplus`
+        h_t     = exp(Delta_t A) h_{t-1} + Delta_t B_t u_t  h_0 = state
+        y_t     = (C_t h_t + D u_t) silu(z_t)               the parts with D and z only where they are given
+
+    Gradients reach every tensor, the state that comes in and through the one that goes out. Only the inputs are kept
+    for them (numba backend): states are computed again in the backward pass. Feeding a sequence in pieces, with the
+    state handed on, gives what feeding it whole gives.
+
+    Everything is computed in float32, or in float64 where u is float64, and autocast changes nothing about it: A, D,
+    the bias and the state may stay float32 beside the bfloat16 tokens that autocast makes.
+
+    Args:
+        u: [R, T, D], what is written.
+        delta: [R, T, D], step sizes, before bias and softplus.
+        A: [D, S], decay rates; negative, or the state grows.
+        B: [R, T, S], where it is written.
+        C: [R, T, S], where it is read.
+        D: [D], the way past the state.
+        z: [R, T, D], gate.
+        delta_bias: [D].
+        delta_softplus: make step sizes positive by softplus.
+        state: [R, D, S], the state to go on from; zeros by default.
+        backend: "reference" or "numba"; by default the fastest that runs on this device and dtype.
+
+    Returns:
+        y [R, T, D] in the dtype of u, and the last state [R, D, S] in float32 (float64 for float64).
+
+    Raises:
+        ShapeError: a tensor has a shape, dtype or device that does not go with those of u and A, or T is 0.
+        BackendError: the backend asked for cannot run here; the message says why and which can.
+
+    Source: Mamba (Gu and Dao, 2024), eq. 1-2 and Algorithm 2; PKS4 (arXiv 2604.26461), eq. 19-25.
+    Differs: channels last, a state in and out. The write is Delta B, as in the published code (eq. 4 has another form).
+
+    Example:
+        >>> u, delta, A = torch.ones(1, 3, 2), torch.full((1, 3, 2), 0.5), torch.zeros(2, 4)
+        >>> B = C = torch.ones(1, 3, 4)
+        >>> y, state = selective_scan(u, delta, A, B, C, delta_softplus=False)  # no decay: a running sum
+        >>> y.shape, state.shape, y[0, :, 0].tolist()
+        (torch.Size([1, 3, 2]), torch.Size([1, 2, 4]), [2.0, 4.0, 6.0])
+    """
+    _check(u, A, {"delta": delta, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias, "state": state})
+    chosen = choose_backend("selective_scan", backend, _OBSTACLES, u)
+    if chosen == "numba":
+        return numba.scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
+    wide = torch.float64 if u.dtype == torch.float64 else torch.float32
+    D, z, delta_bias, state = (None if x is None else x.to(wide) for x in (D, z, delta_bias, state))
+    required = (x.to(wide) for x in (u, delta, A, B, C))
+    y, last_state = reference.scan(*required, D, z, delta_bias, delta_softplus, state)
+    return y.to(u.dtype), last_state
+
+
+def selective_scan_step(
+    u: Row,
+    delta: Row,
+    A: Float[Tensor, "D S"],
+    B: Vector,
+    C: Vector,
+    D: Float[Tensor, "D"] | None = None,
+    z: Row | None = None,
+    delta_bias: Float[Tensor, "D"] | None = None,
+    delta_softplus: bool = True,
+    state: State | None = None,
+    backend: Backend | None = None,
+) -> tuple[Row, State]:
+    """`selective_scan` of a single step, without the axis of time: constant time and memory, whatever came before.
+
+    Args:
+        u: [R, D].
+        delta: [R, D].
+        A: [D, S].
+        B: [R, S].
+        C: [R, S].
+        D: [D].
+        z: [R, D].
+        delta_bias: [D].
+        delta_softplus: as for `selective_scan`.
+        state: [R, D, S], from the step before; zeros by default. It is not changed.
+        backend: as for `selective_scan`.
+
+    Returns:
+        y [R, D] and the next state [R, D, S]: those of `selective_scan` with T = 1, gradients included.
+
+    Raises:
+        ShapeError: u, delta, B, C or z is not of rank 2; else as for `selective_scan`.
+        BackendError: as for `selective_scan`.
+
+    Source: Mamba (Gu and Dao, 2024), eq. 2a-2b.
+
+    Example:
+        >>> row, A, vector = torch.ones(196, 64), -torch.ones(64, 16), torch.ones(196, 16)
+        >>> y, state = selective_scan_step(row, row, A, vector, vector)
+        >>> y, state = selective_scan_step(row, row, A, vector, vector, state=state)
+        >>> y.shape, state.shape
+        (torch.Size([196, 64]), torch.Size([196, 64, 16]))
+    """
+    for name, tensor in {"u": u, "delta": delta, "B": B, "C": C, "z": z}.items():
+        if tensor is not None and tensor.ndim != 2:
+            raise ShapeError(
+                f"{name} of a single step must have 2 axes, tracks and channels or places of the state, "
+                f"got {list(tensor.shape)}. For several steps call selective_scan."
+            )
+    gate = None if z is None else z[:, None]
+    y, state = selective_scan(
+        u[:, None], delta[:, None], A, B[:, None], C[:, None], D, gate, delta_bias, delta_softplus, state, backend
+    )
+    return y[:, 0], state
+
+
+def _check(u: Tensor, A: Tensor, others: Mapping[str, Tensor | None]) -> None:
+    if u.ndim != 3 or 0 in u.shape:
+        raise ShapeError(f"u must be [R, T, D] with no empty axis, got {list(u.shape)}. A single step is T = 1.")
+    num_tracks, num_steps, num_channels = u.shape
+    if A.ndim != 2 or A.shape[0] != num_channels or A.shape[1] == 0:
+        raise ShapeError(f"A must be [D, S] with D = {num_channels}, as in u, got {list(A.shape)}.")
+    letters = {"R": num_tracks, "T": num_steps, "D": num_channels, "S": A.shape[1]}
+    for name, tensor in {"u": u, "A": A, **others}.items():
+        if tensor is None:
+            continue
+        if tensor.device != u.device:
+            raise ShapeError(f"{name} is on {tensor.device} but u is on {u.device}. Move all tensors to one device.")
+        if not tensor.is_floating_point() or (tensor.dtype == torch.float64 and u.dtype != torch.float64):
+            raise ShapeError(
+                f"{name} is {_plain(tensor.dtype)} beside u in {_plain(u.dtype)}. Give floating tensors, "
+                "float64 only where u is float64, too."
+            )
+        if name in _AXES:
+            expected = [letters[axis] for axis in _AXES[name]]
+            if list(tensor.shape) != expected:
+                axes = ", ".join(_AXES[name])
+                raise ShapeError(
+                    f"{name} must be [{axes}] = {expected} to go with u {list(u.shape)} and A {list(A.shape)}, "
+                    f"got {list(tensor.shape)}."
+                )
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+_AXES = {"delta": "RTD", "B": "RTS", "C": "RTS", "D": "D", "z": "RTD", "delta_bias": "D", "state": "RDS"}
