@@ -2,7 +2,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -16,6 +16,9 @@ from kinescan.preprocessing import Preprocessing
 from kinescan.settings import build_settings, to_plain
 from kinescan.shapes import Clip, Logits
 from kinescan.version import __version__
+
+# Not typing.Self: beartype, which checks shapes in the tests, cannot resolve it on a method.
+Classifier = TypeVar("Classifier", bound="VideoClassifier")
 
 
 @runtime_checkable
@@ -162,7 +165,7 @@ class VideoClassifier(nn.Module, ABC):
         saved_model.write(Path(folder), saved, self.state_dict(), card)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
+    def from_pretrained(cls: type[Classifier], source: str | Path, *, revision: str | None = None) -> Classifier:
         """A model that `save_pretrained` wrote, on the CPU, in evaluation mode and in float32.
 
         Args:
