@@ -1,0 +1,24 @@
+"""Long video into a pretrained video VLM at constant cost per frame."""
+
+from kinescan.vlm.answer import Answer, AnswerToken, StreamStats
+from kinescan.vlm.config import StreamConfig
+from kinescan.vlm.families import FAMILIES, Features, PixelSettings
+from kinescan.vlm.policy import POLICIES, Candidates, Policy, make_policy
+from kinescan.vlm.stream import VideoStream, load_stream, open_stream
+
+__all__ = [
+    "FAMILIES",
+    "POLICIES",
+    "Answer",
+    "AnswerToken",
+    "Candidates",
+    "Features",
+    "PixelSettings",
+    "Policy",
+    "StreamConfig",
+    "StreamStats",
+    "VideoStream",
+    "load_stream",
+    "make_policy",
+    "open_stream",
+]

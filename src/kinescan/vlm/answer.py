@@ -1,0 +1,59 @@
+"""What a stream gives back."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerToken:
+    """One token of an answer, as it comes.
+
+    Attributes:
+        token_id: in the model's vocabulary.
+        text: what it adds to the answer's text; empty while a character is incomplete, or without a tokenizer.
+        logits: [V] scores it was chosen from, float32 on the CPU.
+    """
+
+    token_id: int
+    text: str
+    logits: Float[Tensor, "V"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An answer.
+
+    Attributes:
+        text: its words; empty without a tokenizer.
+        token_ids: without the token that ended it.
+        logits: [V] scores of its first token, float32 on the CPU.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logits: Float[Tensor, "V"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamStats:
+    """What a stream holds and has computed.
+
+    Attributes:
+        num_frames: frames pushed.
+        num_tokens: tokens in the detailed cache.
+        state_tokens: tokens that the next frame may see of the past, in each layer and key head.
+        state_bytes: of the compressed state, over all layers.
+        detailed_bytes: of the tokens in the detailed cache, over all layers.
+        allocated_bytes: of the detailed cache with the unused ends of its chunks.
+        query_key_pairs: computed so far, summed over layers, for each query head.
+    """
+
+    num_frames: int
+    num_tokens: int
+    state_tokens: int
+    state_bytes: int
+    detailed_bytes: int
+    allocated_bytes: int
+    query_key_pairs: int

@@ -1,0 +1,160 @@
+"""The attention that a decoder runs while a stream is pushed or asked: put in place for one forward, then taken out."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kinescan.errors import ConfigError
+from kinescan.ops.attention_mass import attention_mass
+from kinescan.vlm.cache import Block, StreamCache
+from kinescan.vlm.families.door import registered_attention
+
+Queries = Float[Tensor, "1 Hq Q D"]
+AttentionFunction = Callable[..., tuple[Tensor, None]]
+
+
+@contextmanager
+def attend_through(decoder: nn.Module, cache: StreamCache) -> Iterator[None]:
+    """Within the block, `decoder` attends to what `cache` makes visible; afterwards it is exactly as before.
+
+    Args:
+        decoder: the language model of a transformers VLM; its config names the attention.
+        cache: given to the decoder as `past_key_values` in every call of the block.
+
+    Raises:
+        ConfigError: inside, when the decoder is given a padded attention mask.
+
+    Source: StateKV (arXiv 2605.31598).
+    """
+    with registered_attention(decoder, attention_of(cache), refuse_padding):
+        yield
+
+
+def attention_of(cache: StreamCache) -> AttentionFunction:
+    """The attention function, as transformers calls it, over what `cache` makes visible."""
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        **unused: Any,
+    ) -> tuple[Tensor, None]:
+        output = _step(cache, module.layer_idx, query, scaling)  # type: ignore[arg-type]
+        return output.transpose(1, 2).contiguous(), None
+
+    return attention
+
+
+def refuse_padding(*, attention_mask: Tensor | None = None, **unused: Any) -> None:
+    """The mask function that belongs to it: none is built (attention is causal by itself), padding is refused."""
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise ConfigError(
+            f"a stream takes no padded batch, got an attention mask with {int((attention_mask == 0).sum())} padded "
+            "tokens. Leave the mask out and give each video its own stream."
+        )
+
+
+def _step(cache: StreamCache, layer_idx: int, queries: Queries, scale: float | None) -> Queries:
+    num_queries, num_keys = queries.shape[2], cache.visible_length(layer_idx)
+    cache.query_key_pairs += visible_pairs(num_queries, num_keys)
+    compresses = cache.budget is not None and not cache.answering
+    if not compresses:
+        return attend(queries, cache.visible(layer_idx), num_keys, scale)
+    assert cache.budget is not None
+    policy, layer = cache.policy, cache.layers[layer_idx]
+    observed = policy.observed(num_queries)
+    needs_mass = observed is not None and (policy.accumulates or num_keys > cache.budget)
+    mass = None
+    if needs_mass:
+        output, mass = attention_mass(queries, layer.state.keys, layer.state.values, scale, observed=observed)
+        mass = mass[0].float()
+    else:
+        output = attend(queries, cache.visible(layer_idx), num_keys, scale)
+    layer.compress(policy, cache.budget, mass)
+    return output
+
+
+def visible_pairs(num_queries: int, num_keys: int) -> int:
+    """How many (query, key) pairs causal attention of the newest `num_queries` of `num_keys` tokens computes.
+
+    Example:
+        >>> visible_pairs(2, 5)
+        9
+    """
+    return num_queries * (num_keys - num_queries) + num_queries * (num_queries + 1) // 2
+
+
+def attend(queries: Queries, blocks: Iterable[Block], num_keys: int, scale: float | None = None) -> Queries:
+    """Causal attention of the newest tokens over keys and values that come in blocks.
+
+    One block goes through PyTorch's fused attention, more are merged by their log-sum-exp in float32, so that the
+    whole is never unpacked at once. Query heads are laid along the queries: keys are not repeated.
+
+    Args:
+        queries: [1, Hq, Q, D]; the newest Q of the tokens.
+        blocks: keys and values [1, Hkv, L_i, D], in the order of tokens.
+        num_keys: the sum of L_i.
+        scale: factor of the products; D ** -0.5 by default.
+
+    Returns:
+        [1, Hq, Q, D] in the dtype of the queries.
+
+    Source: FlashAttention (arXiv 2205.14135), the merging of blocks.
+
+    Example:
+        >>> keys = torch.randn(1, 2, 10, 8)
+        >>> attend(torch.randn(1, 4, 3, 8), [(keys, keys)], 10).shape
+        torch.Size([1, 4, 3, 8])
+    """
+    scale = queries.shape[3] ** -0.5 if scale is None else scale
+    _, query_heads, num_queries, dim = queries.shape
+    merged: tuple[Tensor, Tensor, Tensor] | None = None
+    first = 0
+    for keys, values in blocks:
+        rows = queries.reshape(1, keys.shape[1], -1, dim)
+        visible = _visible(num_queries, num_keys, first, keys.shape[2], queries.device)
+        if visible is not None:
+            visible = visible.repeat(query_heads // keys.shape[1], 1)
+        if keys.shape[2] == num_keys:
+            output = functional.scaled_dot_product_attention(rows, keys, values, attn_mask=visible, scale=scale)
+            return output.reshape(queries.shape)
+        merged = _merge(merged, rows.float() * scale, keys.float(), values.float(), visible)
+        first += keys.shape[2]
+    assert merged is not None, "there are no blocks"
+    assert first == num_keys, "blocks do not add up to num_keys"
+    return (merged[0] / merged[1]).reshape(queries.shape).to(queries.dtype)
+
+
+def _visible(num_queries: int, num_keys: int, first: int, count: int, device: torch.device) -> Tensor | None:
+    """[Q, count]: which of the keys first .. first + count each query sees; None for all."""
+    oldest = num_keys - num_queries
+    if first + count <= oldest + 1:
+        return None
+    return torch.ones(num_queries, count, dtype=torch.bool, device=device).tril(oldest - first)
+
+
+def _merge(
+    merged: tuple[Tensor, Tensor, Tensor] | None, rows: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Adds a block to (weighted sum of values, sum of weights, highest product), all per query row."""
+    products = torch.matmul(rows, keys.transpose(-1, -2))
+    if visible is not None:
+        products = products.masked_fill(~visible, float("-inf"))
+    highest = products.amax(-1, keepdim=True)
+    if merged is not None:
+        highest = torch.maximum(highest, merged[2])
+    weights = torch.exp(products - highest)
+    summed, total = torch.matmul(weights, values), weights.sum(-1, keepdim=True)
+    if merged is not None:
+        shrink = torch.exp(merged[2] - highest)
+        summed, total = summed + merged[0] * shrink, total + merged[1] * shrink
+    return summed, total, highest

@@ -1,0 +1,121 @@
+"""Text around the frames: what comes before, between and behind them, as token ids."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from kinescan.errors import ConfigError, ShapeError
+from kinescan.vlm.families import Family, PromptFormat
+
+logger = logging.getLogger(__name__)
+
+Place = Literal["first", "between", "next_video"]
+QUESTION, ANSWER = "kinescan-question-goes-here", "kinescan-answer-goes-here"
+
+
+class Chat:
+    """The prompt of one stream.
+
+    Args:
+        family: whose format is used where the tokenizer brings no chat template.
+        processor: a tokenizer, or a processor that has one; None where questions come as token ids.
+        opening: text before the video in place of the format's (a system prompt, say).
+    """
+
+    def __init__(self, family: Family, processor: Any = None, *, opening: str | None = None) -> None:
+        self.tokenizer: Any = getattr(processor, "tokenizer", processor)
+        self.format = family.prompt
+        self._bare = family.bare_prompt()
+        if self.tokenizer is None:
+            if opening is not None:
+                raise ConfigError("opening is text and needs a tokenizer: give open_stream a processor.")
+            return
+        template_owner = processor if getattr(processor, "chat_template", None) else self.tokenizer
+        if getattr(template_owner, "chat_template", None):
+            self.format = _from_template(template_owner, family.prompt)
+        if opening is not None:
+            self.format = replace(self.format, opening=opening)
+
+    def before_patch(self, number: int, seconds: float, place: Place) -> list[int]:
+        """Token ids before a temporal patch.
+
+        Args:
+            number: of its first frame, counted from 1.
+            seconds: its mean time.
+            place: "first" in the stream, "between" two patches, or "next_video" behind a kept answer.
+        """
+        lead = {"first": "opening", "between": "between", "next_video": "next_video"}[place]
+        if self.tokenizer is None:
+            return self._bare.get(lead, []) + self._bare.get("before_patch", [])
+        text = getattr(self.format, lead) + self.format.before_patch.format(number=number, seconds=seconds)
+        return self._encode(text)
+
+    def after_patch(self) -> list[int]:
+        """Token ids behind a temporal patch."""
+        return self._bare.get("after_patch", []) if self.tokenizer is None else self._encode(self.format.after_patch)
+
+    def question(self, question: str | Sequence[int] | Tensor, *, behind: Literal["video", "answer"]) -> list[int]:
+        """Token ids from the end of the video, or of a kept answer, to where the model continues.
+
+        Args:
+            question: text, or token ids that are used as they are (a one-dimensional tensor, or a row of them).
+            behind: what stands before it.
+
+        Raises:
+            ConfigError: the question is text and there is no tokenizer, or it is empty.
+            ShapeError: the ids are a batch.
+        """
+        lead = "closing" if behind == "video" else "next_turn"
+        if isinstance(question, str):
+            if self.tokenizer is None:
+                raise ConfigError(
+                    "a question in words needs a tokenizer: give open_stream a processor, or ask with ids."
+                )
+            if not question.strip():
+                raise ConfigError("the question is empty. Ask something.")
+            return self._encode(getattr(self.format, lead) + question + self.format.answer)
+        if isinstance(question, Tensor):
+            if question.ndim == 2 and len(question) == 1:
+                question = question[0]
+            if question.ndim != 1:
+                raise ShapeError(f"a question is one row of token ids, got {tuple(question.shape)}. Ask one at a time.")
+            question = question.tolist()
+        if not len(question):
+            raise ConfigError("the question is empty. Ask something.")
+        lead_ids = self._bare.get(lead, []) if self.tokenizer is None else self._encode(getattr(self.format, lead))
+        return lead_ids + list(question)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of an answer; empty without a tokenizer."""
+        if self.tokenizer is None:
+            return ""
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []
+
+
+def _from_template(owner: Any, default: PromptFormat) -> PromptFormat:
+    """The format with the texts that a chat template writes; the default where it cannot take a video."""
+    video = {"type": "video"}
+    asked = {"role": "user", "content": [video, {"type": "text", "text": QUESTION}]}
+    answered = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
+    again = {"role": "user", "content": [{"type": "text", "text": QUESTION}]}
+    try:
+        once = owner.apply_chat_template([asked], tokenize=False, add_generation_prompt=True)
+        twice = owner.apply_chat_template([asked, answered, again], tokenize=False, add_generation_prompt=True)
+        further = owner.apply_chat_template([asked, answered, asked], tokenize=False, add_generation_prompt=True)
+        opening, rest = once.split(default.video_token)
+        closing, answer = rest.split(QUESTION)
+        next_turn = twice.split(ANSWER)[1].split(QUESTION)[0]
+        next_video = further.split(ANSWER)[1].split(default.video_token)[0]
+    # A template is someone's code and may fail in any way on a list of contents.
+    except Exception as error:
+        logger.info("the chat template takes no video (%s): the family's own prompt is used", error)
+        return default
+    texts = {"opening": opening, "closing": closing, "answer": answer, "next_turn": next_turn, "next_video": next_video}
+    return replace(default, **texts)

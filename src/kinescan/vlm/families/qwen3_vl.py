@@ -1,0 +1,72 @@
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from kinescan.vlm.families.base import Features, Positions, PromptFormat
+from kinescan.vlm.families.pixels import HALF, PixelSettings, free_size
+from kinescan.vlm.families.qwen2_5_vl import Qwen25VL
+
+FRAME_TOKENS = 768
+
+
+class Qwen3VL(Qwen25VL):
+    """Qwen3-VL: two frames a patch, its time written before it as text, features added behind the first layers too.
+
+    Differs: the processor divides its allowance of pixels by the number of frames of the whole video, which a stream
+    does not know: `horizon_frames` stands for it, and without one only the limit for a single frame holds.
+
+    Source: Qwen3-VL (arXiv 2511.21631).
+    """
+
+    model_type: ClassVar[str] = "qwen3_vl"
+    prompt: ClassVar[PromptFormat] = PromptFormat(
+        video_token="<|vision_start|><|video_pad|><|vision_end|>",
+        opening="<|im_start|>user\n",
+        before_patch="<{seconds:.1f} seconds><|vision_start|>",
+        after_patch="<|vision_end|>",
+        closing="",
+    )
+    default_pixels: ClassVar[PixelSettings] = PixelSettings(mean=HALF, std=HALF, min_pixels=4096, max_pixels=25165824)
+
+    @override
+    def frame_size(self, height: int, width: int) -> tuple[int, int]:
+        factor = self.patch * self.merge
+        if min(height, width) < factor:
+            grow = factor / min(height, width)
+            height, width = int(height * grow), int(width * grow)
+        frames = self.temporal_patch if self.horizon_frames is None else max(self.horizon_frames, self.temporal_patch)
+        share = max(min(FRAME_TOKENS * factor**2, self.pixels.max_pixels // frames), int(self.pixels.min_pixels * 1.05))
+        return free_size(height, width, factor=factor, min_pixels=self.pixels.min_pixels / frames, max_pixels=share)
+
+    @override
+    def bare_prompt(self) -> dict[str, list[int]]:
+        return {
+            "before_patch": [self.config.vision_start_token_id],
+            "after_patch": [self.config.vision_end_token_id],
+        }
+
+    @override
+    def vision_positions(self, positions: Positions, features: Features, seconds: float) -> Tensor:
+        # Each patch is a video of its own: the time is in the text before it.
+        positions.video_start = None
+        return super().vision_positions(positions, features, seconds)
+
+    @override
+    def time_index(self, elapsed_seconds: float) -> int:
+        return 0
+
+    @override
+    def patch_extent(self, features: Features, num_patches: int, seconds_per_patch: float) -> int:
+        return num_patches * max(features.grid)
+
+    @override
+    def decoder_extras(self, visual: Tensor, deepstack: Sequence[Tensor]) -> Mapping[str, Any]:
+        if not deepstack:
+            return {}
+        return {
+            "visual_pos_masks": visual[None],
+            "deepstack_visual_embeds": [torch.as_tensor(level) for level in deepstack],
+        }

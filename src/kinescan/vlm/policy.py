@@ -1,0 +1,263 @@
+"""Which keys of the past a frame may still attend to, in every layer and key head."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+from typing_extensions import override
+
+from kinescan.errors import ConfigError
+from kinescan.settings import closest
+
+GOLDEN_RATIO_FRACTION = 0.6180339887498949
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """The keys of one layer that a policy chooses from: the old state, then the newest step.
+
+    Attributes:
+        positions: [Hkv, L] index of each key's token in the stream, int64, ascending.
+        mass: [Hkv, L] softmax weight each key received in this step, float32; None where the policy asks for none.
+        history: [Hkv, L] mass received in earlier steps, float32, 0 for new keys; None where it is not accumulated.
+    """
+
+    positions: Int[Tensor, "Hkv L"]
+    mass: Float[Tensor, "Hkv L"] | None = None
+    history: Float[Tensor, "Hkv L"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy(ABC):
+    """Ranks keys; the best `budget` of each key head stay. A new policy is a subclass and one line in `POLICIES`."""
+
+    accumulates: ClassVar[bool] = False
+    """Whether mass is summed over steps (and has to be computed at every step)."""
+
+    def observed(self, num_queries: int) -> int | None:
+        """How many of a step's newest queries are asked for their weights; None where no mass is needed."""
+        return None
+
+    @abstractmethod
+    def rank(self, candidates: Candidates, budget: int) -> Tensor:
+        """[Hkv, L]: the higher, the sooner kept."""
+
+    def select(self, candidates: Candidates, budget: int) -> Int[Tensor, "Hkv B"]:
+        """Indices of the keys that stay, ascending, so that the state remains sorted by position.
+
+        Args:
+            candidates: the keys of one layer.
+            budget: how many stay in each key head; all, where there are fewer.
+
+        Returns:
+            [Hkv, min(budget, L)] int64.
+
+        Example:
+            >>> mass = torch.tensor([[0.1, 0.9, 0.3, 0.7]])
+            >>> StateKV().select(Candidates(positions=torch.arange(4)[None], mass=mass), 2)
+            tensor([[1, 3]])
+        """
+        kept = min(budget, candidates.positions.shape[1])
+        return self.rank(candidates, budget).topk(kept, dim=-1).indices.sort(dim=-1).values
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateKV(Policy):
+    """The keys with the largest attention mass in the newest step, old state and new keys alike; no decay.
+
+    Source: StateKV (arXiv 2605.31598).
+    """
+
+    @override
+    def observed(self, num_queries: int) -> int | None:
+        return num_queries
+
+    @override
+    def rank(self, candidates: Candidates, budget: int) -> Tensor:
+        return _mass(candidates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recency(Policy):
+    """The newest keys.
+
+    Source: StateKV (arXiv 2605.31598), the baseline named ReKV there (a window of 16 frames).
+    """
+
+    @override
+    def rank(self, candidates: Candidates, budget: int) -> Tensor:
+        return candidates.positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinksAndRecency(Policy):
+    """The first tokens of the stream, on which softmax parks unused weight, and the newest keys.
+
+    Attributes:
+        sinks: tokens kept from the start.
+
+    Source: StreamingLLM (arXiv 2309.17453).
+    """
+
+    sinks: int = 4
+
+    def __post_init__(self) -> None:
+        if self.sinks < 0:
+            raise ConfigError(f"sinks must be at least 0, got {self.sinks}.")
+
+    @override
+    def rank(self, candidates: Candidates, budget: int) -> Tensor:
+        positions = candidates.positions
+        return torch.where(positions < self.sinks, torch.iinfo(positions.dtype).max, positions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Policy):
+    """Keys spread evenly over everything seen so far.
+
+    Token p has the fixed priority frac(p * golden ratio): those below any threshold lie evenly (their gaps take at most
+    three values), and a token once dropped never ranks among the best again, so no look at the future is needed.
+    """
+
+    @override
+    def rank(self, candidates: Candidates, budget: int) -> Tensor:
+        return -(candidates.positions.double() * GOLDEN_RATIO_FRACTION).frac()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSample(Policy):
+    """A uniform random sample of everything seen so far, drawn anew for each key head.
+
+    Attributes:
+        seed: other seeds give other samples.
+    """
+
+    seed: int = 0
+
+    @override
+    def rank(self, candidates: Candidates, budget: int) -> Tensor:
+        positions = candidates.positions
+        heads = torch.arange(len(positions), device=positions.device)[:, None]
+        mixed = (positions * 2654435761 + heads * 40503 + self.seed * 97) & 0xFFFFFFFF
+        for shift in (16, 15, 16):
+            mixed = ((mixed ^ (mixed >> shift)) * 0x45D9F3B) & 0xFFFFFFFF
+        return mixed
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccumulatedMass(Policy):
+    """The newest keys, and of the rest those whose mass, summed over all steps, is largest.
+
+    Attributes:
+        recent_ratio: share of the budget that goes to the newest keys.
+
+    Source: H2O (arXiv 2306.14048).
+    Differs: mass is summed per key head over its query heads, and keys leave once a step, not once a token.
+    """
+
+    recent_ratio: float = 0.5
+    accumulates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.recent_ratio <= 1:
+            raise ConfigError(f"recent_ratio must lie in [0, 1], got {self.recent_ratio}.")
+
+    @override
+    def observed(self, num_queries: int) -> int | None:
+        return num_queries
+
+    @override
+    def rank(self, candidates: Candidates, budget: int) -> Tensor:
+        total = _mass(candidates)
+        total = total if candidates.history is None else total + candidates.history
+        return _newest_first(total, int(self.recent_ratio * budget))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastQueries(Policy):
+    """The keys that the newest queries of the step look at, smoothed over neighbours, and these newest keys themselves.
+
+    Attributes:
+        window: queries that are asked, in tokens.
+        pooling: keys over which the largest mass is taken; odd.
+
+    Source: SnapKV (arXiv 2404.14469).
+    Differs: the newest queries are the frame's own, since the question must not take part; one selection for all query
+    heads that share a key head.
+    """
+
+    window: int = 32
+    pooling: int = 7
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.pooling < 1 or self.pooling % 2 == 0:
+            raise ConfigError(f"window must be >= 1 and pooling odd, got window={self.window}, pooling={self.pooling}.")
+
+    @override
+    def observed(self, num_queries: int) -> int | None:
+        return min(self.window, num_queries)
+
+    @override
+    def rank(self, candidates: Candidates, budget: int) -> Tensor:
+        smoothed = functional.max_pool1d(_mass(candidates), self.pooling, stride=1, padding=self.pooling // 2)
+        return _newest_first(smoothed, min(self.window, budget))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepAll(Policy):
+    """No selection: ordinary full attention, whatever the budget."""
+
+    @override
+    def rank(self, candidates: Candidates, budget: int) -> Tensor:
+        return candidates.positions
+
+    @override
+    def select(self, candidates: Candidates, budget: int) -> Int[Tensor, "Hkv B"]:
+        heads, keys = candidates.positions.shape
+        return torch.arange(keys, device=candidates.positions.device).expand(heads, keys)
+
+
+POLICIES: dict[str, type[Policy]] = {
+    "statekv": StateKV,
+    "recency": Recency,
+    "sinks_recency": SinksAndRecency,
+    "uniform": Uniform,
+    "random": RandomSample,
+    "h2o": AccumulatedMass,
+    "snapkv": LastQueries,
+    "none": KeepAll,
+}
+
+
+def make_policy(policy: str | Policy) -> Policy:
+    """The policy of that name with its defaults, or the given instance.
+
+    Raises:
+        ConfigError: there is no policy of that name.
+
+    Example:
+        >>> make_policy("sinks_recency")
+        SinksAndRecency(sinks=4)
+    """
+    if isinstance(policy, Policy):
+        return policy
+    if policy not in POLICIES:
+        raise ConfigError(f"unknown policy {policy!r}. {closest(policy, POLICIES)}")
+    return POLICIES[policy]()
+
+
+def _mass(candidates: Candidates) -> Tensor:
+    if candidates.mass is None:
+        raise ConfigError("this policy ranks by attention mass, and the candidates carry none. Compute it first.")
+    return candidates.mass
+
+
+def _newest_first(rank: Tensor, count: int) -> Tensor:
+    """`rank`, with infinity at the newest `count` keys."""
+    if count == 0:
+        return rank
+    return torch.cat((rank[:, :-count], torch.full_like(rank[:, -count:], float("inf"))), dim=-1)

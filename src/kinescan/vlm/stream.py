@@ -1,0 +1,404 @@
+"""A video that enters a frozen VLM frame by frame, and may be asked about at any time."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from kinescan.errors import CheckpointError, ConfigError, ShapeError
+from kinescan.vlm.answer import Answer, AnswerToken, StreamStats
+from kinescan.vlm.attention import attend_through
+from kinescan.vlm.cache import Storage, StreamCache
+from kinescan.vlm.chat import Chat, Place
+from kinescan.vlm.config import StreamConfig
+from kinescan.vlm.families import Family, Features, PixelSettings, Positions, family_class, read_pixel_settings
+from kinescan.vlm.families.door import follows_length, pinned_rope
+from kinescan.vlm.intake import Intake, PendingPatch
+from kinescan.vlm.policy import Policy, make_policy
+from kinescan.vlm.sequence import Embedded, Patch, Piece, Text, sequence
+from kinescan.vlm.snapshot import (
+    describe_shape,
+    pack_cache,
+    pack_intake,
+    pack_policy,
+    read_snapshot,
+    unpack_cache,
+    unpack_intake,
+    unpack_policy,
+    write_snapshot,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def open_stream(
+    model: nn.Module,
+    processor: Any = None,
+    *,
+    budget: int | None = 4096,
+    policy: str | Policy = "statekv",
+    horizon_frames: int | None = None,
+    horizon_text_tokens: int = 2048,
+    fps: float = 1.0,
+    patches_per_step: int = 1,
+    storage: Storage = "memory",
+    chunk_tokens: int = 4096,
+    hf_compat: bool = False,
+    pixels: PixelSettings | None = None,
+    opening: str | None = None,
+) -> "VideoStream":
+    """A stream into a loaded VLM, to be used in a `with` block.
+
+    Args:
+        model: a transformers model of a supported family, in evaluation mode.
+        processor: its processor or tokenizer; None where questions are asked as token ids.
+        budget: keys of the compressed state in each layer and key head; None for no limit.
+        policy: what chooses them: a name in `POLICIES`, or a policy.
+        horizon_frames: frames that the stream will not exceed; see `StreamConfig`.
+        horizon_text_tokens: room for questions and answers within the horizon, in tokens.
+        fps: frames per second that are pushed, where `push` is given no times.
+        patches_per_step: temporal patches that enter at once.
+        storage: of the detailed cache: "memory", "offload" or "int8".
+        chunk_tokens: the detailed cache grows by this many tokens.
+        hf_compat: positions as transformers 5 has them where it departs from how the family was trained.
+        pixels: how frames are prepared; by default as the processor says, else as the family's own does.
+        opening: text before the video in place of the chat template's.
+
+    Raises:
+        ConfigError: the family or its layers are not supported, the model is in training mode, or a setting is wrong.
+
+    Source: StateKV (arXiv 2605.31598).
+    """
+    config = StreamConfig(
+        budget=budget,
+        policy=policy,
+        horizon_frames=horizon_frames,
+        horizon_text_tokens=horizon_text_tokens,
+        fps=fps,
+        patches_per_step=patches_per_step,
+        storage=storage,
+        chunk_tokens=chunk_tokens,
+        hf_compat=hf_compat,
+    )
+    kind = family_class(model)
+    pixels = read_pixel_settings(kind, processor) if pixels is None else pixels
+    family = kind(model, pixels=pixels, horizon_frames=horizon_frames, hf_compat=hf_compat)
+    if horizon_frames is None and follows_length(family.decoder):
+        raise ConfigError(
+            f"{family.model_type}: rotary frequencies of this model follow the length of the video, so they are fixed "
+            "for the longest one it may become: declare horizon_frames."
+        )
+    return VideoStream(family, Chat(family, processor, opening=opening), config)
+
+
+def load_stream(
+    path: str | Path,
+    model: nn.Module,
+    processor: Any = None,
+    *,
+    pixels: PixelSettings | None = None,
+    opening: str | None = None,
+) -> "VideoStream":
+    """A stream that `VideoStream.save` wrote, to be pushed and asked as if it had never been put down.
+
+    Args:
+        path: the file.
+        model: the model it was opened with, on any device.
+        processor: as for `open_stream`.
+        pixels: as for `open_stream`.
+        opening: as for `open_stream`; used only if nothing has been pushed yet.
+
+    Raises:
+        CheckpointError: the file holds no stream, or one of another model.
+    """
+    tensors, facts = read_snapshot(path)
+    config = {**facts["config"], "policy": unpack_policy(facts["config"]["policy"])}
+    stream = open_stream(model, processor, **config, pixels=pixels, opening=opening)
+    given = {"model_type": stream.family.model_type, "shape": describe_shape(stream.cache.shape)}
+    saved = {name: facts[name] for name in given}
+    if given != saved:
+        raise CheckpointError(f"{path} was saved with another model: {saved}, this one is {given}. Load that one.")
+    unpack_cache(stream.cache, tensors, facts["num_tokens"])
+    unpack_intake(stream.intake, tensors, facts["intake"], stream.cache.shape.device)
+    stream.cache.query_key_pairs = facts["query_key_pairs"]
+    stream.positions = Positions(**facts["positions"])
+    stream.horizon_positions = facts["horizon_positions"]
+    stream.place = facts["place"]
+    return stream
+
+
+class VideoStream:
+    """One video on its way through a VLM; made by `open_stream`.
+
+    Between calls the model is exactly as it was: attention and rotary frequencies are exchanged for one forward at a
+    time. So several streams may share a model, from one thread.
+    """
+
+    def __init__(self, family: Family, chat: Chat, config: StreamConfig) -> None:
+        self.family = family
+        self.chat = chat
+        self.config = config
+        self.policy = make_policy(config.policy)
+        self.cache = StreamCache(
+            family.cache_shape(),
+            policy=self.policy,
+            budget=config.budget,
+            storage=config.storage,
+            chunk_tokens=config.chunk_tokens,
+        )
+        self.intake = Intake(family, config)
+        self.positions = Positions()
+        self.horizon_positions: int | None = None
+        self.place: Place = "first"
+        self._state: Literal["open", "answering", "interrupted", "closed"] = "open"
+        self._said_small_budget = False
+
+    def __enter__(self) -> "VideoStream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the memory back; the stream cannot be used afterwards. The model was never left changed."""
+        self._state = "closed"
+        for layer in self.cache.layers:
+            layer.detailed.clear()
+            layer.answer.clear()
+        self.cache.layers.clear()
+        self.intake.clear()
+
+    @property
+    def stats(self) -> StreamStats:
+        """What the stream holds and has computed."""
+        self._check_usable()
+        return StreamStats(
+            num_frames=self.intake.num_frames,
+            num_tokens=self.cache.num_tokens,
+            state_tokens=self.cache.state_tokens,
+            state_bytes=self.cache.state_bytes,
+            detailed_bytes=self.cache.detailed_bytes,
+            allocated_bytes=self.cache.allocated_bytes,
+            query_key_pairs=self.cache.query_key_pairs,
+        )
+
+    @torch.no_grad()
+    def encode(self, frames: UInt8[Tensor, "T 3 H W"]) -> list[Features]:
+        """Frames through the vision tower alone, patch by patch; `push` takes the result, also in another stream.
+
+        Args:
+            frames: [T, 3, H, W] uint8, RGB; T a multiple of the frames that the family merges.
+
+        Raises:
+            ShapeError: they are something else.
+        """
+        self._check_usable()
+        self.intake.check_frames(frames)
+        merged = self.family.temporal_patch
+        if len(frames) % merged:
+            raise ShapeError(f"{self.family.model_type} merges {merged} frames, got {len(frames)}. Give a multiple.")
+        return [self.family.encode(part) for part in frames.split(merged)]
+
+    @torch.no_grad()
+    def push(
+        self,
+        frames: UInt8[Tensor, "T 3 H W"] | Features | Sequence[Features],
+        *,
+        seconds: Sequence[float] | None = None,
+    ) -> None:
+        """The next frames of the video.
+
+        Args:
+            frames: [T, 3, H, W] (or one frame [3, H, W]) uint8, RGB; or what `encode` made of them.
+            seconds: time of each frame, ascending; of the first frame of each patch where features are given.
+                By default frames follow one another at `fps`.
+
+        Raises:
+            ShapeError: frames are no uint8 video, or their size differs from the frames before.
+            ConfigError: the horizon is exceeded, times do not fit, or the stream is closed.
+        """
+        self._check_usable()
+        if isinstance(frames, Tensor):
+            frames = frames[None] if frames.ndim == 3 else frames
+            self.intake.check_frames(frames)
+            steps = self.intake.take_frames(frames, seconds)
+        else:
+            steps = self.intake.take_features([frames] if isinstance(frames, Features) else list(frames), seconds)
+        for patches in steps:
+            self._step(patches)
+
+    def ask(self, question: str | Sequence[int] | Tensor, *, max_new_tokens: int = 256, keep: bool = False) -> Answer:
+        """The model's answer, each token the likeliest.
+
+        Args:
+            question: text, or token ids.
+            max_new_tokens: the answer is cut there.
+            keep: question and answer become part of the stream, so that later questions and frames see them. By
+                default they leave no trace.
+
+        Raises:
+            ConfigError: nothing has been pushed, the question is empty or does not fit the horizon, or there is no
+                tokenizer for text.
+        """
+        tokens = list(self.ask_stepwise(question, max_new_tokens=max_new_tokens, keep=keep))
+        stop_ids = self.family.stop_ids()
+        token_ids = tuple(token.token_id for token in tokens if token.token_id not in stop_ids)
+        return Answer(text=self.chat.decode(token_ids), token_ids=token_ids, logits=tokens[0].logits)
+
+    def ask_stepwise(
+        self, question: str | Sequence[int] | Tensor, *, max_new_tokens: int = 256, keep: bool = False
+    ) -> Iterator[AnswerToken]:
+        """The same answer token by token, the one that ends it included; see `ask`."""
+        self._check_usable()
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+        if self.intake.num_frames == 0:
+            raise ConfigError("nothing has been pushed into this stream yet. Push frames first, then ask.")
+        behind_answer = self.place == "next_video" and not self.intake.frames and not self.intake.patches
+        ids = self.chat.question(question, behind="answer" if behind_answer else "video")
+        return self._answer(ids, behind_answer, max_new_tokens, keep)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the whole stream to one safetensors file; `load_stream` goes on from there.
+
+        Raises:
+            CheckpointError: the policy is of a class that `POLICIES` does not hold.
+        """
+        self._check_usable()
+        waiting, intake = pack_intake(self.intake)
+        config = {**asdict(self.config), "policy": pack_policy(self.policy)}
+        facts = {
+            "model_type": self.family.model_type,
+            "shape": describe_shape(self.cache.shape),
+            "config": config,
+            "num_tokens": self.cache.num_tokens,
+            "query_key_pairs": self.cache.query_key_pairs,
+            "positions": asdict(self.positions),
+            "horizon_positions": self.horizon_positions,
+            "place": self.place,
+            "intake": intake,
+        }
+        write_snapshot(path, {**pack_cache(self.cache), **waiting}, facts)
+
+    @torch.no_grad()
+    def _answer(self, ids: list[int], behind_answer: bool, limit: int, keep: bool) -> Iterator[AnswerToken]:
+        self._check_usable()
+        if keep and (waiting := self.intake.waiting()):
+            self.intake.clear()
+            self._step(waiting)
+        positions, pieces = self.positions.copy(), self._patch_pieces(self.intake.waiting())[0]
+        closing = None if behind_answer else self.family.closing_features()
+        if closing is not None:
+            pieces.append(Embedded(closing))
+        pieces.append(Text(ids))
+        self._state = "answering"
+        try:
+            yield from self._generate(pieces, positions, limit, keep)
+            if keep:
+                self.cache.keep_answer()
+                self.positions, self.place = positions, "next_video"
+        finally:
+            self.cache.drop_answer()
+            if self._state == "answering":
+                self._state = "open"
+
+    def _generate(self, pieces: Sequence[Piece], positions: Positions, limit: int, keep: bool) -> Iterator[AnswerToken]:
+        """Tokens until one ends the answer; to be kept, the last one enters the cache too."""
+        stop_ids = self.family.stop_ids()
+        said: list[int] = []
+        shown = ""
+        for _ in range(limit):
+            logits = self.family.logits(self._run(pieces, positions, answering=True)[-1:])[0].float().cpu()
+            chosen = int(logits.argmax())
+            text = ""
+            if chosen not in stop_ids:
+                said.append(chosen)
+                whole = self.chat.decode(said)
+                if not whole.endswith("\ufffd"):
+                    text, shown = whole[len(shown) :], whole
+            yield AnswerToken(token_id=chosen, text=text, logits=logits)
+            if chosen in stop_ids:
+                return
+            pieces = [Text([chosen])]
+        if keep:
+            self._run(pieces, positions, answering=True)
+
+    def _step(self, patches: Sequence[PendingPatch]) -> None:
+        pieces, place = self._patch_pieces(patches)
+        self._state = "interrupted"
+        hidden = self._run(pieces, self.positions, answering=False)
+        self._state, self.place = "open", place
+        if self.cache.budget is not None and len(hidden) > self.cache.budget and not self._said_small_budget:
+            self._said_small_budget = True
+            logger.warning(
+                "a step has %d tokens and the budget is %d: the next frame sees only a part of this one",
+                len(hidden),
+                self.cache.budget,
+            )
+
+    def _patch_pieces(self, patches: Sequence[PendingPatch]) -> tuple[list[Piece], Place]:
+        pieces: list[Piece] = []
+        place = self.place
+        for patch in patches:
+            mean_seconds = sum(patch.seconds) / 2
+            pieces.append(Text(self.chat.before_patch(patch.number, mean_seconds, place)))
+            pieces.append(Patch(patch.features, patch.seconds[0]))
+            pieces.append(Text(self.chat.after_patch()))
+            place = "between"
+        return pieces, place
+
+    def _run(self, pieces: Sequence[Piece], positions: Positions, *, answering: bool) -> Tensor:
+        self._declare_horizon(pieces)
+        inputs = sequence(self.family, pieces, positions)
+        pinned = self.horizon_positions
+        if pinned is not None and positions.upcoming > pinned:
+            raise ConfigError(
+                f"the declared horizon of {self.config.horizon_frames} frames and {self.config.horizon_text_tokens} "
+                f"text tokens ({pinned} positions) is exceeded: {positions.upcoming} are needed. Open the stream with "
+                "a larger horizon_frames or horizon_text_tokens."
+            )
+        decoder = self.family.decoder
+        self.cache.answering = answering
+        try:
+            with attend_through(decoder, self.cache), pinned_rope(decoder, pinned or positions.upcoming):
+                return self.family.decode(
+                    inputs.embedded,
+                    inputs.positions,
+                    self.cache,
+                    visual=inputs.visual,
+                    deepstack=inputs.deepstack,
+                )
+        finally:
+            self.cache.answering = False
+
+    def _declare_horizon(self, pieces: Sequence[Piece]) -> None:
+        """Fixes how many positions the stream may come to, once the first patch shows how many one takes."""
+        horizon = self.config.horizon_frames
+        first = next((piece for piece in pieces if isinstance(piece, Patch)), None)
+        if self.horizon_positions is not None or horizon is None or first is None:
+            return
+        merged = self.family.temporal_patch
+        num_patches = -(-horizon // merged)
+        text = len(self.chat.before_patch(horizon, horizon / self.config.fps, "between")) + len(self.chat.after_patch())
+        extent = self.family.patch_extent(first.features, num_patches, merged / self.config.fps)
+        opening = len(self.chat.before_patch(1, 0.0, "first"))
+        self.horizon_positions = opening + extent + num_patches * text + self.config.horizon_text_tokens
+
+    def _check_usable(self) -> None:
+        if self._state == "open":
+            return
+        raise ConfigError(
+            {
+                "closed": "this stream is closed. Open a new one, or load a saved one.",
+                "answering": "an answer of this stream is in progress. Take all its tokens, or close its iterator.",
+                "interrupted": "this stream was interrupted inside a frame. Open a new one, or load a saved one.",
+            }[self._state]
+        )
