@@ -1,0 +1,31 @@
+"""Video files as clips: decoding, sampling, transforms, data sets and loaders."""
+
+from kinescan.data.datasets import Sample, Unreadable, VideoDataset, VideoItem, read_items, split_items
+from kinescan.data.loader import Batch, LoaderConfig, VideoLoader, make_loader
+from kinescan.data.sampling import Views, dense_indices, segment_indices, view_indices
+from kinescan.data.transforms import AugmentConfig, EvalTransform, TrainTransform, mix
+from kinescan.data.video import Frames, VideoReader, write_video
+
+__all__ = [
+    "AugmentConfig",
+    "Batch",
+    "EvalTransform",
+    "Frames",
+    "LoaderConfig",
+    "Sample",
+    "TrainTransform",
+    "Unreadable",
+    "VideoDataset",
+    "VideoItem",
+    "VideoLoader",
+    "VideoReader",
+    "Views",
+    "dense_indices",
+    "make_loader",
+    "mix",
+    "read_items",
+    "segment_indices",
+    "split_items",
+    "view_indices",
+    "write_video",
+]

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 import av
+import av.error
 import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
@@ -277,7 +278,11 @@ class VideoReader:
         width, height = frame.width, frame.height
         if (width, height) != self._decoder.header_size:
             width, height = self._first_frame.width, self._first_frame.height
-        rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24")
+        try:
+            rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24")
+        except (av.error.FFmpegError, ValueError) as error:
+            reason = f"its pixels ({frame.format.name}) cannot be converted to RGB: {error}."
+            raise VideoError(self.path, reason) from error
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(height, plane.line_size)
         return _turn(torch.from_numpy(rows[:, : width * 3].reshape(height, width, 3)), frame)

@@ -1,0 +1,184 @@
+"""Samples in batches, read by worker processes, in an order that nothing but seed and epoch decides."""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from kinescan.data.datasets import Sample, Unreadable, VideoDataset, stable_seed
+from kinescan.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How samples are read; what they show does not depend on it.
+
+    Attributes:
+        batch_size: videos in a batch.
+        num_workers: processes that read videos, each with one thread; 0 reads in the main process.
+        prefetch_batches: batches that each worker prepares ahead.
+        start_method: how workers start; "auto" is "forkserver" where there is one and "spawn" elsewhere. Scripts that
+            read with workers need `if __name__ == "__main__":` around what they do.
+    """
+
+    batch_size: int = 8
+    num_workers: int = 2
+    prefetch_batches: int = 2
+    start_method: Literal["auto", "spawn", "forkserver", "fork"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("prefetch_batches", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of several videos.
+
+    Attributes:
+        clips: [B, T, 3, size, size], or [B, V, T, 3, size, size] in test; [0] where no video could be read.
+        labels: [B] int64.
+        item_indices: places of the B videos among the data set's items.
+        unreadable: videos of this batch that could not be read; they are not among the B.
+    """
+
+    clips: torch.Tensor
+    labels: torch.Tensor
+    item_indices: list[int]
+    unreadable: list[Unreadable]
+
+    def __repr__(self) -> str:
+        return f"Batch(clips={list(self.clips.shape)}, {len(self.unreadable)} unreadable)"
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, for faster copies to a GPU."""
+        return Batch(self.clips.pin_memory(), self.labels.pin_memory(), self.item_indices, self.unreadable)
+
+
+class VideoLoader:
+    """Batches of one epoch after another; iterate it once per epoch.
+
+    The workers live on between epochs. `len` counts the batches that the next iteration gives.
+
+    Example:
+        >>> for epoch in range(2):  # doctest: +SKIP
+        ...     loader.set_epoch(epoch)
+        ...     for batch in loader:
+        ...         loss = step(batch.clips, batch.labels)
+    """
+
+    def __init__(self, dataset: VideoDataset, config: LoaderConfig, *, shuffle: bool, seed: int) -> None:
+        self.dataset, self.config = dataset, config
+        self._order = _BatchOrder(len(dataset), config.batch_size, shuffle=shuffle, seed=seed)
+        workers = config.num_workers
+        self._loader: torch.utils.data.DataLoader[Sample | Unreadable] = torch.utils.data.DataLoader(
+            dataset,
+            batch_sampler=self._order,
+            num_workers=workers,
+            collate_fn=collate,
+            prefetch_factor=config.prefetch_batches if workers else None,
+            persistent_workers=workers > 0,
+            worker_init_fn=_start_worker,
+            multiprocessing_context=multiprocessing.get_context(_start_method(config)) if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
+
+    def set_epoch(self, epoch: int, *, start_item: int = 0) -> None:
+        """Which epoch the next iteration gives, and from where.
+
+        Args:
+            epoch: from 0; decides order and draws.
+            start_item: videos of the epoch's order to leave out at its start, for resuming in its middle.
+
+        Raises:
+            ConfigError: start_item is negative or beyond the data set.
+        """
+        if not 0 <= start_item <= len(self.dataset):
+            raise ConfigError(f"start_item must lie in [0, {len(self.dataset)}], got {start_item}.")
+        self._order.epoch, self._order.start_item = epoch, start_item
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+
+def make_loader(
+    dataset: VideoDataset,
+    config: LoaderConfig,
+    *,
+    shuffle: bool,
+    seed: int,
+    epoch: int = 0,
+    start_item: int = 0,
+) -> VideoLoader:
+    """Batches of a data set: the same ones, in the same order, for any number of workers.
+
+    Args:
+        dataset: the videos.
+        config: batches and workers.
+        shuffle: a new order in each epoch, by (seed, epoch); otherwise the order of the items.
+        seed: of the order; draws inside a sample depend on the data set's own seed.
+        epoch: of the first iteration.
+        start_item: where its order starts.
+
+    Raises:
+        ConfigError: start_item is out of range, or the start method does not exist on this system.
+    """
+    loader = VideoLoader(dataset, config, shuffle=shuffle, seed=seed)
+    loader.set_epoch(epoch, start_item=start_item)
+    return loader
+
+
+def collate(samples: Sequence[Sample | Unreadable]) -> Batch:
+    """Samples as one batch; unreadable videos are listed beside them."""
+    read = [sample for sample in samples if isinstance(sample, Sample)]
+    return Batch(
+        clips=torch.stack([sample.clip for sample in read]) if read else torch.empty(0),
+        labels=torch.tensor([sample.label for sample in read], dtype=torch.int64),
+        item_indices=[sample.item_index for sample in read],
+        unreadable=[sample for sample in samples if isinstance(sample, Unreadable)],
+    )
+
+
+class _BatchOrder:
+    """Batches of (epoch, item): with the epoch beside it, an index means the same in every process."""
+
+    def __init__(self, num_items: int, batch_size: int, *, shuffle: bool, seed: int) -> None:
+        self.num_items, self.batch_size, self.shuffle, self.seed = num_items, batch_size, shuffle, seed
+        self.epoch, self.start_item = 0, 0
+
+    def __len__(self) -> int:
+        return -(-(self.num_items - self.start_item) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = torch.arange(self.num_items)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(stable_seed(self.seed, self.epoch))
+            order = torch.randperm(self.num_items, generator=generator)
+        left = order[self.start_item :].tolist()
+        for first in range(0, len(left), self.batch_size):
+            yield [(self.epoch, index) for index in left[first : first + self.batch_size]]
+
+
+def _start_method(config: LoaderConfig) -> str:
+    there = multiprocessing.get_all_start_methods()
+    if config.start_method == "auto":
+        return "forkserver" if "forkserver" in there else "spawn"
+    if config.start_method not in there:
+        raise ConfigError(
+            f"start_method {config.start_method!r} does not exist here. Allowed: auto, {', '.join(there)}."
+        )
+    return config.start_method
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C is for the main process, which ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

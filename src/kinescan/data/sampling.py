@@ -1,0 +1,190 @@
+"""Which frames of a video make a clip: pure arithmetic on frame numbers."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+
+from kinescan.errors import ConfigError
+from kinescan.shapes import FrameIndices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """How many views of a video are scored in test, written frames x clips x crops.
+
+    Attributes:
+        frames: frames in each view.
+        clips: views at different times.
+        crops: views of different parts of the picture, along its longer side.
+
+    Example:
+        >>> views = Views.parse("8x2x3")
+        >>> views.clips, views.num_views, str(views)
+        (2, 6, '8x2x3')
+    """
+
+    frames: int = 8
+    clips: int = 1
+    crops: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.clips, self.crops) < 1:
+            raise ConfigError(f"views must have at least 1 frame, 1 clip and 1 crop, got {self}.")
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.clips}x{self.crops}"
+
+    @property
+    def num_views(self) -> int:
+        """Views of each video."""
+        return self.clips * self.crops
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The views that "8x2x3" names: 8 frames, 2 clips, 3 crops.
+
+        Raises:
+            ConfigError: the text is not of this form, or a number is 0.
+        """
+        match = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*x\s*(\d+)\s*", text)
+        if match is None:
+            raise ConfigError(f'views are written frames x clips x crops, as in "8x2x3", got {text!r}.')
+        frames, clips, crops = (int(number) for number in match.groups())
+        return cls(frames=frames, clips=clips, crops=crops)
+
+
+def segment_indices(
+    num_frames_in_video: int,
+    num_segments: int,
+    *,
+    position: Literal["random", "middle"],
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """One frame from each of equal parts of a video.
+
+    Args:
+        num_frames_in_video: N.
+        num_segments: T. Where T > N, frames repeat, in order; in the middle position none is left out.
+        position: a random place inside each part (training), or its middle (test).
+        generator: of the random places.
+
+    Returns:
+        [T] int64, not decreasing.
+
+    Raises:
+        ConfigError: a count is below 1.
+
+    Source: TSN (arXiv 1608.00859), sect. 3.1.
+
+    Example:
+        >>> segment_indices(32, 4, position="middle").tolist()
+        [4, 12, 20, 28]
+        >>> segment_indices(3, 6, position="middle").tolist()
+        [0, 0, 1, 1, 2, 2]
+    """
+    _check_counts(num_frames_in_video=num_frames_in_video, num_segments=num_segments)
+    if position == "random":
+        within = torch.rand(num_segments, generator=generator, dtype=torch.float64)
+    else:
+        within = torch.full((num_segments,), 0.5, dtype=torch.float64)
+    return _places(num_frames_in_video, within)
+
+
+def dense_indices(
+    num_frames_in_video: int,
+    num_frames: int,
+    *,
+    frame_stride: int,
+    position: Literal["random", "middle"],
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Frames at a fixed distance, from a random or the middle stretch of a video.
+
+    Args:
+        num_frames_in_video: N.
+        num_frames: T. Where the video is shorter than the stretch, its last frame repeats.
+        frame_stride: distance of two frames, in frames.
+        position: where the stretch lies.
+        generator: of the random place.
+
+    Returns:
+        [T] int64, not decreasing.
+
+    Raises:
+        ConfigError: a count is below 1.
+
+    Example:
+        >>> dense_indices(32, 4, frame_stride=4, position="middle").tolist()
+        [9, 13, 17, 21]
+    """
+    _check_counts(num_frames_in_video=num_frames_in_video, num_frames=num_frames, frame_stride=frame_stride)
+    room = max(0, num_frames_in_video - _span(num_frames, frame_stride))
+    start = int(torch.randint(room + 1, (), generator=generator)) if position == "random" else room // 2
+    return _stretch(num_frames_in_video, start, num_frames, frame_stride)
+
+
+def view_indices(
+    num_frames_in_video: int,
+    *,
+    num_frames: int,
+    num_clips: int,
+    sampling: Literal["segments", "dense"],
+    frame_stride: int = 1,
+) -> FrameIndices:
+    """The frames of every clip that is scored in test.
+
+    Args:
+        num_frames_in_video: N; where it is less than a clip needs, frames repeat in order.
+        num_frames: T, of each clip.
+        num_clips: V.
+        sampling: "segments": clip v takes the (v + 0.5) / V point of each of T equal parts; "dense": stretches of
+            frames `frame_stride` apart, the first at the start of the video and the last at its end (one: the middle).
+        frame_stride: for "dense", in frames.
+
+    Returns:
+        [V, T] int64, not decreasing along T.
+
+    Raises:
+        ConfigError: a count is below 1.
+
+    Example:
+        >>> view_indices(32, num_frames=4, num_clips=2, sampling="segments").tolist()
+        [[2, 10, 18, 26], [6, 14, 22, 30]]
+        >>> view_indices(32, num_frames=4, num_clips=3, sampling="dense", frame_stride=4).tolist()
+        [[0, 4, 8, 12], [9, 13, 17, 21], [19, 23, 27, 31]]
+    """
+    _check_counts(num_frames_in_video=num_frames_in_video, num_frames=num_frames)
+    _check_counts(num_clips=num_clips, frame_stride=frame_stride)
+    if sampling == "segments":
+        points = (torch.arange(num_clips, dtype=torch.float64) + 0.5) / num_clips
+        return torch.stack([_places(num_frames_in_video, point.expand(num_frames)) for point in points])
+    if num_clips == 1:
+        one = dense_indices(num_frames_in_video, num_frames, frame_stride=frame_stride, position="middle")
+        return one[None]
+    room = max(0, num_frames_in_video - _span(num_frames, frame_stride))
+    starts = [room * clip // (num_clips - 1) for clip in range(num_clips)]
+    return torch.stack([_stretch(num_frames_in_video, start, num_frames, frame_stride) for start in starts])
+
+
+def _places(num_frames_in_video: int, within: torch.Tensor) -> torch.Tensor:
+    """Frames at the points `within` [0, 1) each of equal parts."""
+    num_segments = len(within)
+    parts = torch.arange(num_segments, dtype=torch.float64)
+    places = ((parts + within) * num_frames_in_video / num_segments).long()
+    return places.clamp(max=num_frames_in_video - 1)
+
+
+def _stretch(num_frames_in_video: int, start: int, num_frames: int, frame_stride: int) -> torch.Tensor:
+    return (start + frame_stride * torch.arange(num_frames)).clamp(max=num_frames_in_video - 1)
+
+
+def _span(num_frames: int, frame_stride: int) -> int:
+    return (num_frames - 1) * frame_stride + 1
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ConfigError(f"{name} must be at least 1, got {count}.")

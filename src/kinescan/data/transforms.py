@@ -1,0 +1,331 @@
+"""From decoded frames to the clip that a model takes, at random in training and fixed in test."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kinescan.data.rand_augment import MAX_MAGNITUDE, OPERATIONS, rand_augment
+from kinescan.errors import ConfigError, NonFiniteError, ShapeError
+from kinescan.preprocessing import Preprocessing
+from kinescan.shapes import Pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How training clips are varied: one draw per clip, the same for all its frames.
+
+    Attributes:
+        crop_scale: smallest and largest share of the picture's area that the random crop shows; (1, 1) with
+            `crop_aspect` (1, 1) is the middle square at full height.
+        crop_aspect: smallest and largest ratio of the crop's width to its height.
+        flip_rate: how often clips are mirrored left to right. Leave it 0 where labels speak of directions ("moving
+            something from left to right"), as in Something-Something; 0.5 is usual elsewhere, as in Kinetics.
+        rand_augment_operations: operations of RandAugment on each clip; 0 for none.
+        rand_augment_magnitude: their strength, of 30.
+        color_jitter: brightness, contrast and saturation are scaled by up to 1 +- this; 0 for none.
+        erase_rate: how often a rectangle of 2 to 33 % of the picture is replaced by noise (random erasing).
+        mixup_alpha: clips are blended in pairs by a Beta(alpha, alpha) weight; 0 for never.
+        cutmix_alpha: a rectangle of another clip is pasted in, its area by a Beta(alpha, alpha) weight; 0 for never.
+            Where both are on, a fair coin decides for each batch.
+        mix_rate: how often a batch is mixed.
+    """
+
+    crop_scale: tuple[float, float] = (0.25, 1.0)
+    crop_aspect: tuple[float, float] = (0.75, 4 / 3)
+    flip_rate: float = 0.0
+    rand_augment_operations: int = 2
+    rand_augment_magnitude: int = 9
+    color_jitter: float = 0.0
+    erase_rate: float = 0.25
+    mixup_alpha: float = 0.8
+    cutmix_alpha: float = 1.0
+    mix_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ConfigError(f"crop_scale must be increasing shares in (0, 1], got {self.crop_scale}.")
+        low, high = self.crop_aspect
+        if not 0 < low <= high:
+            raise ConfigError(f"crop_aspect must be increasing positive ratios, got {self.crop_aspect}.")
+        for name in ("flip_rate", "erase_rate", "mix_rate", "color_jitter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be 0 or positive, got {getattr(self, name)}.")
+        if not 0 <= self.rand_augment_operations <= len(OPERATIONS):
+            raise ConfigError(
+                f"rand_augment_operations must lie in [0, {len(OPERATIONS)}], got {self.rand_augment_operations}."
+            )
+        if not 0 <= self.rand_augment_magnitude <= MAX_MAGNITUDE:
+            raise ConfigError(
+                f"rand_augment_magnitude must lie in [0, {MAX_MAGNITUDE}], got {self.rand_augment_magnitude}."
+            )
+
+
+class TrainTransform:
+    """Frames as a training clip: random crop, flip, RandAugment, colour jitter, normalisation, random erasing.
+
+    Everything is drawn once and done to all frames alike. Frames are resized as bytes, which rounds to 1/255 and costs
+    a tenth of resizing floats.
+
+    Args:
+        preprocessing: size, mean, std and interpolation.
+        augment: what is drawn.
+
+    Example:
+        >>> transform = TrainTransform(Preprocessing(size=64), AugmentConfig())
+        >>> transform(torch.zeros(8, 3, 72, 96, dtype=torch.uint8), generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([8, 3, 64, 64])
+    """
+
+    def __init__(self, preprocessing: Preprocessing, augment: AugmentConfig) -> None:
+        self.preprocessing, self.augment = preprocessing, augment
+
+    def __call__(self, pixels: Pixels, *, generator: torch.Generator) -> Tensor:
+        """The clip.
+
+        Args:
+            pixels: [T, 3, H, W], uint8, or float in [0, 1].
+            generator: of every draw.
+
+        Returns:
+            [T, 3, size, size], float32.
+
+        Raises:
+            ShapeError: pixels are not of this form.
+            NonFiniteError: a float pixel is NaN or infinite.
+        """
+        check_pixels(pixels)
+        settings, augment = self.preprocessing, self.augment
+        top, left, height, width = draw_crop(pixels.shape[2:], augment.crop_scale, augment.crop_aspect, generator)
+        crop = pixels[:, :, top : top + height, left : left + width]
+        frames = resize(crop, (settings.size, settings.size), settings.interpolation)
+        if _chance(augment.flip_rate, generator):
+            frames = frames.flip(3)
+        if augment.rand_augment_operations or augment.color_jitter:
+            frames = to_unit(frames)
+        if augment.rand_augment_operations:
+            frames = rand_augment(
+                frames,
+                num_operations=augment.rand_augment_operations,
+                magnitude=augment.rand_augment_magnitude,
+                generator=generator,
+            )
+        if augment.color_jitter:
+            frames = _jitter(frames, augment.color_jitter, generator)
+        clip = normalise(frames, settings)
+        if _chance(augment.erase_rate, generator):
+            _erase(clip, generator)
+        return clip
+
+
+class EvalTransform:
+    """Frames as the views of a test clip: short side resized, crops along the longer side, normalised.
+
+    Frames are resized as bytes where they come as bytes, which rounds to 1/255.
+
+    Args:
+        preprocessing: size, crop_ratio, mean, std and interpolation.
+        crops: 1 takes the middle; more are spread from one end of the longer side to the other.
+
+    Raises:
+        ConfigError: crops is below 1.
+
+    Example:
+        >>> transform = EvalTransform(Preprocessing(size=64), crops=3)
+        >>> transform(torch.zeros(8, 3, 72, 96, dtype=torch.uint8)).shape
+        torch.Size([3, 8, 3, 64, 64])
+    """
+
+    def __init__(self, preprocessing: Preprocessing, *, crops: int = 1) -> None:
+        if crops < 1:
+            raise ConfigError(f"crops must be at least 1, got {crops}.")
+        self.preprocessing, self.crops = preprocessing, crops
+
+    def __call__(self, pixels: Pixels) -> Tensor:
+        """The views.
+
+        Args:
+            pixels: [T, 3, H, W], uint8, or float in [0, 1].
+
+        Returns:
+            [crops, T, 3, size, size], float32.
+
+        Raises:
+            ShapeError: pixels are not of this form.
+            NonFiniteError: a float pixel is NaN or infinite.
+        """
+        check_pixels(pixels)
+        settings = self.preprocessing
+        short, size = round(settings.size / settings.crop_ratio), settings.size
+        height, width = pixels.shape[2:]
+        scale = short / min(height, width)
+        height, width = max(short, round(height * scale)), max(short, round(width * scale))
+        frames = resize(pixels, (height, width), settings.interpolation)
+        views = torch.empty(self.crops, len(frames), 3, size, size)
+        for place, view in enumerate(views):
+            share = 0.5 if self.crops == 1 else place / (self.crops - 1)
+            top = round((height - size) * (share if height > width else 0.5))
+            left = round((width - size) * (share if width >= height else 0.5))
+            normalise(frames[:, :, top : top + size, left : left + size], settings, out=view)
+        return views
+
+
+def mix(clips: Tensor, soft_labels: Tensor, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A batch whose clips are blended (mixup) or pasted into each other (cutmix) in pairs, and their labels.
+
+    The first clip is paired with the last, and so on: order is random already.
+
+    Args:
+        clips: [B, T, 3, H, W], float.
+        soft_labels: [B, K], the probability of each class.
+        config: mixup_alpha, cutmix_alpha and mix_rate.
+        generator: of the draw, one for the batch.
+
+    Returns:
+        Mixed clips and labels of the same shapes; the arguments are left as they are.
+
+    Raises:
+        ShapeError: clips are not [B, T, 3, H, W], or labels not [B, K].
+
+    Source: mixup (arXiv 1710.09412), eq. 1; CutMix (arXiv 1905.04899), eq. 1 and 2. The rectangle is the same in all
+        frames.
+
+    Example:
+        >>> labels = torch.eye(2)
+        >>> clips, mixed = mix(torch.rand(2, 8, 3, 32, 32), labels, AugmentConfig(), torch.Generator().manual_seed(0))
+        >>> clips.shape, mixed.sum(1).tolist()
+        (torch.Size([2, 8, 3, 32, 32]), [1.0, 1.0])
+    """
+    if clips.ndim != 5 or soft_labels.ndim != 2 or len(clips) != len(soft_labels):
+        raise ShapeError(
+            f"clips must be [B, T, 3, H, W] and soft_labels [B, K], got {list(clips.shape)}, {list(soft_labels.shape)}."
+        )
+    alphas = [config.mixup_alpha, config.cutmix_alpha]
+    if not any(alphas) or len(clips) < 2 or not _chance(config.mix_rate, generator):
+        return clips, soft_labels
+    cut = not alphas[0] or (alphas[1] > 0 and _chance(0.5, generator))
+    numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    kept = float(numbers.beta(alphas[cut], alphas[cut]))
+    if cut:
+        height, width = clips.shape[-2:]
+        rows, columns = _draw_box((height, width), 1 - kept, numbers)
+        partners = clips.flip(0)
+        clips = clips.clone()
+        clips[..., rows, columns] = partners[..., rows, columns]
+        kept = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+    else:
+        clips = clips.lerp(clips.flip(0), 1 - kept)
+    return clips, soft_labels.lerp(soft_labels.flip(0), 1 - kept)
+
+
+def check_pixels(pixels: Tensor) -> None:
+    """Passes frames as `read` gives them, and floats in their place.
+
+    Raises:
+        ShapeError: pixels are not [T, 3, H, W] of uint8 or a float type.
+        NonFiniteError: a float pixel is NaN or infinite.
+    """
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or 0 in pixels.shape:
+        raise ShapeError(f"pixels must be [T, 3, H, W] with T >= 1, got {list(pixels.shape)}.")
+    if pixels.dtype == torch.uint8:
+        return
+    if not pixels.is_floating_point():
+        raise ShapeError(f"pixels must be uint8, or float in [0, 1], got {pixels.dtype}.")
+    finite = torch.isfinite(pixels).flatten(1).all(1)
+    if not finite.all():
+        broken = (~finite).nonzero().flatten().tolist()
+        raise NonFiniteError(f"pixels hold NaN or infinity in {len(broken)} of {len(finite)} frames: {broken[:8]}.")
+
+
+def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """Frames at another size, with antialiasing; bytes stay bytes."""
+    if tuple(pixels.shape[2:]) == size:
+        return pixels
+    # bytes with the channels last take the fast path
+    layout = torch.channels_last if pixels.dtype == torch.uint8 else torch.contiguous_format
+    return F.interpolate(pixels.contiguous(memory_format=layout), size=size, mode=interpolation, antialias=True)
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """Contiguous float32 in [0, 1]."""
+    frames = torch.empty(pixels.shape).copy_(pixels)
+    return frames.div_(255) if pixels.dtype == torch.uint8 else frames.clamp_(0, 1)
+
+
+def normalise(pixels: Tensor, settings: Preprocessing, *, out: Tensor | None = None) -> Tensor:
+    """(pixels / 255 - mean) / std as contiguous float32; floats are taken to be in [0, 1] already."""
+    white = 255 if pixels.dtype == torch.uint8 else 1
+    clip = torch.empty(pixels.shape) if out is None else out
+    mean = torch.tensor(settings.mean).mul(white).view(3, 1, 1)
+    std = torch.tensor(settings.std).mul(white).view(3, 1, 1)
+    return clip.copy_(pixels).sub_(mean).div_(std)
+
+
+def draw_crop(
+    size: tuple[int, ...], scale: tuple[float, float], aspect: tuple[float, float], generator: torch.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random crop: area uniform in `scale`, aspect log-uniform in `aspect`.
+
+    Where ten draws do not fit, the largest crop in the middle whose aspect is allowed.
+    """
+    height, width = size
+    drawn = _try_crop(height, width, scale, aspect, generator)
+    if drawn is not None:
+        return drawn
+    ratio = min(max(width / height, aspect[0]), aspect[1])
+    crop_width, crop_height = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def _try_crop(
+    height: int, width: int, scale: tuple[float, float], aspect: tuple[float, float], generator: torch.Generator
+) -> tuple[int, int, int, int] | None:
+    for _ in range(10):
+        share, shape, y, x = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        area = height * width * (scale[0] + share * (scale[1] - scale[0]))
+        ratio = aspect[0] * (aspect[1] / aspect[0]) ** shape
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top, left = int(y * (height - crop_height + 1)), int(x * (width - crop_width + 1))
+            return top, left, crop_height, crop_width
+    return None
+
+
+def _jitter(frames: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    factors = 1 + strength * (2 * torch.rand(3, generator=generator) - 1)
+    brightness, contrast, saturation = factors.tolist()
+    frames = frames * brightness
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    grey = (frames * luma).sum(1, keepdim=True)
+    frames = grey.mean().lerp(frames, contrast)
+    return (grey.mean() + contrast * (grey - grey.mean())).lerp(frames, saturation).clamp(0, 1)
+
+
+def _erase(clip: Tensor, generator: torch.Generator) -> None:
+    """Replaces a rectangle by normal noise that stands still, in place."""
+    box = _try_crop(clip.shape[2], clip.shape[3], (0.02, 1 / 3), (0.3, 1 / 0.3), generator)
+    if box is None:
+        return
+    top, left, height, width = box
+    noise = torch.randn(3, height, width, generator=generator)
+    clip[:, :, top : top + height, left : left + width] = noise
+
+
+def _draw_box(size: tuple[int, int], share: float, numbers: np.random.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a rectangle of this share of the area, cut off at the border."""
+    slices = []
+    for length in size:
+        middle, half = int(numbers.integers(length)), int(length * math.sqrt(share)) // 2
+        slices.append(slice(max(0, middle - half), min(length, middle + half)))
+    return slices[0], slices[1]
+
+
+def _chance(rate: float, generator: torch.Generator) -> bool:
+    return float(torch.rand((), generator=generator)) < rate
