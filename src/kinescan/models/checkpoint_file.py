@@ -156,10 +156,10 @@ def _read_file(path: Path) -> Any:
             head = file.read(9)
         if head[:2] == b"PK":
             return read_torchscript(path) if is_torchscript(path) else _load_pickle(path)
-        if head[:1] == b"\x80":
-            return _load_pickle(path)
         if head[8:9] == b"{":
             return load_file(path)
+        if head[:1] == b"\x80":
+            return _load_pickle(path)
     except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -172,7 +172,9 @@ def _read_file(path: Path) -> Any:
 
 def _load_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # A file, not its path: torch.load would go by the ending.
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"to make a {wanted[1]}" if wanted else "or is damaged"
