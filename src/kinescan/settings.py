@@ -5,9 +5,9 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -37,7 +37,7 @@ def build_settings(cls: type[T], values: Mapping[str, Any], *, where: str = "") 
     """
     _refuse_unknown_keys(cls, values, where)
     try:
-        built: T = _adapter(cls).validate_json(json.dumps(values, default=_plain), strict=True)
+        built: T = _adapter(cast(Any, cls)).validate_json(json.dumps(values, default=_plain), strict=True)
         return built
     except ValidationError as error:
         raise ConfigError(_first_problem(error, where)) from None
@@ -63,7 +63,7 @@ def closest(word: str, allowed: Iterable[str]) -> str:
 
 
 @cache
-def _adapter(cls: Hashable) -> TypeAdapter[Any]:
+def _adapter(cls: Any) -> TypeAdapter[Any]:
     if not hasattr(cls, "__pydantic_config__"):
         cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
     return TypeAdapter(cls)

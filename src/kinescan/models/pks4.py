@@ -107,14 +107,16 @@ class PKS4State:
 
     frames_seen: int = 0
     class_tokens: dict[int, Tensor] = field(default_factory=dict)
-    kinematic: KinematicState = field(default_factory=KinematicState)
+    kinematic: KinematicState | None = None
     scanner: MambaState | None = None
     average: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state by name."""
         named: dict[str, Tensor | None] = {f"class_tokens.{k}": tokens for k, tokens in self.class_tokens.items()}
-        named |= {"kinematic.correlation": self.kinematic.correlation, "kinematic.variation": self.kinematic.variation}
+        if self.kinematic is not None:
+            named["kinematic.correlation"] = self.kinematic.correlation
+            named["kinematic.variation"] = self.kinematic.variation
         if self.scanner is not None:
             named |= {"scanner.scan": self.scanner.scan, "scanner.conv_tail": self.scanner.conv_tail}
         named["average"] = self.average
