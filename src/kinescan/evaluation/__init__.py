@@ -1,0 +1,20 @@
+"""One prediction per video, the numbers they give, what they cost, and the report of it all."""
+
+from kinescan.evaluation.cost import Cost, Macs, count_cost, training_flops
+from kinescan.evaluation.metrics import Metrics, compute_metrics, pair_accuracy
+from kinescan.evaluation.multiview import Evaluation, evaluate_model
+from kinescan.evaluation.report import Report, make_report
+
+__all__ = [
+    "Cost",
+    "Evaluation",
+    "Macs",
+    "Metrics",
+    "Report",
+    "compute_metrics",
+    "count_cost",
+    "evaluate_model",
+    "make_report",
+    "pair_accuracy",
+    "training_flops",
+]

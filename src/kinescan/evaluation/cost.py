@@ -188,7 +188,7 @@ def training_flops(macs_per_clip: float, *, num_clips: int, num_epochs: int) -> 
     return FLOPS_PER_MAC * BACKWARD_FACTOR * macs_per_clip * num_clips * num_epochs
 
 
-class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _MacCounter(TorchDispatchMode):
     """Adds up the MACs of every operation for the part that is running."""
 
     def __init__(self) -> None:

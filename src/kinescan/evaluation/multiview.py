@@ -1,0 +1,270 @@
+import difflib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from kinescan.data.datasets import Unreadable, VideoDataset, VideoItem
+from kinescan.data.loader import Batch, LoaderConfig, make_loader
+from kinescan.data.sampling import Views
+from kinescan.errors import ConfigError, NonFiniteError, ShapeError, VideoError
+from kinescan.evaluation.metrics import Metrics, compute_metrics
+from kinescan.evaluation.mode import in_evaluation
+from kinescan.models.classifier import VideoClassifier
+
+logger = logging.getLogger(__name__)
+
+VIEWS_PER_FORWARD = 8
+"""How many views go through the model at once by default; memory grows with it, results do not change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoScore:
+    """What the model says of one video.
+
+    Attributes:
+        item: the video and its label.
+        label: the true class's text.
+        prediction: the best class's text.
+        score: its probability.
+        scores: [K], the probability of every class, in the order of the model's labels.
+    """
+
+    item: VideoItem
+    label: str
+    prediction: str
+    score: float
+    scores: Tensor
+
+    @property
+    def right(self) -> bool:
+        """Whether the prediction is the label."""
+        return self.prediction == self.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One prediction for every video that could be read, and a list of those that could not.
+
+    Attributes:
+        labels: the model's classes, in the order of the scores.
+        items: the videos that were scored, in the order of the data.
+        scores: [n, K] float64, softmax averaged over views.
+        targets: [n] int64, the true class of each video among `labels`.
+        unreadable: the files that could not be read, each with its reason; none of the numbers counts them.
+        views: the views that were averaged.
+        seconds: how long it took.
+    """
+
+    labels: tuple[str, ...]
+    items: tuple[VideoItem, ...]
+    scores: Tensor
+    targets: Tensor
+    unreadable: tuple[Unreadable, ...]
+    views: Views
+    seconds: float
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """Accuracies, confusions and calibration of the videos that were scored."""
+        return compute_metrics(self.scores, self.targets, self.labels)
+
+    @cached_property
+    def videos(self) -> tuple[VideoScore, ...]:
+        """What the model says of each video, in the order of `items`."""
+        best = self.scores.argmax(1).tolist()
+        return tuple(
+            VideoScore(
+                item=item,
+                label=self.labels[target],
+                prediction=self.labels[index],
+                score=float(scores[index]),
+                scores=scores,
+            )
+            for item, target, index, scores in zip(self.items, self.targets.tolist(), best, self.scores, strict=True)
+        )
+
+
+def evaluate_model(
+    model: VideoClassifier,
+    dataset: VideoDataset,
+    *,
+    loader: LoaderConfig | None = None,
+    labels: Sequence[str] | None = None,
+    device: str | torch.device | None = None,
+    views_per_forward: int = VIEWS_PER_FORWARD,
+) -> Evaluation:
+    """Scores every video of a data set once: softmax averaged over its views.
+
+    Files that cannot be read are listed and left out; none is swapped for another. Classes are matched by their texts,
+    so that a model and a data set that order them differently agree.
+
+    Args:
+        model: used in evaluation mode, left as it was.
+        dataset: videos with their views, made with mode="test".
+        loader: how many videos are read at once, by how many workers; by default in this process.
+        labels: the texts of the model's classes in the order of its logits, for a model that was saved without them.
+        device: where to compute, and where the model stays; by default where it is.
+        views_per_forward: how many views go through the model at once.
+
+    Returns:
+        Scores, labels and metrics, and the files that could not be read.
+
+    Raises:
+        ConfigError: a class of the data set is unknown to the model, the model's classes have no texts, or the data
+            set is made for training.
+        VideoError: none of the files could be read.
+        NonFiniteError: the model gives NaN or infinity for a video, which is named.
+    """
+    started = time.perf_counter()
+    if dataset.mode != "test":
+        raise ConfigError(f'evaluation takes a data set with mode="test", got mode="{dataset.mode}".')
+    model_labels = known_labels(model, labels)
+    places = match_labels(dataset.classes, model_labels)
+    batches = make_loader(dataset, loader or LoaderConfig(num_workers=0), shuffle=False, seed=0)
+    if device is not None:
+        model = model.to(device)
+    scored: dict[int, Tensor] = {}
+    unreadable: list[Unreadable] = []
+    with in_evaluation(model):
+        for batch in batches:
+            unreadable += batch.unreadable
+            scored |= _score_batch(model, dataset, batch, views_per_forward)
+    if unreadable:
+        logger.warning("%d of %d videos could not be read and were not scored", len(unreadable), len(dataset.items))
+    if not scored:
+        first = unreadable[0]
+        raise VideoError(first.path, f"{first.reason} None of the {len(dataset.items)} videos could be read.")
+    order = sorted(scored)
+    items = tuple(dataset.items[index] for index in order)
+    return Evaluation(
+        labels=model_labels,
+        items=items,
+        scores=torch.stack([scored[index] for index in order]),
+        targets=torch.tensor([places[item.label] for item in items]),
+        unreadable=tuple(sorted(unreadable, key=lambda file: file.item_index)),
+        views=dataset.views,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _score_batch(
+    model: VideoClassifier, dataset: VideoDataset, batch: Batch, views_per_forward: int
+) -> dict[int, Tensor]:
+    """Item index -> [K] probabilities, of the videos of a batch; views of several videos share a forward pass."""
+    if not batch.item_indices:
+        return {}
+    views = batch.clips.flatten(0, 1)
+    logits = _logits(model, views, views_per_forward).unflatten(0, batch.clips.shape[:2])  # [B, V, K]
+    for index, video, own in zip(batch.item_indices, batch.clips, logits, strict=True):
+        check_finite(own, video, name=str(dataset.items[index].path))
+    return dict(zip(batch.item_indices, logits.softmax(2).mean(1), strict=True))
+
+
+def _logits(model: VideoClassifier, views: Tensor, views_per_forward: int) -> Tensor:
+    """[V, K] float64 on the CPU."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        return torch.cat([model(part.to(device)).double().cpu() for part in views.split(views_per_forward)])
+
+
+def score_views(
+    model: VideoClassifier, views: Tensor, *, name: str, views_per_forward: int = VIEWS_PER_FORWARD
+) -> Tensor:
+    """Probabilities of each class for one video: softmax of each view, averaged.
+
+    Args:
+        model: in evaluation mode.
+        views: [V, T, 3, H, W], normalised.
+        name: the video, for the error.
+        views_per_forward: how many views go through the model at once.
+
+    Returns:
+        [K] float64 on the CPU.
+
+    Raises:
+        ShapeError: views are not [V, T, 3, H, W].
+        NonFiniteError: a logit is NaN or infinite.
+    """
+    if views.ndim != 5:
+        raise ShapeError(f"views must be [V, T, 3, H, W], got {list(views.shape)}. One view is views[None].")
+    logits = _logits(model, views, views_per_forward)
+    check_finite(logits, views, name=name)
+    return logits.softmax(1).mean(0)
+
+
+def check_finite(logits: Tensor, pixels: Tensor, *, name: str) -> None:
+    """Passes when every logit is finite.
+
+    Raises:
+        NonFiniteError: one is not; the message names the video and says whether its pixels are to blame.
+    """
+    if torch.isfinite(logits).all():
+        return
+    if torch.isfinite(pixels).all():
+        cause = "its pixels are finite, so the weights are broken: load another checkpoint, or train with a lower lr"
+    else:
+        cause = "its pixels are not finite either: check the file and preprocessing.std"
+    raise NonFiniteError(f"{name}: the model gives NaN or infinity; {cause}.")
+
+
+def known_labels(model: VideoClassifier, labels: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The texts of the model's classes, in the order of its logits.
+
+    Args:
+        model: may know them itself.
+        labels: said by the caller, for a model that does not.
+
+    Raises:
+        ConfigError: nobody knows them, or there are more or fewer than classes.
+
+    Example:
+        >>> from kinescan.models.zoo import create_model
+        >>> model = create_model("pks4_vit_ti16", labels=["left", "right"])
+        >>> known_labels(model)
+        ('left', 'right')
+    """
+    num_classes = model.config.num_classes
+    placeholders = tuple(f"class_{index}" for index in range(num_classes))
+    given = tuple(model.labels if labels is None else labels)
+    if len(given) != num_classes or len(set(given)) != num_classes:
+        raise ConfigError(
+            f"{len(set(given))} different labels for a model of {num_classes} classes. Give one label for each class."
+        )
+    if given == placeholders:
+        raise ConfigError(
+            f"the model has no label texts, so nobody knows which of its {num_classes} outputs is which class. "
+            "Pass labels=[...], their texts in the order of the outputs, or create_model(..., labels=[...])."
+        )
+    return given
+
+
+def match_labels(classes: Sequence[str], labels: Sequence[str]) -> list[int]:
+    """For each class of a data set, its place among the model's labels; matched by text, so order does not matter.
+
+    Args:
+        classes: the data set's classes.
+        labels: the model's labels; they may be more.
+
+    Raises:
+        ConfigError: the model does not know a class.
+
+    Example:
+        >>> match_labels(["left", "right"], ["down", "right", "left"])
+        [2, 1]
+    """
+    places = {label: index for index, label in enumerate(labels)}
+    unknown = [label for label in classes if label not in places]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], labels, n=1, cutoff=0.5)
+        known = ", ".join(map(repr, labels[:5])) + (", ..." if len(labels) > 5 else "")
+        hint = f"Did you mean {near[0]!r}?" if near else f"It knows {known}."
+        raise ConfigError(
+            f"{len(unknown)} of the {len(classes)} classes of the data are unknown to the model, the first is "
+            f"{unknown[0]!r}. {hint} Evaluate on data with the model's classes, or train on these."
+        )
+    return [places[label] for label in classes]

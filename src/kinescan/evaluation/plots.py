@@ -1,0 +1,51 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from kinescan.evaluation.metrics import ConfusionMatrix
+
+MOST_COUNTS = 20
+"""Up to so many classes, every cell shows its count."""
+MOST_NAMES = 60
+"""Up to so many classes, every row and column has its name."""
+
+
+def plot_confusion(matrix: ConfusionMatrix, labels: Sequence[str], path: str | Path) -> None:
+    """Writes the confusion matrix as a PNG: a row for each true class, shaded by the share of its videos.
+
+    Args:
+        matrix: [K, K].
+        labels: the K classes' texts.
+        path: the file to write.
+    """
+    num_classes = len(labels)
+    side = min(4.5 + 0.28 * num_classes, 16.0)
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shares = (matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if num_classes <= MOST_NAMES:
+        names = [_shortened(label) for label in labels]
+        size = 9 if num_classes <= MOST_COUNTS else 7
+        axes.set_xticks(range(num_classes), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=size)
+        axes.set_yticks(range(num_classes), names, fontsize=size)
+    else:
+        axes.set_title(f"{num_classes} classes, in the order of the table")
+    if num_classes <= MOST_COUNTS:
+        for row in range(num_classes):
+            for column in range(num_classes):
+                count = int(matrix[row, column])
+                if count:
+                    colour = "white" if shares[row, column] > 0.55 else "black"
+                    axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def _shortened(label: str, length: int = 32) -> str:
+    return label if len(label) <= length else label[: length - 1] + "…"

@@ -1,0 +1,205 @@
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kinescan.errors import ConfigError
+from kinescan.evaluation.cost import Cost
+from kinescan.evaluation.environment import Environment, describe_environment
+from kinescan.evaluation.metrics import Metrics, confusion_matrix
+from kinescan.evaluation.multiview import Evaluation
+from kinescan.evaluation.plots import plot_confusion
+
+REPORT_FILE = "report.json"
+PAGE_FILE = "report.md"
+CONFUSION_FILE = "confusion.png"
+PREDICTIONS_FILE = "predictions.jsonl"
+MOST_LISTED = 20
+"""How many unreadable files the page lists; report.json lists all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """An evaluation with all that is needed to read it later: on which data, by which model, where.
+
+    Attributes:
+        model: name of the model.
+        data: what it was evaluated on, as the user named it.
+        seed: of the run that trained it; None when it is not known.
+        evaluation: scores, labels and the files that could not be read.
+        cost: parameters and MACs of one view; None leaves them out.
+        environment: hardware, versions, commit.
+    """
+
+    model: str
+    data: str
+    evaluation: Evaluation
+    environment: Environment
+    seed: int | None = None
+    cost: Cost | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values: everything but the scores of each video."""
+        evaluation = self.evaluation
+        metrics = evaluation.metrics
+        return {
+            "model": self.model,
+            "data": self.data,
+            "views": str(evaluation.views),
+            "num_videos": metrics.num_videos,
+            "num_unreadable": len(evaluation.unreadable),
+            "top1": metrics.top1,
+            "top5": metrics.top5,
+            "top5_classes": metrics.top5_classes,
+            "mean_class_accuracy": metrics.mean_class_accuracy,
+            "calibration_error": metrics.calibration_error,
+            "classes": [asdict(entry) for entry in metrics.classes],
+            "confusions": [asdict(entry) for entry in metrics.confusions],
+            "unreadable": [{"path": str(file.path), "reason": file.reason} for file in evaluation.unreadable],
+            "cost": None if self.cost is None else _plain_cost(self.cost),
+            "seconds": round(evaluation.seconds, 3),
+            "seed": self.seed,
+            "environment": asdict(self.environment),
+        }
+
+    def to_markdown(self) -> str:
+        """The report as a page: the result, every class, the commonest mistakes, where it was measured."""
+        return "\n".join([*self._headline(), *self._class_table(), *self._mistakes(), *self._origin()]) + "\n"
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes report.json, report.md, confusion.png and predictions.jsonl (a line for each video).
+
+        Args:
+            folder: made if need be; files of these names are replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        evaluation = self.evaluation
+        matrix = confusion_matrix(evaluation.scores.argmax(1), evaluation.targets, num_classes=len(evaluation.labels))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder / REPORT_FILE, json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
+            _write(folder / PAGE_FILE, self.to_markdown())
+            _write(folder / PREDICTIONS_FILE, "".join(self._prediction_lines()))
+            plot_confusion(matrix, evaluation.labels, folder / CONFUSION_FILE)
+        except OSError as error:
+            raise ConfigError(
+                f"the report cannot be written to {folder}: {error.strerror or error}. Choose another output folder."
+            ) from error
+        return folder
+
+    def _headline(self) -> Iterator[str]:
+        metrics, evaluation = self.evaluation.metrics, self.evaluation
+        yield f"# {self.model} on {self.data}\n"
+        yield "| | |\n|---|---|"
+        yield f"| top-1 | **{_percent(metrics.top1)}** |"
+        yield f"| top-{metrics.top5_classes} | {_percent(metrics.top5)} |"
+        yield f"| mean over classes | {_percent(metrics.mean_class_accuracy)} |"
+        yield f"| calibration error | {_percent(metrics.calibration_error)} |"
+        yield f"| videos scored | {metrics.num_videos} |"
+        yield f"| views (frames x clips x crops) | {evaluation.views} |"
+        if self.cost is not None:
+            macs = self.cost.macs
+            yield f"| parameters | {self.cost.num_parameters / 1e6:.2f} M |"
+            yield (
+                f"| GMACs a view | {macs.without_attention / 1e9:.2f} "
+                f"({macs.with_attention / 1e9:.2f} with attention products) |"
+            )
+        if metrics.top5_classes < 5:
+            yield f"\nThere are {len(evaluation.labels)} classes, so the top 5 are the top {metrics.top5_classes}."
+        if evaluation.unreadable:
+            total = metrics.num_videos + len(evaluation.unreadable)
+            missing = len(evaluation.unreadable)
+            yield f"\n**{missing} of {total} files could not be read**; no number here counts them:\n"
+            for file in evaluation.unreadable[:MOST_LISTED]:
+                yield f"- `{file.path}`: {file.reason}"
+            if len(evaluation.unreadable) > MOST_LISTED:
+                yield f"- and {len(evaluation.unreadable) - MOST_LISTED} more, in {REPORT_FILE}"
+
+    def _class_table(self) -> Iterator[str]:
+        yield "\n## Classes\n\n| class | videos | right | accuracy |\n|---|---:|---:|---:|"
+        for entry in self.evaluation.metrics.classes:
+            accuracy = "no videos" if entry.accuracy is None else _percent(entry.accuracy)
+            yield f"| {_cell(entry.label)} | {entry.num_videos} | {entry.num_right} | {accuracy} |"
+
+    def _mistakes(self) -> Iterator[str]:
+        metrics: Metrics = self.evaluation.metrics
+        yield f"\n![confusion matrix]({CONFUSION_FILE})"
+        if metrics.confusions:
+            yield "\n## Commonest mistakes\n\n| class | taken for | videos | of the class |\n|---|---|---:|---:|"
+        for entry in metrics.confusions:
+            share = _percent(entry.ratio)
+            yield f"| {_cell(entry.label)} | {_cell(entry.taken_for)} | {entry.num_videos} | {share} |"
+
+    def _origin(self) -> Iterator[str]:
+        here = self.environment
+        packages = ", ".join(f"{name} {version}" for name, version in here.packages.items())
+        devices = ", ".join(here.accelerators) or "none"
+        yield "\n## Where it was measured\n"
+        yield f"- kinescan {here.kinescan}, commit {here.commit or 'unknown'}, seed {self.seed}"
+        yield f"- Python {here.python}, {packages}"
+        yield f"- {here.cpu}, {here.num_cores} cores, {here.memory_gib} GiB; accelerators: {devices}; {here.system}"
+        yield f"- {self.evaluation.seconds:.1f} s"
+
+    def _prediction_lines(self) -> Iterator[str]:
+        evaluation = self.evaluation
+        for video in evaluation.videos:
+            best = video.scores.argsort(descending=True, stable=True)[:5].tolist()
+            line = {
+                "path": str(video.item.path),
+                "label": video.label,
+                "prediction": video.prediction,
+                "right": video.right,
+                "scores": {evaluation.labels[index]: round(float(video.scores[index]), 6) for index in best},
+            }
+            yield json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def make_report(
+    evaluation: Evaluation, *, model: str, data: str, seed: int | None = None, cost: Cost | None = None
+) -> Report:
+    """A report of an evaluation that was made here and now.
+
+    Args:
+        evaluation: what `evaluate_model` gave.
+        model: name of the model.
+        data: what it was evaluated on.
+        seed: of the run that trained the model.
+        cost: what `count_cost` gave.
+    """
+    return Report(
+        model=model, data=data, evaluation=evaluation, environment=describe_environment(), seed=seed, cost=cost
+    )
+
+
+def _plain_cost(cost: Cost) -> dict[str, Any]:
+    return {
+        "num_frames": cost.num_frames,
+        "image_size": cost.image_size,
+        "num_parameters": cost.num_parameters,
+        "num_trained": cost.num_trained,
+        "macs_without_attention": cost.macs.without_attention,
+        "macs_with_attention": cost.macs.with_attention,
+        "macs_as_published": cost.macs.published,
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:.1f} %"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

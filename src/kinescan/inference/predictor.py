@@ -1,0 +1,193 @@
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kinescan.data.listing import VIDEO_SUFFIXES, find_videos
+from kinescan.data.sampling import Views, view_indices
+from kinescan.data.transforms import EvalTransform
+from kinescan.data.video import VideoReader
+from kinescan.errors import ConfigError, VideoError
+from kinescan.evaluation.mode import in_evaluation
+from kinescan.evaluation.multiview import VIEWS_PER_FORWARD, score_views
+from kinescan.inference.explain import kinematic_maps
+from kinescan.inference.source import ModelSource, resolve_model
+from kinescan.inference.strip import draw_strip
+from kinescan.models.classifier import VideoClassifier
+from kinescan.models.pks4 import PKS4
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the model says of one file, or why the file could not be read.
+
+    Attributes:
+        path: the file.
+        labels: the best classes, first the best; empty for an unreadable file.
+        scores: their probabilities.
+        seconds: how long it took, decoding and model together.
+        error: why the file could not be read; None for a file that was.
+        explanation: the picture that was drawn; None without `explain_folder`.
+    """
+
+    path: str
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+    seconds: float
+    error: str | None = None
+    explanation: str | None = None
+
+
+def predict(
+    model: ModelSource,
+    paths: str | Path | Iterable[str | Path],
+    *,
+    views: Views | str | None = None,
+    top: int = 5,
+    device: str | torch.device | None = None,
+    explain_folder: str | Path | None = None,
+    views_per_forward: int = VIEWS_PER_FORWARD,
+) -> list[Prediction]:
+    """The best classes of each video file.
+
+    A file that cannot be read is listed with its reason and stops none of the others; none is swapped for another.
+
+    Args:
+        model: a classifier, or the folder or hub name of a saved one; used in evaluation mode, left as it was.
+        paths: video files; a folder stands for the video files in it and below, in order of their names.
+        views: frames x clips x crops to average over, such as "8x2x3"; by default one clip of as many frames as the
+            model's preprocessing takes, cropped in the middle.
+        top: how many classes to name.
+        device: where to compute; by default where the model is.
+        explain_folder: draw into this folder, for each file, what moved and what changed; made if need be.
+        views_per_forward: how many views go through the model at once.
+
+    Returns:
+        One prediction a file, in the order of `paths`.
+
+    Raises:
+        ConfigError: there is no path, a folder holds no video, views cannot be parsed, top is below 1, or
+            explain_folder cannot be written or the model cannot explain.
+        CheckpointError: `model` is a folder or name that holds no saved model.
+        NonFiniteError: the model gives NaN or infinity for a file, which is named.
+
+    Example:
+        >>> from kinescan.data.video import write_video
+        >>> from kinescan.models.zoo import create_model
+        >>> write_video("/tmp/kinescan_doctest.mp4", torch.zeros(16, 3, 64, 64, dtype=torch.uint8), fps=8)
+        >>> model = create_model("pks4_vit_ti16", labels=["left", "right"])
+        >>> [prediction] = predict(model, "/tmp/kinescan_doctest.mp4")
+        >>> sorted(prediction.labels), round(sum(prediction.scores), 4), prediction.error
+        (['left', 'right'], 1.0, None)
+    """
+    if top < 1:
+        raise ConfigError(f"top must be at least 1, got {top}.")
+    files = _video_files(paths)
+    resolved = resolve_model(model, device)
+    chosen = _chosen_views(views, resolved)
+    folder = None if explain_folder is None else _prepared(explain_folder, resolved)
+    job = _Job(resolved, chosen, min(top, resolved.config.num_classes), views_per_forward)
+    with in_evaluation(resolved):
+        return [job.predict(file, _picture_path(folder, index, file)) for index, file in enumerate(files)]
+
+
+class _Job:
+    """Predicts file after file with one model and one choice of views."""
+
+    def __init__(self, model: VideoClassifier, views: Views, top: int, views_per_forward: int) -> None:
+        self.model, self.views, self.top, self.views_per_forward = model, views, top, views_per_forward
+        self.transform = EvalTransform(model.preprocessing, crops=views.crops)
+
+    def predict(self, file: Path, picture: Path | None) -> Prediction:
+        started = time.perf_counter()
+        try:
+            clips, seconds = self._read(file)
+        except VideoError as error:
+            logger.warning("left out, cannot be read: %s", error)
+            return Prediction(
+                path=str(file), labels=(), scores=(), seconds=time.perf_counter() - started, error=error.reason
+            )
+        scores = score_views(self.model, clips.flatten(0, 1), name=str(file), views_per_forward=self.views_per_forward)
+        probabilities, best = scores.sort(descending=True, stable=True)
+        prediction = Prediction(
+            path=str(file),
+            labels=tuple(self.model.labels[index] for index in best[: self.top].tolist()),
+            scores=tuple(probabilities[: self.top].tolist()),
+            seconds=time.perf_counter() - started,
+            explanation=None if picture is None else str(picture),
+        )
+        if picture is not None:
+            self._explain(clips[0, self.views.crops // 2], seconds, prediction, picture)
+        return prediction
+
+    def _read(self, file: Path) -> tuple[Tensor, list[float]]:
+        """Clips [clips, crops, T, 3, size, size], and the times of the first one's frames."""
+        preprocessing = self.model.preprocessing
+        with VideoReader(file) as reader:
+            indices = view_indices(
+                reader.num_frames,
+                num_frames=self.views.frames,
+                num_clips=self.views.clips,
+                sampling=preprocessing.sampling,
+                frame_stride=preprocessing.frame_stride,
+            )
+            frames = reader.read(indices.flatten())
+        crops = self.transform(frames.pixels)  # [crops, clips * T, 3, size, size]
+        clips = crops.unflatten(1, tuple(indices.shape)).transpose(0, 1)
+        return clips, frames.pts_seconds[: indices.shape[1]].tolist()
+
+    def _explain(self, clip: Tensor, seconds: Sequence[float], prediction: Prediction, picture: Path) -> None:
+        assert isinstance(self.model, PKS4)
+        device = next(self.model.parameters()).device
+        draw_strip(
+            clip,
+            kinematic_maps(self.model, clip[None].to(device)),
+            picture,
+            preprocessing=self.model.preprocessing,
+            title=f"{Path(prediction.path).name}: {prediction.labels[0]} {100 * prediction.scores[0]:.1f} %",
+            seconds=seconds,
+        )
+
+
+def _video_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if not given:
+        raise ConfigError("there is no path to predict. Give video files, or folders that hold some.")
+    files: list[Path] = []
+    for path in given:
+        found = find_videos(path) if path.is_dir() else [path]
+        if not found:
+            known = ", ".join(sorted(VIDEO_SUFFIXES))
+            raise ConfigError(f"{path} holds no video file (those end in {known}). Name other files one by one.")
+        files += found
+    return files
+
+
+def _chosen_views(views: Views | str | None, model: VideoClassifier) -> Views:
+    if views is None:
+        return Views(frames=model.preprocessing.num_frames, clips=1, crops=1)
+    return Views.parse(views) if isinstance(views, str) else views
+
+
+def _prepared(folder: str | Path, model: VideoClassifier) -> Path:
+    if not isinstance(model, PKS4):
+        raise ConfigError(f"only PKS4 models can be explained, {model.name} is none. Leave explain_folder out.")
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"explain_folder {folder} cannot be made: {error.strerror}. Choose another folder."
+        ) from error
+    return folder
+
+
+def _picture_path(folder: Path | None, index: int, file: Path) -> Path | None:
+    """Numbered, since files of different folders may have the same name."""
+    return None if folder is None else folder / f"{index:04d}_{file.stem}.png"

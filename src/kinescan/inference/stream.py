@@ -1,0 +1,251 @@
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kinescan.data.transforms import EvalTransform
+from kinescan.data.video import VideoReader
+from kinescan.errors import CheckpointError, ConfigError, ShapeError
+from kinescan.evaluation.mode import in_evaluation
+from kinescan.evaluation.multiview import check_finite
+from kinescan.inference.source import ModelSource, resolve_model
+from kinescan.layers.kinematic import KinematicState
+from kinescan.layers.mamba import MambaState
+from kinescan.models.pks4 import PKS4, PKS4State
+
+FrameSource = str | Path | Iterable[Tensor | tuple[Tensor, float]]
+"""A video file, or frames uint8 [3, H, W] as they come, each alone or with its time in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamPrediction:
+    """What the model says after a frame, of all it has seen so far.
+
+    Attributes:
+        frame_index: the frame's place in the source, from 0.
+        seconds: its time; None for frames that came without one.
+        labels: the best classes, first the best.
+        scores: their probabilities.
+        logits: [K] float32 on the CPU, of every class: those of the clip that ends with this frame.
+    """
+
+    frame_index: int
+    seconds: float | None
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+    logits: Tensor
+
+
+class StreamSession:
+    """A causal model with the state of one stream; each frame costs the same time, and the state never grows.
+
+    Args:
+        model: a causal PKS4, or the folder or hub name of a saved one; used in evaluation mode.
+        top: how many classes a prediction names.
+        device: where to compute; by default where the model is.
+        state: where to go on from, as `load_stream_state` reads it; None starts anew.
+
+    Raises:
+        ConfigError: the model is not causal.
+        CheckpointError: the state is that of another model, or `model` is a folder that holds no saved model.
+
+    Example:
+        >>> from kinescan.models.zoo import create_model
+        >>> model = create_model("pks4_vit_ti16", labels=["left", "right"], causal=True)
+        >>> session = StreamSession(model)
+        >>> first = session.push(torch.zeros(3, 48, 64, dtype=torch.uint8))
+        >>> (first.frame_index, len(first.labels)), session.state.frames_seen
+        ((0, 2), 1)
+    """
+
+    def __init__(
+        self,
+        model: ModelSource,
+        *,
+        top: int = 5,
+        device: str | torch.device | None = None,
+        state: PKS4State | None = None,
+    ) -> None:
+        if top < 1:
+            raise ConfigError(f"top must be at least 1, got {top}.")
+        resolved = resolve_model(model, device)
+        if not isinstance(resolved, PKS4) or not resolved.config.causal:
+            raise ConfigError(
+                f"{resolved.name} looks at frames to come, so it cannot run on a stream. Train a PKS4 with "
+                "causal = true (create_model(..., causal=True)), or score whole files with predict()."
+            )
+        self.model: PKS4 = resolved
+        self.top = min(top, resolved.config.num_classes)
+        self.state = PKS4State() if state is None else _fitting_state(state, resolved)
+        self._transform = EvalTransform(resolved.preprocessing, crops=1)
+
+    def push(self, frame: Tensor, *, frame_index: int | None = None, seconds: float | None = None) -> StreamPrediction:
+        """Feeds one frame and gives what the model says now.
+
+        Args:
+            frame: uint8 [3, H, W], RGB, any size.
+            frame_index: its place in the source; by default how many frames were fed before.
+            seconds: its time.
+
+        Raises:
+            ShapeError: the frame is not uint8 [3, H, W].
+            NonFiniteError: the model gives NaN or infinity.
+        """
+        frame_index = self.state.frames_seen if frame_index is None else frame_index
+        _check_frame(frame, frame_index)
+        device = next(self.model.parameters()).device
+        clip = self._transform(frame[None]).to(device)  # [1, 1, 3, size, size]
+        with in_evaluation(self.model), torch.no_grad():
+            prefixes, state = self.model.forward_stream(clip, self.state)
+        logits = prefixes[0, -1].float().cpu()
+        check_finite(logits, clip, name=f"frame {frame_index}")
+        self.state = state
+        scores, best = logits.softmax(0).sort(descending=True, stable=True)
+        return StreamPrediction(
+            frame_index=frame_index,
+            seconds=seconds,
+            labels=tuple(self.model.labels[index] for index in best[: self.top].tolist()),
+            scores=tuple(scores[: self.top].tolist()),
+            logits=logits,
+        )
+
+
+def stream(
+    model: ModelSource,
+    source: FrameSource,
+    *,
+    every: int = 1,
+    top: int = 5,
+    device: str | torch.device | None = None,
+    state: PKS4State | None = None,
+) -> Iterator[StreamPrediction]:
+    """A prediction after each frame, at constant time and memory per frame, however long the source.
+
+    The logits after a frame are those that `model` gives for the clip of all frames up to it.
+
+    Args:
+        model: a causal PKS4, or the folder or hub name of a saved one.
+        source: a video file, decoded as it goes, or an iterable of frames uint8 [3, H, W], each alone or as a pair
+            with its time in seconds.
+        every: feed each `every`-th frame and skip the others; choose it so that frames lie about as far apart as in
+            the clips of the training.
+        top: how many classes a prediction names.
+        device: where to compute; by default where the model is.
+        state: where to go on from; None starts anew. To keep the state at the end, use `StreamSession`.
+
+    Returns:
+        An iterator; nothing is decoded before the first `next`.
+
+    Raises:
+        ConfigError: the model is not causal, or `every` or `top` is below 1.
+        CheckpointError: the state is that of another model, or `model` is a folder that holds no saved model.
+        VideoError: the file cannot be read (while iterating: from here on).
+        ShapeError: a frame is not uint8 [3, H, W] (while iterating).
+        NonFiniteError: the model gives NaN or infinity (while iterating).
+
+    Source: PKS4 (arXiv 2604.26461) for the scan; the causal form is ours.
+
+    Example:
+        >>> from kinescan.models.zoo import create_model
+        >>> model = create_model("pks4_vit_ti16", labels=["left", "right"], causal=True)
+        >>> frames = (torch.zeros(3, 48, 64, dtype=torch.uint8) for _ in range(6))
+        >>> [prediction.frame_index for prediction in stream(model, frames, every=2)]
+        [0, 2, 4]
+    """
+    if every < 1:
+        raise ConfigError(f"every must be at least 1, got {every}.")
+    session = StreamSession(model, top=top, device=device, state=state)
+    return _predictions(session, source, every)
+
+
+def save_stream_state(state: PKS4State, path: str | Path) -> None:
+    """Writes a stream's state to a safetensors file, to go on later or elsewhere.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
+    try:
+        save_file(tensors, path, metadata={"kinescan_stream_state": "1", "frames_seen": str(state.frames_seen)})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"the stream's state cannot be written to {path}: {error}") from error
+
+
+def load_stream_state(path: str | Path) -> PKS4State:
+    """Reads what `save_stream_state` wrote; give it to `stream` or `StreamSession` with the same model.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or something else.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: the stream's state cannot be read: {error}") from error
+    if "kinescan_stream_state" not in metadata:
+        raise CheckpointError(f"{path} holds tensors, but no stream's state. Give a file that save_stream_state wrote.")
+    return _state_of(tensors, int(metadata["frames_seen"]))
+
+
+def _state_of(tensors: Mapping[str, Tensor], frames_seen: int) -> PKS4State:
+    """The inverse of `PKS4State.tensors`."""
+    route = "class_tokens."
+    scan = tensors.get("scanner.scan")
+    return PKS4State(
+        frames_seen=frames_seen,
+        class_tokens={int(name.removeprefix(route)): tensors[name] for name in tensors if name.startswith(route)},
+        kinematic=KinematicState(tensors.get("kinematic.correlation"), tensors.get("kinematic.variation")),
+        scanner=None if scan is None else MambaState(scan, tensors["scanner.conv_tail"]),
+        average=tensors.get("average"),
+    )
+
+
+def _predictions(session: StreamSession, source: FrameSource, every: int) -> Iterator[StreamPrediction]:
+    frames = _file_frames(source) if isinstance(source, str | Path) else source
+    for frame_index, entry in enumerate(frames):
+        if frame_index % every == 0:
+            frame, seconds = entry if isinstance(entry, tuple) else (entry, None)
+            yield session.push(frame, frame_index=frame_index, seconds=seconds)
+
+
+def _file_frames(path: str | Path) -> Iterator[tuple[Tensor, float]]:
+    with VideoReader(path) as reader:
+        yield from reader
+
+
+def _check_frame(frame: Tensor, frame_index: int) -> None:
+    if not isinstance(frame, Tensor) or frame.dtype != torch.uint8 or frame.ndim != 3 or frame.shape[0] != 3:
+        given = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, Tensor) else type(frame).__name__
+        raise ShapeError(
+            f"frame {frame_index} must be a uint8 tensor [3, H, W], got {given.removeprefix('torch.')}. "
+            "For an array [H, W, 3] use torch.from_numpy(array).permute(2, 0, 1)."
+        )
+
+
+def _fitting_state(state: PKS4State, model: PKS4) -> PKS4State:
+    """The state on the model's device.
+
+    Raises:
+        CheckpointError: it is the state of another model, or of several streams.
+    """
+    device = next(model.parameters()).device
+    moved = _state_of({name: tensor.to(device) for name, tensor in state.tensors().items()}, state.frames_seen)
+    rows, columns = model.vit.grid
+    expected: dict[str, tuple[int, ...]] = {"average": (1, model.head.in_features)}
+    if model.scanner is not None:
+        inner, size = model.scanner.mamba.A_log.shape
+        expected["scanner.scan"] = (rows * columns, inner, size)
+    tensors = moved.tensors()
+    for name, shape in expected.items():
+        given = tuple(tensors[name].shape) if name in tensors else None
+        if moved.frames_seen and given != shape:
+            raise CheckpointError(
+                f"the state does not fit {model.name}: {name} is {given}, but this model's is {shape}. "
+                "Give the state of one stream of the same model."
+            )
+    return moved

@@ -1,0 +1,126 @@
+import pytest
+import torch
+
+from kinescan.data.datasets import VideoDataset, VideoItem
+from kinescan.data.loader import LoaderConfig
+from kinescan.data.transforms import AugmentConfig, TrainTransform
+from kinescan.errors import ConfigError, NonFiniteError, ShapeError, VideoError
+from kinescan.evaluation.multiview import evaluate_model, known_labels, match_labels, score_views
+
+
+def test_evaluate_model_gives_one_prediction_a_video(brightness_model, make_dataset):
+    evaluation = evaluate_model(brightness_model(), make_dataset())
+    assert evaluation.scores.shape == (6, 2)
+    assert evaluation.targets.tolist() == [0, 1, 0, 1, 0, 1]
+    assert evaluation.metrics.top1 == 1.0
+    assert [video.prediction for video in evaluation.videos] == ["dark", "bright"] * 3
+    assert all(video.right and video.score == pytest.approx(float(video.scores.max())) for video in evaluation.videos)
+    assert str(evaluation.views) == "4x2x3"
+    assert evaluation.unreadable == ()
+
+
+def test_evaluate_model_averages_the_softmax_of_views(brightness_model, make_dataset):
+    model, dataset = brightness_model(), make_dataset()
+    evaluation = evaluate_model(model, dataset)
+    for index in (0, 3):
+        views = dataset[index].clip
+        assert views.shape[0] == 6
+        with torch.no_grad():
+            expected = torch.stack([model(view[None])[0].double().softmax(0) for view in views]).mean(0)
+        torch.testing.assert_close(evaluation.scores[index], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("batch_size", "views_per_forward"), [(1, 1), (2, 5), (6, 100)])
+def test_evaluate_model_does_not_depend_on_how_views_are_grouped(
+    brightness_model, make_dataset, batch_size, views_per_forward
+):
+    model, dataset = brightness_model(), make_dataset()
+    expected = evaluate_model(model, dataset).scores
+    loader = LoaderConfig(batch_size=batch_size, num_workers=0)
+    scores = evaluate_model(model, dataset, loader=loader, views_per_forward=views_per_forward).scores
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+
+
+def test_evaluate_model_matches_classes_by_their_texts(brightness_model, make_dataset):
+    """A model that knows the classes in another order, and one more, is as right as before."""
+    evaluation = evaluate_model(brightness_model(labels=("bright", "grey", "dark")), make_dataset())
+    assert evaluation.labels == ("bright", "grey", "dark")
+    assert evaluation.targets.tolist() == [2, 0, 2, 0, 2, 0]
+    assert evaluation.metrics.top1 == 1.0
+    assert [entry.num_videos for entry in evaluation.metrics.classes] == [3, 0, 3]
+
+
+def test_evaluate_model_lists_unreadable_files_and_counts_the_others(
+    brightness_model, make_dataset, videos, spoiled, caplog
+):
+    items = [*videos[:2], VideoItem(spoiled, 1, "broken"), *videos[2:]]
+    evaluation = evaluate_model(brightness_model(), make_dataset(items=items))
+    assert [file.path for file in evaluation.unreadable] == [str(spoiled)]
+    assert evaluation.unreadable[0].reason
+    assert [item.path for item in evaluation.items] == [item.path for item in videos]
+    assert evaluation.metrics.num_videos == 6
+    assert "1 of 7 videos could not be read and were not scored" in caplog.text
+
+
+def test_evaluate_model_without_any_readable_file(brightness_model, make_dataset, spoiled):
+    with pytest.raises(VideoError, match=r"broken\.mp4: .*None of the 1 videos could be read"):
+        evaluate_model(brightness_model(), make_dataset(items=[VideoItem(spoiled, 1, "broken")]))
+
+
+def test_evaluate_model_names_the_video_of_a_logit_that_is_not_finite(brightness_model, make_dataset):
+    model = brightness_model()
+    with torch.no_grad():
+        model.head.bias[0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"0\.mp4: the model gives NaN or infinity; its pixels are finite, so"):
+        evaluate_model(model, make_dataset())
+
+
+def test_score_views_says_that_pixels_are_not_finite(brightness_model):
+    views = torch.full((1, 4, 3, 16, 16), float("nan"))
+    with pytest.raises(NonFiniteError, match=r"a\.mp4: the model gives NaN or infinity; its pixels are not finite"):
+        score_views(brightness_model(), views, name="a.mp4")
+
+
+def test_score_views_wants_the_axis_of_views(brightness_model):
+    with pytest.raises(ShapeError, match=r"views must be \[V, T, 3, H, W\], got \[4, 3, 16, 16\]"):
+        score_views(brightness_model(), torch.zeros(4, 3, 16, 16), name="a.mp4")
+
+
+def test_evaluate_model_refuses_a_class_that_the_model_does_not_know(brightness_model, make_dataset):
+    with pytest.raises(
+        ConfigError, match=r"1 of the 2 classes of the data .* first is 'brigth'. Did you mean 'bright'"
+    ):
+        evaluate_model(brightness_model(), make_dataset(classes=("dark", "brigth")))
+
+
+def test_match_labels_shows_some_labels_where_none_is_close():
+    with pytest.raises(ConfigError, match=r"It knows 'a', 'b'\. Evaluate on data"):
+        match_labels(["something else"], ["a", "b"])
+
+
+def test_evaluate_model_refuses_to_guess_what_a_model_without_labels_means(brightness_model, make_dataset):
+    model = brightness_model(labels=None, num_classes=2)
+    with pytest.raises(ConfigError, match=r"no label texts, so nobody knows which of its 2 outputs is which class"):
+        evaluate_model(model, make_dataset())
+    evaluation = evaluate_model(model, make_dataset(), labels=["bright", "dark"])
+    assert evaluation.labels == ("bright", "dark")
+
+
+@pytest.mark.parametrize("labels", [["a"], ["a", "a"], ["a", "b", "c"]])
+def test_known_labels_wants_one_for_each_class(brightness_model, labels):
+    with pytest.raises(ConfigError, match=f"{len(set(labels))} different labels for a model of 2 classes"):
+        known_labels(brightness_model(), labels)
+
+
+def test_evaluate_model_refuses_training_data(brightness_model, videos, make_dataset):
+    preprocessing = make_dataset().preprocessing
+    transform = TrainTransform(preprocessing, AugmentConfig())
+    dataset = VideoDataset(videos, ("dark", "bright"), transform, preprocessing=preprocessing, mode="train")
+    with pytest.raises(ConfigError, match=r'takes a data set with mode="test", got mode="train"'):
+        evaluate_model(brightness_model(), dataset)
+
+
+def test_evaluate_model_leaves_the_model_in_its_mode(brightness_model, make_dataset):
+    model = brightness_model().train()
+    evaluate_model(model, make_dataset(views="4x1x1"))
+    assert all(module.training for module in model.modules())

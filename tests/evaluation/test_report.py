@@ -1,0 +1,93 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from kinescan.data.datasets import VideoItem
+from kinescan.errors import ConfigError
+from kinescan.evaluation.cost import count_cost
+from kinescan.evaluation.environment import describe_environment
+from kinescan.evaluation.metrics import confusion_matrix
+from kinescan.evaluation.multiview import evaluate_model
+from kinescan.evaluation.plots import plot_confusion
+from kinescan.evaluation.report import make_report
+
+
+@pytest.fixture
+def report(brightness_model, make_dataset, videos, spoiled):
+    model = brightness_model(labels=("bright", "grey|ish", "dark"))
+    # One label is wrong, so that there is a mistake to show.
+    items = [VideoItem(videos[0].path, 1, "wrong"), *videos[1:], VideoItem(spoiled, 1, "broken")]
+    evaluation = evaluate_model(model, make_dataset(items=items))
+    return make_report(evaluation, model="vit_ti16", data="my videos", seed=3, cost=count_cost(model))
+
+
+def test_report_json_says_result_and_origin(report):
+    plain = json.loads(json.dumps(report.to_json()))
+    assert plain["top1"] == pytest.approx(5 / 6)
+    assert (plain["top5"], plain["top5_classes"]) == (1.0, 3)
+    assert (plain["num_videos"], plain["num_unreadable"], plain["views"], plain["seed"]) == (6, 1, "4x2x3", 3)
+    assert plain["classes"][2] == {"label": "dark", "num_videos": 2, "num_right": 2, "accuracy": 1.0}
+    assert plain["classes"][1]["accuracy"] is None
+    assert plain["confusions"] == [{"label": "bright", "taken_for": "dark", "num_videos": 1, "ratio": 0.25}]
+    assert plain["unreadable"][0]["path"].endswith("broken.mp4")
+    assert plain["cost"]["num_parameters"] > 0
+    assert plain["environment"]["packages"]["torch"]
+    assert plain["environment"]["num_cores"] >= 1
+
+
+def test_report_page_shows_classes_mistakes_and_unreadable_files(report):
+    page = report.to_markdown()
+    assert "# vit_ti16 on my videos" in page
+    assert "| top-1 | **83.3 %** |" in page
+    assert "the top 5 are the top 3" in page
+    assert "**1 of 7 files could not be read**; no number here counts them" in page
+    assert "broken.mp4`: " in page
+    assert "| grey\\|ish | 0 | 0 | no videos |" in page
+    assert "| bright | dark | 1 | 25.0 % |" in page
+    assert "seed 3" in page
+    assert "GMACs a view" in page
+
+
+def test_report_saves_page_numbers_picture_and_predictions(report, tmp_path):
+    folder = report.save(tmp_path / "deep" / "report")
+    assert {file.name for file in folder.iterdir()} == {
+        "report.json",
+        "report.md",
+        "confusion.png",
+        "predictions.jsonl",
+    }
+    assert json.loads((folder / "report.json").read_text())["top1"] == report.evaluation.metrics.top1
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert [line["right"] for line in lines] == [False] + [True] * 5
+    assert lines[0]["label"] == "bright"
+    assert lines[0]["prediction"] == next(iter(lines[0]["scores"])) == "dark"
+    with Image.open(folder / "confusion.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_report_says_that_it_cannot_write(report, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"the report cannot be written to .*file/report: .*Choose another output"):
+        report.save(tmp_path / "file" / "report")
+
+
+@pytest.mark.parametrize("num_classes", [2, 30, 80])
+def test_plot_confusion_of_few_and_of_many_classes(tmp_path, num_classes):
+    targets = torch.randint(0, num_classes, (500,))
+    predictions = torch.where(torch.rand(500) < 0.7, targets, torch.randint(0, num_classes, (500,)))
+    matrix = confusion_matrix(predictions, targets, num_classes=num_classes)
+    labels = [f"class with a rather long name, number {index}" for index in range(num_classes)]
+    plot_confusion(matrix, labels, tmp_path / "matrix.png")
+    with Image.open(tmp_path / "matrix.png") as picture:
+        assert 300 < picture.height < 2500
+        colours = picture.convert("RGB").getcolors(maxcolors=1 << 24)
+        assert any(blue > red + 60 for _, (red, _, blue) in colours)
+
+
+def test_describe_environment_names_the_machine():
+    environment = describe_environment()
+    assert environment.cpu
+    assert environment.python.count(".") == 2
+    assert set(environment.packages) >= {"torch", "numba", "av"}

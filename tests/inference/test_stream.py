@@ -1,0 +1,199 @@
+import time
+
+import pytest
+import torch
+
+from kinescan.data.transforms import EvalTransform
+from kinescan.data.video import VideoReader, write_video
+from kinescan.errors import CheckpointError, ConfigError, NonFiniteError, ShapeError, VideoError
+from kinescan.inference.stream import StreamSession, load_stream_state, save_stream_state, stream
+
+
+def random_frames(num_frames: int, height: int = 40, width: int = 48) -> torch.Tensor:
+    return torch.randint(0, 256, (num_frames, 3, height, width), dtype=torch.uint8)
+
+
+def offline_logits(model, frames: torch.Tensor) -> torch.Tensor:
+    clip = EvalTransform(model.preprocessing, crops=1)(frames)
+    with torch.no_grad():
+        return model(clip)[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"average": "exponential"},
+        {"class_token_route": "tsm", "border": "replicate"},
+        {"correlation": False, "variation": False},
+        {"scanner": False, "context_frames": 2},
+    ],
+)
+def test_stream_gives_the_offline_logits_of_every_prefix(make_model, options):
+    model = make_model(causal=True, **options)
+    frames = random_frames(9)
+    predictions = list(stream(model, frames))
+    assert [p.frame_index for p in predictions] == list(range(9))
+    for t, prediction in enumerate(predictions):
+        torch.testing.assert_close(prediction.logits, offline_logits(model, frames[: t + 1]), atol=1e-5, rtol=0)
+    assert len({tuple(p.logits.tolist()) for p in predictions}) == 9
+
+
+def test_stream_names_the_best_classes_with_their_probabilities(causal_model):
+    [prediction] = stream(causal_model, random_frames(1), top=3)
+    probabilities = prediction.logits.softmax(0)
+    best = probabilities.argsort(descending=True)[:3]
+    assert prediction.labels == tuple(causal_model.labels[i] for i in best)
+    assert prediction.scores == pytest.approx(probabilities[best].tolist())
+    assert prediction.seconds is None
+
+
+def test_stream_of_a_file_equals_stream_of_its_frames(causal_model, tmp_path):
+    path = tmp_path / "a.mp4"
+    write_video(path, random_frames(7), fps=5)
+    with VideoReader(path) as reader:
+        entries = list(reader)
+    from_file = list(stream(causal_model, path))
+    from_pairs = list(stream(causal_model, entries))
+    assert [p.seconds for p in from_file] == pytest.approx([0.2 * t for t in range(7)])
+    for one, other in zip(from_file, from_pairs, strict=True):
+        assert one.seconds == other.seconds
+        assert torch.equal(one.logits, other.logits)
+
+
+def test_stream_feeds_every_third_frame(causal_model):
+    frames = random_frames(8)
+    predictions = list(stream(causal_model, frames, every=3))
+    assert [p.frame_index for p in predictions] == [0, 3, 6]
+    torch.testing.assert_close(predictions[-1].logits, offline_logits(causal_model, frames[::3]), atol=1e-5, rtol=0)
+
+
+def test_stream_state_keeps_its_size_and_frames_their_time(causal_model):
+    session = StreamSession(causal_model)
+    sizes, times = [], []
+    for frame in random_frames(60):
+        started = time.process_time()
+        session.push(frame)
+        times.append(time.process_time() - started)
+        sizes.append(session.state.num_bytes())
+    assert len(set(sizes)) == 1
+    assert session.state.frames_seen == 60
+    early, late = sorted(times[5:25])[10], sorted(times[40:])[10]
+    assert late < 2 * early
+    # No tensor of the state is a view of a longer history.
+    held = sum(tensor.untyped_storage().nbytes() for tensor in session.state.tensors().values())
+    session.push(random_frames(1)[0])
+    assert sum(tensor.untyped_storage().nbytes() for tensor in session.state.tensors().values()) == held
+
+
+def test_stream_goes_on_from_a_saved_state(causal_model, tmp_path):
+    frames = random_frames(8)
+    expected = list(stream(causal_model, frames))
+    session = StreamSession(causal_model)
+    for frame in frames[:5]:
+        session.push(frame)
+    save_stream_state(session.state, tmp_path / "state.safetensors")
+    restored = load_stream_state(tmp_path / "state.safetensors")
+    assert restored.num_bytes() == session.state.num_bytes()
+    rest = StreamSession(causal_model, state=restored)
+    for t in (5, 6, 7):
+        prediction = rest.push(frames[t])
+        assert prediction.frame_index == t
+        assert torch.equal(prediction.logits, expected[t].logits)
+
+
+@pytest.mark.parametrize("options", [{"embed_dim": 24}, {"expand": 3}])
+def test_stream_refuses_the_state_of_another_model(causal_model, make_model, options):
+    session = StreamSession(make_model(causal=True, **options))
+    session.push(random_frames(1)[0])
+    with pytest.raises(
+        CheckpointError, match=r"the state does not fit pks4_vit_ti16: .* of one stream of the same model"
+    ):
+        StreamSession(causal_model, state=session.state)
+
+
+def test_stream_takes_a_saved_model_by_its_folder(causal_model, tmp_path):
+    causal_model.save_pretrained(tmp_path / "model")
+    frames = random_frames(2)
+    one, other = list(stream(causal_model, frames)), list(stream(tmp_path / "model", frames))
+    assert torch.equal(one[-1].logits, other[-1].logits)
+
+
+def test_stream_decodes_nothing_before_it_is_asked(causal_model):
+    def source():
+        raise AssertionError("asked too early")
+        yield
+
+    stream(causal_model, source())
+
+
+def test_stream_leaves_the_mode_of_the_model(causal_model):
+    causal_model.train()
+    list(stream(causal_model, random_frames(1)))
+    assert causal_model.training
+
+
+def test_stream_refuses_a_model_that_looks_ahead(model):
+    with pytest.raises(ConfigError, match=r"looks at frames to come.*causal = true"):
+        stream(model, random_frames(1))
+
+
+@pytest.mark.parametrize("options", [{"every": 0}, {"top": 0}])
+def test_stream_refuses_settings_out_of_range(causal_model, options):
+    [(name, _)] = options.items()
+    with pytest.raises(ConfigError, match=f"{name} must be at least 1, got 0"):
+        stream(causal_model, random_frames(1), **options)
+
+
+def test_stream_refuses_an_unknown_device(causal_model):
+    with pytest.raises(ConfigError, match=r"device 'tpu9' is not available.*kinescan doctor"):
+        stream(causal_model, random_frames(1), device="tpu9")
+
+
+@pytest.mark.parametrize(
+    ("frame", "given"),
+    [
+        (torch.zeros(3, 8, 8), r"float32 \[3, 8, 8\]"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), r"uint8 \[8, 8, 3\]"),
+        ([0, 1], "list"),
+    ],
+)
+def test_stream_says_which_frame_is_no_picture(causal_model, frame, given):
+    predictions = stream(causal_model, [torch.zeros(3, 8, 8, dtype=torch.uint8), frame])
+    next(predictions)
+    with pytest.raises(ShapeError, match=rf"frame 1 must be a uint8 tensor \[3, H, W\], got {given}"):
+        next(predictions)
+
+
+def test_stream_names_the_frame_where_logits_are_not_finite(causal_model):
+    predictions = stream(causal_model, random_frames(3))
+    next(predictions)
+    with torch.no_grad():
+        causal_model.head.bias.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="frame 1: the model gives NaN or infinity; its pixels are finite"):
+        next(predictions)
+
+
+def test_stream_of_a_file_that_is_no_video(causal_model, tmp_path):
+    path = tmp_path / "notes.mp4"
+    path.write_text("not a video")
+    with pytest.raises(VideoError, match=r"notes\.mp4"):
+        next(stream(causal_model, path))
+
+
+def test_load_stream_state_says_what_is_wrong(tmp_path, causal_model):
+    with pytest.raises(CheckpointError, match=r"none\.safetensors: the stream's state cannot be read"):
+        load_stream_state(tmp_path / "none.safetensors")
+    (tmp_path / "text.safetensors").write_text("text")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_stream_state(tmp_path / "text.safetensors")
+    causal_model.save_pretrained(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="holds tensors, but no stream's state"):
+        load_stream_state(tmp_path / "model" / "model.safetensors")
+
+
+def test_save_stream_state_says_that_it_cannot_write(causal_model, tmp_path):
+    session = StreamSession(causal_model)
+    session.push(random_frames(1)[0])
+    with pytest.raises(CheckpointError, match="the stream's state cannot be written"):
+        save_stream_state(session.state, tmp_path / "absent" / "state.safetensors")
