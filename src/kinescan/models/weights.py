@@ -86,11 +86,15 @@ def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretra
     if name == "openai" and ("model_cfg" in checkpoint.settings or checkpoint.file.name.startswith("open_clip")):
         name = "open_clip"
     told = _read_settings(checkpoint, name)
-    heads = told.pop("heads", None)
-    config = infer_vit_config(tower.tensors, source=checkpoint.source)
-    sizes = {key: config[key] for key in config if key != "heads"}
-    conventions = {"heads": config["heads"], "activation": _usual_activation(name, checkpoint)}
-    conventions["norm_eps"] = 1e-6 if name == "timm" and not config["pre_norm"] else 1e-5
+    sizes = infer_vit_config(tower.tensors, source=checkpoint.source)
+    conventions = {
+        "heads": sizes.pop("heads"),
+        "activation": _usual_activation(name, checkpoint),
+        "norm_eps": 1e-6 if name == "timm" and not sizes["pre_norm"] else 1e-5,
+    }
+    if "heads" in told:
+        del conventions["heads"]
+        sizes["heads"] = told.pop("heads")
     if "activation" not in told:
         logger.info(
             "%s: nothing says which activation; %s is usual for the %s layout, activation=... asks for another",
@@ -103,7 +107,7 @@ def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretra
         layout=name,
         tensors={prefix + key: tensor for key, tensor in tower.tensors.items()},
         unexpected=tower.unexpected,
-        sizes=sizes | ({} if heads is None else {"heads": heads}),
+        sizes=sizes,
         conventions=conventions | told,
         preprocessing=_read_preprocessing(checkpoint.settings),
     )
