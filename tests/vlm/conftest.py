@@ -6,6 +6,10 @@ import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+Tokenizer, models, pre_tokenizers, decoders = (
+    getattr(tokenizers, name) for name in ("Tokenizer", "models", "pre_tokenizers", "decoders")
+)
 
 VISION_START, VISION_END, VIDEO, IMAGE, END = 300, 301, 302, 303, 304
 TEXT = {
@@ -42,7 +46,10 @@ QWEN_IDS = {
 
 def qwen2_5_vl():
     config = transformers.Qwen2_5_VLConfig(
-        text_config={**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
+        text_config={
+            **TEXT,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+        },
         vision_config={**QWEN_VISION, "window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 2},
         **QWEN_IDS,
     )
@@ -51,7 +58,10 @@ def qwen2_5_vl():
 
 def qwen3_vl():
     config = transformers.Qwen3VLConfig(
-        text_config={**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}},
+        text_config={
+            **TEXT,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
+        },
         vision_config={**QWEN_VISION, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
         **QWEN_IDS,
     )
@@ -99,6 +109,26 @@ def internvl(rope=None):
 
 def internvl_dynamic():
     return internvl({"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+
+
+@functools.cache
+def build_tokenizer(chat_template=None):
+    """A tokenizer of bytes, and of the words that the families' prompts hold as one token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    words = ["<|im_start|>", "<|im_end|>", "<img>", "</img>"] + [f"<unused{n}>" for n in range(40)]
+    words += ["<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<image>"]
+    core.add_special_tokens(words)
+    assert core.token_to_id("<|vision_start|>") == VISION_START
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, chat_template=chat_template)
+
+
+@pytest.fixture
+def tokenizer():
+    """Gives a byte tokenizer, with or without a chat template."""
+    return build_tokenizer
 
 
 BUILDERS = {
