@@ -228,7 +228,11 @@ def _load_exactly(model: nn.Module, folder: Path) -> LoadReport:
         "left over": [name for name in weights if name not in own],
         "of another shape": [name for name in own if name in weights and own[name].shape != weights[name].shape],
     }
-    found = [f"{len(names)} {kind} ({', '.join(names[:3])}, ...)" for kind, names in problems.items() if names]
+    found = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in problems.items()
+        if names
+    ]
     if found:
         raise CheckpointError(
             f"{folder / saved_model.WEIGHTS_FILE} does not fit its {saved_model.CONFIG_FILE}: tensors "

@@ -40,14 +40,6 @@ class SavedModel:
     preprocessing: dict[str, Any]
 
 
-def is_saved_model(folder: Path) -> bool:
-    """Whether `folder` holds a model that `save_pretrained` wrote."""
-    try:
-        return "kinescan_version" in json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
-
-
 def locate(source: str | Path, *, revision: str | None = None) -> Path:
     """The local folder of a saved model, fetched from the Hugging Face hub if `source` names none here.
 

@@ -1,0 +1,270 @@
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kinescan.errors import CheckpointError, ConfigError, ShapeError
+from kinescan.models.classifier import VideoClassifier
+from kinescan.models.vit import VisionTransformer, ViTConfig
+from kinescan.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageConfig(ViTConfig):
+    num_classes: int = 3
+
+
+class Average(VideoClassifier):
+    """Mean over frames; its head is tied to a second name."""
+
+    config_class = AverageConfig
+
+    def __init__(
+        self,
+        config: AverageConfig,
+        *,
+        name: str = "average",
+        labels: list[str] | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        super().__init__(config, name=name, labels=labels, preprocessing=preprocessing)
+        self.vit = VisionTransformer(config)
+        self.head = nn.Linear(self.vit.out_dim, config.num_classes)
+        self.tied = self.head
+
+    def forward(self, clip: Tensor) -> Tensor:
+        self.check_clip(clip)
+        frames = self.vit(clip.flatten(0, 1)).unflatten(0, clip.shape[:2])
+        return self.head(frames.mean(1))
+
+    def layer_depths(self) -> dict[str, int]:
+        return self.vit.layer_depths(prefix="vit.")
+
+    @property
+    def num_layers(self) -> int:
+        return self.vit.num_layers
+
+
+CONFIG = AverageConfig(image_size=12, patch_size=4, width=24, depth=2, heads=3, mlp_dim=48, embed_dim=12)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    Average(CONFIG, labels=["up", "down", "still"]).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def _edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_round_trip_keeps_outputs_labels_and_preprocessing(tmp_path: Path) -> None:
+    preprocessing = Preprocessing(size=12, num_frames=4, mean=(0.5, 0.4, 0.3), sampling="dense")
+    labels = ["auf|und ab", "左へ", "a\nb"]
+    model = Average(CONFIG, name="mine", labels=labels, preprocessing=preprocessing).eval()
+    model.save_pretrained(tmp_path / "deep" / "folder")
+    again = Average.from_pretrained(str(tmp_path / "deep" / "folder"))
+    clip = torch.randn(2, 4, 3, 12, 12)
+    assert torch.equal(again(clip), model(clip))
+    assert (again.name, again.labels, again.preprocessing, again.config) == (
+        "mine",
+        tuple(labels),
+        preprocessing,
+        CONFIG,
+    )
+    assert not again.training
+    assert again.load_report is not None
+    assert again.load_report.layout == "kinescan"
+    assert again.load_report.missing == ()
+
+
+def test_saved_folder_holds_three_files_that_all_may_read(saved: Path) -> None:
+    assert {file.name for file in saved.iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    content = json.loads((saved / "config.json").read_text())
+    assert set(content) == {"kinescan_version", "model", "config", "labels", "preprocessing"}
+    assert content["labels"] == ["up", "down", "still"]
+    assert (saved / "model.safetensors").stat().st_mode == (saved / "config.json").stat().st_mode
+
+
+def test_tied_tensors_are_saved_apart_and_stay_tied(saved: Path) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    assert torch.equal(tensors["head.weight"], tensors["tied.weight"])
+    again = Average.from_pretrained(saved)
+    assert again.tied.weight is again.head.weight
+
+
+def test_saved_dtype_may_be_half(tmp_path: Path) -> None:
+    model = Average(CONFIG).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    again = Average.from_pretrained(tmp_path)
+    assert again.head.weight.dtype == torch.float32
+    assert torch.equal(again.head.weight, model.head.weight.float())
+
+
+def test_a_failure_while_saving_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {file.name: file.read_bytes() for file in saved.iterdir()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"cannot write the model .*No space left.*Choose a folder"):
+        Average(CONFIG).save_pretrained(saved)
+    assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
+
+
+def test_an_unwritable_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"cannot write the model .* on a disk with space"):
+        Average(CONFIG).save_pretrained(tmp_path / "file" / "model")
+
+
+def test_labels_default_to_numbers_and_must_fit() -> None:
+    assert Average(CONFIG).labels == ("class_0", "class_1", "class_2")
+    with pytest.raises(ConfigError, match=r"2 labels for a model of 3 classes. Give one label for each class"):
+        Average(CONFIG, labels=["a", "b"])
+    with pytest.raises(ConfigError, match="given more than once: b"):
+        Average(CONFIG, labels=["b", "a", "b"])
+
+
+@pytest.mark.bad_input
+def test_labels_must_be_strings() -> None:
+    with pytest.raises(ConfigError, match="labels must be a list of strings, got 'abc'"):
+        Average(CONFIG, labels="abc")
+    with pytest.raises(ConfigError, match=r"labels must be a list of strings, got \[1, 2, 3\]"):
+        Average(CONFIG, labels=[1, 2, 3])
+
+
+def test_labels_changed_wrongly_are_not_saved(tmp_path: Path) -> None:
+    model = Average(CONFIG)
+    model.labels = ("a",)
+    with pytest.raises(ConfigError, match="1 labels for a model of 3 classes"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_preprocessing_must_make_the_size_that_the_model_takes() -> None:
+    assert Average(CONFIG).preprocessing == Preprocessing(size=12)
+    with pytest.raises(ConfigError, match=r"frames of 16 pixels, the model takes 12. Set preprocessing.size to 12"):
+        Average(CONFIG, preprocessing=Preprocessing(size=16))
+
+
+def test_missing_damaged_and_foreign_configs_are_errors(saved: Path) -> None:
+    config = saved / "config.json"
+    text = config.read_text()
+    config.write_text(text[:40])
+    with pytest.raises(CheckpointError, match=r"config.json is not JSON .*damaged"):
+        Average.from_pretrained(saved)
+    config.write_text('{"model_type": "clip"}')
+    with pytest.raises(
+        CheckpointError, match=r"is not the config of a kinescan model. .*create_model\(name, weights=folder"
+    ):
+        Average.from_pretrained(saved)
+    config.write_text(text)
+    _edit_config(saved, labels=None)
+    with pytest.raises(CheckpointError, match=r"config.json: labels is missing or of the wrong kind"):
+        Average.from_pretrained(saved)
+    config.unlink()
+    with pytest.raises(
+        CheckpointError, match=r"has no config.json; it holds: README.md, model.safetensors. A saved model"
+    ):
+        Average.from_pretrained(saved)
+
+
+def test_models_of_a_newer_version_are_refused(saved: Path) -> None:
+    _edit_config(saved, kinescan_version="99.1.0")
+    with pytest.raises(CheckpointError, match=r"was written by kinescan 99.1.0; this is .* pip install -U kinescan"):
+        Average.from_pretrained(saved)
+    _edit_config(saved, kinescan_version="soon")
+    with pytest.raises(CheckpointError, match="kinescan_version 'soon' is no version"):
+        Average.from_pretrained(saved)
+    _edit_config(saved, kinescan_version="0.0.1")
+    assert Average.from_pretrained(saved).labels == ("up", "down", "still")
+
+
+def test_configs_that_do_not_fit_the_class_are_errors(saved: Path) -> None:
+    content = json.loads((saved / "config.json").read_text())
+    _edit_config(saved, config=content["config"] | {"prompts": 3})
+    with pytest.raises(CheckpointError, match=r"does not fit Average: unknown key 'config.prompts'"):
+        Average.from_pretrained(saved)
+    _edit_config(saved, config=content["config"], labels=["only", "two"])
+    with pytest.raises(CheckpointError, match="does not fit Average: 2 labels for a model of 3 classes"):
+        Average.from_pretrained(saved)
+
+
+def test_missing_and_damaged_weights_are_errors(saved: Path) -> None:
+    path = saved / "model.safetensors"
+    tensors = load_file(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read .*damaged; save or fetch"):
+        Average.from_pretrained(saved)
+    extra = {name: tensor for name, tensor in tensors.items() if name != "head.bias"} | {"other": torch.ones(1)}
+    save_file(extra | {"head.weight": torch.ones(4, 12)}, path)
+    with pytest.raises(
+        CheckpointError, match=r"1 missing \(head.bias\); 1 left over \(other\); 1 of another shape \(head.w"
+    ):
+        Average.from_pretrained(saved)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"has no model.safetensors. Save or fetch"):
+        Average.from_pretrained(saved)
+
+
+def test_places_that_hold_no_model_are_errors(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is a file. Give the folder that save_pretrained wrote"):
+        Average.from_pretrained(saved / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"no such folder. Give one that save_pretrained wrote, or a hub name"):
+        Average.from_pretrained(saved / "absent")
+
+
+def test_from_pretrained_reads_from_the_hub(saved: Path, hub) -> None:
+    hub("me/average@v1", saved)
+    assert Average.from_pretrained("me/average", revision="v1").labels == ("up", "down", "still")
+    with pytest.raises(CheckpointError, match="the Hugging Face hub cannot be reached"):
+        Average.from_pretrained("me/other")
+
+
+def test_push_to_hub_uploads_the_saved_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    uploaded: list[str] = []
+
+    class Api:
+        def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
+            assert (repo_id, private) == ("me/average", False)
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> object:
+            uploaded.extend(sorted(file.name for file in Path(folder_path).iterdir()))
+            return type("Commit", (), {"commit_url": "https://huggingface.co/me/average/commit/1"})
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert Average(CONFIG).push_to_hub("me/average").endswith("/commit/1")
+    assert uploaded == ["README.md", "config.json", "model.safetensors"]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        (torch.zeros(4, 3, 12, 12), r"5 axes, got \[4, 3, 12, 12\]. Allowed: \[B, T, 3, 12, 12\].*clip\[None\]"),
+        (torch.zeros(3, 12, 12), r"5 axes, got \[3, 12, 12\]"),
+        (torch.zeros(1, 0, 3, 12, 12), "at least 1 frame"),
+        (torch.zeros(1, 3, 4, 12, 12), r"3 colour channels on axis 2, got \[1, 3, 4, 12, 12\]"),
+        (torch.zeros(1, 4, 3, 10, 12), "frames must be 12 x 12, got 10 x 12. Resize them, or build"),
+        (torch.zeros(1, 4, 3, 12, 12, dtype=torch.uint8), "a clip must be floating point, got uint8"),
+    ],
+)
+def test_other_clips_are_refused(clip: Tensor, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        Average(CONFIG)(clip)
+
+
+def test_layer_depths_leave_out_new_parameters() -> None:
+    model = Average(CONFIG)
+    depths = model.layer_depths()
+    assert max(depths.values()) == model.num_layers == 3
+    assert {name for name, _ in model.named_parameters()} - set(depths) == {"head.weight", "head.bias"}
