@@ -93,7 +93,9 @@ class Decoder:
         skippable = wanted is not None and not table.by_rank and self.codec in SKIPPABLE_CODECS
         missing = None if wanted is None else set(wanted)
         rank, last_damage = -1, -1
-        for ordinal, packet in self._packets_from(start):
+        # a frame needs no packet that comes after its own: draining then gives what the decoder still holds back
+        last = None if wanted is None or table.by_rank else max(wanted)
+        for ordinal, packet in self._packets_from(start, last):
             if skippable and wanted is not None:
                 codec.skip_frame = "DEFAULT" if ordinal in wanted or ordinal == start else "NONREF"
             images, damaged = _decode_packet(codec, packet)
@@ -119,8 +121,8 @@ class Decoder:
         if strict and (missing or last_damage >= 0):
             raise Undecodable
 
-    def _packets_from(self, start: int) -> Iterator[tuple[int, av.Packet | None]]:
-        """Packets from the ordinal `start` on, stamped with their ordinals; then None, which drains the decoder."""
+    def _packets_from(self, start: int, last: int | None) -> Iterator[tuple[int, av.Packet | None]]:
+        """Packets from `start` to `last`, stamped with their ordinals; then None, which drains the decoder."""
         ordinal, packets = self._land(start)
         try:
             for packet in packets:
@@ -129,6 +131,8 @@ class Decoder:
                 if ordinal >= start:
                     packet.pts = packet.dts = ordinal
                     yield ordinal, packet
+                if ordinal == last:
+                    break
                 ordinal += 1
         except av.error.FFmpegError:
             # the index ended at the same place: what came before is whole

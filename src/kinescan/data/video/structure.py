@@ -3,6 +3,7 @@ from typing import BinaryIO
 
 _EBML_HEADER = bytes.fromhex("1A45DFA3")
 _EBML_SEGMENT = bytes.fromhex("18538067")
+_MP4_BOXES = frozenset(b"ftyp moov mdat free skip wide moof mfra sidx styp uuid meta emsg ssix prft pdin udta".split())
 
 
 def missing_bytes(path: str | Path) -> int:
@@ -33,7 +34,7 @@ def missing_bytes(path: str | Path) -> int:
             end = _matroska_end(file)
         elif start[:4] == b"RIFF":
             end = _riff_end(file, size)
-        elif start[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
+        elif start[4:8] in _MP4_BOXES:
             end = _mp4_end(file, size)
         else:
             return 0
@@ -49,7 +50,7 @@ def _mp4_end(file: BinaryIO, size: int) -> int:
         length, kind = int.from_bytes(header[:4], "big"), header[4:8]
         if length == 1:
             length = int.from_bytes(header[8:16], "big")
-        if length < 8 or not kind.isascii():
+        if length < 8 or kind not in _MP4_BOXES:
             # length 0 means "to the end of the file"; anything else is no box, and promises nothing
             return 0
         position += length

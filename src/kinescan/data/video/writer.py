@@ -66,7 +66,8 @@ def write_video(
         reason = f"cannot be written with codec {codec!r}: {error}. Check the folder, the suffix and the codec."
         raise VideoError(path, reason) from error
     finally:
-        aside.unlink(missing_ok=True)
+        if aside.exists():
+            aside.unlink()
 
 
 def _check(pixels: torch.Tensor, fps: float, pts_seconds: torch.Tensor | None, rotation_degrees: int) -> None:
