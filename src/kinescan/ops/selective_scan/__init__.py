@@ -81,8 +81,8 @@ def selective_scan(
         return numba.scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
     wide = torch.float64 if u.dtype == torch.float64 else torch.float32
     D, z, delta_bias, state = (None if x is None else x.to(wide) for x in (D, z, delta_bias, state))
-    required = (x.to(wide) for x in (u, delta, A, B, C))
-    y, last_state = reference.scan(*required, D, z, delta_bias, delta_softplus, state)
+    u_wide, delta, A, B, C = (x.to(wide) for x in (u, delta, A, B, C))
+    y, last_state = reference.scan(u_wide, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
     return y.to(u.dtype), last_state
 
 

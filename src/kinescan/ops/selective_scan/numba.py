@@ -1,4 +1,4 @@
-"""The selective scan on a CPU as an operator of torch that torch.compile and torch.export can trace, with all gradients."""
+"""The selective scan on a CPU as an operator that torch can differentiate, compile and export."""
 
 import functools
 import os
@@ -135,8 +135,8 @@ def _backward_op(
             dB_part,
             dC_part,
             *more_outputs,
-            adjoints[part.track_part, own].numpy(),
-            sums[part.track_part, own].numpy(),
+            adjoints[part.track_part, own].flatten(1).numpy(),
+            sums[part.track_part, own].flatten(1).numpy(),
         )
 
     _run(run, parts)
@@ -251,7 +251,7 @@ def _arrays(
 ) -> tuple[Any, ...]:
     """The arguments `u` to `state` of the kernels."""
     absent = torch.empty(0)
-    rates = _blocks(A.detach().float() * _LOG2E).movedim(1, 2).contiguous().numpy()  # [blocks, S, LANES]
+    rates = _blocks(A.detach().float() * _LOG2E).movedim(1, 2).flatten(1).contiguous().numpy()  # [blocks, S * LANES]
     bias = torch.zeros(u.shape[2]) if delta_bias is None else delta_bias
     return (
         _rows(u),
