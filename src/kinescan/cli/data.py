@@ -33,6 +33,7 @@ def make(kind: Kind, output: str | Path, **values: Any) -> SyntheticReport:
     return make_appearance(output, build_settings(AppearanceConfig, values))
 
 
+@reported
 def command(
     kind: Annotated[Kind, typer.Argument(help="motion: only the motion tells the class; appearance: only the look.")],
     output: Annotated[Path, typer.Argument(help="Folder, made if need be.")],
@@ -70,7 +71,7 @@ def command(
 
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, epilog=copy_lines(EXAMPLES))
-app.command("make", epilog=copy_lines(EXAMPLES))(reported(command))
+app.command("make", epilog=copy_lines(EXAMPLES))(command)
 
 
 @app.callback()

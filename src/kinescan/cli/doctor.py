@@ -121,7 +121,7 @@ def _version(package: str) -> str | None:
 
 
 def _broken_torchvision() -> list[str]:
-    """transformers imports torchvision wherever it finds it, so that one that does not load breaks every model."""
+    """A torchvision that does not load, with how to repair it: transformers imports it wherever it is installed."""
     if importlib.util.find_spec("torchvision") is None:
         return []
     tried = _import_apart("import torchvision")
@@ -148,6 +148,7 @@ def _import_apart(statement: str) -> str | None:
     return None if run.returncode == 0 else lines[-1]
 
 
+@reported
 def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
@@ -177,6 +178,3 @@ def _print(diagnosis: Diagnosis) -> None:
     for problem in diagnosis.problems:
         print(f"problem: {problem}")
     print("all is well" if not diagnosis.problems else f"{len(diagnosis.problems)} to repair")
-
-
-command = reported(command)

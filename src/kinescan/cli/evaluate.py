@@ -76,7 +76,7 @@ def evaluate(
     return report
 
 
-def _items(data: str | Path | None, recipe: RunConfig | None) -> tuple[list[VideoItem], list[str], str]:
+def _items(data: str | Path | None, recipe: RunConfig | None) -> tuple[list[VideoItem], tuple[str, ...], str]:
     if data is not None:
         return *read_items(data), str(data)
     if recipe is None:
@@ -93,6 +93,7 @@ def _views(views: Views | str | None, recipe: RunConfig | None, num_frames: int)
     return Views.parse(f"{num_frames}x2x3") if recipe is None else recipe.views()
 
 
+@reported
 def command(
     model: Annotated[
         str | None, typer.Argument(help="A run's folder, a saved model or a hub name. By default the newest run.")
@@ -112,6 +113,3 @@ def command(
         print_json(report.to_json())
     else:
         print(report.to_markdown())
-
-
-command = reported(command)

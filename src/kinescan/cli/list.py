@@ -5,7 +5,6 @@ from typing import Annotated, Any, get_args
 import typer
 
 from kinescan.cli.output import print_json, reported
-from kinescan.data.datasets import DATASETS
 from kinescan.models.zoo import MODELS, list_models
 from kinescan.ops.backend import Backend
 
@@ -15,7 +14,9 @@ EXAMPLES = (
     "kinescan list --recipes path/to/recipes",
 )
 
-SYNTHETIC = {
+DATASETS = {
+    "folder": "one folder of videos per class",
+    "csv": "a list of path,label",
     "motion": "kinescan data make motion OUT: only the motion tells the class",
     "appearance": "kinescan data make appearance OUT: only the look tells the class",
 }
@@ -30,10 +31,7 @@ def list_all(recipes: str | Path = "recipes") -> dict[str, Any]:
     return {
         "models": {name: _summary(MODELS[name].settings) for name in list_models()},
         "recipes": {str(path): _first_comment(path) for path in sorted(Path(recipes).glob("*.toml"))},
-        "datasets": {
-            **{name: (reader.__doc__ or "").partition("\n")[0] for name, reader in DATASETS.items()},
-            **SYNTHETIC,
-        },
+        "datasets": DATASETS,
         "backends": list(get_args(Backend)),
     }
 
@@ -52,6 +50,7 @@ def _first_comment(path: Path) -> str:
     return str(model if isinstance(model, str) else model.get("name", ""))
 
 
+@reported
 def command(
     recipes: Annotated[Path, typer.Option(help="Folder to look for recipes in.")] = Path("recipes"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the lists as JSON.")] = False,
@@ -68,6 +67,3 @@ def command(
         for name, summary in pairs:
             print(f"  {name.ljust(width)}  {summary}".rstrip())
     print("`kinescan doctor` says which backends run here.")
-
-
-command = reported(command)

@@ -16,6 +16,7 @@ EXAMPLES = (
 )
 
 
+@reported
 def command(
     paths: Annotated[list[Path], typer.Argument(help="Video files, and folders of them.")],
     model: Annotated[
@@ -43,6 +44,3 @@ def command(
         print_table(("file", "class", "score", "time"), rows + unreadable)
     if all(prediction.error is not None for prediction in predictions):
         raise typer.Exit(FAILED)
-
-
-command = reported(command)

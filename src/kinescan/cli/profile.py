@@ -113,6 +113,7 @@ def _seconds(model: VideoClassifier, cost: Cost, device: torch.device, repeats: 
     return statistics.median(times[1:])
 
 
+@reported
 def command(
     models: Annotated[list[str], typer.Argument(help="Names in the zoo, runs' folders, or saved models.")],
     settings: Annotated[
@@ -152,6 +153,3 @@ def _row(found: Profile) -> tuple[Any, ...]:
         "not timed" if found.seconds is None else f"{1000 * found.seconds:.1f} ms",
         found.device,
     )
-
-
-command = reported(command)

@@ -17,6 +17,7 @@ EXAMPLES = (
 )
 
 
+@reported
 def command(
     source: Annotated[Path, typer.Argument(help="A video file, decoded as it goes.")],
     model: Annotated[
@@ -45,6 +46,3 @@ def command(
             pairs = zip(prediction.labels, prediction.scores, strict=True)
             listed = "  ".join(f"{label} {100 * score:.1f} %" for label, score in pairs)
             print(f"{prediction.seconds:8.3f} s  {listed}  ({milliseconds:.0f} ms)", flush=True)
-
-
-command = reported(command)

@@ -151,6 +151,7 @@ def _final_report(config: RunConfig, result: FitResult, dataset: VideoDataset) -
     return make_report(evaluation, model=model.name, data=data, seed=config.seed, cost=count_cost(model))
 
 
+@reported
 def command(
     recipe: Annotated[Path, typer.Argument(help="A TOML file; see recipes/.")],
     settings: Annotated[
@@ -168,6 +169,3 @@ def command(
         print_json(result.to_json())
     else:
         print(result.report.to_markdown())
-
-
-command = reported(command)

@@ -10,7 +10,7 @@ from kinescan.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 
-def read_videos(config: RunConfig) -> tuple[list[VideoItem], list[VideoItem], list[str]]:
+def read_videos(config: RunConfig) -> tuple[list[VideoItem], list[VideoItem], tuple[str, ...]]:
     """Training videos, those to evaluate on, and the classes, as `[data]` says.
 
     Without `data.test`, a part of the training videos is held out; which, depends on the seed alone.
@@ -43,10 +43,12 @@ def read_videos(config: RunConfig) -> tuple[list[VideoItem], list[VideoItem], li
 def make_training_set(config: RunConfig, items: Sequence[VideoItem], classes: Sequence[str]) -> VideoDataset:
     """Clips with random frames, crops and colours."""
     transform = TrainTransform(config.preprocessing, config.augment)
-    return VideoDataset(items, classes, transform, config.preprocessing, mode="train", seed=config.seed)
+    return VideoDataset(items, classes, transform, preprocessing=config.preprocessing, mode="train", seed=config.seed)
 
 
 def make_test_set(config: RunConfig, items: Sequence[VideoItem], classes: Sequence[str], views: Views) -> VideoDataset:
     """All views of each video."""
     transform = EvalTransform(config.preprocessing, crops=views.crops)
-    return VideoDataset(items, classes, transform, config.preprocessing, mode="test", views=views, seed=config.seed)
+    return VideoDataset(
+        items, classes, transform, preprocessing=config.preprocessing, mode="test", views=views, seed=config.seed
+    )

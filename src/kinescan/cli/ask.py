@@ -1,0 +1,371 @@
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from kinescan.cli.output import print_json, reported
+from kinescan.data.video import VideoReader
+from kinescan.errors import ConfigError
+from kinescan.training.engine import choose_device
+from kinescan.vlm import StreamStats, VideoStream, Vlm, load_vlm, open_stream
+from kinescan.vlm.cache import Storage
+
+EXAMPLES = (
+    'kinescan ask a.mp4 "What happens?" --model Qwen/Qwen3-VL-2B-Instruct',
+    'kinescan ask a.mp4 "Who comes in?" "And then?" --model DIR --budget 2048 --fps 2',
+    'kinescan ask a.mp4 "What happens?" --model DIR --compare full --json',
+)
+FRAMES_AT_ONCE = 8
+
+Progressed = Callable[[int, int, StreamStats], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefill:
+    """What it took to push the video.
+
+    Attributes:
+        policy: of the stream.
+        seconds: in the decoder, the vision tower aside.
+        stats: what the stream holds and has computed.
+    """
+
+    policy: str
+    seconds: float
+    stats: StreamStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One question.
+
+    Attributes:
+        question: as it was asked.
+        answer: of the compressed stream.
+        seconds: from the question to the last token.
+        full_answer: of full attention, where compared.
+        full_seconds: likewise.
+        logit_difference: the largest, over the scores of the first token.
+    """
+
+    question: str
+    answer: str
+    seconds: float
+    full_answer: str | None = None
+    full_seconds: float | None = None
+    logit_difference: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskReport:
+    """Answers about one video.
+
+    Attributes:
+        video: the file.
+        num_frames: frames that were pushed.
+        vision_seconds: decoding and the vision tower.
+        prefill: of the compressed stream.
+        full_prefill: of full attention, where compared.
+        asked: one for each question.
+    """
+
+    video: str
+    num_frames: int
+    vision_seconds: float
+    prefill: Prefill
+    full_prefill: Prefill | None
+    asked: list[Asked]
+
+
+def ask(
+    video: str | Path,
+    questions: Sequence[str],
+    *,
+    vlm: Vlm,
+    budget: int | None = 4096,
+    fps: float = 1.0,
+    policy: str = "statekv",
+    compare: Literal["full"] | None = None,
+    storage: Storage = "memory",
+    max_new_tokens: int = 256,
+    on_progress: Progressed | None = None,
+    on_text: Callable[[str, str], None] | None = None,
+) -> AskReport:
+    """Answers about a video file, which is decoded as it goes.
+
+    Args:
+        video: the file.
+        questions: each asked for itself: no answer sees another.
+        vlm: the model.
+        budget: keys of the compressed state in each layer and key head.
+        fps: frames per second that are shown to the model.
+        policy: what chooses the compressed state.
+        compare: "full" answers with full attention too.
+        storage: of the detailed cache.
+        max_new_tokens: answers are cut there.
+        on_progress: called with (frames pushed, frames in all, what the stream holds) as frames enter.
+        on_text: called with (question, piece of text) as the answer comes.
+
+    Raises:
+        VideoError: the file cannot be read.
+        ConfigError: a setting is wrong, or there is no question.
+    """
+    _check(questions, fps, compare)
+    clocks = {"vision": 0.0, "prefill": 0.0, "full": 0.0}
+    with VideoReader(video) as reader:
+        times = sample_times(reader, fps)
+        options = {"fps": fps, "horizon_frames": len(times) + 1, "storage": storage, "pixels": vlm.pixels}
+        stream = open_stream(vlm.model, vlm.tokenizer, budget=budget, policy=policy, **options)
+        full = open_stream(vlm.model, vlm.tokenizer, policy="none", **options) if compare else None
+        for frames in _timed(_groups(reader, times, stream), clocks, "vision"):
+            _push(stream, frames, clocks, "prefill")
+            if full is not None:
+                _push(full, frames, clocks, "full")
+            if on_progress is not None:
+                on_progress(stream.stats.num_frames, len(times), stream.stats)
+    with stream:
+        prefill = Prefill(policy=policy, seconds=clocks["prefill"], stats=stream.stats)
+        full_prefill = None
+        if full is not None:
+            full_prefill = Prefill(policy="none", seconds=clocks["full"], stats=full.stats)
+        asked = [_ask_one(question, stream, full, max_new_tokens, on_text) for question in questions]
+        if full is not None:
+            full.close()
+    return AskReport(
+        video=str(video),
+        num_frames=prefill.stats.num_frames,
+        vision_seconds=clocks["vision"],
+        prefill=prefill,
+        full_prefill=full_prefill,
+        asked=asked,
+    )
+
+
+def sample_times(reader: VideoReader, fps: float) -> list[float]:
+    """Times in the file's own clock, 1 / fps apart from its first frame on."""
+    first = float(reader.pts_seconds[0])
+    count = max(1, int(reader.duration_seconds * fps + 1e-6))
+    return [min(first + index / fps, first + reader.duration_seconds) for index in range(count)]
+
+
+def _check(questions: Sequence[str], fps: float, compare: str | None) -> None:
+    if not questions:
+        raise ConfigError("there is no question. Give at least one, in quotes.")
+    if not fps > 0:
+        raise ConfigError(f"fps must be positive, got {fps}.")
+    if compare not in (None, "full"):
+        raise ConfigError(f"compare can be 'full', got {compare!r}.")
+
+
+def _groups(reader: VideoReader, times: Sequence[float], stream: VideoStream) -> Iterator[tuple[list, list[float]]]:  # type: ignore[type-arg]
+    """What is pushed at once, and its times: features of whole temporal patches; in the end a lone frame as it is."""
+    merged = stream.family.temporal_patch
+    step = max(merged, FRAMES_AT_ONCE - FRAMES_AT_ONCE % merged)
+    first = float(reader.pts_seconds[0])
+    for start in range(0, len(times), step):
+        part = times[start : start + step]
+        pixels = reader.read_at(part).pixels
+        seconds = [time - first for time in part]
+        whole = len(part) - len(part) % merged
+        if whole:
+            yield stream.encode(pixels[:whole]), seconds[:whole:merged]
+        if whole < len(part):
+            yield [pixels[whole:]], seconds[whole:]
+
+
+def _timed(
+    groups: Iterator[tuple[list, list[float]]],  # type: ignore[type-arg]
+    clocks: dict[str, float],
+    name: str,
+) -> Iterator[tuple[list, list[float]]]:  # type: ignore[type-arg]
+    while True:
+        before = time.perf_counter()
+        group = next(groups, None)
+        clocks[name] += time.perf_counter() - before
+        if group is None:
+            return
+        yield group
+
+
+def _push(
+    stream: VideoStream,
+    frames: tuple[list, list[float]],  # type: ignore[type-arg]
+    clocks: dict[str, float],
+    name: str,
+) -> None:
+    before = time.perf_counter()
+    what, seconds = frames
+    stream.push(what[0] if isinstance(what[0], Tensor) else what, seconds=seconds)
+    if stream.cache.shape.device.type == "cuda":
+        torch.cuda.synchronize()
+    clocks[name] += time.perf_counter() - before
+
+
+def _ask_one(
+    question: str,
+    stream: VideoStream,
+    full: VideoStream | None,
+    max_new_tokens: int,
+    on_text: Callable[[str, str], None] | None,
+) -> Asked:
+    answer, seconds, logits = _answer(stream, question, max_new_tokens, on_text)
+    if full is None:
+        return Asked(question=question, answer=answer, seconds=seconds)
+    full_answer, full_seconds, full_logits = _answer(full, question, max_new_tokens, None)
+    return Asked(
+        question=question,
+        answer=answer,
+        seconds=seconds,
+        full_answer=full_answer,
+        full_seconds=full_seconds,
+        logit_difference=float((logits - full_logits).abs().max()),
+    )
+
+
+def _answer(
+    stream: VideoStream, question: str, max_new_tokens: int, on_text: Callable[[str, str], None] | None
+) -> tuple[str, float, Tensor]:
+    before = time.perf_counter()
+    tokens = []
+    for token in stream.ask_stepwise(question, max_new_tokens=max_new_tokens):
+        tokens.append(token)
+        if on_text is not None:
+            on_text(question, token.text)
+    stop_ids = stream.family.stop_ids()
+    text = stream.chat.decode([token.token_id for token in tokens if token.token_id not in stop_ids])
+    return text, time.perf_counter() - before, tokens[0].logits
+
+
+@reported
+def command(
+    video: Annotated[Path, typer.Argument(help="A video file, decoded as it goes.")],
+    questions: Annotated[list[str], typer.Argument(help="Questions in quotes; each is asked for itself.")],
+    model: Annotated[str, typer.Option(help="Folder or hub name of a Qwen-VL, InternVL or LLaVA-OneVision model.")],
+    budget: Annotated[int, typer.Option(help="Tokens of the past that a frame may see.")] = 4096,
+    fps: Annotated[float, typer.Option(help="Frames per second shown to the model.")] = 1.0,
+    policy: Annotated[
+        str,
+        typer.Option(help="What chooses them: statekv, recency, sinks_recency, uniform, random, h2o, snapkv or none."),
+    ] = "statekv",
+    compare: Annotated[
+        str | None, typer.Option(help="full: answer with full attention too, and say what differs.")
+    ] = None,
+    storage: Annotated[
+        str, typer.Option(help="Where all keys and values are kept: memory, offload or int8.")
+    ] = "memory",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Answer questions about a long video, at constant cost for each of its frames."""
+    _check(questions, fps, compare)
+    vlm = load_vlm(model, device=choose_device(device))
+    with _Bar(shown=not as_json) as bar:
+        said = _Speaker(shown=not as_json, before=bar.stop)
+        report = ask(
+            video,
+            questions,
+            vlm=vlm,
+            budget=budget,
+            fps=fps,
+            policy=policy,
+            compare=compare,  # type: ignore[arg-type]
+            storage=storage,  # type: ignore[arg-type]
+            on_progress=bar.update,
+            on_text=said,
+        )
+    if as_json:
+        print_json(asdict(report))
+    else:
+        said.end()
+        _print_costs(report)
+
+
+class _Bar:
+    """Frames, frames per second and cache sizes on standard error."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._started = time.perf_counter()
+        self._progress = Progress(
+            TextColumn("frames"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[sizes]}"),
+            TimeRemainingColumn(),
+            console=Console(file=sys.stderr),
+            disable=not shown,
+        )
+        self._task = self._progress.add_task("frames", total=None, sizes="")
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+    def update(self, done: int, total: int, stats: StreamStats) -> None:
+        rate = done / (time.perf_counter() - self._started)
+        sizes = (
+            f"{rate:.2f} frames/s, state {stats.state_tokens} tokens {_megabytes(stats.state_bytes)}, "
+            f"cache {stats.num_tokens} tokens {_megabytes(stats.detailed_bytes)}"
+        )
+        self._progress.update(self._task, completed=done, total=total, sizes=sizes)
+
+
+class _Speaker:
+    """Questions and answers on standard output, as they come."""
+
+    def __init__(self, *, shown: bool, before: Callable[[], None]) -> None:
+        self._shown = shown
+        self._before = before
+        self._question: str | None = None
+
+    def __call__(self, question: str, text: str) -> None:
+        if not self._shown:
+            return
+        if question != self._question:
+            self._before()
+            self.end()
+            self._question = question
+            print(f"> {question}")
+        print(text, end="", flush=True)
+
+    def end(self) -> None:
+        if self._question is not None:
+            print(flush=True)
+
+
+def _print_costs(report: AskReport) -> None:
+    stats = report.prefill.stats
+    print(
+        f"{report.num_frames} frames: {report.vision_seconds:.2f} s to decode and see, {report.prefill.seconds:.2f} s in "
+        f"the decoder; state {stats.state_tokens} tokens, {_megabytes(stats.state_bytes)}; cache {stats.num_tokens} "
+        f"tokens, {_megabytes(stats.detailed_bytes)}",
+        file=sys.stderr,
+    )
+    if report.full_prefill is None:
+        return
+    print("\nwith full attention:")
+    for asked in report.asked:
+        print(f"> {asked.question}\n{asked.full_answer}\nlargest difference of logits: {asked.logit_difference:.4g}")
+    full = report.full_prefill
+    print(
+        f"prefill {report.prefill.seconds:.2f} s against {full.seconds:.2f} s; query-key pairs "
+        f"{stats.query_key_pairs:,} against {full.stats.query_key_pairs:,}; past seen by a frame "
+        f"{_megabytes(stats.state_bytes)} against {_megabytes(full.stats.detailed_bytes)}"
+    )
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.1f} MiB"

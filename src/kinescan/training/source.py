@@ -1,0 +1,30 @@
+from collections.abc import Iterable
+
+from kinescan.data.datasets import VideoDataset
+from kinescan.data.loader import Batch, LoaderConfig, make_loader
+
+
+class DatasetClips:
+    """Training batches of a data set, for `fit`; its workers live on from epoch to epoch.
+
+    Args:
+        dataset: videos with mode="train".
+        config: batches and workers.
+        seed: of the order.
+    """
+
+    def __init__(self, dataset: VideoDataset, config: LoaderConfig, *, seed: int) -> None:
+        self._dataset = dataset
+        self._loader = make_loader(dataset, config, shuffle=True, seed=seed)
+        self.batch_size = config.batch_size
+        self.num_batches = len(self._loader)
+        self.num_classes = len(dataset.classes)
+
+    def batches(self, epoch: int, first_batch: int) -> Iterable[Batch]:
+        """The batches of an epoch from `first_batch` on."""
+        self._loader.set_epoch(epoch, start_item=first_batch * self.batch_size)
+        return self._loader
+
+    def path(self, item_index: int) -> str:
+        """The video of an item."""
+        return str(self._dataset.items[item_index].path)

@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinescan.config import RunConfig, load_recipe
+from kinescan.models.zoo import MODELS, create_model
+
+RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.toml"))
+PAPER = [
+    ("ssv2_pks4_b16_8f", 8, 7e-4, 20, 91_693_550, "8x2x3"),
+    ("ssv2_pks4_b16_32f", 32, 7e-4, 20, 91_693_550, "32x1x3"),
+    ("ssv2_pks4_l14_32f", 32, 1e-3, 15, 312_827_374, "32x1x3"),
+    ("k400_pks4_b16_8f", 8, 7e-4, 20, None, "8x2x3"),
+    ("k400_pks4_b16_32f", 32, 7e-4, 20, None, "32x1x3"),
+    ("k400_pks4_l14_32f", 32, 1e-3, 15, None, "32x1x3"),
+]
+
+
+def _load(name: str) -> RunConfig:
+    return load_recipe(next(path for path in RECIPES if path.stem == name))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_read_and_says_what_it_is(path: Path) -> None:
+    config = load_recipe(path)
+    assert config.model.name in MODELS
+    assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize(("name", "frames", "lr", "epochs", "parameters", "views"), PAPER)
+def test_recipe_of_the_paper_has_its_numbers(
+    name: str, frames: int, lr: float, epochs: int, parameters: int | None, views: str
+) -> None:
+    config = _load(name)
+    assert config.preprocessing.num_frames == frames
+    assert (config.optim.lr, config.optim.lr_batch_size, config.optim.epochs) == (lr, 256, epochs)
+    assert (config.optim.weight_decay, config.optim.warmup_epochs, config.optim.layer_decay) == (0.05, 5.0, 0.70)
+    assert (config.augment.mixup_alpha, config.augment.cutmix_alpha, config.augment.erase_rate) == (0.8, 1.0, 0.25)
+    assert config.augment.flip_rate == (0.0 if name.startswith("ssv2") else 0.5)
+    assert str(config.views()) == views
+    if parameters is not None:
+        with torch.device("meta"):
+            model = create_model(config.model.name, num_classes=174, **config.model.options)
+        assert model.num_parameters == parameters
+
+
+def test_recipe_for_own_videos_wants_only_the_folder() -> None:
+    config = _load("own_videos_cpu")
+    assert config.data.train == ""
+    assert config.model.weights == ""
+    assert config.train.device == "cpu"
