@@ -182,8 +182,8 @@ def training_flops(macs_per_clip: float, *, num_clips: int, num_epochs: int) -> 
     Source: PKS4 (arXiv 2604.26461), Table 2: 2.952 EFLOPs for 20 epochs of the 168,913 clips of SSV2.
 
     Example:
-        >>> training_flops(145.64e9, num_clips=168_913, num_epochs=20) / 1e18
-        2.951958...
+        >>> round(training_flops(145.64e9, num_clips=168_913, num_epochs=20) / 1e18, 3)
+        2.952
     """
     return FLOPS_PER_MAC * BACKWARD_FACTOR * macs_per_clip * num_clips * num_epochs
 

@@ -48,4 +48,7 @@ def plot_confusion(matrix: ConfusionMatrix, labels: Sequence[str], path: str | P
 
 
 def _shortened(label: str, length: int = 32) -> str:
-    return label if len(label) <= length else label[: length - 1] + "…"
+    """Without its middle: labels of one data set often begin alike."""
+    if len(label) <= length:
+        return label
+    return f"{label[: length // 2]}…{label[-(length - length // 2 - 1) :]}"

@@ -78,11 +78,13 @@ def predict(
         NonFiniteError: the model gives NaN or infinity for a file, which is named.
 
     Example:
+        >>> import tempfile
         >>> from kinescan.data.video import write_video
         >>> from kinescan.models.zoo import create_model
-        >>> write_video("/tmp/kinescan_doctest.mp4", torch.zeros(16, 3, 64, 64, dtype=torch.uint8), fps=8)
         >>> model = create_model("pks4_vit_ti16", labels=["left", "right"])
-        >>> [prediction] = predict(model, "/tmp/kinescan_doctest.mp4")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_video(f"{folder}/a.mp4", torch.zeros(16, 3, 64, 64, dtype=torch.uint8), fps=8)
+        ...     [prediction] = predict(model, folder)
         >>> sorted(prediction.labels), round(sum(prediction.scores), 4), prediction.error
         (['left', 'right'], 1.0, None)
     """

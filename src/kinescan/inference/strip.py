@@ -96,7 +96,7 @@ def _draw_movement(axes: Any, displacement: Tensor, side: int) -> None:
         angles="xy",
         scale_units="xy",
         scale=1.0,
-        width=0.014,
+        width=0.11 / columns,
         headwidth=3.6,
         headlength=4.0,
         headaxislength=3.6,
