@@ -15,7 +15,7 @@ from kinescan.cli.output import print_json, reported
 from kinescan.data.video import VideoReader
 from kinescan.errors import ConfigError
 from kinescan.training.engine import choose_device
-from kinescan.vlm import StreamStats, VideoStream, Vlm, load_vlm, open_stream
+from kinescan.vlm import Features, StreamStats, VideoStream, Vlm, load_vlm, open_stream
 from kinescan.vlm.cache import Storage
 
 EXAMPLES = (
@@ -24,6 +24,7 @@ EXAMPLES = (
     'kinescan ask a.mp4 "What happens?" --model DIR --compare full --json',
 )
 FRAMES_AT_ONCE = 8
+MAX_NEW_TOKENS = 256
 
 Progressed = Callable[[int, int, StreamStats], None]
 
@@ -85,6 +86,14 @@ class AskReport:
     asked: list[Asked]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """What is pushed at once: features of whole temporal patches, or a lone frame as it is; and when they are shown."""
+
+    frames: Tensor | list[Features]
+    seconds: list[float]
+
+
 def ask(
     video: str | Path,
     questions: Sequence[str],
@@ -95,7 +104,7 @@ def ask(
     policy: str = "statekv",
     compare: Literal["full"] | None = None,
     storage: Storage = "memory",
-    max_new_tokens: int = 256,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     on_progress: Progressed | None = None,
     on_text: Callable[[str, str], None] | None = None,
 ) -> AskReport:
@@ -122,23 +131,30 @@ def ask(
     clocks = {"vision": 0.0, "prefill": 0.0, "full": 0.0}
     with VideoReader(video) as reader:
         times = sample_times(reader, fps)
-        options = {"fps": fps, "horizon_frames": len(times) + 1, "storage": storage, "pixels": vlm.pixels}
-        stream = open_stream(vlm.model, vlm.tokenizer, budget=budget, policy=policy, **options)
-        full = open_stream(vlm.model, vlm.tokenizer, policy="none", **options) if compare else None
-        for frames in _timed(_groups(reader, times, stream), clocks, "vision"):
-            _push(stream, frames, clocks, "prefill")
-            if full is not None:
-                _push(full, frames, clocks, "full")
+        stream, full = (
+            open_stream(
+                vlm.model,
+                vlm.tokenizer,
+                budget=budget,
+                policy=chosen,
+                fps=fps,
+                horizon_frames=len(times),
+                storage=storage,
+                pixels=vlm.pixels,
+            )
+            for chosen in (policy, "none")
+        )
+        for group in _timed(_groups(reader, times, stream), clocks, "vision"):
+            _push(stream, group, clocks, "prefill")
+            if compare:
+                _push(full, group, clocks, "full")
             if on_progress is not None:
                 on_progress(stream.stats.num_frames, len(times), stream.stats)
-    with stream:
+    with stream, full:
         prefill = Prefill(policy=policy, seconds=clocks["prefill"], stats=stream.stats)
-        full_prefill = None
-        if full is not None:
-            full_prefill = Prefill(policy="none", seconds=clocks["full"], stats=full.stats)
-        asked = [_ask_one(question, stream, full, max_new_tokens, on_text) for question in questions]
-        if full is not None:
-            full.close()
+        full_prefill = Prefill(policy="none", seconds=clocks["full"], stats=full.stats) if compare else None
+        other = full if compare else None
+        asked = [_ask_one(question, stream, other, max_new_tokens, on_text) for question in questions]
     return AskReport(
         video=str(video),
         num_frames=prefill.stats.num_frames,
@@ -165,8 +181,8 @@ def _check(questions: Sequence[str], fps: float, compare: str | None) -> None:
         raise ConfigError(f"compare can be 'full', got {compare!r}.")
 
 
-def _groups(reader: VideoReader, times: Sequence[float], stream: VideoStream) -> Iterator[tuple[list, list[float]]]:  # type: ignore[type-arg]
-    """What is pushed at once, and its times: features of whole temporal patches; in the end a lone frame as it is."""
+def _groups(reader: VideoReader, times: Sequence[float], stream: VideoStream) -> Iterator[_Group]:
+    """The video, a few frames at a time."""
     merged = stream.family.temporal_patch
     step = max(merged, FRAMES_AT_ONCE - FRAMES_AT_ONCE % merged)
     first = float(reader.pts_seconds[0])
@@ -176,16 +192,12 @@ def _groups(reader: VideoReader, times: Sequence[float], stream: VideoStream) ->
         seconds = [time - first for time in part]
         whole = len(part) - len(part) % merged
         if whole:
-            yield stream.encode(pixels[:whole]), seconds[:whole:merged]
+            yield _Group(frames=stream.encode(pixels[:whole]), seconds=seconds[:whole:merged])
         if whole < len(part):
-            yield [pixels[whole:]], seconds[whole:]
+            yield _Group(frames=pixels[whole:], seconds=seconds[whole:])
 
 
-def _timed(
-    groups: Iterator[tuple[list, list[float]]],  # type: ignore[type-arg]
-    clocks: dict[str, float],
-    name: str,
-) -> Iterator[tuple[list, list[float]]]:  # type: ignore[type-arg]
+def _timed(groups: Iterator[_Group], clocks: dict[str, float], name: str) -> Iterator[_Group]:
     while True:
         before = time.perf_counter()
         group = next(groups, None)
@@ -195,15 +207,9 @@ def _timed(
         yield group
 
 
-def _push(
-    stream: VideoStream,
-    frames: tuple[list, list[float]],  # type: ignore[type-arg]
-    clocks: dict[str, float],
-    name: str,
-) -> None:
+def _push(stream: VideoStream, group: _Group, clocks: dict[str, float], name: str) -> None:
     before = time.perf_counter()
-    what, seconds = frames
-    stream.push(what[0] if isinstance(what[0], Tensor) else what, seconds=seconds)
+    stream.push(group.frames, seconds=group.seconds)
     if stream.cache.shape.device.type == "cuda":
         torch.cuda.synchronize()
     clocks[name] += time.perf_counter() - before
@@ -278,6 +284,7 @@ def command(
             policy=policy,
             compare=compare,  # type: ignore[arg-type]
             storage=storage,  # type: ignore[arg-type]
+            max_new_tokens=MAX_NEW_TOKENS,
             on_progress=bar.update,
             on_text=said,
         )
@@ -349,9 +356,9 @@ class _Speaker:
 def _print_costs(report: AskReport) -> None:
     stats = report.prefill.stats
     print(
-        f"{report.num_frames} frames: {report.vision_seconds:.2f} s to decode and see, {report.prefill.seconds:.2f} s in "
-        f"the decoder; state {stats.state_tokens} tokens, {_megabytes(stats.state_bytes)}; cache {stats.num_tokens} "
-        f"tokens, {_megabytes(stats.detailed_bytes)}",
+        f"{report.num_frames} frames: {report.vision_seconds:.2f} s to decode and see, {report.prefill.seconds:.2f} s "
+        f"in the decoder; state {stats.state_tokens} tokens, {_megabytes(stats.state_bytes)}; cache "
+        f"{stats.num_tokens} tokens, {_megabytes(stats.detailed_bytes)}",
         file=sys.stderr,
     )
     if report.full_prefill is None:

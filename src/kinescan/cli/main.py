@@ -12,6 +12,7 @@ VERBS = {
     "eval": ("kinescan.cli.evaluate", "Score a model on labelled videos and write a report."),
     "predict": ("kinescan.cli.predict", "Name the classes of video files."),
     "stream": ("kinescan.cli.stream", "Classify a video frame by frame, at constant cost."),
+    "ask": ("kinescan.cli.ask", "Answer questions about a long video with a pretrained VLM."),
     "data": ("kinescan.cli.data", "Make data sets."),
     "list": ("kinescan.cli.list", "List models, recipes, data sets and backends."),
     "doctor": ("kinescan.cli.doctor", "Say what works on this machine, and why other things do not."),

@@ -2,7 +2,7 @@
 
 from kinescan.vlm.answer import Answer, AnswerToken, StreamStats
 from kinescan.vlm.config import StreamConfig
-from kinescan.vlm.families import FAMILIES, Features, PixelSettings
+from kinescan.vlm.families import FAMILIES, Features, PixelSettings, Vlm, load_vlm
 from kinescan.vlm.policy import POLICIES, Candidates, Policy, make_policy
 from kinescan.vlm.stream import VideoStream, load_stream, open_stream
 
@@ -18,7 +18,9 @@ __all__ = [
     "StreamConfig",
     "StreamStats",
     "VideoStream",
+    "Vlm",
     "load_stream",
+    "load_vlm",
     "make_policy",
     "open_stream",
 ]

@@ -74,7 +74,9 @@ def attention_mass(
 def _check(queries: Tensor, keys: Tensor, values: Tensor) -> None:
     shapes = f"queries {tuple(queries.shape)}, keys {tuple(keys.shape)}, values {tuple(values.shape)}"
     if queries.ndim != 4 or keys.ndim != 4 or keys.shape != values.shape:
-        raise ShapeError(f"attention_mass wants queries [B, Hq, Q, D] and keys and values [B, Hkv, L, D], got {shapes}.")
+        raise ShapeError(
+            f"attention_mass wants queries [B, Hq, Q, D] and keys and values [B, Hkv, L, D], got {shapes}."
+        )
     if queries.shape[0] != keys.shape[0] or queries.shape[3] != keys.shape[3]:
         raise ShapeError(f"queries and keys must agree in batch and head size, got {shapes}.")
     if queries.shape[1] % keys.shape[1]:

@@ -1,9 +1,11 @@
 """The families of VLMs that a stream can run, one file each; the only door to transformers."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from kinescan.errors import ConfigError
@@ -22,7 +24,9 @@ __all__ = [
     "PixelSettings",
     "Positions",
     "PromptFormat",
+    "Vlm",
     "family_class",
+    "load_vlm",
     "read_pixel_settings",
 ]
 
@@ -48,6 +52,46 @@ def family_class(model: nn.Module) -> type[Family]:
         )
     check_evaluation_mode(model)
     return FAMILIES[kind]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vlm:
+    """A loaded VLM and what a stream into it wants: `open_stream(vlm.model, vlm.tokenizer, pixels=vlm.pixels)`.
+
+    Attributes:
+        model: the transformers model, in evaluation mode.
+        tokenizer: its tokenizer.
+        pixels: how its checkpoint says that frames are prepared.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    pixels: PixelSettings
+
+
+def load_vlm(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+) -> Vlm:
+    """A VLM of a supported family, from a folder or the Hugging Face hub.
+
+    Args:
+        name: folder or hub name.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights; "auto" is the checkpoint's own.
+        device: where it runs.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+        ConfigError: its family is not supported.
+        DependencyError: transformers is not installed.
+    """
+    model, tokenizer = door.load_pretrained(str(name), revision=revision, dtype=dtype)
+    pixels = read_pixel_settings(family_class(model), name)
+    return Vlm(model=model.to(device), tokenizer=tokenizer, pixels=pixels)
 
 
 def read_pixel_settings(family: type[Family], source: Any) -> PixelSettings:

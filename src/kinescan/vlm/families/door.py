@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kinescan.errors import ConfigError, DependencyError
+from kinescan.errors import CheckpointError, ConfigError, DependencyError
 
 ATTENTION_NAME = "kinescan_stream"
 
@@ -92,16 +92,22 @@ def check_layers(model_type: str, config: Any, decoder: nn.Module) -> None:
         raise ConfigError(f"{model_type}: rotary scaling 'longrope' switches with the length and is not supported.")
 
 
-def load_vlm(name: str, *, revision: str | None = None, dtype: str | torch.dtype = "auto", device: str = "cpu") -> Any:
-    """A VLM for inference from a folder or a hub name."""
+def load_pretrained(name: str, *, revision: str | None, dtype: str | torch.dtype) -> tuple[Any, Any]:
+    """Model and tokenizer from a folder or a hub name; no image or video processor, so that torchvision is not needed.
+
+    Raises:
+        CheckpointError: there is none of that name, or it is no image-text-to-text model.
+    """
     transformers = import_transformers()
-    model = transformers.AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype=dtype)
-    return model.to(device).eval()
-
-
-def load_tokenizer(name: str, *, revision: str | None = None) -> Any:
-    """The tokenizer beside it; no image or video processor, so that torchvision is not needed."""
-    return import_transformers().AutoTokenizer.from_pretrained(name, revision=revision)
+    try:
+        model = transformers.AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype=dtype)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{name} cannot be loaded as a video VLM: {str(error).strip().splitlines()[0]} "
+            "Give a folder with config.json, weights and tokenizer, or a name on the Hugging Face hub."
+        ) from None
+    return model.eval(), tokenizer
 
 
 def find_file(name: str, file_name: str) -> str | None:

@@ -1,0 +1,134 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+pytest.importorskip("transformers")
+
+from kinescan.cli.ask import ask, sample_times
+from kinescan.cli.main import build_app
+from kinescan.data.video import VideoReader, write_video
+from kinescan.errors import CheckpointError, ConfigError
+from kinescan.vlm import PixelSettings, load_vlm, open_stream
+
+_spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "vlm" / "conftest.py")
+tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny)
+
+
+@pytest.fixture(scope="session", params=["internvl", "qwen3_vl"])
+def saved(request, tmp_path_factory):
+    """A small random VLM as its folder on disk."""
+    folder = tmp_path_factory.mktemp("vlm") / request.param
+    tiny.build(request.param).save_pretrained(folder)
+    tiny.build_tokenizer().save_pretrained(folder)
+    sizes = {"min_pixels": 64, "max_pixels": 4096, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(sizes))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """Five and a half seconds of moving bars."""
+    path = tmp_path_factory.mktemp("video") / "bars.mp4"
+    x = torch.arange(32)
+    frames = torch.stack([((x + 3 * t) % 16 * 16).to(torch.uint8).expand(3, 16, 32) for t in range(55)])
+    write_video(path, frames, fps=10)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    monkeypatch.setattr("kinescan.cli.ask.MAX_NEW_TOKENS", 6)
+
+
+def run(*arguments):
+    return CliRunner().invoke(build_app("ask"), ["ask", *map(str, arguments)])
+
+
+def test_answers_are_those_of_a_stream(saved, clip):
+    vlm = load_vlm(saved)
+    assert vlm.pixels == PixelSettings(mean=(0.5,) * 3, std=(0.5,) * 3, min_pixels=64, max_pixels=4096)
+    pieces = []
+    report = ask(clip, ["What moves?", "Where?"], vlm=vlm, budget=20, fps=2.0, max_new_tokens=6,
+                 on_text=lambda question, text: pieces.append((question, text)))  # fmt: skip
+    with VideoReader(clip) as reader:
+        frames = reader.read(range(0, 55, 5)).pixels
+    with open_stream(vlm.model, vlm.tokenizer, budget=20, fps=2.0, horizon_frames=11, pixels=vlm.pixels) as stream:
+        stream.push(frames)
+        assert report.num_frames == 11
+        assert report.prefill.stats == stream.stats
+        for asked in report.asked:
+            assert asked.answer == stream.ask(asked.question, max_new_tokens=6).text
+            said = "".join(text for question, text in pieces if question == asked.question)
+            assert asked.answer.startswith(said)
+
+
+def test_the_command_prints_answers_and_costs(saved, clip, monkeypatch):
+    monkeypatch.setattr("kinescan.cli.ask.FRAMES_AT_ONCE", 3)
+    result = run(clip, "What moves?", "Where?", "--model", saved, "--budget", 12, "--fps", 2, "--compare", "full",
+                 "--device", "cpu")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert result.stdout.index("> What moves?") < result.stdout.index("> Where?")
+    for text in ("with full attention:", "largest difference of logits:", "prefill ", "query-key pairs"):
+        assert text in result.stdout
+    assert "frames/s" in result.stderr
+    assert "state 12 tokens" in result.stderr
+
+
+def test_json_is_one_document(saved, clip):
+    result = run(clip, "What moves?", "--model", saved, "--budget", 10000, "--compare", "full", "--json",
+                 "--storage", "offload", "--device", "cpu")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["num_frames"] == 5
+    asked = report["asked"][0]
+    assert asked["logit_difference"] < 1e-4
+    assert asked["answer"] == asked["full_answer"]
+    assert report["prefill"]["stats"]["query_key_pairs"] == report["full_prefill"]["stats"]["query_key_pairs"]
+
+
+def test_times_are_evenly_spaced(clip):
+    with VideoReader(clip) as reader:
+        assert sample_times(reader, 2.0) == pytest.approx([0.5 * k for k in range(11)])
+        assert sample_times(reader, 0.1) == [0.0]
+
+
+def test_help_ends_with_lines_to_copy():
+    result = run("--help")
+    assert result.exit_code == 0
+    assert "--compare" in result.stdout
+    assert "kinescan ask a.mp4" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["Q?", "--fps", "0"], "fps must be positive, got 0"),
+        (["Q?", "--compare", "half"], "compare can be 'full', got 'half'"),
+        (["Q?", "--policy", "stat"], "unknown policy 'stat'"),
+        (["Q?", "--storage", "disk"], "unknown storage 'disk'"),
+        (["Q?", "--budget", "0"], "budget must be at least 1"),
+        ([" "], "the question is empty"),
+    ],
+)
+@pytest.mark.bad_input
+def test_wrong_usage_exits_with_two(arguments, match, saved, clip):
+    result = run(clip, *arguments, "--model", saved, "--device", "cpu")
+    assert result.exit_code == 2
+    assert match in result.stderr
+
+
+@pytest.mark.bad_input
+def test_no_question_is_named(clip):
+    with pytest.raises(ConfigError, match="there is no question"):
+        ask(clip, [], vlm=None)
+
+
+@pytest.mark.bad_input
+def test_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot be loaded as a video VLM"):
+        load_vlm(tmp_path)
