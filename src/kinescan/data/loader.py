@@ -4,6 +4,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from typing import Literal
 
 import torch
@@ -65,10 +66,23 @@ class VideoLoader:
     The workers live on between epochs. `len` counts the batches that the next iteration gives.
 
     Example:
-        >>> for epoch in range(2):  # doctest: +SKIP
-        ...     loader.set_epoch(epoch)
-        ...     for batch in loader:
-        ...         loss = step(batch.clips, batch.labels)
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from kinescan.data import AugmentConfig, TrainTransform, VideoItem, write_video
+        >>> from kinescan.preprocessing import Preprocessing
+        >>> settings = Preprocessing(num_frames=4, size=32)
+        >>> transform = TrainTransform(settings, AugmentConfig())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_video(f"{folder}/a.mp4", torch.zeros(8, 3, 24, 32, dtype=torch.uint8), fps=8)
+        ...     items = [VideoItem(Path(folder, name), 0, name) for name in ("a.mp4", "lost.mp4")]
+        ...     dataset = VideoDataset(items, ["jump"], transform, preprocessing=settings, mode="train")
+        ...     loader = make_loader(dataset, LoaderConfig(num_workers=0), shuffle=True, seed=0)
+        ...     for epoch in range(2):
+        ...         loader.set_epoch(epoch)
+        ...         for batch in loader:
+        ...             print(batch)
+        Batch(clips=[1, 4, 3, 32, 32], 1 unreadable)
+        Batch(clips=[1, 4, 3, 32, 32], 1 unreadable)
     """
 
     def __init__(self, dataset: VideoDataset, config: LoaderConfig, *, shuffle: bool, seed: int) -> None:
@@ -83,7 +97,7 @@ class VideoLoader:
             prefetch_factor=config.prefetch_batches if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=_start_worker,
-            multiprocessing_context=multiprocessing.get_context(_start_method(config)) if workers else None,
+            multiprocessing_context=_worker_context(config) if workers else None,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
@@ -167,15 +181,20 @@ class _BatchOrder:
             yield [(self.epoch, index) for index in left[first : first + self.batch_size]]
 
 
-def _start_method(config: LoaderConfig) -> str:
+def _worker_context(config: LoaderConfig) -> BaseContext:
     there = multiprocessing.get_all_start_methods()
-    if config.start_method == "auto":
-        return "forkserver" if "forkserver" in there else "spawn"
-    if config.start_method not in there:
+    method = config.start_method
+    if method == "auto":
+        method = "forkserver" if "forkserver" in there else "spawn"
+    if method not in there:
         raise ConfigError(
             f"start_method {config.start_method!r} does not exist here. Allowed: auto, {', '.join(there)}."
         )
-    return config.start_method
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        # imported once, for the workers of this loader and the next ones
+        context.set_forkserver_preload([__name__])
+    return context
 
 
 def _start_worker(_: int) -> None:

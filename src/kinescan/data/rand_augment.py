@@ -105,7 +105,7 @@ def _posterize(frames: Tensor, strength: float, sign: int) -> Tensor:
 
 
 def _solarize(frames: Tensor, strength: float, sign: int) -> Tensor:
-    return torch.where(frames >= 1 - strength, 1 - frames, frames)
+    return torch.where(frames > 1 - strength, 1 - frames, frames)
 
 
 def _solarize_add(frames: Tensor, strength: float, sign: int) -> Tensor:

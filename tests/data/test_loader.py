@@ -1,0 +1,193 @@
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinescan.data import (
+    AugmentConfig,
+    Batch,
+    EvalTransform,
+    LoaderConfig,
+    TrainTransform,
+    Unreadable,
+    VideoDataset,
+    VideoReader,
+    Views,
+    make_loader,
+    read_items,
+)
+from kinescan.data.datasets import Sample
+from kinescan.errors import ConfigError
+from kinescan.preprocessing import Preprocessing
+
+SETTINGS = Preprocessing(num_frames=4, size=16)
+
+
+@pytest.fixture
+def folder(make_video: Callable[..., Path], tmp_path: Path) -> Path:
+    """Seven videos of two classes, the third of them broken."""
+    for place in range(7):
+        make_video(f"videos/{'even' if place % 2 == 0 else 'odd'}/{place}.mp4", num_frames=6 + place, seed=place)
+    (tmp_path / "videos/even/2.mp4").write_text("no video")
+    return tmp_path / "videos"
+
+
+def training_set(folder: Path, **changes: object) -> VideoDataset:
+    items, classes = read_items(folder)
+    options = {"preprocessing": SETTINGS, "mode": "train", "seed": 5, **changes}
+    return VideoDataset(items, classes, TrainTransform(SETTINGS, AugmentConfig()), **options)  # type: ignore[arg-type]
+
+
+def evaluation_set(folder: Path, views: Views, settings: Preprocessing = SETTINGS) -> VideoDataset:
+    items, classes = read_items(folder)
+    transform = EvalTransform(settings, crops=views.crops)
+    return VideoDataset(items, classes, transform, preprocessing=settings, mode="test", views=views)
+
+
+def digest(batches: list[Batch]) -> str:
+    sha = hashlib.sha256()
+    for batch in batches:
+        sha.update(batch.clips.numpy().tobytes())
+        sha.update(repr((batch.labels.tolist(), batch.item_indices, batch.unreadable)).encode())
+    return sha.hexdigest()
+
+
+def test_broken_videos_are_listed_and_swapped_for_none(folder: Path) -> None:
+    dataset = training_set(folder)
+    broken = dataset[1]
+    assert isinstance(broken, Unreadable)
+    assert (broken.path, broken.item_index) == (str(folder / "even/2.mp4"), 1)
+    assert "cannot be opened as video" in broken.reason
+    batches = list(make_loader(dataset, LoaderConfig(batch_size=4, num_workers=0), shuffle=True, seed=0))
+    assert sorted(index for batch in batches for index in batch.item_indices) == [0, 2, 3, 4, 5, 6]
+    assert [file.item_index for batch in batches for file in batch.unreadable] == [1]
+    for batch in batches:
+        assert batch.clips.shape == (len(batch.labels), 4, 3, 16, 16)
+        assert batch.labels.tolist() == [dataset.items[index].label for index in batch.item_indices]
+
+
+def test_batch_of_broken_videos_only_is_empty(folder: Path) -> None:
+    dataset = training_set(folder)
+    loader = make_loader(dataset, LoaderConfig(batch_size=1, num_workers=0), shuffle=False, seed=0)
+    batch = list(loader)[1]
+    assert len(batch.labels) == len(batch.clips) == 0
+    assert len(batch.unreadable) == 1
+    assert repr(batch) == "Batch(clips=[0], 1 unreadable)"
+
+
+def test_missing_files_are_listed_too(folder: Path) -> None:
+    dataset = training_set(folder)
+    (folder / "odd/1.mp4").unlink()
+    sample = dataset[4]
+    assert isinstance(sample, Unreadable)
+    assert "no such file" in sample.reason
+
+
+def test_draws_depend_on_seed_epoch_and_video_only(folder: Path) -> None:
+    dataset = training_set(folder)
+    first = dataset[0]
+    assert isinstance(first, Sample)
+    torch.rand(7)
+    assert torch.equal(first.clip, training_set(folder)[(0, 0)].clip)  # type: ignore[union-attr]
+    assert not torch.equal(first.clip, dataset[(1, 0)].clip)  # type: ignore[union-attr]
+    assert not torch.equal(first.clip, training_set(folder, seed=6)[0].clip)  # type: ignore[union-attr]
+    dataset.set_epoch(1)
+    assert torch.equal(dataset[0].clip, dataset[(1, 0)].clip)  # type: ignore[union-attr]
+    fewer = training_set(folder)
+    fewer.items = fewer.items[3:]
+    assert torch.equal(fewer[0].clip, training_set(folder)[3].clip)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("start_method", ["auto", "spawn"])
+def test_workers_change_nothing(folder: Path, start_method: str) -> None:
+    dataset = training_set(folder)
+    expected = make_loader(dataset, LoaderConfig(batch_size=3, num_workers=0), shuffle=True, seed=1)
+    config = LoaderConfig(batch_size=3, num_workers=2, start_method=start_method)  # type: ignore[arg-type]
+    loader = make_loader(dataset, config, shuffle=True, seed=1)
+    seen = set()
+    for epoch, start_item in ((0, 0), (1, 0), (1, 3), (0, 0)):
+        loader.set_epoch(epoch, start_item=start_item)
+        expected.set_epoch(epoch, start_item=start_item)
+        ours = digest(list(loader))
+        assert ours == digest(list(expected))
+        seen.add(ours)
+    assert len(seen) == 3
+
+
+def test_epoch_can_be_entered_in_its_middle(folder: Path) -> None:
+    dataset = training_set(folder)
+    config = LoaderConfig(batch_size=2, num_workers=0)
+    whole = list(make_loader(dataset, config, shuffle=True, seed=1, epoch=3))
+    loader = make_loader(dataset, config, shuffle=True, seed=1, epoch=3, start_item=4)
+    assert len(loader) == 2
+    assert digest(list(loader)) == digest(whole[2:])
+    with pytest.raises(ConfigError, match=r"start_item must lie in \[0, 7\], got 8"):
+        loader.set_epoch(3, start_item=8)
+
+
+def test_order_changes_with_the_epoch_and_not_without_shuffling(folder: Path) -> None:
+    dataset = training_set(folder)
+    config = LoaderConfig(batch_size=7, num_workers=0)
+    orders = [
+        next(iter(make_loader(dataset, config, shuffle=shuffle, seed=1, epoch=epoch))).item_indices
+        for shuffle in (True, False)
+        for epoch in (0, 1)
+    ]
+    assert orders[0] != orders[1]
+    assert orders[2] == orders[3] == [0, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("sampling", ["segments", "dense"])
+def test_views_are_clips_by_crops(folder: Path, sampling: str) -> None:
+    settings = Preprocessing(num_frames=4, size=16, sampling=sampling, frame_stride=2)  # type: ignore[arg-type]
+    dataset = evaluation_set(folder, Views.parse("4x2x3"), settings)
+    sample = dataset[6]
+    assert isinstance(sample, Sample)
+    assert sample.clip.shape == (6, 4, 3, 16, 16)
+    assert torch.equal(sample.clip, dataset[(9, 6)].clip)  # type: ignore[union-attr]
+    transform = EvalTransform(settings, crops=3)
+    with VideoReader(dataset.items[6].path) as video:
+        places = {"segments": [[0, 3, 6, 8], [2, 4, 7, 10]], "dense": [[0, 2, 4, 6], [4, 6, 8, 10]]}[sampling]
+        expected = torch.cat([transform(video.read(clip).pixels) for clip in places])
+    assert torch.equal(sample.clip, expected)
+
+
+def test_dense_training_clips_are_drawn(folder: Path) -> None:
+    settings = Preprocessing(num_frames=4, size=16, sampling="dense", frame_stride=1)
+    sample = training_set(folder, preprocessing=settings)[0]
+    assert isinstance(sample, Sample)
+    assert repr(sample) == "Sample(clip=[4, 3, 16, 16], label=0, item_index=0)"
+
+
+def test_more_frames_than_the_video_has(folder: Path) -> None:
+    sample = evaluation_set(folder, Views(frames=32, clips=1, crops=1))[0]
+    assert isinstance(sample, Sample)
+    assert sample.clip.shape == (1, 32, 3, 16, 16)
+
+
+def test_data_set_checks_what_it_is_given(folder: Path) -> None:
+    items, classes = read_items(folder)
+    train, test = TrainTransform(SETTINGS, AugmentConfig()), EvalTransform(SETTINGS, crops=3)
+    with pytest.raises(ConfigError, match="there is no video in the data set"):
+        VideoDataset([], classes, train, preprocessing=SETTINGS, mode="train")
+    with pytest.raises(ConfigError, match="label 1 is none of the 1 classes"):
+        VideoDataset(items, classes[:1], train, preprocessing=SETTINGS, mode="train")
+    with pytest.raises(ConfigError, match='mode="test" takes a EvalTransform, got TrainTransform'):
+        VideoDataset(items, classes, train, preprocessing=SETTINGS, mode="test")
+    with pytest.raises(ConfigError, match="views 4x1x1 have 1 crops, the transform makes 3"):
+        VideoDataset(items, classes, test, preprocessing=SETTINGS, mode="test", views=Views.parse("4x1x1"))
+
+
+@pytest.mark.parametrize("name", ["batch_size", "prefetch_batches", "num_workers"])
+def test_loader_settings_out_of_range_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be at least"):
+        LoaderConfig(**{name: -1})
+
+
+def test_start_method_that_is_not_there_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
+    config = LoaderConfig(num_workers=1, start_method="fork")
+    with pytest.raises(ConfigError, match=r"start_method 'fork' does not exist here\. Allowed: auto, spawn"):
+        make_loader(training_set(folder), config, shuffle=False, seed=0)

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinescan.data.sampling import Views, dense_indices, segment_indices, view_indices
+from kinescan.errors import ConfigError
+
+counts = st.integers(1, 500)
+
+
+@given(counts, st.integers(1, 64))
+def test_segments_take_one_frame_of_each_part(num_frames: int, num_segments: int) -> None:
+    for position in ("random", "middle"):
+        indices = segment_indices(num_frames, num_segments, position=position)
+        assert indices.shape == (num_segments,)
+        for part, index in enumerate(indices.tolist()):
+            assert int(part * num_frames / num_segments) <= index <= (part + 1) * num_frames / num_segments
+        assert 0 <= indices.min() <= indices.max() < num_frames
+
+
+def test_random_segments_reach_every_frame() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [segment_indices(12, 4, position="random", generator=generator) for _ in range(300)]
+    assert set(torch.stack(drawn)[:, 1].tolist()) == {3, 4, 5}
+
+
+def test_random_draws_follow_the_generator() -> None:
+    def draw(seed: int) -> tuple[list[int], list[int]]:
+        generator = torch.Generator().manual_seed(seed)
+        segments = segment_indices(300, 8, position="random", generator=generator)
+        dense = dense_indices(300, 8, frame_stride=4, position="random", generator=generator)
+        return segments.tolist(), dense.tolist()
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+def test_short_videos_repeat_frames_in_order() -> None:
+    assert segment_indices(3, 8, position="middle").tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert segment_indices(1, 4, position="random").tolist() == [0, 0, 0, 0]
+    assert dense_indices(5, 4, frame_stride=2, position="middle").tolist() == [0, 2, 4, 4]
+    assert view_indices(2, num_frames=4, num_clips=2, sampling="segments").tolist() == [[0, 0, 1, 1], [0, 0, 1, 1]]
+
+
+@given(counts, st.integers(1, 32), st.integers(1, 8))
+def test_dense_frames_are_a_stride_apart(num_frames: int, length: int, stride: int) -> None:
+    indices = dense_indices(num_frames, length, frame_stride=stride, position="random")
+    assert (indices.diff() >= 0).all()
+    assert indices.max() < num_frames
+    if num_frames > (length - 1) * stride:
+        assert (indices.diff() == stride).all()
+
+
+def test_dense_middle_is_centred() -> None:
+    assert dense_indices(11, 3, frame_stride=2, position="middle").tolist() == [3, 5, 7]
+
+
+@given(counts, st.integers(1, 32), st.integers(1, 4))
+def test_one_clip_of_segments_is_the_middle(num_frames: int, length: int, stride: int) -> None:
+    one = view_indices(num_frames, num_frames=length, num_clips=1, sampling="segments")
+    assert torch.equal(one[0], segment_indices(num_frames, length, position="middle"))
+    dense = view_indices(num_frames, num_frames=length, num_clips=1, sampling="dense", frame_stride=stride)
+    assert torch.equal(dense[0], dense_indices(num_frames, length, frame_stride=stride, position="middle"))
+
+
+def test_clips_take_different_points_of_each_part() -> None:
+    clips = view_indices(80, num_frames=8, num_clips=5, sampling="segments")
+    assert torch.equal(clips[:, 0], torch.tensor([1, 3, 5, 7, 9]))
+    assert torch.equal(clips - clips[:, :1], torch.arange(0, 80, 10).expand(5, 8))
+
+
+def test_dense_clips_reach_both_ends() -> None:
+    clips = view_indices(100, num_frames=8, num_clips=4, sampling="dense", frame_stride=4)
+    assert clips[0, 0] == 0
+    assert clips[-1, -1] == 99
+
+
+@pytest.mark.parametrize("text", ["8x2x3", " 8 x 2 x 3 "])
+def test_views_are_parsed(text: str) -> None:
+    views = Views.parse(text)
+    assert (views.frames, views.clips, views.crops, views.num_views) == (8, 2, 3, 6)
+
+
+@pytest.mark.parametrize("text", ["", "8", "8x2", "8x2x3x1", "8,2,3", "-8x2x3", "8x2xc", "8.5x1x1"])
+def test_wrong_views_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="frames x clips x crops"):
+        Views.parse(text)
+
+
+def test_views_of_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 1 frame, 1 clip and 1 crop, got 8x0x3"):
+        Views.parse("8x0x3")
+
+
+@pytest.mark.parametrize("name", ["num_frames_in_video", "num_segments"])
+def test_counts_below_one_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be at least 1, got 0"):
+        segment_indices(**{"num_frames_in_video": 4, "num_segments": 4, name: 0}, position="middle")
