@@ -265,6 +265,19 @@ def test_file_that_lost_only_its_seek_table_is_read(tmp_path: Path, name: str, c
         assert len(list(video)) == 30
 
 
+@pytest.mark.parametrize(("name", "codec"), [("b.ts", "libx264"), ("b2.ts", "mpeg2video")])
+def test_stream_that_lost_its_start_begins_at_the_next_key_frame(tmp_path: Path, name: str, codec: str) -> None:
+    write_with_reordering(tmp_path / name, codec)
+    expected = torch.stack(decode_in_order(tmp_path / name))
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[int(0.35 * len(data)) // 188 * 188 :])
+    with VideoReader(tmp_path / name) as video:
+        assert 5 < video.num_frames < 25
+        frames = video.read(range(video.num_frames)).pixels.permute(0, 2, 3, 1)
+        assert torch.equal(frames, expected[-video.num_frames :])
+        assert len(list(video)) == video.num_frames
+
+
 def test_damage_in_the_middle_is_found_and_named(tmp_path: Path) -> None:
     path = tmp_path / "b.mp4"
     write_with_reordering(path, "libx264", **{"x264-params": "scenecut=0"})
