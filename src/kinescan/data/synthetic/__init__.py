@@ -1,0 +1,26 @@
+"""Data that makes itself: videos in which only the motion, or only the look, tells the class, and single pictures."""
+
+from kinescan.data.synthetic.appearance import AppearanceConfig, make_appearance
+from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, make_motion
+from kinescan.data.synthetic.shapes import SHAPES
+from kinescan.data.synthetic.stills import NUM_STILL_TARGETS, Stills, still_batch, still_batches
+from kinescan.data.synthetic.textures import FAMILIES, TEST_TEXTURES, TRAIN_TEXTURES
+from kinescan.data.synthetic.writing import SyntheticConfig, SyntheticReport
+
+__all__ = [
+    "FAMILIES",
+    "MOTION_PAIRS",
+    "NUM_STILL_TARGETS",
+    "SHAPES",
+    "TEST_TEXTURES",
+    "TRAIN_TEXTURES",
+    "AppearanceConfig",
+    "MotionConfig",
+    "Stills",
+    "SyntheticConfig",
+    "SyntheticReport",
+    "make_appearance",
+    "make_motion",
+    "still_batch",
+    "still_batches",
+]

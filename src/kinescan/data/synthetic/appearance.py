@@ -1,0 +1,95 @@
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from kinescan.data.synthetic.motion import MOTION_PAIRS, draw_motion_scene, render_disturbed
+from kinescan.data.synthetic.shapes import SHAPES
+from kinescan.data.synthetic.textures import FAMILIES
+from kinescan.data.synthetic.writing import ClipFile, Split, SyntheticConfig, SyntheticReport, write_dataset
+from kinescan.errors import ConfigError
+from kinescan.settings import closest
+from kinescan.shapes import Pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppearanceConfig(SyntheticConfig):
+    """What `make_appearance` makes: a class for every shape in every texture family.
+
+    Attributes:
+        shapes: outlines of objects, out of `SHAPES`.
+        families: kinds of texture, out of `FAMILIES`.
+    """
+
+    shapes: tuple[str, ...] = ("arrow", "drop", "corner", "wedge")
+    families: tuple[str, ...] = ("stripes", "checks", "dots")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, given, allowed in (("shapes", self.shapes, SHAPES), ("families", self.families, FAMILIES)):
+            if not given or len(set(given)) < len(given):
+                raise ConfigError(f"{name} must name at least one, each once, got {list(given)}.")
+            for word in given:
+                if word not in allowed:
+                    raise ConfigError(f"{name}: unknown {word!r}. {closest(word, allowed)}")
+
+    @property
+    def looks(self) -> dict[str, tuple[str, str]]:
+        """Class name -> shape and texture family, in the order of class indices."""
+        names = sorted((f"{shape}_{family}", shape, family) for shape in self.shapes for family in self.families)
+        return {name: (shape, family) for name, shape, family in names}
+
+
+def make_appearance(folder: str | Path, config: AppearanceConfig | None = None) -> SyntheticReport:
+    """Video files in which the look tells the class, and the motion tells nothing.
+
+    The class is a shape in a texture family, neither of which is enough by itself; each object moves in one of the
+    twelve ways of `make_motion`, drawn independently of the class. Files, texture pools and compression are as there.
+
+    Args:
+        folder: where to; made if missing.
+        config: sizes, numbers, seed, noise, shake, looks.
+
+    Returns:
+        What was made.
+
+    Raises:
+        ConfigError: the folder is not empty (see `overwrite`) or cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> few = AppearanceConfig(shapes=("arrow",), families=("dots", "stripes"), train_per_class=1, test_per_class=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     print(make_appearance(folder, few).classes)
+        ('arrow_dots', 'arrow_stripes')
+    """
+    config = config or AppearanceConfig()
+    classes = tuple(config.looks)
+    jobs = [
+        partial(_file, config, split, label, index)
+        for split in ("train", "test")
+        for label in classes
+        for index in range(config.per_class(split))
+    ]
+    return write_dataset(folder, "appearance", config, classes, jobs)
+
+
+def render_appearance(config: AppearanceConfig, split: Split, label: str, index: int) -> Pixels:
+    """Clip `index` of the class `label`.
+
+    Returns:
+        [T, 3, frame_size, frame_size], uint8; the same for the same arguments.
+    """
+    shape, family = config.looks[label]
+    look = [SHAPES.index(shape), FAMILIES.index(family)]
+    rng = np.random.default_rng([config.seed, split == "test", *look, index])
+    pair, backwards = str(rng.choice(list(MOTION_PAIRS))), bool(rng.integers(2))
+    scene = draw_motion_scene(rng, pair, split, num_frames=config.num_frames, shape=shape, family=family)
+    pixels = render_disturbed(scene, rng, config)
+    return pixels.flip(0) if backwards else pixels
+
+
+def _file(config: AppearanceConfig, split: Split, label: str, index: int) -> Iterator[ClipFile]:
+    yield ClipFile(split, label, index, render_appearance(config, split, label, index))

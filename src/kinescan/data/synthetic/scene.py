@@ -1,0 +1,113 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kinescan.data.synthetic.shapes import EXTENT, signed_distance
+from kinescan.data.synthetic.textures import background_textures, object_textures
+from kinescan.shapes import Pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sprite:
+    """One textured object and where it is in every frame.
+
+    Attributes:
+        shape: its outline.
+        texture_seed: what its texture is drawn from.
+        family: kind of texture; None lets the seed choose.
+        poses: [T, 4]: centre x and y and radius, each a share of the frame's side, and angle in radians
+            (turning clockwise on the screen).
+    """
+
+    shape: str
+    texture_seed: int
+    family: str | None
+    poses: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A moving picture before noise, as a description.
+
+    Attributes:
+        background_seed: what the background's texture is drawn from.
+        sprites: the objects, those in front last.
+    """
+
+    background_seed: int
+    sprites: tuple[Sprite, ...]
+
+    @property
+    def texture_seeds(self) -> list[int]:
+        """Every texture in the picture."""
+        return [self.background_seed, *(sprite.texture_seed for sprite in self.sprites)]
+
+
+def render(scene: Scene, *, frame_size: int, shake: Tensor | None = None, noise: Tensor | None = None) -> Pixels:
+    """The frames of a scene.
+
+    Args:
+        scene: what there is to see; all sprites have the same number of frames T.
+        frame_size: side of the square frame in pixels.
+        shake: [T, 2], how far the camera is off in x and y, pixels; None: it stands still.
+        noise: [T, 3, frame_size, frame_size], added to the pixels, in levels of 255; None: none.
+
+    Returns:
+        [T, 3, frame_size, frame_size], uint8.
+    """
+    num_frames = scene.sprites[0].poses.shape[0]
+    shake = torch.zeros(num_frames, 2) if shake is None else shake
+    margin = 2 + int(shake.abs().max().ceil()) if shake.numel() else 2
+    ground = background_textures([scene.background_seed], size=frame_size + 2 * margin)
+    canvas = _shifted(ground, shake, frame_size, margin)
+    textures = object_textures(
+        [sprite.texture_seed for sprite in scene.sprites], [sprite.family for sprite in scene.sprites]
+    )
+    for sprite, texture in zip(scene.sprites, textures, strict=True):
+        poses = sprite.poses * torch.tensor([frame_size, frame_size, frame_size, 1.0])
+        poses = torch.cat([poses[:, :2] + shake, poses[:, 2:]], dim=1)
+        canvas = paste(canvas, texture.expand(num_frames, -1, -1, -1), [sprite.shape] * num_frames, poses)
+    levels = canvas * 255 if noise is None else canvas * 255 + noise
+    return levels.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def paste(canvas: Tensor, textures: Tensor, shapes: Sequence[str], poses: Tensor) -> Tensor:
+    """Pictures with one object pasted onto each, its edge anti-aliased by its distance from the outline.
+
+    Args:
+        canvas: [F, 3, H, W], in [0, 1].
+        textures: [F, 3, 64, 64], carried by the object as it turns and grows.
+        shapes: F names of shapes.
+        poses: [F, 4]: centre x and y and radius in pixels, angle in radians.
+
+    Returns:
+        [F, 3, H, W].
+    """
+    same = len(set(shapes)) == 1
+    outlines = torch.stack([signed_distance(shape) for shape in (shapes[:1] if same else shapes)])
+    x, y, radius, angle = poses.unbind(1)
+    cosine, sine = torch.cos(angle) / (radius * EXTENT), torch.sin(angle) / (radius * EXTENT)
+    columns = torch.arange(canvas.shape[3], dtype=torch.float32) + 0.5 - x[:, None]  # [F, W]
+    rows = torch.arange(canvas.shape[2], dtype=torch.float32) + 0.5 - y[:, None]
+    across = (cosine[:, None] * columns)[:, None, :] + (sine[:, None] * rows)[:, :, None]
+    down = (cosine[:, None] * rows)[:, :, None] - (sine[:, None] * columns)[:, None, :]
+    maps = torch.cat([textures, outlines.unsqueeze(1).expand(len(shapes), -1, -1, -1)], dim=1)
+    seen = F.grid_sample(
+        maps, torch.stack([across, down], dim=-1), mode="bilinear", padding_mode="border", align_corners=True
+    )
+    cover = (0.5 - seen[:, 3:] * radius[:, None, None, None]).clamp(0, 1)
+    return torch.lerp(canvas, seen[:, :3], cover)
+
+
+def _shifted(ground: Tensor, shake: Tensor, frame_size: int, margin: int) -> Tensor:
+    """The middle of `ground` [1, 3, S, S], moved by `shake` pixels in every frame: [T, 3, frame_size, frame_size]."""
+    side = ground.shape[-1]
+    place = torch.arange(frame_size, dtype=torch.float32) + margin
+    where = 2 * (place - shake.unsqueeze(-1)) / (side - 1) - 1  # [T, 2, frame_size]
+    columns = where[:, 0, None, :].expand(-1, frame_size, -1)
+    rows = where[:, 1, :, None].expand(-1, -1, frame_size)
+    grid = torch.stack([columns, rows], dim=-1)
+    return F.grid_sample(ground.expand(len(shake), -1, -1, -1), grid, mode="bilinear", align_corners=True)

@@ -1,0 +1,79 @@
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kinescan.data.synthetic.scene import paste
+from kinescan.data.synthetic.shapes import SHAPES
+from kinescan.data.synthetic.textures import TRAIN_TEXTURES, background_textures, object_textures
+from kinescan.errors import ConfigError
+
+NUM_STILL_TARGETS = 5
+"""x, y, size, cosine and sine of the angle."""
+
+
+@dataclass(frozen=True)
+class Stills:
+    """Single pictures, each with one object, and where, how large and how turned it is.
+
+    Attributes:
+        pixels: [B, 3, S, S], uint8.
+        targets: [B, 5], float32: x and y of the centre in [-1, 1] over the frame, the size on a logarithmic scale from
+            -1 (a tenth of the side) to 1 (four tenths), cosine and sine of the angle.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def still_batch(num_stills: int, *, frame_size: int = 64, noise_levels: float = 3.0, seed: int = 0) -> Stills:
+    """Pictures to train an image model on before it sees a video; textures are of the training pool only.
+
+    Args:
+        num_stills: B.
+        frame_size: side of the square frame in pixels.
+        noise_levels: standard deviation of the noise on every pixel and channel, in levels of 255.
+        seed: the same seed makes the same pixels.
+
+    Raises:
+        ConfigError: a number is out of range.
+
+    Example:
+        >>> stills = still_batch(4)
+        >>> stills.pixels.shape, stills.targets.shape
+        (torch.Size([4, 3, 64, 64]), torch.Size([4, 5]))
+    """
+    for name, given, least in (("num_stills", num_stills, 1), ("frame_size", frame_size, 16), ("seed", seed, 0)):
+        if given < least:
+            raise ConfigError(f"{name} must be at least {least}, got {given}.")
+    rng = np.random.default_rng([seed, 2])
+    where = rng.uniform(-0.7, 0.7, (num_stills, 2))
+    size, angle = rng.uniform(-1, 1, num_stills), rng.uniform(0, 2 * np.pi, num_stills)
+    poses = np.stack([*((where.T + 1) / 2), 0.2 * 2.0**size], axis=-1) * frame_size
+    shapes = [SHAPES[index] for index in rng.integers(len(SHAPES), size=num_stills)]
+    seeds = rng.integers(TRAIN_TEXTURES.start, TRAIN_TEXTURES.stop, (2, num_stills)).tolist()
+    canvas = paste(
+        background_textures(seeds[0], size=frame_size),
+        object_textures(seeds[1], [None] * num_stills),
+        shapes,
+        torch.from_numpy(np.concatenate([poses, angle[:, None]], axis=1)).float(),
+    )
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    noise = torch.empty_like(canvas).normal_(std=noise_levels, generator=generator) if noise_levels else 0
+    pixels = (canvas * 255 + noise).round_().clamp_(0, 255).to(torch.uint8)
+    targets = np.stack([*where.T, size, np.cos(angle), np.sin(angle)], axis=-1)
+    return Stills(pixels, torch.from_numpy(targets).float())
+
+
+def still_batches(
+    num_batches: int, batch_size: int, *, frame_size: int = 64, noise_levels: float = 3.0, seed: int = 0
+) -> Iterator[Stills]:
+    """`num_batches` batches, none like another, made as they are asked for."""
+    for index in range(num_batches):
+        batch_seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+        yield still_batch(batch_size, frame_size=frame_size, noise_levels=noise_levels, seed=batch_seed)

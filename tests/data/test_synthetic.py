@@ -1,0 +1,330 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kinescan.data.sampling import segment_indices
+from kinescan.data.synthetic import (
+    FAMILIES,
+    MOTION_PAIRS,
+    SHAPES,
+    TEST_TEXTURES,
+    TRAIN_TEXTURES,
+    AppearanceConfig,
+    MotionConfig,
+    make_appearance,
+    make_motion,
+    still_batch,
+    still_batches,
+)
+from kinescan.data.synthetic.appearance import render_appearance
+from kinescan.data.synthetic.motion import draw_motion_scene, render_disturbed, render_motion
+from kinescan.data.synthetic.scene import render
+from kinescan.data.synthetic.shapes import signed_distance
+from kinescan.data.synthetic.textures import background_textures, object_textures
+from kinescan.data.video import VideoReader
+from kinescan.errors import ConfigError
+
+PAIRS = list(MOTION_PAIRS)
+SMALL = {"frame_size": 32, "num_frames": 6, "train_per_class": 2, "test_per_class": 1}
+
+
+def decoded(path: Path) -> torch.Tensor:
+    with VideoReader(path) as video:
+        return video.read(torch.arange(video.num_frames)).pixels
+
+
+def object_centre(scene_kind: str, *, split: str = "train", seed: int = 3) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return draw_motion_scene(rng, scene_kind, split, num_frames=9).sprites[0].poses.numpy()
+
+
+@pytest.fixture(scope="module")
+def motion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "motion"
+    make_motion(folder, MotionConfig(**SMALL, pairs=("horizontal", "covering")))
+    return folder
+
+
+def test_motion_lays_out_a_folder_per_class_with_its_settings(motion):
+    classes = sorted(path.name for path in (motion / "train").iterdir())
+    assert classes == ["covering", "left", "right", "uncovering"]
+    for split, number in (("train", 2), ("test", 1)):
+        for label in classes:
+            assert len(list((motion / split / label).glob("*.mp4"))) == number
+    meta = json.loads((motion / "meta.json").read_text())
+    assert (meta["kind"], meta["complete"], meta["classes"]) == ("motion", True, classes)
+    assert meta["config"]["pairs"] == ["horizontal", "covering"]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("pair", ["horizontal", "covering"])
+def test_motion_files_of_a_pair_are_each_other_backwards_to_the_bit(motion, split, pair):
+    forwards, backwards = (decoded(motion / split / label / "0000.mp4") for label in MOTION_PAIRS[pair])
+    assert torch.equal(forwards, backwards.flip(0))
+    assert not torch.equal(forwards, backwards)
+
+
+def test_motion_files_show_what_was_rendered(motion):
+    config = MotionConfig(**SMALL, pairs=("horizontal", "covering"))
+    pixels = render_motion(config, "train", "horizontal", 1)
+    difference = decoded(motion / "train" / "right" / "0001.mp4").float() - pixels.float()
+    assert difference.shape == (6, 3, 32, 32)
+    assert difference.abs().mean() < 12
+
+
+def test_middle_frames_of_segments_are_symmetric_in_time_at_the_default_length():
+    indices = segment_indices(MotionConfig().num_frames, 8, position="middle")
+    assert torch.equal(indices, MotionConfig().num_frames - 1 - indices.flip(0))
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_render_motion_repeats_itself_and_changes_with_seed_split_and_index(pair):
+    config = MotionConfig(**SMALL)
+    clip = render_motion(config, "train", pair, 0)
+    assert clip.shape == (6, 3, 32, 32)
+    assert clip.dtype == torch.uint8
+    assert torch.equal(clip, render_motion(config, "train", pair, 0))
+    others = [
+        render_motion(MotionConfig(**SMALL, seed=1), "train", pair, 0),
+        render_motion(config, "test", pair, 0),
+        render_motion(config, "train", pair, 1),
+    ]
+    assert not any(torch.equal(clip, other) for other in others)
+
+
+def test_a_subset_of_pairs_makes_the_same_clips():
+    few, all_pairs = MotionConfig(**SMALL, pairs=("turning",)), MotionConfig(**SMALL)
+    assert torch.equal(render_motion(few, "test", "turning", 0), render_motion(all_pairs, "test", "turning", 0))
+
+
+def test_workers_do_not_change_the_files(tmp_path):
+    for workers in (1, 3):
+        config = MotionConfig(**SMALL, pairs=("scaling",), workers=workers)
+        make_motion(tmp_path / str(workers), config)
+    files = sorted(path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*.mp4"))
+    assert len(files) == 6
+    assert all((tmp_path / "1" / file).read_bytes() == (tmp_path / "3" / file).read_bytes() for file in files)
+
+
+def test_first_classes_of_pairs_move_as_their_names_say():
+    right, down = object_centre("horizontal"), object_centre("vertical")
+    assert (np.diff(right[:, 0]) > 0).all()
+    assert np.ptp(right[:, 1]) < 0.1 < np.ptp(right[:, 0])
+    assert (np.diff(down[:, 1]) > 0).all()
+    assert (np.diff(object_centre("turning")[:, 3]) > 0).all()
+    assert (np.diff(object_centre("scaling")[:, 2]) > 0).all()
+    scene = draw_motion_scene(np.random.default_rng(0), "meeting", "train", num_frames=9)
+    apart = (scene.sprites[0].poses[:, :2] - scene.sprites[1].poses[:, :2]).norm(dim=1)
+    assert bool((apart.diff() < 0).all())
+
+
+def test_turning_is_clockwise_on_the_screen():
+    rng = np.random.default_rng(5)
+    scene = draw_motion_scene(rng, "turning", "train", num_frames=9, shape="drop")
+    frames = render(scene, frame_size=64).float()
+    background = render(draw_background_only(scene), frame_size=64).float()
+    mask = (frames - background).abs().sum(1) > 60  # [T, 64, 64]
+    angles = []
+    for frame, pose in zip(mask, scene.sprites[0].poses, strict=True):
+        rows, columns = frame.nonzero(as_tuple=True)
+        x, y = columns - pose[0] * 64, rows - pose[1] * 64
+        tip = (x**2 + y**2).argmax()  # the drop's tip is its farthest point
+        angles.append(float(torch.atan2(y[tip], x[tip])))
+    turned = np.unwrap(angles)
+    # the vertical axis points down, so growing angles turn clockwise
+    assert turned[-1] - turned[0] > 1.0
+
+
+def draw_background_only(scene):
+    away = [
+        type(sprite)(shape=sprite.shape, texture_seed=0, family=None, poses=sprite.poses + torch.tensor([9.0, 0, 0, 0]))
+        for sprite in scene.sprites
+    ]
+    return type(scene)(background_seed=scene.background_seed, sprites=tuple(away))
+
+
+def test_covering_hides_the_object_at_first_and_shows_it_at_last():
+    for seed in range(8):
+        scene = draw_motion_scene(np.random.default_rng(seed), "covering", "train", num_frames=9)
+        without = type(scene)(background_seed=scene.background_seed, sprites=scene.sprites[1:])
+        seen = (render(scene, frame_size=64) != render(without, frame_size=64)).any(1).flatten(1).sum(1)
+        assert seen[0] == 0
+        assert seen[-1] > 100
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_train_and_test_share_no_texture(pair):
+    seeds = {"train": set(), "test": set()}
+    for split, found in seeds.items():
+        for index in range(50):
+            found |= set(draw_motion_scene(np.random.default_rng(index), pair, split, num_frames=2).texture_seeds)
+    assert seeds["train"] <= set_in(TRAIN_TEXTURES, seeds["train"])
+    assert seeds["test"] <= set_in(TEST_TEXTURES, seeds["test"])
+    assert not seeds["train"] & seeds["test"]
+    assert TRAIN_TEXTURES.stop <= TEST_TEXTURES.start
+
+
+def set_in(pool, seeds):
+    return {seed for seed in seeds if seed in pool}
+
+
+def test_noise_and_shake_have_the_sizes_asked_for():
+    quiet = MotionConfig(**SMALL, noise_levels=0, shake_pixels=0)
+    scene = draw_motion_scene(np.random.default_rng(0), "horizontal", "train", num_frames=6)
+    still = render_disturbed(scene, np.random.default_rng(1), quiet).float()
+    assert torch.equal(still, render(scene, frame_size=32).float())
+    noisy = MotionConfig(**SMALL, noise_levels=8, shake_pixels=0)
+    difference = render_disturbed(scene, np.random.default_rng(1), noisy).float() - still
+    inside = difference[(still > 40) & (still < 215)]
+    assert 7.5 < float(inside.std()) < 8.5
+    # frame to frame, noise is no more alike forwards than backwards: it is not alike at all
+    flat = difference.flatten(1)
+    assert abs(float(torch.corrcoef(flat)[0, 1])) < 0.1
+    shaken = render_disturbed(scene, np.random.default_rng(1), MotionConfig(**SMALL, noise_levels=0, shake_pixels=3))
+    assert not torch.equal(shaken.float(), still)
+
+
+def test_appearance_classes_are_looks_and_motions_are_drawn_apart_from_them(tmp_path):
+    config = AppearanceConfig(
+        frame_size=32, num_frames=6, train_per_class=2, test_per_class=1, shapes=("arrow", "drop"), families=("dots",)
+    )
+    report = make_appearance(tmp_path / "looks", config)
+    assert report.classes == ("arrow_dots", "drop_dots")
+    assert (report.num_train, report.num_test) == (4, 2)
+    path = tmp_path / "looks" / "train" / "drop_dots" / "0001.mp4"
+    difference = decoded(path).float() - render_appearance(config, "train", "drop_dots", 1).float()
+    assert difference.abs().mean() < 12
+
+
+def test_appearance_covers_shapes_times_families():
+    looks = AppearanceConfig().looks
+    assert len(looks) == 12
+    assert list(looks) == sorted(looks)
+    assert set(looks.values()) == {
+        (shape, family) for shape in AppearanceConfig().shapes for family in AppearanceConfig().families
+    }
+
+
+def test_still_batch_targets_say_where_how_large_and_how_turned():
+    stills = still_batch(64, noise_levels=0, seed=4)
+    assert stills.pixels.dtype == torch.uint8
+    assert stills.pixels.shape == (64, 3, 64, 64)
+    assert bool((stills.targets.abs() <= 1).all())
+    assert torch.allclose(stills.targets[:, 3] ** 2 + stills.targets[:, 4] ** 2, torch.ones(64), atol=1e-5)
+    # objects are saturated and backgrounds are not, so their colour's spread finds them
+    spread = stills.pixels.float().amax(1) - stills.pixels.float().amin(1)
+    weight = (spread > 90).float()
+    place = (torch.arange(64) + 0.5) / 32 - 1
+    amount = weight.sum((1, 2)).clamp(min=1)
+    found = torch.stack([(weight.sum(1) * place).sum(1) / amount, (weight.sum(2) * place).sum(1) / amount], dim=1)
+    assert float((found - stills.targets[:, :2]).abs().median()) < 0.1
+    assert float(torch.corrcoef(torch.stack([amount.log(), stills.targets[:, 2]]))[0, 1]) > 0.7
+
+
+def test_still_batches_differ_and_repeat_with_their_seed():
+    first, second = still_batches(2, 4, frame_size=32)
+    assert not torch.equal(first.pixels, second.pixels)
+    again = next(iter(still_batches(1, 4, frame_size=32)))
+    assert torch.equal(first.pixels, again.pixels)
+    assert torch.equal(first.targets, again.targets)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_object_textures_depend_on_seed_and_family_only(family):
+    together = object_textures([1, 2, 3], [family] * 3)
+    alone = object_textures([2], [family])
+    assert torch.allclose(together[1:2], alone)
+    assert not torch.allclose(together[0], together[1])
+    assert float(together.min()) >= 0
+    assert float(together.max()) <= 1
+
+
+def test_objects_stand_out_from_backgrounds():
+    objects = object_textures(list(range(40)), [None] * 40)
+    grounds = background_textures(list(range(40)))
+    assert float(objects.std((2, 3)).mean()) > 3 * float(grounds.std((2, 3)).mean())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_signed_distance_is_negative_inside_and_grows_by_one_a_unit(shape):
+    distance = signed_distance(shape)
+    share_inside = float((distance < 0).float().mean())
+    assert 0.1 < share_inside < 0.7
+    assert float(distance[0].min()) > 0
+    step = 2 * 1.2 / 63
+    assert float(distance.diff(dim=1).abs().max()) <= step * 1.01
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_do_not_look_the_same_turned(shape):
+    inside = signed_distance(shape) < 0
+    for quarter in (1, 2, 3):
+        assert bool((inside != inside.rot90(quarter)).float().mean() > 0.02)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"frame_size": 8}, "frame_size must be at least 16, got 8"),
+        ({"num_frames": 1}, "num_frames must be at least 2, got 1"),
+        ({"noise_levels": -1}, "noise_levels must be at least 0, got -1"),
+        ({"noise_levels": float("nan")}, "noise_levels must be at least 0, got nan"),
+        ({"fps": 0}, "fps must be positive, got 0"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"shake_pixels": 40}, "shake_pixels must be at most a quarter of frame_size 64, got 40"),
+        ({"pairs": ()}, "pairs must name at least one pair"),
+        ({"pairs": ("turning", "turning")}, "each once"),
+        ({"pairs": ("horizontl",)}, "unknown pair 'horizontl'. Did you mean 'horizontal'"),
+    ],
+)
+def test_motion_config_refuses(values, message):
+    with pytest.raises(ConfigError, match=message):
+        MotionConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"shapes": ()}, "shapes must name at least one"),
+        ({"shapes": ("arow",)}, "shapes: unknown 'arow'. Did you mean 'arrow'"),
+        ({"families": ("dots", "dots")}, "families must name at least one, each once"),
+        ({"families": ("plaid",)}, "families: unknown 'plaid'"),
+    ],
+)
+def test_appearance_config_refuses(values, message):
+    with pytest.raises(ConfigError, match=message):
+        AppearanceConfig(**values)
+
+
+def test_unknown_shape_and_family_are_named():
+    with pytest.raises(ConfigError, match=r"unknown shape 'arow'. Did you mean 'arrow'"):
+        signed_distance("arow")
+    with pytest.raises(ConfigError, match=r"unknown texture family 'stripe'. Did you mean 'stripes'"):
+        object_textures([0], ["stripe"])
+    with pytest.raises(ConfigError, match="num_stills must be at least 1, got 0"):
+        still_batch(0)
+
+
+def test_make_refuses_a_folder_with_something_in_it(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep me")
+    few = {**SMALL, "pairs": ("horizontal",)}
+    with pytest.raises(ConfigError, match=r"is not empty .*overwrite=True"):
+        make_motion(tmp_path, MotionConfig(**few))
+    with pytest.raises(ConfigError, match=r"holds no meta\.json"):
+        make_motion(tmp_path, MotionConfig(**few, overwrite=True))
+    assert (tmp_path / "mine.txt").read_text() == "keep me"
+
+
+def test_overwrite_replaces_a_data_set(tmp_path):
+    make_motion(tmp_path, MotionConfig(**SMALL, pairs=("horizontal",)))
+    make_motion(tmp_path, MotionConfig(**SMALL, pairs=("vertical",), overwrite=True))
+    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == ["down", "up"]
+
+
+def test_make_says_that_a_folder_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file/motion cannot be written: Not a directory"):
+        make_motion(tmp_path / "file" / "motion", MotionConfig(**SMALL))
