@@ -88,9 +88,9 @@ def test_score_views_wants_the_axis_of_views(brightness_model):
 
 def test_evaluate_model_refuses_a_class_that_the_model_does_not_know(brightness_model, make_dataset):
     with pytest.raises(
-        ConfigError, match=r"1 of the 2 classes of the data .* first is 'brigth'. Did you mean 'bright'"
+        ConfigError, match=r"1 of the 2 classes of the data .* first is 'brightt'. Did you mean 'bright'"
     ):
-        evaluate_model(brightness_model(), make_dataset(classes=("dark", "brigth")))
+        evaluate_model(brightness_model(), make_dataset(classes=("dark", "brightt")))
 
 
 def test_match_labels_shows_some_labels_where_none_is_close():
