@@ -9,15 +9,16 @@ from kinescan.data.sampling import segment_indices
 from kinescan.data.synthetic import (
     FAMILIES,
     MOTION_PAIRS,
+    NUM_STILL_TARGETS,
     SHAPES,
     TEST_TEXTURES,
     TRAIN_TEXTURES,
     AppearanceConfig,
     MotionConfig,
+    StillClips,
     make_appearance,
     make_motion,
     still_batch,
-    still_batches,
 )
 from kinescan.data.synthetic.appearance import render_appearance
 from kinescan.data.synthetic.motion import draw_motion_scene, render_disturbed, render_motion
@@ -26,6 +27,7 @@ from kinescan.data.synthetic.shapes import signed_distance
 from kinescan.data.synthetic.textures import background_textures, object_textures
 from kinescan.data.video import VideoReader
 from kinescan.errors import ConfigError
+from kinescan.preprocessing import Preprocessing
 
 PAIRS = list(MOTION_PAIRS)
 SMALL = {"frame_size": 32, "num_frames": 6, "train_per_class": 2, "test_per_class": 1}
@@ -224,12 +226,21 @@ def test_still_batch_targets_say_where_how_large_and_how_turned():
     assert float(torch.corrcoef(torch.stack([amount.log(), stills.targets[:, 2]]))[0, 1]) > 0.7
 
 
-def test_still_batches_differ_and_repeat_with_their_seed():
-    first, second = still_batches(2, 4, frame_size=32)
-    assert not torch.equal(first.pixels, second.pixels)
-    again = next(iter(still_batches(1, 4, frame_size=32)))
-    assert torch.equal(first.pixels, again.pixels)
-    assert torch.equal(first.targets, again.targets)
+def test_still_clips_are_new_in_every_batch_and_epoch_and_repeat_with_their_seed():
+    preprocessing = Preprocessing(size=32)
+    stills = StillClips(preprocessing, num_batches=3, batch_size=4)
+    epochs = [list(stills.batches(epoch, 0)) for epoch in (0, 1)]
+    clips = [batch.clips for batches in epochs for batch in batches]
+    assert len(clips) == 6
+    assert clips[0].shape == (4, 1, 3, 32, 32)
+    assert not any(torch.equal(clips[0], other) for other in clips[1:])
+    [last] = StillClips(preprocessing, num_batches=3, batch_size=4).batches(1, 2)
+    assert torch.equal(last.clips, clips[5])
+    assert torch.equal(last.labels, epochs[1][2].labels)
+    assert last.labels.shape == (4, NUM_STILL_TARGETS)
+    plain = torch.tensor(preprocessing.std)[:, None, None] * clips[0] + torch.tensor(preprocessing.mean)[:, None, None]
+    assert float(plain.min()) >= -1e-6
+    assert float(plain.max()) <= 1 + 1e-6
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -93,6 +93,29 @@ def test_fit_uses_mixed_clips_and_soft_labels(tiny_model: Any, noise_clips: Any,
     assert all(line["loss"] > 0.6931 for line in _log(tmp_path) if line["kind"] == "step")
 
 
+def test_fit_with_a_task_of_its_own_takes_labels_as_they_are(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    seen = []
+
+    def task(outputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append((outputs.shape, labels.dtype, labels.shape))
+        error = (outputs[:, 0] - labels.float()) ** 2
+        return error.mean(), error.detach() < 0.25
+
+    fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, task=task)
+    assert set(seen) == {(torch.Size([8, 2]), torch.int64, torch.Size([8]))}
+    epochs = [line for line in _log(tmp_path) if line["kind"] == "epoch"]
+    assert epochs[-1]["loss"] < 0.5 * epochs[0]["loss"]
+    assert epochs[-1]["accuracy"] > 0.9
+
+
+def test_fit_refuses_mix_with_a_task_of_its_own(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError
+
+    with pytest.raises(ConfigError, match="mix takes labels that are classes"):
+        fit(tiny_model, noise_clips(), output=tmp_path, mix=never, task=never)
+
+
 def test_fit_clips_gradients(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
     sgd_like = OptimConfig(epochs=1, clip_norm=1e-12, weight_decay=0.0, lr=1.0, lr_batch_size=8)
     before = _weights(tiny_model)

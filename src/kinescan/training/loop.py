@@ -34,6 +34,8 @@ Evaluate = Callable[[VideoClassifier], Mapping[str, float]]
 """Scores of a model, "top1" among them, in [0, 1]."""
 Mix = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 """Clips [B, T, 3, H, W] and soft labels [B, K] -> the same, mixed."""
+Task = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Outputs [B, K] and the labels of a batch -> the mean loss, and which of the B are right."""
 HARMLESS = (
     "output",
     "loader.num_workers",
@@ -97,6 +99,7 @@ def fit(
     train: TrainConfig | None = None,
     optim: OptimConfig | None = None,
     mix: Mix | None = None,
+    task: Task | None = None,
     evaluate: Evaluate | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -112,7 +115,8 @@ def fit(
         output: folder of the run, made if need be.
         train: how the loop runs.
         optim: learning rates, schedule and loss.
-        mix: mixup and cutmix of whole batches; None for neither.
+        mix: mixup and cutmix of whole batches; None for neither. Not with `task`.
+        task: what outputs are to be, for labels that are no classes; None: classification, by cross-entropy.
         evaluate: scores the model after epochs; None keeps no best checkpoint.
         seed: of mixup and cutmix. Dropout and new weights follow torch's global generator.
         resume: goes on from `output`/checkpoints/last, or starts anew where there is none.
@@ -131,11 +135,14 @@ def fit(
     train, optim = train or TrainConfig(), optim or OptimConfig()
     output = prepare_output(output)
     last = refuse_existing_run(output, resume=resume)
+    if mix is not None and task is not None:
+        raise ConfigError("mix takes labels that are classes. Leave it out when the run has a task of its own.")
     if clips.num_batches < 1:
         raise ConfigError("there is no training clip. Check data.train.")
     home = next(model.parameters()).device
     with trainable_only(model, train.trainable), open_accelerator(train, output) as accelerator, Interruption() as stop:
-        run = _Run(model, clips, accelerator, stop, output, train, optim, mix, evaluate, seed, dict(settings or {}))
+        plain = dict(settings or {})
+        run = _Run(model, clips, accelerator, stop, output, train, optim, mix, task, evaluate, seed, plain)
         try:
             if last is not None:
                 run.restore(last)
@@ -183,12 +190,15 @@ class _Run:
         train: TrainConfig,
         optim: OptimConfig,
         mix: Mix | None,
+        task: Task | None,
         evaluate: Evaluate | None,
         seed: int,
         settings: dict[str, Any],
     ) -> None:
         self.clips, self.accelerator, self.stop = clips, accelerator, stop
         self.train, self.optim, self.mix, self.evaluate, self.seed = train, optim, mix, evaluate, seed
+        self.task = task or self._classify
+        self.labels_are_classes = task is None
         self.checkpoints, self.output = output / "checkpoints", output
         self.state = TrainState(settings=settings)
         self.model = model
@@ -304,7 +314,7 @@ class _Run:
         clips, targets = self._mixed(batch)
         clips, targets = clips.to(self.accelerator.device), targets.to(self.accelerator.device)
         logits = self.wrapped(clips).float()
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.optim.label_smoothing)
+        loss, right = self.task(logits, targets)
         self._check_finite("loss", loss, batch, logits)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.trained, self.optim.clip_norm or math.inf)
@@ -312,11 +322,18 @@ class _Run:
         set_lr(self.optimizer, self.peak_lr * self._lr_ratio())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        correct = (logits.detach().argmax(dim=1) == targets.argmax(dim=1)).sum().item()
+        correct = right.sum().item()
         return {"loss": loss.item() * num_clips, "correct": correct, "norm": norm.item(), "clips": float(num_clips)}
+
+    def _classify(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The task unless another is given: cross-entropy with soft targets [B, K]."""
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.optim.label_smoothing)
+        return loss, logits.detach().argmax(dim=1) == targets.argmax(dim=1)
 
     def _mixed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Clips and soft targets [B, K]; the draw depends on seed and step only."""
+        if not self.labels_are_classes:
+            return batch.clips, batch.labels
         targets = F.one_hot(batch.labels, self.clips.num_classes).float()
         if self.mix is None:
             return batch.clips, targets

@@ -3,7 +3,7 @@
 from kinescan.data.synthetic.appearance import AppearanceConfig, make_appearance
 from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, make_motion
 from kinescan.data.synthetic.shapes import SHAPES
-from kinescan.data.synthetic.stills import NUM_STILL_TARGETS, Stills, still_batch, still_batches
+from kinescan.data.synthetic.stills import NUM_STILL_TARGETS, StillClips, Stills, still_batch
 from kinescan.data.synthetic.textures import FAMILIES, TEST_TEXTURES, TRAIN_TEXTURES
 from kinescan.data.synthetic.writing import SyntheticConfig, SyntheticReport
 
@@ -16,11 +16,11 @@ __all__ = [
     "TRAIN_TEXTURES",
     "AppearanceConfig",
     "MotionConfig",
+    "StillClips",
     "Stills",
     "SyntheticConfig",
     "SyntheticReport",
     "make_appearance",
     "make_motion",
     "still_batch",
-    "still_batches",
 ]

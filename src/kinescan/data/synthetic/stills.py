@@ -5,10 +5,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kinescan.data.loader import Batch
 from kinescan.data.synthetic.scene import paste
 from kinescan.data.synthetic.shapes import SHAPES
 from kinescan.data.synthetic.textures import TRAIN_TEXTURES, background_textures, object_textures
 from kinescan.errors import ConfigError
+from kinescan.preprocessing import Preprocessing
 
 NUM_STILL_TARGETS = 5
 """x, y, size, cosine and sine of the angle."""
@@ -70,10 +72,49 @@ def still_batch(num_stills: int, *, frame_size: int = 64, noise_levels: float = 
     return Stills(pixels, torch.from_numpy(targets).float())
 
 
-def still_batches(
-    num_batches: int, batch_size: int, *, frame_size: int = 64, noise_levels: float = 3.0, seed: int = 0
-) -> Iterator[Stills]:
-    """`num_batches` batches, none like another, made as they are asked for."""
-    for index in range(num_batches):
-        batch_seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-        yield still_batch(batch_size, frame_size=frame_size, noise_levels=noise_levels, seed=batch_seed)
+class StillClips:
+    """Batches of stills as clips of one frame, for `kinescan.training.fit`; no picture is ever shown twice.
+
+    Labels are the targets of `still_batch`, float32 [B, 5].
+
+    Args:
+        preprocessing: gives size, mean and std.
+        num_batches: batches in an epoch.
+        batch_size: pictures in a batch.
+        noise_levels: standard deviation of the noise, in levels of 255.
+        seed: the same seed makes the same pixels.
+    """
+
+    num_classes = NUM_STILL_TARGETS
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        *,
+        num_batches: int,
+        batch_size: int = 64,
+        noise_levels: float = 3.0,
+        seed: int = 0,
+    ) -> None:
+        self.preprocessing, self.num_batches, self.batch_size = preprocessing, num_batches, batch_size
+        self.noise_levels, self.seed = noise_levels, seed
+
+    def batches(self, epoch: int, first_batch: int) -> Iterator[Batch]:
+        """The batches of an epoch from `first_batch` on, made as they are asked for."""
+        mean, std = (
+            torch.tensor(values)[:, None, None] for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        for index in range(first_batch, self.num_batches):
+            batch_seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
+            stills = still_batch(
+                self.batch_size,
+                frame_size=self.preprocessing.size,
+                noise_levels=self.noise_levels,
+                seed=batch_seed,
+            )
+            clips = ((stills.pixels.float() / 255 - mean) / std).unsqueeze(1)
+            yield Batch(clips, stills.targets, list(range(self.batch_size)), [])
+
+    def path(self, item_index: int) -> str:
+        """What to call a picture in messages."""
+        return f"still {item_index}"
