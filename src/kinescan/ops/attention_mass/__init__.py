@@ -95,7 +95,7 @@ def _never(like: Tensor) -> str | None:
 
 
 _MODULES: Mapping[Backend, ModuleType] = {"blockwise": blockwise, "reference": reference}
-_OBSTACLES: Mapping[Backend, Obstacle] = {name: _never for name in _MODULES}
+_OBSTACLES: Mapping[Backend, Obstacle] = dict.fromkeys(_MODULES, _never)
 _RUN: Mapping[Backend, Callable[..., tuple[Tensor, Tensor]]] = {
     name: module.attention_mass for name, module in _MODULES.items()
 }

@@ -23,84 +23,84 @@ def attention_mass(q: Tensor, k: Tensor, v: Tensor, scale: float, observed: int)
     batch, query_heads, num_queries, dim = q.shape
     key_heads, num_keys = k.shape[1:3]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    rows = _block_bytes(q) // (num_keys * wide.itemsize)
-    run = _whole_rows if rows >= MIN_ROWS else _two_passes
-    output = torch.empty(batch, query_heads, num_queries, dim, dtype=q.dtype, device=q.device)
-    mass = torch.zeros(batch, key_heads, num_keys, dtype=wide, device=q.device)
     group = query_heads // key_heads
-    for item in range(batch):
-        for head in range(key_heads):
-            heads = slice(head * group, (head + 1) * group)
-            run(
-                q[item, heads].to(wide) * scale,
-                k[item, head].to(wide),
-                v[item, head].to(wide),
-                output[item, heads],
-                mass[item, head],
-                num_queries - observed,
-            )
-    return output, mass
+    output = torch.empty(batch * key_heads, group, num_queries, dim, dtype=q.dtype, device=q.device)
+    mass = torch.zeros(batch * key_heads, num_keys, dtype=wide, device=q.device)
+    row_bytes = num_keys * wide.itemsize
+    heads = max(1, _block_bytes(q) // (group * num_queries * row_bytes))
+    run = _whole_rows if _block_bytes(q) >= MIN_ROWS * row_bytes else _two_passes
+    queries, keys, values = q.reshape(output.shape), k.flatten(0, 1), v.flatten(0, 1)
+    for start in range(0, len(mass), heads):
+        part = slice(start, start + heads)
+        run(
+            queries[part].to(wide) * scale,
+            keys[part].to(wide),
+            values[part].to(wide),
+            output[part],
+            mass[part],
+            num_queries - observed,
+        )
+    return output.view(q.shape), mass.view(batch, key_heads, num_keys)
 
 
 def _whole_rows(q: Tensor, k: Tensor, v: Tensor, output: Tensor, mass: Tensor, first_observed: int) -> None:
-    """One key head: q [G, Q, D], k and v [L, D], output [G, Q, D] and mass [L] written in place."""
-    group, num_queries, _ = q.shape
-    num_keys = k.shape[0]
-    step = max(1, _block_bytes(q) // (num_keys * q.element_size() * group))
+    """Some key heads: q [H, G, Q, D], k and v [H, L, D]; output [H, G, Q, D] and mass [H, L] are written in place."""
+    heads, group, num_queries, dim = q.shape
+    num_keys = k.shape[1]
+    step = max(1, _block_bytes(q) // (num_keys * q.element_size() * group * heads))
     for start in range(0, num_queries, step):
         stop = min(start + step, num_queries)
         seen = num_keys - num_queries + stop
-        products = torch.matmul(q[:, start:stop].reshape(-1, q.shape[2]), k[:seen].T)
-        _hide_future(products.view(group, stop - start, seen), start, stop)
+        products = torch.bmm(q[:, :, start:stop].reshape(heads, -1, dim), k[:, :seen].transpose(1, 2))
+        _hide_future(products.view(heads, group, stop - start, seen), stop - start)
         weights = torch.softmax(products, -1)
-        output[:, start:stop] = torch.matmul(weights, v[:seen]).view(group, stop - start, -1)
-        counted = weights.view(group, stop - start, seen)[:, max(0, first_observed - start) :]
-        mass[:seen] += counted.sum((0, 1))
+        output[:, :, start:stop] = torch.bmm(weights, v[:, :seen]).view(heads, group, stop - start, dim)
+        counted = weights.view(heads, group, stop - start, seen)[:, :, max(0, first_observed - start) :]
+        mass[:, :seen] += counted.sum((1, 2))
 
 
 def _two_passes(q: Tensor, k: Tensor, v: Tensor, output: Tensor, mass: Tensor, first_observed: int) -> None:
     """As `_whole_rows`, with keys in blocks too."""
-    group, num_queries, dim = q.shape
-    num_keys = k.shape[0]
+    heads, group, num_queries, dim = q.shape
+    num_keys = k.shape[1]
     rows = max(1, math.ceil(4 * MIN_ROWS / group))
-    columns = max(1, _block_bytes(q) // (rows * group * q.element_size()))
+    columns = max(1, _block_bytes(q) // (rows * group * heads * q.element_size()))
     for start in range(0, num_queries, rows):
         stop = min(start + rows, num_queries)
         seen = num_keys - num_queries + stop
-        block = q[:, start:stop].reshape(-1, dim)
-        shape = (group, stop - start)
-        highest = torch.full((len(block), 1), float("-inf"), dtype=q.dtype, device=q.device)
+        block = q[:, :, start:stop].reshape(heads, -1, dim)
+        shape = (heads, group, stop - start)
+        highest = torch.full((heads, block.shape[1], 1), float("-inf"), dtype=q.dtype, device=q.device)
         total, summed = torch.zeros_like(highest), torch.zeros_like(block)
         for left in range(0, seen, columns):
             products = _products(block, k, left, min(left + columns, seen), shape, start, num_queries)
-            above = torch.maximum(highest, products.amax(1, keepdim=True))
+            above = torch.maximum(highest, products.amax(2, keepdim=True))
             weights, shrink = torch.exp(products - above), torch.exp(highest - above)
-            total = total * shrink + weights.sum(1, keepdim=True)
-            summed = summed * shrink + torch.matmul(weights, v[left : left + products.shape[1]])
+            total = total * shrink + weights.sum(2, keepdim=True)
+            summed = summed * shrink + torch.bmm(weights, v[:, left : left + products.shape[2]])
             highest = above
-        output[:, start:stop] = (summed / total).view(*shape, dim)
+        output[:, :, start:stop] = (summed / total).view(*shape, dim)
         log_sum_exp = highest + total.log()
         for left in range(0, seen, columns):
             products = _products(block, k, left, min(left + columns, seen), shape, start, num_queries)
             weights = torch.exp(products - log_sum_exp).view(*shape, -1)
-            mass[left : left + products.shape[1]] += weights[:, max(0, first_observed - start) :].sum((0, 1))
+            mass[:, left : left + products.shape[2]] += weights[:, :, max(0, first_observed - start) :].sum((1, 2))
 
 
 def _products(
-    block: Tensor, k: Tensor, left: int, right: int, shape: tuple[int, int], start: int, num_queries: int
+    block: Tensor, k: Tensor, left: int, right: int, shape: tuple[int, int, int], start: int, num_queries: int
 ) -> Tensor:
     """Products of a block of queries with keys left .. right, -inf where the key is newer than the query."""
-    products = torch.matmul(block, k[left:right].T)
-    first_unseen = k.shape[0] - num_queries + start + 1
+    products = torch.bmm(block, k[:, left:right].transpose(1, 2))
+    first_unseen = k.shape[1] - num_queries + start + 1
     if right > first_unseen:
-        hidden = torch.ones(shape[1], right - left, dtype=torch.bool, device=k.device).triu(first_unseen - left)
+        hidden = torch.ones(shape[2], right - left, dtype=torch.bool, device=k.device).triu(first_unseen - left)
         products.view(*shape, -1).masked_fill_(hidden, float("-inf"))
     return products
 
 
-def _hide_future(products: Tensor, start: int, stop: int) -> None:
-    """Writes -inf where the key is newer than the query; only the last stop - start keys can be."""
-    newest = stop - start
+def _hide_future(products: Tensor, newest: int) -> None:
+    """Writes -inf where the key is newer than the query; only the last `newest` keys can be."""
     hidden = torch.ones(newest, newest, dtype=torch.bool, device=products.device).triu(1)
     products[..., -newest:].masked_fill_(hidden, float("-inf"))
 

@@ -1,0 +1,216 @@
+"""Where a compressed state keeps the accuracy of full attention: a tiny VLM trained here on the cue-then-event task.
+
+Run, for seeds 0, 1 and 2, as often as it takes (each call goes on where the last one stopped):
+    python benchmarks/statekv_accuracy.py train --seed 0 --minutes 5
+    python benchmarks/statekv_accuracy.py compare --seed 0 --minutes 5
+    python benchmarks/statekv_accuracy.py report
+The grid of policies, budgets and lengths was fixed before the first comparison. A length counts where full attention
+scores at least 0.9.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import measure
+import statekv_task as task
+from kinescan.vlm import StreamConfig
+from kinescan.vlm.chat import Chat
+from kinescan.vlm.families import PixelSettings, family_class
+from kinescan.vlm.policy import POLICIES
+from kinescan.vlm.sequence import Piece
+from kinescan.vlm.stream import VideoStream
+
+LENGTHS = (8, 16, 32)
+BUDGETS = (5, 10, 20, 40)
+SEEDS = (0, 1, 2)
+VIDEOS_PER_CELL = 32
+ENOUGH = 0.9
+STEPS = 3000
+BATCH_FRAMES = 512
+PIXELS = PixelSettings(mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def length_at(step: int, generator: torch.Generator) -> int:
+    """Frames of a training batch: 8 at first, at last between 8 and 40."""
+    longest = min(40, 8 + step // 40)
+    return int(torch.randint(8, longest + 1, (), generator=generator))
+
+
+def train_step(model: Any, optimizer: torch.optim.Optimizer, generator: torch.Generator, num_frames: int) -> Tensor:
+    count = max(4, BATCH_FRAMES // num_frames)
+    videos = task.draw(count, num_frames, task.random_cues(count, num_frames, generator), generator)
+    ids, targets = task.sequence_of(videos, generator)
+    logits = model(input_ids=ids, pixel_values=task.pixels_of(videos.frames.flatten(0, 1))).logits
+    loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=task.IGNORED)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.detach()
+
+
+@torch.no_grad()
+def plain_accuracy(model: Any, num_frames: int, count: int = 64) -> tuple[float, float]:
+    """Share of right labels behind event frames, and of right answers to the questions; full attention, one forward."""
+    generator = torch.Generator().manual_seed(10_000 + num_frames)
+    videos = task.draw(count, num_frames, task.distant_cues(count, num_frames, generator), generator)
+    ids, targets = task.sequence_of(videos, generator)
+    logits = model(input_ids=ids, pixel_values=task.pixels_of(videos.frames.flatten(0, 1))).logits
+    chosen = logits.argmax(-1)
+    steps = num_frames * task.STEP_TOKENS
+    behind = chosen[:, :steps].view(count, num_frames, task.STEP_TOKENS)[:, :, -1]
+    live = (behind == videos.answers)[videos.asked].float().mean()
+    known = targets[:, steps:] != task.IGNORED
+    return float(live), float((chosen == targets)[:, steps:][known].float().mean())
+
+
+def train(seed: int, minutes: float, folder: Path, steps: int = STEPS) -> None:
+    path = folder / f"seed{seed}.pt"
+    model = task.build_vlm(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    generator = torch.Generator().manual_seed(seed)
+    done, log = 0, []
+    if path.exists():
+        stored = torch.load(path, weights_only=True)
+        model.load_state_dict(stored["model"])
+        optimizer.load_state_dict(stored["optimizer"])
+        generator.set_state(stored["generator"])
+        done, log = stored["step"], stored["log"]
+    end = time.monotonic() + 60 * minutes
+    model.train()
+    while done < steps and time.monotonic() < end:
+        warm = min(1.0, (done + 1) / 200)
+        rate = 2e-3 * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = train_step(model, optimizer, generator, length_at(done, generator))
+        done += 1
+        if done % 100 == 0:
+            model.eval()
+            scores = {str(length): plain_accuracy(model, length) for length in LENGTHS}
+            model.train()
+            log.append([done, round(float(loss), 4), scores])
+            print(seed, done, f"{loss:.4f}", {k: [round(x, 3) for x in v] for k, v in scores.items()}, flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
+    torch.save({**state, "step": done, "log": log}, path)
+
+
+class TaskChat(Chat):
+    """ASK behind every frame, the question's one token behind the last."""
+
+    def after_patch(self) -> list[int]:
+        return [task.ASK]
+
+
+class WatchedStream(VideoStream):
+    """Keeps what the model says at the last token of each step: its answer behind the newest frame."""
+
+    said: int = -1
+
+    def _run(self, pieces: Any, positions: Any, *, answering: bool) -> Tensor:
+        hidden = super()._run(list[Piece](pieces), positions, answering=answering)
+        if not answering:
+            self.said = int(self.family.logits(hidden[-1:]).argmax())
+        return hidden
+
+
+def stream_accuracy(model: Any, videos: task.Videos, policy: str, budget: int | None) -> dict[str, int]:
+    """Right answers and questions over some videos, live (behind event frames) and asked (behind the last frame)."""
+    counts = {"live_right": 0, "live": 0, "asked_right": 0, "asked": 0}
+    for index in range(len(videos.frames)):
+        family = family_class(model)(model, pixels=PIXELS)
+        with WatchedStream(family, TaskChat(family), StreamConfig(budget=budget, policy=policy)) as stream:
+            features = stream.encode(videos.frames[index])
+            for patch, event, answer in zip(features, videos.asked[index], videos.answers[index], strict=True):
+                stream.push(patch)
+                if event:
+                    counts["live"] += 1
+                    counts["live_right"] += stream.said == int(answer)
+            for question, answer in zip(task.LAST.tolist(), videos.last[index].tolist(), strict=True):
+                if answer != task.IGNORED:
+                    counts["asked"] += 1
+                    said = int(stream.ask([question], max_new_tokens=1).logits.argmax())
+                    counts["asked_right"] += said == answer
+    return counts
+
+
+def cells() -> list[tuple[int, str, int | None]]:
+    grid: list[tuple[int, str, int | None]] = []
+    for length in LENGTHS:
+        grid.append((length, "none", None))
+        grid += [(length, name, budget) for name in POLICIES if name != "none" for budget in BUDGETS]
+    return grid
+
+
+def compare(seed: int, minutes: float, folder: Path, count: int = VIDEOS_PER_CELL) -> None:
+    model = task.build_vlm(seed)
+    stored = torch.load(folder / f"seed{seed}.pt", weights_only=True)
+    model.load_state_dict(stored["model"])
+    model.eval()
+    path = folder / f"seed{seed}_cells.json"
+    done = json.loads(path.read_text()) if path.exists() else {}
+    end = time.monotonic() + 60 * minutes
+    for length, policy, budget in cells():
+        key = f"{length}/{policy}/{budget}"
+        if key in done or time.monotonic() > end:
+            continue
+        generator = torch.Generator().manual_seed(20_000 + length)
+        videos = task.draw(count, length, task.distant_cues(count, length, generator), generator)
+        done[key] = stream_accuracy(model, videos, policy, budget)
+        path.write_text(json.dumps(done))
+        right = done[key]
+        print(
+            seed,
+            key,
+            round(right["live_right"] / right["live"], 3),
+            round(right["asked_right"] / right["asked"], 3),
+            flush=True,
+        )
+
+
+def report(folder: Path) -> None:
+    results: dict[str, Any] = {"training": {}, "cells": {}}
+    for seed in SEEDS:
+        stored = torch.load(folder / f"seed{seed}.pt", weights_only=True)
+        results["training"][str(seed)] = {"steps": stored["step"], "log": stored["log"]}
+        path = folder / f"seed{seed}_cells.json"
+        results["cells"][str(seed)] = json.loads(path.read_text()) if path.exists() else {}
+    settings = {
+        "lengths": LENGTHS,
+        "budgets": BUDGETS,
+        "tokens_per_frame": task.STEP_TOKENS,
+        "videos_per_cell": VIDEOS_PER_CELL,
+        "training_steps": STEPS,
+        "frames_per_batch": BATCH_FRAMES,
+        "enough": ENOUGH,
+    }
+    path = measure.write_result(
+        "statekv_accuracy", seed=SEEDS[0], n=VIDEOS_PER_CELL, settings=settings, results=results
+    )
+    print(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("train", "compare", "report"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--folder", type=Path, default=Path("runs/statekv_accuracy"))
+    given = parser.parse_args()
+    if given.what == "report":
+        report(given.folder)
+    else:
+        {"train": train, "compare": compare}[given.what](given.seed, given.minutes, given.folder)
+
+
+if __name__ == "__main__":
+    main()

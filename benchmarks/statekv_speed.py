@@ -1,0 +1,229 @@
+"""Prefill time of a frame against frames already seen: full attention, a compressed state, and the cost of scoring.
+
+Run: OMP_NUM_THREADS=1 python benchmarks/statekv_speed.py            (about two minutes on one core; --device cuda)
+Aims: query-key pairs of a frame constant; 512 frames in <= 0.3x of full attention; scoring <= 1.6x of plain attention.
+
+A decoder of 4 layers, width 128, 64 tokens a frame, random weights, a budget of 512 tokens. Features are pushed, so
+that the vision tower takes no part. Peers are pushed in turn, frame by frame. "transformers" is its own forward with
+its growing cache; "full" is the same attention over our cache in one chunk; "recency" selects without scores.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache, InternVLConfig, InternVLForConditionalGeneration
+
+import measure
+from kinescan.ops.attention_mass import attention_mass
+from kinescan.vlm import Features, open_stream
+
+LAYERS, WIDTH, HEADS, KEY_HEADS, FRAME_TOKENS, BUDGET = 4, 128, 4, 2, 64, 512
+SEED = 0
+TOLERANCE = 1e-4
+OP_SHAPES = ((4, 2, 64, 576, 32), (14, 2, 256, 4352, 64), (16, 8, 196, 4292, 128))
+
+
+def build_model(device: torch.device) -> Any:
+    torch.manual_seed(SEED)
+    config = InternVLConfig(
+        text_config={
+            "model_type": "qwen2",
+            "vocab_size": 128,
+            "hidden_size": WIDTH,
+            "intermediate_size": 4 * WIDTH,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": HEADS,
+            "num_key_value_heads": KEY_HEADS,
+            "max_position_embeddings": 65536,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "image_size": [64, 64],
+            "patch_size": [4, 4],
+        },
+        image_seq_length=FRAME_TOKENS,
+    )
+    return InternVLForConditionalGeneration(config).eval().to(device)
+
+
+def features(device: torch.device, generator: torch.Generator) -> Features:
+    tokens = torch.randn(FRAME_TOKENS, WIDTH, generator=generator).to(device)
+    return Features(tokens=tokens, grid=(8, 8))
+
+
+@torch.no_grad()
+def check_parity(model: Any, device: torch.device) -> float:
+    """Largest difference of logits from the plain forward at an unlimited budget; raises where it is too large."""
+    generator = torch.Generator().manual_seed(SEED)
+    frames = [features(device, generator) for _ in range(12)]
+    question = [1, 2, 3]
+    with open_stream(model, budget=100_000) as stream:
+        stream.push(frames)
+        found = stream.ask(question, max_new_tokens=1).logits
+    embedded = torch.cat(
+        [frame.tokens for frame in frames] + [model.get_input_embeddings()(torch.tensor(question, device=device))]
+    )
+    expected = model(inputs_embeds=embedded[None]).logits[0, -1].float().cpu()
+    difference = float((found - expected).abs().max())
+    if difference > TOLERANCE:
+        raise SystemExit(f"the stream differs from the plain forward by {difference}: no speed is reported.")
+    return difference
+
+
+class Plain:
+    """transformers' own way: its forward, its cache."""
+
+    def __init__(self, model: Any) -> None:
+        self.decoder = model.model.language_model
+        self.cache = DynamicCache()
+
+    @torch.no_grad()
+    def push(self, frame: Features) -> None:
+        self.decoder(inputs_embeds=frame.tokens[None], past_key_values=self.cache, use_cache=True)
+
+
+def clock(device: torch.device) -> Callable[[], float]:
+    """Process CPU time on a CPU, wall time behind a synchronisation elsewhere."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def read() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return read
+
+
+def time_frames(model: Any, device: torch.device, num_frames: int) -> dict[str, Any]:
+    room = (num_frames + 1) * FRAME_TOKENS
+    streams = {
+        "full": open_stream(model, policy="none", chunk_tokens=room),
+        "statekv": open_stream(model, budget=BUDGET, chunk_tokens=room),
+        "recency": open_stream(model, budget=BUDGET, policy="recency", chunk_tokens=room),
+    }
+    peers: dict[str, Any] = {"transformers": Plain(model), **streams}
+    seconds: dict[str, list[float]] = {name: [] for name in peers}
+    pairs: dict[str, list[int]] = {name: [] for name in streams}
+    generator, now = torch.Generator().manual_seed(SEED), clock(device)
+    for _ in range(num_frames):
+        frame = features(device, generator)
+        for name, peer in peers.items():
+            before = now()
+            peer.push(frame)
+            seconds[name].append(now() - before)
+        for name, stream in streams.items():
+            pairs[name].append(stream.stats.query_key_pairs)
+    stats = {name: stream.stats for name, stream in streams.items()}
+    return {"seconds": seconds, "pairs": pairs, "stats": {name: vars(value) for name, value in stats.items()}}
+
+
+def summarise(raw: dict[str, Any], num_frames: int) -> dict[str, Any]:
+    """Medians around marks, totals, ratios and the crossover."""
+    seconds, pairs = raw["seconds"], raw["pairs"]
+    marks = [mark for mark in (8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 1024, 2048) if mark <= num_frames]
+    around = {
+        name: {mark: statistics.median(values[max(1, mark - 8) : mark + 8]) for mark in marks}
+        for name, values in seconds.items()
+    }
+    totals = {name: sum(values) for name, values in seconds.items()}
+    smooth = {
+        name: [statistics.median(values[max(0, k - 8) : k + 9]) for k in range(num_frames)]
+        for name, values in seconds.items()
+    }
+    slower = [k for k in range(num_frames) if smooth["statekv"][k] >= smooth["full"][k]]
+    return {
+        "seconds_of_a_frame": around,
+        "total_seconds": totals,
+        "total_over_full": {name: total / totals["full"] for name, total in totals.items()},
+        "total_over_transformers": {name: total / totals["transformers"] for name, total in totals.items()},
+        "crossover_frame": slower[-1] + 2 if slower else 1,
+        "query_key_pairs_of_a_frame": {
+            name: {mark: values[mark - 1] - (values[mark - 2] if mark > 1 else 0) for mark in marks}
+            for name, values in pairs.items()
+        },
+        "statekv_over_recency": totals["statekv"] / totals["recency"],
+        "stats": raw["stats"],
+    }
+
+
+def time_op(device: torch.device, repetitions: int) -> list[dict[str, Any]]:
+    """attention_mass over plain attention of the same shape (keys repeated beforehand, its time not counted)."""
+    rows = []
+    for query_heads, key_heads, queries, keys, dim in OP_SHAPES:
+        q = torch.randn(1, query_heads, queries, dim, device=device)
+        k, v = torch.randn(2, 1, key_heads, keys, dim, device=device)
+        wide_k, wide_v = (part.repeat_interleave(query_heads // key_heads, 1) for part in (k, v))
+        visible = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+        def plain(q: Tensor = q, k: Tensor = wide_k, v: Tensor = wide_v, visible: Tensor = visible) -> Tensor:
+            return functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+
+        def scored(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> Tensor:
+            return attention_mass(q, k, v)[0]
+
+        torch.testing.assert_close(scored(), plain(), atol=1e-5, rtol=1e-4)
+        now, taken = clock(device), {"plain": [], "scored": []}
+        for _ in range(repetitions + 1):
+            for name, run in (("plain", plain), ("scored", scored)):
+                before = now()
+                run()
+                taken[name].append(now() - before)
+        medians = {name: statistics.median(values[1:]) for name, values in taken.items()}
+        shape = {"query_heads": query_heads, "key_heads": key_heads, "queries": queries, "keys": keys, "head_dim": dim}
+        rows.append({**shape, **medians, "ratio": medians["scored"] / medians["plain"]})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--frames", type=int, default=512)
+    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--folder", type=Path, default=measure.RESULTS)
+    given = parser.parse_args()
+    device = torch.device(given.device)
+    torch.set_num_threads(1)
+    model = build_model(device)
+    difference = check_parity(model, device)
+    with torch.inference_mode():
+        op = time_op(device, given.repetitions)
+    results = {"parity": difference, "op": op, **summarise(time_frames(model, device, given.frames), given.frames)}
+    settings = {
+        "layers": LAYERS,
+        "width": WIDTH,
+        "heads": HEADS,
+        "key_heads": KEY_HEADS,
+        "tokens_per_frame": FRAME_TOKENS,
+        "budget": BUDGET,
+        "frames": given.frames,
+        "clock": "process CPU time, one thread" if device.type == "cpu" else "wall, synchronised",
+    }
+    name = f"statekv_speed_{device.type}"
+    path = measure.write_result(
+        name, seed=SEED, n=given.repetitions, settings=settings, results=results, folder=given.folder
+    )
+    print(path)
+    for key in (
+        "total_seconds",
+        "total_over_full",
+        "total_over_transformers",
+        "crossover_frame",
+        "statekv_over_recency",
+    ):
+        print(key, results[key])
+    print("op", [(row["queries"], row["keys"], round(row["ratio"], 2)) for row in op])
+
+
+if __name__ == "__main__":
+    main()
