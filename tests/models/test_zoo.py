@@ -142,6 +142,20 @@ def test_another_image_size_interpolates_positions(clip_file: Path, tower: State
     assert torch.equal(by_preprocessing.vit.positional_embedding, model.vit.positional_embedding)
 
 
+def test_some_fields_of_preprocessing_leave_the_others_to_the_weights(tmp_path: Path) -> None:
+    saved = create_model("vit_b16", labels=["a", "b"], preprocessing={"mean": [0.3, 0.3, 0.3]}, **TINY)
+    assert saved.preprocessing == Preprocessing(size=12, mean=(0.3, 0.3, 0.3))
+    saved.save_pretrained(tmp_path)
+    model = create_model("vit_b16", weights=tmp_path, preprocessing={"num_frames": 5})
+    assert model.preprocessing == Preprocessing(size=12, mean=(0.3, 0.3, 0.3), num_frames=5)
+    larger = create_model("vit_b16", weights=tmp_path, preprocessing={"size": 16})
+    assert (larger.config.image_size, larger.preprocessing.size) == (16, 16)
+    with pytest.raises(ConfigError, match=r"unknown key 'preprocessing.frames'"):
+        create_model("vit_b16", preprocessing={"frames": 5}, **TINY)
+    with pytest.raises(ConfigError, match="frames of 16 pixels, the model takes 12"):
+        create_model("vit_b16", preprocessing={"size": 16}, **TINY)
+
+
 def test_projection_may_be_left_out_and_activation_chosen(clip_file: Path) -> None:
     model = create_model("vit_b16", weights=clip_file, heads=3, embed_dim=None, activation="gelu")
     assert model.vit.proj is None

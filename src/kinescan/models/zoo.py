@@ -11,7 +11,7 @@ from kinescan.models.classifier import VideoClassifier
 from kinescan.models.pks4 import PKS4
 from kinescan.models.weights import Pretrained, load_pretrained, open_checkpoint
 from kinescan.preprocessing import Preprocessing
-from kinescan.settings import build_settings, closest
+from kinescan.settings import build_settings, closest, to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def create_model(
     num_classes: int | None = None,
     labels: Sequence[str] | None = None,
     weights: str | Path | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> VideoClassifier:
     """A model by name, with new weights or on a pretrained backbone.
@@ -81,7 +81,8 @@ def create_model(
         labels: class names in the order of the logits.
         weights: a CLIP or timm vision tower or a saved kinescan model: file, folder, or name on the Hugging Face hub.
             A saved model gives its head too, if the classes are the same.
-        preprocessing: how pixels become a clip; by default what comes with the weights, else CLIP's.
+        preprocessing: how pixels become a clip; or some of its fields, the others being what comes with the weights,
+            else CLIP's. Its size is the model's image_size.
         **options: fields of the model's config; see `kinescan.models.pks4.PKS4Config`.
 
     Returns:
@@ -103,18 +104,23 @@ def create_model(
     if weights is not None:
         pretrained = architecture.model.translate(open_checkpoint(weights))
         _refuse_contradictions(name, pretrained, options)
+    asked = to_plain(preprocessing) if isinstance(preprocessing, Preprocessing) else dict(preprocessing or {})
+    if "size" in asked:
+        options = {"image_size": asked["size"], **options}
     settings = _merge(name, architecture, pretrained, options)
-    if preprocessing is not None and "image_size" not in options:
-        settings["image_size"] = preprocessing.size
     if labels is None and pretrained is not None and num_classes in (None, len(pretrained.labels or ())):
         labels = pretrained.labels
     classes = num_classes if num_classes is not None else None if labels is None else len(labels)
     if classes is not None:
         settings["num_classes"] = classes
     config = build_settings(architecture.model.config_class, settings)
-    if preprocessing is None and pretrained is not None:
-        preprocessing = _inherit_preprocessing(name, pretrained, config.image_size)
-    model = architecture.model(config, name=name, labels=labels, preprocessing=preprocessing)
+    prepared = {"size": config.image_size, **_inherited_preprocessing(name, pretrained), **asked}
+    model = architecture.model(
+        config,
+        name=name,
+        labels=labels,
+        preprocessing=build_settings(Preprocessing, prepared, where="preprocessing"),
+    )
     if pretrained is not None:
         model.load_report = load_pretrained(model, pretrained, skip=() if _same_head(model, pretrained) else ("head.",))
     return model
@@ -172,12 +178,11 @@ def _refuse_contradictions(name: str, pretrained: Pretrained, options: Mapping[s
             )
 
 
-def _inherit_preprocessing(name: str, pretrained: Pretrained, size: int) -> Preprocessing:
+def _inherited_preprocessing(name: str, pretrained: Pretrained | None) -> dict[str, Any]:
     """All of it from the same model; the pixels' scale alone from another, which may have seen other clips."""
-    kept = pretrained.preprocessing
-    if pretrained.model != name:
-        kept = {key: value for key, value in kept.items() if key in ("mean", "std")}
-    return build_settings(Preprocessing, {**kept, "size": size}, where="preprocessing")
+    told = {} if pretrained is None else pretrained.preprocessing
+    same = pretrained is not None and pretrained.model == name
+    return {key: value for key, value in told.items() if key != "size" and (same or key in ("mean", "std"))}
 
 
 def _same_head(model: VideoClassifier, pretrained: Pretrained) -> bool:
