@@ -123,7 +123,7 @@ def local_correlation_step(
 
 def _run(
     chosen: Backend, features: FrameMaps, offsets: tuple[int, ...], window: int, *, replicate: bool, first_frame: int
-) -> CorrelationMaps:
+) -> Float[Tensor, "B _ K M H W"]:
     correlate = numba.correlate_clip if chosen == "numba" else reference.correlate_clip
     wide = features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
     maps = correlate(wide, offsets, window, replicate=replicate, first_frame=first_frame)

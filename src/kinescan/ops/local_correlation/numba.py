@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kinescan.ops.local_correlation import band
 from kinescan.ops.local_correlation.reference import EPSILON
-from kinescan.shapes import CorrelationMaps, FrameMaps
+from kinescan.shapes import FrameMaps
 
 _PRODUCTS_PER_THREAD = 1_000_000
 """A thread is started for no fewer multiply-adds than this: starting one costs about 50 microseconds."""
@@ -29,7 +31,7 @@ def obstacle(features: Tensor) -> str | None:
 
 def correlate_clip(
     features: FrameMaps, offsets: tuple[int, ...], window: int, *, replicate: bool, first_frame: int = 0
-) -> CorrelationMaps:
+) -> Float[Tensor, "B _ K M H W"]:
     """As `reference.correlate_clip`, for float32 on CPU; the gradient can be taken once."""
     maps: Tensor = _correlate(features, list(offsets), window, replicate, first_frame)
     return maps
@@ -133,12 +135,12 @@ class _PairPlan:
         empty_slots: int64, slots that look outside the clip.
     """
 
-    pairs: np.ndarray[Any, Any]
-    target_starts: np.ndarray[Any, Any]
-    targets: np.ndarray[Any, Any]
-    symmetric_starts: np.ndarray[Any, Any]
-    symmetric_targets: np.ndarray[Any, Any]
-    empty_slots: np.ndarray[Any, Any]
+    pairs: NDArray[np.int64]
+    target_starts: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    symmetric_starts: NDArray[np.int64]
+    symmetric_targets: NDArray[np.int64]
+    empty_slots: NDArray[np.int64]
 
 
 @lru_cache(maxsize=64)
@@ -162,19 +164,19 @@ def _plan_pairs(num_frames: int, offsets: tuple[int, ...], replicate: bool, firs
     )
 
 
-def _concatenate(lists: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _concatenate(lists: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where each list starts, and all of them behind each other."""
     starts = np.cumsum([0, *(len(each) for each in lists)], dtype=np.int64)
     return starts, np.array([item for each in lists for item in each], dtype=np.int64).reshape(-1, 2)
 
 
-def _normalise(features: Tensor, window: int, num_threads: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Unit vectors in the layout of the kernels, [B * T, H, C, Wp], and their scales [B * T, H, W]."""
+def _normalise(features: Tensor, window: int, num_threads: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Unit vectors in the layout of the kernels, [B * T, H, C, Wp], and their scales [B * T, H, Wv]."""
     frames = features.detach().contiguous().flatten(0, 1).numpy()
     num_frames, num_channels, height, width = frames.shape
     padded_width = band.padded_width(width, window // 2)
     directions = np.empty((num_frames, height, num_channels, padded_width), dtype=np.float32)
-    scales = np.empty((num_frames, height, width), dtype=np.float32)
+    scales = np.empty((num_frames, height, padded_width - 2 * (window // 2)), dtype=np.float32)
 
     def normalise(first: int, last: int) -> None:
         band.normalise_frames(frames, window // 2, EPSILON, directions, scales, first, last)
@@ -183,7 +185,7 @@ def _normalise(features: Tensor, window: int, num_threads: int) -> tuple[np.ndar
     return directions, scales
 
 
-def _room_for_band(directions: np.ndarray[Any, Any], window: int) -> np.ndarray[Any, Any]:
+def _room_for_band(directions: NDArray[np.float32], window: int) -> NDArray[np.float32]:
     _, height, _, padded_width = directions.shape
     return np.zeros((window * window, height, padded_width), dtype=np.float32)
 

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from kinescan.shapes import CorrelationMaps, FrameMaps
+from kinescan.shapes import FrameMaps
 
 EPSILON = 1e-12
 """A feature vector shorter than this counts as zero: its cosines and its gradient are 0."""
@@ -13,7 +13,7 @@ EPSILON = 1e-12
 
 def correlate_clip(
     features: FrameMaps, offsets: tuple[int, ...], window: int, *, replicate: bool, first_frame: int = 0
-) -> CorrelationMaps:
+) -> Float[Tensor, "B _ K M H W"]:
     """Eq. 15 of PKS4 for the frames from `first_frame` on.
 
     Legend: f_t(p) the features of frame t at patch p, f^ their direction, tau a frame offset, delta = (dy, dx) a

@@ -20,6 +20,7 @@ LANES = 8
 _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _FLOAT_BYTES = 4
+_INDEX = ir.IntType(32)
 
 
 def make_row_products(num_rows: int, num_shifts: int) -> Any:
@@ -98,18 +99,6 @@ def copy_vector(typing_context, target, source):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def add_vector(typing_context, target, source):  # type: ignore[no-untyped-def]
-    """Adds one vector to another in memory."""
-
-    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        target, source = arguments
-        _store(builder, builder.fadd(_load(builder, target, []), _load(builder, source, [])), target, [])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp), emit
-
-
-@intrinsic
 def clear_vector(typing_context, target):  # type: ignore[no-untyped-def]
     """Sets one vector to zeros."""
 
@@ -118,6 +107,58 @@ def clear_vector(typing_context, target):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(types.intp), emit
+
+
+@intrinsic
+def copy_lanes(typing_context, target, source, begin, end):  # type: ignore[no-untyped-def]
+    """Copies lanes begin .. end - 1 of a vector and sets the others to zero."""
+
+    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        target, source, begin, end = arguments
+        _store(builder, _load_lanes(builder, source, begin, end), target, [])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4), emit
+
+
+@intrinsic
+def add_lanes(typing_context, target, source, begin, end):  # type: ignore[no-untyped-def]
+    """Adds lanes begin .. end - 1 of a vector to those of another."""
+
+    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        target, source, begin, end = arguments
+        total = builder.fadd(_load(builder, target, []), _load_lanes(builder, source, begin, end))
+        _store(builder, total, target, [])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4), emit
+
+
+@intrinsic
+def scale_lanes(typing_context, target, source, scale, end):  # type: ignore[no-untyped-def]
+    """Sets target to source * scale in the lanes before `end` and to zero in the others."""
+
+    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        target, source, scale, end = arguments
+        values = _load_lanes(builder, source, ir.Constant(end.type, 0), end)
+        _store(builder, builder.fmul(values, _load(builder, scale, [])), target, [])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4), emit
+
+
+@intrinsic
+def project_vector(typing_context, target, source, along, direction, scale):  # type: ignore[no-untyped-def]
+    """Sets target to (source - along * direction) * scale."""
+
+    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        target, *places = arguments
+        source, along, direction, scale = (_load(builder, place, []) for place in places)
+        rest = builder.fsub(source, builder.fmul(along, direction))
+        _store(builder, builder.fmul(rest, scale), target, [])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 5), emit
 
 
 def _sums(builder: Any, num_rows: int, num_columns: int) -> list[list[Any]]:
@@ -150,6 +191,21 @@ def _load(builder: Any, address: Any, offsets: Sequence[Any], extra: int = 0) ->
     vector = builder.load(_pointer(builder, address, offsets, extra))
     vector.align = _FLOAT_BYTES
     return vector
+
+
+def _load_lanes(builder: Any, address: Any, begin: Any, end: Any) -> Any:
+    """The vector with zeros outside of lanes begin .. end - 1."""
+    lanes = ir.Constant(ir.VectorType(_INDEX, LANES), list(range(LANES)))
+    is_wanted = builder.and_(
+        builder.icmp_signed(">=", lanes, _splat(builder, begin)), builder.icmp_signed("<", lanes, _splat(builder, end))
+    )
+    return builder.select(is_wanted, _load(builder, address, []), ir.Constant(_VECTOR, None))
+
+
+def _splat(builder: Any, number: Any) -> Any:
+    undefined = ir.Constant(ir.VectorType(_INDEX, LANES), ir.Undefined)
+    first = builder.insert_element(undefined, builder.trunc(number, _INDEX), ir.Constant(_INDEX, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_INDEX, LANES), [0] * LANES))
 
 
 def _store(builder: Any, vector: Any, address: Any, offsets: Sequence[Any]) -> None:
