@@ -65,7 +65,7 @@ def closest(word: str, allowed: Iterable[str]) -> str:
 @cache
 def _adapter(cls: Any) -> TypeAdapter[Any]:
     if not hasattr(cls, "__pydantic_config__"):
-        cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+        cls.__pydantic_config__ = ConfigDict(extra="forbid")
     return TypeAdapter(cls)
 
 

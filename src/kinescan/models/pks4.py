@@ -147,7 +147,7 @@ class PKS4(VideoClassifier):
         self,
         config: PKS4Config,
         *,
-        name: str = "pks4",
+        name: str = "pks4_vit_b16",
         labels: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
     ) -> None:
@@ -218,15 +218,7 @@ class PKS4(VideoClassifier):
 
     def layer_depths(self) -> dict[str, int]:
         """Depth of every parameter of the image ViT; route, module and head are new and absent."""
-        depths = {}
-        for name, _ in self.vit.named_parameters():
-            parts = name.split(".")
-            if parts[:2] == ["transformer", "resblocks"]:
-                depth = int(parts[2]) + 1
-            else:
-                depth = self.num_layers if parts[0] in ("ln_post", "proj") else 0
-            depths[f"vit.{name}"] = depth
-        return depths
+        return self.vit.layer_depths(prefix="vit.")
 
     def _frame_representations(self, clip: Tensor, state: PKS4State, carried: PKS4State | None = None) -> Tensor:
         """[B, T, 3, H, W] -> [B, T, E]; what the next frames need is put into `carried`."""
