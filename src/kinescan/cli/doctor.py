@@ -14,7 +14,7 @@ from kinescan.cli.output import FAILED, print_json, print_table, reported
 from kinescan.data.video import probe_decoders
 from kinescan.errors import BackendError
 from kinescan.evaluation.environment import describe_environment
-from kinescan.ops import local_correlation, selective_scan
+from kinescan.ops import attention_mass, local_correlation, selective_scan
 from kinescan.ops.backend import Backend
 
 EXAMPLES = (
@@ -69,12 +69,13 @@ def diagnose() -> Diagnosis:
     devices = ["cpu"]
     devices += ["mps"] if torch.backends.mps.is_available() else []
     devices += ["cuda"] if torch.cuda.is_available() else []
-    backends = [
+    tried = [
         _try(name, op, device, backend)
-        for name, op in (("selective_scan", _scan), ("local_correlation", _correlation))
+        for name, op in (("selective_scan", _scan), ("local_correlation", _correlation), ("attention_mass", _mass))
         for device in devices
         for backend in get_args(Backend)
     ]
+    backends = [found for found in tried if "has no such backend" not in found.note]
     wrong = [f"{found.what}: {found.note}" for found in backends if found.note.startswith("differs")]
     return Diagnosis(
         environment=asdict(describe_environment()),
@@ -82,7 +83,7 @@ def diagnose() -> Diagnosis:
         devices=tuple(devices),
         backends=tuple(backends),
         decoders=probe_decoders(),
-        problems=tuple(wrong + _broken_torchvision()),
+        problems=tuple(wrong + broken_torchvision()),
     )
 
 
@@ -91,7 +92,7 @@ def _try(name: str, op: Callable[[str, Backend], Tensor], device: str, backend: 
     try:
         result = op(device, backend).cpu()
     except BackendError as error:
-        return Finding(what=what, works=False, note=str(error))
+        return Finding(what=what, works=False, note=str(error).partition(": ")[2])
     error_size = (result - op("cpu", "reference")).abs().max().item()
     if not error_size <= TOLERANCE:
         return Finding(what=what, works=False, note=f"differs from the reference by {error_size:.1e}")
@@ -113,6 +114,14 @@ def _correlation(device: str, backend: Backend) -> Tensor:
     return local_correlation(features, window=5, backend=backend)
 
 
+def _mass(device: str, backend: Backend) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(1, 4, 3, 16, generator=generator).to(device)
+    keys, values = (torch.randn(1, 2, 9, 16, generator=generator).to(device) for _ in range(2))
+    _, mass = attention_mass(queries, keys, values, backend=backend)
+    return mass
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -120,7 +129,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _broken_torchvision() -> list[str]:
+def broken_torchvision() -> list[str]:
     """A torchvision that does not load, with how to repair it: transformers imports it wherever it is installed."""
     if importlib.util.find_spec("torchvision") is None:
         return []
@@ -128,12 +137,17 @@ def _broken_torchvision() -> list[str]:
     if tried is None:
         return []
     breaks = ""
-    if importlib.util.find_spec("transformers") is not None and _import_apart("from transformers import CLIPModel"):
+    if find_transformers() and _import_apart("from transformers import CLIPModel"):
         breaks = ", and transformers cannot import its models while it is there"
     return [
         f"torchvision {_version('torchvision')} does not load beside torch {torch.__version__}{breaks} ({tried}). "
         "kinescan does not need it: pip uninstall torchvision, or install the build that matches this torch."
     ]
+
+
+def find_transformers() -> bool:
+    """Whether transformers is installed; it is not imported."""
+    return importlib.util.find_spec("transformers") is not None
 
 
 def _import_apart(statement: str) -> str | None:

@@ -50,7 +50,8 @@ def print_table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
 
 def copy_lines(examples: tuple[str, ...]) -> str:
     """The end of a verb's help: lines to copy."""
-    return "\n\n".join(["Copy one:", *(f"  {line}" for line in examples)])
+    # \b keeps the lines as they are, however narrow the terminal.
+    return "\n".join(["\b", "Copy one:", *(f"  {line}" for line in examples)])
 
 
 def reported(command: Callable[P, None]) -> Callable[P, None]:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES = (
     "kinescan train recipes/own_videos_cpu.toml --set data.train=VIDEOS",
-    "kinescan train recipes/ssv2_vit_b16_8f.toml --set data.root=SSV2 --set optim.lr=1e-3 --output runs/ssv2",
+    "kinescan train recipes/ssv2_pks4_b16_8f.toml --set optim.lr=1e-3 --output runs/ssv2",
     "kinescan train recipes/own_videos_cpu.toml --set data.train=VIDEOS --resume",
 )
 

@@ -1,0 +1,97 @@
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import typer
+
+from kinescan.cli.main import VERBS, build_app
+
+FLAGS = {
+    "train": {"--set", "--output", "--resume", "--json"},
+    "eval": {"--data", "--views", "--output", "--device", "--workers", "--json"},
+    "predict": {"--model", "--top", "--views", "--explain", "--device", "--json"},
+    "stream": {"--model", "--every", "--top", "--device", "--json"},
+    "ask": {"--model", "--policy", "--budget", "--fps", "--storage", "--compare", "--device", "--json"},
+    "data make": {
+        *("--set", "--train-per-class", "--test-per-class", "--frame-size", "--num-frames"),
+        *("--seed", "--noise", "--shake", "--json"),
+    },
+    "list": {"--recipes", "--json"},
+    "doctor": {"--json"},
+    "profile": {"--set", "--frames", "--num-classes", "--repeats", "--device", "--json"},
+}
+
+
+def _commands() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, command in typer.main.get_command(build_app()).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found |= {f"{name} {sub}": entry for sub, entry in inner.items()} if inner else {name: command}
+    return found
+
+
+def test_flags_are_these_and_at_most_eight_beside_set() -> None:
+    flags = {
+        name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+        - {"--help"}
+        for name, command in _commands().items()
+    }
+    demo = flags.pop("demo", set())
+    assert flags == FLAGS
+    assert all(len(used - {"--set"}) <= 8 for used in (*flags.values(), demo))
+
+
+@pytest.mark.parametrize("verb", sorted(FLAGS))
+def test_help_ends_with_three_lines_to_copy(kinescan: Any, verb: str) -> None:
+    result = kinescan(*verb.split(), "--help")
+    assert result.exit_code == 0
+    lines = [line.strip() for line in result.stdout.rstrip().splitlines() if line.strip()]
+    start = lines.index("Copy one:")
+    assert len(lines) - start == 4
+    assert all(line.startswith(f"kinescan {verb.split()[0]}") for line in lines[start + 1 :])
+
+
+def test_help_lists_every_verb_with_one_line(kinescan: Any) -> None:
+    text = kinescan("--help").stdout
+    for verb in VERBS:
+        assert re.search(rf"^  {verb} +\w", text, re.MULTILINE), verb
+
+
+def test_lines_to_copy_use_flags_that_exist(kinescan: Any) -> None:
+    for name, command in _commands().items():
+        known = {option for parameter in command.params for option in parameter.opts}
+        text = kinescan(*name.split(), "--help").stdout.partition("Copy one:")[2]
+        assert set(re.findall(r"--[a-z-]+", text)) <= known
+
+
+@pytest.mark.parametrize(
+    "arguments", [["fly"], ["train"], ["train", "a.toml", "--speed", "3"], ["predict"], ["profile"]]
+)
+def test_wrong_usage_exits_with_2(kinescan: Any, arguments: list[str]) -> None:
+    result = kinescan(*arguments)
+    assert result.exit_code == 2
+    assert "Usage:" in result.stderr
+
+
+def test_errors_of_ours_are_one_line_on_standard_error(kinescan: Any) -> None:
+    result = kinescan("train", "no.toml")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("ConfigError: recipe 'no.toml' cannot be read (No such file or directory).")
+    assert result.stderr.count("\n") == 1
+    result = kinescan("predict", "a.mp4", "--model", "nowhere/at/all")
+    assert result.exit_code == 1
+    assert re.fullmatch(r"CheckpointError: nowhere/at/all: .*\n", result.stderr)
+
+
+def test_program_starts_one_verb_and_shows_tracebacks_when_asked() -> None:
+    program = [sys.executable, "-c", "from kinescan.cli.main import main; main()"]
+    version = subprocess.run([*program, "--version"], capture_output=True, text=True, timeout=120, check=True)
+    assert re.fullmatch(r"kinescan \d+\.\d+.*\n", version.stdout)
+    failed = subprocess.run(
+        [*program, "data", "make", "motion", "/dev/null/x", "--traceback"], capture_output=True, text=True, timeout=120
+    )
+    assert failed.returncode == 2
+    assert "Traceback" in failed.stderr
+    assert failed.stderr.rstrip().splitlines()[-1].startswith("ConfigError: /dev/null/x cannot be written")

@@ -1,0 +1,178 @@
+import json
+import os
+import shutil
+import signal
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import kinescan as ks
+from kinescan.config import load_recipe
+from kinescan.errors import ConfigError
+
+
+def test_train_eval_predict_stream_and_resume(
+    kinescan: Any, train_arguments: list[str], videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained = kinescan(*train_arguments, "--json")
+    assert trained.exit_code == 0, trained.stderr
+    said = json.loads(trained.stdout)
+    assert (said["output"], said["num_videos"], said["steps"]) == ("runs/tiny", 2, 6)
+    assert "of 12 videos, 2 (20 % of each class) are held out" in trained.stderr
+    run = tmp_path / "runs" / "tiny"
+    written = {path.name for path in run.iterdir()}
+    assert written >= {"recipe.toml", "log.jsonl", "checkpoints", "report.json", "report.md", "confusion.png"}
+    assert "unreadable.json" not in written
+    assert load_recipe(run / "recipe.toml").model.options["width"] == 16
+
+    evaluated = kinescan("eval", "--json")
+    assert evaluated.exit_code == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout)["top1"] == said["top1"]
+    assert "model: runs/tiny (the newest run)" in evaluated.stderr
+    other = kinescan("eval", "runs/tiny", "--data", videos, "--views", "4x2x3", "--output", tmp_path / "report")
+    assert other.exit_code == 0, other.stderr
+    assert "| videos scored | 12 |" in other.stdout
+    assert (tmp_path / "report" / "report.md").is_file()
+
+    broken = tmp_path / "text.mp4"
+    broken.write_text("no video")
+    predicted = kinescan("predict", videos / "dark" / "0.mp4", videos / "bright", broken, "--json", "--explain", "maps")
+    assert predicted.exit_code == 0, predicted.stderr
+    predictions = json.loads(predicted.stdout)
+    assert len(predictions) == 8
+    assert sorted(predictions[0]["labels"]) == ["bright", "dark"]
+    assert predictions[-1]["error"]
+    assert Path(predictions[0]["explanation"]).is_file()
+    table = kinescan("predict", videos / "dark" / "0.mp4", "--model", "runs/tiny/checkpoints/last", "--top", "1")
+    assert len(table.stdout.splitlines()) == 2
+    assert kinescan("predict", broken).exit_code == 1
+
+    streamed = kinescan("stream", videos / "dark" / "0.mp4", "--every", "2", "--json")
+    assert streamed.exit_code == 0, streamed.stderr
+    assert [json.loads(line)["frame_index"] for line in streamed.stdout.splitlines()] == [0, 2, 4, 6]
+
+    resumed = kinescan(*train_arguments, "--resume", "--json")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["top1"] == said["top1"]
+    again = kinescan(*train_arguments, "--json")
+    assert json.loads(again.stdout)["output"] == "runs/tiny-2"
+    assert json.loads(again.stdout)["top1"] == said["top1"]
+
+
+def test_train_refuses_to_write_over_a_run(kinescan: Any, train_arguments: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    assert kinescan(*train_arguments, "--output", output, "--set", "optim.epochs=1").exit_code == 0
+    again = kinescan(*train_arguments, "--output", output)
+    assert again.exit_code == 2
+    assert "holds a run already. Go on with it (--resume), or choose another output folder." in again.stderr
+    changed = kinescan(*train_arguments, "--output", output, "--resume")
+    assert changed.exit_code == 2
+    assert "optim.epochs was 1, is 2" in changed.stderr
+    assert tomllib.loads((output / "recipe.toml").read_text())["optim"]["epochs"] == 1
+
+
+def test_train_leaves_a_checkpoint_on_ctrl_c_and_goes_on_from_it(
+    kinescan: Any, train_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    whole = tmp_path / "whole"
+    assert kinescan(*train_arguments, "--output", whole).exit_code == 0
+
+    from kinescan.training.source import DatasetClips
+
+    original = DatasetClips.batches
+
+    def interrupted(self: DatasetClips, epoch: int, first_batch: int) -> Any:
+        for index, batch in enumerate(original(self, epoch, first_batch)):
+            if (epoch, index) == (1, 1):
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(DatasetClips, "batches", interrupted)
+    stopped = kinescan(*train_arguments, "--output", output)
+    assert stopped.exit_code == 1
+    last = stopped.stderr.splitlines()[-1]
+    assert last.startswith("TrainingInterrupted: stopped by SIGINT in epoch 2 of 2, after 5 steps. The checkpoint is")
+    monkeypatch.undo()
+    assert kinescan(*train_arguments, "--output", output, "--resume").exit_code == 0
+    weights = [ks.from_pretrained(run / "checkpoints" / "last").state_dict() for run in (whole, output)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_train_lists_unreadable_videos_and_goes_on(
+    kinescan: Any, train_arguments: list[str], videos: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(videos, copy)
+    for label in ("dark", "bright"):
+        for index in range(2):
+            (copy / label / f"broken{index}.mp4").write_text("no video")
+    output = tmp_path / "run"
+    result = kinescan(*train_arguments, "--set", f"data.train={copy}", "--output", output, "--json")
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout)
+    listed = {**said["unreadable_training"], **said["unreadable_test"]}
+    assert len(listed) == 4
+    rows = json.loads((output / "unreadable.json").read_text())
+    assert {row["path"] for row in rows} == set(said["unreadable_training"])
+    assert all(row["reason"] for row in rows)
+    assert f"{len(rows)} training videos could not be read; reasons in" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optim.lrr=1", "ConfigError: unknown key 'optim.lrr'. Did you mean 'optim.lr'?"),
+        ("model=pks4_vit_b61", "ConfigError: unknown model 'pks4_vit_b61'. Did you mean 'pks4_vit_b16'?"),
+        ("model.options.widht=3", "ConfigError: pks4_vit_ti16 has no option 'widht'. Did you mean 'width'?"),
+        ("data.train=nowhere", "ConfigError: nowhere does not exist."),
+        ("output=/dev/null/run", "ConfigError: output '/dev/null/run' cannot be written"),
+        ('data.train=""', "ConfigError: data.train is not set."),
+    ],
+)
+def test_train_says_in_one_line_what_is_wrong(
+    kinescan: Any, train_arguments: list[str], setting: str, message: str, tmp_path: Path
+) -> None:
+    result = kinescan(*train_arguments, "--set", setting)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith(message)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_train_refuses_a_single_class(kinescan: Any, train_arguments: list[str], videos: Path, tmp_path: Path) -> None:
+    shutil.copytree(videos / "dark", tmp_path / "one" / "dark")
+    result = kinescan(*train_arguments, "--set", f"data.train={tmp_path / 'one'}", "--output", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "holds 1 class (dark); at least 2 are needed" in result.stderr
+
+
+def test_train_and_evaluate_are_functions(train_arguments: list[str], videos: Path, tmp_path: Path) -> None:
+    overrides = [word for word in train_arguments[2:] if word != "--set"]
+    result = ks.train(train_arguments[1], overrides=overrides, output=tmp_path / "run")
+    report = ks.evaluate(tmp_path / "run", data=videos)
+    assert report.evaluation.metrics.num_videos == 12
+    assert result.report.evaluation.metrics.num_videos == 2
+
+
+def test_evaluate_refuses_unknown_labels_and_missing_data(
+    train_arguments: list[str], videos: Path, tmp_path: Path
+) -> None:
+    model = ks.create_model("vit_ti16", labels=["left", "right"], depth=1, width=12, image_size=32)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match="unknown to the model, the first is 'bright'"):
+        ks.evaluate(tmp_path / "model", data=videos)
+    with pytest.raises(ConfigError, match="no data to evaluate on"):
+        ks.evaluate(tmp_path / "model")
+
+
+def test_predict_without_a_model_says_what_to_name(
+    kinescan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = kinescan("predict", "a.mp4")
+    assert result.exit_code == 2
+    assert "no model was given, and ./runs holds no run with a checkpoint. Name one with --model." in result.stderr
