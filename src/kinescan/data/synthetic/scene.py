@@ -60,9 +60,7 @@ def render(scene: Scene, *, frame_size: int, shake: Tensor | None = None, noise:
     """
     num_frames = scene.sprites[0].poses.shape[0]
     shake = torch.zeros(num_frames, 2) if shake is None else shake
-    margin = 2 + int(shake.abs().max().ceil()) if shake.numel() else 2
-    ground = background_textures([scene.background_seed], size=frame_size + 2 * margin)
-    canvas = _shifted(ground, shake, frame_size, margin)
+    canvas = background_textures([scene.background_seed] * num_frames, size=frame_size, shifts=shake)
     textures = object_textures(
         [sprite.texture_seed for sprite in scene.sprites], [sprite.family for sprite in scene.sprites]
     )
@@ -88,26 +86,28 @@ def paste(canvas: Tensor, textures: Tensor, shapes: Sequence[str], poses: Tensor
     """
     same = len(set(shapes)) == 1
     outlines = torch.stack([signed_distance(shape) for shape in (shapes[:1] if same else shapes)])
+    maps = torch.cat([textures, outlines.unsqueeze(1).expand(len(shapes), -1, -1, -1)], dim=1)
     x, y, radius, angle = poses.unbind(1)
+    left, right = _reach(x, radius, canvas.shape[3])
+    top, bottom = _reach(y, radius, canvas.shape[2])
+    if left >= right or top >= bottom:
+        return canvas
     cosine, sine = torch.cos(angle) / (radius * EXTENT), torch.sin(angle) / (radius * EXTENT)
-    columns = torch.arange(canvas.shape[3], dtype=torch.float32) + 0.5 - x[:, None]  # [F, W]
-    rows = torch.arange(canvas.shape[2], dtype=torch.float32) + 0.5 - y[:, None]
+    columns = torch.arange(left, right, dtype=torch.float32) + 0.5 - x[:, None]  # [F, w]
+    rows = torch.arange(top, bottom, dtype=torch.float32) + 0.5 - y[:, None]
     across = (cosine[:, None] * columns)[:, None, :] + (sine[:, None] * rows)[:, :, None]
     down = (cosine[:, None] * rows)[:, :, None] - (sine[:, None] * columns)[:, None, :]
-    maps = torch.cat([textures, outlines.unsqueeze(1).expand(len(shapes), -1, -1, -1)], dim=1)
     seen = F.grid_sample(
         maps, torch.stack([across, down], dim=-1), mode="bilinear", padding_mode="border", align_corners=True
     )
     cover = (0.5 - seen[:, 3:] * radius[:, None, None, None]).clamp(0, 1)
-    return torch.lerp(canvas, seen[:, :3], cover)
+    under = canvas[:, :, top:bottom, left:right]
+    pasted = canvas.clone()
+    pasted[:, :, top:bottom, left:right] = torch.lerp(under, seen[:, :3], cover)
+    return pasted
 
 
-def _shifted(ground: Tensor, shake: Tensor, frame_size: int, margin: int) -> Tensor:
-    """The middle of `ground` [1, 3, S, S], moved by `shake` pixels in every frame: [T, 3, frame_size, frame_size]."""
-    side = ground.shape[-1]
-    place = torch.arange(frame_size, dtype=torch.float32) + margin
-    where = 2 * (place - shake.unsqueeze(-1)) / (side - 1) - 1  # [T, 2, frame_size]
-    columns = where[:, 0, None, :].expand(-1, frame_size, -1)
-    rows = where[:, 1, :, None].expand(-1, -1, frame_size)
-    grid = torch.stack([columns, rows], dim=-1)
-    return F.grid_sample(ground.expand(len(shake), -1, -1, -1), grid, mode="bilinear", align_corners=True)
+def _reach(centre: Tensor, radius: Tensor, side: int) -> tuple[int, int]:
+    """First pixel, and the one after the last, that the object touches in any frame."""
+    first, last = (centre - radius).min() - 1, (centre + radius).max() + 1
+    return max(0, int(first.floor())), min(side, int(last.ceil()))

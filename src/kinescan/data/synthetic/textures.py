@@ -57,12 +57,13 @@ def object_textures(seeds: Sequence[int], families: Sequence[str | None], *, siz
     return bright * share + dark * (1 - share)
 
 
-def background_textures(seeds: Sequence[int], *, size: int = 64) -> Tensor:
+def background_textures(seeds: Sequence[int], *, size: int = 64, shifts: Tensor | None = None) -> Tensor:
     """Muted, soft patterns that objects stand out from, one per seed.
 
     Args:
         seeds: one for each texture.
         size: side in pixels; the waves are 6 to 24 pixels long whatever the side.
+        shifts: [M, 2], how far each texture is moved in x and y, pixels; None: not at all.
 
     Returns:
         [M, 3, size, size], float32 in [0, 1].
@@ -71,27 +72,31 @@ def background_textures(seeds: Sequence[int], *, size: int = 64) -> Tensor:
         >>> background_textures([3], size=70).shape
         torch.Size([1, 3, 70, 70])
     """
-    draws = []
-    for seed in seeds:
-        rng = np.random.default_rng(seed)
-        waves = [
-            rng.uniform(0, 2 * math.pi, (2, _NUM_BACKGROUND_WAVES)),
-            rng.uniform(6, 24, (1, _NUM_BACKGROUND_WAVES)),
-        ]
-        tints = rng.uniform(-0.06, 0.06, (3, _NUM_BACKGROUND_WAVES))
-        ground = rng.uniform(0.35, 0.65) + rng.uniform(-0.07, 0.07, (3, 1))
-        draws.append(np.concatenate([*(part.ravel() for part in (*waves, tints, ground))]))
-    values = torch.tensor(np.array(draws), dtype=torch.float32)
+    drawn = {seed: _draw_background(seed) for seed in set(seeds)}
+    values = torch.tensor(np.stack([drawn[seed] for seed in seeds]), dtype=torch.float32)
+    shifts = torch.zeros(len(seeds), 2) if shifts is None else shifts
     count = _NUM_BACKGROUND_WAVES
     angle, phase, length = (values[:, k * count : (k + 1) * count, None] for k in range(3))
     place = torch.arange(size, dtype=torch.float32)
-    rows = 2 * math.pi / length * torch.sin(angle) * place + phase  # [M, waves, size]
-    columns = 2 * math.pi / length * torch.cos(angle) * place
+    x, y = (place - shifts[:, axis, None, None] for axis in (0, 1))  # [M, 1, size]
+    rows = 2 * math.pi / length * torch.sin(angle) * y + phase  # [M, waves, size]
+    columns = 2 * math.pi / length * torch.cos(angle) * x
     # cos(r + c) from factors of rows and columns: two matrix products instead of a cosine for every pixel
-    tints = values[:, 3 * count : 6 * count].unflatten(1, (3, count))
-    even = torch.einsum("mcw,mwr,mwx->mcrx", tints, rows.cos(), columns.cos())
-    odd = torch.einsum("mcw,mwr,mwx->mcrx", tints, rows.sin(), columns.sin())
-    return (values[:, 6 * count :, None, None] + even - odd).clamp(0, 1)
+    tints = values[:, 3 * count : 6 * count].unflatten(1, (3, count)).unsqueeze(2)  # [M, 3, 1, waves]
+    rows = torch.cat([rows.cos(), -rows.sin()], dim=1).transpose(1, 2).unsqueeze(1)  # [M, 1, size, 2 * waves]
+    columns = torch.cat([columns.cos(), columns.sin()], dim=1).unsqueeze(1)  # [M, 1, 2 * waves, size]
+    waves = (torch.cat([tints, tints], dim=3) * rows) @ columns
+    return waves.add_(values[:, 6 * count :, None, None]).clamp_(0, 1)
+
+
+def _draw_background(seed: int) -> np.ndarray:
+    """Angle, phase and length of each wave, its share of each colour, and the ground's colour."""
+    rng = np.random.default_rng(seed)
+    directions = rng.uniform(0, 2 * math.pi, (2, _NUM_BACKGROUND_WAVES))
+    lengths = rng.uniform(6, 24, _NUM_BACKGROUND_WAVES)
+    tints = rng.uniform(-0.06, 0.06, (3, _NUM_BACKGROUND_WAVES))
+    ground = rng.uniform(0.35, 0.65) + rng.uniform(-0.07, 0.07, 3)
+    return np.concatenate([directions.ravel(), lengths, tints.ravel(), ground])
 
 
 def _two_waves(

@@ -1,0 +1,251 @@
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from kinescan.cli.demo_page import opening, write_page
+from kinescan.cli.output import print_json, reported
+from kinescan.cli.train import train
+from kinescan.config import RunConfig, load_recipe
+from kinescan.data.synthetic import (
+    MOTION_PAIRS,
+    NUM_STILL_TARGETS,
+    AppearanceConfig,
+    MotionConfig,
+    StillClips,
+    make_appearance,
+    make_motion,
+)
+from kinescan.errors import ConfigError
+from kinescan.evaluation.metrics import pair_accuracy
+from kinescan.evaluation.report import Report
+from kinescan.inference.predictor import Prediction, predict
+from kinescan.models.zoo import create_model
+from kinescan.settings import to_plain
+from kinescan.training.loop import fit
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = (
+    "kinescan demo",
+    "kinescan demo --output runs/demo_again --json",
+    "kinescan train recipes/demo_motion_pks4.toml --output runs/no_scanner --set model.options.scanner=false",
+)
+RESULT_FILE = "demo.json"
+STILLS_PER_EPOCH = 3200
+PAIRS = [tuple(sorted(pair)) for pair in MOTION_PAIRS.values()]
+FOUND = 0.125
+"""A still's centre counts as found within half a patch of 8 in 64 pixels, where the frame is 2 wide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoScores:
+    """What one model reached on held-out files; all in [0, 1].
+
+    Attributes:
+        motion: top-1 where only the motion tells the class.
+        within_pairs: the share that is right when only a class and its reversal are to be told apart; 0.5 is chance.
+        appearance: top-1 where only the look tells the class.
+        pairs: `within_pairs` of each pair, by its classes.
+    """
+
+    motion: float
+    within_pairs: float
+    appearance: float
+    pairs: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What the demo showed.
+
+    Attributes:
+        page: the page to read.
+        scores: by model: "averaging" (the frame-averaging ViT) and "pks4".
+        num_test: held-out files of each of the two data sets.
+        prediction: of the file that was explained.
+        seconds: wall time of each part.
+    """
+
+    page: Path
+    scores: dict[str, DemoScores]
+    num_test: dict[str, int]
+    prediction: Prediction
+    seconds: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain values."""
+        return asdict(self) | {"page": str(self.page)}
+
+
+def demo(
+    output: str | Path = "runs/demo",
+    *,
+    recipes: str | Path = "recipes",
+    train_per_class: int = 100,
+    test_per_class: int = 40,
+    stills_per_epoch: int = STILLS_PER_EPOCH,
+    overrides: Sequence[str] = (),
+) -> DemoResult:
+    """Runs the whole job on data that it makes itself, and writes a page with what it shows.
+
+    Makes the data sets motion and appearance, trains a small ViT on stills, fine-tunes it on both data sets as it is
+    (averaging frames) and with PKS4's module, scores the four models on held-out files, and explains one prediction.
+
+    Args:
+        output: folder of everything; an earlier demo in it is replaced.
+        recipes: folder with the demo's recipes.
+        train_per_class: training files of each class.
+        test_per_class: held-out files of each class.
+        stills_per_epoch: pictures in an epoch of the image training.
+        overrides: "dotted.key=value", for every training run.
+
+    Raises:
+        ConfigError: a recipe is missing, a setting is wrong, or the folder holds something else or cannot be written.
+    """
+    output, recipes = _prepare(Path(output)), Path(recipes)
+    clock = _Clock()
+    sizes = {"train_per_class": train_per_class, "test_per_class": test_per_class}
+    with clock.part("data"):
+        made = {
+            "motion": make_motion(output / "data" / "motion", MotionConfig(**sizes)),
+            "appearance": make_appearance(output / "data" / "appearance", AppearanceConfig(**sizes)),
+        }
+    with clock.part("stills"):
+        weights = _train_on_stills(load_recipe(recipes / "demo_stills.toml", overrides), output, stills_per_epoch)
+    reports: dict[tuple[str, str], Report] = {}
+    for data in made:
+        for model in ("vit", "pks4"):
+            with clock.part(f"{data} {model}"):
+                config = load_recipe(recipes / f"demo_{data}_{model}.toml", overrides)
+                folder = output / "data" / data
+                paths = replace(config.data, train=str(folder / "train"), test=str(folder / "test"))
+                config = replace(config, data=paths, model=replace(config.model, weights=str(weights)))
+                reports[data, model] = train(config, output=output / f"{data}_{model}").report
+    with clock.part("explanation"):
+        label = PAIRS[0][1]
+        video = output / "data" / "motion" / "test" / label / "0000.mp4"
+        best = output / "motion_pks4" / "checkpoints" / "best"
+        [prediction] = predict(str(best), [video], top=3, explain_folder=output / "explained")
+    result = DemoResult(
+        page=output / "README.md",
+        scores={name: _scores(reports, model) for name, model in (("averaging", "vit"), ("pks4", "pks4"))},
+        num_test={data: report.num_test for data, report in made.items()},
+        prediction=prediction,
+        seconds=clock.seconds | {"all": sum(clock.seconds.values())},
+    )
+    (output / RESULT_FILE).write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+    write_page(result.to_json(), label=label, folder=output)
+    return result
+
+
+def still_task(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared error of where, how large and how turned; a still is right where its centre was found."""
+    error = (outputs - targets) ** 2
+    return error.mean(), error[:, :2].detach().amax(1) < FOUND**2
+
+
+def _train_on_stills(config: RunConfig, output: Path, stills_per_epoch: int) -> Path:
+    """The folder of a ViT that has learnt from single pictures."""
+    set_seed(config.seed)
+    model = create_model(
+        config.model.name, num_classes=NUM_STILL_TARGETS, preprocessing=config.preprocessing, **config.model.options
+    )
+    batch_size = config.loader.batch_size
+    stills = StillClips(
+        config.preprocessing,
+        num_batches=max(1, stills_per_epoch // batch_size),
+        batch_size=batch_size,
+        seed=config.seed,
+    )
+    result = fit(
+        model,
+        stills,
+        output=output / "stills",
+        train=config.train,
+        optim=config.optim,
+        task=still_task,
+        seed=config.seed,
+        settings=to_plain(config),
+    )
+    return result.last
+
+
+def _scores(reports: dict[tuple[str, str], Report], model: str) -> DemoScores:
+    evaluation = reports["motion", model].evaluation
+    places = {label: index for index, label in enumerate(evaluation.labels)}
+
+    def within(pairs: Sequence[tuple[str, ...]]) -> float:
+        indices = [(places[first], places[second]) for first, second in pairs]
+        return pair_accuracy(evaluation.scores, evaluation.targets, indices)
+
+    return DemoScores(
+        motion=evaluation.metrics.top1,
+        within_pairs=within(PAIRS),
+        appearance=reports["appearance", model].evaluation.metrics.top1,
+        pairs={" / ".join(pair): within([pair]) for pair in PAIRS},
+    )
+
+
+def _prepare(output: Path) -> Path:
+    """An empty folder; what is removed on the way is an earlier demo, never anything else."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        marker = output / RESULT_FILE
+        if any(output.iterdir()) and not marker.exists():
+            raise ConfigError(f"{output} is not empty and holds no earlier demo. Name another folder with --output.")
+        for path in output.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+        marker.write_text("{}\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{output} cannot be written: {error.strerror or error}. Name another folder.") from error
+    return output
+
+
+class _Clock:
+    """Wall time of the parts, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Times what happens inside."""
+        logger.info("demo: %s", name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+@reported
+def command(
+    output: Annotated[Path, typer.Option(help="Folder of everything; an earlier demo in it is replaced.")] = Path(
+        "runs/demo"
+    ),
+    recipes: Annotated[Path, typer.Option(help="Folder with the demo's recipes.")] = Path("recipes"),
+    train_per_class: Annotated[int, typer.Option(help="Training files of each class.", min=1)] = 100,
+    test_per_class: Annotated[int, typer.Option(help="Held-out files of each class.", min=1)] = 40,
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of every training run.")
+    ] = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Run the whole job on data that it makes itself: about ten minutes on two CPU cores."""
+    result = demo(
+        output, recipes=recipes, train_per_class=train_per_class, test_per_class=test_per_class, overrides=settings
+    )
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print(opening(result.to_json()))
+        print(f"\nThe whole page: {result.page}")

@@ -1,0 +1,130 @@
+"""The page that the demo writes: what it shows first, then how it was measured."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+PAGE_FILE = "README.md"
+PICTURE_FILE = "comparison.png"
+MOST_WITHIN_PAIRS, LEAST_MOTION, MOST_LOST = 0.55, 0.85, 0.02
+"""What is expected of a run of the usual size."""
+MODELS = {"averaging": "ViT, mean over frames", "pks4": "PKS4 (the same ViT + one module)"}
+
+
+def write_page(result: Mapping[str, Any], *, label: str, folder: Path) -> None:
+    """Writes README.md and comparison.png.
+
+    Args:
+        result: `DemoResult.to_json()`.
+        label: true class of the video that was explained.
+        folder: of the demo.
+    """
+    draw_comparison(result["scores"], folder / PICTURE_FILE)
+    lines = [opening(result), *_table(result), *_pairs(result), *_explanation(result, label, folder), *_ending(result)]
+    (folder / PAGE_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def opening(result: Mapping[str, Any]) -> str:
+    """What the demo shows, in two sentences with numbers."""
+    averaging, pks4 = result["scores"]["averaging"], result["scores"]["pks4"]
+    return (
+        "# What the demo shows\n\n"
+        "Where only the motion tells the class, a ViT that averages frames cannot tell a motion from its reversal: it "
+        f"is right in {_percent(averaging['within_pairs'])} within pairs (a coin: 50 %) and in "
+        f"{_percent(averaging['motion'])} of all 12 classes. The same ViT with PKS4's module: "
+        f"{_percent(pks4['within_pairs'])} within pairs, **{_percent(pks4['motion'])}** of all classes.\n\n"
+        f"Where only the look tells the class: {_percent(averaging['appearance'])} without the module, "
+        f"**{_percent(pks4['appearance'])}** with it.\n\n"
+        f"{_verdict(averaging, pks4)}"
+    )
+
+
+def _verdict(averaging: Mapping[str, Any], pks4: Mapping[str, Any]) -> str:
+    """Whether what was expected was reached."""
+    expected = {
+        f"averaging at most {_percent(MOST_WITHIN_PAIRS)} within pairs": averaging["within_pairs"] <= MOST_WITHIN_PAIRS,
+        f"PKS4 at least {_percent(LEAST_MOTION)} on motion": pks4["motion"] >= LEAST_MOTION,
+        f"at most {100 * MOST_LOST:.0f} points below averaging on appearance": (
+            pks4["appearance"] >= averaging["appearance"] - MOST_LOST
+        ),
+    }
+    texts = [f"{text}: {'reached' if reached else 'NOT reached'}" for text, reached in expected.items()]
+    return f"Expected: {'; '.join(texts)}."
+
+
+def draw_comparison(scores: Mapping[str, Any], path: Path) -> None:
+    """Writes a PNG: bars of both models for both data sets, and for every pair."""
+    first = scores["averaging"]
+    groups = ["motion\n12 classes", "appearance\n12 classes", *(pair.replace(" / ", "\n") for pair in first["pairs"])]
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for offset, (name, colour) in enumerate((("averaging", "#9aa5b1"), ("pks4", "#1f6fb2"))):
+        own = scores[name]
+        values = [own["motion"], own["appearance"], *own["pairs"].values()]
+        places = [place + (0.6 if place >= 2 else 0) + 0.4 * offset for place in range(len(values))]
+        bars = axes.bar(places, [100 * value for value in values], width=0.38, color=colour, label=MODELS[name])
+        axes.bar_label(bars, fmt="%.0f", fontsize=8)
+        if offset == 0:
+            axes.set_xticks([place + 0.2 for place in places], groups, fontsize=8)
+    axes.plot([2.3, 1.9 + len(groups)], [50, 50], color="black", linewidth=0.8, linestyle=":")
+    axes.set_ylim(0, 112)
+    axes.set_ylabel("right, %")
+    axes.set_title("all classes, and within each pair of a motion and its reversal (dotted: a coin)", fontsize=10)
+    axes.legend(loc="lower right", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def _table(result: Mapping[str, Any]) -> Iterator[str]:
+    numbers = result["num_test"]
+    yield f"\n![comparison]({PICTURE_FILE})\n"
+    heads = (f"motion, top-1 ({numbers['motion']} files)", "motion, within pairs")
+    yield f"| | {' | '.join(heads)} | appearance, top-1 ({numbers['appearance']} files) |"
+    yield "|---|---|---|---|"
+    for name, text in MODELS.items():
+        own = result["scores"][name]
+        cells = (_percent(own[column]) for column in ("motion", "within_pairs", "appearance"))
+        yield f"| {text} | {' | '.join(cells)} |"
+
+
+def _pairs(result: Mapping[str, Any]) -> Iterator[str]:
+    averaging, pks4 = (result["scores"][name]["pairs"] for name in MODELS)
+    yield "\n## Pair by pair\n"
+    yield "Every held-out file is its mate's, played backwards: the same frames in the other order.\n"
+    yield "| pair | mean over frames | PKS4 |\n|---|---|---|"
+    for pair in pks4:
+        yield f"| {pair} | {_percent(averaging[pair])} | {_percent(pks4[pair])} |"
+
+
+def _explanation(result: Mapping[str, Any], label: str, folder: Path) -> Iterator[str]:
+    prediction = result["prediction"]
+    named = ", ".join(
+        f"{name} {_percent(score)}" for name, score in zip(prediction["labels"], prediction["scores"], strict=True)
+    )
+    yield "\n## One file explained\n"
+    yield f"`{Path(prediction['path']).name}` of class **{label}**: {named}.\n"
+    if prediction["explanation"] is not None:
+        picture = Path(prediction["explanation"])
+        place = picture.relative_to(folder) if picture.is_relative_to(folder) else picture
+        yield f"![where things moved and changed]({place.as_posix()})"
+
+
+def _ending(result: Mapping[str, Any]) -> Iterator[str]:
+    yield "\n## How long it took\n"
+    yield "| part | seconds |\n|---|---|"
+    for part, seconds in result["seconds"].items():
+        yield f"| {part} | {seconds:.0f} |"
+    yield "\n## What lies here\n"
+    yield "- `data/motion`, `data/appearance`: the video files, a folder per class"
+    yield "- `stills`: the ViT trained on single pictures"
+    yield "- `motion_vit`, `motion_pks4`, `appearance_vit`, `appearance_pks4`: a run each, with recipe.toml, log.jsonl,"
+    yield "  checkpoints, report.md and confusion.png"
+    yield "- `demo.json`: the numbers of this page"
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:.1f} %"

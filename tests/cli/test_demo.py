@@ -1,0 +1,110 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinescan.cli.demo import demo, still_task
+from kinescan.cli.demo_page import opening
+from kinescan.config import load_recipe
+from kinescan.data.sampling import segment_indices
+from kinescan.data.synthetic import MotionConfig
+from kinescan.errors import ConfigError
+from kinescan.models.zoo import from_pretrained
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+DEMO_RECIPES = ("stills", "motion_vit", "motion_pks4", "appearance_vit", "appearance_pks4")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole demo with next to no training."""
+    output = tmp_path_factory.mktemp("runs") / "demo"
+    few = ["optim.epochs=1", "loader.batch_size=8"]
+    demo(output, recipes=RECIPES, train_per_class=1, test_per_class=1, stills_per_epoch=16, overrides=few)
+    return output
+
+
+@pytest.mark.slow
+def test_demo_writes_a_page_that_opens_with_what_it_shows(small):
+    page = (small / "README.md").read_text()
+    assert page.startswith("# What the demo shows\n\nWhere only the motion tells the class")
+    for picture in ("comparison.png", "explained/0000_0000.png"):
+        assert f"({picture})" in page
+        assert (small / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_demo_scores_four_models_and_averaging_is_a_coin_within_every_pair(small):
+    result = json.loads((small / "demo.json").read_text())
+    assert result["scores"]["averaging"]["within_pairs"] == 0.5
+    assert set(result["scores"]["averaging"]["pairs"].values()) == {0.5}
+    assert set(result["scores"]["pks4"]) == {"motion", "within_pairs", "appearance", "pairs"}
+    assert result["num_test"] == {"motion": 12, "appearance": 12}
+    for run in ("motion_vit", "motion_pks4", "appearance_vit", "appearance_pks4"):
+        assert {path.name for path in (small / run).iterdir()} >= {"recipe.toml", "report.md", "checkpoints"}
+
+
+@pytest.mark.slow
+def test_demo_models_start_from_the_vit_trained_on_stills(small):
+    stills = from_pretrained(small / "stills" / "checkpoints" / "last")
+    tuned = from_pretrained(small / "motion_pks4" / "checkpoints" / "last")
+    assert stills.config.num_classes == 5
+    assert tuned.config.num_classes == 12
+    for name, weight in stills.state_dict().items():
+        if name.startswith("vit.") and weight.ndim > 1:
+            moved = (tuned.state_dict()[name] - weight).norm() / weight.norm()
+            assert float(moved) < 0.5, name
+
+
+@pytest.mark.slow
+def test_demo_replaces_an_earlier_demo_and_nothing_else(small, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(ConfigError, match="is not empty and holds no earlier demo"):
+        demo(tmp_path, recipes=RECIPES)
+    assert (tmp_path / "mine.txt").read_text() == "keep me"
+    with pytest.raises(ConfigError, match=r"demo_stills\.toml.* cannot be read"):
+        demo(small, recipes=tmp_path, train_per_class=1, test_per_class=1)
+    assert sorted(path.name for path in small.iterdir() if path.is_dir()) == ["data"]
+
+
+def test_demo_says_that_the_output_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file/demo cannot be written: Not a directory"):
+        demo(tmp_path / "file" / "demo", recipes=RECIPES)
+
+
+@pytest.mark.parametrize("name", DEMO_RECIPES)
+def test_demo_recipes_agree_on_the_vit(name):
+    config, first = (load_recipe(RECIPES / f"demo_{other}.toml") for other in (name, "stills"))
+    own = {key: value for key, value in config.model.options.items() if key in first.model.options}
+    assert own == first.model.options
+    assert config.preprocessing.size == 64
+
+
+@pytest.mark.parametrize("name", DEMO_RECIPES[1:])
+def test_demo_recipes_look_at_frames_that_are_symmetric_in_time(name):
+    config = load_recipe(RECIPES / f"demo_{name}.toml")
+    num_frames = MotionConfig().num_frames
+    indices = segment_indices(num_frames, config.preprocessing.num_frames, position="middle")
+    assert torch.equal(indices, num_frames - 1 - indices.flip(0))
+    assert (config.views().clips, config.augment.flip_rate) == (1, 0.0)
+
+
+def test_still_task_counts_centres_found_within_half_a_patch():
+    targets = torch.zeros(3, 5)
+    outputs = torch.tensor([[0.1, -0.1, 0, 0, 0], [0.2, 0, 0, 0, 0], [0, 0, 1, 1, 1.0]])
+    loss, right = still_task(outputs, targets)
+    assert right.tolist() == [True, False, True]
+    assert float(loss) == pytest.approx((0.01 + 0.01 + 0.04 + 3) / 15)
+
+
+@pytest.mark.parametrize(
+    ("motion", "appearance", "count"), [(0.9, 0.95, 0), (0.9, 0.9, 1), (0.8, 0.95, 1), (0.8, 0.9, 2)]
+)
+def test_opening_says_what_was_not_reached(motion, appearance, count):
+    averaging = {"motion": 0.4, "within_pairs": 0.5, "appearance": 0.96, "pairs": {}}
+    pks4 = {"motion": motion, "within_pairs": 0.99, "appearance": appearance, "pairs": {}}
+    text = opening({"scores": {"averaging": averaging, "pks4": pks4}})
+    assert text.count("NOT reached") == count
+    assert f"**{100 * motion:.1f} %** of all classes" in text
