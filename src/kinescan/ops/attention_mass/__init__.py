@@ -1,7 +1,9 @@
 """Causal attention that also says how much weight each key received."""
 
+import importlib.util
+import os
 from collections.abc import Callable, Mapping
-from types import ModuleType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,6 +14,8 @@ from kinescan.ops.attention_mass import blockwise, reference
 from kinescan.ops.backend import Backend, Obstacle, choose_backend
 
 __all__ = ["attention_mass"]
+
+MAX_TRITON_HEAD_DIM = 256
 
 Queries = Float[Tensor, "B Hq Q D"]
 Keys = Float[Tensor, "B Hkv L D"]
@@ -37,7 +41,7 @@ def attention_mass(
         keys: [B, Hkv, L, D], L >= Q, Hq a multiple of Hkv; same dtype as the queries.
         values: [B, Hkv, L, D].
         scale: factor of the products before the softmax; D ** -0.5 by default.
-        backend: "reference" or "blockwise"; by default blockwise.
+        backend: "triton", "blockwise" or "reference"; by default the first that runs here.
         observed: sum the weights of the newest `observed` queries alone; all Q by default.
 
     Returns:
@@ -94,8 +98,29 @@ def _never(like: Tensor) -> str | None:
     return None
 
 
-_MODULES: Mapping[Backend, ModuleType] = {"blockwise": blockwise, "reference": reference}
-_OBSTACLES: Mapping[Backend, Obstacle] = dict.fromkeys(_MODULES, _never)
+def _why_not_triton(like: Tensor) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (it comes with PyTorch's CUDA build)"
+    if like.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "it needs a CUDA device"
+    if like.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return "it takes float32, bfloat16 and float16"
+    if like.shape[-1] > MAX_TRITON_HEAD_DIM:
+        return f"heads are larger than {MAX_TRITON_HEAD_DIM}"
+    return None
+
+
+def _run_triton(*inputs: Any) -> tuple[Tensor, Tensor]:
+    # triton is optional, and decides between compiler and interpreter when its kernels are imported
+    from kinescan.ops.attention_mass import triton
+
+    result: tuple[Tensor, Tensor] = triton.attention_mass(*inputs)
+    return result
+
+
+_OBSTACLES: Mapping[Backend, Obstacle] = {"triton": _why_not_triton, "blockwise": _never, "reference": _never}
 _RUN: Mapping[Backend, Callable[..., tuple[Tensor, Tensor]]] = {
-    name: module.attention_mass for name, module in _MODULES.items()
+    "triton": _run_triton,
+    "blockwise": blockwise.attention_mass,
+    "reference": reference.attention_mass,
 }
