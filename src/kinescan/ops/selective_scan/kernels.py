@@ -1,412 +1,541 @@
-"""Loops of the selective scan, compiled: float32, over blocks of channels, states recomputed in the backward pass.
+"""Loops of the selective scan, compiled: float32, vectors of channels, states recomputed in the backward pass.
 
 Legend as in `reference.py`: u, delta, A, B, C, D, z, h; `rates` is A log2(e), so that exp(Delta A) = 2**(Delta rates).
-In a kernel, r is a track, t a step, s a place in the state and j one of `LANES` neighbouring channels. What lets the
-compiler make vector instructions of the loops over j: their length is a constant; arrays are flat and cut to the rows in
-use before the loop (an index that might be negative would be wrapped around, lane by lane); rows that are written
-beside others lie in one array at constant distances, so that few pairs remain for it to test for overlap. Where `LANES`
-does not divide the channels, rows are padded with zeros.
+In a kernel, r is a track, t a step, s a place in the state; `LANES` neighbouring channels, a group, are one vector.
+Where that does not divide the channels, the last group is padded with zeros. Tensors come as addresses of float32
+memory, which saves counting references; the caller keeps the memory alive.
 
-Fast-math is limited to `contract` (fused multiply-add). `reassoc` would allow to simplify (x + 1.5 * 2**23) -
-1.5 * 2**23, which rounds x to an integer, to x: then `_exp2` is wrong and so is every gradient. The only additions that
-may be reordered are those by `_add_in_any_order`, which sums and does nothing else.
+The vectors are explicit: a numba type whose operations are written out as LLVM instructions, so that no loop has to be
+recognised as one that can be vectorised, and no fast-math flag is needed. In particular not `reassoc`: it would allow
+to simplify (x + 1.5 * 2**23) - 1.5 * 2**23, which rounds x to an integer, to x; then `exp2` is wrong and so is every
+gradient.
+
+All of it is one file on purpose: numba keeps compiled code as long as the file it came from does not change.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
 
-LANES = 64
-"""Channels that an inner loop takes: 8 vectors of 8, or 4 of 16."""
+LANES = 32
+"""Channels of a vector: four registers of AVX2 or two of AVX-512, enough to hide how long an instruction takes."""
 CHUNK = 16
 """Steps whose states the backward pass holds at once; of longer sequences it keeps one state per chunk."""
 
+_FLOATS, _INTS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES)
 
-def _compile(function: Callable[..., Any], extra: frozenset[str] = frozenset()) -> Any:
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", *extra}}
+
+class _Vector(types.Type):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__(name=f"float32x{LANES}")
+
+
+_VECTOR = _Vector()
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _FLOATS)
+
+
+def _constant(value: float) -> ir.Constant:
+    return ir.Constant(_FLOATS, [float(np.float32(value))] * LANES)
+
+
+def _pointer(builder: Any, address: Any, index: Any, kind: Any) -> Any:
+    floats = builder.inttoptr(address, ir.FloatType().as_pointer())
+    return builder.bitcast(builder.gep(floats, [index]), kind.as_pointer())
+
+
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    name = f"llvm.fmuladd.v{LANES}f32"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), name)
+    return builder.call(function, [a, b, c])
+
+
+def _at_least(builder: Any, low: Any, x: Any) -> Any:
+    """The larger one; x where x is NaN."""
+    return builder.select(builder.fcmp_ordered(">", low, x), low, x)
+
+
+def _power(builder: Any, f: Any, shifted: Any) -> Any:
+    """2**(f + n), f in [-1/2, 1/2], n in the lowest bits of `shifted`.
+
+    2**f = 1 + f (E1 + f (E2 + ...)) has a relative error of 2e-9, with rounding 8e-8.
+    """
+    p = _constant(0.00015353362)
+    for coefficient in (0.0013398874, 0.009618437, 0.055503324, 0.24022648, 0.69314718, 1.0):
+        p = _fma(builder, p, f, _constant(coefficient))
+    exponent = builder.shl(builder.bitcast(shifted, _INTS), ir.Constant(_INTS, [23] * LANES))
+    return builder.bitcast(builder.add(builder.bitcast(p, _INTS), exponent), _FLOATS)
+
+
+_MAGIC = 1.5 * 2**23
+"""x + _MAGIC has x, rounded to an integer, in its lowest bits."""
+
+
+def _emit_exp2(builder: Any, x: Any) -> Any:
+    x = _at_least(builder, _constant(-127.0), x)
+    x = builder.select(builder.fcmp_ordered("<", _constant(128.0), x), _constant(128.0), x)
+    shifted = builder.fadd(x, _constant(_MAGIC))
+    return _power(builder, builder.fsub(x, builder.fsub(shifted, _constant(_MAGIC))), shifted)
+
+
+def _emit_exp_minus_abs(builder: Any, x: Any) -> Any:
+    sign = ir.Constant(_INTS, [-(2**31)] * LANES)
+    x = builder.bitcast(builder.or_(builder.bitcast(x, _INTS), sign), _FLOATS)
+    x = _at_least(builder, _constant(-87.3), x)
+    shifted = _fma(builder, x, _constant(1.4426950408889634), _constant(_MAGIC))
+    whole = builder.fsub(shifted, _constant(_MAGIC))
+    rest = _fma(builder, whole, _constant(-0.693359375), x)
+    rest = _fma(builder, whole, _constant(2.12194440e-4), rest)
+    return _power(builder, builder.fmul(rest, _constant(1.4426950408889634)), shifted)
+
+
+def _emit_softplus(builder: Any, x: Any) -> Any:
+    """max(x, 0) + log1p(w), w = exp(-|x|): log1p(w) = 2 artanh(q), q = w / (2 + w) in [0, 1/3], to 4e-9."""
+    w = _emit_exp_minus_abs(builder, x)
+    q = builder.fdiv(w, builder.fadd(_constant(2.0), w))
+    square = builder.fmul(q, q)
+    p = _constant(0.14089167)
+    for coefficient in (0.139803, 0.20012455, 0.33333158, 1.0):
+        p = _fma(builder, p, square, _constant(coefficient))
+    return _fma(builder, builder.fadd(q, q), p, _at_least(builder, _constant(0.0), x))
+
+
+def _emit_sigmoid(builder: Any, x: Any) -> Any:
+    w = _emit_exp_minus_abs(builder, x)
+    above = builder.select(builder.fcmp_ordered(">=", x, _constant(0.0)), _constant(1.0), w)
+    return builder.fdiv(above, builder.fadd(_constant(1.0), w))
+
+
+def _of_vectors(emit: Callable[..., Any], num_operands: int) -> Any:
+    """A function on vectors for use in compiled code, from the instructions it emits."""
+    signature = _VECTOR(*[_VECTOR] * num_operands)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return emit(builder, *values)
+
+    if num_operands == 1:
+        return intrinsic(lambda context, a: (signature, generate))
+    if num_operands == 2:
+        return intrinsic(lambda context, a, b: (signature, generate))
+    return intrinsic(lambda context, a, b, c: (signature, generate))
+
+
+exp2 = _of_vectors(_emit_exp2, 1)
+softplus = _of_vectors(_emit_softplus, 1)
+sigmoid = _of_vectors(_emit_sigmoid, 1)
+fma = _of_vectors(_fma, 3)
+_add = _of_vectors(lambda builder, a, b: builder.fadd(a, b), 2)
+_multiply = _of_vectors(lambda builder, a, b: builder.fmul(a, b), 2)
+
+
+def _loading(kind: Any, result: Any) -> Any:
+    def typing(context, address, index):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            address, index = values
+            return builder.load(_pointer(builder, address, index, kind), align=4)
+
+        return result(types.intp, types.intp), generate
+
+    return intrinsic(typing)
+
+
+def _storing(kind: Any, stored: Any) -> Any:
+    def typing(context, address, index, value):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            address, index, value = values
+            builder.store(value, _pointer(builder, address, index, kind), align=4)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp, stored), generate
+
+    return intrinsic(typing)
+
+
+# From an address and an index, counted in floats: a vector of them, or one alone.
+load, store = _loading(_FLOATS, _VECTOR), _storing(_FLOATS, _VECTOR)
+get, put = _loading(ir.FloatType(), types.float32), _storing(ir.FloatType(), types.float32)
+
+
+@intrinsic
+def spread(context, number):  # type: ignore[no-untyped-def]
+    """A float32 in all lanes."""
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        first = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), values[0], ir.Constant(ir.IntType(32), 0))
+        zeros = ir.Constant(_INTS, [0] * LANES)
+        return builder.shuffle_vector(first, ir.Constant(_FLOATS, ir.Undefined), zeros)
+
+    return _VECTOR(types.float32), generate
+
+
+@intrinsic
+def total(context, vector):  # type: ignore[no-untyped-def]
+    """The sum of the lanes."""
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        rest, width = values[0], LANES
+        while width > 1:
+            width //= 2
+            undefined = ir.Constant(rest.type, ir.Undefined)
+            halves = []
+            for first in (0, width):
+                mask = ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(first, first + width)))
+                halves.append(builder.shuffle_vector(rest, undefined, mask))
+            rest = builder.fadd(*halves)
+        return builder.extract_element(rest, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(_VECTOR), generate
+
+
+@intrinsic
+def transpose_8x8(context, source, at, stride, target, target_at, target_stride):  # type: ignore[no-untyped-def]
+    """8 rows of 8, `stride` apart, become 8 columns."""
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        source, at, stride, target, target_at, target_stride = values
+
+        def row(address: Any, first: Any, stride: Any, k: int) -> Any:
+            index = builder.add(first, builder.mul(stride, ir.Constant(stride.type, k)))
+            return _pointer(builder, address, index, ir.VectorType(ir.FloatType(), 8))
+
+        rows = [builder.load(row(source, at, stride, k), align=4) for k in range(8)]
+        for span in (1, 2, 4):  # swap the off-diagonal blocks of each pair of rows, of 1, then 2, then 4 lanes
+            low = [k if not k & span else 8 + k - span for k in range(8)]
+            high = [k + span if not k & span else 8 + k for k in range(8)]
+            kind = ir.VectorType(ir.IntType(32), 8)
+            for k in range(8):
+                if not k & span:
+                    a, b = rows[k], rows[k + span]
+                    rows[k] = builder.shuffle_vector(a, b, ir.Constant(kind, low))
+                    rows[k + span] = builder.shuffle_vector(a, b, ir.Constant(kind, high))
+        for k in range(8):
+            builder.store(rows[k], row(target, target_at, target_stride, k), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 6), generate
+
+
+@overload(operator.add)
+def _(a, b):  # type: ignore[no-untyped-def]
+    if a == _VECTOR and b == _VECTOR:
+        return lambda a, b: _add(a, b)
+    return None
+
+
+@overload(operator.mul)
+def _(a, b):  # type: ignore[no-untyped-def]
+    if a == _VECTOR and b == _VECTOR:
+        return lambda a, b: _multiply(a, b)
+    return None
+
+
+_inlined = numba.njit(error_model="numpy", forceinline=True)
+
+
+def _compile(function: Callable[..., Any]) -> Any:
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
     except (RuntimeError, OSError):  # nowhere to keep compiled code: compile again in every process
         return numba.njit(**options)(function)
 
 
-_MAGIC = np.float32(1.5 * 2**23)
-_LOG2E = np.float32(1.4426950408889634)
-_LN2 = np.float32(0.6931471805599453)
-_LN2_HIGH = np.float32(0.693359375)
-_LN2_LOW = np.float32(-2.12194440e-4)
-_LOWEST, _HIGHEST = np.float32(-127), np.float32(128)
-_SMALLEST_LOG = np.float32(-87.3)
-_ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
-# 2**f = 1 + f (E1 + f (E2 + ...)) for f in [-1/2, 1/2]: relative error 2e-9, with rounding 8e-8.
-_E1, _E2, _E3 = np.float32(0.69314718), np.float32(0.24022648), np.float32(0.055503324)
-_E4, _E5, _E6 = np.float32(0.009618437), np.float32(0.0013398874), np.float32(0.00015353362)
-# artanh(q) = q (1 + q^2 (L1 + q^2 (L2 + ...))) for q in [0, 1/3]: relative error 4e-9.
-_L1, _L2 = np.float32(0.33333158), np.float32(0.20012455)
-_L3, _L4 = np.float32(0.139803), np.float32(0.14089167)
+_ZERO, _ONE, _LN2 = np.float32(0), np.float32(1), np.float32(0.6931471805599453)
+_TILE = 8
 
 
-@_compile
-def _power(f, shifted):  # type: ignore[no-untyped-def]
-    """2**(f + n) for f in [-1/2, 1/2], with n in the lowest bits of `shifted`."""
-    p = _ONE + f * (_E1 + f * (_E2 + f * (_E3 + f * (_E4 + f * (_E5 + f * _E6)))))
-    exponent = np.int32(np.float32(shifted).view(np.int32) << np.int32(23))
-    return np.int32(np.float32(p).view(np.int32) + exponent).view(np.float32)
-
-
-@_compile
-def _exp2(x):  # type: ignore[no-untyped-def]
-    """2**x: exactly 0 from -127 down, infinite from 128 up, NaN for NaN."""
-    x = min(max(x, _LOWEST), _HIGHEST)
-    shifted = x + _MAGIC  # its lowest bits are x rounded to an integer
-    return _power(x - (shifted - _MAGIC), shifted)
-
-
-@_compile
-def _exp_of_minus_abs(x):  # type: ignore[no-untyped-def]
-    x = max(-abs(x), _SMALLEST_LOG)
-    shifted = x * _LOG2E + _MAGIC
-    whole = shifted - _MAGIC
-    return _power(((x - whole * _LN2_HIGH) - whole * _LN2_LOW) * _LOG2E, shifted)
-
-
-@_compile
-def _softplus(x):  # type: ignore[no-untyped-def]
-    """log(1 + exp(x)) without overflow, right also where it is tiny."""
-    w = _exp_of_minus_abs(x)
-    q = w / (_TWO + w)
-    square = q * q
-    log1p = _TWO * q * (_ONE + square * (_L1 + square * (_L2 + square * (_L3 + square * _L4))))
-    return max(x, _ZERO) + log1p
-
-
-@_compile
-def _sigmoid(x):  # type: ignore[no-untyped-def]
-    w = _exp_of_minus_abs(x)
-    return (_ONE if x >= _ZERO else w) / (_ONE + w)
-
-
-def _plain_sum(a, b):  # type: ignore[no-untyped-def]
-    return a + b
-
-
-_add_in_any_order = _compile(_plain_sum, frozenset({"reassoc"}))
-
-# Where the rows of a step lie in the scratch array, LANES floats each: Delta, Delta u, u, y, and z or delta + bias;
-# in the backward pass also the gradients of C h + D u, of Delta u and of Delta.
-_DT, _X, _U, _Y, _Z = 0 * LANES, 1 * LANES, 2 * LANES, 3 * LANES, 4 * LANES
-_GY, _GX, _GDT = 5 * LANES, 6 * LANES, 7 * LANES
-_FORWARD_ROWS, _BACKWARD_ROWS = 5, 8
-
-
-@_compile
-def _load(source, start, count, row):  # type: ignore[no-untyped-def]
-    """`count` channels of one step into a scratch row, padded with zeros."""
+@_inlined
+def _load_some(array, at, count, padded):  # type: ignore[no-untyped-def]
+    """`count` channels of one step, padded with zeros; `padded` is room for a vector."""
     if count == LANES:
-        part = source[start : start + LANES]
-        for j in range(LANES):
-            row[j] = part[j]
-    else:
-        for j in range(count):
-            row[j] = source[start + j]
-        for j in range(count, LANES):
-            row[j] = _ZERO
-
-
-@_compile
-def _store(row, count, target, start):  # type: ignore[no-untyped-def]
-    if count == LANES:
-        part = target[start : start + LANES]
-        for j in range(LANES):
-            part[j] = row[j]
-    else:
-        for j in range(count):
-            target[start + j] = row[j]
-
-
-@_compile
-def _load_step(u, u_at, delta, delta_at, count, bias, softplus, rows):  # type: ignore[no-untyped-def]
-    """u, Delta and Delta u of one step; leaves delta + bias, before softplus, in row Z."""
-    _load(u, u_at, count, rows[_U:])
-    _load(delta, delta_at, count, rows[_Z:])
+        return load(array, at)
     for j in range(LANES):
-        rows[_Z + j] += bias[j]
-    if softplus:
-        for j in range(LANES):
-            rows[_DT + j] = _softplus(rows[_Z + j])
-            rows[_X + j] = rows[_DT + j] * rows[_U + j]
+        put(padded, j, get(array, at + j) if j < count else _ZERO)
+    return load(padded, 0)
+
+
+@_inlined
+def _store_some(array, at, count, vector, padded):  # type: ignore[no-untyped-def]
+    if count == LANES:
+        store(array, at, vector)
     else:
-        for j in range(LANES):
-            rows[_DT + j] = rows[_Z + j]
-            rows[_X + j] = rows[_DT + j] * rows[_U + j]
-
-
-@_compile
-def _advance(h, rates, B, C, is_first, rows):  # type: ignore[no-untyped-def]
-    """One step of the state; h and rates are [S, LANES], B and C [S]. Adds C h to row Y."""
-    for s in range(B.size):
-        b, c = B[s], C[s]
-        h_row, rate_row = h[s * LANES : (s + 1) * LANES], rates[s * LANES : (s + 1) * LANES]
-        if is_first:
-            for j in range(LANES):
-                h_row[j] = rows[_X + j] * b
-                rows[_Y + j] += h_row[j] * c
-        else:
-            for j in range(LANES):
-                h_row[j] = _exp2(rows[_DT + j] * rate_row[j]) * h_row[j] + rows[_X + j] * b
-                rows[_Y + j] += h_row[j] * c
-
-
-@_compile
-def _read_state(state, h):  # type: ignore[no-untyped-def]
-    """[channels, S] into [S, LANES], both flat; the padding is zeros."""
-    num_places = h.size // LANES
-    count = state.size // num_places
-    for s in range(num_places):
-        row = h[s * LANES : (s + 1) * LANES]
+        store(padded, 0, vector)
         for j in range(count):
-            row[j] = state[j * num_places + s]
-        for j in range(count, LANES):
-            row[j] = _ZERO
+            put(array, at + j, get(padded, j))
 
 
-@_compile
-def _write_state(h, state):  # type: ignore[no-untyped-def]
-    """The reverse of `_read_state`."""
-    num_places = h.size // LANES
-    for j in range(state.size // num_places):
-        part = state[j * num_places : (j + 1) * num_places]
+@_inlined
+def _read_state(state, at, count, num_places, h, h_at, stride):  # type: ignore[no-untyped-def]
+    """[count, S] of a flat array into S vectors of h, `stride` apart."""
+    if count == LANES and num_places % _TILE == 0:
+        for s in range(0, num_places, _TILE):
+            for j in range(0, LANES, _TILE):
+                transpose_8x8(state, at + j * num_places + s, num_places, h, h_at + s * stride + j, stride)
+    else:
         for s in range(num_places):
-            part[s] = h[s * LANES + j]
+            for j in range(LANES):
+                put(h, h_at + s * stride + j, get(state, at + j * num_places + s) if j < count else _ZERO)
+
+
+@_inlined
+def _write_state(h, h_at, stride, count, num_places, state, at):  # type: ignore[no-untyped-def]
+    """The reverse of `_read_state`."""
+    if count == LANES and num_places % _TILE == 0:
+        for j in range(0, LANES, _TILE):
+            for s in range(0, num_places, _TILE):
+                transpose_8x8(h, h_at + s * stride + j, stride, state, at + j * num_places + s, num_places)
+    else:
+        for j in range(count):
+            for s in range(num_places):
+                put(state, at + j * num_places + s, get(h, h_at + s * stride + j))
+
+
+@_inlined
+def _copy_state(source, source_at, num_places, h, h_at, stride):  # type: ignore[no-untyped-def]
+    """S vectors into S vectors of h, `stride` apart."""
+    for s in range(num_places):
+        store(h, h_at + s * stride, load(source, source_at + s * LANES))
+
+
+@_inlined
+def _at(rows, r, t):  # type: ignore[no-untyped-def]
+    """Where the entries of track r at step t begin in (flat array, stride of r, stride of t)."""
+    return r * rows[1] + t * rows[2]
+
+
+@_inlined
+def _advance(h, at, rates, rate_at, B, B_at, C, C_at, num_places, step, x, y, from_zeros):  # type: ignore[no-untyped-def]
+    """One step of the state, S vectors in h; gives y + C h."""
+    if from_zeros:
+        for s in range(num_places):
+            new = x * spread(get(B, B_at + s))
+            store(h, at + s * LANES, new)
+            y = fma(new, spread(get(C, C_at + s)), y)
+    else:
+        for s in range(num_places):
+            decay = exp2(step * load(rates, rate_at + s * LANES))
+            new = fma(decay, load(h, at + s * LANES), x * spread(get(B, B_at + s)))
+            store(h, at + s * LANES, new)
+            y = fma(new, spread(get(C, C_at + s)), y)
+    return y
+
+
+def scan_room(num_groups: int, num_places: int) -> int:
+    """Floats that `scan` needs to work in."""
+    return LANES * (1 + num_groups * num_places)
 
 
 @_compile
-def scan(tracks, blocks, sizes, u, delta, rates, B, C, D, z, bias, softplus, state, y, last_state):  # type: ignore[no-untyped-def]
-    """Fills y and the last state for a range of tracks and blocks of channels.
+def scan(tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus, state, y, last_state, room):  # type: ignore[no-untyped-def]
+    """Fills y and the last state for a range of tracks and groups of channels.
 
-    u, delta, B, C, z are (flat array, stride of r, stride of t); rates [blocks, S * LANES], D and bias [blocks, LANES];
-    an absent D, z or state has no entries; state, y and last_state are flat.
+    u, delta, B, C, z come as (address, stride of r, stride of t), all else as the address of a tensor without gaps:
+    rates [groups, S, LANES], D and bias [groups, LANES], state, y, last_state. 0 means absent. `room` has `scan_room`
+    floats.
     """
     num_steps, num_channels, num_places = sizes
-    rows = np.zeros(_FORWARD_ROWS * LANES, np.float32)
-    carried = np.empty((blocks[1] - blocks[0], num_places * LANES), np.float32)
-    has_D, has_z, has_state = D.size > 0, z[0].size > 0, state.size > 0
+    group_size = num_places * LANES
+    padded, carried = room, room + 4 * LANES
     for r in range(tracks[0], tracks[1]):
         for first_step in range(0, num_steps, CHUNK):
             past_step = min(first_step + CHUNK, num_steps)
-            for block in range(blocks[0], blocks[1]):
-                channel = block * LANES
+            for group in range(groups[0], groups[1]):
+                channel, h_at, rate_at = group * LANES, (group - groups[0]) * group_size, group * group_size
                 count = min(LANES, num_channels - channel)
-                h, state_at = carried[block - blocks[0]], (r * num_channels + channel) * num_places
-                if first_step == 0 and has_state:
-                    _read_state(state[state_at : state_at + count * num_places], h)
+                state_at = (r * num_channels + channel) * num_places
+                if first_step == 0 and state != 0:
+                    _read_state(state, state_at, count, num_places, carried, h_at, LANES)
                 for t in range(first_step, past_step):
-                    u_at, delta_at = r * u[1] + t * u[2] + channel, r * delta[1] + t * delta[2] + channel
-                    _load_step(u[0], u_at, delta[0], delta_at, count, bias[block], softplus, rows)
-                    _start_output(D, block, has_D, rows)
-                    B_t, C_t = _places(B, C, r, t, num_places)
-                    _advance(h, rates[block], B_t, C_t, t == 0 and not has_state, rows)
-                    if has_z:
-                        _load(z[0], r * z[1] + t * z[2] + channel, count, rows[_Z:])
-                        for j in range(LANES):
-                            rows[_Y + j] *= rows[_Z + j] * _sigmoid(rows[_Z + j])
-                    _store(rows[_Y:], count, y, (r * num_steps + t) * num_channels + channel)
+                    u_t = _load_some(u[0], _at(u, r, t) + channel, count, padded)
+                    step = _load_some(delta[0], _at(delta, r, t) + channel, count, padded) + load(bias, channel)
+                    if has_softplus:
+                        step = softplus(step)
+                    y_t = load(D, channel) * u_t if D != 0 else spread(_ZERO)
+                    y_t = _advance(
+                        carried, h_at, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t), num_places,
+                        step, step * u_t, y_t, t == 0 and state == 0,
+                    )  # fmt: skip
+                    if z[0] != 0:
+                        gate = _load_some(z[0], _at(z, r, t) + channel, count, padded)
+                        y_t = y_t * (gate * sigmoid(gate))
+                    _store_some(y, (r * num_steps + t) * num_channels + channel, count, y_t, padded)
                 if past_step == num_steps:
-                    _write_state(h, last_state[state_at : state_at + count * num_places])
+                    _write_state(carried, h_at, LANES, count, num_places, last_state, state_at)
 
 
-@_compile
-def _start_output(D, block, has_D, rows):  # type: ignore[no-untyped-def]
-    if has_D:
-        D_block = D[block]
-        for j in range(LANES):
-            rows[_Y + j] = D_block[j] * rows[_U + j]
+@_inlined
+def _advance_and_keep(past, i, rates, rate_at, B, B_at, C, C_at, num_places, step, x, y, from_zeros):  # type: ignore[no-untyped-def]
+    """As `_advance`, from past[i] to past[i + 1], each [S, 2, LANES]: the state, and the decay that led to it."""
+    before = i * num_places * 2 * LANES
+    after = before + num_places * 2 * LANES
+    if from_zeros:
+        for s in range(num_places):
+            new = x * spread(get(B, B_at + s))
+            store(past, after + s * 2 * LANES, new)
+            y = fma(new, spread(get(C, C_at + s)), y)
     else:
-        for j in range(LANES):
-            rows[_Y + j] = _ZERO
+        for s in range(num_places):
+            decay = exp2(step * load(rates, rate_at + s * LANES))
+            new = fma(decay, load(past, before + s * 2 * LANES), x * spread(get(B, B_at + s)))
+            store(past, after + s * 2 * LANES, new)
+            store(past, after + (s * 2 + 1) * LANES, decay)
+            y = fma(new, spread(get(C, C_at + s)), y)
+    return y
 
 
-@_compile
-def _places(B, C, r, t, num_places):  # type: ignore[no-untyped-def]
-    """B and C of one step of a track."""
-    B_at, C_at = r * B[1] + t * B[2], r * C[1] + t * C[2]
-    return B[0][B_at : B_at + num_places], C[0][C_at : C_at + num_places]
+@_inlined
+def _retreat(past, i, adjoint, at, rates, rate_at, B, B_at, C, C_at, num_places, step, x, dy, dBC, from_zeros):  # type: ignore[no-untyped-def]
+    """The reverse of a step; gradients of x = Delta u, and of Delta by way of the decay.
+
+    adjoint [S, 2, LANES] holds the gradient of the state and, added up, that of A; dBC [CHUNK, S, 2, LANES] those of B
+    and C, added up lane by lane.
+    """
+    before, after, sums = i * num_places * 2 * LANES, (i + 1) * num_places * 2 * LANES, i * num_places * 2 * LANES
+    dx, dstep = spread(_ZERO), spread(_ZERO)
+    for s in range(num_places):
+        pair = s * 2 * LANES
+        dh = fma(dy, spread(get(C, C_at + s)), load(adjoint, at + pair))
+        store(dBC, sums + pair, fma(dh, x, load(dBC, sums + pair)))
+        store(dBC, sums + pair + LANES, fma(dy, load(past, after + pair), load(dBC, sums + pair + LANES)))
+        dx = fma(dh, spread(get(B, B_at + s)), dx)
+        if not from_zeros:
+            dh = dh * load(past, after + pair + LANES)
+            store(adjoint, at + pair, dh)
+            dh = dh * load(past, before + pair)  # now the gradient of Delta A
+            dstep = fma(dh, load(rates, rate_at + s * LANES), dstep)
+            store(adjoint, at + pair + LANES, fma(dh, step, load(adjoint, at + pair + LANES)))
+    return dx, dstep * spread(_LN2)
 
 
-@_compile
-def _advance_and_keep(before, after, rates, B, C, is_first, rows):  # type: ignore[no-untyped-def]
-    """As `_advance`, from `before` to `after`, each [S, 2, LANES]: the state, and the decay that led to it."""
-    for s in range(B.size):
-        b, c = B[s], C[s]
-        old, new = before[2 * s * LANES : 2 * (s + 1) * LANES], after[2 * s * LANES : 2 * (s + 1) * LANES]
-        rate_row = rates[s * LANES : (s + 1) * LANES]
-        if is_first:
-            for j in range(LANES):
-                new[j] = rows[_X + j] * b
-                rows[_Y + j] += new[j] * c
+@_inlined
+def _find_starts(r, groups, sizes, u, delta, rates, B, C, bias, has_softplus, state, starts, padded):  # type: ignore[no-untyped-def]
+    """The state before every chunk of a track, in starts [chunks, groups, S, LANES]."""
+    num_steps, num_channels, num_places = sizes
+    group_size = num_places * LANES
+    chunk_size = (groups[1] - groups[0]) * group_size
+    for group in range(groups[0], groups[1]):
+        channel, h_at = group * LANES, (group - groups[0]) * group_size
+        if state != 0:
+            state_at, count = (r * num_channels + channel) * num_places, min(LANES, num_channels - channel)
+            _read_state(state, state_at, count, num_places, starts, h_at, LANES)
         else:
-            for j in range(LANES):
-                decay = _exp2(rows[_DT + j] * rate_row[j])
-                new[LANES + j] = decay
-                new[j] = decay * old[j] + rows[_X + j] * b
-                rows[_Y + j] += new[j] * c
-
-
-@_compile
-def _retreat(before, after, adjoint, rates, B, C, is_first, rows, dB, dC):  # type: ignore[no-untyped-def]
-    """The reverse of a step: adjoint [S, 2, LANES] holds the gradient of the state and, summed up, that of A."""
-    for s in range(B.size):
-        b, c = B[s], C[s]
-        db, dc = _ZERO, _ZERO
-        old, new = before[2 * s * LANES : 2 * (s + 1) * LANES], after[2 * s * LANES : 2 * (s + 1) * LANES]
-        adjoint_row, rate_row = adjoint[2 * s * LANES : 2 * (s + 1) * LANES], rates[s * LANES : (s + 1) * LANES]
-        if is_first:
-            for j in range(LANES):
-                dh = adjoint_row[j] + rows[_GY + j] * c
-                dc = _add_in_any_order(dc, rows[_GY + j] * new[j])
-                db = _add_in_any_order(db, dh * rows[_X + j])
-                rows[_GX + j] += dh * b
-        else:
-            for j in range(LANES):
-                dh = adjoint_row[j] + rows[_GY + j] * c
-                dc = _add_in_any_order(dc, rows[_GY + j] * new[j])
-                db = _add_in_any_order(db, dh * rows[_X + j])
-                rows[_GX + j] += dh * b
-                dh *= new[LANES + j]
-                adjoint_row[j] = dh
-                dh *= old[j]  # now the gradient of Delta A
-                rows[_GDT + j] += dh * rate_row[j]
-                adjoint_row[LANES + j] += dh * rows[_DT + j]
-        dB[s] += db
-        dC[s] += dc
-
-
-@_compile
-def _gate_backward(rows):  # type: ignore[no-untyped-def]
-    """From the gradient of y in row GY to that of C h + D u, and of z in row Y, which holds C h + D u; z in row GX."""
-    for j in range(LANES):
-        gate = rows[_GX + j]
-        sigmoid = _sigmoid(gate)
-        rows[_Y + j] *= rows[_GY + j] * sigmoid * (_ONE + gate * (_ONE - sigmoid))
-        rows[_GY + j] *= gate * sigmoid
-
-
-@_compile
-def _step_backward(D, block, has_D, softplus, sums, rows):  # type: ignore[no-untyped-def]
-    """du in row GX, ddelta in row GDT; adds to sums [2, LANES], the gradients of D and of the bias."""
-    for j in range(LANES):
-        rows[_GDT + j] = rows[_GDT + j] * _LN2 + rows[_GX + j] * rows[_U + j]
-        rows[_GX + j] *= rows[_DT + j]
-    if has_D:
-        D_block = D[block]
-        for j in range(LANES):
-            rows[_GX + j] += rows[_GY + j] * D_block[j]
-    if softplus:
-        for j in range(LANES):
-            rows[_GDT + j] *= _sigmoid(rows[_Z + j])
-    for j in range(LANES):
-        sums[j] += rows[_GY + j] * rows[_U + j]
-        sums[LANES + j] += rows[_GDT + j]
-
-
-@_compile
-def _copy_state(source, h, stride):  # type: ignore[no-untyped-def]
-    """[S, LANES] into the first row of each [S, stride]."""
-    for s in range(source.size // LANES):
-        row, source_row = h[s * stride : s * stride + LANES], source[s * LANES : (s + 1) * LANES]
-        for j in range(LANES):
-            row[j] = source_row[j]
-
-
-@_compile
-def _find_starts(tracks, r, blocks, sizes, u, delta, rates, B, C, bias, softplus, state, starts, rows):  # type: ignore[no-untyped-def]
-    """The state before every chunk of a track, in starts [chunks, blocks, S * LANES]."""
-    _, num_channels, num_places = sizes
-    has_state = state.size > 0
-    for block in range(blocks[0], blocks[1]):
-        if has_state:
-            channel = block * LANES
-            state_at = (r * num_channels + channel) * num_places
+            for s in range(num_places):
+                store(starts, h_at + s * LANES, spread(_ZERO))
+    for past_step in range(CHUNK, num_steps, CHUNK):
+        for group in range(groups[0], groups[1]):
+            channel, rate_at = group * LANES, group * group_size
             count = min(LANES, num_channels - channel)
-            _read_state(state[state_at : state_at + count * num_places], starts[0, block - blocks[0]])
-    for chunk in range(1, starts.shape[0]):
-        for block in range(blocks[0], blocks[1]):
-            channel = block * LANES
-            count = min(LANES, num_channels - channel)
-            h = starts[chunk, block - blocks[0]]
-            _copy_state(starts[chunk - 1, block - blocks[0]], h, LANES)
-            for t in range((chunk - 1) * CHUNK, chunk * CHUNK):
-                u_at, delta_at = r * u[1] + t * u[2] + channel, r * delta[1] + t * delta[2] + channel
-                _load_step(u[0], u_at, delta[0], delta_at, count, bias[block], softplus, rows)
-                _start_output(bias, block, False, rows)
-                B_t, C_t = _places(B, C, r, t, num_places)
-                _advance(h, rates[block], B_t, C_t, t == 0 and not has_state, rows)
+            from_at = (past_step // CHUNK - 1) * chunk_size + (group - groups[0]) * group_size
+            h_at = from_at + chunk_size
+            _copy_state(starts, from_at, num_places, starts, h_at, LANES)
+            for t in range(past_step - CHUNK, past_step):
+                u_t = _load_some(u[0], _at(u, r, t) + channel, count, padded)
+                step = _load_some(delta[0], _at(delta, r, t) + channel, count, padded) + load(bias, channel)
+                if has_softplus:
+                    step = softplus(step)
+                _advance(
+                    starts, h_at, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t), num_places,
+                    step, step * u_t, spread(_ZERO), t == 0 and state == 0,
+                )  # fmt: skip
+
+
+def backward_room(num_groups: int, num_steps: int, num_places: int) -> int:
+    """Floats that `scan_backward` needs to work in."""
+    num_chunks, longest = -(-num_steps // CHUNK), min(CHUNK, num_steps)
+    return LANES * (1 + 4 * longest + (4 * longest + 2 + num_chunks * num_groups) * num_places)
 
 
 @_compile
 def scan_backward(  # type: ignore[no-untyped-def]
-    tracks, blocks, sizes, u, delta, rates, B, C, D, z, bias, softplus, state, dy, dlast_state,
-    du, ddelta, dB, dC, dz, dstate, adjoints, sums,
+    tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus, state, dy, dlast_state,
+    du, ddelta, dB, dC, dz, dstate, adjoints, sums, room,
 ):  # fmt: skip
-    """All gradients for a range of tracks and blocks of channels; the arguments up to `state` as for `scan`.
+    """All gradients for a range of tracks and groups of channels; the arguments up to `state` as for `scan`.
 
-    dy is as u; du, ddelta, dz, dstate are flat and written, dB and dC flat and added to; dlast_state is flat or empty.
-    adjoints [blocks, S * 2 * LANES] and sums [blocks, 2 * LANES] come as zeros and leave with the gradients of A, D, bias.
+    dy comes as u does, all else without gaps. du, ddelta, dz, dstate, dB, dC are written. adjoints [groups, S, 2,
+    LANES] and sums [groups, 2, LANES] come as zeros and leave with the gradients of A, in the second of each pair, and
+    of D and the bias. `room` has `backward_room` floats.
     """
     num_steps, num_channels, num_places = sizes
+    group_size = num_places * LANES
     num_chunks, longest = (num_steps + CHUNK - 1) // CHUNK, min(CHUNK, num_steps)
-    kept = np.zeros((longest, _BACKWARD_ROWS * LANES), np.float32)
-    past = np.empty((longest + 1, num_places * 2 * LANES), np.float32)
-    starts = np.zeros((num_chunks, blocks[1] - blocks[0], num_places * LANES), np.float32)
-    zeros = np.zeros(num_places * LANES, np.float32)
-    h = np.empty(num_places * LANES, np.float32)
-    has_D, has_z, has_state, has_dlast = D.size > 0, z[0].size > 0, state.size > 0, dlast_state.size > 0
+    chunk_size = (groups[1] - groups[0]) * group_size
+    padded, kept = room, room + 4 * LANES  # kept: delta + bias, Delta, u, C h + D u of each step
+    past = kept + 4 * longest * 4 * LANES
+    dBC = past + 4 * (longest + 1) * 2 * group_size
+    starts = dBC + 4 * longest * 2 * group_size
     for r in range(tracks[0], tracks[1]):
-        _find_starts(tracks, r, blocks, sizes, u, delta, rates, B, C, bias, softplus, state, starts, kept[0])
+        _find_starts(r, groups, sizes, u, delta, rates, B, C, bias, has_softplus, state, starts, padded)
         for chunk in range(num_chunks - 1, -1, -1):
             first_step, past_step = chunk * CHUNK, min((chunk + 1) * CHUNK, num_steps)
-            for block in range(blocks[0], blocks[1]):
-                channel = block * LANES
+            for i in range(2 * longest * num_places):
+                store(dBC, i * LANES, spread(_ZERO))
+            for group in range(groups[0], groups[1]):
+                channel, own, rate_at = group * LANES, group - groups[0], group * group_size
                 count = min(LANES, num_channels - channel)
-                state_at = (r * num_channels + channel) * num_places
-                adjoint = adjoints[block - blocks[0]]
-                if past_step == num_steps and has_dlast:
-                    _read_state(dlast_state[state_at : state_at + count * num_places], h)
-                    _copy_state(h, adjoint, 2 * LANES)
+                state_at, adjoint_at = (r * num_channels + channel) * num_places, 2 * own * group_size
+                if past_step == num_steps and dlast_state != 0:
+                    _read_state(dlast_state, state_at, count, num_places, adjoints, adjoint_at, 2 * LANES)
                 elif past_step == num_steps:
-                    _copy_state(zeros, adjoint, 2 * LANES)
-                _copy_state(starts[chunk, block - blocks[0]], past[0], 2 * LANES)
-                for t in range(first_step, past_step):
-                    i, rows = t - first_step, kept[t - first_step]
-                    u_at, delta_at = r * u[1] + t * u[2] + channel, r * delta[1] + t * delta[2] + channel
-                    _load_step(u[0], u_at, delta[0], delta_at, count, bias[block], softplus, rows)
-                    _start_output(D, block, has_D, rows)
-                    B_t, C_t = _places(B, C, r, t, num_places)
-                    _advance_and_keep(past[i], past[i + 1], rates[block], B_t, C_t, t == 0 and not has_state, rows)
-                for t in range(past_step - 1, first_step - 1, -1):
-                    i, rows = t - first_step, kept[t - first_step]
-                    at, BC_at = (r * num_steps + t) * num_channels + channel, (r * num_steps + t) * num_places
-                    _load(dy[0], r * dy[1] + t * dy[2] + channel, count, rows[_GY:])
-                    if has_z:
-                        _load(z[0], r * z[1] + t * z[2] + channel, count, rows[_GX:])
-                        _gate_backward(rows)
-                        _store(rows[_Y:], count, dz, at)
-                    for j in range(LANES):
-                        rows[_GX + j] = _ZERO
-                        rows[_GDT + j] = _ZERO
-                    B_t, C_t = _places(B, C, r, t, num_places)
-                    dB_t, dC_t = dB[BC_at : BC_at + num_places], dC[BC_at : BC_at + num_places]
-                    _retreat(
-                        past[i], past[i + 1], adjoint, rates[block], B_t, C_t,
-                        t == 0 and not has_state, rows, dB_t, dC_t,
-                    )  # fmt: skip
-                    _step_backward(D, block, has_D, softplus, sums[block - blocks[0]], rows)
-                    _store(rows[_GX:], count, du, at)
-                    _store(rows[_GDT:], count, ddelta, at)
-                if first_step == 0 and has_state:
                     for s in range(num_places):
-                        for j in range(LANES):
-                            h[s * LANES + j] = adjoint[2 * s * LANES + j]
-                    _write_state(h, dstate[state_at : state_at + count * num_places])
+                        store(adjoints, adjoint_at + s * 2 * LANES, spread(_ZERO))
+                _copy_state(starts, chunk * chunk_size + own * group_size, num_places, past, 0, 2 * LANES)
+                for t in range(first_step, past_step):
+                    i, from_zeros = t - first_step, t == 0 and state == 0
+                    u_t = _load_some(u[0], _at(u, r, t) + channel, count, padded)
+                    step = _load_some(delta[0], _at(delta, r, t) + channel, count, padded) + load(bias, channel)
+                    store(kept, i * 4 * LANES, step)
+                    if has_softplus:
+                        step = softplus(step)
+                    y_t = load(D, channel) * u_t if D != 0 else spread(_ZERO)
+                    y_t = _advance_and_keep(
+                        past, i, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t), num_places,
+                        step, step * u_t, y_t, from_zeros,
+                    )  # fmt: skip
+                    store(kept, (i * 4 + 1) * LANES, step)
+                    store(kept, (i * 4 + 2) * LANES, u_t)
+                    store(kept, (i * 4 + 3) * LANES, y_t)
+                for t in range(past_step - 1, first_step - 1, -1):
+                    i, from_zeros = t - first_step, t == 0 and state == 0
+                    at = (r * num_steps + t) * num_channels + channel
+                    step, u_t = load(kept, (i * 4 + 1) * LANES), load(kept, (i * 4 + 2) * LANES)
+                    dy_t = _load_some(dy[0], _at(dy, r, t) + channel, count, padded)
+                    if z[0] != 0:
+                        gate = _load_some(z[0], _at(z, r, t) + channel, count, padded)
+                        opened = sigmoid(gate)
+                        slope = opened * fma(gate, fma(opened, spread(-_ONE), spread(_ONE)), spread(_ONE))
+                        _store_some(dz, at, count, dy_t * load(kept, (i * 4 + 3) * LANES) * slope, padded)
+                        dy_t = dy_t * (gate * opened)
+                    dx, dstep = _retreat(
+                        past, i, adjoints, adjoint_at, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t),
+                        num_places, step, step * u_t, dy_t, dBC, from_zeros,
+                    )  # fmt: skip
+                    dstep = fma(dx, u_t, dstep)
+                    if has_softplus:
+                        dstep = dstep * sigmoid(load(kept, i * 4 * LANES))
+                    du_t = dx * step
+                    if D != 0:
+                        du_t = fma(dy_t, load(D, channel), du_t)
+                    _store_some(du, at, count, du_t, padded)
+                    _store_some(ddelta, at, count, dstep, padded)
+                    sums_at = own * 2 * LANES
+                    store(sums, sums_at, fma(dy_t, u_t, load(sums, sums_at)))
+                    store(sums, sums_at + LANES, dstep + load(sums, sums_at + LANES))
+                if first_step == 0 and state != 0:
+                    _write_state(adjoints, adjoint_at, 2 * LANES, count, num_places, dstate, state_at)
+            for t in range(first_step, past_step):
+                for s in range(num_places):
+                    lanes_at = ((t - first_step) * num_places + s) * 2 * LANES
+                    put(dB, (r * num_steps + t) * num_places + s, total(load(dBC, lanes_at)))
+                    put(dC, (r * num_steps + t) * num_places + s, total(load(dBC, lanes_at + LANES)))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,13 +58,14 @@ def _scan_op(
     delta_softplus: bool,
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    arrays = _arrays(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
+    inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
     y = torch.empty(u.shape, dtype=torch.float32)
     last_state = torch.empty((u.shape[0], *A.shape), dtype=torch.float32)
-    outputs = (y.view(-1).numpy(), last_state.view(-1).numpy())
 
     def run(part: _Part) -> None:
-        kernels.scan(part.tracks, part.blocks, (*u.shape[1:], A.shape[1]), *arrays, *outputs)
+        room = torch.empty(kernels.scan_room(part.num_groups, A.shape[1]), dtype=torch.float32)
+        outputs = (y.data_ptr(), last_state.data_ptr(), room.data_ptr())
+        kernels.scan(part.tracks, part.groups, inputs.sizes, *inputs.addresses, *outputs)
 
     _run(run, list(_parts(u.shape, A.shape[1])))
     return y.to(u.dtype), last_state
@@ -103,55 +103,36 @@ def _backward_op(
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients in the order of the inputs; that of an absent one has no entries."""
-    num_tracks, num_steps, num_channels = u.shape
-    num_places = A.shape[1]
-    arrays = _arrays(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
-    dy = _rows(grad_y)
-    dlast = np.empty(0, np.float32) if grad_state is None else _flat(grad_state)
+    inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
+    num_steps, num_channels, num_places = inputs.sizes
+    dy, dlast_state = inputs.rows(grad_y), inputs.flat(grad_state)
     parts = list(_parts(u.shape, num_places))
-    num_track_parts = 1 + max(part.track_part for part in parts)
-    num_block_parts = 1 + max(part.block_part for part in parts)
-    du, ddelta = torch.empty(u.shape), torch.empty(u.shape)
-    dz = torch.empty(u.shape if z is not None else 0)
-    dstate = torch.empty((num_tracks, num_channels, num_places) if state is not None else 0)
-    dB, dC = torch.zeros(2, num_block_parts, num_tracks, num_steps, num_places)
-    # The gradients of A, D and the bias, one copy for each share of the tracks: [..., block, S, 2, LANES].
-    adjoints = torch.zeros(num_track_parts, _num_blocks(num_channels), num_places, 2, LANES)
-    sums = torch.zeros(num_track_parts, _num_blocks(num_channels), 2, LANES)
-    outputs = (du.view(-1).numpy(), ddelta.view(-1).numpy())
-    more_outputs = (dz.view(-1).numpy(), dstate.view(-1).numpy())
+    num_track_parts, num_group_parts = parts[-1].track_part + 1, parts[-1].group_part + 1
+    du, ddelta, dz, dstate = (_empty_like(x) for x in (u, delta, z, state))
+    # Each share of the groups has its dB and dC, each share of the tracks its gradients of A, D and the bias.
+    dB, dC = (torch.empty(num_group_parts, *B.shape, dtype=torch.float32) for _ in "BC")
+    adjoints = torch.zeros(num_track_parts, _num_groups(num_channels), num_places, 2, LANES)
+    sums = torch.zeros(num_track_parts, _num_groups(num_channels), 2, LANES)
 
     def run(part: _Part) -> None:
-        dB_part, dC_part = dB[part.block_part].view(-1).numpy(), dC[part.block_part].view(-1).numpy()
-        own = slice(*part.blocks)
-        kernels.scan_backward(
-            part.tracks,
-            part.blocks,
-            (num_steps, num_channels, num_places),
-            *arrays,
-            dy,
-            dlast,
-            *outputs,
-            dB_part,
-            dC_part,
-            *more_outputs,
-            adjoints[part.track_part, own].flatten(1).numpy(),
-            sums[part.track_part, own].flatten(1).numpy(),
-        )
+        room = torch.empty(kernels.backward_room(part.num_groups, num_steps, num_places), dtype=torch.float32)
+        own = (part.track_part, part.groups[0])
+        shared = (du, ddelta, dB[part.group_part], dC[part.group_part], dz, dstate, adjoints[own], sums[own], room)
+        outputs = (x.data_ptr() for x in shared)
+        kernels.scan_backward(part.tracks, part.groups, inputs.sizes, *inputs.addresses, dy, dlast_state, *outputs)
 
     _run(run, parts)
     dA = adjoints[:, :, :, 1].sum(dim=0).movedim(1, 2).reshape(-1, num_places)[:num_channels]  # [D, S]
     dD, dbias = sums.sum(dim=0).movedim(1, 0).reshape(2, -1)[:, :num_channels]
-    empty = dA.new_empty(0)
     return (
         du.to(u.dtype),
         ddelta.to(delta.dtype),
         dA.to(A.dtype, copy=True),
         dB.sum(dim=0).to(B.dtype),
         dC.sum(dim=0).to(C.dtype),
-        empty if D is None else dD.to(D.dtype, copy=True),
+        dA.new_empty(0) if D is None else dD.to(D.dtype, copy=True),
         dz if z is None else dz.to(z.dtype),
-        empty.clone() if delta_bias is None else dbias.to(delta_bias.dtype, copy=True),
+        dA.new_empty(0) if delta_bias is None else dbias.to(delta_bias.dtype, copy=True),
         dstate if state is None else dstate.to(state.dtype),
     )
 
@@ -196,12 +177,16 @@ _scan_op.register_autograd(_differentiate, setup_context=_save_inputs)
 
 
 class _Part(NamedTuple):
-    """One thread's share: tracks and blocks from the first to before the last, and which share of each that is."""
+    """A thread's share: tracks and groups of channels, from the first to before the last; which share of each it is."""
 
     tracks: tuple[int, int]
-    blocks: tuple[int, int]
+    groups: tuple[int, int]
     track_part: int
-    block_part: int
+    group_part: int
+
+    @property
+    def num_groups(self) -> int:
+        return self.groups[1] - self.groups[0]
 
 
 def _parts(shape: torch.Size, num_places: int) -> Iterator[_Part]:
@@ -209,14 +194,14 @@ def _parts(shape: torch.Size, num_places: int) -> Iterator[_Part]:
     num_tracks, num_steps, num_channels = shape
     work = num_tracks * num_steps * num_channels * num_places
     num_threads = max(1, min(torch.get_num_threads(), work // MIN_WORK))
-    num_blocks = _num_blocks(num_channels)
+    num_groups = _num_groups(num_channels)
     track_parts = min(num_tracks, num_threads)
-    block_parts = min(num_blocks, -(-num_threads // track_parts)) if track_parts else 1
+    group_parts = min(num_groups, -(-num_threads // track_parts))
     for i in range(track_parts):
         tracks = (num_tracks * i // track_parts, num_tracks * (i + 1) // track_parts)
-        for k in range(block_parts):
-            blocks = (num_blocks * k // block_parts, num_blocks * (k + 1) // block_parts)
-            yield _Part(tracks, blocks, i, k)
+        for k in range(group_parts):
+            groups = (num_groups * k // group_parts, num_groups * (k + 1) // group_parts)
+            yield _Part(tracks, groups, i, k)
 
 
 def _run(function: Callable[[_Part], None], parts: list[_Part]) -> None:
@@ -233,60 +218,64 @@ def _pool(process_id: int, num_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_threads, thread_name_prefix="selective_scan")
 
 
-def _num_blocks(num_channels: int) -> int:
+def _num_groups(num_channels: int) -> int:
     return -(-num_channels // LANES)
 
 
-def _arrays(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    state: Tensor | None,
-) -> tuple[Any, ...]:
-    """The arguments `u` to `state` of the kernels."""
-    absent = torch.empty(0)
-    rates = _blocks(A.detach().float() * _LOG2E).movedim(1, 2).flatten(1).contiguous().numpy()  # [blocks, S * LANES]
-    bias = torch.zeros(u.shape[2]) if delta_bias is None else delta_bias
-    return (
-        _rows(u),
-        _rows(delta),
-        rates,
-        _rows(B),
-        _rows(C),
-        (absent.view(0, 0) if D is None else _blocks(D)).numpy(),
-        (absent.numpy(), 0, 0) if z is None else _rows(z),
-        _blocks(bias).numpy(),
-        delta_softplus,
-        absent.numpy() if state is None else _flat(state),
-    )
+def _empty_like(tensor: Tensor | None) -> Tensor:
+    return torch.empty(0 if tensor is None else tensor.shape, dtype=torch.float32)
 
 
-def _blocks(per_channel: Tensor) -> Tensor:
-    """[D, ...] as [blocks, LANES, ...], padded with zeros."""
+class _Inputs:
+    """The arguments `sizes` and `u` to `state` of the kernels; keeps the memory behind the addresses alive."""
+
+    def __init__(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+        state: Tensor | None,
+    ) -> None:
+        self._kept: list[Tensor] = []
+        self.sizes = (u.shape[1], u.shape[2], A.shape[1])
+        bias = torch.zeros(u.shape[2]) if delta_bias is None else delta_bias
+        self.addresses = (
+            self.rows(u),
+            self.rows(delta),
+            self.flat(_groups(A.detach().float() * _LOG2E).movedim(1, 2)),  # [groups, S, LANES]
+            self.rows(B),
+            self.rows(C),
+            0 if D is None else self.flat(_groups(D)),
+            (0, 0, 0) if z is None else self.rows(z),
+            self.flat(_groups(bias)),
+            delta_softplus,
+            self.flat(state),
+        )
+
+    def rows(self, tensor: Tensor) -> tuple[int, int, int]:
+        """[R, T, X] as (address, stride of r, stride of t): a view with a dense last axis is read without a copy."""
+        tensor = tensor.detach().float()
+        tensor = tensor if tensor.stride(2) == 1 else tensor.contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr(), tensor.stride(0), tensor.stride(1)
+
+    def flat(self, tensor: Tensor | None) -> int:
+        """The address of a tensor without gaps; 0 for None."""
+        if tensor is None:
+            return 0
+        self._kept.append(tensor.detach().float().contiguous())
+        return self._kept[-1].data_ptr()
+
+
+def _groups(per_channel: Tensor) -> Tensor:
+    """[D, ...] as [groups, LANES, ...], padded with zeros."""
     num_channels = per_channel.shape[0]
     rows = per_channel.detach().float().reshape(num_channels, -1)
     padded = F.pad(rows, (0, 0, 0, -num_channels % LANES))
     return padded.reshape(-1, LANES, *per_channel.shape[1:])
-
-
-def _rows(tensor: Tensor) -> tuple[np.ndarray[Any, Any], int, int]:
-    """[R, T, X] as (flat array, stride of r, stride of t): views along the last axis are read without a copy."""
-    tensor = tensor.detach().float()
-    if tensor.stride(2) != 1:
-        tensor = tensor.contiguous()
-    (num_tracks, num_steps, width), (by_track, by_step, _) = tensor.shape, tensor.stride()
-    if tensor.numel() == 0:
-        return np.empty(0, np.float32), 0, 0
-    extent = (num_tracks - 1) * by_track + (num_steps - 1) * by_step + width
-    return tensor.as_strided((extent,), (1,)).numpy(), by_track, by_step
-
-
-def _flat(tensor: Tensor) -> np.ndarray[Any, Any]:
-    flat: np.ndarray[Any, Any] = tensor.detach().float().contiguous().view(-1).numpy()
-    return flat
