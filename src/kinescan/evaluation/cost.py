@@ -18,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from kinescan.errors import ConfigError
 from kinescan.evaluation.mode import in_evaluation
+from kinescan.layers.bimamba import BidirectionalMamba
 from kinescan.layers.class_token import TemporalMix
 from kinescan.layers.mamba import Mamba
 from kinescan.models.classifier import VideoClassifier
@@ -247,8 +248,9 @@ _FORMULAS: Mapping[str, Callable[..., Macs]] = {
 
 def _temporal_macs(module: nn.Module, tokens: Tensor) -> Macs:
     """Filters over time that are written as sums of shifted frames, which no operation shows."""
-    if isinstance(module, Mamba):
-        return Macs(temporal=math.prod(tokens.shape[:2]) * module.inner_width * module.conv1d.kernel_size[0])
+    if isinstance(module, Mamba | BidirectionalMamba):
+        taps = module.conv1d.kernel_size[0] * (2 if isinstance(module, BidirectionalMamba) else 1)
+        return Macs(temporal=math.prod(tokens.shape[:2]) * module.inner_width * taps)
     assert isinstance(module, TemporalMix)
     num_mixed = len(range(tokens.shape[2])[module.mixed_tokens(tokens.shape[2])])
     return Macs(temporal=math.prod(tokens.shape[:2]) * num_mixed * module.width * module.kernel_size)
@@ -276,7 +278,7 @@ def _everywhere_counted(model: nn.Module, part_names: list[str], counter: _MacCo
                 stack.callback(module.register_forward_pre_hook(enter(name)).remove)
                 stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         for module in model.modules():
-            if isinstance(module, Mamba | TemporalMix):
+            if isinstance(module, Mamba | BidirectionalMamba | TemporalMix):
                 stack.callback(module.register_forward_pre_hook(count_filter).remove)
         stack.enter_context(in_evaluation(model))
         yield

@@ -89,43 +89,73 @@ class Mamba(nn.Module):
             [R, T, width] and the state to go on with. Feeding a sequence in pieces gives what feeding it whole gives.
         """
         content, gate = self.in_proj(tokens).chunk(2, dim=-1)  # [R, T, D] each
-        content, conv_tail = self._convolve(content, None if state is None else state.conv_tail)
-        delta, write, read = self._scan_inputs(content)
-        out, scan = selective_scan(
-            content,
-            delta,
-            -torch.exp(_at_least_float32(self.A_log)),
-            write,
-            read,
-            D=_at_least_float32(self.D),
-            z=gate,
-            delta_bias=_at_least_float32(self.dt_proj.bias),
-            delta_softplus=True,
-            state=None if state is None else state.scan,
+        out, state = scan_branch(
+            content, gate, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D, state=state
         )
-        return self.out_proj(out.to(content.dtype)), MambaState(scan, conv_tail)
+        return self.out_proj(out), state
 
     def start_state(self, num_trajectories: int, like: Tensor) -> MambaState:
         """The state before the first step, for `num_trajectories` sequences, on the device of `like`."""
         scan: State = torch.zeros(num_trajectories, self.inner_width, self.state_size, device=like.device)
         return MambaState(scan, like.new_zeros(num_trajectories, self.conv1d.kernel_size[0] - 1, self.inner_width))
 
-    def _convolve(self, content: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor]:
-        taps = self.conv1d.weight.squeeze(1).to(content.dtype)  # [D, k]
-        num_steps, kernel = content.shape[1], taps.shape[1]
-        if tail is None:
-            tail = content.new_zeros(content.shape[0], kernel - 1, content.shape[2])
-        padded = torch.cat([tail.to(content.dtype), content], dim=1)
-        assert self.conv1d.bias is not None
-        # Sums of shifted copies: sequences are short and channels last, where conv1d would transpose twice.
-        mixed = self.conv1d.bias.to(content.dtype) + padded[:, :num_steps] * taps[:, 0]
-        for k in range(1, kernel):
-            mixed = torch.addcmul(mixed, padded[:, k : k + num_steps], taps[:, k])
-        return F.silu(mixed), padded[:, num_steps:]
 
-    def _scan_inputs(self, content: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        low_rank, write, read = self.x_proj(content).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
-        return F.linear(low_rank, self.dt_proj.weight), write, read
+def scan_branch(
+    content: Tracks,
+    gate: Tracks,
+    conv1d: nn.Conv1d,
+    x_proj: nn.Linear,
+    dt_proj: nn.Linear,
+    log_rates: Tensor,
+    skip: Tensor,
+    *,
+    state: MambaState | None = None,
+) -> tuple[Tracks, MambaState]:
+    """What lies between the two projections of a block: causal convolution, selective scan, gate.
+
+    Args:
+        content: [R, T, D], what is convolved and scanned.
+        gate: [R, T, D].
+        conv1d: depthwise, k taps.
+        x_proj: D -> rank of the step sizes + 2 * S.
+        dt_proj: rank -> D; its bias goes into the scan.
+        log_rates: [D, S], log(-A).
+        skip: [D], the way past the state.
+        state: where the sequences go on from; None: they start here.
+
+    Returns:
+        [R, T, D] in the dtype of `content`, and the state to go on with.
+    """
+    content, conv_tail = _convolve(content, conv1d, None if state is None else state.conv_tail)
+    state_size = log_rates.shape[1]
+    low_rank, write, read = x_proj(content).split([dt_proj.in_features, state_size, state_size], dim=-1)
+    out, scan = selective_scan(
+        content,
+        F.linear(low_rank, dt_proj.weight),
+        -torch.exp(_at_least_float32(log_rates)),
+        write,
+        read,
+        D=_at_least_float32(skip),
+        z=gate,
+        delta_bias=_at_least_float32(dt_proj.bias),
+        delta_softplus=True,
+        state=None if state is None else state.scan,
+    )
+    return out.to(content.dtype), MambaState(scan, conv_tail)
+
+
+def _convolve(content: Tensor, conv1d: nn.Conv1d, tail: Tensor | None) -> tuple[Tensor, Tensor]:
+    taps = conv1d.weight.squeeze(1).to(content.dtype)  # [D, k]
+    num_steps, kernel = content.shape[1], taps.shape[1]
+    if tail is None:
+        tail = content.new_zeros(content.shape[0], kernel - 1, content.shape[2])
+    padded = torch.cat([tail.to(content.dtype), content], dim=1)
+    assert conv1d.bias is not None
+    # Sums of shifted copies: sequences are short and channels last, where conv1d would transpose twice.
+    mixed = conv1d.bias.to(content.dtype) + padded[:, :num_steps] * taps[:, 0]
+    for k in range(1, kernel):
+        mixed = torch.addcmul(mixed, padded[:, k : k + num_steps], taps[:, k])
+    return F.silu(mixed), padded[:, num_steps:]
 
 
 def _at_least_float32(parameter: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -11,7 +11,7 @@ from kinescan.models import saved_model
 from kinescan.models.hub import upload
 from kinescan.models.model_card import model_card
 from kinescan.models.saved_model import SavedModel
-from kinescan.models.weights import Checkpoint, LoadReport, Pretrained, read_vision_tower
+from kinescan.models.weights import Checkpoint, LoadReport, Pretrained, load_pretrained, read_vision_tower
 from kinescan.preprocessing import Preprocessing
 from kinescan.settings import build_settings, to_plain
 from kinescan.shapes import Clip, Logits
@@ -57,6 +57,10 @@ class VideoClassifier(nn.Module, ABC):
     """
 
     config_class: ClassVar[type[Any]]
+    interpolated: ClassVar[frozenset[str]] = frozenset({"image_size"})
+    """Sizes that may differ from those of the weights: `load` interpolates."""
+    usual_preprocessing: ClassVar[Mapping[str, Any]] = {}
+    """Fields of `Preprocessing` that are usual for this class where nothing else tells them."""
     config: ClassifierConfig
     load_report: LoadReport | None
 
@@ -72,7 +76,7 @@ class VideoClassifier(nn.Module, ABC):
         self.name = name
         self.config = config
         self.labels = _checked_labels(labels, config.num_classes)
-        self.preprocessing = preprocessing or Preprocessing(size=config.image_size)
+        self.preprocessing = preprocessing or Preprocessing(size=config.image_size, **self.usual_preprocessing)
         self.load_report = None
         if self.preprocessing.size != config.image_size:
             raise ConfigError(
@@ -106,6 +110,22 @@ class VideoClassifier(nn.Module, ABC):
             CheckpointError: the checkpoint fits nothing in such a model.
         """
         return read_vision_tower(checkpoint, prefix="vit.")
+
+    def load(self, pretrained: Pretrained, *, skip: tuple[str, ...] = ()) -> LoadReport:
+        """Takes up weights that `translate` gave, brought to this model's sizes.
+
+        Args:
+            pretrained: weights under the model's names.
+            skip: prefixes of names to leave out, such as the head of other classes.
+
+        Raises:
+            CheckpointError: a tensor does not fit, or none does.
+        """
+        return load_pretrained(self, pretrained, skip=skip)
+
+    def saved_part(self) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+        """The tensors that `save_pretrained` writes, and what they belong on top of: here all, and None."""
+        return self.state_dict(), None
 
     @property
     def num_parameters(self) -> int:
@@ -148,12 +168,14 @@ class VideoClassifier(nn.Module, ABC):
             CheckpointError: the folder cannot be written.
             ConfigError: labels were changed and no longer fit the config.
         """
+        tensors, base = self.saved_part()
         saved = SavedModel(
             kinescan_version=__version__,
             model=self.name,
             config=to_plain(self.config),
             labels=list(_checked_labels(self.labels, self.config.num_classes)),
             preprocessing=to_plain(self.preprocessing),
+            base=base,
         )
         card = model_card(
             name=saved.model,
@@ -162,7 +184,7 @@ class VideoClassifier(nn.Module, ABC):
             preprocessing=saved.preprocessing,
             num_parameters=self.num_parameters,
         )
-        saved_model.write(Path(folder), saved, self.state_dict(), card)
+        saved_model.write(Path(folder), saved, tensors, card)
 
     @classmethod
     def from_pretrained(cls: type[Classifier], source: str | Path, *, revision: str | None = None) -> Classifier:

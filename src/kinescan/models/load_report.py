@@ -10,11 +10,13 @@ class LoadReport:
 
     Attributes:
         source: where they came from.
-        layout: whose names they had: "openai", "open_clip", "hugging_face", "timm" or "kinescan".
+        layout: whose names they had: "openai", "open_clip", "hugging_face", "timm", "videomamba", "videomamba_image"
+            or "kinescan".
         loaded: names in the model that were filled.
         missing: names in the model that the checkpoint has nothing for; they keep their start values.
         unexpected: names in the checkpoint that were not used.
-        resized: names in the model whose values were interpolated to its image size.
+        resized: names in the model whose values were interpolated or inflated to its sizes.
+        notes: what was changed and how, a sentence each.
 
     Example:
         >>> print(LoadReport(source="vit.pt", layout="openai", loaded=("proj",), missing=("head.weight",)))
@@ -27,6 +29,7 @@ class LoadReport:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     resized: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
@@ -34,6 +37,7 @@ class LoadReport:
             f"{len(self.missing)} missing{_named(self.missing)}, "
             f"{len(self.unexpected)} left over{_named(self.unexpected)}, "
             f"{len(self.resized)} resized{_named(self.resized)}"
+            + "".join(f"; {note}" for note in self.notes)
         )
 
 

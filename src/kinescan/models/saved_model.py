@@ -31,6 +31,7 @@ class SavedModel:
         config: every field of the model's config.
         labels: class names in the order of the logits.
         preprocessing: every field of `Preprocessing`.
+        base: for a tuned part, the weights that it belongs to: "source" and "sha256"; None for a whole model.
     """
 
     kinescan_version: str
@@ -38,6 +39,7 @@ class SavedModel:
     config: dict[str, Any]
     labels: list[str]
     preprocessing: dict[str, Any]
+    base: dict[str, Any] | None = None
 
 
 def locate(source: str | Path, *, revision: str | None = None) -> Path:
@@ -88,7 +90,8 @@ def read_config(folder: Path) -> SavedModel:
         raise CheckpointError(
             f"{path}: {', '.join(wrong)} is missing or of the wrong kind. It is damaged; save or fetch the model again."
         )
-    return SavedModel(kinescan_version=content["kinescan_version"], **{key: content[key] for key in kinds})
+    named = {key: content[key] for key in kinds}
+    return SavedModel(kinescan_version=content["kinescan_version"], base=content.get("base"), **named)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -118,7 +121,8 @@ def write(folder: Path, saved: SavedModel, weights: Mapping[str, Tensor], card: 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(separate(weights), aside[WEIGHTS_FILE], metadata={"format": "pt"})
-        aside[CONFIG_FILE].write_text(json.dumps(asdict(saved), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        content = {key: value for key, value in asdict(saved).items() if value is not None}
+        aside[CONFIG_FILE].write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         aside[CARD_FILE].write_text(card, encoding="utf-8")
         # safetensors makes files that only their owner may read.
         shutil.copymode(aside[CONFIG_FILE], aside[WEIGHTS_FILE])

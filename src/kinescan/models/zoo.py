@@ -9,7 +9,8 @@ from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models import saved_model
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.pks4 import PKS4
-from kinescan.models.weights import Pretrained, load_pretrained, open_checkpoint
+from kinescan.models.videomamba import VideoMamba
+from kinescan.models.weights import Pretrained, open_checkpoint
 from kinescan.preprocessing import Preprocessing
 from kinescan.settings import build_settings, closest, to_plain
 
@@ -41,6 +42,12 @@ _L14 = {
 _TI16 = {"width": 192, "heads": 3, "mlp_dim": 768, "embed_dim": 192}
 _AVERAGING = {"scanner": False, "correlation": False, "variation": False, "class_token_route": "none"}
 
+_VIDEOMAMBA: dict[str, dict[str, Any]] = {
+    "videomamba_tiny": {"width": 192, "depth": 24},
+    "videomamba_small": {"width": 384, "depth": 24},
+    "videomamba_middle": {"width": 576, "depth": 32},
+}
+
 MODELS: dict[str, Architecture] = {
     "vit_ti16": Architecture(PKS4, _TI16 | _AVERAGING),
     "vit_b16": Architecture(PKS4, _AVERAGING),
@@ -48,6 +55,7 @@ MODELS: dict[str, Architecture] = {
     "pks4_vit_ti16": Architecture(PKS4, _TI16),
     "pks4_vit_b16": Architecture(PKS4),
     "pks4_vit_l14": Architecture(PKS4, _L14),
+    **{name: Architecture(VideoMamba, sizes) for name, sizes in _VIDEOMAMBA.items()},
 }
 
 
@@ -103,10 +111,12 @@ def create_model(
     pretrained = None
     if weights is not None:
         pretrained = architecture.model.translate(open_checkpoint(weights))
-        _refuse_contradictions(name, pretrained, options)
+        _refuse_contradictions(name, architecture, pretrained, options)
     asked = to_plain(preprocessing) if isinstance(preprocessing, Preprocessing) else dict(preprocessing or {})
     if "size" in asked:
         options = {"image_size": asked["size"], **options}
+    if "num_frames" in asked and "num_frames" in _fields(architecture):
+        options = {"num_frames": asked["num_frames"], **options}
     settings = _merge(name, architecture, pretrained, options)
     if labels is None and pretrained is not None and num_classes in (None, len(pretrained.labels or ())):
         labels = pretrained.labels
@@ -114,7 +124,12 @@ def create_model(
     if classes is not None:
         settings["num_classes"] = classes
     config = build_settings(architecture.model.config_class, settings)
-    prepared = {"size": config.image_size, **_inherited_preprocessing(name, pretrained), **asked}
+    usual = {**architecture.model.usual_preprocessing, "size": config.image_size}
+    inherited = _inherited_preprocessing(name, pretrained)
+    if "num_frames" in _fields(architecture):
+        usual["num_frames"] = config.num_frames
+        inherited.pop("num_frames", None)
+    prepared = {**usual, **inherited, **asked}
     model = architecture.model(
         config,
         name=name,
@@ -122,7 +137,7 @@ def create_model(
         preprocessing=build_settings(Preprocessing, prepared, where="preprocessing"),
     )
     if pretrained is not None:
-        model.load_report = load_pretrained(model, pretrained, skip=() if _same_head(model, pretrained) else ("head.",))
+        model.load_report = model.load(pretrained, skip=() if _same_head(model, pretrained) else ("head.",))
     return model
 
 
@@ -159,16 +174,22 @@ def _find(name: str) -> Architecture:
     return MODELS[name]
 
 
+def _fields(architecture: Architecture) -> list[str]:
+    return [key.name for key in dataclasses.fields(architecture.model.config_class)]
+
+
 def _refuse_unknown_options(name: str, architecture: Architecture, options: Mapping[str, Any]) -> None:
-    allowed = [key.name for key in dataclasses.fields(architecture.model.config_class) if key.name != "num_classes"]
+    allowed = [key for key in _fields(architecture) if key != "num_classes"]
     for option in options:
         if option not in allowed:
             raise ConfigError(f"{name} has no option {option!r}. {closest(option, allowed)}")
 
 
-def _refuse_contradictions(name: str, pretrained: Pretrained, options: Mapping[str, Any]) -> None:
+def _refuse_contradictions(
+    name: str, architecture: Architecture, pretrained: Pretrained, options: Mapping[str, Any]
+) -> None:
     # The image size may differ (positions are interpolated), and a projection may be left out.
-    free = {"image_size"} | ({"embed_dim"} if options.get("embed_dim", 0) is None else set())
+    free = architecture.model.interpolated | ({"embed_dim"} if options.get("embed_dim", 0) is None else set())
     for option, value in options.items():
         told = pretrained.sizes.get(option, value)
         if option not in free and told != value:
