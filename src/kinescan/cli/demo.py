@@ -91,7 +91,7 @@ def demo(
     output: str | Path = "runs/demo",
     *,
     recipes: str | Path = "recipes",
-    train_per_class: int = 100,
+    train_per_class: int = 160,
     test_per_class: int = 40,
     stills_per_epoch: int = STILLS_PER_EPOCH,
     overrides: Sequence[str] = (),
@@ -104,7 +104,7 @@ def demo(
     Args:
         output: folder of everything; an earlier demo in it is replaced.
         recipes: folder with the demo's recipes.
-        train_per_class: training files of each class.
+        train_per_class: training files of each motion; looks get half as many.
         test_per_class: held-out files of each class.
         stills_per_epoch: pictures in an epoch of the image training.
         overrides: "dotted.key=value", for every training run.
@@ -114,11 +114,16 @@ def demo(
     """
     output, recipes = _prepare(Path(output)), Path(recipes)
     clock = _Clock()
-    sizes = {"train_per_class": train_per_class, "test_per_class": test_per_class}
     with clock.part("data"):
         made = {
-            "motion": make_motion(output / "data" / "motion", MotionConfig(**sizes)),
-            "appearance": make_appearance(output / "data" / "appearance", AppearanceConfig(**sizes)),
+            "motion": make_motion(
+                output / "data" / "motion",
+                MotionConfig(train_per_class=train_per_class, test_per_class=test_per_class, workers=2),
+            ),
+            "appearance": make_appearance(
+                output / "data" / "appearance",
+                AppearanceConfig(train_per_class=-(-train_per_class // 2), test_per_class=test_per_class, workers=2),
+            ),
         }
     with clock.part("stills"):
         weights = _train_on_stills(load_recipe(recipes / "demo_stills.toml", overrides), output, stills_per_epoch)
@@ -233,7 +238,7 @@ def command(
         "runs/demo"
     ),
     recipes: Annotated[Path, typer.Option(help="Folder with the demo's recipes.")] = Path("recipes"),
-    train_per_class: Annotated[int, typer.Option(help="Training files of each class.", min=1)] = 100,
+    train_per_class: Annotated[int, typer.Option(help="Training files of each motion; looks get half.", min=1)] = 160,
     test_per_class: Annotated[int, typer.Option(help="Held-out files of each class.", min=1)] = 40,
     settings: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of every training run.")

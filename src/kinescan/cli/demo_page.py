@@ -58,8 +58,8 @@ def _verdict(averaging: Mapping[str, Any], pks4: Mapping[str, Any]) -> str:
 def draw_comparison(scores: Mapping[str, Any], path: Path) -> None:
     """Writes a PNG: bars of both models for both data sets, and for every pair."""
     first = scores["averaging"]
-    groups = ["motion\n12 classes", "appearance\n12 classes", *(pair.replace(" / ", "\n") for pair in first["pairs"])]
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    groups = ["motion", "appearance", *(pair.replace(" / ", "\n") for pair in first["pairs"])]
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for offset, (name, colour) in enumerate((("averaging", "#9aa5b1"), ("pks4", "#1f6fb2"))):
@@ -70,11 +70,11 @@ def draw_comparison(scores: Mapping[str, Any], path: Path) -> None:
         axes.bar_label(bars, fmt="%.0f", fontsize=8)
         if offset == 0:
             axes.set_xticks([place + 0.2 for place in places], groups, fontsize=8)
-    axes.plot([2.3, 1.9 + len(groups)], [50, 50], color="black", linewidth=0.8, linestyle=":")
+    axes.plot([2.3, len(groups) + 0.3], [50, 50], color="black", linewidth=0.8, linestyle=":")
     axes.set_ylim(0, 112)
     axes.set_ylabel("right, %")
-    axes.set_title("all classes, and within each pair of a motion and its reversal (dotted: a coin)", fontsize=10)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.set_title("all 12 classes, and within each pair of a motion and its reversal (dotted: a coin)", fontsize=10)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 
