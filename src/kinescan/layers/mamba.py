@@ -89,9 +89,7 @@ class Mamba(nn.Module):
             [R, T, width] and the state to go on with. Feeding a sequence in pieces gives what feeding it whole gives.
         """
         content, gate = self.in_proj(tokens).chunk(2, dim=-1)  # [R, T, D] each
-        out, state = scan_branch(
-            content, gate, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D, state=state
-        )
+        out, state = scan_branch(content, gate, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D, state=state)
         return self.out_proj(out), state
 
     def start_state(self, num_trajectories: int, like: Tensor) -> MambaState:

@@ -36,8 +36,7 @@ class LoadReport:
             f"{self.source} ({self.layout} layout): {len(self.loaded)} tensors loaded, "
             f"{len(self.missing)} missing{_named(self.missing)}, "
             f"{len(self.unexpected)} left over{_named(self.unexpected)}, "
-            f"{len(self.resized)} resized{_named(self.resized)}"
-            + "".join(f"; {note}" for note in self.notes)
+            f"{len(self.resized)} resized{_named(self.resized)}" + "".join(f"; {note}" for note in self.notes)
         )
 
 

@@ -218,8 +218,9 @@ class VideoMamba(VideoClassifier):
         preprocessing: Preprocessing | None = None,
     ) -> None:
         if preprocessing is None:
-            sizes = {"num_frames": config.num_frames, "size": config.image_size}
-            preprocessing = Preprocessing(**sizes, **self.usual_preprocessing)
+            preprocessing = Preprocessing(
+                num_frames=config.num_frames, size=config.image_size, **self.usual_preprocessing
+            )
         super().__init__(config, name=name, labels=labels, preprocessing=preprocessing)
         if self.preprocessing.num_frames != config.num_frames:
             raise ConfigError(

@@ -9,6 +9,15 @@ from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models import saved_model
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.pks4 import PKS4
+from kinescan.models.ssp import SSPVideoMamba
+from kinescan.models.tuned import TunedVideoMamba
+from kinescan.models.tuners import (
+    AdapterVideoMamba,
+    FullVideoMamba,
+    HeadOnlyVideoMamba,
+    STAdapterVideoMamba,
+    VPTVideoMamba,
+)
 from kinescan.models.videomamba import VideoMamba
 from kinescan.models.weights import Pretrained, open_checkpoint
 from kinescan.preprocessing import Preprocessing
@@ -48,6 +57,16 @@ _VIDEOMAMBA: dict[str, dict[str, Any]] = {
     "videomamba_middle": {"width": 576, "depth": 32},
 }
 
+TUNERS: dict[str, type[TunedVideoMamba]] = {
+    "ssp": SSPVideoMamba,
+    "full": FullVideoMamba,
+    "head_only": HeadOnlyVideoMamba,
+    "adapter": AdapterVideoMamba,
+    "st_adapter": STAdapterVideoMamba,
+    "vpt": VPTVideoMamba,
+}
+"""What may be trained of, or on top of, a VideoMamba; each gives the models TUNER_videomamba_SIZE."""
+
 MODELS: dict[str, Architecture] = {
     "vit_ti16": Architecture(PKS4, _TI16 | _AVERAGING),
     "vit_b16": Architecture(PKS4, _AVERAGING),
@@ -56,6 +75,11 @@ MODELS: dict[str, Architecture] = {
     "pks4_vit_b16": Architecture(PKS4),
     "pks4_vit_l14": Architecture(PKS4, _L14),
     **{name: Architecture(VideoMamba, sizes) for name, sizes in _VIDEOMAMBA.items()},
+    **{
+        f"{tuner}_{name}": Architecture(model, _VIDEOMAMBA[name])
+        for tuner, model in TUNERS.items()
+        for name in _VIDEOMAMBA
+    },
 }
 
 
@@ -136,20 +160,26 @@ def create_model(
         labels=labels,
         preprocessing=build_settings(Preprocessing, prepared, where="preprocessing"),
     )
+    if pretrained is None and isinstance(model, TunedVideoMamba) and not model.is_trained("cls_token"):
+        logger.warning("%s without weights: its frozen base is random. Give weights=... of a VideoMamba", name)
     if pretrained is not None:
         model.load_report = model.load(pretrained, skip=() if _same_head(model, pretrained) else ("head.",))
     return model
 
 
-def from_pretrained(source: str | Path, *, revision: str | None = None) -> VideoClassifier:
+def from_pretrained(
+    source: str | Path, *, revision: str | None = None, base: str | Path | None = None
+) -> VideoClassifier:
     """A model that `save_pretrained` wrote, whatever its class; on the CPU, in evaluation mode.
 
     Args:
         source: folder, or name on the Hugging Face hub (user/name).
         revision: branch, tag or commit on the hub.
+        base: for what was tuned on top of a frozen model: where that model's weights are now, if they were moved.
 
     Raises:
-        CheckpointError: the folder is missing or damaged, of a newer kinescan, or of a model unknown here.
+        CheckpointError: the folder is missing or damaged, of a newer kinescan, or of a model unknown here; or the base
+            is missing, another one, or not wanted.
 
     Example:
         >>> import tempfile
@@ -165,7 +195,12 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> Video
             f"{folder / saved_model.CONFIG_FILE}: unknown model {name!r}. {closest(name, MODELS)} "
             "If it is a newer one, upgrade: pip install -U kinescan"
         )
-    return MODELS[name].model.from_pretrained(folder)
+    model = MODELS[name].model
+    if base is None:
+        return model.from_pretrained(folder)
+    if not issubclass(model, TunedVideoMamba):
+        raise CheckpointError(f"{folder} holds a {name}, which is whole and needs no base. Leave base out.")
+    return model.from_pretrained(folder, base=base)
 
 
 def _find(name: str) -> Architecture:
