@@ -124,15 +124,16 @@ def _backward_op(
     _run(run, parts)
     dA = adjoints[:, :, :, 1].sum(dim=0).movedim(1, 2).reshape(-1, num_places)[:num_channels]  # [D, S]
     dD, dbias = sums.sum(dim=0).movedim(1, 0).reshape(2, -1)[:, :num_channels]
+    dA, dD, dbias = (x.clone(memory_format=torch.contiguous_format) for x in (dA, dD, dbias))
     return (
         du.to(u.dtype),
         ddelta.to(delta.dtype),
-        dA.to(A.dtype, copy=True),
+        dA.to(A.dtype),
         dB.sum(dim=0).to(B.dtype),
         dC.sum(dim=0).to(C.dtype),
-        dA.new_empty(0) if D is None else dD.to(D.dtype, copy=True),
+        dA.new_empty(0) if D is None else dD.to(D.dtype),
         dz if z is None else dz.to(z.dtype),
-        dA.new_empty(0) if delta_bias is None else dbias.to(delta_bias.dtype, copy=True),
+        dA.new_empty(0) if delta_bias is None else dbias.to(delta_bias.dtype),
         dstate if state is None else dstate.to(state.dtype),
     )
 

@@ -1,0 +1,48 @@
+import logging
+
+import pytest
+import torch
+
+from kinescan.errors import BackendError
+from kinescan.ops import backend
+from kinescan.ops.backend import choose_backend
+
+RUNS = {"numba": lambda like: None, "reference": lambda like: None}
+ON_GPU_ONLY = {"triton": lambda like: None if like.is_cuda else "it needs a GPU", "reference": lambda like: None}
+
+
+@pytest.fixture(autouse=True)
+def nothing_announced(monkeypatch):
+    monkeypatch.setattr(backend, "_announced", set())
+
+
+def test_first_backend_that_runs_is_chosen():
+    assert choose_backend("op", None, RUNS, torch.ones(1)) == "numba"
+    assert choose_backend("op", None, ON_GPU_ONLY, torch.ones(1)) == "reference"
+
+
+def test_backend_by_name_is_taken():
+    assert choose_backend("op", "reference", RUNS, torch.ones(1)) == "reference"
+
+
+def test_backend_by_name_that_cannot_run_says_why_and_which_can():
+    message = r"op: backend 'triton' cannot run on cpu with bfloat16: it needs a GPU. These can: reference\."
+    with pytest.raises(BackendError, match=message):
+        choose_backend("op", "triton", ON_GPU_ONLY, torch.ones(1, dtype=torch.bfloat16))
+
+
+def test_unknown_backend_names_the_known_ones():
+    with pytest.raises(BackendError, match=r"op: backend 'cuda': no such backend; there are: numba, reference\."):
+        choose_backend("op", "cuda", RUNS, torch.ones(1))
+    with pytest.raises(BackendError, match=r"backend 'triton': op has no such backend; there are: numba, reference\."):
+        choose_backend("op", "triton", RUNS, torch.ones(1))
+
+
+def test_choice_is_logged_once_for_each_device_and_dtype(caplog):
+    with caplog.at_level(logging.INFO, logger="kinescan"):
+        for dtype in (torch.float32, torch.float32, torch.bfloat16):
+            choose_backend("op", None, RUNS, torch.ones(1, dtype=dtype))
+    assert caplog.messages == [
+        "op runs with the numba backend on cpu, torch.float32",
+        "op runs with the numba backend on cpu, torch.bfloat16",
+    ]

@@ -1,0 +1,257 @@
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from kinescan.errors import BackendError, ShapeError
+from kinescan.ops import backend as backend_module
+from kinescan.ops import selective_scan, selective_scan_step
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "selective_scan.safetensors"
+# Against published values in float64: outputs (absolute, relative), gradients (of the largest entry).
+TOLERANCE = {torch.float64: (1e-10, 1e-9, 1e-8), torch.float32: (1e-5, 1e-5, 1e-4)}
+ARGUMENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+ALONG_TIME = ("u", "delta", "B", "C", "z")
+
+
+def draw(num_tracks, num_steps, num_channels, num_places, dtype=torch.float64, optional=True, state=True):
+    def normal(*shape):
+        return torch.randn(*shape, dtype=dtype)
+
+    tensors = {
+        "u": normal(num_tracks, num_steps, num_channels),
+        "delta": normal(num_tracks, num_steps, num_channels),
+        "A": -torch.exp(normal(num_channels, num_places)),
+        "B": normal(num_tracks, num_steps, num_places),
+        "C": normal(num_tracks, num_steps, num_places),
+    }
+    if optional:
+        tensors |= {"D": normal(num_channels), "z": normal(num_tracks, num_steps, num_channels)}
+        tensors["delta_bias"] = normal(num_channels)
+    if state:
+        tensors["state"] = normal(num_tracks, num_channels, num_places)
+    return tensors
+
+
+def assert_equals_published(values, case, dtype, backend):
+    absolute, relative, of_largest = TOLERANCE[dtype]
+    given = {n: values[f"{case}/{n}"].to(dtype) for n in ARGUMENTS if f"{case}/{n}" in values}
+    leaves = {n: x.clone().requires_grad_() for n, x in given.items()}
+    ours = {n: x.transpose(1, 2) if n in ALONG_TIME else x for n, x in leaves.items()}
+    y, state = selective_scan(**ours, delta_softplus="delta_bias" in given, backend=backend)
+    torch.testing.assert_close(y.transpose(1, 2).double(), values[f"{case}/out_f64"], atol=absolute, rtol=relative)
+    torch.testing.assert_close(state.double(), values[f"{case}/last_state_f64"], atol=absolute, rtol=relative)
+    grad_y = values[f"{case}/grad_out"].transpose(1, 2).to(dtype)
+    for name, grad in zip(leaves, torch.autograd.grad(y, list(leaves.values()), grad_y), strict=True):
+        expected = values[f"{case}/d{name}_f64"]
+        largest = expected.abs().max().item()
+        torch.testing.assert_close(grad.double(), expected, atol=of_largest * largest, rtol=0.0, msg=f"{case} d{name}")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "backend"), [(torch.float64, "reference"), (torch.float32, "reference"), (torch.float32, "numba")]
+)
+def test_equals_published_values(dtype, backend):
+    values = load_file(GOLDEN)
+    for case in sorted({key.split("/")[0] for key in values}):
+        assert_equals_published(values, case, dtype, backend)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "backend"), [(torch.float64, "reference"), (torch.float32, "reference"), (torch.float32, "numba")]
+)
+def test_equals_every_published_value(shared, dtype, backend):
+    values = load_file(shared / "fixtures" / "selective_scan.safetensors")
+    for case in sorted({key.split("/")[0] for key in values}):
+        assert_equals_published(values, case, dtype, backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_two_steps_by_hand(backend):
+    """Delta = 1, A = -ln 2 halves the state: h = 1 * 3 = 3, then 1.5 + 2 * 5 = 11.5; y = C h + D u."""
+    y, state = selective_scan(
+        u=torch.tensor([[[3.0], [5.0]]]),
+        delta=torch.ones(1, 2, 1),
+        A=torch.tensor([[-math.log(2.0)]]),
+        B=torch.tensor([[[1.0], [2.0]]]),
+        C=torch.tensor([[[10.0], [100.0]]]),
+        D=torch.tensor([7.0]),
+        delta_softplus=False,
+        backend=backend,
+    )
+    torch.testing.assert_close(y, torch.tensor([[[30.0 + 21.0], [1150.0 + 35.0]]]))
+    torch.testing.assert_close(state, torch.tensor([[[11.5]]]))
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_limits_of_the_decay(backend):
+    u, ones = torch.randn(2, 9, 5), torch.ones(2, 9, 5)
+    B = C = torch.ones(2, 9, 1)
+    forgets, _ = selective_scan(u, ones, torch.full((5, 1), -1e4), B, C, delta_softplus=False, backend=backend)
+    torch.testing.assert_close(forgets, u)
+    keeps, last = selective_scan(u, ones, torch.zeros(5, 1), B, C, delta_softplus=False, backend=backend)
+    torch.testing.assert_close(keeps, u.cumsum(dim=1))
+    torch.testing.assert_close(last[:, :, 0], u.sum(dim=1))
+
+
+@pytest.mark.parametrize("delta_softplus", [True, False])
+def test_reference_gradients_are_those_of_finite_differences(delta_softplus):
+    tensors = draw(2, 3, 2, 2)
+    tensors["delta"] = tensors["delta"].abs() + 0.1
+
+    def scan(*values):
+        return selective_scan(**dict(zip(tensors, values, strict=True)), delta_softplus=delta_softplus)
+
+    assert torch.autograd.gradcheck(scan, [x.requires_grad_() for x in tensors.values()])
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_pieces_give_what_the_whole_gives(backend):
+    tensors = draw(3, 41, 10, 4, dtype=torch.float32)
+    whole, last = selective_scan(**tensors, backend=backend)
+    for lengths in ([1] * 41, [16, 25], [40, 1], [7, 17, 17]):
+        state, start, pieces = tensors["state"], 0, []
+        for length in lengths:
+            cut = {n: x[:, start : start + length] if n in ALONG_TIME else x for n, x in tensors.items()}
+            y, state = selective_scan(**{**cut, "state": state}, backend=backend)
+            pieces.append(y)
+            start += length
+        torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(state, last, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_step_is_a_scan_of_one_step(backend):
+    tensors = draw(6, 1, 33, 16, dtype=torch.float32)
+    y, last = selective_scan(**tensors, backend=backend)
+    before = tensors["state"].clone()
+    row, state = selective_scan_step(
+        **{n: x[:, 0] if n in ALONG_TIME else x for n, x in tensors.items()}, backend=backend
+    )
+    assert torch.equal(row, y[:, 0])
+    assert torch.equal(state, last)
+    assert torch.equal(tensors["state"], before)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_future_does_not_reach_the_past(backend):
+    tensors = draw(2, 20, 7, 5, dtype=torch.float32)
+    y, _ = selective_scan(**tensors, backend=backend)
+    for name in ALONG_TIME:
+        changed = tensors[name].clone()
+        changed[:, 11:] += 1.0
+        y_changed, _ = selective_scan(**{**tensors, name: changed}, backend=backend)
+        assert torch.equal(y_changed[:, :11], y[:, :11])
+        assert not torch.equal(y_changed[:, 11:], y[:, 11:])
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_are_computed_in_float32(dtype, backend):
+    tensors = draw(2, 20, 12, 4, dtype=torch.float32)
+    tensors = {n: x.to(dtype) if n in ALONG_TIME else x for n, x in tensors.items()}
+    leaves = [x.requires_grad_() for x in tensors.values()]
+    wide = {n: x.detach().float().requires_grad_() for n, x in tensors.items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, state = selective_scan(**tensors, backend=backend)
+    expected, expected_state = selective_scan(**wide, backend=backend)
+    assert (y.dtype, state.dtype) == (dtype, torch.float32)
+    assert torch.equal(y, expected.to(dtype))
+    assert torch.equal(state, expected_state)
+    grad = torch.randn_like(y)
+    expected_grads = torch.autograd.grad(expected, list(wide.values()), grad.float())
+    for leaf, ours, theirs in zip(leaves, torch.autograd.grad(y, leaves, grad), expected_grads, strict=True):
+        assert ours.dtype == leaf.dtype
+        torch.testing.assert_close(ours, theirs.to(leaf.dtype))
+
+
+def test_nan_is_not_swallowed():
+    for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "state"):
+        tensors = draw(1, 4, 3, 2, dtype=torch.float32)
+        tensors[name].view(-1)[0] = math.nan
+        y, _ = selective_scan(**tensors, backend="numba")
+        assert y.isnan().any(), name
+
+
+def test_float64_runs_in_float64():
+    tensors = draw(1, 3, 4, 2)
+    y, state = selective_scan(**tensors)
+    assert y.dtype == state.dtype == torch.float64
+
+
+def test_backend_by_name_that_cannot_run_is_an_error():
+    tensors = draw(1, 3, 4, 2)
+    with pytest.raises(BackendError, match=r"selective_scan: backend 'numba' cannot run on cpu with float64"):
+        selective_scan(**tensors, backend="numba")
+    with pytest.raises(BackendError, match=r"selective_scan has no such backend; there are: numba, reference"):
+        selective_scan(**tensors, backend="blockwise")
+
+
+def test_choice_is_announced_once(caplog, monkeypatch):
+    monkeypatch.setattr(backend_module, "_announced", set())
+    tensors = draw(1, 3, 4, 2, dtype=torch.float32)
+    with caplog.at_level(logging.INFO, logger="kinescan"):
+        for _ in range(2):
+            selective_scan(**tensors)
+    assert caplog.messages == ["selective_scan runs with the numba backend on cpu, torch.float32"]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("u", (2, 3), r"u must be \[R, T, D\] with no empty axis, got \[2, 3\]"),
+        ("u", (2, 0, 4), r"u must be \[R, T, D\] with no empty axis, got \[2, 0, 4\]"),
+        ("A", (5, 3), r"A must be \[D, S\] with D = 4, as in u, got \[5, 3\]"),
+        ("delta", (2, 3, 5), r"delta must be \[R, T, D\] = \[2, 3, 4\] .* got \[2, 3, 5\]"),
+        ("B", (2, 3, 4), r"B must be \[R, T, S\] = \[2, 3, 6\] .* got \[2, 3, 4\]"),
+        ("C", (2, 6, 3), r"C must be \[R, T, S\] = \[2, 3, 6\] .* got \[2, 6, 3\]"),
+        ("D", (4, 1), r"D must be \[D\] = \[4\] .* got \[4, 1\]"),
+        ("z", (2, 4), r"z must be \[R, T, D\] = \[2, 3, 4\] .* got \[2, 4\]"),
+        ("delta_bias", (6,), r"delta_bias must be \[D\] = \[4\] .* got \[6\]"),
+        ("state", (2, 6, 4), r"state must be \[R, D, S\] = \[2, 4, 6\] .* got \[2, 6, 4\]"),
+    ],
+)
+def test_wrong_shape_is_named(name, shape, message):
+    with pytest.raises(ShapeError, match=message):
+        selective_scan(**{**draw(2, 3, 4, 6, dtype=torch.float32), name: torch.zeros(shape)})
+
+
+@pytest.mark.bad_input
+def test_wrong_dtype_or_device_is_named():
+    tensors = draw(2, 3, 4, 6, dtype=torch.float32)
+    with pytest.raises(ShapeError, match=r"B is float64 beside u in float32. .* float64 only where u is float64"):
+        selective_scan(**{**tensors, "B": tensors["B"].double()})
+    with pytest.raises(ShapeError, match=r"A is int64 beside u in float32. Give floating tensors"):
+        selective_scan(**{**tensors, "A": tensors["A"].long()})
+    with pytest.raises(ShapeError, match=r"z is on meta but u is on cpu. Move all tensors to one device"):
+        selective_scan(**{**tensors, "z": tensors["z"].to("meta")})
+
+
+@pytest.mark.bad_input
+def test_step_with_an_axis_of_time_is_an_error():
+    tensors = draw(2, 1, 4, 6, dtype=torch.float32)
+    with pytest.raises(ShapeError, match=r"u of a single step must have 2 axes, .* got \[2, 1, 4\]"):
+        selective_scan_step(**tensors)
+
+
+def test_options_are_what_torch_gives_for_them():
+    """The softplus of the step size, the gate and the skip in one, as a user would write them with torch."""
+    tensors = draw(4, 6, 8, 4, dtype=torch.float32)
+    y, _ = selective_scan(**tensors, backend="numba")
+    by_parts, _ = selective_scan(
+        tensors["u"],
+        functional.softplus(tensors["delta"] + tensors["delta_bias"]),
+        tensors["A"],
+        tensors["B"],
+        tensors["C"],
+        delta_softplus=False,
+        state=tensors["state"],
+        backend="numba",
+    )
+    gated = (by_parts + tensors["D"] * tensors["u"]) * functional.silu(tensors["z"])
+    torch.testing.assert_close(y, gated, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,264 @@
+import math
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+
+import numba as compiler
+import pytest
+import torch
+from torch.library import opcheck
+
+from kinescan.ops import selective_scan
+from kinescan.ops.selective_scan import kernels, numba
+
+OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+
+
+def draw(num_tracks, num_steps, num_channels, num_places, optional=True, state=True):
+    tensors = {
+        "u": torch.randn(num_tracks, num_steps, num_channels),
+        "delta": torch.randn(num_tracks, num_steps, num_channels),
+        "A": -torch.exp(torch.randn(num_channels, num_places)),
+        "B": torch.randn(num_tracks, num_steps, num_places),
+        "C": torch.randn(num_tracks, num_steps, num_places),
+    }
+    if optional:
+        tensors |= {"D": torch.randn(num_channels), "z": torch.randn(num_tracks, num_steps, num_channels)}
+        tensors["delta_bias"] = torch.randn(num_channels)
+    if state:
+        tensors["state"] = torch.randn(num_tracks, num_channels, num_places)
+    return tensors
+
+
+def run(tensors, backend, grad_y, grad_state, **options):
+    leaves = {n: x.detach().requires_grad_() for n, x in tensors.items()}
+    y, state = selective_scan(**leaves, **options, backend=backend)
+    outputs, grads = [y, state], [grad_y.to(y.dtype), grad_state.to(y.dtype)]
+    found = torch.autograd.grad(outputs, list(leaves.values()), grads)
+    return {"y": y.detach(), "state": state.detach()}, dict(zip(leaves, found, strict=True))
+
+
+def assert_matches_reference(tensors, **options):
+    """Outputs, last state and every gradient, for a loss of both outputs, against float64."""
+    grad_y = torch.randn(tensors["u"].shape)
+    grad_state = torch.randn(tensors["u"].shape[0], *tensors["A"].shape)
+    outputs, grads = run(tensors, "numba", grad_y, grad_state, **options)
+    double = {n: x.double() for n, x in tensors.items()}
+    expected, expected_grads = run(double, "reference", grad_y, grad_state, **options)
+    for name, value in outputs.items():
+        largest = max(1.0, expected[name].abs().max().item())
+        torch.testing.assert_close(
+            value.double(), expected[name], atol=OUTPUT_TOLERANCE * largest, rtol=OUTPUT_TOLERANCE, msg=name
+        )
+    for name, grad in grads.items():
+        largest = max(1e-30, expected_grads[name].abs().max().item())
+        error = (grad.double() - expected_grads[name]).abs().max().item()
+        assert error <= GRADIENT_TOLERANCE * largest, f"gradient of {name}: {error} of {largest}"
+
+
+@pytest.fixture
+def nan_memory():
+    """Fresh memory holds NaN, so that a value that nobody wrote shows."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 16, 17, 63, 100])
+@pytest.mark.parametrize(("num_channels", "num_places"), [(1, 1), (7, 4), (24, 16), (33, 17), (64, 16), (70, 8)])
+def test_matches_reference_at_every_size(num_steps, num_channels, num_places, nan_memory):
+    assert_matches_reference(draw(2, num_steps, num_channels, num_places))
+
+
+@pytest.mark.parametrize("absent", ["D", "z", "delta_bias", "state", "all"])
+@pytest.mark.parametrize("delta_softplus", [True, False])
+def test_matches_reference_without_optional_parts(absent, delta_softplus, nan_memory):
+    for num_steps in (1, 5, 35):
+        tensors = draw(3, num_steps, 40, 8, optional=absent != "all", state=absent != "all")
+        tensors.pop(absent, None)
+        if not delta_softplus:
+            tensors["delta"] = tensors["delta"].abs()
+            tensors["delta_bias"] = tensors["delta"].new_full((40,), 0.1)
+            if absent in ("delta_bias", "all"):
+                del tensors["delta_bias"]
+        assert_matches_reference(tensors, delta_softplus=delta_softplus)
+
+
+def test_reads_views_without_dense_tracks(nan_memory):
+    tensors = draw(4, 9, 48, 16)
+    both = torch.randn(4, 9, 96)
+    tensors["u"], tensors["z"] = both.chunk(2, dim=-1)
+    tensors["B"], tensors["C"] = torch.randn(9, 4, 40).transpose(0, 1).split([16, 24], dim=-1)
+    tensors["C"] = tensors["C"][..., :16]
+    tensors["delta"] = torch.randn(4, 48, 9).transpose(1, 2)
+    tensors["A"] = -torch.rand(16, 48).t()
+    tensors["D"] = torch.randn(1).expand(48)
+    tensors["state"] = torch.randn(4, 16, 48).transpose(1, 2)
+    assert_matches_reference(tensors)
+
+
+def test_gradient_through_one_output_alone():
+    tensors = {n: x.requires_grad_() for n, x in draw(2, 20, 8, 4).items()}
+    for part in (0, 1):
+        outputs = {backend: selective_scan(**tensors, backend=backend)[part] for backend in ("numba", "reference")}
+        weights = torch.randn_like(outputs["numba"])
+        grads = {
+            backend: torch.autograd.grad(output, list(tensors.values()), weights, allow_unused=True)
+            for backend, output in outputs.items()
+        }
+        for name, ours, expected in zip(tensors, *grads.values(), strict=True):
+            expected = torch.zeros_like(ours) if expected is None else expected
+            torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("delta", "rate"), [(-25.0, 1.0), (-8.0, 1e3), (0.0, 300.0), (30.0, 1.0), (90.0, 40.0), (1e4, 1e4), (-90.0, 1e-3)]
+)
+def test_extreme_step_sizes_and_rates(delta, rate):
+    """Decays from exactly 1 to exactly 0, softplus from exp(x) to x: all finite, gradients too."""
+    tensors = draw(2, 20, 40, 4)
+    tensors["delta"], tensors["A"] = tensors["delta"] + delta, rate * tensors["A"]
+    tensors["B"] = tensors["B"] / max(1.0, delta)
+    assert_matches_reference(tensors)
+
+
+def test_decay_is_exact_to_rounding():
+    """exp(delta A) over its whole range: no more than the rounding of the exponent and of the result in float32."""
+    exponents = torch.linspace(-87.0, 88.0, 20001)
+    nothing = torch.zeros(1, 1, 1)
+    _, state = selective_scan(
+        torch.zeros(1, 1, exponents.numel()),
+        torch.ones(1, 1, exponents.numel()),
+        exponents[:, None],
+        nothing,
+        nothing,
+        delta_softplus=False,
+        state=torch.ones(1, exponents.numel(), 1),
+        backend="numba",
+    )
+    error = (state[0, :, 0].double() / exponents.double().exp() - 1).abs()
+    assert (error <= 1.2e-7 + 1.2e-7 * exponents.abs()).all()
+
+
+def test_decay_beyond_the_range_is_zero_or_infinite():
+    exponents = torch.tensor([-1e30, -1000.0, -104.0, 0.0, 89.0, 1e30])
+    nothing, ones = torch.zeros(1, 1, 1), torch.ones(1, 6, 1)
+    tensors = {"A": exponents[:, None], "B": nothing, "C": nothing, "state": ones}
+    _, state = selective_scan(torch.zeros(1, 1, 6), torch.ones(1, 1, 6), **tensors, delta_softplus=False)
+    assert state[0, :, 0].tolist() == [0.0, 0.0, 0.0, 1.0, math.inf, math.inf]
+
+
+def test_softplus_and_gate_are_exact_to_rounding():
+    x = torch.linspace(-86.0, 100.0, 20001)
+    one = torch.ones(1, 1, 1)
+    rows = {"u": torch.ones(1, 1, x.numel()), "delta": x[None, None], "z": x[None, None]}
+    y, state = selective_scan(
+        **rows, A=torch.zeros(x.numel(), 1), B=one, C=0 * one, D=torch.ones(x.numel()), backend="numba"
+    )
+    softplus = torch.nn.functional.softplus(x.double(), threshold=1000)
+    silu = x.double() * torch.sigmoid(x.double())
+    assert ((state[0, :, 0].double() - softplus).abs() <= 4e-7 * softplus).all()
+    assert ((y[0, 0].double() - silu).abs() <= 4e-7 * silu.abs()).all()
+
+
+def test_long_sequences_stay_exact():
+    tensors = draw(1, 2000, 8, 4)
+    tensors["delta"] = tensors["delta"] - 5.0  # remembers thousands of steps
+    assert_matches_reference(tensors)
+
+
+@pytest.mark.parametrize("num_threads", [2, 3, 8])
+def test_threads_share_tracks_and_channels(num_threads, monkeypatch, nan_memory):
+    monkeypatch.setattr(numba, "MIN_WORK", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        for num_tracks in (1, 2, 5, 9):
+            assert_matches_reference(draw(num_tracks, 18, 100, 4))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_is_safe_from_several_threads(monkeypatch):
+    monkeypatch.setattr(numba, "MIN_WORK", 1)
+    inputs = [draw(3, 7, 64, 4) for _ in range(16)]
+    expected = [selective_scan(**tensors)[0] for tensors in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for y, alone in zip(pool.map(lambda tensors: selective_scan(**tensors)[0], inputs), expected, strict=True):
+            assert torch.equal(y, alone)
+
+
+def _scan_in_child(tensors, connection):
+    connection.send(selective_scan(**tensors)[0].numpy())
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_runs_in_a_forked_worker(monkeypatch):
+    monkeypatch.setattr(numba, "MIN_WORK", 1)
+    tensors = draw(3, 7, 64, 4)
+    expected, _ = selective_scan(**tensors)  # the pool of threads exists before the fork
+    ours, theirs = multiprocessing.get_context("fork").Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=_scan_in_child, args=(tensors, theirs))
+    worker.start()
+    assert ours.poll(60)
+    assert torch.equal(torch.from_numpy(ours.recv()), expected)
+    worker.join()
+
+
+def test_keeps_only_its_inputs_for_the_backward_pass():
+    tensors = {n: x.requires_grad_() for n, x in draw(4, 50, 32, 16).items()}
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.data_ptr()), lambda x: x):
+        selective_scan(**tensors)
+    assert sorted(saved) == sorted(x.data_ptr() for x in tensors.values())
+
+
+def test_is_a_well_behaved_operator():
+    """Schema, fake tensors, autograd registration and tracing, with and without the optional parts."""
+    for tensors in (draw(2, 5, 8, 4), draw(2, 5, 8, 4, optional=False, state=False)):
+        names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+        leaves = {n: x.requires_grad_() for n, x in tensors.items()}
+        arguments = (*(leaves.get(n) for n in names), True, leaves.get("state"))
+        opcheck(torch.ops.kinescan.selective_scan.default, arguments)
+        arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
+        for grad_state in (None, torch.randn(2, 8, 4)):
+            opcheck(
+                torch.ops.kinescan.selective_scan_backward.default,
+                (torch.randn(2, 5, 8), grad_state, *arguments),
+                test_utils=("test_schema", "test_faketensor"),
+            )
+
+
+class _Scan(torch.nn.Module):
+    def forward(self, u, delta, A, B, C, state):
+        y, state = selective_scan(u * 2.0, delta, A, B, C, state=state)
+        return y.relu(), state
+
+
+@pytest.mark.compile
+def test_compiles_as_one_graph():
+    leaves = {n: x.requires_grad_() for n, x in draw(2, 5, 8, 4, optional=False).items()}
+    outputs = {}
+    for name, module in (("eager", _Scan()), ("compiled", torch.compile(_Scan(), fullgraph=True))):
+        y, state = module(**leaves)
+        outputs[name] = [y, state, *torch.autograd.grad(y.sum() + (state**2).sum(), list(leaves.values()))]
+    torch.testing.assert_close(outputs["compiled"], outputs["eager"])
+
+
+def test_exports():
+    tensors = draw(2, 5, 8, 4, optional=False)
+    program = torch.export.export(_Scan(), (), tensors)
+    assert "kinescan.selective_scan" in str(program.graph)
+    torch.testing.assert_close(program.module()(**tensors), _Scan()(**tensors))
+
+
+def test_compiles_where_no_folder_can_be_written(monkeypatch):
+    njit = compiler.njit
+
+    def without_cache(**options):
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr(compiler, "njit", without_cache)
+    assert kernels._compile(lambda x: x + 1)(1) == 2
