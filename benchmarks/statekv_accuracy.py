@@ -15,39 +15,41 @@ import time
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 import measure
 import statekv_task as task
-from kinescan.vlm import StreamConfig
+from kinescan.vlm import Features, StreamConfig
 from kinescan.vlm.chat import Chat
 from kinescan.vlm.families import PixelSettings, family_class
 from kinescan.vlm.policy import POLICIES
 from kinescan.vlm.sequence import Piece
 from kinescan.vlm.stream import VideoStream
 
-LENGTHS = (8, 16, 32)
+LENGTHS = (16, 32, 64, 128)
 BUDGETS = (5, 10, 20, 40)
 SEEDS = (0, 1, 2)
-VIDEOS_PER_CELL = 32
+VIDEOS_PER_CELL = 8
 ENOUGH = 0.9
-STEPS = 3000
-BATCH_FRAMES = 512
+STEPS = 1200
+BATCH_FRAMES = 256
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "statekv_accuracy.png"
 PIXELS = PixelSettings(mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def length_at(step: int, generator: torch.Generator) -> int:
-    """Frames of a training batch: 8 at first, at last between 8 and 40."""
-    longest = min(40, 8 + step // 40)
+    """Frames of a training batch: 8 at first, at last between 8 and 136."""
+    longest = min(136, 8 + step // 8)
     return int(torch.randint(8, longest + 1, (), generator=generator))
 
 
 def train_step(model: Any, optimizer: torch.optim.Optimizer, generator: torch.Generator, num_frames: int) -> Tensor:
     count = max(4, BATCH_FRAMES // num_frames)
     videos = task.draw(count, num_frames, task.random_cues(count, num_frames, generator), generator)
-    ids, targets = task.sequence_of(videos, generator)
+    ids, targets = task.sequence_of(videos)
     logits = model(input_ids=ids, pixel_values=task.pixels_of(videos.frames.flatten(0, 1))).logits
     loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=task.IGNORED)
     optimizer.zero_grad(set_to_none=True)
@@ -62,7 +64,7 @@ def plain_accuracy(model: Any, num_frames: int, count: int = 64) -> tuple[float,
     """Share of right labels behind event frames, and of right answers to the questions; full attention, one forward."""
     generator = torch.Generator().manual_seed(10_000 + num_frames)
     videos = task.draw(count, num_frames, task.distant_cues(count, num_frames, generator), generator)
-    ids, targets = task.sequence_of(videos, generator)
+    ids, targets = task.sequence_of(videos)
     logits = model(input_ids=ids, pixel_values=task.pixels_of(videos.frames.flatten(0, 1))).logits
     chosen = logits.argmax(-1)
     steps = num_frames * task.STEP_TOKENS
@@ -87,7 +89,7 @@ def train(seed: int, minutes: float, folder: Path, steps: int = STEPS) -> None:
     end = time.monotonic() + 60 * minutes
     model.train()
     while done < steps and time.monotonic() < end:
-        warm = min(1.0, (done + 1) / 200)
+        warm = min(1.0, (done + 1) / 100)
         rate = 2e-3 * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done / steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -95,10 +97,10 @@ def train(seed: int, minutes: float, folder: Path, steps: int = STEPS) -> None:
         done += 1
         if done % 100 == 0:
             model.eval()
-            scores = {str(length): plain_accuracy(model, length) for length in LENGTHS}
+            right = {str(length): plain_accuracy(model, length) for length in LENGTHS}
             model.train()
-            log.append([done, round(float(loss), 4), scores])
-            print(seed, done, f"{loss:.4f}", {k: [round(x, 3) for x in v] for k, v in scores.items()}, flush=True)
+            log.append([done, round(float(loss), 4), right])
+            print(seed, done, f"{loss:.4f}", {k: [round(x, 3) for x in v] for k, v in right.items()}, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
     torch.save({**state, "step": done, "log": log}, path)
@@ -123,23 +125,29 @@ class WatchedStream(VideoStream):
         return hidden
 
 
-def stream_accuracy(model: Any, videos: task.Videos, policy: str, budget: int | None) -> dict[str, int]:
+def encoded(model: Any, videos: task.Videos) -> list[list[Features]]:
+    """What the vision tower makes of each video; the same for every policy."""
+    family = family_class(model)(model, pixels=PIXELS)
+    with torch.no_grad():
+        return [[family.encode(frame[None]) for frame in frames] for frames in videos.frames]
+
+
+def stream_accuracy(
+    model: Any, videos: task.Videos, features: list[list[Features]], policy: str, budget: int | None
+) -> dict[str, int]:
     """Right answers and questions over some videos, live (behind event frames) and asked (behind the last frame)."""
     counts = {"live_right": 0, "live": 0, "asked_right": 0, "asked": 0}
     for index in range(len(videos.frames)):
         family = family_class(model)(model, pixels=PIXELS)
         with WatchedStream(family, TaskChat(family), StreamConfig(budget=budget, policy=policy)) as stream:
-            features = stream.encode(videos.frames[index])
-            for patch, event, answer in zip(features, videos.asked[index], videos.answers[index], strict=True):
+            for patch, event, answer in zip(features[index], videos.asked[index], videos.answers[index], strict=True):
                 stream.push(patch)
                 if event:
                     counts["live"] += 1
                     counts["live_right"] += stream.said == int(answer)
-            for question, answer in zip(task.LAST.tolist(), videos.last[index].tolist(), strict=True):
-                if answer != task.IGNORED:
-                    counts["asked"] += 1
-                    said = int(stream.ask([question], max_new_tokens=1).logits.argmax())
-                    counts["asked_right"] += said == answer
+            if (answer := int(videos.last[index])) != task.IGNORED:
+                counts["asked"] += 1
+                counts["asked_right"] += int(stream.ask([task.LAST], max_new_tokens=1).logits.argmax()) == answer
     return counts
 
 
@@ -152,20 +160,27 @@ def cells() -> list[tuple[int, str, int | None]]:
 
 
 def compare(seed: int, minutes: float, folder: Path, count: int = VIDEOS_PER_CELL) -> None:
+    checkpoint = folder / f"seed{seed}.pt"
+    stored = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"step": 0}
+    if stored["step"] < STEPS:
+        print(f"seed {seed}: {stored['step']} of {STEPS} steps are trained; go on with train first")
+        return
     model = task.build_vlm(seed)
-    stored = torch.load(folder / f"seed{seed}.pt", weights_only=True)
     model.load_state_dict(stored["model"])
     model.eval()
     path = folder / f"seed{seed}_cells.json"
     done = json.loads(path.read_text()) if path.exists() else {}
+    drawn: dict[int, tuple[task.Videos, list[list[Features]]]] = {}
     end = time.monotonic() + 60 * minutes
     for length, policy, budget in cells():
         key = f"{length}/{policy}/{budget}"
         if key in done or time.monotonic() > end:
             continue
-        generator = torch.Generator().manual_seed(20_000 + length)
-        videos = task.draw(count, length, task.distant_cues(count, length, generator), generator)
-        done[key] = stream_accuracy(model, videos, policy, budget)
+        if length not in drawn:
+            generator = torch.Generator().manual_seed(20_000 + length)
+            videos = task.draw(count, length, task.distant_cues(count, length, generator), generator)
+            drawn[length] = (videos, encoded(model, videos))
+        done[key] = stream_accuracy(model, *drawn[length], policy, budget)
         path.write_text(json.dumps(done))
         right = done[key]
         print(
@@ -178,9 +193,13 @@ def compare(seed: int, minutes: float, folder: Path, count: int = VIDEOS_PER_CEL
 
 
 def report(folder: Path) -> None:
+    """Writes the JSON; tables and the plot are made from it alone."""
     results: dict[str, Any] = {"training": {}, "cells": {}}
     for seed in SEEDS:
-        stored = torch.load(folder / f"seed{seed}.pt", weights_only=True)
+        path = folder / f"seed{seed}.pt"
+        if not path.exists():
+            continue
+        stored = torch.load(path, weights_only=True)
         results["training"][str(seed)] = {"steps": stored["step"], "log": stored["log"]}
         path = folder / f"seed{seed}_cells.json"
         results["cells"][str(seed)] = json.loads(path.read_text()) if path.exists() else {}
@@ -192,11 +211,67 @@ def report(folder: Path) -> None:
         "training_steps": STEPS,
         "frames_per_batch": BATCH_FRAMES,
         "enough": ENOUGH,
+        "chance": 1 / task.KINDS,
     }
     path = measure.write_result(
         "statekv_accuracy", seed=SEEDS[0], n=VIDEOS_PER_CELL, settings=settings, results=results
     )
-    print(path)
+    show(json.loads(path.read_text()))
+
+
+def scores(document: dict[str, Any], kind: str, length: int, policy: str, budget: int | None) -> list[float]:
+    """One accuracy for each seed that has the cell and whose full attention scores enough at this length."""
+    found = []
+    for cells in document["results"]["cells"].values():
+        whole, cell = cells.get(f"{length}/none/None"), cells.get(f"{length}/{policy}/{budget}")
+        if whole and cell and whole[f"{kind}_right"] >= document["settings"]["enough"] * whole[kind]:
+            found.append(cell[f"{kind}_right"] / cell[kind])
+    return found
+
+
+def show(document: dict[str, Any]) -> None:
+    """Prints tables for the docs and draws the plot."""
+    settings = document["settings"]
+    for kind, title in (("live", "behind each event"), ("asked", "asked at the end")):
+        for length in settings["lengths"]:
+            full = scores(document, kind, length, "none", None)
+            print(f"\n{title}, {length} frames: full attention {_mean(full)} ({len(full)} seeds)\n")
+            print("| policy | " + " | ".join(f"{budget} tokens" for budget in settings["budgets"]) + " |")
+            print("|---" * (1 + len(settings["budgets"])) + "|")
+            for policy in POLICIES:
+                if policy != "none":
+                    row = [_mean(scores(document, kind, length, policy, budget)) for budget in settings["budgets"]]
+                    print(f"| `{policy}` | " + " | ".join(row) + " |")
+    lengths = [length for length in settings["lengths"] if scores(document, "live", length, "none", None)]
+    if not lengths:
+        return
+    figure, axes = plt.subplots(1, len(lengths), figsize=(3.2 * len(lengths), 3.4), sharey=True, squeeze=False)
+    for axis, length in zip(axes[0], lengths, strict=True):
+        for policy in POLICIES:
+            rows = [(budget, scores(document, "live", length, policy, budget)) for budget in settings["budgets"]]
+            rows = [(budget, sum(row) / len(row)) for budget, row in rows if row]
+            if policy != "none" and rows:
+                axis.plot(
+                    *zip(*rows, strict=True), marker="o", label=policy, linewidth=2.5 if policy == "statekv" else 1
+                )
+        full = scores(document, "live", length, "none", None)
+        axis.axhline(sum(full) / len(full), color="black", linestyle="--", label="full attention")
+        axis.axhline(settings["chance"], color="grey", linestyle=":", label="chance")
+        axis.set(title=f"{length} frames ({length * settings['tokens_per_frame']} tokens)", xlabel="budget (tokens)")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(settings["budgets"], [str(budget) for budget in settings["budgets"]])
+    axes[0][0].set_ylabel("accuracy behind events")
+    axes[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FIGURE, dpi=110)
+    print(FIGURE)
+
+
+def _mean(values: list[float]) -> str:
+    if not values:
+        return "-"
+    return f"{sum(values) / len(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
 def main() -> None:

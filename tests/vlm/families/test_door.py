@@ -1,0 +1,57 @@
+import sys
+
+import pytest
+import torch
+
+from kinescan.errors import ConfigError, DependencyError
+from kinescan.vlm import open_stream
+from kinescan.vlm.attention import attend_through
+from kinescan.vlm.families.door import follows_length, import_transformers, pinned_rope
+
+
+def test_missing_transformers_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(DependencyError, match=r"pip install 'kinescan\[vlm\]'"):
+        import_transformers()
+
+
+def test_a_forward_inside_another_is_refused(vlm):
+    stream = open_stream(vlm("internvl"))
+    decoder = stream.family.decoder
+    with attend_through(decoder, stream.cache):
+        with pytest.raises(ConfigError, match="inside another stream's forward"), attend_through(decoder, stream.cache):
+            pass
+        assert decoder.config._attn_implementation == "kinescan_stream"
+    assert decoder.config._attn_implementation == "sdpa"
+
+
+def test_pinned_frequencies_are_undone_after_an_error(vlm):
+    decoder = vlm("internvl_dynamic").model.language_model
+    rotary = decoder.rotary_emb
+    before = (rotary.inv_freq, rotary.rope_type, rotary.attention_scaling)
+
+    def fail_inside():
+        with pinned_rope(decoder, 500):
+            assert not torch.equal(rotary.inv_freq, before[0])
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_inside()
+    assert (rotary.inv_freq, rotary.rope_type, rotary.attention_scaling) == before
+    with pinned_rope(decoder, 10):  # shorter than what it was trained for: its own frequencies
+        assert torch.equal(rotary.inv_freq, rotary.original_inv_freq)
+
+
+def test_fixed_frequencies_are_left_alone(vlm):
+    decoder = vlm("internvl").model.language_model
+    before = decoder.rotary_emb.inv_freq
+    assert not follows_length(decoder)
+    with pinned_rope(decoder, 500):
+        assert decoder.rotary_emb.inv_freq is before
+
+
+def test_switching_frequencies_are_refused(vlm, monkeypatch):
+    model = vlm("internvl")
+    monkeypatch.setattr(model.model.language_model.rotary_emb, "rope_type", "longrope")
+    with pytest.raises(ConfigError, match="'longrope' switches with the length"):
+        open_stream(model)
