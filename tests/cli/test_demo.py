@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinescan.cli.demo import demo, still_task
+from kinescan.cli.demo import clear_output, demo, still_task
 from kinescan.cli.demo_page import opening
 from kinescan.config import load_recipe
 from kinescan.data.sampling import segment_indices
@@ -58,14 +58,22 @@ def test_demo_models_start_from_the_vit_trained_on_stills(small):
 
 
 @pytest.mark.slow
-def test_demo_replaces_an_earlier_demo_and_nothing_else(small, tmp_path):
+def test_demo_refuses_before_it_removes_anything(small, tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(ConfigError, match="is not empty and holds no earlier demo"):
         demo(tmp_path, recipes=RECIPES)
     assert (tmp_path / "mine.txt").read_text() == "keep me"
     with pytest.raises(ConfigError, match=r"demo_stills\.toml.* cannot be read"):
-        demo(small, recipes=tmp_path, train_per_class=1, test_per_class=1)
-    assert sorted(path.name for path in small.iterdir() if path.is_dir()) == ["data"]
+        demo(small, recipes=tmp_path)
+    assert (small / "motion_pks4" / "report.md").exists()
+
+
+def test_demo_clears_an_earlier_demo_out_of_its_way(tmp_path):
+    (tmp_path / "demo.json").write_text("{}")
+    (tmp_path / "motion_vit").mkdir()
+    (tmp_path / "motion_vit" / "report.md").write_text("old")
+    clear_output(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
 
 
 def test_demo_says_that_the_output_cannot_be_written(tmp_path):

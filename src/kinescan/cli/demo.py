@@ -22,6 +22,7 @@ from kinescan.data.synthetic import (
     AppearanceConfig,
     MotionConfig,
     StillClips,
+    SyntheticReport,
     make_appearance,
     make_motion,
 )
@@ -42,6 +43,13 @@ EXAMPLES = (
 )
 RESULT_FILE = "demo.json"
 STILLS_PER_EPOCH = 3200
+RUNS = {
+    "motion_vit": ("motion", "averaging"),
+    "motion_pks4": ("motion", "pks4"),
+    "appearance_vit": ("appearance", "averaging"),
+    "appearance_pks4": ("appearance", "pks4"),
+}
+"""Run -> its data set and its model; the recipe is demo_RUN.toml."""
 PAIRS = [tuple(sorted(pair)) for pair in MOTION_PAIRS.values()]
 FOUND = 0.125
 """A still's centre counts as found within half a patch of 8 in 64 pixels, where the frame is 2 wide."""
@@ -112,30 +120,20 @@ def demo(
     Raises:
         ConfigError: a recipe is missing, a setting is wrong, or the folder holds something else or cannot be written.
     """
-    output, recipes = _prepare(Path(output)), Path(recipes)
+    configs = {name: load_recipe(Path(recipes) / f"demo_{name}.toml", overrides) for name in ("stills", *RUNS)}
+    output = clear_output(Path(output))
     clock = _Clock()
     with clock.part("data"):
-        made = {
-            "motion": make_motion(
-                output / "data" / "motion",
-                MotionConfig(train_per_class=train_per_class, test_per_class=test_per_class, workers=2),
-            ),
-            "appearance": make_appearance(
-                output / "data" / "appearance",
-                AppearanceConfig(train_per_class=-(-train_per_class // 2), test_per_class=test_per_class, workers=2),
-            ),
-        }
+        made = _make_data(output / "data", train_per_class, test_per_class)
     with clock.part("stills"):
-        weights = _train_on_stills(load_recipe(recipes / "demo_stills.toml", overrides), output, stills_per_epoch)
-    reports: dict[tuple[str, str], Report] = {}
-    for data in made:
-        for model in ("vit", "pks4"):
-            with clock.part(f"{data} {model}"):
-                config = load_recipe(recipes / f"demo_{data}_{model}.toml", overrides)
-                folder = output / "data" / data
-                paths = replace(config.data, train=str(folder / "train"), test=str(folder / "test"))
-                config = replace(config, data=paths, model=replace(config.model, weights=str(weights)))
-                reports[data, model] = train(config, output=output / f"{data}_{model}").report
+        weights = _train_on_stills(configs["stills"], output, stills_per_epoch)
+    reports = {}
+    for name, (data, _) in RUNS.items():
+        with clock.part(name):
+            folder = output / "data" / data
+            paths = replace(configs[name].data, train=str(folder / "train"), test=str(folder / "test"))
+            model = replace(configs[name].model, weights=str(weights))
+            reports[name] = train(replace(configs[name], data=paths, model=model), output=output / name).report
     with clock.part("explanation"):
         label = PAIRS[0][1]
         video = output / "data" / "motion" / "test" / label / "0000.mp4"
@@ -143,7 +141,10 @@ def demo(
         [prediction] = predict(str(best), [video], top=3, explain_folder=output / "explained")
     result = DemoResult(
         page=output / "README.md",
-        scores={name: _scores(reports, model) for name, model in (("averaging", "vit"), ("pks4", "pks4"))},
+        scores={
+            model: _scores({data: reports[name] for name, (data, own) in RUNS.items() if own == model})
+            for model in ("averaging", "pks4")
+        },
         num_test={data: report.num_test for data, report in made.items()},
         prediction=prediction,
         seconds=clock.seconds | {"all": sum(clock.seconds.values())},
@@ -157,6 +158,17 @@ def still_task(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Squared error of where, how large and how turned; a still is right where its centre was found."""
     error = (outputs - targets) ** 2
     return error.mean(), error[:, :2].detach().amax(1) < FOUND**2
+
+
+def _make_data(folder: Path, train_per_class: int, test_per_class: int) -> dict[str, SyntheticReport]:
+    """Both data sets; looks are learnt from half as many files as motions."""
+    motion = MotionConfig(train_per_class=train_per_class, test_per_class=test_per_class, workers=2)
+    half = -(-train_per_class // 2)
+    appearance = AppearanceConfig(train_per_class=half, test_per_class=test_per_class, workers=2)
+    return {
+        "motion": make_motion(folder / "motion", motion),
+        "appearance": make_appearance(folder / "appearance", appearance),
+    }
 
 
 def _train_on_stills(config: RunConfig, output: Path, stills_per_epoch: int) -> Path:
@@ -185,8 +197,8 @@ def _train_on_stills(config: RunConfig, output: Path, stills_per_epoch: int) -> 
     return result.last
 
 
-def _scores(reports: dict[tuple[str, str], Report], model: str) -> DemoScores:
-    evaluation = reports["motion", model].evaluation
+def _scores(reports: dict[str, Report]) -> DemoScores:
+    evaluation = reports["motion"].evaluation
     places = {label: index for index, label in enumerate(evaluation.labels)}
 
     def within(pairs: Sequence[tuple[str, ...]]) -> float:
@@ -196,12 +208,12 @@ def _scores(reports: dict[tuple[str, str], Report], model: str) -> DemoScores:
     return DemoScores(
         motion=evaluation.metrics.top1,
         within_pairs=within(PAIRS),
-        appearance=reports["appearance", model].evaluation.metrics.top1,
+        appearance=reports["appearance"].evaluation.metrics.top1,
         pairs={" / ".join(pair): within([pair]) for pair in PAIRS},
     )
 
 
-def _prepare(output: Path) -> Path:
+def clear_output(output: Path) -> Path:
     """An empty folder; what is removed on the way is an earlier demo, never anything else."""
     try:
         output.mkdir(parents=True, exist_ok=True)
