@@ -217,11 +217,12 @@ def test_saved_stream_goes_on_as_if_never_put_down(policy, storage, family_name,
     with start(model, **options) as stream:
         stream.push(frames[:5])
         stream.save(tmp_path / "half" / "stream.safetensors")
-    with load_stream(tmp_path / "half" / "stream.safetensors", model, pixels=PIXELS) as stream:
+    with load_stream(tmp_path / "half" / "stream.safetensors", model) as stream:
         assert stream.stats.num_frames == 5
         stream.push(frames[5:])
         logits = stream.ask(QUESTION, max_new_tokens=1).logits
         assert stream.policy == whole.policy
+        assert stream.family.pixels == PIXELS
     assert torch.equal(logits, expected)
 
 
@@ -334,6 +335,12 @@ def training(vlm, video):
         model.eval()
 
 
+def several_devices(vlm, video):
+    model = copy.deepcopy(vlm("internvl"))
+    model.lm_head.to("meta")
+    open_stream(model)
+
+
 def sizes_change(vlm, video):
     stream = start(vlm("internvl"))
     stream.push(video(1))
@@ -440,6 +447,7 @@ def lone_frame_before_features(vlm, video):
         (unsupported_type, ConfigError, "'qwen2' is not supported. A stream runs .* internvl, llava_onevision"),
         (sliding, ConfigError, "layers of kind linear_attention, sliding_attention"),
         (training, ConfigError, "training mode"),
+        (several_devices, ConfigError, "on one device, it is on cpu, meta"),
         (sizes_change, ShapeError, r"frames changed from \(16, 24\) to \(20, 24\)"),
         (grid_changes, ShapeError, "tokens of a frame changed"),
         (asked_too_soon, ConfigError, "nothing has been pushed"),

@@ -73,7 +73,7 @@ def sequence(family: Family, pieces: Sequence[Piece], positions: Positions) -> S
             vectors.append(part)
             places.append(family.text_positions(positions, len(part)))
         visual.append(torch.full((len(vectors[-1]),), isinstance(piece, Patch), device=vectors[-1].device))
-    like = family.embed([0])
+    like = family.embedding
     return Sequenced(
         embedded=torch.cat([part.to(like.device, like.dtype) for part in vectors]),
         positions=torch.cat(places, dim=-1),

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
+from kinescan.settings import build_settings, to_plain
 from kinescan.vlm.answer import Answer, AnswerToken, StreamStats
 from kinescan.vlm.attention import attend_through
 from kinescan.vlm.cache import Storage, StreamCache
@@ -102,7 +103,6 @@ def load_stream(
     model: nn.Module,
     processor: Any = None,
     *,
-    pixels: PixelSettings | None = None,
     opening: str | None = None,
 ) -> "VideoStream":
     """A stream that `VideoStream.save` wrote, to be pushed and asked as if it had never been put down.
@@ -110,8 +110,7 @@ def load_stream(
     Args:
         path: the file.
         model: the model it was opened with, on any device.
-        processor: as for `open_stream`.
-        pixels: as for `open_stream`.
+        processor: as for `open_stream`; frames are prepared as the saved stream did.
         opening: as for `open_stream`; used only if nothing has been pushed yet.
 
     Raises:
@@ -119,6 +118,7 @@ def load_stream(
     """
     tensors, facts = read_snapshot(path)
     config = {**facts["config"], "policy": unpack_policy(facts["config"]["policy"])}
+    pixels = build_settings(PixelSettings, facts["pixels"])
     stream = open_stream(model, processor, **config, pixels=pixels, opening=opening)
     given = {"model_type": stream.family.model_type, "shape": describe_shape(stream.cache.shape)}
     saved = {name: facts[name] for name in given}
@@ -279,6 +279,7 @@ class VideoStream:
             "model_type": self.family.model_type,
             "shape": describe_shape(self.cache.shape),
             "config": config,
+            "pixels": to_plain(self.family.pixels),
             "num_tokens": self.cache.num_tokens,
             "query_key_pairs": self.cache.query_key_pairs,
             "positions": asdict(self.positions),

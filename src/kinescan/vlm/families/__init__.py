@@ -10,7 +10,7 @@ from torch import nn
 
 from kinescan.errors import ConfigError
 from kinescan.vlm.families import door
-from kinescan.vlm.families.base import Family, Features, Positions, PromptFormat, check_evaluation_mode
+from kinescan.vlm.families.base import Family, Features, Positions, PromptFormat, check_ready
 from kinescan.vlm.families.internvl import InternVL
 from kinescan.vlm.families.llava_onevision import LlavaOnevision
 from kinescan.vlm.families.pixels import PixelSettings
@@ -42,7 +42,7 @@ def family_class(model: nn.Module) -> type[Family]:
     """The family of a loaded transformers model.
 
     Raises:
-        ConfigError: it belongs to none that is supported, or is in training mode.
+        ConfigError: it belongs to none that is supported, or is in training mode or on several devices.
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if kind not in FAMILIES:
@@ -50,7 +50,7 @@ def family_class(model: nn.Module) -> type[Family]:
         raise ConfigError(
             f"{given} is not supported. A stream runs transformers models of type {', '.join(sorted(FAMILIES))}."
         )
-    check_evaluation_mode(model)
+    check_ready(model)
     return FAMILIES[kind]
 
 

@@ -122,9 +122,15 @@ class Family(ABC):
         decoder: nn.Module = self.model.model.language_model
         return decoder
 
+    @property
+    def embedding(self) -> Float[Tensor, "V W"]:
+        """The table of text tokens; its device and dtype are the decoder's."""
+        table: Tensor = self.decoder.get_input_embeddings().weight  # type: ignore[operator]
+        return table
+
     def cache_shape(self) -> CacheShape:
         """Sizes of the decoder's keys and values."""
-        config, weight = self.text_config, self.decoder.get_input_embeddings().weight  # type: ignore[operator]
+        config, weight = self.text_config, self.embedding
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return CacheShape(
             num_layers=config.num_hidden_layers,
@@ -136,8 +142,8 @@ class Family(ABC):
 
     def embed(self, token_ids: Sequence[int]) -> Float[Tensor, "n W"]:
         """Text tokens as the decoder takes them."""
-        table = self.decoder.get_input_embeddings()  # type: ignore[operator]
-        embedded: Tensor = table(torch.tensor(list(token_ids), dtype=torch.int64, device=table.weight.device))
+        ids = torch.tensor(list(token_ids), dtype=torch.int64, device=self.embedding.device)
+        embedded: Tensor = self.decoder.get_input_embeddings()(ids)  # type: ignore[operator]
         return embedded
 
     @abstractmethod
@@ -223,9 +229,14 @@ class Family(ABC):
         return frozenset([stored] if isinstance(stored, int) else stored)
 
 
-def check_evaluation_mode(model: nn.Module) -> None:
-    """Raises ConfigError where the model is in training mode."""
+def check_ready(model: nn.Module) -> None:
+    """Raises ConfigError where the model is in training mode, or spread over several devices."""
     if model.training:
         raise ConfigError(
             "the model is in training mode, where dropout would change the state. Call model.eval() first."
+        )
+    places = {str(parameter.device) for parameter in model.parameters()}
+    if len(places) > 1:
+        raise ConfigError(
+            f"a stream needs the model on one device, it is on {', '.join(sorted(places))}. Move it to one."
         )
