@@ -16,6 +16,13 @@ PAPER = [
     ("k400_pks4_l14_32f", 32, 1e-3, 15, None, "32x1x3"),
 ]
 
+SSP = [
+    ("hmdb51_ssp_m16_8f", 8, 3e-3, 10, "8x8x3"),
+    ("ucf101_ssp_m16_8f", 8, 5e-3, 10, "8x4x3"),
+    ("ssv2_ssp_m16_8f", 8, 2e-4, 7, "8x2x3"),
+    ("breakfast_ssp_m16_32f", 32, 1e-3, 20, "32x8x3"),
+]
+
 
 def _load(name: str) -> RunConfig:
     return load_recipe(next(path for path in RECIPES if path.stem == name))
@@ -50,3 +57,20 @@ def test_recipe_for_own_videos_wants_only_the_folder() -> None:
     assert config.data.train == ""
     assert config.model.weights == ""
     assert config.train.device == "cpu"
+
+
+@pytest.mark.parametrize(("name", "frames", "lr", "epochs", "views"), SSP)
+def test_recipe_of_state_space_prompts_has_the_paper_s_numbers(
+    name: str, frames: int, lr: float, epochs: int, views: str
+) -> None:
+    config = _load(name)
+    assert config.model.name == "ssp_videomamba_middle"
+    assert config.model.weights == f"videomamba_m16_k400_mask_ft_f{frames}_res224.pth"
+    assert (config.preprocessing.num_frames, config.preprocessing.sampling) == (frames, "segments")
+    assert (config.optim.lr, config.optim.lr_batch_size, config.optim.epochs) == (lr, 256, epochs)
+    assert (config.optim.weight_decay, config.optim.warmup_epochs, config.optim.layer_decay) == (0.05, 5.0, 0.8)
+    assert config.augment.flip_rate == (0.0 if name.startswith("ssv2") else 0.5)
+    assert str(config.views()) == views
+    with torch.device("meta"):
+        model = create_model(config.model.name, num_classes=174, num_frames=frames, **config.model.options)
+    assert sum(parameter.numel() for parameter in model.tuner.parameters()) == 2_418_274

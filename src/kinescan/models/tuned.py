@@ -48,7 +48,8 @@ class Tuner(nn.Module):
 class TunedVideoMamba(VideoMamba, ABC):
     """A VideoMamba whose own weights are frozen, with a tuner on top.
 
-    Parameters that match none of `trained` are frozen when the model is made; the training loop leaves them so. A base
+    Parameters that match none of `trained` are frozen when the model is made; the training loop leaves them so. What a
+    base that is loaded has nothing for is trained, too. A base
     that was loaded from a file is not saved again: the folder holds what was trained, and the base's name and SHA-256.
 
     Args:
@@ -101,6 +102,9 @@ class TunedVideoMamba(VideoMamba, ABC):
             CheckpointError: a tensor fits neither as it is nor interpolated.
         """
         report = super().load(pretrained, skip=skip)
+        for name in report.missing:
+            # What the base has nothing for, such as positions in time of an image model, is new and so trained.
+            self.get_parameter(name).requires_grad_(True)
         frozen = {name: tensor for name, tensor in pretrained.tensors.items() if not self.is_trained(name)}
         self.base = BaseIdentity(
             source=base_identity.lasting_name(pretrained.source),

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kinescan.errors import CheckpointError
 from kinescan.models.checkpoint_file import Checkpoint
 from kinescan.models.load_report import LoadReport
+from kinescan.models.saved_model import WEIGHTS_FILE
 from kinescan.models.weights import Pretrained, load_pretrained
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -38,7 +39,8 @@ def read_videomamba(checkpoint: Checkpoint) -> Pretrained:
         CheckpointError: it is no VideoMamba, incomplete, or holds only what a tuner trained.
     """
     settings, source = checkpoint.settings, checkpoint.source
-    own = "kinescan_version" in settings
+    # A base may lie in the folder of what was tuned on top of it, beside that one's config.json.
+    own = "kinescan_version" in settings and checkpoint.file.name == WEIGHTS_FILE
     if own and settings.get("base"):
         raise CheckpointError(
             f"{source} holds only what was tuned on top of {settings['base'].get('source')}. Load it with "
