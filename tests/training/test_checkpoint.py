@@ -20,7 +20,6 @@ from kinescan.training.checkpoint import (
     write_rng,
 )
 
-
 Save = Callable[..., None]
 
 
