@@ -9,6 +9,7 @@ its growing cache; "full" is the same attention over our cache in one chunk; "re
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from kinescan.vlm import Features, open_stream
 LAYERS, WIDTH, HEADS, KEY_HEADS, FRAME_TOKENS, BUDGET = 4, 128, 4, 2, 64, 512
 SEED = 0
 TOLERANCE = 1e-4
+FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 OP_SHAPES = ((4, 2, 64, 576, 32), (14, 2, 256, 4352, 64), (16, 8, 196, 4292, 128))
 
 
@@ -214,15 +216,35 @@ def main() -> None:
         name, seed=SEED, n=given.repetitions, settings=settings, results=results, folder=given.folder
     )
     print(path)
-    for key in (
-        "total_seconds",
-        "total_over_full",
-        "total_over_transformers",
-        "crossover_frame",
-        "statekv_over_recency",
-    ):
-        print(key, results[key])
-    print("op", [(row["queries"], row["keys"], round(row["ratio"], 2)) for row in op])
+    show(json.loads(path.read_text()), FIGURES if given.folder == measure.RESULTS else given.folder)
+
+
+def show(document: dict[str, Any], folder: Path) -> None:
+    """Prints the table for the docs and draws the plot, from the JSON alone."""
+    results, settings = document["results"], document["settings"]
+    frames = results["seconds_of_a_frame"]
+    marks = list(frames["full"])
+    print("\n| frames seen | " + " | ".join(marks) + " |")
+    print("|---" * (len(marks) + 1) + "|")
+    for name, row in frames.items():
+        print(f"| {name}, ms a frame | " + " | ".join(f"{1000 * row[mark]:.1f}" for mark in marks) + " |")
+    for name in ("full", "statekv"):
+        row = results["query_key_pairs_of_a_frame"][name]
+        print(f"| {name}, query-key pairs a frame | " + " | ".join(f"{row[mark]:,}" for mark in marks) + " |")
+    print(f"\ntotals {results['total_seconds']}\nover full {results['total_over_full']}")
+    print(f"over transformers {results['total_over_transformers']}")
+    print(f"statekv is faster than full from frame {results['crossover_frame']} on")
+    print(f"statekv over recency {results['statekv_over_recency']:.3f}")
+    for row in results["op"]:
+        print(f"op, {row['queries']} queries, {row['keys']} keys: {row['ratio']:.2f}x plain attention")
+    figure, axis = plt.subplots(figsize=(5.5, 3.6))
+    for name, row in frames.items():
+        axis.plot([int(mark) for mark in marks], [1000 * row[mark] for mark in marks], marker="o", label=name)
+    axis.set(xlabel="frames already seen", ylabel=f"ms a frame ({settings['clock']})", ylim=(0, None))
+    axis.legend()
+    figure.tight_layout()
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{document['name']}.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -324,8 +324,8 @@ class _Bar:
     def update(self, done: int, total: int, stats: StreamStats) -> None:
         rate = done / (time.perf_counter() - self._started)
         sizes = (
-            f"{rate:.2f} frames/s, state {stats.state_tokens} tokens {_megabytes(stats.state_bytes)}, "
-            f"cache {stats.num_tokens} tokens {_megabytes(stats.detailed_bytes)}"
+            f"{rate:.2f} frames/s, state {stats.state_tokens} tokens {_size(stats.state_bytes)}, "
+            f"cache {stats.num_tokens} tokens {_size(stats.detailed_bytes)}"
         )
         self._progress.update(self._task, completed=done, total=total, sizes=sizes)
 
@@ -357,8 +357,8 @@ def _print_costs(report: AskReport) -> None:
     stats = report.prefill.stats
     print(
         f"{report.num_frames} frames: {report.vision_seconds:.2f} s to decode and see, {report.prefill.seconds:.2f} s "
-        f"in the decoder; state {stats.state_tokens} tokens, {_megabytes(stats.state_bytes)}; cache "
-        f"{stats.num_tokens} tokens, {_megabytes(stats.detailed_bytes)}",
+        f"in the decoder; state {stats.state_tokens} tokens, {_size(stats.state_bytes)}; cache "
+        f"{stats.num_tokens} tokens, {_size(stats.detailed_bytes)}",
         file=sys.stderr,
     )
     if report.full_prefill is None:
@@ -370,9 +370,13 @@ def _print_costs(report: AskReport) -> None:
     print(
         f"prefill {report.prefill.seconds:.2f} s against {full.seconds:.2f} s; query-key pairs "
         f"{stats.query_key_pairs:,} against {full.stats.query_key_pairs:,}; past seen by a frame "
-        f"{_megabytes(stats.state_bytes)} against {_megabytes(full.stats.detailed_bytes)}"
+        f"{_size(stats.state_bytes)} against {_size(full.stats.detailed_bytes)}"
     )
 
 
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:.1f} MiB"
+def _size(num_bytes: int) -> str:
+    """Example: 1536 -> "1.5 KiB"."""
+    for power, unit in ((30, "GiB"), (20, "MiB")):
+        if num_bytes >= 2**power:
+            return f"{num_bytes / 2**power:.1f} {unit}"
+    return f"{num_bytes / 2**10:.1f} KiB"
