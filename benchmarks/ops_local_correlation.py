@@ -156,7 +156,10 @@ def forms(case: Case) -> dict[str, Form]:
 
 
 def check_parity(candidates: dict[str, Form], features: Tensor, grad: Tensor) -> dict[str, list[float]]:
-    """Largest difference of maps, and of gradients as a share of the largest, from kinescan's; its own from float64 on two frames."""
+    """Largest difference of maps, and of gradients as a share of the largest.
+
+    Peers from kinescan on the whole input; kinescan from the reference in float64 on two frames.
+    """
     start = (features[:1, :2], grad[:1, :2])
     exact = differentiate(
         lambda x: local_correlation(x, OFFSETS, WINDOW, backend="reference"), *(part.double() for part in start)
