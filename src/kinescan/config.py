@@ -44,14 +44,21 @@ class DataConfig:
         test: the same for evaluation; empty holds out a part of `train`.
         root: folder that paths in a csv are relative to; empty for the csv's own.
         held_out_ratio: share of each class held out for evaluation where there is no `test`.
+        kept_frames: for few videos: decode each once and keep so many evenly spaced, resized frames of it in memory,
+            which training clips are drawn from; 0 decodes anew in every epoch.
+        kept_gib: where the kept frames would take more memory than this, in GiB, every epoch decodes anew.
     """
 
     train: str = ""
     test: str = ""
     root: str = ""
     held_out_ratio: float = 0.2
+    kept_frames: int = 0
+    kept_gib: float = 4.0
 
     def __post_init__(self) -> None:
+        if self.kept_frames < 0:
+            raise ConfigError(f"kept_frames must be 0 or more, got {self.kept_frames}.")
         if not 0 < self.held_out_ratio < 1:
             raise ConfigError(f"held_out_ratio must lie between 0 and 1, got {self.held_out_ratio}.")
 

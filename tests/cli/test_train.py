@@ -112,8 +112,10 @@ def test_train_lists_unreadable_videos_and_goes_on(
         for index in range(2):
             (copy / label / f"broken{index}.mp4").write_text("no video")
     output = tmp_path / "run"
-    result = kinescan(*train_arguments, "--set", f"data.train={copy}", "--output", output, "--json")
+    settings = ["--set", f"data.train={copy}", "--set", "data.kept_frames=8"]
+    result = kinescan(*train_arguments, *settings, "--output", output, "--json")
     assert result.exit_code == 0, result.stderr
+    assert "videos into memory, 8 frames of each" in result.stderr
     said = json.loads(result.stdout)
     listed = {**said["unreadable_training"], **said["unreadable_test"]}
     assert len(listed) == 4

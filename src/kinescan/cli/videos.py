@@ -3,6 +3,7 @@ from collections.abc import Sequence
 
 from kinescan.config import RunConfig
 from kinescan.data.datasets import VideoDataset, VideoItem, read_items, split_items
+from kinescan.data.memory import VideoMemory, estimated_gib
 from kinescan.data.sampling import Views
 from kinescan.data.transforms import EvalTransform, TrainTransform
 from kinescan.errors import ConfigError
@@ -41,8 +42,19 @@ def read_videos(config: RunConfig) -> tuple[list[VideoItem], list[VideoItem], tu
 
 
 def make_training_set(config: RunConfig, items: Sequence[VideoItem], classes: Sequence[str]) -> VideoDataset:
-    """Clips with random frames, crops and colours."""
+    """Clips with random frames, crops and colours; of few videos out of memory, where `data.kept_frames` says so."""
     transform = TrainTransform(config.preprocessing, config.augment)
+    kept = config.data.kept_frames
+    wanted_gib = estimated_gib(len(items), kept, config.preprocessing.size)
+    if wanted_gib > config.data.kept_gib:
+        logger.info(
+            "decoding anew in every epoch: %d frames of each of %d videos would take %.1f GiB, more than data.kept_gib",
+            *(kept, len(items), wanted_gib),
+        )
+    elif kept:
+        return VideoMemory(
+            items, classes, transform, preprocessing=config.preprocessing, kept_frames=kept, seed=config.seed
+        )
     return VideoDataset(items, classes, transform, preprocessing=config.preprocessing, mode="train", seed=config.seed)
 
 

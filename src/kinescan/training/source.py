@@ -1,7 +1,9 @@
 from collections.abc import Iterable
+from dataclasses import replace
 
 from kinescan.data.datasets import VideoDataset
 from kinescan.data.loader import Batch, LoaderConfig, make_loader
+from kinescan.data.memory import VideoMemory
 
 
 class DatasetClips:
@@ -15,6 +17,9 @@ class DatasetClips:
 
     def __init__(self, dataset: VideoDataset, config: LoaderConfig, *, seed: int) -> None:
         self._dataset = dataset
+        if isinstance(dataset, VideoMemory):
+            # Nothing is left to decode, and workers would each take a copy.
+            config = replace(config, num_workers=0)
         self._loader = make_loader(dataset, config, shuffle=True, seed=seed)
         self.batch_size = config.batch_size
         self.num_batches = len(self._loader)

@@ -1,0 +1,106 @@
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from kinescan.data.datasets import Sample, Unreadable, VideoDataset, VideoItem, stable_seed
+from kinescan.data.sampling import segment_indices
+from kinescan.data.transforms import TrainTransform, resize
+from kinescan.data.video import VideoReader
+from kinescan.errors import ConfigError, VideoError
+from kinescan.preprocessing import Preprocessing
+
+logger = logging.getLogger(__name__)
+
+MARGIN = 1.5
+"""Short side of a kept frame over the side of a clip, so that random crops lose little."""
+LONG_OVER_SHORT = 16 / 9
+
+
+class VideoMemory(VideoDataset):
+    """Training clips of few videos out of memory: each file is decoded once, not once an epoch.
+
+    Of every video, `kept_frames` evenly spaced frames are kept, resized; an epoch draws one of them from each part of
+    the video. What a sample shows depends on (seed, epoch, video) only, as in `VideoDataset`, but it is not the same
+    clip as there.
+
+    Args:
+        items: the videos.
+        classes: label texts.
+        transform: makes clips from frames.
+        preprocessing: how many frames a clip has; `sampling` must be "segments".
+        kept_frames: frames of each video; more draw finer.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: the sampling is dense, or fewer frames are kept than a clip has.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[VideoItem],
+        classes: Sequence[str],
+        transform: TrainTransform,
+        *,
+        preprocessing: Preprocessing,
+        kept_frames: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(items, classes, transform, preprocessing=preprocessing, mode="train", seed=seed)
+        if preprocessing.sampling != "segments":
+            raise ConfigError('frames in memory need preprocessing.sampling = "segments". Set data.kept_frames = 0.')
+        if kept_frames < preprocessing.num_frames:
+            raise ConfigError(
+                f"data.kept_frames must be at least preprocessing.num_frames, {preprocessing.num_frames}, or 0; "
+                f"got {kept_frames}. Four times as many are a good start."
+            )
+        self.kept_frames = kept_frames
+        self._kept: list[torch.Tensor | VideoError] | None = None
+
+    def fill(self) -> None:
+        """Decodes every video, as many at a time as there are cores; the first sample does it if nobody did."""
+        logger.info("reading %d videos into memory, %d frames of each", len(self.items), self.kept_frames)
+        with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+            self._kept = list(threads.map(self._read, self.items))
+        num_bytes = sum(entry.numel() for entry in self._kept if isinstance(entry, torch.Tensor))
+        logger.info("%d videos take %.2f GiB", len(self.items), num_bytes / 2**30)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Sample | Unreadable:
+        """The sample of an item, or of (epoch, item)."""
+        if self._kept is None:
+            self.fill()
+            assert self._kept is not None
+        epoch, index = index if isinstance(index, tuple) else (self.epoch, index)
+        item, frames = self.items[index], self._kept[index]
+        if isinstance(frames, VideoError):
+            return Unreadable(str(item.path), frames.reason, index)
+        generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch, item.video_id))
+        places = segment_indices(len(frames), self.preprocessing.num_frames, position="random", generator=generator)
+        assert isinstance(self.transform, TrainTransform)
+        return Sample(self.transform(frames[places], generator=generator), item.label, index)
+
+    def _read(self, item: VideoItem) -> torch.Tensor | VideoError:
+        """[kept_frames, 3, H, W] uint8; fewer where the video has fewer."""
+        try:
+            with VideoReader(item.path, allow_short=self.allow_short) as video:
+                num_kept = min(self.kept_frames, video.num_frames)
+                pixels = video.read(segment_indices(video.num_frames, num_kept, position="middle")).pixels
+        except VideoError as error:
+            return error
+        height, width = pixels.shape[2:]
+        scale = min(1.0, MARGIN * self.preprocessing.size / min(height, width))
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        return resize(pixels, size, self.preprocessing.interpolation).contiguous()
+
+
+def estimated_gib(num_videos: int, kept_frames: int, size: int) -> float:
+    """What `VideoMemory` will take in GiB for videos of 16:9.
+
+    Example:
+        >>> round(estimated_gib(300, 32, 64), 2)
+        0.44
+    """
+    short = MARGIN * size
+    return num_videos * kept_frames * 3 * short * short * LONG_OVER_SHORT / 2**30
