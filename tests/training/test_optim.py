@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from kinescan.errors import ConfigError
+from kinescan.models.zoo import create_model
 from kinescan.training.optim import OptimConfig, lr_ratio, make_optimizer, parameter_groups, set_lr, trainable_only
 
 
@@ -107,3 +108,25 @@ def test_trainable_only_refuses_a_pattern_without_a_match() -> None:
 def test_optim_config_refuses_values_out_of_range(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         OptimConfig(**values)  # type: ignore[arg-type]
+
+
+def test_parameter_groups_of_a_real_model() -> None:
+    model = create_model("pks4_vit_ti16", num_classes=2, depth=3, insert_after=2, width=24, heads=3, image_size=32)
+    groups = parameter_groups(model, OptimConfig(), layer_depths=model.layer_depths(), num_layers=model.num_layers)
+    names = [name for group in groups for name in group["param_names"]]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    found = {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name in group["param_names"]}
+    top = model.num_layers
+    assert top == 4
+    assert found["vit.conv1.weight"] == (pytest.approx(0.7**4), 0.05)
+    assert found["vit.class_embedding"] == found["vit.positional_embedding"] == (pytest.approx(0.7**4), 0.0)
+    for block in range(3):
+        prefix, scale = f"vit.transformer.resblocks.{block}", pytest.approx(0.7 ** (top - block - 1))
+        assert found[f"{prefix}.attn.in_proj_weight"] == (scale, 0.05)
+        assert found[f"{prefix}.attn.in_proj_bias"] == found[f"{prefix}.ln_1.weight"] == (scale, 0.0)
+    assert found["vit.proj"] == found["head.weight"] == (1.0, 0.05)
+    new = [name for name in found if name.startswith(("scanner", "kinematic", "class_token_routes", "head"))]
+    assert {found[name][0] for name in new} == {1.0}
+    spared = [name for name in new if name.endswith((".A_log", ".D", ".bias")) or "norm" in name]
+    assert len(spared) > 10
+    assert {found[name][1] for name in spared} == {0.0}
