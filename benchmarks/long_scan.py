@@ -1,0 +1,248 @@
+"""The selective scan over the long sequences of VideoMamba: 8 x 196 + 1 and 64 x 196 + 1 tokens, one to a few clips.
+
+Run: OMP_NUM_THREADS=1 python benchmarks/long_scan.py            (about five minutes on one core)
+Writes benchmarks/results/long_scan_cpu.json. Every candidate first has to meet the float64 reference in the same run.
+
+Candidates:
+    kinescan            the package's own operator, which runs over time step by step and over channels in parallel
+    kinescan, time cut  the same operator on pieces of the sequence side by side: once from empty states, the states
+                        handed on, once more from the right ones; parallel over time, twice the work
+    chunked torch       pieces side by side in plain torch, the share of the states before each piece added afterwards
+    eager loop          the reference, in float32
+    transformers        the slow path of its Mamba (`mamba_selective_scan`, what runs without CUDA kernels)
+    mambapy             a parallel scan in plain torch
+"""
+
+import argparse
+import gc
+import math
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import measure
+from kinescan.models.zoo import create_model
+from kinescan.ops import selective_scan
+from kinescan.ops.selective_scan import reference
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SEED = 0
+STATE = 16
+SIZES = [(1, 1569, 384), (1, 1569, 1152), (8, 1569, 1152), (1, 12545, 384), (1, 12545, 1152)]
+SPARE_BYTES = 400e6
+"""Candidates that keep every state are left out where one copy of all states is larger."""
+Scan = Callable[..., Tensor]
+
+
+def draw(tracks: int, steps: int, channels: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """u, delta, A, B, C, D, z, bias as a VideoMamba has them: step sizes around 0.1, decay rates 1 to 16."""
+    generator = torch.Generator().manual_seed(SEED)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    rates = -torch.arange(1.0, STATE + 1).expand(channels, -1).to(dtype).contiguous()
+    sequence = (tracks, steps)
+    return [
+        normal(*sequence, channels),
+        0.5 * normal(*sequence, channels) - 2,
+        rates,
+        normal(*sequence, STATE),
+        normal(*sequence, STATE),
+        normal(channels),
+        normal(*sequence, channels),
+        0.1 * normal(channels),
+    ]
+
+
+def ours(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor) -> Tensor:
+    return selective_scan(u, delta, A, B, C, D, z, bias)[0]
+
+
+def eager(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor) -> Tensor:
+    return reference.scan(u, delta, A, B, C, D, z, bias, True, None)[0]
+
+
+def _pieces(x: Tensor, length: int) -> Tensor:
+    """[R, T, X] -> [R, pieces, length, X], padded at the end."""
+    return F.pad(x, (0, 0, 0, -x.shape[1] % length)).unflatten(1, (-1, length))
+
+
+def _hand_on(ends: Tensor, decays: Tensor) -> Tensor:
+    """States before each piece, from those that each piece leaves by itself: [R, pieces, D, S]."""
+    state, states = torch.zeros_like(ends[:, 0]), []
+    for k in range(ends.shape[1]):
+        states.append(state)
+        state = decays[:, k] * state + ends[:, k]
+    return torch.stack(states, dim=1)
+
+
+def ours_in_pieces(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor
+) -> Tensor:
+    steps = u.shape[1]
+    length = math.ceil(steps / 8)
+    delta = F.softplus(delta + bias)
+    cut = [_pieces(x, length) for x in (u, delta, B, C, z)]
+    folded = [x.flatten(0, 1) for x in cut]
+    ends = selective_scan(folded[0], folded[1], A, folded[2], folded[3], delta_softplus=False)[1]
+    decays = torch.exp(cut[1].sum(dim=2)[..., None] * A)
+    starts = _hand_on(ends.unflatten(0, cut[0].shape[:2]), decays)
+    y, _ = selective_scan(
+        folded[0], folded[1], A, folded[2], folded[3], D, folded[4], None, False, starts.flatten(0, 1)
+    )
+    return y.unflatten(0, cut[0].shape[:2]).flatten(1, 2)[:, :steps]
+
+
+def chunked_torch(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor
+) -> Tensor:
+    steps = u.shape[1]
+    length = math.ceil(math.sqrt(steps))
+    delta = F.softplus(delta + bias)
+    write, step, into, out_of = (_pieces(x, length) for x in (delta * u, delta, B, C))
+    state = u.new_zeros(*write.shape[:2], u.shape[2], STATE)
+    passed, outputs = torch.zeros_like(step[:, :, 0]), []
+    for t in range(length):
+        state = torch.exp(step[:, :, t, :, None] * A) * state + write[:, :, t, :, None] * into[:, :, t, None, :]
+        outputs.append((state * out_of[:, :, t, None, :]).sum(dim=3))
+        passed = passed + step[:, :, t]
+    starts = _hand_on(state, torch.exp(passed[..., None] * A))
+    passed = torch.zeros_like(passed)
+    for t in range(length):
+        passed = passed + step[:, :, t]
+        before = torch.exp(passed[..., None] * A) * starts
+        outputs[t] = outputs[t] + (before * out_of[:, :, t, None, :]).sum(dim=3)
+    y = torch.stack(outputs, dim=2).flatten(1, 2)[:, :steps]
+    return (y + D * u) * F.silu(z)
+
+
+def _foreign(use_mambapy: bool) -> Scan | None:
+    """transformers' Mamba scan without kernels, or with mambapy's parallel scan; None where it is not installed."""
+    try:
+        from transformers.models.mamba.modeling_mamba import mamba_selective_scan
+        from transformers.utils.import_utils import is_mambapy_available
+    except ImportError:
+        return None
+    if use_mambapy and not is_mambapy_available():
+        return None
+
+    def run(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor) -> Tensor:
+        channels_first = [x.transpose(1, 2) for x in (u, delta, B, C, z)]
+        u, delta, B, C, z = channels_first
+        scan: Scan = getattr(mamba_selective_scan, "__wrapped__", mamba_selective_scan)
+        return scan(u, delta, A, B, C, D, z, bias, True, use_mambapy=use_mambapy).transpose(1, 2)
+
+    return run
+
+
+def candidates() -> dict[str, Scan]:
+    found = {
+        "kinescan": ours,
+        "kinescan, time cut": ours_in_pieces,
+        "chunked torch": chunked_torch,
+        "eager loop": eager,
+        "transformers": _foreign(use_mambapy=False),
+        "mambapy": _foreign(use_mambapy=True),
+    }
+    return {name: scan for name, scan in found.items() if scan is not None}
+
+
+def check(scans: dict[str, Scan]) -> dict[str, dict[str, float]]:
+    """Largest errors against the float64 reference, outputs absolute and gradients relative; raises above tolerance."""
+    errors: dict[str, dict[str, float]] = {}
+    for tracks, steps, channels in ((1, 1569, 40), (2, 100, 33)):
+        exact = [x.requires_grad_() for x in draw(tracks, steps, channels, torch.float64)]
+        y = eager(*exact)
+        weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        gradients = torch.autograd.grad((y * weight).sum(), exact)
+        for name, scan in scans.items():
+            inputs = [x.requires_grad_() for x in draw(tracks, steps, channels)]
+            found = scan(*inputs)
+            torch.testing.assert_close(found.double(), y, atol=2e-5, rtol=2e-5, msg=lambda text, n=name: f"{n}: {text}")
+            worst = 0.0
+            for gradient, expected in zip(torch.autograd.grad((found * weight).sum(), inputs), gradients, strict=True):
+                worst = max(worst, ((gradient - expected).abs().max() / expected.abs().max()).item())
+            assert worst < 2e-4, (name, worst)
+            errors[f"{name}, T={steps}"] = {"output": (found - y).abs().max().item(), "gradient": worst}
+    return errors
+
+
+def time_scans(scans: dict[str, Scan], repetitions: int) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for tracks, steps, channels in SIZES:
+        all_states = 4.0 * tracks * steps * channels * STATE
+        fitting = {
+            name: scan for name, scan in scans.items() if all_states <= SPARE_BYTES or name.startswith("kinescan")
+        }
+        inputs = draw(tracks, steps, channels)
+        tracked = [x.clone().requires_grad_() for x in inputs]
+
+        def forward(scan: Scan, inputs: list[Tensor] = inputs) -> None:
+            with torch.no_grad():
+                scan(*inputs)
+
+        def both(scan: Scan, tracked: list[Tensor] = tracked) -> None:
+            torch.autograd.grad(scan(*tracked).sum(), tracked)
+
+        entry: dict[str, Any] = {}
+        for kind, run in (("forward", forward), ("forward_backward", both)):
+            calls = {name: (lambda scan=scan, run=run: run(scan)) for name, scan in fitting.items()}
+            timings = measure.time_in_turn(calls, repetitions)
+            exps = tracks * steps * channels * STATE
+            entry[kind] = timings
+            entry[f"{kind}_cpu_over_kinescan"] = {
+                name: round(timing.cpu_seconds / timings["kinescan"].cpu_seconds, 2) for name, timing in timings.items()
+            }
+            entry[f"{kind}_nanoseconds_per_state_step"] = {
+                name: round(timing.cpu_seconds / exps * 1e9, 3) for name, timing in timings.items()
+            }
+            gc.collect()
+        results[f"R={tracks} T={steps} D={channels}"] = entry
+        print(f"R={tracks} T={steps} D={channels}", {k: v for k, v in entry.items() if "over" in k}, flush=True)
+    return results
+
+
+def time_model(repetitions: int) -> dict[str, Any]:
+    """VideoMamba-Ti on 8 and on 64 frames: how its time grows."""
+    results: dict[str, Any] = {}
+    for frames in (8, 64):
+        model = create_model("videomamba_tiny", num_classes=174, num_frames=frames).eval()
+        clip = torch.randn(1, frames, 3, 224, 224, generator=torch.Generator().manual_seed(SEED))
+
+        def run(model: Any = model, clip: Tensor = clip) -> None:
+            with torch.inference_mode():
+                model(clip)
+
+        results[f"{frames} frames"] = measure.time_in_turn({"forward": run}, repetitions)["forward"]
+    growth = results["64 frames"].cpu_seconds / results["8 frames"].cpu_seconds
+    return {**results, "growth_8_to_64": round(growth, 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore")
+    scans = candidates()
+    errors = check(scans)
+    results = {
+        "errors_against_float64": errors,
+        "scans": time_scans(scans, arguments.repetitions),
+        "videomamba_tiny": time_model(arguments.repetitions),
+    }
+    settings = {"state_size": STATE, "sizes": SIZES, "left_out_above_bytes": SPARE_BYTES}
+    path = measure.write_result("long_scan_cpu", seed=SEED, n=arguments.repetitions, settings=settings, results=results)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
