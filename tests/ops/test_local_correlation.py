@@ -221,6 +221,12 @@ def test_unknown_border():
 
 
 @pytest.mark.bad_input
+def test_negative_epsilon():
+    with pytest.raises(ConfigError, match=r"epsilon must not be negative, got -1\.0"):
+        local_correlation(torch.ones(1, 2, 3, 4, 4), epsilon=-1.0)
+
+
+@pytest.mark.bad_input
 def test_step_with_frames_that_do_not_fit():
     with pytest.raises(ShapeError, match=r"current must be \[B, C, H, W\] = \[1, 3, 4, 4\] .*got \[1, 3, 4, 5\]"):
         local_correlation_step(torch.ones(1, 3, 4, 5), torch.ones(1, 2, 3, 4, 4))

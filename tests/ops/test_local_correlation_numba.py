@@ -69,6 +69,25 @@ def test_matches_reference_at_every_offset(num_frames, offsets, border, nan_memo
     assert_matches_reference(run(features, grad, offsets, 5, border), features, grad, offsets, 5, border)
 
 
+@pytest.mark.parametrize("epsilon", [1e-6, 0.5])
+def test_epsilon_matches_reference(epsilon, nan_memory):
+    features = torch.randn(2, 3, 4, 5, 7)
+    features[0, 1, :, 2, 3] = 0.0
+    grad = torch.randn(2, 3, 2, 9, 5, 7)
+    inputs = [features.double().requires_grad_(), features.clone().requires_grad_()]
+    results = []
+    for given, backend in zip(inputs, ("reference", "numba"), strict=True):
+        maps = local_correlation(given, (0, 1), 3, backend=backend, epsilon=epsilon)
+        results.append((maps.detach().double(), *torch.autograd.grad(maps, given, grad.to(maps.dtype))))
+    (expected, expected_gradient), (maps, gradient) = results
+    torch.testing.assert_close(maps, expected, atol=OUTPUT_TOLERANCE, rtol=OUTPUT_TOLERANCE)
+    largest = expected_gradient.abs().max().item()
+    torch.testing.assert_close(gradient.double(), expected_gradient, atol=GRADIENT_TOLERANCE * largest, rtol=0.0)
+    plain = local_correlation(features, (0, 1), 3)
+    assert (maps.abs() <= plain.double().abs() + 1e-6).all()
+    assert (maps - plain).abs().max() > (1e-8 if epsilon < 0.1 else 0.01)
+
+
 @pytest.mark.parametrize("num_channels", [95, 130, 202])
 def test_matches_reference_across_channel_chunks(num_channels, nan_memory):
     features, grad = torch.randn(1, 3, num_channels, 5, 9), torch.randn(1, 3, 2, 49, 5, 9)
@@ -172,7 +191,7 @@ def test_second_derivative_is_refused():
 @pytest.mark.parametrize(("replicate", "first_frame"), [(False, 0), (True, 2)])
 def test_opcheck(replicate, first_frame):
     features = torch.randn(2, 3, 4, 6, 5, requires_grad=True)
-    settings = ([-1, 0, 2], 3, replicate, first_frame)
+    settings = ([-1, 0, 2], 3, replicate, first_frame, 0.1)
     opcheck(torch.ops.kinescan.local_correlation.default, (features, *settings))
     grad = torch.randn(2, 3 - first_frame, 3, 9, 6, 5)
     opcheck(torch.ops.kinescan.local_correlation_backward.default, (grad, features.detach(), *settings))

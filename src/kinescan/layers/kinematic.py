@@ -12,6 +12,8 @@ from kinescan.shapes import FrameMaps
 
 Norm = Literal["batch", "group"]
 CHANNELS_PER_GROUP = 8
+LENGTH_EPSILON = 1e-6
+"""Added to squared lengths before normalising, as in the published correlation block."""
 
 
 @dataclass
@@ -146,11 +148,16 @@ class CorrelationOperator(_Operator):
         if max(self.offsets) <= 0 and reduced.shape[1] == 1:
             padded, before = self._padded(reduced, context)
             around = torch.stack([padded[:, before + offset] for offset in self.offsets], dim=1)
-            return local_correlation_step(reduced[:, 0], around, window=self.window).unsqueeze(1)
+            return local_correlation_step(reduced[:, 0], around, window=self.window, epsilon=LENGTH_EPSILON).unsqueeze(
+                1
+            )
         if context is None:
-            return local_correlation(reduced, offsets=self.offsets, window=self.window, border=self.border)
+            return local_correlation(
+                reduced, offsets=self.offsets, window=self.window, border=self.border, epsilon=LENGTH_EPSILON
+            )
         padded, before = self._padded(reduced, context)
-        return local_correlation(padded, offsets=self.offsets, window=self.window)[:, before:]
+        maps = local_correlation(padded, offsets=self.offsets, window=self.window, epsilon=LENGTH_EPSILON)
+        return maps[:, before:]
 
 
 class VariationOperator(_Operator):

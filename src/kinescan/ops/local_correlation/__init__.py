@@ -26,6 +26,8 @@ def local_correlation(
     window: int = 9,
     border: Border = "zeros",
     backend: Backend | None = None,
+    *,
+    epsilon: float = 0.0,
 ) -> CorrelationMaps:
     """How well each patch is found again, displaced, in the frames around it.
 
@@ -39,6 +41,7 @@ def local_correlation(
         window: side of the square of displacements, in patches; odd.
         border: what stands for frames outside the clip: "zeros", or "replicate" for its first or last frame.
         backend: "reference" or "numba"; by default the fastest that runs on this device and dtype.
+        epsilon: added to the squared length of each vector, which keeps the gradient of short ones small; not negative.
 
     Returns:
         [B, T, K, window * window, H, W] in [-1, 1] and the dtype of `features`, K = len(offsets); displacement
@@ -47,7 +50,7 @@ def local_correlation(
 
     Raises:
         ShapeError: features are not floating [B, T, C, H, W] or have an empty axis, or window is even.
-        ConfigError: offsets are empty, or border is unknown.
+        ConfigError: offsets are empty, border is unknown, or epsilon is negative.
         BackendError: the backend asked for cannot run here; the message says why and which can.
 
     Source: PKS4 (arXiv 2604.26461), eq. 15.
@@ -68,8 +71,11 @@ def local_correlation(
         raise ConfigError("offsets are empty. Name at least one frame offset, such as (0,) or (-2, -1, 0, 1, 2).")
     if border not in get_args(Border):
         raise ConfigError(f"border must be 'zeros' or 'replicate', got {border!r}.")
+    _check_epsilon(epsilon)
     chosen = choose_backend("local_correlation", backend, _OBSTACLES, features)
-    return _run(chosen, features, tuple(offsets), window, replicate=border == "replicate", first_frame=0)
+    return _run(
+        chosen, features, tuple(offsets), window, replicate=border == "replicate", epsilon=epsilon, first_frame=0
+    )
 
 
 def local_correlation_step(
@@ -77,6 +83,8 @@ def local_correlation_step(
     context: Float[Tensor, "B K C H W"],
     window: int = 9,
     backend: Backend | None = None,
+    *,
+    epsilon: float = 0.0,
 ) -> Float[Tensor, "B K M H W"]:
     """The maps of one frame alone, against frames that the caller kept: what a stream computes per frame.
 
@@ -88,6 +96,7 @@ def local_correlation_step(
         context: [B, K, C, H, W], the frames to look at, in the order in which their maps are wanted.
         window: side of the square of displacements, in patches; odd.
         backend: "reference" or "numba"; by default the fastest that runs on this device and dtype.
+        epsilon: added to the squared length of each vector, which keeps the gradient of short ones small; not negative.
 
     Returns:
         [B, K, window * window, H, W], values and channels as in `local_correlation`.
@@ -115,18 +124,26 @@ def local_correlation_step(
     if current.dtype != context.dtype:
         raise ShapeError(f"current is {current.dtype} but context is {context.dtype}. Give both in one dtype.")
     chosen = choose_backend("local_correlation", backend, _OBSTACLES, current)
+    _check_epsilon(epsilon)
     num_context = context.shape[1]
     frames = torch.cat([context, current[:, None]], dim=1)
     offsets = tuple(range(-num_context, 0))
-    return _run(chosen, frames, offsets, window, replicate=False, first_frame=num_context)[:, 0]
+    return _run(chosen, frames, offsets, window, replicate=False, epsilon=epsilon, first_frame=num_context)[:, 0]
 
 
 def _run(
-    chosen: Backend, features: FrameMaps, offsets: tuple[int, ...], window: int, *, replicate: bool, first_frame: int
+    chosen: Backend,
+    features: FrameMaps,
+    offsets: tuple[int, ...],
+    window: int,
+    *,
+    replicate: bool,
+    epsilon: float,
+    first_frame: int,
 ) -> Float[Tensor, "B _ K M H W"]:
     correlate = numba.correlate_clip if chosen == "numba" else reference.correlate_clip
     wide = features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
-    maps = correlate(wide, offsets, window, replicate=replicate, first_frame=first_frame)
+    maps = correlate(wide, offsets, window, replicate=replicate, epsilon=epsilon, first_frame=first_frame)
     return maps.to(features.dtype)
 
 
@@ -147,3 +164,8 @@ def _check_window(window: int) -> None:
         raise ShapeError(
             f"window must be odd and positive, got {window}. Use {near}: the displacement 0 has to be in the middle."
         )
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if not epsilon >= 0:
+        raise ConfigError(f"epsilon must not be negative, got {epsilon}. It is added to squared lengths; try 1e-6.")

@@ -58,7 +58,7 @@ def padded_width(width: int, radius: int) -> int:
 
 @no_type_check
 @_compile
-def normalise_frames(features, radius, epsilon, directions, scales, first, last):
+def normalise_frames(features, radius, epsilon, too_short, directions, scales, first, last):
     """Fills directions and scales of frames first .. last - 1 from features [F, C, H, W]."""
     num_channels, height, width = features.shape[1:]
     stride = directions.shape[3]
@@ -72,9 +72,9 @@ def normalise_frames(features, radius, epsilon, directions, scales, first, last)
         scales[frame] = 0.0
         for y in range(height):
             for x in range(width):
-                length = np.sqrt(squares[y * width + x])
+                length = np.sqrt(squares[y * width + x] + np.float32(epsilon))
                 # Not the other way round: a NaN has to stay one.
-                scales[frame, y, x] = np.float32(0.0) if length <= epsilon else np.float32(1.0) / length
+                scales[frame, y, x] = np.float32(0.0) if length <= too_short else np.float32(1.0) / length
         for y in range(height):
             for c in range(num_channels):
                 start = ((frame * num_channels + c) * height + y) * width

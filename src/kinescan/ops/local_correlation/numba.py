@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kinescan.ops.local_correlation import band
-from kinescan.ops.local_correlation.reference import EPSILON
+from kinescan.ops.local_correlation.reference import TOO_SHORT
 from kinescan.shapes import FrameMaps
 
 _PRODUCTS_PER_THREAD = 1_000_000
@@ -30,15 +30,23 @@ def obstacle(features: Tensor) -> str | None:
 
 
 def correlate_clip(
-    features: FrameMaps, offsets: tuple[int, ...], window: int, *, replicate: bool, first_frame: int = 0
+    features: FrameMaps,
+    offsets: tuple[int, ...],
+    window: int,
+    *,
+    replicate: bool,
+    epsilon: float = 0.0,
+    first_frame: int = 0,
 ) -> Float[Tensor, "B _ K M H W"]:
     """As `reference.correlate_clip`, for float32 on CPU; the gradient can be taken once."""
-    maps: Tensor = _correlate(features, list(offsets), window, replicate, first_frame)
+    maps: Tensor = _correlate(features, list(offsets), window, replicate, first_frame, epsilon)
     return maps
 
 
 @torch.library.custom_op("kinescan::local_correlation", mutates_args=(), device_types="cpu")
-def _correlate(features: Tensor, offsets: Sequence[int], window: int, replicate: bool, first_frame: int) -> Tensor:
+def _correlate(
+    features: Tensor, offsets: Sequence[int], window: int, replicate: bool, first_frame: int, epsilon: float
+) -> Tensor:
     plan = _plan_pairs(features.shape[1], tuple(offsets), replicate, first_frame)
     batch, num_frames, num_channels, height, width = features.shape
     num_slots = (num_frames - first_frame) * len(offsets)
@@ -46,7 +54,7 @@ def _correlate(features: Tensor, offsets: Sequence[int], window: int, replicate:
     maps = out.numpy()
     maps[:, plan.empty_slots] = 0.0
     num_threads = _num_threads(batch * len(plan.pairs) * num_channels * out[0, 0].numel())
-    directions, _ = _normalise(features, window, num_threads)
+    directions, _ = _normalise(features, window, epsilon, num_threads)
 
     def correlate(first: int, last: int) -> None:
         room = _room_for_band(directions, window)
@@ -59,14 +67,22 @@ def _correlate(features: Tensor, offsets: Sequence[int], window: int, replicate:
 
 
 @_correlate.register_fake
-def _correlate_fake(features: Tensor, offsets: Sequence[int], window: int, replicate: bool, first_frame: int) -> Tensor:
+def _correlate_fake(
+    features: Tensor, offsets: Sequence[int], window: int, replicate: bool, first_frame: int, epsilon: float
+) -> Tensor:
     batch, num_frames, _, height, width = features.shape
     return features.new_empty(batch, num_frames - first_frame, len(offsets), window * window, height, width)
 
 
 @torch.library.custom_op("kinescan::local_correlation_backward", mutates_args=(), device_types="cpu")
 def _correlate_backward(
-    grad: Tensor, features: Tensor, offsets: Sequence[int], window: int, replicate: bool, first_frame: int
+    grad: Tensor,
+    features: Tensor,
+    offsets: Sequence[int],
+    window: int,
+    replicate: bool,
+    first_frame: int,
+    epsilon: float,
 ) -> Tensor:
     plan = _plan_pairs(features.shape[1], tuple(offsets), replicate, first_frame)
     batch, num_frames, num_channels, height, _ = features.shape
@@ -74,7 +90,7 @@ def _correlate_backward(
     out = torch.empty(features.shape)
     grad_features = out.numpy()
     num_threads = _num_threads(2 * batch * len(plan.pairs) * num_channels * grad_maps[0, 0].size)
-    directions, scales = _normalise(features, window, num_threads)
+    directions, scales = _normalise(features, window, epsilon, num_threads)
     # With fewer clips than threads, a clip's frames are shared out too.
     num_parts = min(num_frames, -(-num_threads // batch))
     vector_width = directions.shape[3] - 2 * (window // 2)
@@ -104,7 +120,13 @@ def _correlate_backward(
 
 @_correlate_backward.register_fake
 def _correlate_backward_fake(
-    grad: Tensor, features: Tensor, offsets: Sequence[int], window: int, replicate: bool, first_frame: int
+    grad: Tensor,
+    features: Tensor,
+    offsets: Sequence[int],
+    window: int,
+    replicate: bool,
+    first_frame: int,
+    epsilon: float,
 ) -> Tensor:
     return torch.empty(features.shape, dtype=features.dtype, device=features.device)
 
@@ -114,9 +136,9 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
     ctx.save_for_backward(features)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
     (features,) = ctx.saved_tensors
-    return _correlate_backward(grad, features, *ctx.settings), None, None, None, None
+    return _correlate_backward(grad, features, *ctx.settings), None, None, None, None, None
 
 
 _correlate.register_autograd(_backward, setup_context=_keep_for_backward)
@@ -170,7 +192,9 @@ def _concatenate(lists: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return starts, np.array([item for each in lists for item in each], dtype=np.int64).reshape(-1, 2)
 
 
-def _normalise(features: Tensor, window: int, num_threads: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _normalise(
+    features: Tensor, window: int, epsilon: float, num_threads: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Unit vectors in the layout of the kernels, [B * T, H, C, Wp], and their scales [B * T, H, Wv]."""
     frames = features.detach().contiguous().flatten(0, 1).numpy()
     num_frames, num_channels, height, width = frames.shape
@@ -179,7 +203,7 @@ def _normalise(features: Tensor, window: int, num_threads: int) -> tuple[NDArray
     scales = np.empty((num_frames, height, padded_width - 2 * (window // 2)), dtype=np.float32)
 
     def normalise(first: int, last: int) -> None:
-        band.normalise_frames(frames, window // 2, EPSILON, directions, scales, first, last)
+        band.normalise_frames(frames, window // 2, epsilon, TOO_SHORT, directions, scales, first, last)
 
     _share_out(normalise, num_frames, num_threads)
     return directions, scales

@@ -7,19 +7,25 @@ from torch.nn import functional
 
 from kinescan.shapes import FrameMaps
 
-EPSILON = 1e-12
+TOO_SHORT = 1e-12
 """A feature vector shorter than this counts as zero: its cosines and its gradient are 0."""
 
 
 def correlate_clip(
-    features: FrameMaps, offsets: tuple[int, ...], window: int, *, replicate: bool, first_frame: int = 0
+    features: FrameMaps,
+    offsets: tuple[int, ...],
+    window: int,
+    *,
+    replicate: bool,
+    epsilon: float = 0.0,
+    first_frame: int = 0,
 ) -> Float[Tensor, "B _ K M H W"]:
     """Eq. 15 of PKS4 for the frames from `first_frame` on.
 
     Legend: f_t(p) the features of frame t at patch p, f^ their direction, tau a frame offset, delta = (dy, dx) a
     displacement of at most R = window // 2:
 
-        f^_t(p) = f_t(p) / |f_t(p)|
+        f^_t(p) = f_t(p) / sqrt(|f_t(p)|^2 + epsilon)
         S_t(p, tau, delta) = < f^_t(p), f^_{t + tau}(p + delta) >
 
     with S = 0 where p + delta lies outside the frame, and, unless `replicate`, where t + tau lies outside the clip.
@@ -29,6 +35,7 @@ def correlate_clip(
         offsets: the K values of tau.
         window: odd side of the square of displacements.
         replicate: look at the first or last frame instead of one outside the clip.
+        epsilon: added to squared lengths.
         first_frame: first t that is wanted.
 
     Returns:
@@ -38,7 +45,7 @@ def correlate_clip(
     Differs: the paper leaves the borders open; see `local_correlation`.
     """
     num_frames = features.shape[1]
-    directions = normalise(features)
+    directions = normalise(features, epsilon)
     nothing = torch.zeros_like(directions[:, 0])
     rows = []
     for t in range(first_frame, num_frames):
@@ -51,10 +58,10 @@ def correlate_clip(
     return torch.stack(rows, dim=1)
 
 
-def normalise(features: FrameMaps) -> FrameMaps:
-    """Unit vectors over the channels; vectors shorter than `EPSILON` become zeros that pass no gradient."""
-    squares = features.square().sum(dim=2, keepdim=True)
-    is_zero = squares <= EPSILON**2
+def normalise(features: FrameMaps, epsilon: float = 0.0) -> FrameMaps:
+    """Unit vectors over the channels; vectors shorter than `TOO_SHORT` become zeros that pass no gradient."""
+    squares = features.square().sum(dim=2, keepdim=True) + epsilon
+    is_zero = squares <= TOO_SHORT**2
     return torch.where(is_zero, 0.0, features * squares.masked_fill(is_zero, 1.0).rsqrt())
 
 
