@@ -36,7 +36,7 @@ VIDEOS_PER_CELL = 8
 ENOUGH = 0.9
 STEPS = 1200
 BATCH_FRAMES = 256
-FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "statekv_accuracy.png"
+FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 PIXELS = PixelSettings(mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
@@ -192,86 +192,97 @@ def compare(seed: int, minutes: float, folder: Path, count: int = VIDEOS_PER_CEL
         )
 
 
-def report(folder: Path) -> None:
-    """Writes the JSON; tables and the plot are made from it alone."""
-    results: dict[str, Any] = {"training": {}, "cells": {}}
+def report(folder: Path, results_folder: Path = measure.RESULTS) -> None:
+    """Writes the raw counts and the accuracies; tables and the plot are made from these files alone."""
+    training: dict[str, Any] = {}
+    counts: dict[str, dict[str, dict[str, int]]] = {}
     for seed in SEEDS:
         path = folder / f"seed{seed}.pt"
-        if not path.exists():
-            continue
-        stored = torch.load(path, weights_only=True)
-        results["training"][str(seed)] = {"steps": stored["step"], "log": stored["log"]}
-        path = folder / f"seed{seed}_cells.json"
-        results["cells"][str(seed)] = json.loads(path.read_text()) if path.exists() else {}
+        if path.exists():
+            stored = torch.load(path, weights_only=True)
+            training[str(seed)] = {"steps": stored["step"], "log": stored["log"]}
+            path = folder / f"seed{seed}_cells.json"
+            counts[str(seed)] = json.loads(path.read_text()) if path.exists() else {}
+    raw = results_folder / "raw" / "statekv_accuracy.json"
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    raw.write_text(json.dumps({"training": training, "counts": counts}) + "\n")
+    results = {kind: summary(counts, kind) for kind in ("live", "asked")}
     settings = {
-        "lengths": LENGTHS,
         "budgets": BUDGETS,
         "tokens_per_frame": task.STEP_TOKENS,
         "videos_per_cell": VIDEOS_PER_CELL,
+        "seeds": SEEDS,
         "training_steps": STEPS,
         "frames_per_batch": BATCH_FRAMES,
         "enough": ENOUGH,
-        "chance": 1 / task.KINDS,
+        "chance": round(1 / task.KINDS, 3),
     }
     path = measure.write_result(
-        "statekv_accuracy", seed=SEEDS[0], n=VIDEOS_PER_CELL, settings=settings, results=results
+        "statekv_accuracy", seed=SEEDS[0], n=VIDEOS_PER_CELL, settings=settings, results=results, folder=results_folder
     )
-    show(json.loads(path.read_text()))
+    show(json.loads(path.read_text()), FIGURES if results_folder == measure.RESULTS else results_folder)
 
 
-def scores(document: dict[str, Any], kind: str, length: int, policy: str, budget: int | None) -> list[float]:
-    """One accuracy for each seed that has the cell and whose full attention scores enough at this length."""
-    found = []
-    for cells in document["results"]["cells"].values():
-        whole, cell = cells.get(f"{length}/none/None"), cells.get(f"{length}/{policy}/{budget}")
-        if whole and cell and whole[f"{kind}_right"] >= document["settings"]["enough"] * whole[kind]:
-            found.append(cell[f"{kind}_right"] / cell[kind])
+def summary(counts: dict[str, dict[str, dict[str, int]]], kind: str) -> dict[str, Any]:
+    """Per length the seeds that count; per policy the mean, lowest and highest accuracy over them at each budget."""
+    found = {}
+    for length in LENGTHS:
+        whole = {seed: cells[f"{length}/none/None"] for seed, cells in counts.items() if f"{length}/none/None" in cells}
+        seeds = [seed for seed, cell in whole.items() if cell[f"{kind}_right"] >= ENOUGH * cell[kind]]
+        full = [cell[f"{kind}_right"] / cell[kind] for cell in whole.values()]
+        rows: dict[str, Any] = {"seeds_that_count": len(seeds), "full_attention_by_seed": full}
+        for policy in POLICIES:
+            for name, best in (("mean", None), ("lowest", min), ("highest", max)):
+                values = []
+                for budget in BUDGETS:
+                    cells = [counts[seed].get(f"{length}/{policy}/{budget}") for seed in seeds]
+                    right = [cell[f"{kind}_right"] / cell[kind] for cell in cells if cell]
+                    values.append((best(right) if best else sum(right) / len(right)) if right else None)
+                if policy != "none" and seeds:
+                    rows[f"{policy}_{name}"] = values
+        found[f"{length}_frames"] = rows
     return found
 
 
-def show(document: dict[str, Any]) -> None:
+def show(document: dict[str, Any], folder: Path) -> None:
     """Prints tables for the docs and draws the plot."""
-    settings = document["settings"]
+    settings, results = document["settings"], document["results"]
+    names = [name for name in POLICIES if name != "none"]
     for kind, title in (("live", "behind each event"), ("asked", "asked at the end")):
-        for length in settings["lengths"]:
-            full = scores(document, kind, length, "none", None)
-            print(f"\n{title}, {length} frames: full attention {_mean(full)} ({len(full)} seeds)\n")
+        for length, rows in results[kind].items():
+            full = ", ".join(f"{value:.2f}" for value in rows["full_attention_by_seed"])
+            print(f"\n{title}, {length}: full attention {full}; {rows['seeds_that_count']} seeds count\n")
             print("| policy | " + " | ".join(f"{budget} tokens" for budget in settings["budgets"]) + " |")
             print("|---" * (1 + len(settings["budgets"])) + "|")
-            for policy in POLICIES:
-                if policy != "none":
-                    row = [_mean(scores(document, kind, length, policy, budget)) for budget in settings["budgets"]]
-                    print(f"| `{policy}` | " + " | ".join(row) + " |")
-    lengths = [length for length in settings["lengths"] if scores(document, "live", length, "none", None)]
+            for name in names if rows["seeds_that_count"] else ():
+                columns = zip(*(rows[f"{name}_{which}"] for which in ("mean", "lowest", "highest")), strict=True)
+                print(f"| `{name}` | " + " | ".join(_cell(*column) for column in columns) + " |")
+    lengths = [length for length, rows in results["live"].items() if rows["seeds_that_count"]]
     if not lengths:
         return
     figure, axes = plt.subplots(1, len(lengths), figsize=(3.2 * len(lengths), 3.4), sharey=True, squeeze=False)
     for axis, length in zip(axes[0], lengths, strict=True):
-        for policy in POLICIES:
-            rows = [(budget, scores(document, "live", length, policy, budget)) for budget in settings["budgets"]]
-            rows = [(budget, sum(row) / len(row)) for budget, row in rows if row]
-            if policy != "none" and rows:
-                axis.plot(
-                    *zip(*rows, strict=True), marker="o", label=policy, linewidth=2.5 if policy == "statekv" else 1
-                )
-        full = scores(document, "live", length, "none", None)
-        axis.axhline(sum(full) / len(full), color="black", linestyle="--", label="full attention")
+        rows = results["live"][length]
+        for name in names:
+            points = [(x, y) for x, y in zip(settings["budgets"], rows[f"{name}_mean"], strict=True) if y is not None]
+            width = 2.5 if name == "statekv" else 1
+            axis.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name, linewidth=width)
+        counted = [value for value in rows["full_attention_by_seed"] if value >= settings["enough"]]
+        axis.axhline(sum(counted) / len(counted), color="black", linestyle="--", label="full attention")
         axis.axhline(settings["chance"], color="grey", linestyle=":", label="chance")
-        axis.set(title=f"{length} frames ({length * settings['tokens_per_frame']} tokens)", xlabel="budget (tokens)")
+        tokens = int(length.split("_")[0]) * settings["tokens_per_frame"]
+        axis.set(title=f"{length.replace('_', ' ')} ({tokens} tokens)", xlabel="budget (tokens)")
         axis.set_xscale("log", base=2)
         axis.set_xticks(settings["budgets"], [str(budget) for budget in settings["budgets"]])
     axes[0][0].set_ylabel("accuracy behind events")
     axes[0][-1].legend(fontsize=7)
     figure.tight_layout()
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURE, dpi=110)
-    print(FIGURE)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "statekv_accuracy.png", dpi=110)
 
 
-def _mean(values: list[float]) -> str:
-    if not values:
-        return "-"
-    return f"{sum(values) / len(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+def _cell(mean: float | None, lowest: float | None, highest: float | None) -> str:
+    return "-" if mean is None else f"{mean:.2f} ({lowest:.2f}-{highest:.2f})"
 
 
 def main() -> None:

@@ -136,7 +136,7 @@ def summarise(raw: dict[str, Any], num_frames: int) -> dict[str, Any]:
     seconds, pairs = raw["seconds"], raw["pairs"]
     marks = [mark for mark in (8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 1024, 2048) if mark <= num_frames]
     around = {
-        name: {mark: statistics.median(values[max(1, mark - 8) : mark + 8]) for mark in marks}
+        name: [1000 * statistics.median(values[max(1, mark - 8) : mark + 8]) for mark in marks]
         for name, values in seconds.items()
     }
     totals = {name: sum(values) for name, values in seconds.items()}
@@ -146,13 +146,14 @@ def summarise(raw: dict[str, Any], num_frames: int) -> dict[str, Any]:
     }
     slower = [k for k in range(num_frames) if smooth["statekv"][k] >= smooth["full"][k]]
     return {
-        "seconds_of_a_frame": around,
+        "frames_seen": marks,
+        "milliseconds_of_a_frame": around,
         "total_seconds": totals,
         "total_over_full": {name: total / totals["full"] for name, total in totals.items()},
         "total_over_transformers": {name: total / totals["transformers"] for name, total in totals.items()},
         "crossover_frame": slower[-1] + 2 if slower else 1,
         "query_key_pairs_of_a_frame": {
-            name: {mark: values[mark - 1] - (values[mark - 2] if mark > 1 else 0) for mark in marks}
+            name: [values[mark - 1] - (values[mark - 2] if mark > 1 else 0) for mark in marks]
             for name, values in pairs.items()
         },
         "statekv_over_recency": totals["statekv"] / totals["recency"],
@@ -160,9 +161,9 @@ def summarise(raw: dict[str, Any], num_frames: int) -> dict[str, Any]:
     }
 
 
-def time_op(device: torch.device, repetitions: int) -> list[dict[str, Any]]:
+def time_op(device: torch.device, repetitions: int) -> dict[str, dict[str, float]]:
     """attention_mass over plain attention of the same shape (keys repeated beforehand, its time not counted)."""
-    rows = []
+    rows = {}
     for query_heads, key_heads, queries, keys, dim in OP_SHAPES:
         q = torch.randn(1, query_heads, queries, dim, device=device)
         k, v = torch.randn(2, 1, key_heads, keys, dim, device=device)
@@ -183,8 +184,9 @@ def time_op(device: torch.device, repetitions: int) -> list[dict[str, Any]]:
                 run()
                 taken[name].append(now() - before)
         medians = {name: statistics.median(values[1:]) for name, values in taken.items()}
-        shape = {"query_heads": query_heads, "key_heads": key_heads, "queries": queries, "keys": keys, "head_dim": dim}
-        rows.append({**shape, **medians, "ratio": medians["scored"] / medians["plain"]})
+        name = f"{query_heads} on {key_heads} heads of {dim}, {queries} queries, {keys} keys"
+        seconds = {f"{key}_milliseconds": 1000 * value for key, value in medians.items()}
+        rows[name] = {**seconds, "ratio": medians["scored"] / medians["plain"]}
     return rows
 
 
@@ -223,24 +225,23 @@ def main() -> None:
 def show(document: dict[str, Any], folder: Path) -> None:
     """Prints the table for the docs and draws the plot, from the JSON alone."""
     results, settings = document["results"], document["settings"]
-    frames = results["seconds_of_a_frame"]
-    marks = list(frames["full"])
-    print("\n| frames seen | " + " | ".join(marks) + " |")
+    frames, marks = results["milliseconds_of_a_frame"], results["frames_seen"]
+    print("\n| frames seen | " + " | ".join(map(str, marks)) + " |")
     print("|---" * (len(marks) + 1) + "|")
     for name, row in frames.items():
-        print(f"| {name}, ms a frame | " + " | ".join(f"{1000 * row[mark]:.1f}" for mark in marks) + " |")
+        print(f"| {name}, ms a frame | " + " | ".join(f"{value:.1f}" for value in row) + " |")
     for name in ("full", "statekv"):
         row = results["query_key_pairs_of_a_frame"][name]
-        print(f"| {name}, query-key pairs a frame | " + " | ".join(f"{row[mark]:,}" for mark in marks) + " |")
+        print(f"| {name}, query-key pairs a frame | " + " | ".join(f"{value:,}" for value in row) + " |")
     print(f"\ntotals {results['total_seconds']}\nover full {results['total_over_full']}")
     print(f"over transformers {results['total_over_transformers']}")
     print(f"statekv is faster than full from frame {results['crossover_frame']} on")
     print(f"statekv over recency {results['statekv_over_recency']:.3f}")
-    for row in results["op"]:
-        print(f"op, {row['queries']} queries, {row['keys']} keys: {row['ratio']:.2f}x plain attention")
+    for name, row in results["op"].items():
+        print(f"op, {name}: {row['ratio']:.2f}x plain attention")
     figure, axis = plt.subplots(figsize=(5.5, 3.6))
     for name, row in frames.items():
-        axis.plot([int(mark) for mark in marks], [1000 * row[mark] for mark in marks], marker="o", label=name)
+        axis.plot(marks, row, marker="o", label=name)
     axis.set(xlabel="frames already seen", ylabel=f"ms a frame ({settings['clock']})", ylim=(0, None))
     axis.legend()
     figure.tight_layout()
