@@ -15,6 +15,7 @@ All of it is one file on purpose: numba keeps compiled code as long as the file 
 
 import operator
 from collections.abc import Callable
+from inspect import unwrap
 from typing import Any
 
 import numba
@@ -240,10 +241,12 @@ def _(a, b):  # type: ignore[no-untyped-def]
     return None
 
 
-_inlined = numba.njit(error_model="numpy", forceinline=True)
+def _inlined(function: Callable[..., Any]) -> Any:
+    return numba.njit(error_model="numpy", forceinline=True)(unwrap(function))
 
 
 def _compile(function: Callable[..., Any]) -> Any:
+    function = unwrap(function)  # from the check of shapes that tests may put around it
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
