@@ -153,6 +153,12 @@ def vlm():
     return build
 
 
+@pytest.fixture
+def build_fresh():
+    """Gives a model of one's own, which has never run."""
+    return lambda name: BUILDERS[name]().eval()
+
+
 @pytest.fixture(params=FAMILY_NAMES)
 def family_name(request):
     return request.param

@@ -19,7 +19,7 @@ from kinescan.vlm.cache import Storage, StreamCache
 from kinescan.vlm.chat import Chat, Place
 from kinescan.vlm.config import StreamConfig
 from kinescan.vlm.families import Family, Features, PixelSettings, Positions, family_class, read_pixel_settings
-from kinescan.vlm.families.door import follows_length, pinned_rope
+from kinescan.vlm.families.door import follows_length, pinned_rope, remember_hooks
 from kinescan.vlm.intake import Intake, PendingPatch
 from kinescan.vlm.policy import Policy, make_policy
 from kinescan.vlm.sequence import Embedded, Patch, Piece, Text, sequence
@@ -136,8 +136,9 @@ def load_stream(
 class VideoStream:
     """One video on its way through a VLM; made by `open_stream`.
 
-    Between calls the model is exactly as it was: attention and rotary frequencies are exchanged for one forward at a
-    time. So several streams may share a model, from one thread.
+    Attention and rotary frequencies are exchanged for one forward at a time, so that between calls the model runs as
+    it always did and several streams may share it, from one thread. `close` takes off the hooks that transformers
+    itself leaves at a model's first forward; then the model is exactly as it was.
     """
 
     def __init__(self, family: Family, chat: Chat, config: StreamConfig) -> None:
@@ -158,6 +159,7 @@ class VideoStream:
         self.place: Place = "first"
         self._state: Literal["open", "answering", "interrupted", "closed"] = "open"
         self._said_small_budget = False
+        self._restore_hooks = remember_hooks(family.model)
 
     def __enter__(self) -> "VideoStream":
         return self
@@ -168,7 +170,9 @@ class VideoStream:
         self.close()
 
     def close(self) -> None:
-        """Gives the memory back; the stream cannot be used afterwards. The model was never left changed."""
+        """Gives the memory back and leaves the model exactly as it was; the stream cannot be used afterwards."""
+        if self._state != "closed":
+            self._restore_hooks()
         self._state = "closed"
         for layer in self.cache.layers:
             layer.detailed.clear()

@@ -21,8 +21,20 @@ def test_a_forward_inside_another_is_refused(vlm):
     with attend_through(decoder, stream.cache):
         with pytest.raises(ConfigError, match="inside another stream's forward"), attend_through(decoder, stream.cache):
             pass
-        assert decoder.config._attn_implementation == "kinescan_stream"
+        assert decoder.config._attn_implementation.startswith("kinescan_stream")
     assert decoder.config._attn_implementation == "sdpa"
+
+
+def test_streams_of_two_models_do_not_meet(vlm):
+    first, second = open_stream(vlm("internvl")), open_stream(vlm("llava_onevision"))
+    with attend_through(first.family.decoder, first.cache):
+        with attend_through(second.family.decoder, second.cache):
+            pass
+        hidden = torch.zeros(1, 2, 64)
+        with torch.no_grad():
+            first.family.decoder(inputs_embeds=hidden, past_key_values=first.cache)
+    assert first.cache.num_tokens == 2
+    assert second.cache.num_tokens == 0
 
 
 def test_pinned_frequencies_are_undone_after_an_error(vlm):

@@ -20,23 +20,26 @@ def registered_attention(decoder: nn.Module, attention: Callable[..., Any], mask
 
     Raises:
         DependencyError: transformers is not installed.
+        ConfigError: the decoder is inside such a block already.
     """
     transformers = import_transformers()
     masks = transformers.AttentionMaskInterface._global_mapping
     functions = transformers.AttentionInterface._global_mapping
     config: Any = decoder.config
     before = config._attn_implementation
-    if before == ATTENTION_NAME:
+    # one name for each model: streams of different models may run in different threads
+    name = f"{ATTENTION_NAME}_{id(decoder)}"
+    if before == name:
         raise ConfigError("this model is inside another stream's forward already. Use one thread for each model.")
-    transformers.AttentionInterface.register(ATTENTION_NAME, attention)
-    transformers.AttentionMaskInterface.register(ATTENTION_NAME, mask)
-    config._attn_implementation = ATTENTION_NAME
+    transformers.AttentionInterface.register(name, attention)
+    transformers.AttentionMaskInterface.register(name, mask)
+    config._attn_implementation = name
     try:
         yield
     finally:
         config._attn_implementation = before
-        functions.pop(ATTENTION_NAME, None)
-        masks.pop(ATTENTION_NAME, None)
+        functions.pop(name, None)
+        masks.pop(name, None)
 
 
 @contextmanager
@@ -71,6 +74,27 @@ def pinned_rope(decoder: nn.Module, num_positions: int) -> Iterator[None]:
         yield
     finally:
         rotary.inv_freq, rotary.rope_type, rotary.attention_scaling = frequencies, kind, scaling
+
+
+HOOKED = "_output_capturing_hooks_installed"
+
+
+def remember_hooks(model: nn.Module) -> Callable[[], None]:
+    """A function that takes off the hooks which transformers leaves on a model at its first forward from now on.
+
+    They collect hidden states for towers whose features come from an inner layer, and would stay for good.
+    """
+    before = [(module, set(module._forward_hooks), HOOKED in vars(module)) for module in model.modules()]
+
+    def restore() -> None:
+        for module, hooks, marked in before:
+            for key, hook in list(module._forward_hooks.items()):
+                if key not in hooks and getattr(hook, "__name__", "") == "output_capturing_hook":
+                    del module._forward_hooks[key]
+            if not marked:
+                vars(module).pop(HOOKED, None)
+
+    return restore
 
 
 def follows_length(decoder: nn.Module) -> bool:
