@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kinescan.errors import ShapeError
 from kinescan.ops.backend import Backend, Obstacle, choose_backend
-from kinescan.ops.selective_scan import numba, reference
+from kinescan.ops.selective_scan import blockwise, numba, reference
 from kinescan.shapes import State, TrackMatrix, Tracks
 
 __all__ = ["selective_scan", "selective_scan_step"]
@@ -16,7 +16,14 @@ __all__ = ["selective_scan", "selective_scan_step"]
 Row = Float[Tensor, "R D"]
 Vector = Float[Tensor, "R S"]
 
-_OBSTACLES: Mapping[Backend, Obstacle] = {"numba": numba.obstacle, "reference": lambda u: None}
+_OBSTACLES: Mapping[Backend, Obstacle] = {
+    "numba": numba.obstacle,
+    "blockwise": lambda u: None,
+    "reference": lambda u: None,
+}
+_OBSTACLES_OF_SHORT: Mapping[Backend, Obstacle] = {
+    name: _OBSTACLES[name] for name in ("numba", "reference", "blockwise")
+}
 
 
 def selective_scan(
@@ -56,7 +63,8 @@ def selective_scan(
         delta_bias: [D].
         delta_softplus: make step sizes positive by softplus.
         state: [R, D, S], the state to go on from; zeros by default.
-        backend: "reference" or "numba"; by default the fastest that runs on this device and dtype.
+        backend: "numba", "blockwise" (pieces of time side by side, for long sequences on any device) or "reference";
+            by default the fastest that runs on this device and dtype.
 
     Returns:
         y [R, T, D] in the dtype of u, and the last state [R, D, S] in float32 (float64 for float64).
@@ -76,13 +84,15 @@ def selective_scan(
         (torch.Size([1, 3, 2]), torch.Size([1, 2, 4]), [2.0, 4.0, 6.0])
     """
     _check(u, A, {"delta": delta, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias, "state": state})
-    chosen = choose_backend("selective_scan", backend, _OBSTACLES, u)
+    long = u.shape[1] >= blockwise.LONG
+    chosen = choose_backend("selective_scan", backend, _OBSTACLES if long else _OBSTACLES_OF_SHORT, u)
     if chosen == "numba":
         return numba.scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
     wide = torch.float64 if u.dtype == torch.float64 else torch.float32
     D, z, delta_bias, state = (None if x is None else x.to(wide) for x in (D, z, delta_bias, state))
     u_wide, delta, A, B, C = (x.to(wide) for x in (u, delta, A, B, C))
-    y, last_state = reference.scan(u_wide, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
+    form = blockwise.scan if chosen == "blockwise" else reference.scan
+    y, last_state = form(u_wide, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
     return y.to(u.dtype), last_state
 
 
