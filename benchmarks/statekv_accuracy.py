@@ -60,7 +60,7 @@ def train_step(model: Any, optimizer: torch.optim.Optimizer, generator: torch.Ge
 
 
 @torch.no_grad()
-def plain_accuracy(model: Any, num_frames: int, count: int = 64) -> tuple[float, float]:
+def plain_accuracy(model: Any, num_frames: int, count: int = 24) -> tuple[float, float]:
     """Share of right labels behind event frames, and of right answers to the questions; full attention, one forward."""
     generator = torch.Generator().manual_seed(10_000 + num_frames)
     videos = task.draw(count, num_frames, task.distant_cues(count, num_frames, generator), generator)
@@ -86,6 +86,13 @@ def train(seed: int, minutes: float, folder: Path, steps: int = STEPS) -> None:
         optimizer.load_state_dict(stored["optimizer"])
         generator.set_state(stored["generator"])
         done, log = stored["step"], stored["log"]
+
+    def save() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
+        torch.save({**state, "step": done, "log": log}, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+
     end = time.monotonic() + 60 * minutes
     model.train()
     while done < steps and time.monotonic() < end:
@@ -101,9 +108,8 @@ def train(seed: int, minutes: float, folder: Path, steps: int = STEPS) -> None:
             model.train()
             log.append([done, round(float(loss), 4), right])
             print(seed, done, f"{loss:.4f}", {k: [round(x, 3) for x in v] for k, v in right.items()}, flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-    torch.save({**state, "step": done, "log": log}, path)
+            save()
+    save()
 
 
 class TaskChat(Chat):
