@@ -96,6 +96,18 @@ def test_qwen_pixels_agree_with_transformers(vlm):
     assert (found - output["pixel_values"]).abs().max() < 0.016
 
 
+def test_fixed_size_pixels_agree_with_transformers(vlm):
+    module = pytest.importorskip("transformers.models.got_ocr2.image_processing_pil_got_ocr2")
+    model = vlm("internvl")
+    frame = frames_of(1, 48, 60)
+    processor = module.GotOcr2ImageProcessorPil(size={"height": 16, "width": 16}, crop_to_patches=False)
+    image = Image.fromarray(frame[0].permute(1, 2, 0).numpy())
+    expected = processor(image, return_tensors="pt")["pixel_values"]
+    found = family_class(model)(model, pixels=PixelSettings()).prepare(frame)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 0.016
+
+
 def test_qwen3_frame_size_shares_the_allowance_of_the_whole_video(vlm):
     model = vlm("qwen3_vl")
     kind = family_class(model)
