@@ -72,7 +72,7 @@ def test_dump_recipe_writes_every_setting(tmp_path: Path) -> None:
 
 
 def test_dump_recipe_refuses_what_toml_cannot_hold() -> None:
-    with pytest.raises(ConfigError, match="model.options cannot be written as TOML"):
+    with pytest.raises(ConfigError, match=r"model\.options cannot be written as TOML"):
         dump_recipe(build_run({"model": {"options": {"embed_dim": None}}}))
 
 

@@ -31,6 +31,7 @@ def test_backend_by_name_that_cannot_run_says_why_and_which_can():
         choose_backend("op", "triton", ON_GPU_ONLY, torch.ones(1, dtype=torch.bfloat16))
 
 
+@pytest.mark.bad_input
 def test_unknown_backend_names_the_known_ones():
     with pytest.raises(BackendError, match=r"op: backend 'cuda': no such backend; there are: numba, reference\."):
         choose_backend("op", "cuda", RUNS, torch.ones(1))

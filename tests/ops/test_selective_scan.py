@@ -183,6 +183,7 @@ def test_float64_runs_in_float64():
     assert y.dtype == state.dtype == torch.float64
 
 
+@pytest.mark.bad_input
 def test_backend_by_name_that_cannot_run_is_an_error():
     tensors = draw(1, 3, 4, 2)
     with pytest.raises(BackendError, match=r"selective_scan: backend 'numba' cannot run on cpu with float64"):

@@ -32,7 +32,7 @@ def local_correlation(
     """How well each patch is found again, displaced, in the frames around it.
 
     Features are L2-normalised over channels, so that every value is a cosine. Vectors shorter than 1e-12 count as
-    zero: their cosines are 0, and so is their gradient.
+    zero: their cosines are 0, and so is their gradient. (With `epsilon` they are short vectors like any other.)
 
     Args:
         features: [B, T, C, H, W], float32, bfloat16 or float16 (float64 with the reference backend). The half types
