@@ -226,7 +226,9 @@ def _scan(u: Tensor, delta: Tensor, decay: Tensor, *_: Any) -> Macs:
     return Macs(scan=SCAN_MACS * u.numel() * decay.shape[-1])
 
 
-def _correlation(features: Tensor, offsets: tuple[int, ...], window: int, replicate: bool, first_frame: int) -> Macs:
+def _correlation(
+    features: Tensor, offsets: tuple[int, ...], window: int, replicate: bool, first_frame: int, *_: Any
+) -> Macs:
     batch, num_frames, channels, height, width = features.shape
     patches = batch * (num_frames - first_frame) * len(offsets) * height * width
     return Macs(
