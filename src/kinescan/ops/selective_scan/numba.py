@@ -1,11 +1,13 @@
 """The selective scan on a CPU as an operator that torch can differentiate, compile and export."""
 
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,8 @@ from kinescan.shapes import State, TrackMatrix, Tracks
 
 MIN_WORK = 1 << 18
 """Exponentials that make a thread worth its start."""
+HUGE_PAGES_FROM = 1 << 22
+"""Bytes from which numpy asks the system for huge pages. To map 150 MB in small ones takes longer than to fill them."""
 _LOG2E = 1.4426950408889634
 
 
@@ -59,8 +63,7 @@ def _scan_op(
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
-    y = torch.empty(u.shape, dtype=torch.float32)
-    last_state = torch.empty((u.shape[0], *A.shape), dtype=torch.float32)
+    y, last_state = _fresh(*u.shape), _fresh(u.shape[0], *A.shape)
 
     def run(part: _Part) -> None:
         room = torch.empty(kernels.scan_room(part.num_groups, A.shape[1]), dtype=torch.float32)
@@ -108,7 +111,7 @@ def _backward_op(
     dy, dlast_state = inputs.rows(grad_y), inputs.flat(grad_state)
     parts = list(_parts(u.shape, num_places))
     num_track_parts, num_group_parts = parts[-1].track_part + 1, parts[-1].group_part + 1
-    du, ddelta, dz, dstate = (_empty_like(x) for x in (u, delta, z, state))
+    du, ddelta, dz, dstate = (_fresh(*(0,) if x is None else x.shape) for x in (u, delta, z, state))
     # Each share of the groups has its dB and dC, each share of the tracks its gradients of A, D and the bias.
     dB, dC = (torch.empty(num_group_parts, *B.shape, dtype=torch.float32) for _ in "BC")
     adjoints = torch.zeros(num_track_parts, _num_groups(num_channels), num_places, 2, LANES)
@@ -223,8 +226,11 @@ def _num_groups(num_channels: int) -> int:
     return -(-num_channels // LANES)
 
 
-def _empty_like(tensor: Tensor | None) -> Tensor:
-    return torch.empty(0 if tensor is None else tensor.shape, dtype=torch.float32)
+def _fresh(*shape: int) -> Tensor:
+    """Memory for float32 results, not filled."""
+    if 4 * math.prod(shape) < HUGE_PAGES_FROM:
+        return torch.empty(shape, dtype=torch.float32)
+    return torch.from_numpy(np.empty(shape, np.float32))
 
 
 class _Inputs:
