@@ -7,7 +7,7 @@ Candidates:
     kinescan            the package's own operator, which runs over time step by step and over channels in parallel
     kinescan, time cut  the same operator on pieces of the sequence side by side: once from empty states, the states
                         handed on, once more from the right ones; parallel over time, twice the work
-    chunked torch       pieces side by side in plain torch, the share of the states before each piece added afterwards
+    blockwise           the package's form without kernels: pieces side by side in plain torch, on any device
     eager loop          the reference, in float32
     transformers        the slow path of its Mamba (`mamba_selective_scan`, what runs without CUDA kernels)
     mambapy             a parallel scan in plain torch
@@ -100,27 +100,8 @@ def ours_in_pieces(
     return y.unflatten(0, cut[0].shape[:2]).flatten(1, 2)[:, :steps]
 
 
-def chunked_torch(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor
-) -> Tensor:
-    steps = u.shape[1]
-    length = math.ceil(math.sqrt(steps))
-    delta = F.softplus(delta + bias)
-    write, step, into, out_of = (_pieces(x, length) for x in (delta * u, delta, B, C))
-    state = u.new_zeros(*write.shape[:2], u.shape[2], STATE)
-    passed, outputs = torch.zeros_like(step[:, :, 0]), []
-    for t in range(length):
-        state = torch.exp(step[:, :, t, :, None] * A) * state + write[:, :, t, :, None] * into[:, :, t, None, :]
-        outputs.append((state * out_of[:, :, t, None, :]).sum(dim=3))
-        passed = passed + step[:, :, t]
-    starts = _hand_on(state, torch.exp(passed[..., None] * A))
-    passed = torch.zeros_like(passed)
-    for t in range(length):
-        passed = passed + step[:, :, t]
-        before = torch.exp(passed[..., None] * A) * starts
-        outputs[t] = outputs[t] + (before * out_of[:, :, t, None, :]).sum(dim=3)
-    y = torch.stack(outputs, dim=2).flatten(1, 2)[:, :steps]
-    return (y + D * u) * F.silu(z)
+def blockwise(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor) -> Tensor:
+    return selective_scan(u, delta, A, B, C, D, z, bias, backend="blockwise")[0]
 
 
 def _foreign(use_mambapy: bool) -> Scan | None:
@@ -146,7 +127,7 @@ def candidates() -> dict[str, Scan]:
     found = {
         "kinescan": ours,
         "kinescan, time cut": ours_in_pieces,
-        "chunked torch": chunked_torch,
+        "blockwise": blockwise,
         "eager loop": eager,
         "transformers": _foreign(use_mambapy=False),
         "mambapy": _foreign(use_mambapy=True),
