@@ -24,9 +24,80 @@ the process: the machines are shared, so trust it before wall time. What fell sh
 """
 
 
+SCAN, CORRELATION, MODEL = "ops_selective_scan_cpu", "ops_local_correlation_cpu", "pks4_over_vit_cpu"
+AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
+    ("scan forward: share of the exp roof", SCAN, ("forward", "share_of_exp_roof"), ">=", 0.25),
+    ("scan forward: over the compiled loop", SCAN, ("forward", "times_faster_than", "compiled_loop"), ">=", 5),
+    ("scan forward: over the eager loop", SCAN, ("forward", "times_faster_than", "eager_loop"), ">=", 20),
+    (
+        "scan forward, 98 tracks: over a pure-torch parallel scan",
+        SCAN,
+        ("forward_of_few_tracks", "times_faster_than", "parallel_scan"),
+        ">=",
+        40,
+    ),
+    (
+        "scan with backward: over the compiled loop",
+        SCAN,
+        ("forward_and_backward", "times_faster_than", "compiled_loop"),
+        ">=",
+        5,
+    ),
+    (
+        "scan with backward: peak memory over the eager loop's",
+        SCAN,
+        ("forward_and_backward", "peak_share_of", "eager_loop"),
+        "<=",
+        0.125,
+    ),
+    ("one step: share of the read and write floor", SCAN, ("step", "share_of_read_and_write_floor"), ">=", 0.35),
+    ("one step: over the eager step", SCAN, ("step", "times_faster_than", "eager_step"), ">=", 4),
+    (
+        "correlation 14x14: share of the sgemm roof",
+        CORRELATION,
+        ("1x8x768x14x14", "forward", "share_of_sgemm_roof"),
+        ">=",
+        0.20,
+    ),
+    (
+        "correlation 14x14: over the best peer",
+        CORRELATION,
+        ("1x8x768x14x14", "forward", "speedup_over_best_peer"),
+        ">=",
+        1.3,
+    ),
+    (
+        "correlation 14x14 with backward: over the best peer",
+        CORRELATION,
+        ("1x8x768x14x14", "forward_and_backward", "speedup_over_best_peer"),
+        ">=",
+        2,
+    ),
+    (
+        "correlation 28x28: over the best peer",
+        CORRELATION,
+        ("1x8x768x28x28", "forward", "speedup_over_best_peer"),
+        ">=",
+        2.5,
+    ),
+)
+
+
 def page() -> str:
-    """The whole page: one section a result file, what it was measured on first."""
-    return "\n".join([INTRODUCTION, *(section(path) for path in sorted(RESULTS.glob("*.json")))])
+    """The whole page: aims first, then one section a result file."""
+    return "\n".join([INTRODUCTION, *aims(), *(section(path) for path in sorted(RESULTS.glob("*.json")))])
+
+
+def aims() -> Iterator[str]:
+    """A table of what was aimed at and what was reached."""
+    yield "| what | aim | reached | |\n|---|---|---|---|"
+    for what, name, keys, sign, aim in AIMS:
+        value = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["results"]
+        for key in keys:
+            value = value[key] if key in value else value[key.replace("_", " ")]
+        reached = value >= aim if sign == ">=" else value <= aim
+        yield f"| {what} | {sign} {aim:g} | {value:.3g} | {'reached' if reached else '**missed**'} |"
+    yield ""
 
 
 def section(path: Path) -> str:
