@@ -3,6 +3,9 @@
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.load_report import LoadReport
 from kinescan.models.pks4 import PKS4, PKS4Config, PKS4State
+from kinescan.models.ssp import SSPConfig, SSPVideoMamba
+from kinescan.models.tuned import TunedVideoMamba
+from kinescan.models.videomamba import VideoMamba, VideoMambaConfig
 from kinescan.models.vit import VisionTransformer, ViTConfig
 from kinescan.models.weights import read_checkpoint
 from kinescan.models.zoo import create_model, from_pretrained, list_models
@@ -12,8 +15,13 @@ __all__ = [
     "LoadReport",
     "PKS4Config",
     "PKS4State",
+    "SSPConfig",
+    "SSPVideoMamba",
+    "TunedVideoMamba",
     "ViTConfig",
     "VideoClassifier",
+    "VideoMamba",
+    "VideoMambaConfig",
     "VisionTransformer",
     "create_model",
     "from_pretrained",

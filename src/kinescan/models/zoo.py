@@ -115,7 +115,7 @@ def create_model(
             A saved model gives its head too, if the classes are the same.
         preprocessing: how pixels become a clip; or some of its fields, the others being what comes with the weights,
             else CLIP's. Its size is the model's image_size.
-        **options: fields of the model's config; see `kinescan.models.pks4.PKS4Config`.
+        **options: fields of the model's config; see `PKS4Config`, `VideoMambaConfig`, `SSPConfig` and the tuners'.
 
     Returns:
         The model, on the CPU, in training mode.
