@@ -164,3 +164,17 @@ def test_parameter_counts(size: str, prompts: int, trained: int, total: int) -> 
 def test_impossible_prompts_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         create_model("ssp_videomamba_tiny", **{**{k: v for k, v in TINY.items() if k != "num_classes"}, **options})
+
+
+def test_autocast_comes_close_to_float32() -> None:
+    model = _awake("sample").float()
+    clip = torch.randn(2, 4, 3, 16, 16)
+    exact = model(clip)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(clip).float()
+    assert (logits - exact).abs().max() <= 5e-2 * exact.abs().max()
+
+
+def test_prompts_of_one_frame() -> None:
+    model = SSPVideoMamba(SSPConfig(**{**TINY, "num_frames": 1}), name="ssp_videomamba_tiny")
+    assert model(torch.zeros(1, 1, 3, 16, 16)).isfinite().all()

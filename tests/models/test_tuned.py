@@ -92,6 +92,7 @@ def test_only_the_tuned_part_is_saved_and_comes_back_on_its_base(tuner: str, bas
     folder = tmp_path / "run" / "checkpoints" / "last"
     config = json.loads((folder / "config.json").read_text())
     assert config["base"]["source"] == str(base)
+    assert f"(SHA-256 {config['base']['sha256']}) are needed beside it" in (folder / "README.md").read_text()
     frozen = {n: t for n, t in torch.load(base)["model"].items() if not model.is_trained(n)}
     assert config["base"]["sha256"] == digest(frozen)
     saved = sum(t.numel() for t in _weights(folder).values())

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
+from kinescan.evaluation.cost import count_cost
+from kinescan.models.checkpoint_file import Checkpoint
 from kinescan.models.videomamba import VideoMamba, VideoMambaConfig
 from kinescan.models.videomamba_weights import inflate, resize_grid_positions, resize_temporal_positions
 from kinescan.models.zoo import create_model, from_pretrained
@@ -332,3 +334,43 @@ def test_sixty_four_frames_of_196_patches_run() -> None:
     config = VideoMambaConfig(image_size=224, width=32, depth=1, num_frames=64, num_classes=2)
     with torch.no_grad():
         assert VideoMamba(config)(torch.zeros(1, 64, 3, 224, 224)).isfinite().all()
+
+
+def test_cost_counts_both_directions() -> None:
+    with torch.device("meta"):
+        cost = count_cost(create_model("videomamba_tiny", num_classes=174))
+    tokens, inner = 8 * 196 + 1, 384
+    assert cost.macs.scan == 9 * 2 * 24 * tokens * inner * 16
+    assert cost.macs.temporal == 2 * 24 * tokens * inner * 4
+    assert cost.num_parameters == 6_990_126
+
+
+def test_autocast_comes_close_to_float32_and_keeps_the_residual_wide() -> None:
+    model = VideoMamba(VideoMambaConfig(**TINY, num_classes=3))
+    clip = torch.randn(2, 4, 3, 16, 16)
+    exact = model(clip)
+    seen: list[torch.dtype] = []
+    model.blocks[1].register_forward_hook(lambda module, args, out: seen.append(out[1].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(clip)
+    torch.testing.assert_close(logits.float(), exact, atol=2e-2, rtol=2e-2)
+    logits.float().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "middle"])
+@pytest.mark.parametrize("kind", ["video_f8_res224_k400", "image_in1k_res224"])
+def test_published_layouts_are_understood(size: str, kind: str, shared: Path, tmp_path: Path) -> None:
+    layouts = json.loads((shared / "fixtures" / "videomamba_layouts.json").read_text())["layouts"]
+    layout = layouts[f"videomamba_{size}"][kind]
+    tensors = {name: torch.zeros(shape, device="meta") for name, shape in layout.items()}
+    pretrained = VideoMamba.translate(Checkpoint(source="published.pth", file=Path("published.pth"), tensors=tensors))
+    with torch.device("meta"):
+        model = create_model(f"videomamba_{size}", num_classes=174)
+    settings = {key: getattr(model.config, key) for key in pretrained.sizes}
+    assert settings == pretrained.sizes
+    report = model.load(pretrained, skip=("head.",))
+    absent = {"head.weight", "head.bias"} | ({"temporal_pos_embedding"} if kind.startswith("image") else set())
+    assert set(report.missing) == absent
+    assert set(report.resized) == ({"patch_embed.proj.weight"} if kind.startswith("image") else set())

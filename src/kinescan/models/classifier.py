@@ -183,6 +183,7 @@ class VideoClassifier(nn.Module, ABC):
             labels=saved.labels,
             preprocessing=saved.preprocessing,
             num_parameters=self.num_parameters,
+            base=base,
         )
         saved_model.write(Path(folder), saved, tensors, card)
 

@@ -18,6 +18,7 @@ def model_card(
     labels: Sequence[str],
     preprocessing: Mapping[str, Any],
     num_parameters: int,
+    base: Mapping[str, Any] | None = None,
 ) -> str:
     """The README.md of a saved model: what it is, its labels, how pixels get in, and how to use it.
 
@@ -27,6 +28,7 @@ def model_card(
         labels: class names in the order of the logits.
         preprocessing: fields of `Preprocessing`.
         num_parameters: parameters in all.
+        base: for a tuned part, "source" and "sha256" of the weights that it belongs to.
 
     Returns:
         Markdown with the front matter that the Hugging Face hub reads.
@@ -35,6 +37,7 @@ def model_card(
         _FRONT_MATTER,
         f"# {name}, {len(labels)} classes",
         f"A video classifier of kinescan: {num_parameters:,} parameters.",
+        *([] if base is None else [_base(base)]),
         "## How to use",
         "```python\nimport kinescan as ks\n\n"
         'model = ks.from_pretrained("FOLDER_OR_HUB_NAME")\n'
@@ -48,6 +51,13 @@ def model_card(
         _table(config),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _base(base: Mapping[str, Any]) -> str:
+    return (
+        f"This is only what was tuned on top of {_plain(base['source'])}, whose weights (SHA-256 {base['sha256']}) are "
+        "needed beside it: in that place, in this folder, or with `from_pretrained(folder, base=FILE)`."
+    )
 
 
 def _label_list(labels: Sequence[str]) -> str:
