@@ -189,6 +189,7 @@ def plain_inputs(family, frames, question):
             ids = [VISION_START, *[VIDEO] * (steps * count), VISION_END]
         else:
             ids = [VISION_START, *[VIDEO] * count, VISION_END] * steps
+            ids = [VISION_START, *ids, VISION_END] if family.hf_compat else ids
         ids = torch.tensor([ids + question])
         grid = torch.tensor([[steps, height, width]])
         inputs = {

@@ -59,6 +59,14 @@ def test_small_budget_differs_and_full_does_not(policy, family_name, vlm, video,
     assert_same(ignored, expected)
 
 
+def test_qwen3_prompt_of_the_release(vlm, video, plain):
+    model, frames = vlm("qwen3_vl"), video(6)
+    logits, stream = ask(model, frames, hf_compat=False, budget=None)
+    assert_same(logits, plain_logits(model, plain(stream.family, frames, QUESTION)))
+    compatible, _ = ask(model, frames, hf_compat=True, budget=None)
+    assert (compatible - logits).abs().max() > 1e-3
+
+
 def test_qwen2_5_text_starts_behind_the_largest_position(vlm, video, plain):
     model, frames = vlm("qwen2_5_vl"), video(12)
     logits, stream = ask(model, frames, hf_compat=False, budget=None)

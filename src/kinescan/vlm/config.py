@@ -19,7 +19,7 @@ class StreamConfig:
         patches_per_step: temporal patches (one frame, or two that the family merges) that enter at once.
         storage: of the detailed cache: "memory", "offload" or "int8".
         chunk_tokens: the detailed cache grows by this many tokens.
-        hf_compat: positions as transformers 5 has them where it departs from how the family was trained.
+        hf_compat: positions and prompts as transformers 5 has them where it departs from how the family was trained.
     """
 
     budget: int | None = 4096

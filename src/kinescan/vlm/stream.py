@@ -67,7 +67,7 @@ def open_stream(
         patches_per_step: temporal patches that enter at once.
         storage: of the detailed cache: "memory", "offload" or "int8".
         chunk_tokens: the detailed cache grows by this many tokens.
-        hf_compat: positions as transformers 5 has them where it departs from how the family was trained.
+        hf_compat: positions and prompts as transformers 5 has them where it departs from how the family was trained.
         pixels: how frames are prepared; by default as the processor says, else as the family's own does.
         opening: text before the video in place of the chat template's.
 

@@ -88,7 +88,7 @@ class Family(ABC):
     """
 
     model_type: ClassVar[str]
-    prompt: ClassVar[PromptFormat]
+    prompt: PromptFormat
     default_pixels: ClassVar[PixelSettings]
     temporal_patch: int = 1
 

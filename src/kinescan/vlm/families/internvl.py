@@ -15,7 +15,7 @@ class InternVL(Family):
     """
 
     model_type: ClassVar[str] = "internvl"
-    prompt: ClassVar[PromptFormat] = PromptFormat(
+    prompt: PromptFormat = PromptFormat(
         video_token="<video>",
         opening="<|im_start|>user\n",
         before_patch="Frame{number}: <img>",

@@ -19,7 +19,7 @@ class LlavaOnevision(Family):
     """
 
     model_type: ClassVar[str] = "llava_onevision"
-    prompt: ClassVar[PromptFormat] = PromptFormat(
+    prompt: PromptFormat = PromptFormat(
         video_token="<video>",
         opening="<|im_start|>user ",
         closing="\n",

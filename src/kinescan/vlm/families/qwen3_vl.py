@@ -1,8 +1,9 @@
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from kinescan.vlm.families.base import Features, Positions, PromptFormat
@@ -15,14 +16,16 @@ FRAME_TOKENS = 768
 class Qwen3VL(Qwen25VL):
     """Qwen3-VL: two frames a patch, its time written before it as text, features added behind the first layers too.
 
-    Differs: the processor divides its allowance of pixels by the number of frames of the whole video, which a stream
-    does not know: `horizon_frames` stands for it, and without one only the limit for a single frame holds.
+    Differs: (1) transformers 5 leaves the chat template's vision_start and vision_end around the whole video, besides
+    those of each patch; the release replaced them, and so do we unless `hf_compat=True`. (2) The processor divides its
+    allowance of pixels by the number of frames of the whole video, which a stream does not know: `horizon_frames`
+    stands for it, and without one only the limit for a single frame holds.
 
     Source: Qwen3-VL (arXiv 2511.21631).
     """
 
     model_type: ClassVar[str] = "qwen3_vl"
-    prompt: ClassVar[PromptFormat] = PromptFormat(
+    prompt: PromptFormat = PromptFormat(
         video_token="<|vision_start|><|video_pad|><|vision_end|>",
         opening="<|im_start|>user\n",
         before_patch="<{seconds:.1f} seconds><|vision_start|>",
@@ -30,6 +33,24 @@ class Qwen3VL(Qwen25VL):
         closing="",
     )
     default_pixels: ClassVar[PixelSettings] = PixelSettings(mean=HALF, std=HALF, min_pixels=4096, max_pixels=25165824)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        pixels: PixelSettings | None = None,
+        horizon_frames: int | None = None,
+        hf_compat: bool = False,
+    ) -> None:
+        super().__init__(model, pixels=pixels, horizon_frames=horizon_frames, hf_compat=hf_compat)
+        if hf_compat:
+            self.prompt = replace(
+                self.prompt,
+                video_token="<|video_pad|>",
+                opening=self.prompt.opening + "<|vision_start|>",
+                closing="<|vision_end|>" + self.prompt.closing,
+                next_video=self.prompt.next_video + "<|vision_start|>",
+            )
 
     @override
     def frame_size(self, height: int, width: int) -> tuple[int, int]:
@@ -43,10 +64,11 @@ class Qwen3VL(Qwen25VL):
 
     @override
     def bare_prompt(self) -> dict[str, list[int]]:
-        return {
+        around_patch = {
             "before_patch": [self.config.vision_start_token_id],
             "after_patch": [self.config.vision_end_token_id],
         }
+        return around_patch | (super().bare_prompt() if self.hf_compat else {})
 
     @override
     def vision_positions(self, positions: Positions, features: Features, seconds: float) -> Tensor:
