@@ -1,13 +1,11 @@
 """The selective scan on a CPU as an operator that torch can differentiate, compile and export."""
 
 import functools
-import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,8 +16,6 @@ from kinescan.shapes import State, TrackMatrix, Tracks
 
 MIN_WORK = 1 << 18
 """Exponentials that make a thread worth its start."""
-HUGE_PAGES_FROM = 1 << 22
-"""Bytes from which numpy asks the system for huge pages. To map 150 MB in small ones takes longer than to fill them."""
 _LOG2E = 1.4426950408889634
 
 
@@ -227,10 +223,7 @@ def _num_groups(num_channels: int) -> int:
 
 
 def _fresh(*shape: int) -> Tensor:
-    """Memory for float32 results, not filled."""
-    if 4 * math.prod(shape) < HUGE_PAGES_FROM:
-        return torch.empty(shape, dtype=torch.float32)
-    return torch.from_numpy(np.empty(shape, np.float32))
+    return torch.empty(shape, dtype=torch.float32)
 
 
 class _Inputs:
