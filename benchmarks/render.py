@@ -80,6 +80,16 @@ AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
         ">=",
         2.5,
     ),
+    ("PKS4-B/16 over the bare ViT: forward, CPU time", MODEL, ("forward", "cpu_ratio"), "<=", 1.12),
+    ("PKS4-B/16 over the bare ViT: training step, CPU time", MODEL, ("training_step", "cpu_ratio"), "<=", 1.15),
+    (
+        "PKS4-B/16 over the bare ViT: peak memory of training",
+        MODEL,
+        ("memory", "ratios", "training_peak_bytes"),
+        "<=",
+        1.10,
+    ),
+    ("PKS4-B/16: time of 64 frames over 8", MODEL, ("growth_8_to_64", "cpu_ratio_of_minima"), "<=", 8.3),
 )
 
 
