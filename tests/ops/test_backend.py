@@ -5,7 +5,7 @@ import torch
 
 from kinescan.errors import BackendError
 from kinescan.ops import backend
-from kinescan.ops.backend import choose_backend
+from kinescan.ops.backend import choose_backend, plain_torch
 
 RUNS = {"numba": lambda like: None, "reference": lambda like: None}
 ON_GPU_ONLY = {"triton": lambda like: None if like.is_cuda else "it needs a GPU", "reference": lambda like: None}
@@ -29,6 +29,14 @@ def test_backend_by_name_that_cannot_run_says_why_and_which_can():
     message = r"op: backend 'triton' cannot run on cpu with bfloat16: it needs a GPU. These can: reference\."
     with pytest.raises(BackendError, match=message):
         choose_backend("op", "triton", ON_GPU_ONLY, torch.ones(1, dtype=torch.bfloat16))
+
+
+def test_plain_torch_leaves_kernels_out_within_its_block_only():
+    able = {"numba": lambda like: None, "blockwise": lambda like: None, "reference": lambda like: None}
+    with plain_torch():
+        assert choose_backend("op", None, able, torch.ones(1)) == "blockwise"
+        assert choose_backend("op", "numba", able, torch.ones(1)) == "numba"
+    assert choose_backend("op", None, able, torch.ones(1)) == "numba"
 
 
 @pytest.mark.bad_input

@@ -8,15 +8,19 @@ from safetensors.torch import load_file
 from kinescan.errors import BackendError, ConfigError, ShapeError
 from kinescan.ops import backend as backend_module
 from kinescan.ops import local_correlation
+from kinescan.ops.backend import plain_torch
 from kinescan.ops.local_correlation import local_correlation_step
 
-BACKENDS = ("reference", "numba")
+BACKENDS = ("reference", "dense", "numba")
 GOLDEN = Path(__file__).parents[1] / "golden" / "local_correlation.safetensors"
 # Outputs: absolute and relative. Gradients: of the largest entry.
 OUTPUT_TOLERANCE = {torch.float64: (1e-10, 1e-9), torch.float32: (1e-5, 1e-5), torch.bfloat16: (2e-2, 0.0)}
 GRADIENT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 2e-2}
 # (backend, dtype) that the reference values are held against
-PRECISIONS = [("reference", torch.float64), ("reference", torch.float32), ("numba", torch.float32)]
+PRECISIONS = [
+    *(("reference", torch.float64), ("reference", torch.float32)),
+    *(("dense", torch.float64), ("dense", torch.float32), ("numba", torch.float32)),
+]
 
 
 def assert_output(given, expected, dtype):
@@ -171,20 +175,30 @@ def test_default_backend_follows_the_dtype_and_is_announced_once(monkeypatch, ca
             local_correlation(torch.randn(1, 2, 3, 4, 4, dtype=dtype), (0,), 3)
     assert caplog.messages == [
         "local_correlation runs with the numba backend on cpu, torch.float32",
-        "local_correlation runs with the reference backend on cpu, torch.float64",
+        "local_correlation runs with the dense backend on cpu, torch.float64",
     ]
 
 
 def test_numba_refuses_float64():
     with pytest.raises(
-        BackendError, match=r"'numba' cannot run on cpu with float64: .*float32.*These can: reference\."
+        BackendError, match=r"'numba' cannot run on cpu with float64: .*float32.*These can: dense, reference\."
     ):
         local_correlation(torch.randn(1, 2, 3, 4, 4, dtype=torch.float64), backend="numba")
 
 
+def test_dense_refuses_large_maps_where_the_reference_runs():
+    frames = torch.randn(1, 1, 2, 33, 32)
+    with pytest.raises(BackendError, match=r"'dense' cannot run .*compares all 1056 patches.*These can: numba, ref"):
+        local_correlation(frames, (0,), 3, backend="dense")
+    with plain_torch():
+        assert_output(
+            local_correlation(frames, (0,), 3), local_correlation(frames, (0,), 3, backend="numba"), dtype=torch.float32
+        )
+
+
 @pytest.mark.bad_input
 def test_unknown_backend():
-    with pytest.raises(BackendError, match=r"backend 'cuda': .*there are: numba, reference"):
+    with pytest.raises(BackendError, match=r"backend 'cuda': .*there are: numba, dense, reference"):
         local_correlation(torch.randn(1, 2, 3, 4, 4), backend="cuda")
 
 

@@ -1,7 +1,8 @@
 """Which backends run here, why others cannot, the choice, and one log line that says it."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -11,11 +12,36 @@ from kinescan.errors import BackendError
 
 logger = logging.getLogger(__name__)
 
-Backend = Literal["reference", "blockwise", "numba", "triton"]
+Backend = Literal["reference", "blockwise", "dense", "numba", "triton"]
 Obstacle = Callable[[Tensor], str | None]
 """Says why a backend cannot run on a tensor like this one, or None when it can."""
 
+PLAIN: tuple[Backend, ...] = ("dense", "reference", "blockwise")
+"""Backends of plain torch operations."""
+
+_plain_only = False
 _announced: set[tuple[str, str, str, str]] = set()
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Within the block, ops choose backends of plain torch operations, which exporters can take apart.
+
+    A backend that is asked for by name is taken all the same. It holds for the whole process.
+
+    Example:
+        >>> able = {"numba": lambda x: None, "reference": lambda x: None}
+        >>> with plain_torch():
+        ...     choose_backend("op", None, able, torch.ones(1))
+        'reference'
+    """
+    # Not a ContextVar: torch.compile traces through here and guards on a plain global.
+    global _plain_only
+    before, _plain_only = _plain_only, True
+    try:
+        yield
+    finally:
+        _plain_only = before
 
 
 def choose_backend(op: str, requested: Backend | None, obstacles: Mapping[Backend, Obstacle], like: Tensor) -> Backend:
@@ -41,7 +67,8 @@ def choose_backend(op: str, requested: Backend | None, obstacles: Mapping[Backen
         _check_requested(op, requested, obstacles, like)
         chosen = requested
     else:
-        chosen = next(name for name, obstacle in obstacles.items() if obstacle(like) is None)
+        allowed = PLAIN if _plain_only else tuple(obstacles)
+        chosen = next(name for name, obstacle in obstacles.items() if name in allowed and obstacle(like) is None)
     if not torch.compiler.is_compiling():
         _announce(op, chosen, like)
     return chosen

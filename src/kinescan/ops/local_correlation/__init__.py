@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kinescan.errors import ConfigError, ShapeError
 from kinescan.ops.backend import Backend, Obstacle, choose_backend
-from kinescan.ops.local_correlation import numba, reference
+from kinescan.ops.local_correlation import dense, numba, reference
 from kinescan.shapes import CorrelationMaps, FrameMaps
 
 __all__ = ["Border", "local_correlation", "local_correlation_step"]
@@ -17,7 +17,12 @@ __all__ = ["Border", "local_correlation", "local_correlation_step"]
 Border = Literal["zeros", "replicate"]
 """What stands for frames outside the clip: nothing, or the clip's end frame."""
 
-_OBSTACLES: Mapping[Backend, Obstacle] = {"numba": numba.obstacle, "reference": lambda features: None}
+_OBSTACLES: Mapping[Backend, Obstacle] = {
+    "numba": numba.obstacle,
+    "dense": dense.obstacle,
+    "reference": lambda features: None,
+}
+_FORMS = {"numba": numba.correlate_clip, "dense": dense.correlate_clip, "reference": reference.correlate_clip}
 
 
 def local_correlation(
@@ -40,7 +45,8 @@ def local_correlation(
         offsets: frames to look at, in frames relative to t; 0 is the frame itself.
         window: side of the square of displacements, in patches; odd.
         border: what stands for frames outside the clip: "zeros", or "replicate" for its first or last frame.
-        backend: "reference" or "numba"; by default the fastest that runs on this device and dtype.
+        backend: "reference", "dense" (one product of all patches with all) or "numba"; by default the fastest that
+            runs on this device and dtype.
         epsilon: added to the squared length of each vector, which keeps the gradient of short ones small; not negative.
 
     Returns:
@@ -95,7 +101,8 @@ def local_correlation_step(
         current: [B, C, H, W], the frame that has just come; dtypes as for `local_correlation`.
         context: [B, K, C, H, W], the frames to look at, in the order in which their maps are wanted.
         window: side of the square of displacements, in patches; odd.
-        backend: "reference" or "numba"; by default the fastest that runs on this device and dtype.
+        backend: "reference", "dense" (one product of all patches with all) or "numba"; by default the fastest that
+            runs on this device and dtype.
         epsilon: added to the squared length of each vector, which keeps the gradient of short ones small; not negative.
 
     Returns:
@@ -141,9 +148,8 @@ def _run(
     epsilon: float,
     first_frame: int,
 ) -> Float[Tensor, "B _ K M H W"]:
-    correlate = numba.correlate_clip if chosen == "numba" else reference.correlate_clip
     wide = features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
-    maps = correlate(wide, offsets, window, replicate=replicate, epsilon=epsilon, first_frame=first_frame)
+    maps = _FORMS[chosen](wide, offsets, window, replicate=replicate, epsilon=epsilon, first_frame=first_frame)
     return maps.to(features.dtype)
 
 
