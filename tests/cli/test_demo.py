@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from kinescan.cli.demo import clear_output, demo, still_task
 from kinescan.cli.demo_page import opening
 from kinescan.config import load_recipe
 from kinescan.data.sampling import segment_indices
-from kinescan.data.synthetic import MotionConfig
+from kinescan.data.synthetic import NUM_STILL_TARGETS, MotionConfig
 from kinescan.errors import ConfigError
 from kinescan.models.zoo import from_pretrained
 
@@ -49,7 +50,7 @@ def test_demo_scores_four_models_and_averaging_is_a_coin_within_every_pair(small
 def test_demo_models_start_from_the_vit_trained_on_stills(small):
     stills = from_pretrained(small / "stills" / "checkpoints" / "last")
     tuned = from_pretrained(small / "motion_pks4" / "checkpoints" / "last")
-    assert stills.config.num_classes == 5
+    assert stills.config.num_classes == NUM_STILL_TARGETS
     assert tuned.config.num_classes == 12
     for name, weight in stills.state_dict().items():
         if name.startswith("vit.") and weight.ndim > 1:
@@ -100,11 +101,22 @@ def test_demo_recipes_look_at_frames_that_are_symmetric_in_time(name):
 
 
 def test_still_task_counts_centres_found_within_half_a_patch():
-    targets = torch.zeros(3, 5)
-    outputs = torch.tensor([[0.1, -0.1, 0, 0, 0], [0.2, 0, 0, 0, 0], [0, 0, 1, 1, 1.0]])
+    targets = torch.zeros(3, NUM_STILL_TARGETS)
+    targets[:, -1] = 1
+    outputs = torch.zeros(3, NUM_STILL_TARGETS)
+    outputs[0, :2], outputs[1, 0], outputs[2, 2:7] = torch.tensor([0.1, -0.1]), 0.2, 1.0
     loss, right = still_task(outputs, targets)
     assert right.tolist() == [True, False, True]
-    assert float(loss) == pytest.approx((0.01 + 0.01 + 0.04 + 3) / 15)
+    num_families = NUM_STILL_TARGETS - 7
+    assert float(loss) == pytest.approx((0.01 + 0.01 + 0.04 + 5) / 21 + 0.1 * math.log(num_families))
+
+
+def test_still_task_learns_the_family_of_a_texture():
+    targets = torch.zeros(1, NUM_STILL_TARGETS)
+    targets[0, -1] = 1
+    sure, wrong = targets.clone(), targets.clone()
+    sure[0, -1], wrong[0, -2] = 9.0, 9.0
+    assert float(still_task(sure, targets)[0]) < 0.01 < 0.8 < float(still_task(wrong, targets)[0])
 
 
 @pytest.mark.parametrize(

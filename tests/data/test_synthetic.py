@@ -9,6 +9,8 @@ from kinescan.data.sampling import segment_indices
 from kinescan.data.synthetic import (
     FAMILIES,
     MOTION_PAIRS,
+    NUM_COLOUR_TARGETS,
+    NUM_POSE_TARGETS,
     NUM_STILL_TARGETS,
     SHAPES,
     TEST_TEXTURES,
@@ -20,8 +22,8 @@ from kinescan.data.synthetic import (
     make_motion,
     still_batch,
 )
-from kinescan.data.synthetic.appearance import render_appearance
-from kinescan.data.synthetic.motion import draw_motion_scene, render_disturbed, render_motion
+from kinescan.data.synthetic.appearance import COLOURS, render_appearance
+from kinescan.data.synthetic.motion import Look, draw_motion_scene, render_disturbed, render_motion
 from kinescan.data.synthetic.scene import render
 from kinescan.data.synthetic.shapes import signed_distance
 from kinescan.data.synthetic.textures import background_textures, object_textures
@@ -125,7 +127,7 @@ def test_first_classes_of_pairs_move_as_their_names_say():
 
 def test_turning_is_clockwise_on_the_screen():
     rng = np.random.default_rng(5)
-    scene = draw_motion_scene(rng, "turning", "train", num_frames=9, shape="drop")
+    scene = draw_motion_scene(rng, "turning", "train", num_frames=9, look=Look(shape="drop"))
     frames = render(scene, frame_size=64).float()
     background = render(draw_background_only(scene), frame_size=64).float()
     mask = (frames - background).abs().sum(1) > 60  # [T, 64, 64]
@@ -191,31 +193,43 @@ def test_noise_and_shake_have_the_sizes_asked_for():
 
 def test_appearance_classes_are_looks_and_motions_are_drawn_apart_from_them(tmp_path):
     config = AppearanceConfig(
-        frame_size=32, num_frames=6, train_per_class=2, test_per_class=1, shapes=("arrow", "drop"), families=("dots",)
+        frame_size=32, num_frames=6, train_per_class=2, test_per_class=1, colours=("red", "blue"), families=("dots",)
     )
     report = make_appearance(tmp_path / "looks", config)
-    assert report.classes == ("arrow_dots", "drop_dots")
+    assert report.classes == ("blue_dots", "red_dots")
     assert (report.num_train, report.num_test) == (4, 2)
-    path = tmp_path / "looks" / "train" / "drop_dots" / "0001.mp4"
-    difference = decoded(path).float() - render_appearance(config, "train", "drop_dots", 1).float()
+    path = tmp_path / "looks" / "train" / "red_dots" / "0001.mp4"
+    difference = decoded(path).float() - render_appearance(config, "train", "red_dots", 1).float()
     assert difference.abs().mean() < 12
 
 
-def test_appearance_covers_shapes_times_families():
+def test_appearance_covers_colours_times_families():
     looks = AppearanceConfig().looks
     assert len(looks) == 12
     assert list(looks) == sorted(looks)
-    assert set(looks.values()) == {
-        (shape, family) for shape in AppearanceConfig().shapes for family in AppearanceConfig().families
+    assert {(look.hue, look.family) for look in looks.values()} == {
+        (hue, family) for hue in COLOURS.values() for family in AppearanceConfig().families
     }
+    few = AppearanceConfig(colours=("blue",), families=("holes",)).looks
+    assert few["blue_holes"] == looks["blue_holes"]
+
+
+@pytest.mark.parametrize(("colour", "channels"), [("red", [0]), ("yellow", [0, 1]), ("green", [1]), ("blue", [2])])
+def test_object_textures_have_the_hue_asked_for(colour, channels):
+    textures = object_textures(list(range(20)), ["holes"] * 20, hues=[COLOURS[colour]] * 20)
+    means = textures.mean((0, 2, 3))
+    others = [channel for channel in range(3) if channel not in channels]
+    assert float(means[channels].min()) > 1.3 * float(means[others].max())
 
 
 def test_still_batch_targets_say_where_how_large_and_how_turned():
     stills = still_batch(64, noise_levels=0, seed=4)
     assert stills.pixels.dtype == torch.uint8
     assert stills.pixels.shape == (64, 3, 64, 64)
+    assert stills.targets.shape == (64, NUM_STILL_TARGETS)
     assert bool((stills.targets.abs() <= 1).all())
-    assert torch.allclose(stills.targets[:, 3] ** 2 + stills.targets[:, 4] ** 2, torch.ones(64), atol=1e-5)
+    for cosine in (3, 5):
+        assert torch.allclose(stills.targets[:, cosine : cosine + 2].square().sum(1), torch.ones(64), atol=1e-5)
     # objects are saturated and backgrounds are not, so their colour's spread finds them
     spread = stills.pixels.float().amax(1) - stills.pixels.float().amin(1)
     weight = (spread > 90).float()
@@ -224,6 +238,26 @@ def test_still_batch_targets_say_where_how_large_and_how_turned():
     found = torch.stack([(weight.sum(1) * place).sum(1) / amount, (weight.sum(2) * place).sum(1) / amount], dim=1)
     assert float((found - stills.targets[:, :2]).abs().median()) < 0.1
     assert float(torch.corrcoef(torch.stack([amount.log(), stills.targets[:, 2]]))[0, 1]) > 0.7
+
+
+def test_still_batch_targets_say_what_the_object_looks_like():
+    stills = still_batch(64, noise_levels=0, seed=4)
+    pixels = stills.pixels.float() / 255
+    # the bright part of an object is the only thing that is both saturated and bright
+    bright = ((pixels.amax(1) > 0.85) & (pixels.amax(1) - pixels.amin(1) > 0.6)).float()
+    red, green, blue = ((pixels[:, channel] * bright).sum((1, 2)) for channel in range(3))
+    hue = torch.atan2(3**0.5 / 2 * (green - blue), red - (green + blue) / 2)
+    given = torch.atan2(stills.targets[:, 6], stills.targets[:, 5])
+    seen = bright.sum((1, 2)) > 10
+    assert int(seen.sum()) > 50
+    apart = torch.atan2(torch.sin(hue - given), torch.cos(hue - given)).abs()[seen]
+    assert float(apart.quantile(0.9)) < 0.4
+    families = stills.targets[:, NUM_POSE_TARGETS + NUM_COLOUR_TARGETS :]
+    assert families.sum(1).tolist() == [1.0] * 64
+    # "holes" are bright with dark spots, "dots" dark with bright ones
+    share = bright.sum((1, 2)) / ((pixels.amax(1) - pixels.amin(1)) > 0.2).float().sum((1, 2)).clamp(min=1)
+    holes, dots = (families[:, FAMILIES.index(name)] == 1 for name in ("holes", "dots"))
+    assert float(share[holes].mean()) > 1.5 * float(share[dots].mean())
 
 
 def test_still_clips_are_new_in_every_batch_and_epoch_and_repeat_with_their_seed():
@@ -299,8 +333,8 @@ def test_motion_config_refuses(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"shapes": ()}, "shapes must name at least one"),
-        ({"shapes": ("arow",)}, "shapes: unknown 'arow'. Did you mean 'arrow'"),
+        ({"colours": ()}, "colours must name at least one"),
+        ({"colours": ("gren",)}, "colours: unknown 'gren'. Did you mean 'green'"),
         ({"families": ("dots", "dots")}, "families must name at least one, each once"),
         ({"families": ("plaid",)}, "families: unknown 'plaid'"),
     ],

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from accelerate.utils import set_seed
 from torch import Tensor
+from torch.nn import functional as F
 
 from kinescan.cli.demo_page import opening, write_page
 from kinescan.cli.output import print_json, reported
@@ -18,6 +19,8 @@ from kinescan.cli.train import train
 from kinescan.config import RunConfig, load_recipe
 from kinescan.data.synthetic import (
     MOTION_PAIRS,
+    NUM_COLOUR_TARGETS,
+    NUM_POSE_TARGETS,
     NUM_STILL_TARGETS,
     AppearanceConfig,
     MotionConfig,
@@ -51,6 +54,7 @@ RUNS = {
 }
 """Run -> its data set and its model; the recipe is demo_RUN.toml."""
 PAIRS = [tuple(sorted(pair)) for pair in MOTION_PAIRS.values()]
+FAMILY_WEIGHT = 0.1
 FOUND = 0.125
 """A still's centre counts as found within half a patch of 8 in 64 pixels, where the frame is 2 wide."""
 
@@ -155,9 +159,14 @@ def demo(
 
 
 def still_task(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared error of where, how large and how turned; a still is right where its centre was found."""
-    error = (outputs - targets) ** 2
-    return error.mean(), error[:, :2].detach().amax(1) < FOUND**2
+    """Squared error of pose and colour, and a tenth of the texture family's cross-entropy.
+
+    A still is right where its centre was found.
+    """
+    numbers = NUM_POSE_TARGETS + NUM_COLOUR_TARGETS
+    error = (outputs[:, :numbers] - targets[:, :numbers]) ** 2
+    family = F.cross_entropy(outputs[:, numbers:], targets[:, numbers:])
+    return error.mean() + FAMILY_WEIGHT * family, error[:, :2].detach().amax(1) < FOUND**2
 
 
 def _make_data(folder: Path, train_per_class: int, test_per_class: int) -> dict[str, SyntheticReport]:

@@ -3,13 +3,22 @@
 from kinescan.data.synthetic.appearance import AppearanceConfig, make_appearance
 from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, make_motion
 from kinescan.data.synthetic.shapes import SHAPES
-from kinescan.data.synthetic.stills import NUM_STILL_TARGETS, StillClips, Stills, still_batch
+from kinescan.data.synthetic.stills import (
+    NUM_COLOUR_TARGETS,
+    NUM_POSE_TARGETS,
+    NUM_STILL_TARGETS,
+    StillClips,
+    Stills,
+    still_batch,
+)
 from kinescan.data.synthetic.textures import FAMILIES, TEST_TEXTURES, TRAIN_TEXTURES
 from kinescan.data.synthetic.writing import SyntheticConfig, SyntheticReport
 
 __all__ = [
     "FAMILIES",
     "MOTION_PAIRS",
+    "NUM_COLOUR_TARGETS",
+    "NUM_POSE_TARGETS",
     "NUM_STILL_TARGETS",
     "SHAPES",
     "TEST_TEXTURES",

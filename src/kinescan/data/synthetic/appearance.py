@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kinescan.data.synthetic.motion import MOTION_PAIRS, draw_motion_scene, render_disturbed
+from kinescan.data.synthetic.motion import MOTION_PAIRS, Look, draw_motion_scene, render_disturbed
 from kinescan.data.synthetic.shapes import SHAPES
 from kinescan.data.synthetic.textures import FAMILIES
 from kinescan.data.synthetic.writing import ClipFile, Split, SyntheticConfig, SyntheticReport, write_dataset
@@ -13,22 +13,25 @@ from kinescan.errors import ConfigError
 from kinescan.settings import closest
 from kinescan.shapes import Pixels
 
+COLOURS = {"red": 0.0, "yellow": 0.16, "green": 0.38, "blue": 0.62}
+"""Hues of the looks, in turns around the colour circle."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AppearanceConfig(SyntheticConfig):
-    """What `make_appearance` makes: a class for every shape in every texture family.
+    """What `make_appearance` makes: a class for every texture family in every colour, each with a shape.
 
     Attributes:
-        shapes: outlines of objects, out of `SHAPES`.
+        colours: of the bright part of textures, out of `COLOURS`.
         families: kinds of texture, out of `FAMILIES`.
     """
 
-    shapes: tuple[str, ...] = ("arrow", "drop", "corner", "wedge")
-    families: tuple[str, ...] = ("stripes", "checks", "dots")
+    colours: tuple[str, ...] = tuple(COLOURS)
+    families: tuple[str, ...] = ("stripes", "dots", "holes")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, given, allowed in (("shapes", self.shapes, SHAPES), ("families", self.families, FAMILIES)):
+        for name, given, allowed in (("colours", self.colours, COLOURS), ("families", self.families, FAMILIES)):
             if not given or len(set(given)) < len(given):
                 raise ConfigError(f"{name} must name at least one, each once, got {list(given)}.")
             for word in given:
@@ -36,17 +39,26 @@ class AppearanceConfig(SyntheticConfig):
                     raise ConfigError(f"{name}: unknown {word!r}. {closest(word, allowed)}")
 
     @property
-    def looks(self) -> dict[str, tuple[str, str]]:
-        """Class name -> shape and texture family, in the order of class indices."""
-        names = sorted((f"{shape}_{family}", shape, family) for shape in self.shapes for family in self.families)
-        return {name: (shape, family) for name, shape, family in names}
+    def looks(self) -> dict[str, Look]:
+        """Class name -> look, in the order of class indices; the same look whatever other classes there are."""
+        names = sorted((f"{colour}_{family}", colour, family) for colour in self.colours for family in self.families)
+        return {
+            name: Look(shape=_shape(colour, family), family=family, hue=COLOURS[colour])
+            for name, colour, family in names
+        }
+
+
+def _shape(colour: str, family: str) -> str:
+    place = list(COLOURS).index(colour) * len(FAMILIES) + FAMILIES.index(family)
+    return SHAPES[place % len(SHAPES)]
 
 
 def make_appearance(folder: str | Path, config: AppearanceConfig | None = None) -> SyntheticReport:
     """Video files in which the look tells the class, and the motion tells nothing.
 
-    The class is a shape in a texture family, neither of which is enough by itself; each object moves in one of the
-    twelve ways of `make_motion`, drawn independently of the class. Files, texture pools and compression are as there.
+    The class is a texture family in a colour, neither of which is enough by itself, on a shape; each object moves in
+    one of the twelve ways of `make_motion`, drawn independently of the class. Files, texture pools and compression are
+    as there.
 
     Args:
         folder: where to; made if missing.
@@ -60,10 +72,10 @@ def make_appearance(folder: str | Path, config: AppearanceConfig | None = None) 
 
     Example:
         >>> import tempfile
-        >>> few = AppearanceConfig(shapes=("arrow",), families=("dots", "stripes"), train_per_class=1, test_per_class=1)
+        >>> few = AppearanceConfig(colours=("red",), families=("dots", "stripes"), train_per_class=1, test_per_class=1)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     print(make_appearance(folder, few).classes)
-        ('arrow_dots', 'arrow_stripes')
+        ('red_dots', 'red_stripes')
     """
     config = config or AppearanceConfig()
     classes = tuple(config.looks)
@@ -82,11 +94,11 @@ def render_appearance(config: AppearanceConfig, split: Split, label: str, index:
     Returns:
         [T, 3, frame_size, frame_size], uint8; the same for the same arguments.
     """
-    shape, family = config.looks[label]
-    look = [SHAPES.index(shape), FAMILIES.index(family)]
-    rng = np.random.default_rng([config.seed, split == "test", *look, index])
+    colour, family = label.split("_")
+    place = [list(COLOURS).index(colour), FAMILIES.index(family)]
+    rng = np.random.default_rng([config.seed, split == "test", *place, index])
     pair, backwards = str(rng.choice(list(MOTION_PAIRS))), bool(rng.integers(2))
-    scene = draw_motion_scene(rng, pair, split, num_frames=config.num_frames, shape=shape, family=family)
+    scene = draw_motion_scene(rng, pair, split, num_frames=config.num_frames, look=config.looks[label])
     pixels = render_disturbed(scene, rng, config)
     return pixels.flip(0) if backwards else pixels
 

@@ -30,6 +30,21 @@ MOTION_PAIRS: dict[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Look:
+    """What is the same about the objects of a class of `make_appearance`.
+
+    Attributes:
+        shape: outline.
+        family: kind of texture; None: any.
+        hue: of the bright colour, in turns; None: any.
+    """
+
+    shape: str
+    family: str | None = None
+    hue: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class MotionConfig(SyntheticConfig):
     """What `make_motion` makes.
 
@@ -102,8 +117,7 @@ def draw_motion_scene(
     split: Split,
     *,
     num_frames: int,
-    shape: str | None = None,
-    family: str | None = None,
+    look: Look | None = None,
 ) -> Scene:
     """A scene that moves as the first class of `pair` does, everything else drawn at random.
 
@@ -112,13 +126,12 @@ def draw_motion_scene(
         pair: one of `MOTION_PAIRS`.
         split: which pool texture seeds come from.
         num_frames: frames from the first moment to the last.
-        shape: of every object; None: drawn for each.
-        family: texture of every object; None: drawn for each.
+        look: of every object; None: drawn for each.
     """
     poses = _PATHS[pair](rng, np.linspace(0, 1, num_frames))
-    objects = [_draw_sprite(rng, split, shape or str(rng.choice(SHAPES)), family, pose) for pose in poses]
+    objects = [_draw_sprite(rng, split, look or Look(shape=str(rng.choice(SHAPES))), pose) for pose in poses]
     if pair == "covering":
-        panel = _draw_sprite(rng, split, "panel", None, poses[1])
+        panel = _draw_sprite(rng, split, Look(shape="panel"), poses[1])
         objects = [objects[0], panel]
     return Scene(background_seed=_texture_seed(rng, split), sprites=tuple(objects))
 
@@ -144,9 +157,9 @@ def _twin_files(config: MotionConfig, split: Split, pair: str, index: int) -> It
     yield ClipFile(split, backwards, index, pixels.flip(0))
 
 
-def _draw_sprite(rng: np.random.Generator, split: Split, shape: str, family: str | None, pose: np.ndarray) -> Sprite:
+def _draw_sprite(rng: np.random.Generator, split: Split, look: Look, pose: np.ndarray) -> Sprite:
     seed, poses = _texture_seed(rng, split), torch.from_numpy(pose).float()
-    return Sprite(shape=shape, texture_seed=seed, family=family, poses=poses)
+    return Sprite(shape=look.shape, texture_seed=seed, family=look.family, hue=look.hue, poses=poses)
 
 
 def _texture_seed(rng: np.random.Generator, split: Split) -> int:

@@ -18,6 +18,7 @@ class Sprite:
         shape: its outline.
         texture_seed: what its texture is drawn from.
         family: kind of texture; None lets the seed choose.
+        hue: of its bright colour, in turns; None lets the seed choose.
         poses: [T, 4]: centre x and y and radius, each a share of the frame's side, and angle in radians
             (turning clockwise on the screen).
     """
@@ -26,6 +27,7 @@ class Sprite:
     texture_seed: int
     family: str | None
     poses: Tensor
+    hue: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,9 @@ def render(scene: Scene, *, frame_size: int, shake: Tensor | None = None, noise:
     shake = torch.zeros(num_frames, 2) if shake is None else shake
     canvas = background_textures([scene.background_seed] * num_frames, size=frame_size, shifts=shake)
     textures = object_textures(
-        [sprite.texture_seed for sprite in scene.sprites], [sprite.family for sprite in scene.sprites]
+        [sprite.texture_seed for sprite in scene.sprites],
+        [sprite.family for sprite in scene.sprites],
+        hues=[sprite.hue for sprite in scene.sprites],
     )
     for sprite, texture in zip(scene.sprites, textures, strict=True):
         poses = sprite.poses * torch.tensor([frame_size, frame_size, frame_size, 1.0])

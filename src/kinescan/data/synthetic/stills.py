@@ -8,22 +8,25 @@ from torch import Tensor
 from kinescan.data.loader import Batch
 from kinescan.data.synthetic.scene import paste
 from kinescan.data.synthetic.shapes import SHAPES
-from kinescan.data.synthetic.textures import TRAIN_TEXTURES, background_textures, object_textures
+from kinescan.data.synthetic.textures import FAMILIES, TRAIN_TEXTURES, background_textures, object_textures
 from kinescan.errors import ConfigError
 from kinescan.preprocessing import Preprocessing
 
-NUM_STILL_TARGETS = 5
-"""x, y, size, cosine and sine of the angle."""
+NUM_POSE_TARGETS, NUM_COLOUR_TARGETS = 5, 2
+"""x, y, size, cosine and sine of the angle; cosine and sine of the hue."""
+NUM_STILL_TARGETS = NUM_POSE_TARGETS + NUM_COLOUR_TARGETS + len(FAMILIES)
+"""Pose, colour, and which of the texture families."""
 
 
 @dataclass(frozen=True)
 class Stills:
-    """Single pictures, each with one object, and where, how large and how turned it is.
+    """Single pictures, each with one object, and where, how large and how turned it is, and what it looks like.
 
     Attributes:
         pixels: [B, 3, S, S], uint8.
-        targets: [B, 5], float32: x and y of the centre in [-1, 1] over the frame, the size on a logarithmic scale from
-            -1 (a tenth of the side) to 1 (four tenths), cosine and sine of the angle.
+        targets: [B, 7 + len(FAMILIES)], float32: x and y of the centre in [-1, 1] over the frame, the size on a
+            logarithmic scale from -1 (a tenth of the side) to 1 (four tenths), cosine and sine of the angle; cosine and
+            sine of the bright colour's hue; 1 for the texture's family, 0 for the others.
     """
 
     pixels: Tensor
@@ -48,7 +51,7 @@ def still_batch(num_stills: int, *, frame_size: int = 64, noise_levels: float = 
     Example:
         >>> stills = still_batch(4)
         >>> stills.pixels.shape, stills.targets.shape
-        (torch.Size([4, 3, 64, 64]), torch.Size([4, 5]))
+        (torch.Size([4, 3, 64, 64]), torch.Size([4, 12]))
     """
     for name, given, least in (("num_stills", num_stills, 1), ("frame_size", frame_size, 16), ("seed", seed, 0)):
         if given < least:
@@ -56,26 +59,29 @@ def still_batch(num_stills: int, *, frame_size: int = 64, noise_levels: float = 
     rng = np.random.default_rng([seed, 2])
     where = rng.uniform(-0.7, 0.7, (num_stills, 2))
     size, angle = rng.uniform(-1, 1, num_stills), rng.uniform(0, 2 * np.pi, num_stills)
+    hues, families = rng.uniform(0, 1, num_stills), rng.integers(len(FAMILIES), size=num_stills)
     poses = np.stack([*((where.T + 1) / 2), 0.2 * 2.0**size], axis=-1) * frame_size
     shapes = [SHAPES[index] for index in rng.integers(len(SHAPES), size=num_stills)]
     seeds = rng.integers(TRAIN_TEXTURES.start, TRAIN_TEXTURES.stop, (2, num_stills)).tolist()
     canvas = paste(
         background_textures(seeds[0], size=frame_size),
-        object_textures(seeds[1], [None] * num_stills),
+        object_textures(seeds[1], [FAMILIES[family] for family in families], hues=hues.tolist()),
         shapes,
         torch.from_numpy(np.concatenate([poses, angle[:, None]], axis=1)).float(),
     )
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     noise = torch.empty_like(canvas).normal_(std=noise_levels, generator=generator) if noise_levels else 0
     pixels = (canvas * 255 + noise).round_().clamp_(0, 255).to(torch.uint8)
-    targets = np.stack([*where.T, size, np.cos(angle), np.sin(angle)], axis=-1)
+    turns = 2 * np.pi * hues
+    pose_and_colour = np.stack([*where.T, size, np.cos(angle), np.sin(angle), np.cos(turns), np.sin(turns)], axis=-1)
+    targets = np.concatenate([pose_and_colour, np.eye(len(FAMILIES))[families]], axis=1)
     return Stills(pixels, torch.from_numpy(targets).float())
 
 
 class StillClips:
     """Batches of stills as clips of one frame, for `kinescan.training.fit`; no picture is ever shown twice.
 
-    Labels are the targets of `still_batch`, float32 [B, 5].
+    Labels are the targets of `still_batch`, float32 [B, 7 + len(FAMILIES)].
 
     Args:
         preprocessing: gives size, mean and std.

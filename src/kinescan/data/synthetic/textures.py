@@ -8,7 +8,7 @@ from torch import Tensor
 from kinescan.errors import ConfigError
 from kinescan.settings import closest
 
-FAMILIES = ("stripes", "checks", "dots", "waves")
+FAMILIES = ("stripes", "checks", "dots", "holes", "waves")
 """Kinds of pattern that an object can wear."""
 TRAIN_TEXTURES = range(0, 2**31)
 """Texture seeds of training files, backgrounds and objects alike."""
@@ -18,12 +18,20 @@ TEST_TEXTURES = range(2**31, 2**32)
 _NUM_BACKGROUND_WAVES = 4
 
 
-def object_textures(seeds: Sequence[int], families: Sequence[str | None], *, size: int = 64) -> Tensor:
+def object_textures(
+    seeds: Sequence[int],
+    families: Sequence[str | None],
+    *,
+    hues: Sequence[float | None] | None = None,
+    size: int = 64,
+) -> Tensor:
     """Bright two-coloured patterns, one per seed: the same seed and family give the same texture.
 
     Args:
         seeds: one for each texture; it sets colours, period, direction and phase.
         families: one of `FAMILIES` for each texture; None lets the seed choose.
+        hues: of the bright colour of each texture, in turns around the colour circle, met to within 0.04; None, for one
+            or for all, lets the seed choose.
         size: side in pixels; a texture is 2 to 3.5 periods wide.
 
     Returns:
@@ -37,12 +45,14 @@ def object_textures(seeds: Sequence[int], families: Sequence[str | None], *, siz
         torch.Size([2, 3, 64, 64])
     """
     draws, kinds = [], []
-    for seed, family in zip(seeds, families, strict=True):
+    for seed, family, hue in zip(seeds, families, hues or [None] * len(seeds), strict=True):
         rng = np.random.default_rng(seed)
         chosen = int(rng.integers(len(FAMILIES)))
         kinds.append(chosen if family is None else _family_index(family))
         phases = rng.uniform(0, 2 * math.pi, 3)  # direction, and where the two waves start
         bright_hue, contrast_hue = rng.uniform(0, 1), rng.uniform(0.25, 0.75)
+        if hue is not None:
+            bright_hue = hue + 0.08 * (bright_hue - 0.5)
         colours = [*_rgb(bright_hue, 0.75, 1.0), *_rgb(bright_hue + contrast_hue, 0.9, rng.uniform(0.1, 0.35))]
         draws.append([*phases, rng.uniform(2.0, 3.5), *colours])
     values = torch.tensor(np.array(draws), dtype=torch.float32)
@@ -50,8 +60,9 @@ def object_textures(seeds: Sequence[int], families: Sequence[str | None], *, siz
     kind = torch.tensor(kinds)[:, None, None]
     pattern = torch.cos(across)
     pattern = torch.where(kind == 1, 2 * torch.cos(across) * torch.cos(along), pattern)
-    pattern = torch.where(kind == 2, torch.cos(across) + torch.cos(along) - 0.5, pattern)
-    pattern = torch.where(kind == 3, torch.cos(across + 2 * torch.sin(along)), pattern)
+    pattern = torch.where(kind == 2, torch.cos(across) + torch.cos(along) - 1, pattern)
+    pattern = torch.where(kind == 3, torch.cos(across) + torch.cos(along) + 1, pattern)
+    pattern = torch.where(kind == 4, torch.cos(across + 2 * torch.sin(along)), pattern)
     share = torch.sigmoid(5 * pattern).unsqueeze(1)
     bright, dark = values[:, 4:7, None, None], values[:, 7:10, None, None]
     return bright * share + dark * (1 - share)
