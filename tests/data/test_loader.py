@@ -1,6 +1,10 @@
 import hashlib
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,11 +104,20 @@ def test_draws_depend_on_seed_epoch_and_video_only(folder: Path) -> None:
     assert torch.equal(fewer[0].clip, training_set(folder)[3].clip)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("start_method", ["auto", "spawn"])
-def test_workers_change_nothing(folder: Path, start_method: str) -> None:
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores, on purpose
+@pytest.mark.parametrize(
+    ("num_workers", "start_method"),
+    [
+        (1, "auto"),
+        (2, "spawn"),
+        pytest.param(4, "auto", marks=pytest.mark.slow),
+        pytest.param(8, "auto", marks=pytest.mark.slow),
+    ],
+)
+def test_workers_change_nothing(folder: Path, num_workers: int, start_method: str) -> None:
     dataset = training_set(folder)
     expected = make_loader(dataset, LoaderConfig(batch_size=3, num_workers=0), shuffle=True, seed=1)
-    config = LoaderConfig(batch_size=3, num_workers=2, start_method=start_method)  # type: ignore[arg-type]
+    config = LoaderConfig(batch_size=3, num_workers=num_workers, start_method=start_method)  # type: ignore[arg-type]
     loader = make_loader(dataset, config, shuffle=True, seed=1)
     seen = set()
     for epoch, start_item in ((0, 0), (1, 0), (1, 3), (0, 0)):
@@ -114,6 +127,89 @@ def test_workers_change_nothing(folder: Path, start_method: str) -> None:
         assert ours == digest(list(expected))
         seen.add(ours)
     assert len(seen) == 3
+
+
+PROCESS = """
+import hashlib, json, sys
+import torch
+from kinescan.data import AugmentConfig, LoaderConfig, TrainTransform, VideoDataset, make_loader, mix, read_items
+from kinescan.preprocessing import Preprocessing
+
+def digests(folder, batch_size, num_processes, process_index):
+    settings, augment = Preprocessing(num_frames=4, size=16), AugmentConfig(flip_rate=0.5, color_jitter=0.4)
+    items, classes = read_items(folder)
+    dataset = VideoDataset(items, classes, TrainTransform(settings, augment), preprocessing=settings, mode="train")
+    config = LoaderConfig(batch_size=batch_size, num_workers=0)
+    share = {"num_processes": num_processes, "process_index": process_index}
+    loader = make_loader(dataset, config, shuffle=True, seed=1, **share)
+    found = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        for number, batch in enumerate(loader):
+            clips, soft = batch.clips, torch.nn.functional.one_hot(batch.labels, 2).float()
+            if batch.item_indices:
+                generator = torch.Generator().manual_seed(100 * epoch + number)
+                clips, soft = mix(clips, soft, augment, generator, places=batch.places)
+            rows = [hashlib.sha256(c.numpy().tobytes() + s.numpy().tobytes()).hexdigest() for c, s in zip(clips, soft)]
+            unreadable = [file.item_index for file in batch.unreadable]
+            found.append([epoch, number, [list(row) for row in zip(batch.item_indices, rows)], unreadable])
+    return found
+
+if __name__ == "__main__":
+    print(json.dumps(digests(sys.argv[1], *map(int, sys.argv[2:]))))
+"""
+"""A training process: hashes of its mixed clips and soft labels."""
+
+
+def test_two_processes_give_the_mixed_clips_of_one(folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS)
+    words = [sys.executable, str(script), str(folder), "2", "2"]
+    started = [subprocess.Popen([*words, str(index)], stdout=subprocess.PIPE, text=True) for index in range(2)]
+    parts = [json.loads(process.communicate(timeout=240)[0]) for process in started]
+    together = [[*a[:2], a[2] + b[2], a[3] + b[3]] for a, b in zip(*parts, strict=True)]
+    here: dict[str, Any] = {"__name__": "here"}
+    exec(PROCESS, here)
+    assert together == (expected := here["digests"](str(folder), 4, 1, 0))
+    assert sorted(item for batch in expected[:2] for item, _ in batch[2]) == [0, 2, 3, 4, 5, 6]
+    assert len({row for batch in expected for _, row in batch[2]}) == 12
+
+
+@pytest.mark.parametrize(
+    ("num_videos", "batch_size", "num_processes"), [(7, 2, 2), (9, 4, 3), (5, 1, 4), (6, 3, 2), (8, 2, 2)]
+)
+def test_every_video_is_given_by_one_process(
+    folder: Path, num_videos: int, batch_size: int, num_processes: int
+) -> None:
+    dataset = training_set(folder)
+    dataset.items = (dataset.items * 2)[:num_videos]
+    for start_item in (0, num_processes * batch_size):
+        loaders = [
+            make_loader(
+                dataset,
+                LoaderConfig(batch_size=batch_size, num_workers=0),
+                shuffle=True,
+                seed=2,
+                start_item=min(start_item, num_videos),
+                num_processes=num_processes,
+                process_index=index,
+            )
+            for index in range(num_processes)
+        ]
+        orders = [[[item for _, item in batch] for batch in loader._order] for loader in loaders]
+        assert {len(loader) for loader in loaders} == {len(order) for order in orders}
+        assert all(len(batch) <= batch_size for order in orders for batch in order)
+        together = [item for parts in zip(*orders, strict=True) for part in parts for item in part]
+        alone = make_loader(
+            dataset, LoaderConfig(num_workers=0), shuffle=True, seed=2, start_item=min(start_item, num_videos)
+        )
+        assert together == [item for batch in alone._order for _, item in batch]
+        assert loaders[0].global_batch_size == num_processes * batch_size
+
+
+def test_process_that_is_not_among_them_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"process_index must lie in \[0, 2\), got 2"):
+        make_loader(training_set(folder), LoaderConfig(), shuffle=True, seed=0, num_processes=2, process_index=2)
 
 
 def test_epoch_can_be_entered_in_its_middle(folder: Path) -> None:

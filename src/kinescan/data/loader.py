@@ -3,7 +3,7 @@
 import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.context import BaseContext
 from typing import Literal
 
@@ -18,7 +18,7 @@ class LoaderConfig:
     """How samples are read; what they show does not depend on it.
 
     Attributes:
-        batch_size: videos in a batch.
+        batch_size: videos in a batch of each process.
         num_workers: processes that read videos, each with one thread; 0 reads in the main process.
         prefetch_batches: batches that each worker prepares ahead.
         start_method: how workers start; "auto" is "forkserver" where there is one and "spawn" elsewhere. Scripts that
@@ -45,25 +45,33 @@ class Batch:
         labels: [B] int64.
         item_indices: places of the B videos among the data set's items.
         unreadable: videos of this batch that could not be read; they are not among the B.
+        places: of the B videos in the batch as it was ordered, before unreadable ones were left out: `mix` pairs by
+            them. None where nothing was left out.
     """
 
     clips: torch.Tensor
     labels: torch.Tensor
     item_indices: list[int]
     unreadable: list[Unreadable]
+    places: list[int] | None = None
 
     def __repr__(self) -> str:
         return f"Batch(clips={list(self.clips.shape)}, {len(self.unreadable)} unreadable)"
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, for faster copies to a GPU."""
-        return Batch(self.clips.pin_memory(), self.labels.pin_memory(), self.item_indices, self.unreadable)
+        return replace(self, clips=self.clips.pin_memory(), labels=self.labels.pin_memory())
 
 
 class VideoLoader:
     """Batches of one epoch after another; iterate it once per epoch.
 
-    The workers live on between epochs. `len` counts the batches that the next iteration gives.
+    The workers live on between epochs. `len` counts the batches that the next iteration gives, in every process alike.
+
+    With several processes, each takes its part of every global batch of `num_processes * batch_size` videos: laid one
+    after another, the parts are the batch that one process with that batch size would give. Each video of the epoch is
+    given by exactly one process. The last global batch may be smaller: it is shared out evenly, so that a process may
+    get fewer videos than the others, or an empty batch.
 
     Example:
         >>> import tempfile
@@ -85,9 +93,28 @@ class VideoLoader:
         Batch(clips=[1, 4, 3, 32, 32], 1 unreadable)
     """
 
-    def __init__(self, dataset: VideoDataset, config: LoaderConfig, *, shuffle: bool, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: VideoDataset,
+        config: LoaderConfig,
+        *,
+        shuffle: bool,
+        seed: int,
+        num_processes: int = 1,
+        process_index: int = 0,
+    ) -> None:
+        if not 0 <= process_index < num_processes:
+            raise ConfigError(f"process_index must lie in [0, {num_processes}), got {process_index}.")
         self.dataset, self.config = dataset, config
-        self._order = _BatchOrder(len(dataset), config.batch_size, shuffle=shuffle, seed=seed)
+        self.global_batch_size = num_processes * config.batch_size
+        self._order = _BatchOrder(
+            len(dataset),
+            config.batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            num_processes=num_processes,
+            process_index=process_index,
+        )
         workers = config.num_workers
         self._loader: torch.utils.data.DataLoader[Sample | Unreadable] = torch.utils.data.DataLoader(
             dataset,
@@ -107,7 +134,8 @@ class VideoLoader:
 
         Args:
             epoch: from 0; decides order and draws.
-            start_item: videos of the epoch's order to leave out at its start, for resuming in its middle.
+            start_item: videos of the epoch's order to leave out at its start, all processes together, for resuming in
+                its middle: batches done times `global_batch_size`.
 
         Raises:
             ConfigError: start_item is negative or beyond the data set.
@@ -131,8 +159,10 @@ def make_loader(
     seed: int,
     epoch: int = 0,
     start_item: int = 0,
+    num_processes: int = 1,
+    process_index: int = 0,
 ) -> VideoLoader:
-    """Batches of a data set: the same ones, in the same order, for any number of workers.
+    """Batches of a data set: the same ones, in the same order, for any number of workers and processes.
 
     Args:
         dataset: the videos.
@@ -141,35 +171,44 @@ def make_loader(
         seed: of the order; draws inside a sample depend on the data set's own seed.
         epoch: of the first iteration.
         start_item: where its order starts.
+        num_processes: that train or evaluate together, each with a loader of its own (see `VideoLoader`).
+        process_index: which of them this is.
 
     Raises:
-        ConfigError: start_item is out of range, or the start method does not exist on this system.
+        ConfigError: start_item or process_index is out of range, or the start method does not exist on this system.
     """
-    loader = VideoLoader(dataset, config, shuffle=shuffle, seed=seed)
+    loader = VideoLoader(
+        dataset, config, shuffle=shuffle, seed=seed, num_processes=num_processes, process_index=process_index
+    )
     loader.set_epoch(epoch, start_item=start_item)
     return loader
 
 
 def collate(samples: Sequence[Sample | Unreadable]) -> Batch:
     """Samples as one batch; unreadable videos are listed beside them."""
+    places = [place for place, sample in enumerate(samples) if isinstance(sample, Sample)]
     read = [sample for sample in samples if isinstance(sample, Sample)]
     return Batch(
         clips=torch.stack([sample.clip for sample in read]) if read else torch.empty(0),
         labels=torch.tensor([sample.label for sample in read], dtype=torch.int64),
         item_indices=[sample.item_index for sample in read],
         unreadable=[sample for sample in samples if isinstance(sample, Unreadable)],
+        places=places if len(read) < len(samples) else None,
     )
 
 
 class _BatchOrder:
     """Batches of (epoch, item): with the epoch beside it, an index means the same in every process."""
 
-    def __init__(self, num_items: int, batch_size: int, *, shuffle: bool, seed: int) -> None:
+    def __init__(
+        self, num_items: int, batch_size: int, *, shuffle: bool, seed: int, num_processes: int, process_index: int
+    ) -> None:
         self.num_items, self.batch_size, self.shuffle, self.seed = num_items, batch_size, shuffle, seed
+        self.num_processes, self.process_index = num_processes, process_index
         self.epoch, self.start_item = 0, 0
 
     def __len__(self) -> int:
-        return -(-(self.num_items - self.start_item) // self.batch_size)
+        return -(-(self.num_items - self.start_item) // (self.num_processes * self.batch_size))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = torch.arange(self.num_items)
@@ -177,8 +216,16 @@ class _BatchOrder:
             generator = torch.Generator().manual_seed(stable_seed(self.seed, self.epoch))
             order = torch.randperm(self.num_items, generator=generator)
         left = order[self.start_item :].tolist()
-        for first in range(0, len(left), self.batch_size):
-            yield [(self.epoch, index) for index in left[first : first + self.batch_size]]
+        for first in range(0, len(left), self.num_processes * self.batch_size):
+            together = left[first : first + self.num_processes * self.batch_size]
+            yield [(self.epoch, index) for index in self._own_part(together)]
+
+    def _own_part(self, together: list[int]) -> list[int]:
+        """This process's part of a global batch; parts start at even places where they can, since `mix` pairs."""
+        unit = 2 if self.batch_size % 2 == 0 else 1
+        num_units = -(-len(together) // unit)
+        start, end = (num_units * index // self.num_processes for index in (self.process_index, self.process_index + 1))
+        return together[unit * start : unit * end]
 
 
 def _worker_context(config: LoaderConfig) -> BaseContext:

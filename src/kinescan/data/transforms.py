@@ -1,6 +1,7 @@
 """From decoded frames to the clip that a model takes, at random in training and fixed in test."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -177,22 +178,32 @@ class EvalTransform:
         return views
 
 
-def mix(clips: Tensor, soft_labels: Tensor, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def mix(
+    clips: Tensor,
+    soft_labels: Tensor,
+    config: AugmentConfig,
+    generator: torch.Generator,
+    *,
+    places: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
     """A batch whose clips are blended (mixup) or pasted into each other (cutmix) in pairs, and their labels.
 
-    The first clip is paired with the last, and so on: order is random already.
+    Places 0 and 1 are a pair, 2 and 3, and so on: order is random already. So a batch that is shared out between
+    processes or cut into smaller ones at even places, mixed with the same generator, gives the same clips. A clip whose
+    partner is not there stays as it is.
 
     Args:
         clips: [B, T, 3, H, W], float.
         soft_labels: [B, K], the probability of each class.
         config: mixup_alpha, cutmix_alpha and mix_rate.
         generator: of the draw, one for the batch.
+        places: of the B clips in the batch as it was ordered (`Batch.places`), where some were left out.
 
     Returns:
         Mixed clips and labels of the same shapes; the arguments are left as they are.
 
     Raises:
-        ShapeError: clips are not [B, T, 3, H, W], or labels not [B, K].
+        ShapeError: clips are not [B, T, 3, H, W], labels not [B, K], or places not B different numbers.
 
     Source: mixup (arXiv 1710.09412), eq. 1; CutMix (arXiv 1905.04899), eq. 1 and 2. The rectangle is the same in all
         frames.
@@ -207,8 +218,10 @@ def mix(clips: Tensor, soft_labels: Tensor, config: AugmentConfig, generator: to
         raise ShapeError(
             f"clips must be [B, T, 3, H, W] and soft_labels [B, K], got {list(clips.shape)}, {list(soft_labels.shape)}."
         )
+    partners = _partners(range(len(clips)) if places is None else places, len(clips))
     alphas = [config.mixup_alpha, config.cutmix_alpha]
-    if not any(alphas) or len(clips) < 2 or not _chance(config.mix_rate, generator):
+    alone = torch.equal(partners, torch.arange(len(clips)))
+    if alone or not any(alphas) or not _chance(config.mix_rate, generator):
         return clips, soft_labels
     cut = not alphas[0] or (alphas[1] > 0 and _chance(0.5, generator))
     numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
@@ -216,13 +229,21 @@ def mix(clips: Tensor, soft_labels: Tensor, config: AugmentConfig, generator: to
     if cut:
         height, width = clips.shape[-2:]
         rows, columns = _draw_box((height, width), 1 - kept, numbers)
-        partners = clips.flip(0)
+        pasted = clips[..., rows, columns][partners]
         clips = clips.clone()
-        clips[..., rows, columns] = partners[..., rows, columns]
+        clips[..., rows, columns] = pasted
         kept = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
     else:
-        clips = clips.lerp(clips.flip(0), 1 - kept)
-    return clips, soft_labels.lerp(soft_labels.flip(0), 1 - kept)
+        clips = clips.lerp(clips[partners], 1 - kept)
+    return clips, soft_labels.lerp(soft_labels[partners], 1 - kept)
+
+
+def _partners(places: Sequence[int], num_clips: int) -> Tensor:
+    """[B] int64: the clip that each is paired with; itself where its partner is not there."""
+    index_of = {place: index for index, place in enumerate(places)}
+    if not len(places) == len(index_of) == num_clips:
+        raise ShapeError(f"places must be {num_clips} different numbers, one for each clip, got {list(places)}.")
+    return torch.tensor([index_of.get(place ^ 1, index_of[place]) for place in places], dtype=torch.int64)
 
 
 def check_pixels(pixels: Tensor) -> None:
