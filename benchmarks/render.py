@@ -1,26 +1,39 @@
-"""Writes docs/benchmarks.md from benchmarks/results/*.json.
+"""Writes docs/benchmarks.md and its plots from benchmarks/results/*.json.
 
-Run: python benchmarks/render.py            (--check fails where the pages are not what the results say)
+Run: python benchmarks/render.py            (--check fails where the page or a plot is not what the results say)
+     python benchmarks/render.py --results FOLDER --page FOLDER/benchmarks.md     (of a run of your own)
+
+A new result shows up by itself, with the tables and curves that `findings` sees in it. To say what was aimed at, add a
+row to AIMS; to give it a title, a sentence, or to leave parts to the full list, add it to SECTIONS.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import curves
+from findings import Curves, Table, findings, is_timing, said, words
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
-TIMING = {"wall_seconds", "cpu_seconds"}
-
+PLOTS = "plots"
+"""Folder of the plots, beside the page."""
+MOST_COLUMNS = 8
+LONGEST_LIST = 12
 
 INTRODUCTION = """# Benchmarks
 
 Made by `python benchmarks/render.py` from `benchmarks/results/*.json`; do not edit. A speed is measured after the
 parity test passed in the same run; peers take turns; times are medians; ratios are within one run. CPU time is that of
 the process: the machines are shared, so trust it before wall time. What fell short of its aim stands here too.
+
+## Aimed at and reached
 """
 
 
@@ -93,78 +106,220 @@ AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
 )
 
 
-def page() -> str:
-    """The whole page: aims first, then one section a result file."""
-    return "\n".join([INTRODUCTION, *aims(), *(section(path) for path in sorted(RESULTS.glob("*.json")))])
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """How a result file is introduced.
+
+    Attributes:
+        title: its heading.
+        says: a sentence or two on what was measured.
+        parts: beginnings of the places to show as tables; empty for all. The rest stands in the full list.
+    """
+
+    title: str
+    says: str
+    parts: tuple[str, ...] = ()
 
 
-def aims() -> Iterator[str]:
+SECTIONS: Mapping[str, Section] = {
+    MODEL: Section(
+        title="PKS4-B/16 over the bare ViT, CPU",
+        says="The same backbone on the same frames, with the module in its middle and without it.",
+    ),
+    SCAN: Section(
+        title="Selective scan, CPU",
+        says="8 steps, 1536 channels, 16 states each, one thread. The floor is the time of the exponentials alone.",
+        parts=("forward", "forward and backward", "forward of few tracks", "step"),
+    ),
+    CORRELATION: Section(
+        title="Local correlation, CPU",
+        says="Window 9 x 9, frames -2 to 2; sizes are clips x frames x channels x height x width; one thread.",
+        parts=("1x8x768x14x14", "1x8x768x28x28", "step"),
+    ),
+}
+"""In the order of the page; results that are not named here follow, by name."""
+
+
+def render(results: Path, page: Path, *, check: bool) -> list[Path]:
+    """Writes the page of a folder of results, with its plots beside it.
+
+    Args:
+        results: folder of JSON files.
+        page: the Markdown file.
+        check: write nothing.
+
+    Returns:
+        The files that were not what the results say; with `check`, they still are not.
+    """
+    found = {path.stem: path for path in results.glob("*.json")}
+    order = [name for name in SECTIONS if name in found] + sorted(name for name in found if name not in SECTIONS)
+    documents = {name: json.loads(found[name].read_text(encoding="utf-8")) for name in order}
+    plots: dict[Path, tuple[Curves, str]] = {}
+    lines = [INTRODUCTION, *aims(documents)]
+    for name, document in documents.items():
+        link = Path(os.path.relpath(found[name], page.parent)).as_posix()
+        lines += section(document, link, page.parent / PLOTS, plots)
+    stale = [path for path, (curve, title) in plots.items() if not curves.shows(path, curve, title)]
+    stale += [path for path in (page.parent / PLOTS).glob("*.svg") if path not in plots]
+    content = "\n".join(lines)
+    page_differs = not page.exists() or page.read_text(encoding="utf-8") != content
+    if not check:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        for path in stale:
+            if path in plots:
+                curves.draw(*plots[path], path)
+            else:
+                path.unlink()
+        page.write_text(content, encoding="utf-8")
+    return [*stale, page] if page_differs else stale
+
+
+def aims(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """A table of what was aimed at and what was reached."""
     yield "| what | aim | reached | |\n|---|---|---|---|"
     for what, name, keys, sign, aim in AIMS:
-        value = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["results"]
-        for key in keys:
-            value = value[key] if key in value else value[key.replace("_", " ")]
-        reached = value >= aim if sign == ">=" else value <= aim
-        yield f"| {what} | {sign} {aim:g} | {value:.3g} | {'reached' if reached else '**missed**'} |"
+        value = reached(documents, name, keys)
+        if value is None:
+            yield f"| {what} | {sign} {aim:g} | not measured here | |"
+            continue
+        good = value >= aim if sign == ">=" else value <= aim
+        yield f"| {what} | {sign} {aim:g} | {value:.3g} | {'reached' if good else '**missed**'} |"
     yield ""
 
 
-def section(path: Path) -> str:
-    result = json.loads(path.read_text(encoding="utf-8"))
-    hardware = result["hardware"]
+def reached(documents: Mapping[str, Mapping[str, Any]], name: str, keys: tuple[str, ...]) -> float | None:
+    """The number of an aim; None where it was not measured."""
+    value: Any = documents[name]["results"] if name in documents else {}
+    for key in keys:
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(key, value.get(key.replace("_", " ")))
+    return value if isinstance(value, int | float) else None
+
+
+def section(
+    document: Mapping[str, Any], link: str, plot_folder: Path, plots: dict[Path, tuple[Curves, str]]
+) -> Iterator[str]:
+    """A result: what it is, its tables and curves, where it comes from, every number.
+
+    Args:
+        document: the JSON.
+        link: to its file.
+        plot_folder: where its plots go.
+        plots: gets the plots to draw.
+    """
+    name = document["name"]
+    about = SECTIONS.get(name) or Section(title=words(name), says="")
+    yield f"## {about.title}\n"
+    if about.says:
+        yield f"{about.says}\n"
+    for finding in findings(document["results"]):
+        if about.parts and not any(
+            finding.place == part or finding.place.startswith(f"{part},") for part in about.parts
+        ):
+            continue
+        if isinstance(finding, Table):
+            yield from table(finding)
+            continue
+        yield from curve_table(finding)
+        if len(finding.sizes) >= 3:
+            place = "-".join("".join(c if c.isalnum() else " " for c in finding.place.lower()).split())
+            path = plot_folder / f"{name}-{place or 'curve'}.svg"
+            title = finding.place or about.title
+            plots[path] = (finding, title)
+            yield f"![{title}]({PLOTS}/{path.name})\n"
+    yield from origin(document, link)
+
+
+def heading(finding: Table | Curves) -> Iterator[str]:
+    facts = f": {'; '.join(finding.facts)}" if finding.facts else ""
+    if finding.place:
+        yield f"**{finding.place}**{facts}\n"
+
+
+def table(finding: Table) -> Iterator[str]:
+    yield from heading(finding)
+    if finding.rows:
+        yield f"| | {' | '.join(finding.columns)} |\n|---|{'---:|' * len(finding.columns)}"
+        for candidate, cells in finding.rows.items():
+            yield f"| {candidate} | {' | '.join(cells)} |"
+        yield ""
+
+
+def curve_table(finding: Curves) -> Iterator[str]:
+    """The numbers of curves; of many sizes, some that span them."""
+    step = -(-len(finding.sizes) // MOST_COLUMNS)
+    sizes = finding.sizes[::step]
+    yield from heading(finding)
+    yield f"| {finding.x_label} | {' | '.join(f'{size:g}' for size in sizes)} |\n|---|{'---:|' * len(sizes)}"
+    for candidate, line in finding.lines.items():
+        yield f"| {candidate} | {' | '.join(said(finding.quantity, value) for value in line[::step])} |"
+    yield ""
+
+
+def origin(document: Mapping[str, Any], link: str) -> Iterator[str]:
+    """From which file, commit and machine the numbers are, and all of them."""
+    hardware = document["hardware"]
     cores = f"{hardware['threads_used']} of {hardware['cores']} cores"
     machine = f"{hardware['cpu']} ({', '.join(hardware['instructions'])}), {cores}, {hardware['memory_gib']} GiB"
-    packages = ", ".join(f"{package} {number}" for package, number in result["versions"].items())
-    lines = [
-        f"## {result['name']}\n",
-        f"[{path.name}](../benchmarks/results/{path.name}), commit `{result['commit'][:19]}`, {result['date'][:10]}, ",
-        f"seed {result['seed']}, n = {result['n']}. {machine}, GPU: {hardware['gpu'] or 'none'}; {packages}.\n",
-        f"Settings: {', '.join(f'{key} {value}' for key, value in result['settings'].items())}.\n",
-        "| what | value |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in rows(result["results"], "")),
-        "",
-    ]
-    return "\n".join(lines)
+    packages = ", ".join(f"{package} {number}" for package, number in document["versions"].items())
+    parity = max(_parities(document["results"]), default=None)
+    agreed = "" if parity is None else f" Largest difference in the parity checks: {parity:.2g}."
+    yield f"[{link.rpartition('/')[2]}]({link}), commit `{document['commit'][:19]}`, {document['date'][:10]},"
+    yield f"seed {document['seed']}, n = {document['n']}. {machine}, GPU: {hardware['gpu'] or 'none'}; {packages}."
+    yield f"Settings: {', '.join(f'{words(key)} {text(value)}' for key, value in document['settings'].items())}."
+    yield f"Made by `{document['command']}`.{agreed}\n"
+    yield "<details><summary>Every number</summary>\n\n| what | value |\n|---|---|"
+    yield from (f"| {where} | {value} |" for where, value in rows(document["results"], ""))
+    yield "\n</details>\n"
+
+
+def _parities(values: Any, inside: bool = False) -> Iterator[float]:
+    """Every number below a key that speaks of parity."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from _parities(value, inside or key.startswith(("parity", "errors")))
+    elif isinstance(values, list):
+        for value in values:
+            yield from _parities(value, inside)
+    elif inside and isinstance(values, int | float):
+        yield values
 
 
 def rows(values: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
-    """Every number below a mapping, with its dotted place."""
+    """Every number below a mapping, with its place."""
     for key, value in values.items():
-        place = f"{where}{str(key).replace('_', ' ')}"
-        if isinstance(value, Mapping) and value.keys() >= TIMING:
-            yield place, f"{1000 * value['cpu_seconds']:.4g} ms CPU, {1000 * value['wall_seconds']:.4g} ms wall"
+        place = f"{where}{words(str(key))}"
+        if is_timing(value):
+            times = (f"{said(kind, value[kind])} {words(kind)}" for kind in value if kind.endswith("_seconds"))
+            yield place, ", ".join(times)
         elif isinstance(value, Mapping):
             yield from rows(value, f"{place}: ")
-        elif isinstance(value, list):
-            yield place, ", ".join(text(item) for item in value)
         else:
             yield place, text(value)
 
 
 def text(value: Any) -> str:
+    if isinstance(value, list):
+        if len(value) > LONGEST_LIST:
+            return f"{len(value)} values, {text(value[0])} to {text(value[-1])}"
+        return ", ".join(text(item) for item in value)
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def write(path: Path, content: str, *, check: bool) -> bool:
-    """Whether the file was already what it should be."""
-    same = path.exists() and path.read_text(encoding="utf-8") == content
-    if not same and not check:
-        path.write_text(content, encoding="utf-8")
-    return same
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page differs")
-    check = parser.parse_args().check
-    same = write(PAGE, page(), check=check)
-    if check and not same:
-        print(f"{PAGE} is not what benchmarks/results says: run python benchmarks/render.py", file=sys.stderr)
-    return int(check and not same)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file differs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page to write")
+    given = parser.parse_args()
+    stale = render(given.results, given.page, check=given.check)
+    if given.check and stale:
+        names = ", ".join(map(str, stale))
+        print(f"not what {given.results} says: {names}. Run python benchmarks/render.py", file=sys.stderr)
+    return int(given.check and bool(stale))
 
 
 if __name__ == "__main__":

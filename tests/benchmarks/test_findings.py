@@ -1,0 +1,91 @@
+from typing import Any
+
+import pytest
+
+
+def timing(cpu: float, wall: float) -> dict[str, float]:
+    return {"wall_seconds": wall, "cpu_seconds": cpu, "cpu_seconds_min": cpu, "repetitions": 3}
+
+
+@pytest.fixture
+def findings(script: Any) -> Any:
+    return script("findings")
+
+
+def test_findings_of_timings_are_a_table_with_what_is_known_beside_them(findings: Any) -> None:
+    values = {
+        "forward": {
+            "tracks": 1568,
+            "times": {"ours": timing(0.4, 0.5), "eager_loop": timing(9.0, 13.0)},
+            "times_faster_than": {"eager_loop": 22.5},
+            "peak_extra_bytes": {"ours": 2**20, "eager_loop": 3 * 2**30},
+            "parity_max_difference": 1e-7,
+        },
+    }
+    (table,) = findings.findings(values)
+    assert (table.place, table.facts) == ("forward", ("tracks 1,568",))
+    assert table.columns == ("CPU time", "wall time", "over ours", "peak extra")
+    assert table.rows == {
+        "ours": ("400 ms", "500 ms", "1.00x", "1.0 MiB"),
+        "eager loop": ("9 s", "13 s", "22.50x", "3.00 GiB"),
+    }
+
+
+def test_findings_of_numbers_take_the_shared_keys(findings: Any) -> None:
+    values = {"memory": {"vit": {"weight_bytes": 2**20, "rate": 0.5}, "peer": {"weight_bytes": 2**21}}}
+    (table,) = findings.findings(values)
+    assert (table.place, table.columns) == ("memory", ("weight",))
+    assert table.rows == {"vit": ("1.0 MiB",), "peer": ("2.0 MiB",)}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {f"{name}, {n} frames": timing(n * t, 0) for name, t in (("ours", 0.1), ("peer", 0.2)) for n in (8, 64, 16)},
+        {f"{n} frames": {"ours": timing(n * 0.1, 0), "peer": timing(n * 0.2, 0)} for n in (8, 64, 16)},
+        {f"{n}_frames": {"ours": {"cpu_seconds": n * 0.1}, "peer": {"cpu_seconds": n * 0.2}} for n in (64, 8, 16)},
+    ],
+)
+def test_findings_of_sizes_are_curves_in_ascending_order(findings: Any, values: dict[str, Any]) -> None:
+    (curves,) = findings.findings({"growth": {**values, "ratio": 8.1}})
+    assert (curves.place, curves.facts, curves.x_label) == ("growth", ("ratio 8.1",), "frames")
+    assert curves.sizes == (8, 16, 64)
+    assert curves.lines == {
+        "ours": pytest.approx((0.8, 1.6, 6.4)),
+        "peer": pytest.approx((1.6, 3.2, 12.8)),
+    }
+
+
+def test_findings_of_sizes_leave_out_what_was_not_measured(findings: Any) -> None:
+    values = {"8 frames": {"ours": timing(1, 1), "peer": timing(2, 1)}, "64 frames": {"ours": timing(8, 1)}}
+    (curves,) = findings.findings(values)
+    assert curves.lines == {"ours": (1, 8), "peer": (2, None)}
+
+
+def test_findings_of_sizes_give_a_curve_for_each_number(findings: Any) -> None:
+    values = {f"{n} frames": {"ours": {"peak_bytes": n, "ratio": 1.0}} for n in (1, 2, 3)}
+    assert [curves.quantity for curves in findings.findings({"x": values})] == ["peak_bytes", "ratio"]
+
+
+def test_findings_of_lists_are_curves_over_the_ascending_one(findings: Any) -> None:
+    values = {"frames_seen": [8, 16, 32], "milliseconds": {"full": [1.0, 2.0, 3.0]}, "stats": {"full": {"a": 1}}}
+    (curves,) = findings.findings(values)
+    assert (curves.x_label, curves.quantity, curves.lines) == ("frames seen", "milliseconds", {"full": (1.0, 2.0, 3.0)})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("cpu_seconds", 12.34, "12.3 s"),
+        ("cpu_seconds", 0.01058, "10.6 ms"),
+        ("cpu_seconds", 4.2e-5, "42 µs"),
+        ("peak_bytes", 3 * 2**29, "1.50 GiB"),
+        ("tracks", 1568, "1,568"),
+        ("ratio", 12345.6, "12,346"),
+        ("ratio", 0.123456, "0.123"),
+        ("best", "peer", "peer"),
+        ("milliseconds", None, "-"),
+    ],
+)
+def test_said_gives_a_value_with_its_unit(findings: Any, key: str, value: Any, expected: str) -> None:
+    assert findings.said(key, value) == expected

@@ -1,0 +1,77 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.fixture
+def render(script: Any) -> Any:
+    return script("render")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A folder with one result of a benchmark that nobody has heard of: four sizes of two candidates."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    shutil.copy(RESULTS / "ops_selective_scan_cpu.json", folder / "new_thing.json")
+    document = json.loads((folder / "new_thing.json").read_text())
+    seconds = {f"{name}, {n} frames": {"cpu_seconds": n * 0.1} for name in ("ours", "peer") for n in (8, 16, 32, 64)}
+    document |= {"name": "new_thing", "results": {"parity": {"output": 2.5e-6}, "growth": seconds}}
+    (folder / "new_thing.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_every_aim_has_its_number_in_the_results(render: Any) -> None:
+    documents = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+    without = [what for what, name, keys, _, _ in render.AIMS if render.reached(documents, name, keys) is None]
+    assert without == []
+
+
+def test_every_result_with_times_says_how_far_its_candidates_agree() -> None:
+    for path in RESULTS.glob("*.json"):
+        text = path.read_text()
+        assert "cpu_seconds" not in text or '"parity' in text or '"errors' in text, path
+
+
+def test_render_shows_an_unknown_result_with_table_plot_and_origin(render: Any, results: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    assert page in render.render(results, page, check=False)
+    text = page.read_text()
+    assert "## new thing" in text
+    assert "| frames | 8 | 16 | 32 | 64 |" in text
+    assert "| ours | 800 ms | 1.6 s | 3.2 s | 6.4 s |" in text
+    assert "![growth](plots/new_thing-growth.svg)" in text
+    assert "[new_thing.json](results/new_thing.json), commit `" in text
+    assert "Largest difference in the parity checks: 2.5e-06." in text
+    assert "| growth: peer, 64 frames | 6.4 s cpu seconds |" in text
+    assert text.count("| not measured here | |") == len(render.AIMS)
+    picture = (tmp_path / "plots" / "new_thing-growth.svg").read_text()
+    assert ">peer</text>" in picture
+    assert "CPU time, ms" in picture
+
+
+def test_render_check_writes_nothing_and_names_what_is_stale(render: Any, results: Path, tmp_path: Path) -> None:
+    page, plot = tmp_path / "page.md", tmp_path / "plots" / "new_thing-growth.svg"
+    assert render.render(results, page, check=True) == [plot, page]
+    assert not page.exists()
+    render.render(results, page, check=False)
+    assert render.render(results, page, check=True) == []
+    file = results / "new_thing.json"
+    file.write_text(file.read_text().replace("6.4", "6.5"))
+    assert render.render(results, page, check=True) == [plot, page]
+    render.render(results, page, check=False)
+    assert render.render(results, page, check=True) == []
+
+
+def test_render_removes_plots_that_no_result_has(render: Any, results: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    render.render(results, page, check=False)
+    (results / "new_thing.json").unlink()
+    render.render(results, page, check=False)
+    assert list((tmp_path / "plots").iterdir()) == []
