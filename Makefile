@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 	touch $@
 
 .venv/dev: .venv/core
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[dev,vlm]" -c constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[dev,vlm,export]" -c constraints.txt
 	touch $@
 
 demo: .venv/core

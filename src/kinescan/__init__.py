@@ -11,6 +11,8 @@ _PLACES = {
     "list_models": "kinescan.models.zoo",
     "predict": "kinescan.inference.predictor",
     "stream": "kinescan.inference.stream",
+    "export": "kinescan.inference.export",
+    "load_exported": "kinescan.inference.exported",
     "train": "kinescan.cli.train",
     "evaluate": "kinescan.cli.evaluate",
     "Preprocessing": "kinescan.preprocessing",

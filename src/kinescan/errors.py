@@ -41,6 +41,10 @@ class CheckpointError(KinescanError, RuntimeError):
     """A checkpoint cannot be read, fits nothing here, or belongs to something else."""
 
 
+class ExportError(KinescanError, RuntimeError):
+    """A model cannot be exported, or what was exported does not give what the model gives."""
+
+
 class NonFiniteError(KinescanError, ArithmeticError):
     """Pixels, loss or gradients hold NaN or infinity."""
 

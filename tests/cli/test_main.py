@@ -20,6 +20,7 @@ FLAGS = {
     },
     "list": {"--recipes", "--json"},
     "doctor": {"--json"},
+    "export": {"--to", "--batch", "--frames", "--precision", "--video", "--tolerance", "--json"},
     "profile": {"--set", "--frames", "--num-classes", "--repeats", "--device", "--json"},
 }
 

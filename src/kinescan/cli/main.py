@@ -17,6 +17,7 @@ VERBS = {
     "list": ("kinescan.cli.list", "List models, recipes, data sets and backends."),
     "doctor": ("kinescan.cli.doctor", "Say what works on this machine, and why other things do not."),
     "demo": ("kinescan.cli.demo", "Run the whole job on data that it makes itself."),
+    "export": ("kinescan.cli.export", "Write a model for deployment, checked against the model itself."),
     "profile": ("kinescan.cli.profile", "Parameters, multiply-adds and speed of models."),
 }
 """Verb -> the module with its `command` (or `app`, where it has verbs of its own), and one line of help."""

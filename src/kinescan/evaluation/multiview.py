@@ -167,9 +167,8 @@ def _score_batch(
 
 def _logits(model: VideoClassifier, views: Tensor, views_per_forward: int) -> Tensor:
     """[V, K] float64 on the CPU."""
-    device = next(model.parameters()).device
     with torch.no_grad():
-        return torch.cat([model(part.to(device)).double().cpu() for part in views.split(views_per_forward)])
+        return torch.cat([model(part.to(model.device)).double().cpu() for part in views.split(views_per_forward)])
 
 
 def score_views(

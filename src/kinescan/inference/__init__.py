@@ -1,17 +1,24 @@
 """A trained model on files and streams, and pictures of what it looks at."""
 
 from kinescan.inference.explain import KinematicMaps, kinematic_maps
+from kinescan.inference.export import ExportCheck, export
+from kinescan.inference.exported import ExportedModel, ExportRecord, load_exported
 from kinescan.inference.predictor import Prediction, predict
 from kinescan.inference.stream import StreamPrediction, StreamSession, load_stream_state, save_stream_state, stream
 from kinescan.inference.strip import draw_strip
 
 __all__ = [
+    "ExportCheck",
+    "ExportRecord",
+    "ExportedModel",
     "KinematicMaps",
     "Prediction",
     "StreamPrediction",
     "StreamSession",
     "draw_strip",
+    "export",
     "kinematic_maps",
+    "load_exported",
     "load_stream_state",
     "predict",
     "save_stream_state",

@@ -19,6 +19,7 @@ from kinescan.inference.source import ModelSource, resolve_model
 from kinescan.inference.strip import draw_strip
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.pks4 import PKS4
+from kinescan.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def predict(
     """
     if top < 1:
         raise ConfigError(f"top must be at least 1, got {top}.")
-    files = _video_files(paths)
+    files = video_files(paths)
     resolved = resolve_model(model, device)
     chosen = _chosen_views(views, resolved)
     folder = None if explain_folder is None else _prepared(explain_folder, resolved)
@@ -109,7 +110,7 @@ class _Job:
     def predict(self, file: Path, picture: Path | None) -> Prediction:
         started = time.perf_counter()
         try:
-            clips, seconds = self._read(file)
+            clips, seconds = read_clips(file, self.model.preprocessing, self.views, self.transform)
         except VideoError as error:
             logger.warning("left out, cannot be read: %s", error)
             return Prediction(
@@ -128,22 +129,6 @@ class _Job:
             self._explain(clips[0, self.views.crops // 2], seconds, prediction, picture)
         return prediction
 
-    def _read(self, file: Path) -> tuple[Tensor, list[float]]:
-        """Clips [clips, crops, T, 3, size, size], and the times of the first one's frames."""
-        preprocessing = self.model.preprocessing
-        with VideoReader(file) as reader:
-            indices = view_indices(
-                reader.num_frames,
-                num_frames=self.views.frames,
-                num_clips=self.views.clips,
-                sampling=preprocessing.sampling,
-                frame_stride=preprocessing.frame_stride,
-            )
-            frames = reader.read(indices.flatten())
-        crops = self.transform(frames.pixels)  # [crops, clips * T, 3, size, size]
-        clips = crops.unflatten(1, tuple(indices.shape)).transpose(0, 1)
-        return clips, frames.pts_seconds[: indices.shape[1]].tolist()
-
     def _explain(self, clip: Tensor, seconds: Sequence[float], prediction: Prediction, picture: Path) -> None:
         assert isinstance(self.model, PKS4)
         device = next(self.model.parameters()).device
@@ -157,7 +142,43 @@ class _Job:
         )
 
 
-def _video_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+def read_clips(
+    file: Path, preprocessing: Preprocessing, views: Views, transform: EvalTransform
+) -> tuple[Tensor, list[float]]:
+    """The views of a video file, and the times of the first clip's frames.
+
+    Args:
+        file: the video.
+        preprocessing: how frames are sampled.
+        views: frames, clips and crops.
+        transform: how frames become pixels of a clip, with as many crops.
+
+    Returns:
+        [clips, crops, T, 3, size, size], and T seconds.
+
+    Raises:
+        VideoError: the file cannot be read.
+    """
+    with VideoReader(file) as reader:
+        indices = view_indices(
+            reader.num_frames,
+            num_frames=views.frames,
+            num_clips=views.clips,
+            sampling=preprocessing.sampling,
+            frame_stride=preprocessing.frame_stride,
+        )
+        frames = reader.read(indices.flatten())
+    crops = transform(frames.pixels)  # [crops, clips * T, 3, size, size]
+    clips = crops.unflatten(1, tuple(indices.shape)).transpose(0, 1)
+    return clips, frames.pts_seconds[: indices.shape[1]].tolist()
+
+
+def video_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The files that paths stand for: a folder for the videos in it and below, in order of their names.
+
+    Raises:
+        ConfigError: there is no path, or a folder holds no video.
+    """
     given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not given:
         raise ConfigError("there is no path to predict. Give video files, or folders that hold some.")

@@ -1,15 +1,19 @@
 """What `predict`, `stream` and the others are called with: a model at hand or a saved one."""
 
+import logging
 from pathlib import Path
 
 import torch
 
 from kinescan.errors import ConfigError
+from kinescan.inference.exported import ExportedModel, is_exported, load_exported
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.zoo import from_pretrained
 
+logger = logging.getLogger(__name__)
+
 ModelSource = VideoClassifier | str | Path
-"""A classifier, or the folder or hub name of a saved one."""
+"""A classifier, or the folder or hub name of a saved one, or the folder of an exported one."""
 
 
 def resolve_model(model: ModelSource, device: str | torch.device | None = None) -> VideoClassifier:
@@ -19,8 +23,15 @@ def resolve_model(model: ModelSource, device: str | torch.device | None = None) 
         CheckpointError: a folder or hub name holds no saved model.
         ConfigError: the device is not available.
     """
-    resolved = model if isinstance(model, VideoClassifier) else from_pretrained(model)
+    if isinstance(model, VideoClassifier):
+        resolved = model
+    else:
+        resolved = load_exported(model) if is_exported(model) else from_pretrained(model)
     if device is None:
+        return resolved
+    if isinstance(resolved, ExportedModel):
+        if torch.device(device).type != "cpu":
+            logger.warning("%s: exported models run on the CPU, not on %s", model, device)
         return resolved
     try:
         return resolved.to(torch.device(device))

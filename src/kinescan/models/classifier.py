@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
@@ -131,6 +132,11 @@ class VideoClassifier(nn.Module, ABC):
     def num_parameters(self) -> int:
         """Parameters in all."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are, and where clips have to be."""
+        return next(self.parameters()).device
 
     def check_clip(self, clip: Tensor) -> None:
         """Passes a clip that `forward` can take.

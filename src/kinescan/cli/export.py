@@ -1,0 +1,65 @@
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kinescan.cli.output import print_json, reported
+from kinescan.cli.runs import model_folder
+from kinescan.errors import ConfigError
+from kinescan.inference.export import export
+from kinescan.inference.exported import ExportRecord
+from kinescan.settings import to_plain
+
+EXAMPLES = (
+    "kinescan export runs/own_videos_cpu deployed --to openvino --precision bfloat16 --video a.mp4",
+    "kinescan export user/model deployed --to onnx --batch 1 --frames 8",
+    "kinescan export runs/own_videos_cpu deployed --to torch --json",
+)
+
+
+@reported
+def command(
+    model: Annotated[str, typer.Argument(help="A run's folder, a saved model or a hub name.")],
+    folder: Annotated[Path, typer.Argument(help="Where to: a new folder, or that of an earlier export.")],
+    to: Annotated[str, typer.Option(help="onnx, openvino, or torch (torch.export).")],
+    batch: Annotated[str, typer.Option(help="Clips that go in at once: a number, or dynamic for any.")] = "dynamic",
+    frames: Annotated[int | None, typer.Option(help="Frames of a clip. By default the model's.")] = None,
+    precision: Annotated[str, typer.Option(help="float32, or bfloat16 (openvino only).")] = "float32",
+    videos: Annotated[
+        list[Path],
+        typer.Option("--video", help="Compare on this file or folder; may be repeated. Else on drawn clips."),
+    ] = [],  # noqa: B006
+    tolerance: Annotated[
+        float | None, typer.Option(help="How far logits may be off, as a share of the largest (at least of 1).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record of the export as JSON.")] = False,
+) -> None:
+    """Write a model for deployment, checked against the model itself: it fails where they differ."""
+    options: Any = {"to": to, "precision": precision, "num_frames": frames, "videos": videos, "tolerance": tolerance}
+    record = export(model_folder(model), folder, batch=_batch(batch), **options)
+    if as_json:
+        print_json(to_plain(record))
+    else:
+        print(describe(record, folder))
+
+
+def describe(record: ExportRecord, folder: Path) -> str:
+    """What was written, what is fixed, and how it compares, in three lines."""
+    batch = "any number of clips" if record.batch is None else f"{record.batch} clips at once"
+    check = record.check
+    return (
+        f"{folder / record.file}: {record.model} for {record.format}, computing in {record.precision}\n"
+        f"takes {batch} of {record.num_frames} frames, {record.size} x {record.size}; "
+        f"labels and preprocessing are in export.json\n"
+        f"logits differ by up to {check['largest_difference']:.2g} from the model's (allowed: "
+        f"{check['allowed_difference']:.2g}), the best class is the same on {check['same_top1']} of "
+        f"{len(check['clips'])} clips"
+    )
+
+
+def _batch(text: str) -> Any:
+    if text == "dynamic":
+        return text
+    if not text.isdecimal():
+        raise ConfigError(f"batch must be 1 or more, or 'dynamic', got {text!r}.")
+    return int(text)

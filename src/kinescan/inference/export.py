@@ -1,0 +1,296 @@
+import copy
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from kinescan.data.sampling import Views
+from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, render_motion
+from kinescan.data.transforms import EvalTransform
+from kinescan.errors import ConfigError, ExportError
+from kinescan.evaluation.mode import in_evaluation
+from kinescan.inference.exported import (
+    RECORD_FILE,
+    ExportedModel,
+    ExportRecord,
+    check_precision,
+    is_exported,
+    load_exported,
+    read_record,
+)
+from kinescan.inference.formats import FORMATS, FormatName, Precision, quiet_exporters
+from kinescan.inference.predictor import read_clips, video_files
+from kinescan.inference.source import ModelSource, resolve_model
+from kinescan.models.classifier import VideoClassifier
+from kinescan.ops.backend import plain_torch
+from kinescan.settings import closest, to_plain
+from kinescan.version import __version__
+
+TOLERANCES: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.05}
+"""How far logits may be off, as a share of the largest (and at least of 1)."""
+NUM_DRAWN_CLIPS = 3
+_SMALLEST_DRAWN_FRAME = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCheck:
+    """How an exported file compares with the model on clips.
+
+    Attributes:
+        clips: where they came from: files, or "drawn".
+        largest_logit: largest absolute logit of the model.
+        largest_difference: largest absolute difference of a logit.
+        allowed_difference: what was allowed.
+        same_top1: on how many clips the best class is the same.
+        single_clip: whether clips were also given one by one (with any number at once).
+    """
+
+    clips: tuple[str, ...]
+    largest_logit: float
+    largest_difference: float
+    allowed_difference: float
+    same_top1: int
+    single_clip: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether no logit is too far off and every best class is the same."""
+        return self.largest_difference <= self.allowed_difference and self.same_top1 == len(self.clips)
+
+
+def export(
+    model: ModelSource,
+    folder: str | Path,
+    *,
+    to: FormatName,
+    batch: int | Literal["dynamic"] = "dynamic",
+    num_frames: int | None = None,
+    precision: Precision = "float32",
+    videos: Sequence[str | Path] = (),
+    tolerance: float | None = None,
+) -> ExportRecord:
+    """Writes a model for deployment, and checks what was written against the model before it takes its place.
+
+    The folder then holds the file (model.onnx; model.xml and model.bin; or model.pt2) and export.json with labels,
+    preprocessing and sizes; `load_exported` runs it. Our operators are taken apart into plain torch operations, so that
+    nothing of kinescan is needed to run the file. Number of frames and frame size are fixed; the batch may vary.
+
+    Args:
+        model: a classifier, or the folder or hub name of a saved one; left as it was.
+        folder: made if need be; an earlier export in it is replaced.
+        to: "onnx", "openvino" or "torch" (torch.export).
+        batch: clips that go in at once, or "dynamic" for any number.
+        num_frames: frames of a clip; by default those of the model's preprocessing.
+        precision: what the file computes in; "bfloat16" with openvino only. Weights are stored in float32.
+        videos: files, or folders of them, to compare on; without any, clips of moving shapes are drawn.
+        tolerance: how far logits may be off, as a share of the largest (at least of 1); by default 1e-3, and 0.05 in
+            bfloat16. The best class has to be the same on every clip in any case.
+
+    Returns:
+        What stands in export.json.
+
+    Raises:
+        ConfigError: an argument is out of range, the format cannot compute in that precision, or the folder holds
+            something else.
+        ExportError: the model cannot be exported, or the file differs from it; then nothing is left behind.
+        VideoError: one of the videos cannot be read.
+        DependencyError: a package of the extra "export" is not installed.
+        CheckpointError: `model` is a folder or name that holds no saved model.
+    """
+    target = Path(folder).resolve()
+    _check_arguments(to, batch, num_frames, precision, tolerance)
+    earlier = _earlier_files(target)
+    resolved = _on_cpu(model)
+    preprocessing = replace(resolved.preprocessing, num_frames=num_frames or resolved.preprocessing.num_frames)
+    record = ExportRecord(
+        kinescan_version=__version__,
+        model=resolved.name,
+        format=to,
+        file=FORMATS[to].file,
+        files=(),
+        labels=tuple(resolved.labels),
+        preprocessing=preprocessing,
+        batch=None if batch == "dynamic" else batch,
+        num_frames=preprocessing.num_frames,
+        size=preprocessing.size,
+        precision=precision,
+        versions=_versions(),
+    )
+    names, clips = _clips_to_compare(record, videos)
+    with in_evaluation(resolved), torch.no_grad():
+        expected = resolved(clips)
+        program = _trace(resolved, record)
+    del resolved
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        aside.mkdir(parents=True)
+        record = _write(program, record, aside)
+        allowed = TOLERANCES[precision] if tolerance is None else tolerance
+        check = _compare(aside, names, clips, expected, allowed)
+        record = replace(record, check={**_plain(check)})
+        _write_record(record, aside)
+        if not check.passed:
+            raise ExportError(_failure(record, check))
+        _move(aside, target, earlier)
+    except OSError as error:
+        raise ExportError(
+            f"{target}: cannot write the export ({error}). Choose a folder on a disk with space."
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return record
+
+
+def _check_arguments(
+    to: str, batch: int | str, num_frames: int | None, precision: str, tolerance: float | None
+) -> None:
+    if to not in FORMATS:
+        raise ConfigError(f"cannot export to {to!r}. {closest(to, FORMATS)}")
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision must be float32 or bfloat16, got {precision!r}.")
+    check_precision(to, precision)  # type: ignore[arg-type]
+    if batch != "dynamic" and (not isinstance(batch, int) or batch < 1):
+        raise ConfigError(f"batch must be 1 or more, or 'dynamic', got {batch!r}.")
+    if num_frames is not None and num_frames < 1:
+        raise ConfigError(f"num_frames must be at least 1, got {num_frames}.")
+    if tolerance is not None and not tolerance > 0:
+        raise ConfigError(f"tolerance must be positive, got {tolerance}. By default: {TOLERANCES}.")
+
+
+def _earlier_files(folder: Path) -> tuple[str, ...]:
+    """The files of an export that stands in the folder."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file. Name a folder to export to.")
+    if is_exported(folder):
+        return (*read_record(folder).files, RECORD_FILE)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} holds other files, and no earlier export. Name a new folder.")
+    return ()
+
+
+def _on_cpu(model: ModelSource) -> VideoClassifier:
+    resolved = resolve_model(model)
+    if isinstance(resolved, ExportedModel):
+        raise ConfigError(f"{model} is an exported {resolved.name} already. Name the model that it was exported from.")
+    dtypes = {parameter.dtype for parameter in resolved.parameters()}
+    if dtypes != {torch.float32}:
+        kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise ConfigError(f"models are exported in float32, {resolved.name} is in {kinds}. Give model.float().")
+    return resolved if resolved.device.type == "cpu" else copy.deepcopy(resolved).to("cpu")
+
+
+def _trace(model: VideoClassifier, record: ExportRecord) -> ExportedProgram:
+    """The model as a graph of plain torch operations."""
+    # A batch of 1 would be taken for a constant.
+    example = torch.zeros(record.batch or 2, record.num_frames, 3, record.size, record.size)
+    axes = {0: Dim("batch", min=1)} if record.batch is None else None
+    try:
+        with plain_torch(), quiet_exporters():
+            return torch.export.export(model, (example,), dynamic_shapes=(axes,), strict=False)
+    # Exporters fail in many ways, each with its own kind of error.
+    except Exception as error:
+        raise ExportError(f"{record.model} cannot be taken apart by torch.export: {_first_line(error)}") from error
+
+
+def _write(program: ExportedProgram, record: ExportRecord, folder: Path) -> ExportRecord:
+    shape = (record.batch, record.num_frames, 3, record.size, record.size)
+    try:
+        with quiet_exporters():
+            FORMATS[record.format].write(program, shape, folder / record.file)
+    except (RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, ExportError):
+            raise
+        raise ExportError(f"{record.model} cannot be written as {record.format}: {_first_line(error)}") from error
+    record = replace(record, files=tuple(sorted(entry.name for entry in folder.iterdir())))
+    _write_record(record, folder)
+    return record
+
+
+def _write_record(record: ExportRecord, folder: Path) -> None:
+    text = json.dumps(to_plain(record), indent=2, ensure_ascii=False)
+    (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _clips_to_compare(record: ExportRecord, videos: Sequence[str | Path]) -> tuple[list[str], Tensor]:
+    """Names and [n, T, 3, size, size]."""
+    transform = EvalTransform(record.preprocessing)
+    if videos:
+        files = video_files(videos)
+        views = Views(frames=record.num_frames, clips=1, crops=1)
+        clips = [read_clips(file, record.preprocessing, views, transform)[0][0, 0] for file in files]
+        return [str(file) for file in files], torch.stack(clips)
+    config = MotionConfig(
+        frame_size=max(record.size, _SMALLEST_DRAWN_FRAME), num_frames=max(record.num_frames, 2), seed=0
+    )
+    pairs = list(MOTION_PAIRS)[:NUM_DRAWN_CLIPS]
+    drawn = [transform(render_motion(config, "test", pair, 0)[: record.num_frames])[0] for pair in pairs]
+    return [f"drawn: {MOTION_PAIRS[pair][0]}" for pair in pairs], torch.stack(drawn)
+
+
+def _compare(folder: Path, names: list[str], clips: Tensor, expected: Tensor, tolerance: float) -> ExportCheck:
+    """Runs the file as a user would."""
+    exported = load_exported(folder)
+    given = exported(clips)
+    single = exported.config.batch is None
+    if single:
+        given = torch.cat([given, *(exported(clip[None]) for clip in clips)])
+        twice = torch.cat([expected, expected])
+    else:
+        twice = expected
+    difference = (given - twice).abs().max().item()
+    same = (given.argmax(1) == twice.argmax(1)).view(-1, len(clips)).all(0)
+    largest = expected.abs().max().item()
+    return ExportCheck(
+        clips=tuple(names),
+        largest_logit=largest,
+        # NaN would compare as not larger.
+        largest_difference=difference if difference == difference else float("inf"),
+        allowed_difference=tolerance * max(largest, 1.0),
+        same_top1=int(same.sum()),
+        single_clip=single,
+    )
+
+
+def _failure(record: ExportRecord, check: ExportCheck) -> str:
+    advice = "Export in float32, or" if record.precision == "bfloat16" else "If that is good enough,"
+    return (
+        f"the exported {record.format} file differs from {record.model}: logits by up to "
+        f"{check.largest_difference:.3g} (allowed: {check.allowed_difference:.3g}, the largest being "
+        f"{check.largest_logit:.3g}), the same best class on {check.same_top1} of {len(check.clips)} clips. "
+        f"Nothing was written. {advice} allow more with --tolerance (the best classes have to be the same in any case)."
+    )
+
+
+def _move(aside: Path, target: Path, earlier: Sequence[str]) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in earlier:
+        (target / name).unlink(missing_ok=True)
+    for entry in sorted(aside.iterdir(), key=lambda path: path.name == RECORD_FILE):
+        entry.replace(target / entry.name)
+
+
+def _plain(check: ExportCheck) -> dict[str, Any]:
+    return {**to_plain(check), "passed": check.passed}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "openvino"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
