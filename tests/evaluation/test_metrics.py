@@ -14,6 +14,7 @@ from kinescan.evaluation.metrics import (
     confusion_matrix,
     most_confused,
     pair_accuracy,
+    reliability,
     top_accuracy,
 )
 
@@ -113,3 +114,20 @@ def test_pair_accuracy_refuses_pairs_that_overlap_or_do_not_exist(scores, target
 def test_pair_accuracy_says_that_no_video_belongs_to_a_pair(scores, targets):
     with pytest.raises(ShapeError, match="none of the 211 videos belongs to a class of the pairs"):
         pair_accuracy(scores, torch.full_like(targets, 5), [(0, 1)])
+
+
+@pytest.mark.parametrize("bins", [1, 4, 15])
+def test_reliability_bins_hold_every_video_once_and_give_the_calibration_error(scores, targets, bins):
+    found = reliability(scores, targets, bins=bins)
+    assert [entry.low for entry in found] == pytest.approx([k / bins for k in range(bins)])
+    assert sum(entry.num_videos for entry in found) == len(targets)
+    confidence, best = scores.double().max(1)
+    for entry in found:
+        last = entry.high == found[-1].high
+        inside = (confidence >= entry.low) & ((confidence < entry.high) | last)
+        assert entry.num_videos == int(inside.sum())
+        if entry.num_videos:
+            assert entry.confidence == pytest.approx(float(confidence[inside].mean()))
+            assert entry.accuracy == pytest.approx(float((best == targets)[inside].double().mean()))
+        else:
+            assert (entry.confidence, entry.accuracy) == (None, None)

@@ -1,3 +1,8 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -124,3 +129,53 @@ def test_evaluate_model_leaves_the_model_in_its_mode(brightness_model, make_data
     model = brightness_model().train()
     evaluate_model(model, make_dataset(views="4x1x1"))
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(("views", "num_views", "frames"), [("8x2x3", 6, 8), ("32x1x3", 3, 32), ("5x4x1", 4, 5)])
+def test_evaluate_model_takes_any_views(brightness_model, make_dataset, views, num_views, frames):
+    """Also of more frames than the videos have, and of another number than the model was trained with."""
+    model, dataset = brightness_model(), make_dataset(views=views)
+    assert dataset[0].clip.shape[:2] == (num_views, frames)
+    evaluation = evaluate_model(model, dataset)
+    assert str(evaluation.views) == views
+    assert evaluation.metrics.top1 == 1.0
+
+
+def test_evaluate_model_keeps_what_the_head_takes_averaged_over_views(brightness_model, make_dataset):
+    model, dataset = brightness_model(), make_dataset()
+    evaluation = evaluate_model(model, dataset, loader=LoaderConfig(batch_size=4, num_workers=0), with_features=True)
+    assert evaluation.features.shape == (6, 8)
+    for index in (0, 5):
+        with torch.no_grad():
+            expected = model.vit(dataset[index].clip.flatten(0, 1)).mean(0)
+        torch.testing.assert_close(evaluation.features[index], expected, atol=1e-5, rtol=0)
+    assert not model.head._forward_pre_hooks
+    assert evaluate_model(model, dataset).features is None
+
+
+def test_evaluate_model_in_two_processes_gives_what_one_gives(
+    brightness_model, make_dataset, videos, spoiled, tmp_path
+):
+    """Six videos, five, one (nothing is left for the second process), and some that cannot be read."""
+    model = brightness_model()
+    model.save_pretrained(tmp_path / "model")
+    broken = VideoItem(spoiled, 1, "broken")
+    lists = [videos, videos[:5], videos[:1], [videos[0], broken, *videos[1:4]]]
+    plain = [[(str(item.path), item.label, item.video_id) for item in items] for items in lists]
+    (tmp_path / "videos.json").write_text(json.dumps(plain), encoding="utf-8")
+    script = str(Path(__file__).with_name("two_processes.py"))
+    started = [subprocess.Popen([sys.executable, script, str(rank), str(tmp_path)]) for rank in (0, 1)]
+    assert [process.wait(timeout=200) for process in started] == [0, 0]
+    found = [torch.load(tmp_path / f"result-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for index, items in enumerate(lists):
+        alone = evaluate_model(model, make_dataset(items=items), with_features=True)
+        for result in (found[0]["results"][index], found[1]["results"][index]):
+            assert result["ids"] == [item.video_id for item in alone.items]
+            assert torch.equal(result["targets"], alone.targets)
+            assert result["unreadable"] == [file.path for file in alone.unreadable]
+            torch.testing.assert_close(result["scores"], alone.scores, atol=1e-6, rtol=0)
+            torch.testing.assert_close(result["features"], alone.features, atol=1e-5, rtol=0)
+            assert torch.equal(result["scores"].argmax(1), alone.scores.argmax(1))
+    # Only the second process met the broken model; the first one learns of it instead of waiting for ever.
+    assert found[0]["error"] == found[1]["error"]
+    assert found[0]["error"].startswith("NonFiniteError: ")

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from kinescan.evaluation.environment import describe_environment
 from kinescan.evaluation.metrics import confusion_matrix
 from kinescan.evaluation.multiview import evaluate_model
 from kinescan.evaluation.plots import plot_confusion
-from kinescan.evaluation.report import make_report
+from kinescan.evaluation.report import CHOSEN_ON_THESE, make_report
 
 
 @pytest.fixture
@@ -56,15 +57,35 @@ def test_report_saves_page_numbers_picture_and_predictions(report, tmp_path):
         "report.json",
         "report.md",
         "confusion.png",
+        "reliability.png",
         "predictions.jsonl",
     }
     assert json.loads((folder / "report.json").read_text())["top1"] == report.evaluation.metrics.top1
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert [line["right"] for line in lines] == [False] + [True] * 5
-    assert lines[0]["label"] == "bright"
+    assert (lines[0]["label"], lines[0]["video_id"]) == ("bright", "wrong")
     assert lines[0]["prediction"] == next(iter(lines[0]["scores"])) == "dark"
-    with Image.open(folder / "confusion.png") as picture:
-        assert picture.format == "PNG"
+    for name in ("confusion.png", "reliability.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.format == "PNG"
+
+
+def test_report_shows_how_far_scores_can_be_believed(report):
+    bins = report.to_json()["reliability"]
+    assert len(bins) == 15
+    assert sum(entry["num_videos"] for entry in bins) == 6
+    filled = [entry for entry in bins if entry["num_videos"]]
+    page = report.to_markdown()
+    assert "## Can the scores be believed?" in page
+    for entry in filled:
+        assert f"| {entry['low']:.2f} to {entry['high']:.2f} | {entry['num_videos']} | " in page
+
+
+def test_report_says_that_its_videos_chose_the_checkpoint(report):
+    assert report.to_json()["notes"] == []
+    noted = dataclasses.replace(report, notes=(CHOSEN_ON_THESE,))
+    assert noted.to_json()["notes"] == [CHOSEN_ON_THESE]
+    assert "**Note.** The checkpoint was chosen as the best of its run on these same videos" in noted.to_markdown()
 
 
 def test_report_says_that_it_cannot_write(report, tmp_path):

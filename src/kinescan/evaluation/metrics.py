@@ -59,6 +59,25 @@ class Confusion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReliabilityBin:
+    """The videos whose best class has a score in one range.
+
+    Attributes:
+        low: lower end of the range.
+        high: its upper end.
+        num_videos: how many there are.
+        confidence: mean score of their best class; None without videos.
+        accuracy: share of them that are right; None without videos.
+    """
+
+    low: float
+    high: float
+    num_videos: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metrics:
     """All numbers of one evaluation; ratios in [0, 1].
 
@@ -69,6 +88,7 @@ class Metrics:
         top5_classes: 5, or the number of classes where there are fewer.
         mean_class_accuracy: mean of the classes' accuracies, over classes that have videos.
         calibration_error: expected calibration error, 15 bins.
+        reliability: those bins, from the lowest scores to the highest.
         classes: one entry a class, in the order of the scores.
         confusions: the commonest mistakes, first the commonest.
     """
@@ -79,6 +99,7 @@ class Metrics:
     top5_classes: int
     mean_class_accuracy: float
     calibration_error: float
+    reliability: tuple[ReliabilityBin, ...]
     classes: tuple[ClassScore, ...]
     confusions: tuple[Confusion, ...]
 
@@ -113,6 +134,7 @@ def compute_metrics(scores: Scores, targets: ClassIndices, labels: Sequence[str]
         top5_classes=min(5, scores.shape[1]),
         mean_class_accuracy=float(per_class.nanmean()),
         calibration_error=calibration_error(scores, targets),
+        reliability=reliability(scores, targets),
         classes=tuple(
             ClassScore(
                 label=label,
@@ -187,13 +209,53 @@ def calibration_error(scores: Scores, targets: ClassIndices, *, bins: int = CALI
 
     Source: On Calibration of Modern Neural Networks (arXiv 1706.04599), eq. 3.
     """
+    found = reliability(scores, targets, bins=bins)
+    return sum(
+        entry.num_videos / len(targets) * abs(entry.confidence - entry.accuracy)
+        for entry in found
+        if entry.confidence is not None and entry.accuracy is not None
+    )
+
+
+def reliability(scores: Scores, targets: ClassIndices, *, bins: int = CALIBRATION_BINS) -> tuple[ReliabilityBin, ...]:
+    """How often videos are right whose best class has a score in a range: equal to the score where it can be believed.
+
+    Args:
+        scores: [n, K], probabilities.
+        targets: [n] int64, the true classes.
+        bins: equal ranges of [0, 1]; a score on a border belongs to the higher one.
+
+    Raises:
+        ShapeError: the sizes do not fit each other, or there is no video.
+
+    Example:
+        >>> scores = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
+        >>> for entry in reliability(scores, torch.tensor([0, 1, 1]), bins=4):
+        ...     print(entry.low, entry.num_videos, entry.accuracy)
+        0.0 0 None
+        0.25 0 None
+        0.5 1 1.0
+        0.75 2 0.5
+    """
     _check(scores, targets)
     confidence, predictions = scores.double().max(1)
     right = (predictions == targets).double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     places = (torch.bucketize(confidence.clamp(0, 1), edges, right=True) - 1).clamp(max=bins - 1)
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, places, confidence - right)
-    return float(gaps.abs().sum() / len(targets))
+    counts = torch.bincount(places, minlength=bins).tolist()
+    sums = torch.zeros(2, bins, dtype=torch.float64).index_add_(1, places, torch.stack([confidence, right])).tolist()
+    return tuple(
+        ReliabilityBin(
+            low=low,
+            high=high,
+            num_videos=count,
+            confidence=confident / count if count else None,
+            accuracy=correct / count if count else None,
+        )
+        for low, high, count, confident, correct in zip(
+            edges[:-1].tolist(), edges[1:].tolist(), counts, *sums, strict=True
+        )
+    )
 
 
 def pair_accuracy(scores: Scores, targets: ClassIndices, pairs: Sequence[tuple[int, int]]) -> float:

@@ -1,17 +1,19 @@
 import difflib
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
 
 from kinescan.data.datasets import Unreadable, VideoDataset, VideoItem
 from kinescan.data.loader import Batch, LoaderConfig, make_loader
 from kinescan.data.sampling import Views
-from kinescan.errors import ConfigError, NonFiniteError, ShapeError, VideoError
+from kinescan.errors import ConfigError, KinescanError, NonFiniteError, ShapeError, VideoError
 from kinescan.evaluation.metrics import Metrics, compute_metrics
 from kinescan.evaluation.mode import in_evaluation
 from kinescan.models.classifier import VideoClassifier
@@ -58,6 +60,7 @@ class Evaluation:
         unreadable: the files that could not be read, each with its reason; none of the numbers counts them.
         views: the views that were averaged.
         seconds: how long it took.
+        features: [n, D] float32, what the head takes, averaged over views; None where they were not asked for.
     """
 
     labels: tuple[str, ...]
@@ -67,6 +70,7 @@ class Evaluation:
     unreadable: tuple[Unreadable, ...]
     views: Views
     seconds: float
+    features: Tensor | None = None
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -97,11 +101,15 @@ def evaluate_model(
     labels: Sequence[str] | None = None,
     device: str | torch.device | None = None,
     views_per_forward: int = VIEWS_PER_FORWARD,
+    with_features: bool = False,
 ) -> Evaluation:
     """Scores every video of a data set once: softmax averaged over its views.
 
     Files that cannot be read are listed and left out; none is swapped for another. Classes are matched by their texts,
     so that a model and a data set that order them differently agree.
+
+    Where torch.distributed joins several processes, all of them call this, with the same model and data: each scores
+    its share of the videos, every video is scored by exactly one, and all get the whole result.
 
     Args:
         model: used in evaluation mode, left as it was.
@@ -110,6 +118,7 @@ def evaluate_model(
         labels: the texts of the model's classes in the order of its logits, for a model that was saved without them.
         device: where to compute, and where the model stays; by default where it is.
         views_per_forward: how many views go through the model at once.
+        with_features: keep what the head takes of every video, averaged over its views.
 
     Returns:
         Scores, labels and metrics, and the files that could not be read.
@@ -125,19 +134,16 @@ def evaluate_model(
         raise ConfigError(f'evaluation takes a data set with mode="test", got mode="{dataset.mode}".')
     model_labels = known_labels(model, labels)
     places = match_labels(dataset.classes, model_labels)
-    batches = make_loader(dataset, loader or LoaderConfig(num_workers=0), shuffle=False, seed=0)
     if device is not None:
         model = model.to(device)
-    scored: dict[int, Tensor] = {}
-    unreadable: list[Unreadable] = []
-    with in_evaluation(model):
-        for batch in batches:
-            unreadable += batch.unreadable
-            scored |= _score_batch(model, dataset, batch, views_per_forward)
-    if unreadable:
-        logger.warning("%d of %d videos could not be read and were not scored", len(unreadable), len(dataset.items))
+    settings = loader or LoaderConfig(num_workers=0)
+    whole = _from_all(lambda: _score_share(model, dataset, settings, views_per_forward, with_features=with_features))
+    scored = whole.scores
+    if whole.unreadable:
+        num_lost = len(whole.unreadable)
+        logger.warning("%d of %d videos could not be read and were not scored", num_lost, len(dataset.items))
     if not scored:
-        first = unreadable[0]
+        first = whole.unreadable[0]
         raise VideoError(first.path, f"{first.reason} None of the {len(dataset.items)} videos could be read.")
     order = sorted(scored)
     items = tuple(dataset.items[index] for index in order)
@@ -146,10 +152,86 @@ def evaluate_model(
         items=items,
         scores=torch.stack([scored[index] for index in order]),
         targets=torch.tensor([places[item.label] for item in items]),
-        unreadable=tuple(sorted(unreadable, key=lambda file: file.item_index)),
+        unreadable=tuple(sorted(whole.unreadable, key=lambda file: file.item_index)),
         views=dataset.views,
         seconds=time.perf_counter() - started,
+        features=torch.stack([whole.features[index] for index in order]) if with_features else None,
     )
+
+
+@dataclass
+class _Share:
+    """What one process scored, by the place of the video among the items."""
+
+    scores: dict[int, Tensor] = field(default_factory=dict)
+    features: dict[int, Tensor] = field(default_factory=dict)
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+    def add(self, other: "_Share") -> None:
+        self.scores |= other.scores
+        self.features |= other.features
+        self.unreadable += other.unreadable
+
+
+def _from_all(score: Callable[[], _Share]) -> _Share:
+    """What this process and those beside it scored; an error of one of them is raised in all."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return score()
+    outcome: _Share | KinescanError
+    try:
+        outcome = score()
+    except KinescanError as error:
+        # The others wait for this process: it has to tell them.
+        outcome = error
+    outcomes: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(outcomes, outcome)
+    whole = _Share()
+    for part in outcomes:
+        if isinstance(part, KinescanError):
+            raise part
+        whole.add(part)
+    return whole
+
+
+def _score_share(
+    model: VideoClassifier, dataset: VideoDataset, loader: LoaderConfig, views_per_forward: int, *, with_features: bool
+) -> _Share:
+    """The videos that fall to this process."""
+    several = distributed.is_available() and distributed.is_initialized()
+    batches = make_loader(
+        dataset,
+        loader,
+        shuffle=False,
+        seed=0,
+        num_processes=distributed.get_world_size() if several else 1,
+        process_index=distributed.get_rank() if several else 0,
+    )
+    share = _Share()
+    with in_evaluation(model), _features_of(model, wanted=with_features) as features:
+        for batch in batches:
+            share.unreadable += batch.unreadable
+            share.scores |= _score_batch(model, dataset, batch, views_per_forward)
+            if with_features and batch.item_indices:
+                own = torch.cat(features).unflatten(0, batch.clips.shape[:2]).mean(1)  # [B, D]
+                share.features |= dict(zip(batch.item_indices, own.clone(), strict=True))
+                features.clear()
+    return share
+
+
+@contextmanager
+def _features_of(model: nn.Module, *, wanted: bool) -> Iterator[list[Tensor]]:
+    """A list that gets what the head takes, [V, D] float32 on the CPU, of every forward pass meanwhile."""
+    taken: list[Tensor] = []
+
+    def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        taken.append(inputs[0].detach().float().cpu())
+
+    handle = model.get_submodule("head").register_forward_pre_hook(take) if wanted else None
+    try:
+        yield taken
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def _score_batch(

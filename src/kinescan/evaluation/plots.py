@@ -4,7 +4,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kinescan.evaluation.metrics import ConfusionMatrix
+from kinescan.evaluation.metrics import ConfusionMatrix, ReliabilityBin
 
 MOST_COUNTS = 20
 """Up to so many classes, every cell shows its count."""
@@ -44,6 +44,28 @@ def plot_confusion(matrix: ConfusionMatrix, labels: Sequence[str], path: str | P
                 if count:
                     colour = "white" if shares[row, column] > 0.55 else "black"
                     axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def plot_reliability(bins: Sequence[ReliabilityBin], path: str | Path) -> None:
+    """Writes a reliability diagram as a PNG: accuracy over score, and below it how many videos have such scores.
+
+    Args:
+        bins: ranges of scores, ascending.
+        path: the file to write.
+    """
+    figure = Figure(figsize=(4.8, 5.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    filled = [entry for entry in bins if entry.num_videos]
+    lows, widths = [entry.low for entry in filled], [entry.high - entry.low for entry in filled]
+    upper.plot([0, 1], [0, 1], color="grey", linestyle="--", label="can be believed")
+    upper.bar(lows, [entry.accuracy for entry in filled], widths, align="edge", alpha=0.6, label="accuracy")
+    upper.plot([entry.confidence for entry in filled], [entry.accuracy for entry in filled], "o", color="black", ms=3)
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of videos that are right")
+    upper.legend(loc="upper left", fontsize=8)
+    lower.bar(lows, [entry.num_videos for entry in filled], widths, align="edge", color="grey")
+    lower.set(xlabel="score of the best class", ylabel="videos")
     figure.savefig(path, dpi=120)
 
 

@@ -1,6 +1,6 @@
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,18 @@ from kinescan.evaluation.cost import Cost
 from kinescan.evaluation.environment import Environment, describe_environment
 from kinescan.evaluation.metrics import Metrics, confusion_matrix
 from kinescan.evaluation.multiview import Evaluation
-from kinescan.evaluation.plots import plot_confusion
+from kinescan.evaluation.plots import plot_confusion, plot_reliability
+from kinescan.evaluation.predictions import PREDICTIONS_FILE, prediction_lines
 
 REPORT_FILE = "report.json"
 PAGE_FILE = "report.md"
 CONFUSION_FILE = "confusion.png"
-PREDICTIONS_FILE = "predictions.jsonl"
+RELIABILITY_FILE = "reliability.png"
+CHOSEN_ON_THESE = (
+    "The checkpoint was chosen as the best of its run on these same videos, so its score here is too high on average. "
+    "Score it on videos that chose nothing before you compare or publish it."
+)
+"""Note of a report whose checkpoint was picked by the videos that it is scored on."""
 MOST_LISTED = 20
 """How many unreadable files the page lists; report.json lists all."""
 
@@ -31,6 +37,7 @@ class Report:
         evaluation: scores, labels and the files that could not be read.
         cost: parameters and MACs of one view; None leaves them out.
         environment: hardware, versions, commit.
+        notes: what a reader has to know to read the numbers right, a sentence or two each.
     """
 
     model: str
@@ -39,6 +46,7 @@ class Report:
     environment: Environment
     seed: int | None = None
     cost: Cost | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values: everything but the scores of each video."""
@@ -55,6 +63,8 @@ class Report:
             "top5_classes": metrics.top5_classes,
             "mean_class_accuracy": metrics.mean_class_accuracy,
             "calibration_error": metrics.calibration_error,
+            "notes": list(self.notes),
+            "reliability": [asdict(entry) for entry in metrics.reliability],
             "classes": [asdict(entry) for entry in metrics.classes],
             "confusions": [asdict(entry) for entry in metrics.confusions],
             "unreadable": [{"path": str(file.path), "reason": file.reason} for file in evaluation.unreadable],
@@ -66,10 +76,11 @@ class Report:
 
     def to_markdown(self) -> str:
         """The report as a page: the result, every class, the commonest mistakes, where it was measured."""
-        return "\n".join([*self._headline(), *self._class_table(), *self._mistakes(), *self._origin()]) + "\n"
+        parts = (self._headline(), self._class_table(), self._mistakes(), self._calibration(), self._origin())
+        return "\n".join(line for part in parts for line in part) + "\n"
 
     def save(self, folder: str | Path) -> Path:
-        """Writes report.json, report.md, confusion.png and predictions.jsonl (a line for each video).
+        """Writes report.json, report.md, two pictures and predictions.jsonl (a line for each video).
 
         Args:
             folder: made if need be; files of these names are replaced.
@@ -87,8 +98,9 @@ class Report:
             folder.mkdir(parents=True, exist_ok=True)
             _write(folder / REPORT_FILE, json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
             _write(folder / PAGE_FILE, self.to_markdown())
-            _write(folder / PREDICTIONS_FILE, "".join(self._prediction_lines()))
+            _write(folder / PREDICTIONS_FILE, "".join(prediction_lines(evaluation)))
             plot_confusion(matrix, evaluation.labels, folder / CONFUSION_FILE)
+            plot_reliability(evaluation.metrics.reliability, folder / RELIABILITY_FILE)
         except OSError as error:
             raise ConfigError(
                 f"the report cannot be written to {folder}: {error.strerror or error}. Choose another output folder."
@@ -112,6 +124,8 @@ class Report:
                 f"| GMACs a view | {macs.without_attention / 1e9:.2f} "
                 f"({macs.with_attention / 1e9:.2f} with attention products) |"
             )
+        for note in self.notes:
+            yield f"\n**Note.** {note}"
         if metrics.top5_classes < 5:
             yield f"\nThere are {len(evaluation.labels)} classes, so the top 5 are the top {metrics.top5_classes}."
         if evaluation.unreadable:
@@ -138,6 +152,22 @@ class Report:
             share = _percent(entry.ratio)
             yield f"| {_cell(entry.label)} | {_cell(entry.taken_for)} | {entry.num_videos} | {share} |"
 
+    def _calibration(self) -> Iterator[str]:
+        metrics = self.evaluation.metrics
+        yield "\n## Can the scores be believed?\n"
+        yield (
+            f"Calibration error {_percent(metrics.calibration_error)}: the mean distance between the score of the best "
+            "class and how often it is right."
+        )
+        yield f"\n![reliability]({RELIABILITY_FILE})"
+        yield "\n| score of the best class | videos | mean score | right |\n|---|---:|---:|---:|"
+        for entry in metrics.reliability:
+            if entry.confidence is not None and entry.accuracy is not None:
+                yield (
+                    f"| {entry.low:.2f} to {entry.high:.2f} | {entry.num_videos} | {_percent(entry.confidence)} "
+                    f"| {_percent(entry.accuracy)} |"
+                )
+
     def _origin(self) -> Iterator[str]:
         here = self.environment
         packages = ", ".join(f"{name} {version}" for name, version in here.packages.items())
@@ -148,22 +178,15 @@ class Report:
         yield f"- {here.cpu}, {here.num_cores} cores, {here.memory_gib} GiB; accelerators: {devices}; {here.system}"
         yield f"- {self.evaluation.seconds:.1f} s"
 
-    def _prediction_lines(self) -> Iterator[str]:
-        evaluation = self.evaluation
-        for video in evaluation.videos:
-            best = video.scores.argsort(descending=True, stable=True)[:5].tolist()
-            line = {
-                "path": str(video.item.path),
-                "label": video.label,
-                "prediction": video.prediction,
-                "right": video.right,
-                "scores": {evaluation.labels[index]: round(float(video.scores[index]), 6) for index in best},
-            }
-            yield json.dumps(line, ensure_ascii=False) + "\n"
-
 
 def make_report(
-    evaluation: Evaluation, *, model: str, data: str, seed: int | None = None, cost: Cost | None = None
+    evaluation: Evaluation,
+    *,
+    model: str,
+    data: str,
+    seed: int | None = None,
+    cost: Cost | None = None,
+    notes: Sequence[str] = (),
 ) -> Report:
     """A report of an evaluation that was made here and now.
 
@@ -173,9 +196,16 @@ def make_report(
         data: what it was evaluated on.
         seed: of the run that trained the model.
         cost: what `count_cost` gave.
+        notes: what a reader has to know to read the numbers right.
     """
     return Report(
-        model=model, data=data, evaluation=evaluation, environment=describe_environment(), seed=seed, cost=cost
+        model=model,
+        data=data,
+        evaluation=evaluation,
+        environment=describe_environment(),
+        seed=seed,
+        cost=cost,
+        notes=tuple(notes),
     )
 
 
