@@ -10,12 +10,13 @@ from typing import Any
 
 import tomli_w
 
+from kinescan.data.listing import DATASETS
 from kinescan.data.loader import LoaderConfig
 from kinescan.data.sampling import Views
 from kinescan.data.transforms import AugmentConfig
 from kinescan.errors import ConfigError
 from kinescan.preprocessing import Preprocessing
-from kinescan.settings import build_settings, to_plain
+from kinescan.settings import build_settings, closest, to_plain
 from kinescan.training.engine import TrainConfig
 from kinescan.training.optim import OptimConfig
 
@@ -40,9 +41,13 @@ class DataConfig:
     """Where the videos are.
 
     Attributes:
-        train: a folder with one folder of videos per class, or a csv of path,label.
-        test: the same for evaluation; empty holds out a part of `train`.
-        root: folder that paths in a csv are relative to; empty for the csv's own.
+        train: a folder with one folder of videos per class, a csv of path,label, or the folder of a published data set.
+        test: the same for evaluation; empty takes the published test part, or else holds out a part of `train`.
+        root: folder that paths in a csv are relative to, empty for the csv's own; or that of a published data set's
+            videos, empty for `train`.
+        reader: how `train` and `test` are laid out: "auto" tells a folder from a csv; published data sets are "ssv2",
+            "kinetics400", "kinetics600", "kinetics700", "ucf101", "hmdb51" and "breakfast".
+        split: which of the published divisions into training and test, from 1.
         held_out_ratio: share of each class held out for evaluation where there is no `test`.
         kept_frames: for few videos: decode each once and keep so many evenly spaced, resized frames of it in memory,
             which training clips are drawn from; 0 decodes anew in every epoch.
@@ -52,11 +57,17 @@ class DataConfig:
     train: str = ""
     test: str = ""
     root: str = ""
+    reader: str = "auto"
+    split: int = 1
     held_out_ratio: float = 0.2
     kept_frames: int = 0
     kept_gib: float = 4.0
 
     def __post_init__(self) -> None:
+        if self.reader != "auto" and self.reader not in DATASETS:
+            raise ConfigError(f"there is no reader {self.reader!r}. {closest(self.reader, ['auto', *DATASETS])}")
+        if self.split < 1:
+            raise ConfigError(f"split must be at least 1, got {self.split}.")
         if self.kept_frames < 0:
             raise ConfigError(f"kept_frames must be 0 or more, got {self.kept_frames}.")
         if not 0 < self.held_out_ratio < 1:

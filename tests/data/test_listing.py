@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from kinescan.data.datasets import VideoItem, read_items, split_items
+from kinescan.data.listing import list_videos
 from kinescan.errors import ConfigError
 
 
@@ -119,10 +120,46 @@ def test_wrong_lists_are_refused(tmp_path: Path, text: str, message: str) -> Non
         read_items(tmp_path / "list.csv")
 
 
+def test_repeated_lines_are_taken_once_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "list.csv").write_text("a.mp4,run\nb.mp4,run\na.mp4,run\na.mp4,run\n")
+    items, _ = read_items(tmp_path / "list.csv")
+    assert [item.video_id for item in items] == ["a.mp4", "b.mp4"]
+    assert "lists 1 videos more than once, such as a.mp4; each is taken once" in caplog.text
+    found = list_videos(tmp_path / "list.csv")
+    assert found.repeated == ("a.mp4",)
+    assert repr(found) == "VideoList(2 videos, 1 classes, 0 missing)"
+
+
 def test_wrong_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes("a.mp4,müde\n".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"is no UTF-8 text .* Save it as UTF-8"):
         read_items(tmp_path / "list.csv")
+
+
+def test_list_that_cannot_be_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list.csv").write_text("a.mp4,run\n")
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ConfigError, match=r"cannot be read \(Permission denied\)\. Check the path and its rights"):
+        read_items(tmp_path / "list.csv")
+
+
+def test_reader_split_and_kind_of_source_are_checked(tmp_path: Path) -> None:
+    touch(tmp_path, "run/a.mp4", "list.csv")
+    with pytest.raises(ConfigError, match=r"there is no reader 'ucf_101'\. Did you mean 'ucf101'\?"):
+        read_items(tmp_path, reader="ucf_101")
+    with pytest.raises(ConfigError, match=r"data\.split must lie in \[1, 3\] for this data set, got 4"):
+        read_items(tmp_path, reader="ucf101", split=4)
+    with pytest.raises(ConfigError, match=r"data\.split must lie in \[1, 1\] for this data set, got 2"):
+        read_items(tmp_path, split=2)
+    with pytest.raises(ConfigError, match=r"list\.csv is no folder. Name the folder of the data set for .*'ssv2'"):
+        read_items(tmp_path / "list.csv", reader="ssv2")
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_items(tmp_path, reader="list")
+    assert read_items(tmp_path, reader="folder")[1] == ("run",)
 
 
 def test_class_given_twice_is_refused(tmp_path: Path) -> None:

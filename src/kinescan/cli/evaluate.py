@@ -7,7 +7,7 @@ import typer
 
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.runs import RECIPE_FILE, model_folder, run_of
-from kinescan.cli.videos import make_test_set, read_videos
+from kinescan.cli.videos import evaluated_on, make_test_set, read_videos
 from kinescan.config import RunConfig, load_recipe
 from kinescan.data.datasets import VideoItem, read_items
 from kinescan.data.loader import LoaderConfig
@@ -82,7 +82,7 @@ def _items(data: str | Path | None, recipe: RunConfig | None) -> tuple[list[Vide
     if recipe is None:
         raise ConfigError("no data to evaluate on. Name a folder with one folder of videos per class with --data.")
     _, held_out, classes = read_videos(recipe)
-    return held_out, classes, recipe.data.test or f"{recipe.data.held_out_ratio:.0%} held out of {recipe.data.train}"
+    return held_out, classes, evaluated_on(recipe)
 
 
 def _views(views: Views | str | None, recipe: RunConfig | None, num_frames: int) -> Views:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from kinescan.cli.output import print_json, reported
+from kinescan.data.listing import DATASETS
 from kinescan.models.zoo import MODELS, list_models
 from kinescan.ops.backend import Backend
 
@@ -14,9 +15,7 @@ EXAMPLES = (
     "kinescan list --recipes path/to/recipes",
 )
 
-DATASETS = {
-    "folder": "one folder of videos per class",
-    "csv": "a list of path,label",
+MADE = {
     "motion": "kinescan data make motion OUT: only the motion tells the class",
     "appearance": "kinescan data make appearance OUT: only the look tells the class",
 }
@@ -31,7 +30,7 @@ def list_all(recipes: str | Path = "recipes") -> dict[str, Any]:
     return {
         "models": {name: _summary(MODELS[name].settings) for name in list_models()},
         "recipes": {str(path): _first_comment(path) for path in sorted(Path(recipes).glob("*.toml"))},
-        "datasets": DATASETS,
+        "datasets": {name: layout.summary for name, layout in DATASETS.items()} | MADE,
         "backends": list(get_args(Backend)),
     }
 

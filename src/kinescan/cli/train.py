@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.runs import RECIPE_FILE, choose_output
-from kinescan.cli.videos import make_test_set, make_training_set, read_videos
+from kinescan.cli.videos import evaluated_on, make_test_set, make_training_set, read_videos
 from kinescan.config import RunConfig, dump_recipe, load_recipe
 from kinescan.data.datasets import VideoDataset
 from kinescan.data.transforms import AugmentConfig, mix
@@ -147,7 +147,7 @@ def _final_report(config: RunConfig, result: FitResult, dataset: VideoDataset) -
     """The best checkpoint, scored with the final views."""
     model = from_pretrained(result.best or result.last).to(choose_device(config.train.device))
     evaluation = evaluate_model(model, dataset, loader=config.loader)
-    data = config.data.test or f"{config.data.held_out_ratio:.0%} held out of {config.data.train}"
+    data = evaluated_on(config)
     return make_report(evaluation, model=model.name, data=data, seed=config.seed, cost=count_cost(model))
 
 

@@ -1,8 +1,10 @@
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from kinescan.config import RunConfig
 from kinescan.data.datasets import VideoDataset, VideoItem, read_items, split_items
+from kinescan.data.listing import choose_layout
 from kinescan.data.memory import VideoMemory, estimated_gib
 from kinescan.data.sampling import Views
 from kinescan.data.transforms import EvalTransform, TrainTransform
@@ -14,20 +16,22 @@ logger = logging.getLogger(__name__)
 def read_videos(config: RunConfig) -> tuple[list[VideoItem], list[VideoItem], tuple[str, ...]]:
     """Training videos, those to evaluate on, and the classes, as `[data]` says.
 
-    Without `data.test`, a part of the training videos is held out; which, depends on the seed alone.
+    Without `data.test`, the published test part is taken; where there is none, a part of the training videos is held
+    out; which, depends on the seed alone.
 
     Raises:
         ConfigError: there are fewer than two classes, or a source cannot be read.
     """
     data = config.data
-    items, classes = read_items(data.train, root=data.root or None)
+    read = partial(read_items, root=data.root or None, reader=data.reader, split=data.split)
+    items, classes = read(data.train)
     if len(classes) < 2:
         raise ConfigError(
             f"data.train {data.train!r} holds {len(classes)} class ({', '.join(classes)}); at least 2 are needed. "
             "Put the videos of each class into a folder of its own."
         )
-    if data.test:
-        held_out, _ = read_items(data.test, root=data.root or None, classes=classes)
+    if data.test or choose_layout(data.train, data.reader).has_parts:
+        held_out, _ = read(data.test or data.train, part="test", classes=classes)
         logger.info("%d training videos, %d test videos, %d classes", len(items), len(held_out), len(classes))
         return items, held_out, classes
     items, held_out = split_items(items, data.held_out_ratio, config.seed)
@@ -39,6 +43,16 @@ def read_videos(config: RunConfig) -> tuple[list[VideoItem], list[VideoItem], tu
         config.seed,
     )
     return items, held_out, classes
+
+
+def evaluated_on(config: RunConfig) -> str:
+    """What `read_videos` evaluates on, for reports."""
+    data = config.data
+    if data.test:
+        return data.test
+    if choose_layout(data.train, data.reader).has_parts:
+        return f"the test part of {data.train} ({data.reader}, split {data.split})"
+    return f"{data.held_out_ratio:.0%} held out of {data.train}"
 
 
 def make_training_set(config: RunConfig, items: Sequence[VideoItem], classes: Sequence[str]) -> VideoDataset:

@@ -1,18 +1,39 @@
 import csv
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from kinescan.data.readers import (
+    LabelledVideo,
+    Listing,
+    Source,
+    read_breakfast,
+    read_hmdb51,
+    read_kinetics,
+    read_ssv2,
+    read_ucf101,
+)
+from kinescan.data.readers.files import VIDEO_SUFFIXES, find_videos, is_hidden, is_video, read_text
+from kinescan.data.readers.source import Part
 from kinescan.errors import ConfigError
 from kinescan.settings import closest
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "DATASETS",
+    "VIDEO_SUFFIXES",
+    "Layout",
+    "Part",
+    "VideoItem",
+    "VideoList",
+    "choose_layout",
+    "find_videos",
+    "list_videos",
+    "read_items",
+]
 
-_SUFFIXES = "3gp asf avi divx flv gif m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv"
-VIDEO_SUFFIXES = frozenset(f".{name}" for name in _SUFFIXES.split())
-"""Endings of files that count as videos in folders; lists may name any file."""
+logger = logging.getLogger(__name__)
 
 _SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 _PATH_COLUMNS = ("path", "video", "file", "filename", "video_path", "file_path", "filepath", "video_name", "name")
@@ -34,20 +55,69 @@ class VideoItem:
     video_id: str
 
 
+@dataclass(frozen=True)
+class VideoList:
+    """What there is to read of one side of a data set.
+
+    Attributes:
+        items: the videos, each once.
+        classes: label texts in the order of their numbers.
+        missing: ids that the annotations list and no file was found for. They are among `items` unless the layout
+            leaves them out, as Kinetics does.
+        repeated: ids that are listed more than once, with the same label.
+    """
+
+    items: list[VideoItem]
+    classes: tuple[str, ...]
+    missing: tuple[str, ...]
+    repeated: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"VideoList({len(self.items)} videos, {len(self.classes)} classes, {len(self.missing)} missing)"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data set is laid out.
+
+    Attributes:
+        read: gives its listing.
+        summary: one line on what it is.
+        has_parts: it is published in training and test parts.
+        num_splits: divisions into these parts.
+    """
+
+    read: Callable[[Source], Listing]
+    summary: str
+    has_parts: bool = True
+    num_splits: int = 1
+
+
 def read_items(
-    source: str | Path, *, root: str | Path | None = None, classes: Sequence[str] | None = None
+    source: str | Path,
+    *,
+    root: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    reader: str = "auto",
+    part: Part = "train",
+    split: int = 1,
 ) -> tuple[list[VideoItem], tuple[str, ...]]:
-    r"""The labelled videos of a folder or a list.
+    r"""The labelled videos of a folder, a list or a published data set.
 
     A folder holds one folder per class; video files may lie deeper in it; hidden files and other files are ignored.
     A list is a text file of path and label, separated by commas, tabs or blanks ("path label"), with or without a
-    header; labels are texts or class numbers. Whether the files can be read shows when they are read.
+    header; labels are texts or class numbers. Published data sets are found by the names of their files (see
+    `DATASETS`). Whether the files can be read shows when they are read; what is missing or listed twice is logged.
 
     Args:
         source: the folder, or the list.
-        root: folder that paths in a list are relative to; by default the list's own.
-        classes: label texts in the order of their numbers, such as those of the training data; by default the folder
-            names or label texts in alphabetical order.
+        root: folder that paths in a list are relative to, by default the list's own; or that of a published data set's
+            videos, by default anywhere below `source`.
+        classes: label texts in the order of their numbers, such as those of the training data; by default the data
+            set's own order, or else the folder names or label texts in alphabetical order.
+        reader: name of the layout in `DATASETS`; "auto" tells a folder from a list.
+        part: "train" or "test", of layouts that have both.
+        split: which of the published divisions, from 1.
 
     Returns:
         The videos (in the order of the list; by class and path for a folder) and the classes. Numbered labels
@@ -55,7 +125,7 @@ def read_items(
 
     Raises:
         ConfigError: there is nothing at `source`, it holds no labelled video, a line cannot be understood, a video has
-            two labels, or a label is not among `classes`.
+            two labels, a label is not among `classes`, or there is no such reader or split.
 
     Example:
         >>> import tempfile
@@ -66,43 +136,89 @@ def read_items(
         >>> classes, [item.label for item in items]
         (('fall', 'jump'), [1, 0])
     """
+    found = list_videos(source, root=root, classes=classes, reader=reader, part=part, split=split)
+    if found.repeated:
+        logger.warning(
+            "%s lists %d videos more than once, such as %s; each is taken once",
+            *(source, len(found.repeated), found.repeated[0]),
+        )
+    if found.missing:
+        kept = any(item.video_id == found.missing[0] for item in found.items)
+        logger.warning(
+            "%s, %s part: %d of the listed videos are missing, such as %s; %s",
+            *(source, part, len(found.missing), found.missing[0]),
+            "they will be listed as unreadable" if kept else f"{len(found.items)} are there",
+        )
+    return found.items, found.classes
+
+
+def list_videos(
+    source: str | Path,
+    *,
+    root: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    reader: str = "auto",
+    part: Part = "train",
+    split: int = 1,
+) -> VideoList:
+    """As `read_items`, with what is missing and what is listed twice; nothing is logged.
+
+    Raises:
+        ConfigError: as for `read_items`.
+    """
     source = Path(source)
-    if source.is_dir():
-        labelled = DATASETS["folder"](source, source)
-    elif source.is_file():
-        labelled = DATASETS["list"](source, Path(root) if root else source.parent)
-    else:
-        raise ConfigError(f"{source} does not exist. Name a folder with one folder of videos per class, or a csv.")
-    texts = {label for _, _, label in labelled}
+    layout = choose_layout(source, reader)
+    if not 1 <= split <= layout.num_splits:
+        raise ConfigError(f"data.split must lie in [1, {layout.num_splits}] for this data set, got {split}.")
+    listing = layout.read(Source(path=source, root=Path(root) if root else None, part=part, split=split))
+    texts = {video.label for video in listing.videos}
     numbered = source.is_file() and all(text.isdecimal() for text in texts)
+    if classes is None:
+        classes = listing.classes
     if classes is None:
         classes = [str(number) for number in range(max(map(int, texts)) + 1)] if numbered else sorted(texts)
     numbers = _class_numbers(source, texts, tuple(classes), numbered=numbered)
-    items = [VideoItem(path, numbers[label], video_id) for path, video_id, label in labelled]
-    _refuse_contradictions(source, items, classes)
-    return items, tuple(classes)
+    items: dict[str, VideoItem] = {}
+    repeated = []
+    for video in listing.videos:
+        item = VideoItem(video.path, numbers[video.label], video.video_id)
+        first = items.setdefault(item.video_id, item)
+        if first.label != item.label:
+            raise ConfigError(
+                f"{source}: {item.video_id} has two labels, {classes[first.label]!r} and {classes[item.label]!r}. "
+                "Leave one of the lines out."
+            )
+        if first is not item:
+            repeated.append(item.video_id)
+    return VideoList(list(items.values()), tuple(classes), listing.missing, tuple(dict.fromkeys(repeated)))
 
 
-def find_videos(folder: str | Path) -> list[Path]:
-    """The video files in a folder and below, sorted; hidden ones are ignored.
+def choose_layout(source: str | Path, reader: str = "auto") -> Layout:
+    """The layout that a reader's name means for a source.
 
-    Args:
-        folder: an existing folder.
+    Raises:
+        ConfigError: there is no such reader, nothing at `source`, or a file where the layout is a folder.
     """
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        found += [Path(parent, name) for name in files if not _is_hidden(name) and _is_video(name)]
-    return sorted(found)
+    source = Path(source)
+    if reader != "auto" and reader not in DATASETS:
+        raise ConfigError(f"there is no reader {reader!r}. {closest(reader, ['auto', *DATASETS])}")
+    if source.is_dir() and reader != "list":
+        return DATASETS["folder" if reader == "auto" else reader]
+    if source.is_file() and reader in ("auto", "list"):
+        return DATASETS["list"]
+    if reader in ("auto", "list"):
+        raise ConfigError(f"{source} does not exist. Name a folder with one folder of videos per class, or a csv.")
+    raise ConfigError(f"{source} is no folder. Name the folder of the data set for data.reader = {reader!r}.")
 
 
-def _read_folder(folder: Path, root: Path) -> list[tuple[Path, str, str]]:
-    """Path, id and label text of the videos in class folders."""
-    names = sorted(child.name for child in folder.iterdir() if child.is_dir() and not _is_hidden(child.name))
+def _read_folder(source: Source) -> Listing:
+    """Videos in class folders."""
+    folder = source.path
+    names = sorted(child.name for child in folder.iterdir() if child.is_dir() and not is_hidden(child.name))
     found = {name: find_videos(folder / name) for name in names}
     filled = {name: videos for name, videos in found.items() if videos}
     if not filled:
-        loose = sum(_is_video(child.name) for child in folder.iterdir())
+        loose = sum(is_video(child.name) for child in folder.iterdir())
         holds = f"{loose} videos that lie in no class folder" if loose else "no video in a class folder"
         raise ConfigError(
             f"{folder} holds {holds}. Put the videos of each class into a folder of its name, or list them in a csv "
@@ -116,17 +232,19 @@ def _read_folder(folder: Path, root: Path) -> list[tuple[Path, str, str]]:
     empty = sorted(set(found) - set(filled))
     if empty:
         logger.warning("%s: no video in %s; taken for no class", folder, ", ".join(empty))
-    return [(path, path.relative_to(root).as_posix(), name) for name, videos in filled.items() for path in videos]
+    return Listing(
+        [
+            LabelledVideo(path, path.relative_to(folder).as_posix(), name)
+            for name, videos in filled.items()
+            for path in videos
+        ]
+    )
 
 
-def _read_list(file: Path, root: Path) -> list[tuple[Path, str, str]]:
-    """Path, id and label text of the videos that a text file lists."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{file} is no UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8."
-        ) from None
+def _read_list(source: Source) -> Listing:
+    """Videos that a text file lists."""
+    file, root = source.path, source.root or source.path.parent
+    lines = read_text(file).splitlines()
     rows = [(number, row) for number, row in _split_lines(lines) if row]
     path_column, label_column = 0, 1
     header = [cell.lower() for cell in rows[0][1]] if rows else []
@@ -143,8 +261,8 @@ def _read_list(file: Path, root: Path) -> list[tuple[Path, str, str]]:
         if len(row) <= max(path_column, label_column) or not row[path_column] or not row[label_column]:
             raise ConfigError(f"{file}, line {number}: expected path and label, got {','.join(row)!r}.")
         path = row[path_column]
-        labelled.append((root / path, Path(path).as_posix(), row[label_column]))
-    return labelled
+        labelled.append(LabelledVideo(root / path, Path(path).as_posix(), row[label_column]))
+    return Listing(labelled)
 
 
 def _split_lines(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
@@ -178,28 +296,21 @@ def _class_numbers(source: Path, texts: set[str], classes: tuple[str, ...], *, n
     return {text: places[text] for text in texts}
 
 
-def _refuse_contradictions(source: Path, items: Sequence[VideoItem], classes: Sequence[str]) -> None:
-    labels: dict[str, int] = {}
-    for item in items:
-        first = labels.setdefault(item.video_id, item.label)
-        if first != item.label:
-            raise ConfigError(
-                f"{source}: {item.video_id} has two labels, {classes[first]!r} and {classes[item.label]!r}. "
-                "Leave one of the lines out."
-            )
-
-
-def _is_video(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX"))
-
-
 def _has_folders(folder: Path) -> bool:
     return any(child.is_dir() for child in folder.iterdir())
 
 
-DATASETS: dict[str, Callable[[Path, Path], list[tuple[Path, str, str]]]] = {"folder": _read_folder, "list": _read_list}
-"""Layouts that are understood: takes the source and the folder that paths are relative to."""
+DATASETS: dict[str, Layout] = {
+    "folder": Layout(_read_folder, "one folder of videos per class", has_parts=False),
+    "list": Layout(_read_list, "a csv of path,label", has_parts=False),
+    "ssv2": Layout(read_ssv2, "Something-Something V2: labels.json, train.json, validation.json, ID.webm"),
+    "kinetics400": Layout(
+        partial(read_kinetics, num_classes=400), "Kinetics-400: train.csv, val.csv, ID_START_END.mp4"
+    ),
+    "kinetics600": Layout(partial(read_kinetics, num_classes=600), "Kinetics-600, laid out alike"),
+    "kinetics700": Layout(partial(read_kinetics, num_classes=700), "Kinetics-700, laid out alike"),
+    "ucf101": Layout(read_ucf101, "UCF-101: classInd.txt, trainlist01.txt, testlist01.txt; 3 splits", num_splits=3),
+    "hmdb51": Layout(read_hmdb51, "HMDB-51: CLASS_test_split1.txt; 3 splits", num_splits=3),
+    "breakfast": Layout(read_breakfast, "Breakfast: P03/cam01/P03_cereals.avi; 5 splits by person", num_splits=5),
+}
+"""Layouts that are understood, by the name that `data.reader` takes."""

@@ -1,0 +1,19 @@
+"""Readers of data sets as they are published, one file each; `kinescan.data.listing.DATASETS` names them."""
+
+from kinescan.data.readers.breakfast import read_breakfast
+from kinescan.data.readers.hmdb51 import read_hmdb51
+from kinescan.data.readers.kinetics import read_kinetics
+from kinescan.data.readers.source import LabelledVideo, Listing, Source
+from kinescan.data.readers.ssv2 import read_ssv2
+from kinescan.data.readers.ucf101 import read_ucf101
+
+__all__ = [
+    "LabelledVideo",
+    "Listing",
+    "Source",
+    "read_breakfast",
+    "read_hmdb51",
+    "read_kinetics",
+    "read_ssv2",
+    "read_ucf101",
+]

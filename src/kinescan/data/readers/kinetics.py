@@ -1,0 +1,55 @@
+import csv
+from pathlib import Path
+
+from kinescan.data.readers.files import find_annotation, read_text
+from kinescan.data.readers.source import Listing, Source, find_listed
+from kinescan.errors import ConfigError
+
+_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
+_NAMES = {"train": ("train",), "test": ("val", "validate", "validation")}
+
+
+def read_kinetics(source: Source, *, num_classes: int) -> Listing:
+    """Kinetics: train.csv and val.csv (or validate.csv) of label,youtube_id,time_start,time_end,split.
+
+    A video's file is called YOUTUBE-ID_START_END with six digits for each time, in class folders or flat. Many videos
+    are gone from where they came from: those are left out and counted. "test" is the validation part, as everywhere.
+    Classes are those of train.csv, in alphabetical order.
+
+    Args:
+        source: the folder that holds both, or annotations in it and videos in `root`.
+        num_classes: 400, 600 or 700; names the files.
+
+    Raises:
+        ConfigError: a file is missing or has another form, or no video is there.
+    """
+    file = _find(source.path, _NAMES[source.part], num_classes)
+    listed = _read_rows(file)
+    if source.part == "train":
+        classes = sorted({label for _, label in listed})
+    else:
+        classes = sorted({label for _, label in _read_rows(_find(source.path, _NAMES["train"], num_classes))})
+    return find_listed(listed, tuple(classes), source, annotation=file, suffix=".mp4", leave_out_missing=True)
+
+
+def _find(folder: Path, names: tuple[str, ...], num_classes: int) -> Path:
+    prefixes = ("", f"kinetics_{num_classes}_", f"kinetics{num_classes}_", "kinetics_", f"k{num_classes}_")
+    return find_annotation(folder, [f"{prefix}{name}.csv" for prefix in prefixes for name in names])
+
+
+def _read_rows(file: Path) -> list[tuple[str, str]]:
+    """(id, label) of each row."""
+    reader = csv.DictReader(read_text(file).splitlines())
+    absent = [column for column in _COLUMNS if column not in (reader.fieldnames or [])]
+    if absent:
+        raise ConfigError(f"{file} has no column {', '.join(absent)}; a Kinetics csv has {', '.join(_COLUMNS)}.")
+    listed = []
+    for row in reader:
+        try:
+            start, end = (int(float(row[column])) for column in ("time_start", "time_end"))
+            listed.append((f"{row['youtube_id']}_{start:06d}_{end:06d}", row["label"].strip()))
+        except (TypeError, ValueError, AttributeError):
+            raise ConfigError(
+                f"{file}, line {reader.line_num}: expected {', '.join(_COLUMNS)}, got {list(row.values())}."
+            ) from None
+    return listed

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+from kinescan.data.readers.files import find_annotation, read_text
+from kinescan.data.readers.source import Listing, Source, find_listed
+from kinescan.errors import ConfigError
+
+
+def read_ucf101(source: Source) -> Listing:
+    """UCF-101: classInd.txt and trainlist01.txt, testlist01.txt (or 02, 03) beside the class folders of avi files.
+
+    Args:
+        source: the folder that holds both, or annotations in it and videos in `root`; splits 1, 2 and 3.
+
+    Raises:
+        ConfigError: a file is missing or has another form, a video's folder is no class, or no video is there.
+    """
+    classes_file = find_annotation(source.path, ["classInd.txt"])
+    numbers: dict[str, int] = {}
+    for place, line in _lines(classes_file):
+        number, _, name = line.partition(" ")
+        if not number.isdecimal() or not name:
+            raise ConfigError(f"{classes_file}, line {place}: expected number and class, got {line!r}.")
+        numbers[name.strip()] = int(number)
+    file = find_annotation(source.path, [f"{source.part}list{source.split:02d}.txt"])
+    listed = []
+    for place, line in _lines(file):
+        # training lines end with the number of the class
+        name, _, number = line.partition(" ") if source.part == "train" else (line, "", "")
+        label = name.partition("/")[0]
+        if label not in numbers or (number and number.strip() != str(numbers[label])):
+            raise ConfigError(f"{file}, line {place}: {line!r} does not fit the classes of {classes_file}.")
+        listed.append((name.rpartition(".")[0], label))
+    classes = tuple(sorted(numbers, key=numbers.__getitem__))
+    return find_listed(listed, classes, source, annotation=file, suffix=".avi")
+
+
+def _lines(file: Path) -> list[tuple[int, str]]:
+    """Numbers and texts of the lines that are not empty."""
+    stripped = ((place, line.strip()) for place, line in enumerate(read_text(file).splitlines(), 1))
+    return [(place, line) for place, line in stripped if line]

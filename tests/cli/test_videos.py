@@ -1,0 +1,94 @@
+"""Published data sets through the command line: tiny copies of their layouts, trained on and evaluated."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kinescan.cli.videos import evaluated_on, read_videos
+from kinescan.config import build_run
+from kinescan.data.video import write_video
+from kinescan.errors import ConfigError
+
+LABELS = {"Pushing something from left to right": "0", "Holding something": "1"}
+
+
+def video(path: Path, level: int, **options: Any) -> None:
+    write_video(path, torch.full((8, 3, 32, 32), level, dtype=torch.uint8), fps=8, **options)
+
+
+def write_ssv2(root: Path) -> None:
+    templates = ("Pushing [something] from left to right", "Holding [something]")
+    for name, ids in (("train", range(4)), ("validation", range(4, 6))):
+        entries = [{"id": str(number), "label": "", "template": templates[number % 2]} for number in ids]
+        (root / f"{name}.json").write_text(json.dumps(entries))
+        for number in ids:
+            video(root / f"videos/{number}.webm", 200 * (number % 2), codec="libvpx-vp9")
+    (root / "labels.json").write_text(json.dumps(LABELS))
+
+
+def write_ucf101(root: Path) -> None:
+    (root / "classInd.txt").write_text("1 YoYo\n2 Archery\n")
+    names = {
+        (label, group): f"{label}/v_{label}_g{group:02d}_c01.avi" for label in ("YoYo", "Archery") for group in (1, 2)
+    }
+    (root / "trainlist02.txt").write_text(f"{names['YoYo', 2]} 1\n{names['Archery', 2]} 2\n")
+    (root / "testlist02.txt").write_text(f"{names['YoYo', 1]}\n{names['Archery', 1]}\nArchery/v_Archery_g07_c01.avi\n")
+    for (label, _), name in names.items():
+        video(root / "UCF-101" / name, 200 * (label == "YoYo"), codec="mpeg4")
+
+
+@pytest.mark.parametrize(
+    ("reader", "classes", "num_test", "num_unreadable"),
+    [("ssv2", list(LABELS), 2, 0), ("ucf101", ["YoYo", "Archery"], 2, 1)],
+)
+def test_train_and_eval_on_a_published_layout(
+    kinescan: Any,
+    train_arguments: list[str],
+    tmp_path: Path,
+    reader: str,
+    classes: list[str],
+    num_test: int,
+    num_unreadable: int,
+) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    {"ssv2": write_ssv2, "ucf101": write_ucf101}[reader](root)
+    settings = [f"data.train={root}", f"data.reader={reader}", f"data.split={2 if reader == 'ucf101' else 1}"]
+    words = [word for setting in [*settings, "optim.epochs=1"] for word in ("--set", setting)]
+    trained = kinescan(*train_arguments, *words, "--output", tmp_path / "run", "--json")
+    assert trained.exit_code == 0, trained.stderr
+    said = json.loads(trained.stdout)
+    assert (said["num_videos"], len(said["unreadable_test"])) == (num_test, num_unreadable)
+    config = json.loads((tmp_path / "run/checkpoints/best/config.json").read_text())
+    assert config["labels"] == classes
+    evaluated = kinescan("eval", tmp_path / "run", "--json")
+    assert evaluated.exit_code == 0, evaluated.stderr
+    report = json.loads(evaluated.stdout)
+    assert report["top1"] == said["top1"]
+    assert report["data"].startswith(f"the test part of {root} ({reader}, split ")
+
+
+def test_own_test_data_wins_over_the_published_part(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_ssv2(tmp_path / name)
+    config = build_run({"data": {"reader": "ssv2", "train": str(tmp_path / "a"), "test": str(tmp_path / "b")}})
+    training, held_out, classes = read_videos(config)
+    assert (len(training), len(held_out), classes) == (4, 2, tuple(LABELS))
+    assert held_out[0].path.is_relative_to(tmp_path / "b")
+    assert evaluated_on(config) == str(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"reader": "ssv3"}, r"data: there is no reader 'ssv3'\. Did you mean 'ssv2'\?"),
+        ({"split": 0}, "data: split must be at least 1, got 0"),
+    ],
+)
+def test_wrong_settings_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_run({"data": values})
