@@ -10,7 +10,7 @@ from kinescan.cli.main import VERBS, build_app
 
 FLAGS = {
     "train": {"--set", "--output", "--resume", "--json"},
-    "eval": {"--data", "--views", "--output", "--device", "--workers", "--json"},
+    "eval": {"--data", "--views", "--output", "--device", "--workers", "--features", "--compare", "--json"},
     "predict": {"--model", "--top", "--views", "--explain", "--device", "--json"},
     "stream": {"--model", "--every", "--top", "--device", "--json"},
     "ask": {"--model", "--policy", "--budget", "--fps", "--storage", "--compare", "--device", "--json"},

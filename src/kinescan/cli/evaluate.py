@@ -1,10 +1,13 @@
 import logging
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kinescan.cli.compare import compare_reports
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.runs import RECIPE_FILE, model_folder, run_of
 from kinescan.cli.videos import evaluated_on, make_test_set, read_videos
@@ -13,9 +16,11 @@ from kinescan.data.datasets import VideoItem, read_items
 from kinescan.data.loader import LoaderConfig
 from kinescan.data.sampling import Views
 from kinescan.errors import ConfigError
+from kinescan.evaluation.comparison import Comparison
 from kinescan.evaluation.cost import count_cost
 from kinescan.evaluation.multiview import evaluate_model
-from kinescan.evaluation.report import Report, make_report
+from kinescan.evaluation.predictions import save_features
+from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
 from kinescan.models.zoo import from_pretrained
 from kinescan.training.engine import choose_device
 from kinescan.training.journal import prepare_output
@@ -24,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES = (
     "kinescan eval runs/own_videos_cpu",
-    "kinescan eval runs/own_videos_cpu --data OTHER_VIDEOS --views 8x2x3",
-    "kinescan eval my_model --data VIDEOS --output reports/my_model --json",
+    "kinescan eval my_model --data VIDEOS --views 8x2x3 --output reports/my_model --features features.safetensors",
+    "kinescan eval --compare runs/first runs/second",
 )
 
 
@@ -37,8 +42,9 @@ def evaluate(
     output: str | Path | None = None,
     device: str = "auto",
     num_workers: int = 0,
+    features: str | Path | None = None,
 ) -> Report:
-    """Scores a saved model on labelled videos and writes report.json, report.md and confusion.png.
+    """Scores a saved model on labelled videos and writes report.json, report.md, two pictures and predictions.jsonl.
 
     Args:
         model: a run's folder (its best checkpoint is taken), a saved model, or a hub name; None for the newest run
@@ -48,6 +54,7 @@ def evaluate(
         output: folder of the report; by default `evaluation` in the run's folder, or nothing is written.
         device: "auto", "cpu", "cuda" or "mps".
         num_workers: processes that read videos.
+        features: safetensors file for what the head takes of each video, and every score; None writes none.
 
     Raises:
         ConfigError: no data is known, a class is unknown to the model, or the output cannot be written.
@@ -67,13 +74,46 @@ def evaluate(
     config = RunConfig(preprocessing=resolved.preprocessing)
     dataset = make_test_set(config, items, classes, chosen)
     loader = replace(LoaderConfig() if recipe is None else recipe.loader, num_workers=num_workers)
-    evaluation = evaluate_model(resolved, dataset, loader=loader)
-    seed = None if recipe is None else recipe.seed
-    report = make_report(evaluation, model=resolved.name, data=origin, seed=seed, cost=count_cost(resolved))
+    evaluation = evaluate_model(resolved, dataset, loader=loader, with_features=features is not None)
+    report = make_report(
+        evaluation,
+        model=resolved.name,
+        data=origin,
+        seed=None if recipe is None else recipe.seed,
+        cost=count_cost(resolved),
+        notes=() if recipe is None else tuple(_notes(items, data, recipe, chosen_best=Path(folder).name == "best")),
+    )
     if output is not None:
         report.save(output)
         logger.info("report: %s", Path(output) / "report.md")
+    if features is not None:
+        save_features(evaluation, features)
+        logger.info("features and scores: %s", features)
     return report
+
+
+def _notes(
+    items: Sequence[VideoItem], data: str | Path | None, recipe: RunConfig, *, chosen_best: bool
+) -> Iterator[str]:
+    """What the run has seen of the videos that it is scored on."""
+    if data is None:
+        if chosen_best:
+            yield CHOSEN_ON_THESE
+        return
+    try:
+        training, held_out, _ = read_videos(recipe, announced=False)
+    except ConfigError:
+        yield "The run's own videos are not there any more, so nobody knows whether some of these are among them."
+        return
+    paths = {os.path.abspath(item.path) for item in items}
+    seen = sum(os.path.abspath(item.path) in paths for item in training)
+    if seen:
+        yield f"{seen} of the {len(items)} videos are training videos of this run: the score says little about others."
+    chosen = sum(os.path.abspath(item.path) in paths for item in held_out) if chosen_best else 0
+    if chosen == len(items):
+        yield CHOSEN_ON_THESE
+    elif chosen:
+        yield f"{chosen} of the {len(items)} videos chose this checkpoint as the best of its run."
 
 
 def _items(data: str | Path | None, recipe: RunConfig | None) -> tuple[list[VideoItem], tuple[str, ...], str]:
@@ -105,11 +145,48 @@ def command(
     output: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     workers: Annotated[int, typer.Option(help="Processes that read videos.", min=0)] = 0,
+    features: Annotated[
+        Path | None, typer.Option(help="File for features and every score of each video, as safetensors.")
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="RUN RUN", help="Two runs or reports: their gap video by video, and whether it is noise."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Score a model on labelled videos and write a report."""
-    report = evaluate(model, data=data, views=views, output=output, device=device, num_workers=workers)
-    if as_json:
-        print_json(report.to_json())
+    """Score a model on labelled videos and write a report; or compare two that were scored."""
+    if compare is None:
+        found: Report | Comparison = evaluate(
+            model, data=data, views=views, output=output, device=device, num_workers=workers, features=features
+        )
     else:
-        print(report.to_markdown())
+        found = _compared(compare, model, data, views, output, device, workers, features)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print(found.to_markdown())
+
+
+def _compared(
+    pair: tuple[str, str],
+    model: str | None,
+    data: Path | None,
+    views: str | None,
+    output: Path | None,
+    device: str,
+    workers: int,
+    features: Path | None,
+) -> Comparison:
+    """Of the reports that are there; with data or views, of runs scored anew."""
+    if model is not None or features is not None:
+        raise ConfigError("--compare takes two runs and neither a model nor --features. Score one by itself for those.")
+    if data is not None or views is not None:
+        placeless = [run for run in pair if run_of(model_folder(run)) is None]
+        if placeless:
+            raise ConfigError(
+                f"{placeless[0]} is no run's folder, so its new report has no place. Score it first, kinescan eval "
+                f"{placeless[0]} --data ... --output REPORT, and compare REPORT."
+            )
+        for run in pair:
+            evaluate(run, data=data, views=views, device=device, num_workers=workers)
+    return compare_reports(*pair, output=output)

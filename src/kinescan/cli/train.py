@@ -19,7 +19,7 @@ from kinescan.data.transforms import AugmentConfig, mix
 from kinescan.errors import ConfigError
 from kinescan.evaluation.cost import count_cost
 from kinescan.evaluation.multiview import evaluate_model
-from kinescan.evaluation.report import Report, make_report
+from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.settings import to_plain
@@ -148,7 +148,14 @@ def _final_report(config: RunConfig, result: FitResult, dataset: VideoDataset) -
     model = from_pretrained(result.best or result.last).to(choose_device(config.train.device))
     evaluation = evaluate_model(model, dataset, loader=config.loader)
     data = evaluated_on(config)
-    return make_report(evaluation, model=model.name, data=data, seed=config.seed, cost=count_cost(model))
+    return make_report(
+        evaluation,
+        model=model.name,
+        data=data,
+        seed=config.seed,
+        cost=count_cost(model),
+        notes=() if result.best is None else (CHOSEN_ON_THESE,),
+    )
 
 
 @reported

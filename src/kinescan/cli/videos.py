@@ -13,16 +13,22 @@ from kinescan.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 
-def read_videos(config: RunConfig) -> tuple[list[VideoItem], list[VideoItem], tuple[str, ...]]:
+def read_videos(
+    config: RunConfig, *, announced: bool = True
+) -> tuple[list[VideoItem], list[VideoItem], tuple[str, ...]]:
     """Training videos, those to evaluate on, and the classes, as `[data]` says.
 
     Without `data.test`, the published test part is taken; where there is none, a part of the training videos is held
     out; which, depends on the seed alone.
 
+    Args:
+        config: of the run.
+        announced: log how many there are.
+
     Raises:
         ConfigError: there are fewer than two classes, or a source cannot be read.
     """
-    data = config.data
+    data, level = config.data, logging.INFO if announced else logging.DEBUG
     read = partial(read_items, root=data.root or None, reader=data.reader, split=data.split)
     items, classes = read(data.train)
     if len(classes) < 2:
@@ -32,10 +38,12 @@ def read_videos(config: RunConfig) -> tuple[list[VideoItem], list[VideoItem], tu
         )
     if data.test or choose_layout(data.train, data.reader).has_parts:
         held_out, _ = read(data.test or data.train, part="test", classes=classes)
-        logger.info("%d training videos, %d test videos, %d classes", len(items), len(held_out), len(classes))
+        counts = (len(items), len(held_out), len(classes))
+        logger.log(level, "%d training videos, %d test videos, %d classes", *counts)
         return items, held_out, classes
     items, held_out = split_items(items, data.held_out_ratio, config.seed)
-    logger.info(
+    logger.log(
+        level,
         "no data.test: of %d videos, %d (%.0f %% of each class) are held out for evaluation, drawn with seed %d",
         len(items) + len(held_out),
         len(held_out),

@@ -35,6 +35,7 @@ class Comparison:
         sign_test_p: how often a gap at least as large would come by chance, were both equally good (two-sided).
         resamples: draws of the bootstrap.
         seed: of the draws.
+        notes: what a reader has to know beside the numbers.
     """
 
     name_a: str
@@ -53,6 +54,7 @@ class Comparison:
     sign_test_p: float
     resamples: int
     seed: int
+    notes: tuple[str, ...] = ()
 
     @property
     def likely_noise(self) -> bool:
@@ -102,6 +104,7 @@ class Comparison:
                 f"\n**Only the {self.num_videos} videos that both scored are compared**; "
                 f"{self.num_only_a} more were scored for A only, {self.num_only_b} for B only."
             )
+        rows += [f"\n**Note.** {note}" for note in self.notes]
         rows.append(f"\nPaired bootstrap over videos, {self.resamples} draws, seed {self.seed}.")
         return "\n".join(rows) + "\n"
 
@@ -114,6 +117,7 @@ def compare(
     name_b: str,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    notes: Sequence[str] = (),
 ) -> Comparison:
     """Top-1 of A minus top-1 of B on the videos that both scored, with a bootstrap interval.
 
@@ -127,6 +131,7 @@ def compare(
         name_b: how to name B.
         resamples: draws of the bootstrap.
         seed: of the draws.
+        notes: what a reader has to know beside the numbers.
 
     Raises:
         ConfigError: no video is in both, a video stands twice in one, or they disagree on a video's label.
@@ -172,6 +177,7 @@ def compare(
         sign_test_p=sign_test(num_better, num_worse),
         resamples=resamples,
         seed=seed,
+        notes=tuple(notes),
     )
 
 

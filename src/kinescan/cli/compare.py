@@ -1,0 +1,94 @@
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kinescan.errors import ConfigError
+from kinescan.evaluation.comparison import Comparison, compare
+from kinescan.evaluation.predictions import PREDICTIONS_FILE, VideoPrediction, read_predictions
+from kinescan.evaluation.report import REPORT_FILE
+
+COMPARISON_FILE = "comparison.json"
+COMPARISON_PAGE = "comparison.md"
+PLACES = ("evaluation", ".")
+"""Where in a run's folder a report may lie."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scored:
+    """A report with the prediction for each video, as files hold them.
+
+    Attributes:
+        name: the folder, as it was named.
+        predictions: of each video.
+        report: report.json.
+    """
+
+    name: str
+    predictions: tuple[VideoPrediction, ...]
+    report: dict[str, Any]
+
+
+def compare_reports(a: str | Path, b: str | Path, *, output: str | Path | None = None) -> Comparison:
+    """Top-1 of A minus top-1 of B, video by video, from the predictions that `kinescan eval` or `train` left.
+
+    Args:
+        a: a run's folder (its newest report is taken), or a folder with a report.
+        b: the other.
+        output: folder for comparison.json and comparison.md; by default nothing is written.
+
+    Raises:
+        ConfigError: there is no report, no shared video, or the output cannot be written.
+    """
+    first, second = _read(a), _read(b)
+    found = compare(
+        first.predictions, second.predictions, name_a=first.name, name_b=second.name, notes=_notes(first, second)
+    )
+    if output is not None:
+        _write(Path(output), found)
+    return found
+
+
+def _read(source: str | Path) -> _Scored:
+    """The newest report in a folder."""
+    found = [folder for place in PLACES if _has_report(folder := Path(source) / place)]
+    if not found:
+        raise ConfigError(
+            f"{source} holds no {REPORT_FILE} with a {PREDICTIONS_FILE}. Score it first: kinescan eval {source}"
+        )
+    folder = max(found, key=lambda folder: (folder / PREDICTIONS_FILE).stat().st_mtime)
+    try:
+        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder / REPORT_FILE} cannot be read ({error}). Write it again: kinescan eval {source}"
+        ) from error
+    return _Scored(name=str(source), predictions=read_predictions(folder / PREDICTIONS_FILE), report=report)
+
+
+def _has_report(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in (REPORT_FILE, PREDICTIONS_FILE))
+
+
+def _notes(a: _Scored, b: _Scored) -> list[str]:
+    """What differs between the two evaluations, and what their reports warn of."""
+    notes = []
+    if a.report.get("views") != b.report.get("views"):
+        views = f"{a.report.get('views')} for A, {b.report.get('views')} for B"
+        notes.append(f"The views differ ({views}), and part of the gap may come from them.")
+    for letter, scored in (("A", a), ("B", b)):
+        notes += [f"{letter}: {note}" for note in scored.report.get("notes", [])]
+        if scored.report.get("num_unreadable"):
+            notes.append(f"{letter}: {scored.report['num_unreadable']} videos could not be read and were not scored.")
+    return notes
+
+
+def _write(folder: Path, found: Comparison) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / COMPARISON_FILE).write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
+        (folder / COMPARISON_PAGE).write_text(found.to_markdown(), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"the comparison cannot be written to {folder}: {error.strerror or error}. Choose another --output."
+        ) from error

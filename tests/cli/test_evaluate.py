@@ -1,0 +1,123 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from kinescan.cli.compare import compare_reports
+from kinescan.cli.evaluate import evaluate
+from kinescan.config import build_run, dump_recipe
+from kinescan.errors import ConfigError
+from kinescan.models.zoo import create_model
+from kinescan.preprocessing import Preprocessing
+
+SIZES = {"patch_size": 16, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "embed_dim": 16, "image_size": 32}
+SETTINGS = ["preprocessing.size=32", "preprocessing.num_frames=4", "loader.num_workers=0", "evaluation.views=4x1x1"]
+CHOSEN = "was chosen as the best of its run on these same videos"
+
+
+@pytest.fixture
+def make_run(videos: Path, tmp_path: Path) -> Any:
+    """A run's folder as `train` leaves it: a recipe and a checkpoint that was best."""
+
+    def make(name: str, *, data: Path = videos, checkpoint: str = "best", seed: int = 0) -> Path:
+        run = tmp_path / name
+        torch.manual_seed(seed)
+        preprocessing = Preprocessing(size=32, num_frames=4)
+        model = create_model("vit_ti16", labels=("bright", "dark"), preprocessing=preprocessing, **SIZES)
+        torch.nn.init.normal_(model.get_submodule("head").weight)
+        model.save_pretrained(run / "checkpoints" / checkpoint)
+        recipe = build_run({"model": "vit_ti16"}, [*SETTINGS, f"data.train={data}"])
+        (run / "recipe.toml").write_text(dump_recipe(recipe), encoding="utf-8")
+        return run
+
+    return make
+
+
+def test_eval_says_that_the_held_out_videos_chose_the_checkpoint(make_run: Any) -> None:
+    run = make_run("run")
+    report = evaluate(run)
+    assert report.evaluation.metrics.num_videos == 2
+    assert [CHOSEN in note for note in report.notes] == [True]
+    assert f"**Note.** The checkpoint {CHOSEN}" in (run / "evaluation" / "report.md").read_text(encoding="utf-8")
+    assert evaluate(make_run("unchosen", checkpoint="last")).notes == ()
+
+
+def test_eval_finds_the_runs_own_videos_in_other_data(make_run: Any, videos: Path, tmp_path: Path) -> None:
+    run = make_run("run")
+    assert [note.split(":")[0] for note in evaluate(run, data=videos).notes] == [
+        "10 of the 12 videos are training videos of this run",
+        "2 of the 12 videos chose this checkpoint as the best of its run.",
+    ]
+    others = tmp_path / "others"
+    shutil.copytree(videos, others)
+    assert evaluate(run, data=others).notes == ()
+    lost = make_run("lost", data=others)
+    shutil.rmtree(others)
+    assert ["nobody knows whether some" in note for note in evaluate(lost, data=videos).notes] == [True]
+
+
+def test_eval_writes_features(kinescan: Any, make_run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "features.safetensors"
+    result = kinescan("eval", make_run("run"), "--features", path, "--views", "8x2x3")
+    assert result.exit_code == 0, result.stderr
+    with safe_open(path, "pt") as file:
+        assert list(file.get_tensor("features").shape) == [2, 16]
+        assert file.metadata()["views"] == "8x2x3"
+    assert "| views (frames x clips x crops) | 8x2x3 |" in result.stdout
+
+
+def test_eval_compares_two_runs_on_videos_given(kinescan: Any, make_run: Any, videos: Path, tmp_path: Path) -> None:
+    first, second = make_run("first"), make_run("second", seed=3)
+    output = tmp_path / "comparison"
+    result = kinescan("eval", "--compare", first, second, "--data", videos, "--output", output, "--json")
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout)
+    tops = [json.loads((run / "evaluation" / "report.json").read_text())["top1"] for run in (first, second)]
+    assert said["difference"] == pytest.approx(tops[0] - tops[1])
+    assert (said["num_videos"], said["num_only_a"], said["seed"]) == (12, 0, 0)
+    assert any(note.startswith("A: 10 of the 12 videos are training videos") for note in said["notes"])
+    assert json.loads((output / "comparison.json").read_text(encoding="utf-8")) == said
+    text = kinescan("eval", "--compare", first, second)
+    assert text.stdout == (output / "comparison.md").read_text(encoding="utf-8") + "\n"
+    assert said["verdict"] in text.stdout
+    assert "| videos | 12 |" in text.stdout
+
+
+def test_eval_compares_the_newest_reports_and_says_where_they_differ(make_run: Any, videos: Path) -> None:
+    first, second = make_run("first"), make_run("second")
+    evaluate(first, data=videos, output=first)
+    evaluate(first)
+    evaluate(second, data=videos, views="4x2x1")
+    found = compare_reports(first, second)
+    assert (found.num_videos, found.num_only_b) == (2, 10)
+    assert found.notes[0] == "The views differ (4x1x1 for A, 4x2x1 for B), and part of the gap may come from them."
+    assert CHOSEN in found.notes[1]
+
+
+def test_eval_compare_says_what_is_missing_or_too_much(
+    kinescan: Any, make_run: Any, videos: Path, tmp_path: Path
+) -> None:
+    run = make_run("run")
+    with pytest.raises(ConfigError, match=r"run holds no report\.json with a predictions\.jsonl\. Score it first: kin"):
+        compare_reports(run, run)
+    evaluate(run)
+    with pytest.raises(ConfigError, match=r"the comparison cannot be written to .*Choose another --output"):
+        compare_reports(run, run, output=run / "recipe.toml" / "deep")
+    (run / "evaluation" / "report.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"report\.json cannot be read .* Write it again: kinescan eval"):
+        compare_reports(run, run)
+    for arguments, message in (
+        ([run], "--compare takes two runs and neither a model nor --features"),
+        (["--features", tmp_path / "f"], "--compare takes two runs and neither a model nor --features"),
+    ):
+        refused = kinescan("eval", "--compare", run, run, *arguments)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+    shutil.copytree(run / "checkpoints" / "best", tmp_path / "model")
+    refused = kinescan("eval", "--compare", run, tmp_path / "model", "--data", videos)
+    assert refused.exit_code == 2
+    assert "is no run's folder, so its new report has no place" in refused.stderr
