@@ -1,7 +1,10 @@
 import json
 import random
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,13 +12,16 @@ import torch
 
 from kinescan.errors import CheckpointError
 from kinescan.models.classifier import VideoClassifier
+from kinescan.training import checkpoint
 from kinescan.training.checkpoint import (
     CHECKSUM_FILE,
     STATE_FILE,
     TrainState,
+    earlier_name,
     find_checkpoint,
     load_state,
     read_rng,
+    remove_earlier,
     save_checkpoint,
     write_rng,
 )
@@ -25,8 +31,9 @@ Save = Callable[..., None]
 
 @pytest.fixture
 def save(tiny_model: VideoClassifier) -> Save:
-    def write(folder: Path, step: int = 3) -> None:
-        save_checkpoint(folder, tiny_model, TrainState(epoch=1, step=step, best_score=0.5, rng=read_rng()))
+    def write(folder: Path, step: int = 3, earlier: Path | None = None) -> None:
+        state = TrainState(epoch=1, step=step, best_score=0.5, rng=[read_rng()])
+        save_checkpoint(folder, tiny_model, state, earlier=earlier)
 
     return write
 
@@ -62,6 +69,83 @@ def test_save_checkpoint_that_fails_leaves_the_one_before(
     monkeypatch.undo()
     assert load_state(tmp_path / "last").step == 1
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_save_checkpoint_that_ends_anywhere_leaves_a_whole_one(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    places = [
+        (checkpoint.os, "replace"),
+        (checkpoint.shutil, "rmtree"),
+        (checkpoint.torch, "save"),
+        (checkpoint, "_sync"),
+    ]
+    for owner, name in places:
+        original = getattr(owner, name)
+        for number in range(1, 12):
+            folder = tmp_path / f"{name}-{number}" / "last"
+            save(folder, step=1)
+            calls: list[int] = []
+
+            def counted(*arguments: Any, calls: list[int] = calls, original: Any = original, end: int = number) -> Any:
+                calls.append(1)
+                if len(calls) == end:
+                    raise Killed
+                return original(*arguments)
+
+            monkeypatch.setattr(owner, name, counted)
+            earlier = earlier_name(folder, 1) if kept else None
+            try:
+                save(folder, step=2, earlier=earlier)
+            except Killed:
+                pass
+            else:
+                assert len(calls) < number
+            monkeypatch.undo()
+            found = find_checkpoint(folder)
+            assert found is not None
+            assert load_state(found).step in (1, 2)
+            save(folder, step=3, earlier=earlier)
+            assert load_state(folder).step == 3
+            if len(calls) < number:
+                break
+
+
+def test_earlier_checkpoints_are_kept_removed_and_stand_in_for_a_lost_one(save: Save, tmp_path: Path) -> None:
+    last = tmp_path / "last"
+    save(last, step=1)
+    for step in (2, 3, 4):
+        save(last, step=step, earlier=earlier_name(last, step - 1))
+    remove_earlier(last, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"last", "step-0000000002", "step-0000000003"}
+    (last / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"is damaged: delete it, and the run goes on from .*step-0000000003"):
+        find_checkpoint(last)
+    shutil.rmtree(last)
+    assert find_checkpoint(last) == earlier_name(last, 3)
+    (earlier_name(last, 3) / STATE_FILE).write_bytes(b"cut")
+    assert find_checkpoint(last) == earlier_name(last, 2)
+    assert find_checkpoint(tmp_path / "best") is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of file sizes")
+def test_save_checkpoint_on_a_full_disk_leaves_the_one_before(save: Save, tmp_path: Path) -> None:
+    import resource
+
+    save(tmp_path / "last", step=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+        with pytest.raises(CheckpointError, match=r"last: the checkpoint could not be written .*Free space or choose"):
+            save(tmp_path / "last", step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+    assert load_state(tmp_path / "last").step == 1
 
 
 def test_find_checkpoint_takes_the_new_one_when_killed_between_the_two_renames(save: Save, tmp_path: Path) -> None:
@@ -105,7 +189,7 @@ def test_load_state_refuses_a_folder_without_a_run(tiny_model: VideoClassifier, 
 
 def test_load_state_refuses_another_format(tmp_path: Path) -> None:
     torch.save({"format": 99}, tmp_path / STATE_FILE)
-    with pytest.raises(CheckpointError, match="has format 99, this version reads format 1"):
+    with pytest.raises(CheckpointError, match="has format 99, this version reads format 2"):
         load_state(tmp_path)
 
 

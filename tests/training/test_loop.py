@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ from kinescan.errors import (
 )
 from kinescan.models.classifier import VideoClassifier
 from kinescan.training import OptimConfig, TrainConfig, fit
+from kinescan.training.checkpoint import load_state
+from kinescan.training.journal import Journal
 
 TRAIN = TrainConfig(device="cpu", log_every=1, trackers=())
 OPTIM = OptimConfig(lr=0.05, lr_batch_size=8, epochs=4, warmup_epochs=1, layer_decay=1.0)
@@ -82,7 +85,9 @@ def test_fit_evaluates_every_few_epochs_and_after_the_last(tiny_model: Any, nois
 def test_fit_uses_mixed_clips_and_soft_labels(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
     draws = []
 
-    def mix(clips: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def mix(
+        clips: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, places: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         draws.append(torch.rand(1, generator=generator).item())
         assert labels.shape == (8, 2)
         return clips, torch.full_like(labels, 0.5)
@@ -139,6 +144,175 @@ def test_fit_takes_clips_with_an_exact_first_step(tiny_model: Any, noise_clips: 
     torch.optim.AdamW(other.parameters(), lr=0.1, weight_decay=0.0).step()
     for name, tensor in other.state_dict().items():
         torch.testing.assert_close(tiny_model.state_dict()[name], tensor)
+
+
+class Halves:
+    """The batches of other clips, each cut in two."""
+
+    def __init__(self, whole: Any) -> None:
+        self.whole, self.num_classes = whole, whole.num_classes
+        self.num_batches, self.batch_size = 2 * whole.num_batches, whole.batch_size // 2
+        self.path = whole.path
+
+    def batches(self, epoch: int, first_batch: int) -> Any:
+        assert first_batch % 2 == 0
+        for batch in self.whole.batches(epoch, first_batch // 2):
+            for half in (slice(0, self.batch_size), slice(self.batch_size, None)):
+                yield type(batch)(batch.clips[half], batch.labels[half], batch.item_indices[half], batch.unreadable)
+
+
+def _mix_neighbours(
+    clips: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, places: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    share = float(torch.rand((), generator=generator))
+    partners = torch.arange(len(clips)) ^ 1
+    return clips.lerp(clips[partners], share), labels.lerp(labels[partners], share)
+
+
+@pytest.mark.parametrize("mix", [None, _mix_neighbours])
+def test_fit_with_accumulated_batches_gives_what_the_large_batch_gives(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path, mix: Any
+) -> None:
+    class Uneven(noise_clips):
+        """Leaves clips out, so that the halves weigh differently, and once a whole half."""
+
+        def _batch(self, epoch: int, index: int) -> Any:
+            batch = super()._batch(epoch, index)
+            keep = slice(4, None) if (epoch, index) == (1, 2) else slice(0, 6)
+            if mix is None:
+                batch = type(batch)(batch.clips[keep], batch.labels[keep], batch.item_indices[keep], batch.unreadable)
+            return batch
+
+    start = _weights(tiny_model)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    optim = OptimConfig(lr=0.05, lr_batch_size=8, epochs=2, layer_decay=1.0, label_smoothing=0.1)
+    fit(tiny_model.double(), Doubles(Uneven()), output=whole, train=TRAIN, optim=optim, mix=mix)
+    expected = _weights(tiny_model)
+    tiny_model.load_state_dict(start)
+    train = TrainConfig(device="cpu", log_every=1, trackers=(), accumulate_batches=2)
+    result = fit(tiny_model, Halves(Doubles(Uneven())), output=parts, train=train, optim=optim, mix=mix)
+    assert result.steps == 8
+    for name, tensor in _weights(tiny_model).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-7)
+    for one, other in zip(_log(whole), _log(parts), strict=True):
+        for key in {"loss", "accuracy", "gradient_norm", "lr"} & one.keys():
+            assert one[key] == pytest.approx(other[key], rel=1e-6), key
+
+
+class Doubles:
+    """Other clips in float64, so that the order of sums does not show."""
+
+    def __init__(self, clips: Any) -> None:
+        self.clips, self.num_classes, self.path = clips, clips.num_classes, clips.path
+        self.num_batches, self.batch_size = clips.num_batches, clips.batch_size
+
+    def batches(self, epoch: int, first_batch: int) -> Any:
+        for batch in self.clips.batches(epoch, first_batch):
+            yield type(batch)(batch.clips.double(), batch.labels, batch.item_indices, batch.unreadable)
+
+
+def test_fit_saves_and_logs_between_steps_of_several_batches(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    train = TrainConfig(device="cpu", log_every=1, trackers=(), accumulate_batches=3, checkpoint_minutes=1e-9)
+    result = fit(tiny_model, noise_clips(), output=tmp_path, train=train, optim=OPTIM)
+    # 4 batches an epoch are two steps: of three batches, and of the one that is left.
+    assert result.steps == 8
+    lines = _log(tmp_path)
+    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 9))
+    assert max(line["lr"] for line in lines if line["kind"] == "step") == pytest.approx(3 * 0.05)
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    norms = [line["gradient_norm"] for line in lines if line["kind"] == "step" and line["epoch"] == 1]
+    assert epochs[0]["gradient_norm"] == pytest.approx(sum(norms) / 2)
+
+
+def test_fit_averages_weights_evaluates_saves_and_returns_them(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path
+) -> None:
+    start = _weights(tiny_model)
+    optim = OptimConfig(lr=0.05, lr_batch_size=8, epochs=2, layer_decay=1.0, ema_decay=0.5)
+    scores = Scores(0.6, 0.5)
+    result = fit(tiny_model, noise_clips(num_batches=1), output=tmp_path, train=TRAIN, optim=optim, evaluate=scores)
+    state = load_state(result.last)
+    # By hand: two steps, of which the averaged weights keep 2 / 11 and 3 / 12.
+    plain = type(tiny_model)(tiny_model.config)
+    plain.load_state_dict(start)
+    expected, raw = {name: tensor.clone() for name, tensor in start.items()}, []
+    once = OptimConfig(lr=0.05, lr_batch_size=8, epochs=2, layer_decay=1.0)
+    fit(plain, noise_clips(num_batches=1), output=tmp_path / "plain", train=TRAIN, optim=once, evaluate=_keep(raw))
+    for step, weights in enumerate(raw, start=1):
+        decay = (1 + step) / (10 + step)
+        expected = {name: decay * expected[name] + (1 - decay) * weights[name] for name in weights}
+    for found in (_weights(tiny_model), scores.seen[1], type(tiny_model).from_pretrained(result.last).state_dict()):
+        for name, tensor in found.items():
+            torch.testing.assert_close(tensor, expected[name])
+    assert result.best_epoch == 0
+    assert _same(type(tiny_model).from_pretrained(result.best).state_dict(), scores.seen[0])
+    assert _same(state.weights, raw[1])
+
+
+def _keep(raw: list[dict[str, torch.Tensor]]) -> Any:
+    def evaluate(model: VideoClassifier) -> dict[str, float]:
+        raw.append(_weights(model))
+        return {"top1": 0.5}
+
+    return evaluate
+
+
+def test_fit_stops_early_and_stays_stopped(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = TrainConfig(device="cpu", trackers=(), early_stop_evaluations=2)
+    optim = OptimConfig(lr=0.05, epochs=9)
+    clips, scores = noise_clips(), Scores(0.5, 0.7, 0.7, 0.6, 0.9)
+    with caplog.at_level("INFO"):
+        result = fit(tiny_model, clips, output=tmp_path, train=train, optim=optim, evaluate=scores)
+    assert (result.steps, result.best_score, result.best_epoch, scores.left) == (16, 0.7, 2, [0.9])
+    assert "stopped early: no better top-1 than 0.7 for 2 evaluations" in caplog.text
+    clips = noise_clips()
+    again = fit(tiny_model, clips, output=tmp_path, train=train, optim=optim, evaluate=scores, resume=True)
+    assert (again.steps, clips.served) == (16, [])
+
+
+def test_fit_keeps_the_last_checkpoints(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    train = TrainConfig(device="cpu", trackers=(), keep_checkpoints=3)
+    scores = Scores(0.5, 0.6, 0.7, 0.8)
+    fit(tiny_model, noise_clips(), output=tmp_path, train=train, optim=OPTIM, evaluate=scores)
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {"best", "last", "step-0000000008", "step-0000000012"}
+    assert _same(
+        type(tiny_model).from_pretrained(tmp_path / "checkpoints" / "step-0000000008").state_dict(), scores.seen[1]
+    )
+
+
+def test_fit_freezes_by_name(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    before = _weights(tiny_model)
+    train = TrainConfig(device="cpu", trackers=(), frozen=("backbone.*", "head.bias"))
+    fit(tiny_model, noise_clips(), output=tmp_path, train=train, optim=OPTIM)
+    after = _weights(tiny_model)
+    assert [name for name in after if not torch.equal(before[name], after[name])] == ["head.weight"]
+    assert all(parameter.requires_grad for parameter in tiny_model.parameters())
+
+
+def test_fit_refuses_a_stem_that_is_not_there(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    train = TrainConfig(device="cpu", trackers=(), freeze_stem=True)
+    with pytest.raises(ConfigError, match=r"tiny has no temporal module with a stem.*in train.frozen"):
+        fit(tiny_model, noise_clips(), output=tmp_path, train=train, optim=OPTIM)
+
+
+def test_fit_whose_log_cannot_be_written_says_so(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Journal.__init__
+
+    def full(self: Journal, path: Path, **keywords: Any) -> None:
+        original(self, path, **keywords)
+        self._file.close()
+        self._file = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
+
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    monkeypatch.setattr(Journal, "__init__", full)
+    with pytest.raises(CheckpointError, match=r"log.jsonl cannot be written \(No space left.*go on with --resume"):
+        fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM)
 
 
 def test_fit_stops_at_nan_pixels_and_names_epoch_step_and_video(
@@ -247,6 +421,35 @@ def test_fit_resume_lists_changed_settings_unless_harmless(tiny_model: Any, nois
         fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, settings=harmful, resume=True)
 
 
+def test_fit_resume_lists_harmless_changes(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = {"data": {"train": "a"}, "train": {"log_every": 1}}
+    fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, settings=before)
+    now = {"data": {"train": "b"}, "train": {"log_every": 1, "keep_checkpoints": 2}}
+    with caplog.at_level("INFO"):
+        fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, settings=now, resume=True)
+    assert (
+        "changed since the checkpoint, harmless: data.train was 'a', is 'b'; "
+        "train.keep_checkpoints was not set, is 2" in caplog.text
+    )
+
+
+def test_fit_resume_refuses_other_classes(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM)
+    other = type(tiny_model)(tiny_model.config, labels=("class_1", "class_0"))
+    message = r"belongs to other classes: the same 2 in another order; place 0 is 'class_0' there and 'class_1'"
+    with pytest.raises(CheckpointError, match=message):
+        fit(other, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, resume=True)
+
+
+def test_fit_resume_refuses_a_run_without_averaged_weights(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM)
+    averaged = dataclasses.replace(OPTIM, ema_decay=0.9)
+    with pytest.raises(CheckpointError, match="does not fit this model: 'its averaged weights are others'"):
+        fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=averaged, resume=True)
+
+
 def test_fit_resume_refuses_a_checkpoint_of_another_optimizer(
     tiny_model: Any, noise_clips: Any, tmp_path: Path
 ) -> None:
@@ -340,6 +543,9 @@ def test_fit_refuses_an_unknown_tracker(tiny_model: Any, noise_clips: Any, tmp_p
         ({"eval_every": 0}, "eval_every must be at least 1, got 0"),
         ({"checkpoint_minutes": -1.0}, "checkpoint_minutes must be 0 or more"),
         ({"trainable": ()}, "trainable must hold a pattern"),
+        ({"accumulate_batches": 0}, "accumulate_batches must be at least 1, got 0"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1, got 0"),
+        ({"early_stop_evaluations": -1}, "early_stop_evaluations must be 0 or more, got -1"),
     ],
 )
 def test_train_config_refuses_values_out_of_range(values: dict[str, Any], message: str) -> None:

@@ -134,7 +134,9 @@ def _make_model(config: RunConfig, classes: Sequence[str]) -> VideoClassifier:
     return model
 
 
-def _mixed(augment: AugmentConfig, clips: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _mixed(
+    augment: AugmentConfig, clips: Tensor, labels: Tensor, generator: torch.Generator, places: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
     return mix(clips, labels, augment, generator)
 
 

@@ -103,6 +103,17 @@ class VideoClassifier(nn.Module, ABC):
     def num_layers(self) -> int:
         """The largest value in `layer_depths`."""
 
+    def stem_parameters(self) -> tuple[str, ...]:
+        """Names of the parameters before the first part that looks at several frames.
+
+        Raises:
+            ConfigError: the model has no such part, or it comes first.
+        """
+        raise ConfigError(
+            f"{self.name} has no temporal module with a stem before it. Leave train.freeze_stem out, and name what is "
+            "to stay frozen in train.frozen."
+        )
+
     @classmethod
     def translate(cls, checkpoint: Checkpoint) -> Pretrained:
         """What a checkpoint holds for this class of model, under its parameter names; here the tower `vit`.

@@ -1,9 +1,10 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kinescan.errors import ConfigError, ShapeError
 from kinescan.layers.class_token import ROUTES, ClassTokenRouteKind, TemporalMix
@@ -46,6 +47,8 @@ class PKS4Config(ViTConfig):
         state_size: size of the scan's state for each channel.
         conv_kernel: taps of the scanner's convolution over time.
         expand: inner width of the scanner over `width`.
+        recompute: compute blocks and scanner again in the backward pass instead of keeping what they computed; the
+            same gradients in less memory.
     """
 
     num_classes: int = 400
@@ -67,6 +70,7 @@ class PKS4Config(ViTConfig):
     state_size: int = 16
     conv_kernel: int = 4
     expand: int = 2
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -220,17 +224,43 @@ class PKS4(VideoClassifier):
         """Depth of every parameter of the image ViT; route, module and head are new and absent."""
         return self.vit.layer_depths(prefix="vit.")
 
+    def stem_parameters(self) -> tuple[str, ...]:
+        """The embeddings and the blocks before the module, with the class-token routes inside them.
+
+        Raises:
+            ConfigError: the model averages frames: it has no module.
+        """
+        if not self.config.has_module:
+            return super().stem_parameters()
+        depths = self.layer_depths()
+        num_blocks = self.config.insert_after
+        routes = tuple(f"class_token_routes.{place}." for place in range(2 * num_blocks))
+        return tuple(
+            name
+            for name, _ in self.named_parameters()
+            if depths.get(name, self.num_layers) <= num_blocks or name.startswith(routes)
+        )
+
     def _frame_representations(self, clip: Tensor, state: PKS4State, carried: PKS4State | None = None) -> Tensor:
         """[B, T, 3, H, W] -> [B, T, E]; what the next frames need is put into `carried`."""
         self.check_clip(clip)
         batch, num_frames = clip.shape[:2]
         tokens = self.vit.embed(clip.flatten(0, 1)).unflatten(0, (batch, num_frames))  # [B, T, 1 + N, W]
         for index, block in enumerate(self.vit.blocks):
-            tokens = self._run_block(index, block, tokens, state, carried)
+            tokens = self._recomputed(self._run_block, index, block, tokens, state, carried)
             if self.config.has_module and index + 1 == self.config.insert_after:
                 patches = self._run_module(tokens[:, :, 1:], state, carried)
                 tokens = torch.cat([tokens[:, :, :1], patches], dim=2)
         return self.vit.pool(tokens.flatten(0, 1)).unflatten(0, (batch, num_frames))
+
+    def _recomputed(self, part: Callable[..., Any], *inputs: Any) -> Any:
+        """What `part` gives; with `recompute`, what it computes inside is not kept for the backward pass.
+
+        The kinematic encoder is not called through here: its batch norms would count every batch twice.
+        """
+        if not (self.config.recompute and torch.is_grad_enabled()):
+            return part(*inputs)
+        return checkpoint(part, *inputs, use_reentrant=False)
 
     def _run_block(
         self, index: int, block: Block, tokens: Tensor, state: PKS4State, carried: PKS4State | None
@@ -260,7 +290,7 @@ class PKS4(VideoClassifier):
                 carried.kinematic = kinematic
         out = enriched
         if self.scanner is not None:
-            scanned, scan_state = self.scanner(enriched, state.scanner)
+            scanned, scan_state = self._recomputed(self.scanner, enriched, state.scanner)
             out = enriched + scanned
             if carried is not None:
                 carried.scanner = scan_state

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kinescan.errors import CheckpointError
 from kinescan.models.classifier import VideoClassifier
 
 STATE_FILE = "training_state.pt"
 CHECKSUM_FILE = "checksums.json"
-FORMAT = 1
+FORMAT = 2
+EARLIER = "step-"
+"""Start of the names of checkpoints that were last before; the step follows, in ten digits."""
 
 
 @dataclass(kw_only=True)
@@ -30,10 +33,14 @@ class TrainState:
         step: optimizer steps taken (or skipped, where a batch held nothing readable).
         best_score: best top-1 so far, in [0, 1]; None before the first evaluation.
         best_epoch: the epoch that it belongs to.
+        evaluations_without_gain: evaluations since `best_score` grew.
+        stopped_early: no better score came for long enough, so the run is over.
         epoch_sums: running sums of this epoch's log line.
+        log_lines: lines of log.jsonl that belong to this state; later ones are written again.
         unreadable: path -> why it could not be read, as met so far.
         optimizer: the optimizer's state dict.
-        rng: the random generators' states.
+        weights: with averaged weights, those that are trained, by name; the folder's model holds the averages.
+        rng: the random generators' states, of each process.
         settings: plain settings that the weights depend on, to be compared on resume.
     """
 
@@ -42,23 +49,30 @@ class TrainState:
     step: int = 0
     best_score: float | None = None
     best_epoch: int | None = None
+    evaluations_without_gain: int = 0
+    stopped_early: bool = False
     epoch_sums: dict[str, float] = field(default_factory=dict)
+    log_lines: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
-    rng: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    rng: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(folder: Path, model: VideoClassifier, state: TrainState | None) -> Path:
+def save_checkpoint(
+    folder: Path, model: VideoClassifier, state: TrainState | None, *, earlier: Path | None = None
+) -> Path:
     """Writes a model folder, its training state and checksums beside `folder`, then renames it into place.
 
     Whatever happens on the way, `folder` holds either what it held before or the new checkpoint, complete; between the
-    two renames the old one is found by `find_checkpoint` under its other name.
+    two renames `find_checkpoint` finds the new one under its other name.
 
     Args:
         folder: where the checkpoint is to stand, such as runs/a/checkpoints/last.
         model: written by its `save_pretrained`.
         state: where the run stands; None for a checkpoint to use but not to go on from.
+        earlier: where the one before is kept, a name of `earlier_name` beside `folder`; None removes it.
 
     Returns:
         `folder`.
@@ -78,7 +92,8 @@ def save_checkpoint(folder: Path, model: VideoClassifier, state: TrainState | No
         (new / CHECKSUM_FILE).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
         for path in new.rglob("*"):
             _sync(path)
-        _replace(new, folder, old)
+        _replace(new, folder, old if earlier is None else earlier)
+        _remove(old)
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             _remove(new)
@@ -89,8 +104,34 @@ def save_checkpoint(folder: Path, model: VideoClassifier, state: TrainState | No
     return folder
 
 
+def earlier_name(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is kept when it is no longer `folder` itself.
+
+    Example:
+        >>> earlier_name(Path("checkpoints/last"), 120).name
+        'step-0000000120'
+    """
+    return folder.with_name(f"{EARLIER}{step:010}")
+
+
+def remove_earlier(folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep` of the checkpoints that were `folder` before.
+
+    Raises:
+        CheckpointError: one cannot be removed.
+    """
+    earlier = _earlier(folder)
+    try:
+        for old in earlier[keep:]:
+            _remove(old)
+    except OSError as error:
+        raise CheckpointError(f"{old}: the old checkpoint cannot be removed ({error}). Remove it by hand.") from error
+
+
 def find_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint that stands for `folder`: itself, or what an interrupted renaming left beside it.
+
+    Where neither is there, the newest one that was `folder` before.
 
     Args:
         folder: such as runs/a/checkpoints/last.
@@ -101,15 +142,15 @@ def find_checkpoint(folder: Path) -> Path | None:
     Raises:
         CheckpointError: there is one, but its files do not match their checksums.
     """
-    for candidate in (folder, _aside(folder, "new"), _aside(folder, "old")):
+    earlier = _earlier(folder)
+    for candidate in (folder, _aside(folder, "new"), _aside(folder, "old"), *earlier):
         if (candidate / CHECKSUM_FILE).is_file():
             problem = _damage(candidate)
             if problem is None:
                 return candidate
             if candidate == folder:
-                raise CheckpointError(
-                    f"{folder}: {problem}. The checkpoint is damaged: delete it, or resume from another one."
-                )
+                then = f"the run goes on from {earlier[0]}" if earlier else "start anew in another output"
+                raise CheckpointError(f"{folder}: {problem}. The checkpoint is damaged: delete it, and {then}.")
     if folder.is_dir() and (folder / STATE_FILE).exists():
         raise CheckpointError(f"{folder}: {CHECKSUM_FILE} is missing, so it is unfinished. Delete it and start anew.")
     return None
@@ -164,14 +205,20 @@ def _aside(folder: Path, role: str) -> Path:
     return folder.with_name(f".{folder.name}.{role}")
 
 
+def _earlier(folder: Path) -> list[Path]:
+    """The checkpoints that were `folder` before, the newest first; of `last` only, as the best has none."""
+    if folder.name != "last":
+        return []
+    return sorted(folder.parent.glob(f"{EARLIER}*"), reverse=True)
+
+
 def _replace(new: Path, folder: Path, old: Path) -> None:
-    """Renames `new` to `folder`; the one before keeps standing as `old` until then."""
+    """Renames `new` to `folder`; the one before stands as `old` from then on."""
     if folder.exists():
         _remove(old)
         os.replace(folder, old)
     os.replace(new, folder)
     _sync(folder.parent)
-    _remove(old)
 
 
 def _remove(folder: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
 
 from kinescan.errors import ConfigError, DependencyError
 from kinescan.settings import closest
@@ -27,27 +28,40 @@ class TrainConfig:
         mixed_precision: "bf16" computes under autocast, "no" in float32; "auto" is "bf16" on CUDA devices that have it
             and "no" elsewhere.
         trainable: patterns of parameter names to train, such as "head.*"; the rest stays frozen.
+        frozen: patterns of parameter names to keep frozen, though `trainable` names them.
+        freeze_stem: keep all that comes before the model's temporal module frozen; it then needs no memory for the
+            backward pass.
+        accumulate_batches: batches whose gradients are summed for one step, as if they were one; the learning rate is
+            scaled with it. Batch norms see each batch by itself.
         eval_every: epochs between two evaluations; the last epoch is always evaluated.
         log_every: steps between two lines of log.jsonl and of the trackers.
         checkpoint_minutes: the last checkpoint is never older than this while training; 0 leaves those after each
             epoch.
+        keep_checkpoints: how many of the last checkpoints are kept; the best is kept beside them.
+        early_stop_evaluations: ends the run after so many evaluations without a better top-1; 0 never does.
         trackers: names that accelerate knows, such as "tensorboard" or "wandb".
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     trainable: tuple[str, ...] = ("*",)
+    frozen: tuple[str, ...] = ()
+    freeze_stem: bool = False
+    accumulate_batches: int = 1
     eval_every: int = 1
     log_every: int = 10
     checkpoint_minutes: float = 15.0
+    keep_checkpoints: int = 1
+    early_stop_evaluations: int = 0
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        for name in ("eval_every", "log_every"):
+        for name in ("eval_every", "log_every", "accumulate_batches", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not self.checkpoint_minutes >= 0:
-            raise ConfigError(f"checkpoint_minutes must be 0 or more, got {self.checkpoint_minutes}.")
+        for name in ("checkpoint_minutes", "early_stop_evaluations"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
         if not self.trainable:
             raise ConfigError('trainable must hold a pattern; ["*"] trains everything.')
 
@@ -71,10 +85,12 @@ def open_accelerator(train: TrainConfig, output: Path) -> Iterator[Accelerator]:
     _check_trackers(train.trackers)
     _clear_state()
     accelerator = Accelerator(
-        cpu=train.device == "cpu",
+        cpu=choose_device(train.device).type == "cpu",
         mixed_precision=_precision(train),
         log_with=list(train.trackers) or None,
         project_dir=str(output),
+        # Statistics of batch norms are kept equal by SynchronisedNorms.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     accelerator.init_trackers("tensorboard")
     precision = "bf16 autocast" if accelerator.mixed_precision == "bf16" else "float32"

@@ -1,10 +1,11 @@
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from kinescan.errors import ConfigError
+from kinescan.errors import CheckpointError, ConfigError
 
 
 def prepare_output(folder: str | Path) -> Path:
@@ -38,22 +39,50 @@ class Journal:
 
     Args:
         path: the file.
-        keep_until: lines of later steps are dropped first, since the run goes on from there; None starts anew.
+        keep_lines: so many lines are kept, since the run goes on from there; 0 starts anew.
+
+    Attributes:
+        num_lines: lines in the file.
+
+    Raises:
+        CheckpointError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, *, keep_until: int | None = None) -> None:
-        kept = [] if keep_until is None else [line for line in _lines(path) if line.get("step", 0) <= keep_until]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path, *, keep_lines: int = 0) -> None:
+        kept = _lines(path)[:keep_lines]
+        self.num_lines = len(kept)
+        with _reported(path):
+            aside = path.with_name(f".{path.name}.new")
+            aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8", newline="\n")
+            os.replace(aside, path)
+            self._file = path.open("a", encoding="utf-8", newline="\n")
+        self._path = path
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Adds one line."""
-        self._file.write(json.dumps({"kind": kind, **values}) + "\n")
-        self._file.flush()
+        """Adds one line.
+
+        Raises:
+            CheckpointError: the disk is full, or the file cannot be written any more.
+        """
+        with _reported(self._path):
+            self._file.write(json.dumps({"kind": kind, **values}) + "\n")
+            self._file.flush()
+        self.num_lines += 1
+
+    def sync(self) -> None:
+        """Makes sure that every line is on the disk.
+
+        Raises:
+            CheckpointError: it cannot be written any more.
+        """
+        with _reported(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        # A line that could not be written would be tried once more; whoever wrote it has been told.
+        with suppress(OSError):
+            self._file.close()
 
 
 def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
@@ -63,13 +92,18 @@ def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
         path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; one cut short by a sudden end is left out."""
-    lines: list[dict[str, Any]] = []
-    if path.is_file():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                continue
-    return lines
+def _lines(path: Path) -> list[str]:
+    """Every whole line."""
+    if not path.is_file():
+        return []
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({error.strerror or error}). Free space, then go on with --resume."
+        ) from error

@@ -1,55 +1,49 @@
 import logging
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from torch.nn import functional as F
 
 from kinescan.data.loader import Batch
 from kinescan.errors import CheckpointError, ConfigError, NonFiniteError, TrainingInterrupted, VideoError
 from kinescan.models.classifier import VideoClassifier
-from kinescan.training.checkpoint import TrainState, find_checkpoint, load_state, read_rng, save_checkpoint, write_rng
-from kinescan.training.engine import TrainConfig, open_accelerator
+from kinescan.training.changes import refuse_changes, refuse_other_labels
+from kinescan.training.checkpoint import (
+    TrainState,
+    earlier_name,
+    find_checkpoint,
+    load_state,
+    read_rng,
+    remove_earlier,
+    save_checkpoint,
+    write_rng,
+)
+from kinescan.training.engine import TrainConfig, choose_device, open_accelerator
 from kinescan.training.interruption import Interruption
 from kinescan.training.journal import Journal, prepare_output, write_unreadable
-from kinescan.training.optim import (
-    OptimConfig,
-    lr_ratio,
-    make_optimizer,
-    parameter_groups,
-    set_lr,
-    trainable_only,
-)
+from kinescan.training.optim import OptimConfig, lr_ratio, trainable_only
+from kinescan.training.processes import Processes, open_processes
 from kinescan.training.progress import ProgressBar, memory_gib
+from kinescan.training.step import Mix, NonFinite, Stepper, StepResult, Task
+from kinescan.training.synchronised import SynchronisedNorms
 
 logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[VideoClassifier], Mapping[str, float]]
-"""Scores of a model, "top1" among them, in [0, 1]."""
-Mix = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
-"""Clips [B, T, 3, H, W] and soft labels [B, K] -> the same, mixed."""
-Task = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Outputs [B, K] and the labels of a batch -> the mean loss, and which of the B are right."""
-HARMLESS = (
-    "output",
-    "loader.num_workers",
-    "evaluation",
-    "train.eval_every",
-    "train.log_every",
-    "train.checkpoint_minutes",
-    "train.trackers",
-)
-"""Settings that may change between a run and its resumption: the weights do not depend on them."""
+"""Scores of a model, "top1" among them, in [0, 1]; called by every process at once, with the same result in each."""
 
 
 class ClipSource(Protocol):
-    """Training clips in batches, in an order that depends on the epoch (and the source's seed) only."""
+    """Training clips in batches, in an order that depends on the epoch (and the source's seed) only.
+
+    Of several processes, each has a source of its own: as many batches as the others, and its share of each.
+    """
 
     @property
     def num_batches(self) -> int:
@@ -57,7 +51,7 @@ class ClipSource(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Clips in a full batch."""
+        """Clips in a full batch of this process."""
 
     @property
     def num_classes(self) -> int:
@@ -105,9 +99,10 @@ def fit(
     resume: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> FitResult:
-    """Trains a model; its weights are those after the last epoch when this returns.
+    """Trains a model; its weights are those after the last epoch when this returns, averaged with `optim.ema_decay`.
 
     Writes checkpoints/last, checkpoints/best, log.jsonl, unreadable.json and the trackers' files into `output`.
+    Started by torchrun, every process calls it with its share of the clips; the first one writes.
 
     Args:
         model: trained in place; moved back to the device it came from.
@@ -140,9 +135,21 @@ def fit(
     if clips.num_batches < 1:
         raise ConfigError("there is no training clip. Check data.train.")
     home = next(model.parameters()).device
-    with trainable_only(model, train.trainable), open_accelerator(train, output) as accelerator, Interruption() as stop:
-        plain = dict(settings or {})
-        run = _Run(model, clips, accelerator, stop, output, train, optim, mix, task, evaluate, seed, plain)
+    stem = model.stem_parameters() if train.freeze_stem else ()
+    with ExitStack() as stack:
+        stack.enter_context(trainable_only(model, train.trainable, frozen=train.frozen, stem=stem))
+        processes = stack.enter_context(open_processes(choose_device(train.device)))
+        if processes.count > 1:
+            # Dropout differs between processes, and comes back with the seed.
+            torch.manual_seed(seed * 1_000_003 + processes.index)
+        norms = SynchronisedNorms(processes)
+        stack.enter_context(norms.applied(model))
+        accelerator = stack.enter_context(open_accelerator(train, output))
+        stepper = Stepper(
+            model, accelerator, processes, norms, optim, num_classes=clips.num_classes, mix=mix, task=task, seed=seed
+        )
+        stop = stack.enter_context(Interruption())
+        run = _Run(model, clips, accelerator, processes, stepper, stop, output, train, optim, evaluate, settings or {})
         try:
             if last is not None:
                 run.restore(last)
@@ -185,55 +192,54 @@ class _Run:
         model: VideoClassifier,
         clips: ClipSource,
         accelerator: Accelerator,
+        processes: Processes,
+        stepper: Stepper,
         stop: Interruption,
         output: Path,
         train: TrainConfig,
         optim: OptimConfig,
-        mix: Mix | None,
-        task: Task | None,
         evaluate: Evaluate | None,
-        seed: int,
-        settings: dict[str, Any],
+        settings: Mapping[str, Any],
     ) -> None:
-        self.clips, self.accelerator, self.stop = clips, accelerator, stop
-        self.train, self.optim, self.mix, self.evaluate, self.seed = train, optim, mix, evaluate, seed
-        self.task = task or self._classify
-        self.labels_are_classes = task is None
+        self.model, self.clips, self.accelerator, self.processes = model, clips, accelerator, processes
+        self.stepper, self.stop, self.train, self.optim, self.evaluate = stepper, stop, train, optim, evaluate
         self.checkpoints, self.output = output / "checkpoints", output
-        self.state = TrainState(settings=settings)
-        self.model = model
-        groups = parameter_groups(model, optim, layer_depths=model.layer_depths(), num_layers=model.num_layers)
-        self.wrapped = accelerator.prepare_model(model)
-        self.optimizer = accelerator.prepare_optimizer(make_optimizer(groups, optim))
-        self.trained = [parameter for group in groups for parameter in group["params"]]
-        self.peak_lr = optim.peak_lr(clips.batch_size * accelerator.num_processes)
+        self.state = TrainState(settings={**settings, "processes": processes.count})
+        clips_per_step = clips.batch_size * train.accumulate_batches * processes.count
+        self.peak_lr = optim.peak_lr(clips_per_step)
+        self.steps_per_epoch = -(-clips.num_batches // train.accumulate_batches)
         self.journal: Journal | None = None
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), 0
 
     def restore(self, folder: Path) -> None:
         """Takes up weights, optimizer, position and random states from a checkpoint."""
         state = load_state(folder)
-        _refuse_changes(state.settings, self.state.settings, folder)
+        refuse_changes(state.settings, self.state.settings, folder)
         saved = type(self.model).from_pretrained(folder)
+        refuse_other_labels(saved.labels, self.model.labels, folder)
+        optimizer = self.stepper.optimizer
         try:
             self.model.load_state_dict(saved.state_dict())
-            _refuse_other_groups(state.optimizer, self.optimizer.state_dict())
-            self.optimizer.load_state_dict(state.optimizer)
+            if self.stepper.average is not None:
+                self.stepper.average.restore(state.weights)
+            _refuse_other_groups(state.optimizer, optimizer.state_dict())
+            optimizer.load_state_dict(state.optimizer)
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{folder} does not fit this model: {error}. Start anew in another output."
             ) from error
-        write_rng(state.rng)
+        write_rng(state.rng[self.processes.index])
         state.settings = self.state.settings
-        self.state = state
+        self.state, self.saved_step = state, state.step
         logger.info("resumed from %s: epoch %d, batch %d", folder, state.epoch + 1, state.batches_done)
 
     def go(self) -> None:
         """Runs every epoch that is left."""
-        self.journal = Journal(self.output / "log.jsonl", keep_until=self.state.step if self.state.step else None)
         state = self.state
-        with ProgressBar(self.optim.epochs, self.clips.num_batches) as bar:
-            while state.epoch < self.optim.epochs:
+        if self.processes.is_main:
+            self.journal = Journal(self.output / "log.jsonl", keep_lines=state.log_lines)
+        with ProgressBar(self.optim.epochs, self.clips.num_batches, shown=self.processes.is_main) as bar:
+            while state.epoch < self.optim.epochs and not state.stopped_early:
                 if state.batches_done < self.clips.num_batches:
                     self._train_epoch(bar)
                 if self.evaluate is not None and self._evaluation_due():
@@ -241,51 +247,82 @@ class _Run:
                     self._evaluate(self.evaluate)
                 state.epoch, state.batches_done, state.epoch_sums = state.epoch + 1, 0, {}
                 self.save()
+        if self.stepper.average is not None:
+            self.stepper.average.leave_in_model()
         self.model.eval()
 
     def close(self) -> None:
         """Closes logs and gives the model its own forward back."""
-        write_unreadable(self.output / "unreadable.json", self.state.unreadable)
+        if self.processes.is_main:
+            write_unreadable(self.output / "unreadable.json", self.state.unreadable)
         if self.state.unreadable:
             path = self.output / "unreadable.json"
             logger.warning("%d training videos could not be read; reasons in %s", len(self.state.unreadable), path)
         if self.journal is not None:
             self.journal.close()
         # accelerate sets an instance attribute `forward` for autocast, and unwrapping sets another one.
-        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        self.accelerator.unwrap_model(self.stepper.wrapped, keep_fp32_wrapper=False)
         vars(self.model).pop("forward", None)
 
     def save(self) -> Path:
-        """Writes the last checkpoint."""
-        self.state.optimizer, self.state.rng = self.optimizer.state_dict(), read_rng()
-        self.saved_at = time.monotonic()
-        return save_checkpoint(self.checkpoints / "last", self.model, self.state)
+        """Writes the last checkpoint; the main process does, and all learn if it fails."""
+        state, last, average = self.state, self.checkpoints / "last", self.stepper.average
+        state.optimizer, state.rng = self.stepper.optimizer.state_dict(), self.processes.gather(read_rng())
+        state.weights = {} if average is None else average.weights()
+        kept = self.train.keep_checkpoints - 1
+        # The state is written anew after an evaluation: that is not another checkpoint to keep.
+        earlier = earlier_name(last, self.saved_step) if kept and state.step != self.saved_step else None
+        problem = None
+        if self.journal is not None:
+            try:
+                self.journal.sync()
+                state.log_lines = self.journal.num_lines
+                with average.in_model() if average is not None else nullcontext():
+                    save_checkpoint(last, self.model, state, earlier=earlier)
+                remove_earlier(last, kept)
+            except CheckpointError as error:
+                problem = error
+        self._raise_everywhere(problem)
+        self.saved_at, self.saved_step = time.monotonic(), state.step
+        return last
+
+    def _raise_everywhere(self, problem: CheckpointError | None) -> None:
+        """What the main process met, in all of them."""
+        message = self.processes.share(None if problem is None else str(problem))
+        if problem is not None:
+            raise problem
+        if message is not None:
+            raise CheckpointError(message)
 
     def _train_epoch(self, bar: ProgressBar) -> None:
         self.model.train()
         rate = 0.0
         state, started, clips_before = self.state, time.monotonic(), self.state.epoch_sums.get("clips", 0.0)
-        for batch in self._batches():
-            step = self._step(batch)
-            for key, value in step.items():
+        batches = self._batches()
+        while parts := list(islice(batches, self.train.accumulate_batches)):
+            sizes = [*(len(part.labels) for part in parts), *(len(part.unreadable) for part in parts)]
+            counts, num_unreadable = self.processes.stack(sizes).split(len(parts), dim=1)
+            if num_unreadable.any():
+                self._note_unreadable(parts)
+            lr = self.peak_lr * self._lr_ratio()
+            asked, due = self.stop.requested is not None, self._save_due()
+            result = self.stepper.take(parts, counts, step=state.step, lr=lr, stop=asked, save=due)
+            if result.problem is not None:
+                self._refuse_non_finite(result.problem)
+            for key, value in {**result.sums, "steps": float(result.sums["clips"] > 0)}.items():
                 state.epoch_sums[key] = state.epoch_sums.get(key, 0.0) + value
-            state.batches_done, state.step = state.batches_done + 1, state.step + 1
+            state.batches_done, state.step = state.batches_done + len(parts), state.step + 1
             rate = (state.epoch_sums["clips"] - clips_before) / max(time.monotonic() - started, 1e-6)
-            means = _means(state.epoch_sums)
-            bar.update(epoch=state.epoch, batches_done=state.batches_done, clips_per_second=rate, **means)
-            if state.step % self.train.log_every == 0 and step["clips"]:
-                lr = max(group["lr"] for group in self.optimizer.param_groups)
-                self._log("step", {**_means(step), "lr": lr, "gradient_norm": step["norm"], "clips_per_second": rate})
-            self._save_if_asked()
-        state.batches_done, means = self.clips.num_batches, _means(state.epoch_sums)
-        if not state.epoch_sums.get("clips"):
-            self._refuse_unreadable()
-        seconds = time.monotonic() - started
-        self._log("epoch", {**means, "clips_per_second": rate, "seconds": seconds, "unreadable": len(state.unreadable)})
-        logger.info(
-            "epoch %d/%d  loss %.4f  accuracy %.1f %%  %.1f clips/s  %.1f GiB",
-            state.epoch + 1, self.optim.epochs, means["loss"], 100 * means["accuracy"], rate, memory_gib(),
-        )  # fmt: skip
+            bar.update(
+                epoch=state.epoch,
+                batches_done=state.batches_done,
+                clips_per_second=rate,
+                **_means(state.epoch_sums),
+            )
+            self._log_step(result, rate)
+            if state.batches_done < self.clips.num_batches:
+                self._save_if_asked(result)
+        self._finish_epoch(rate, time.monotonic() - started)
 
     def _batches(self) -> Iterator[Batch]:
         """The batches left of this epoch; an interruption that kills the loader's workers ends them quietly."""
@@ -302,66 +339,53 @@ class _Run:
             else:
                 yield batch
 
-    def _step(self, batch: Batch) -> dict[str, float]:
-        """One optimizer step; the sums of what the log shows."""
-        for problem in batch.unreadable:
-            if problem.path not in self.state.unreadable:
-                logger.warning("left out, cannot be read: %s: %s", problem.path, problem.reason)
-                self.state.unreadable[problem.path] = problem.reason
-        num_clips = len(batch.labels)
-        if num_clips == 0:
-            return {"loss": 0.0, "correct": 0.0, "norm": 0.0, "clips": 0.0}
-        clips, targets = self._mixed(batch)
-        clips, targets = clips.to(self.accelerator.device), targets.to(self.accelerator.device)
-        logits = self.wrapped(clips).float()
-        loss, right = self.task(logits, targets)
-        self._check_finite("loss", loss, batch, logits)
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.trained, self.optim.clip_norm or math.inf)
-        self._check_finite("gradient norm", norm, batch, logits)
-        set_lr(self.optimizer, self.peak_lr * self._lr_ratio())
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        correct = right.sum().item()
-        return {"loss": loss.item() * num_clips, "correct": correct, "norm": norm.item(), "clips": float(num_clips)}
+    def _note_unreadable(self, parts: Sequence[Batch]) -> None:
+        """Lists the videos that could not be read, each once; every process learns of them."""
+        own = {problem.path: problem.reason for batch in parts for problem in batch.unreadable}
+        for met in self.processes.gather(own):
+            for path, reason in met.items():
+                if path not in self.state.unreadable:
+                    logger.warning("left out, cannot be read: %s: %s", path, reason)
+                    self.state.unreadable[path] = reason
 
-    def _classify(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The task unless another is given: cross-entropy with soft targets [B, K]."""
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.optim.label_smoothing)
-        return loss, logits.detach().argmax(dim=1) == targets.argmax(dim=1)
+    def _log_step(self, result: StepResult, rate: float) -> None:
+        if self.state.step % self.train.log_every == 0 and result.sums["clips"]:
+            lr = max(group["lr"] for group in self.stepper.optimizer.param_groups)
+            norm = result.sums["norm"]
+            self._log("step", {**_means(result.sums), "lr": lr, "gradient_norm": norm, "clips_per_second": rate})
 
-    def _mixed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Clips and soft targets [B, K]; the draw depends on seed and step only."""
-        if not self.labels_are_classes:
-            return batch.clips, batch.labels
-        targets = F.one_hot(batch.labels, self.clips.num_classes).float()
-        if self.mix is None:
-            return batch.clips, targets
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.state.step)
-        return self.mix(batch.clips, targets, generator)
+    def _finish_epoch(self, rate: float, seconds: float) -> None:
+        """The epoch's line; a checkpoint at this place is written only after it, so that none lacks it."""
+        state = self.state
+        if not state.epoch_sums.get("clips"):
+            self._refuse_unreadable()
+        state.batches_done, means = self.clips.num_batches, _means(state.epoch_sums)
+        norm = state.epoch_sums["norm"] / state.epoch_sums["steps"]
+        speed = {"clips_per_second": rate, "seconds": seconds}
+        self._log("epoch", {**means, "gradient_norm": norm, **speed, "unreadable": len(state.unreadable)})
+        logger.info(
+            "epoch %d/%d  loss %.4f  accuracy %.1f %%  %.1f clips/s  %.1f GiB",
+            state.epoch + 1, self.optim.epochs, means["loss"], 100 * means["accuracy"], rate, memory_gib(),
+        )  # fmt: skip
+        if self._stop_requested():
+            self._leave()
 
     def _lr_ratio(self) -> float:
-        per_epoch = self.clips.num_batches
         return lr_ratio(
             self.state.step,
-            num_steps=self.optim.epochs * per_epoch,
-            warmup_steps=self.optim.warmup_epochs * per_epoch,
+            num_steps=self.optim.epochs * self.steps_per_epoch,
+            warmup_steps=self.optim.warmup_epochs * self.steps_per_epoch,
             min_ratio=self.optim.min_lr_ratio,
         )
 
-    def _check_finite(self, what: str, value: Tensor, batch: Batch, logits: Tensor) -> None:
-        if torch.isfinite(value):
-            return
-        broken = ~torch.isfinite(batch.clips).flatten(1).all(dim=1)
-        source = "pixels hold NaN or infinity" if broken.any() else "pixels are finite"
-        guilty = broken if broken.any() else ~torch.isfinite(logits.detach()).all(dim=1).cpu()
-        chosen = [index for index, bad in zip(batch.item_indices, guilty, strict=True) if bad or not guilty.any()]
-        videos = ", ".join(self.clips.path(int(index)) for index in chosen)
+    def _refuse_non_finite(self, problem: NonFinite) -> None:
+        source = "pixels are finite" if problem.pixels_finite else "pixels hold NaN or infinity"
+        videos = ", ".join(self.clips.path(index) for index in problem.item_indices)
         saved = find_checkpoint(self.checkpoints / "last")
         left = f"The last good checkpoint is {saved}" if saved else "There is no checkpoint yet"
         raise NonFiniteError(
-            f"{what} is {value.item()} in epoch {self.state.epoch + 1}, step {self.state.step + 1}; {source}; videos: "
-            f"{videos}. {left}. Check these videos; with finite pixels try a lower optim.lr or optim.clip_norm."
+            f"{problem.what} is {problem.value} in epoch {self.state.epoch + 1}, step {self.state.step + 1}; {source}; "
+            f"videos: {videos}. {left}. Check these videos; with finite pixels try a lower optim.lr or optim.clip_norm."
         )
 
     def _evaluation_due(self) -> bool:
@@ -370,31 +394,61 @@ class _Run:
 
     def _evaluate(self, evaluate: Evaluate) -> None:
         """Scores the model and keeps the best; a signal ends it at once, since the epoch is saved already."""
-        if self.stop.requested is not None:
+        if self._stop_requested():
             self._leave()
         self.model.eval()
-        rng = read_rng()
+        rng, average = read_rng(), self.stepper.average
+        with average.in_model() if average is not None else nullcontext():
+            scores = self._scores(evaluate)
+            write_rng(rng)
+            self._log("evaluation", scores)
+            logger.info("epoch %d/%d  evaluation  %s", self.state.epoch + 1, self.optim.epochs, _listed(scores))
+            self._keep_best(float(scores["top1"]))
+
+    def _scores(self, evaluate: Evaluate) -> Mapping[str, float]:
         self.stop.immediate = True
         try:
-            scores = evaluate(self.model)
+            return evaluate(self.model)
         except (KeyboardInterrupt, RuntimeError) as error:
             if self.stop.requested is None:
                 raise
-            self.stop.immediate = False
             raise self._interrupted() from error
-        self.stop.immediate = False
-        write_rng(rng)
-        self._log("evaluation", scores)
-        logger.info("epoch %d/%d  evaluation  %s", self.state.epoch + 1, self.optim.epochs, _listed(scores))
-        if self.state.best_score is None or scores["top1"] >= self.state.best_score:
-            self.state.best_score, self.state.best_epoch = float(scores["top1"]), self.state.epoch
-            save_checkpoint(self.checkpoints / "best", self.model, None)
+        finally:
+            self.stop.immediate = False
 
-    def _save_if_asked(self) -> None:
-        if self.stop.requested is not None:
-            self._leave()
+    def _keep_best(self, top1: float) -> None:
+        state, best = self.state, self.state.best_score
+        state.evaluations_without_gain = 0 if best is None or top1 > best else state.evaluations_without_gain + 1
+        if best is None or top1 >= best:
+            state.best_score, state.best_epoch = top1, state.epoch
+            problem = None
+            if self.processes.is_main:
+                try:
+                    save_checkpoint(self.checkpoints / "best", self.model, None)
+                except CheckpointError as error:
+                    problem = error
+            self._raise_everywhere(problem)
+        patience = self.train.early_stop_evaluations
+        if patience and state.evaluations_without_gain >= patience:
+            state.stopped_early = True
+            logger.info(
+                "stopped early: no better top-1 than %.4g for %d evaluations", state.best_score or 0.0, patience
+            )
+
+    def _stop_requested(self) -> bool:
+        """Whether a process was asked to stop; all of them agree."""
+        return self.processes.sum([float(self.stop.requested is not None)])[0] > 0
+
+    def _save_due(self) -> bool:
+        """Whether the main process finds the last checkpoint too old."""
         minutes = (time.monotonic() - self.saved_at) / 60
-        if self.train.checkpoint_minutes and minutes >= self.train.checkpoint_minutes:
+        return self.processes.is_main and 0 < self.train.checkpoint_minutes <= minutes
+
+    def _save_if_asked(self, result: StepResult) -> None:
+        alone = self.processes.count == 1
+        if result.stop or (alone and self.stop.requested is not None):
+            self._leave()
+        if result.save or (alone and self._save_due()):
             self.save()
 
     def _leave(self) -> None:
@@ -402,9 +456,10 @@ class _Run:
         raise self._interrupted()
 
     def _interrupted(self) -> TrainingInterrupted:
+        signal, where = self.stop.requested or "a signal", f"{self.state.epoch + 1} of {self.optim.epochs}"
         return TrainingInterrupted(
-            f"stopped by {self.stop.requested} in epoch {self.state.epoch + 1} of {self.optim.epochs}, after "
-            f"{self.state.step} steps. The checkpoint is {self.checkpoints / 'last'}; go on with --resume."
+            f"stopped by {signal} in epoch {where}, after {self.state.step} steps. "
+            f"The checkpoint is {self.checkpoints / 'last'}; go on with --resume."
         )
 
     def _refuse_unreadable(self) -> None:
@@ -412,8 +467,8 @@ class _Run:
         raise VideoError(path, f"{reason}; and none of the other training videos could be read. Check data.train.")
 
     def _log(self, kind: str, values: Mapping[str, float]) -> None:
-        assert self.journal is not None
-        self.journal.write(kind, {"epoch": self.state.epoch + 1, "step": self.state.step, **values})
+        if self.journal is not None:
+            self.journal.write(kind, {"epoch": self.state.epoch + 1, "step": self.state.step, **values})
         self.accelerator.log({f"{kind}/{key}": value for key, value in values.items()}, step=self.state.step)
 
 
@@ -431,22 +486,3 @@ def _refuse_other_groups(saved: Mapping[str, Any], own: Mapping[str, Any]) -> No
     names = [[group["param_names"] for group in state["param_groups"]] for state in (saved, own)]
     if names[0] != names[1]:
         raise ValueError("its optimizer holds other parameters, or in another order")
-
-
-def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    old, new = _flat(before), _flat(now)
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    harmful = [key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in HARMLESS)]
-    if harmful:
-        listed = "; ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in harmful)
-        raise ConfigError(
-            f"{folder} was written with other settings: {listed}. Resume with the run's own recipe.toml, or start anew "
-            "in another output."
-        )
-
-
-def _flat(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{where}{key}.") if isinstance(value, Mapping) else {f"{where}{key}": value}
-    return flat

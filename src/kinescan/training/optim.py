@@ -1,7 +1,8 @@
+import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -9,7 +10,6 @@ import torch
 from torch import nn
 
 from kinescan.errors import ConfigError
-from kinescan.settings import closest
 
 NOT_DECAYED = ("A_log", "D", "class_embedding", "positional_embedding")
 """Last parts of names of parameters that get no weight decay whatever their shape."""
@@ -30,8 +30,12 @@ class OptimConfig:
         eps: AdamW's, added to the denominator.
         layer_decay: factor from one backbone layer to the one below it; 1.0 gives all the same rate. New parameters
             keep the full rate.
+        lr_scales: pattern of parameter names -> factor on their learning rate, on top of layer decay, such as
+            {"scanner.*" = 2.0}; the first pattern that matches counts.
         label_smoothing: share of the target spread over all classes.
         clip_norm: largest norm of all gradients together; 0 leaves them as they are.
+        ema_decay: keeps a running average of the weights, which is what is evaluated, saved and returned; 0 keeps
+            none. 0.999 for runs of thousands of steps.
     """
 
     lr: float = 7e-4
@@ -43,8 +47,10 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     layer_decay: float = 0.70
+    lr_scales: dict[str, float] = field(default_factory=dict)
     label_smoothing: float = 0.1
     clip_norm: float = 1.0
+    ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps"):
@@ -58,7 +64,13 @@ class OptimConfig:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay must lie in (0, 1], got {self.layer_decay}; 1.0 switches it off.")
-        for name in ("label_smoothing", "min_lr_ratio"):
+        for pattern, scale in self.lr_scales.items():
+            if not 0 < scale < math.inf:
+                raise ConfigError(
+                    f"lr_scales: {pattern!r} must be positive, got {scale}. To keep weights as they are, name them in "
+                    "train.frozen."
+                )
+        for name in ("label_smoothing", "min_lr_ratio", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -105,11 +117,12 @@ def parameter_groups(
     """AdamW groups: every trainable parameter once, by its learning-rate scale and whether it decays.
 
     A backbone parameter of depth d gets `layer_decay ** (num_layers - d)`: the embeddings (0) the smallest rate, the
-    last block one factor less than new parameters and what follows the blocks, whose scale is 1.0.
+    last block one factor less than new parameters and what follows the blocks, whose scale is 1.0. A factor of
+    `config.lr_scales` comes on top.
 
     Args:
         model: frozen parameters (`requires_grad=False`) are left out.
-        config: weight decay and layer decay.
+        config: weight decay, layer decay and factors.
         layer_depths: parameter name -> depth in the backbone: 0 for embeddings, 1.. for blocks, `num_layers` for what
             follows them; None or absent for new parameters.
         num_layers: the largest depth, one more than there are blocks.
@@ -118,7 +131,7 @@ def parameter_groups(
         Dicts with `params`, `param_names`, `weight_decay` and `lr_scale`, in a stable order.
 
     Raises:
-        ConfigError: nothing is trainable.
+        ConfigError: nothing is trainable, or a pattern of `lr_scales` matches nothing.
 
     Source: layer-wise decay as in BEiT (arXiv 2106.08254), section 3.
 
@@ -128,13 +141,15 @@ def parameter_groups(
         >>> [(group["param_names"], round(group["lr_scale"], 2), group["weight_decay"]) for group in groups]
         [(['0.weight'], 0.7, 0.05), (['0.bias'], 0.7, 0.0), (['1.weight', '1.bias'], 1.0, 0.0)]
     """
+    _refuse_unmatched(model, config.lr_scales, "optim.lr_scales")
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         depth = layer_depths.get(name)
         exponent = 0 if depth is None else num_layers - depth
-        scale, decays = config.layer_decay**exponent, _decays(name, parameter)
+        own = next((factor for pattern, factor in config.lr_scales.items() if fnmatchcase(name, pattern)), 1.0)
+        scale, decays = config.layer_decay**exponent * own, _decays(name, parameter)
         group = groups.setdefault(
             (scale, decays),
             {
@@ -163,32 +178,52 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 @contextmanager
-def trainable_only(model: nn.Module, patterns: Sequence[str]) -> Iterator[None]:
-    """Freezes every parameter whose name matches none of `patterns`; what was trainable before is so again afterwards.
+def trainable_only(
+    model: nn.Module, patterns: Sequence[str], *, frozen: Sequence[str] = (), stem: Collection[str] = ()
+) -> Iterator[None]:
+    """Freezes what is not to be trained; what was trainable before is so again afterwards.
 
     Args:
         model: parameters frozen by its owner stay frozen.
-        patterns: shell-like patterns of parameter names, such as "head.*".
+        patterns: shell-like patterns of names, such as "head.*": what matches none is frozen.
+        frozen: what matches one of these is frozen, too.
+        stem: names that are frozen, too.
 
     Raises:
         ConfigError: a pattern matches no parameter.
     """
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(f"train.trainable: {pattern!r} matches no parameter. {closest(pattern, names[-12:])}")
-    frozen = [
+    _refuse_unmatched(model, patterns, "train.trainable")
+    _refuse_unmatched(model, frozen, "train.frozen")
+    chosen = [
         parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not any(fnmatchcase(name, pattern) for pattern in patterns)
+        if parameter.requires_grad and (not _matches(name, patterns) or _matches(name, frozen) or name in stem)
     ]
     try:
-        for parameter in frozen:
+        for parameter in chosen:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in frozen:
+        for parameter in chosen:
             parameter.requires_grad_(True)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _refuse_unmatched(model: nn.Module, patterns: Iterable[str], setting: str) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"{setting}: {pattern!r} matches no parameter. {_closest_name(pattern, names)}")
+
+
+def _closest_name(pattern: str, names: Sequence[str]) -> str:
+    """A hint: the closest name, else the names of the model's parts."""
+    near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.5)
+    parts = dict.fromkeys(name.split(".")[0] for name in names)
+    return f"Did you mean {near[0]!r}?" if near else f"Its parts: {', '.join(parts)}."
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

@@ -20,9 +20,13 @@ class ProgressBar:
         num_epochs: epochs in the whole run.
         batches_per_epoch: batches in each.
         console: where to draw; by default standard error.
+        shown: False for processes that leave it to another one.
     """
 
-    def __init__(self, num_epochs: int, batches_per_epoch: int, *, console: Console | None = None) -> None:
+    def __init__(
+        self, num_epochs: int, batches_per_epoch: int, *, console: Console | None = None, shown: bool = True
+    ) -> None:
+        self._shown = shown
         self._num_epochs = num_epochs
         self._per_epoch = batches_per_epoch
         self._console = Console(stderr=True) if console is None else console
@@ -33,7 +37,7 @@ class ProgressBar:
 
     def __enter__(self) -> Self:
         self._started = self._last_line = time.monotonic()
-        if self._console.is_terminal:
+        if self._shown and self._console.is_terminal:
             columns = (
                 TextColumn("epoch {task.fields[epoch]}"),
                 BarColumn(bar_width=24),
@@ -68,7 +72,7 @@ class ProgressBar:
         if self._progress is not None:
             label = f"{epoch + 1}/{self._num_epochs}"
             self._progress.update(self._task, completed=batches_done, epoch=label, text=text)
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+        elif self._shown and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             logger.info(
                 "epoch %d/%d  batch %d/%d  %s", epoch + 1, self._num_epochs, batches_done, self._per_epoch, text

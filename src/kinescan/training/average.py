@@ -1,0 +1,88 @@
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """A running average of a model's trained weights, whose scores are steadier than those of the weights themselves.
+
+    After step t, average = d * average + (1 - d) * weights with d = min(decay, (1 + t) / (10 + t)), so that the start
+    values are soon forgotten. Statistics of batch norms are averaged too; weights that are not trained are left alone.
+
+    Args:
+        model: whose weights are averaged; they are the average of step 0.
+        decay: in (0, 1).
+
+    Source: exponential moving averages as in TensorFlow's `ExponentialMovingAverage` with `num_updates`.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.zeros_(model.weight)
+        >>> average = WeightAverage(model, decay=0.5)
+        >>> _ = nn.init.ones_(model.weight)
+        >>> average.update(step=100)
+        >>> with average.in_model():
+        ...     print(model.weight.item())
+        0.5
+        >>> model.weight.item()
+        1.0
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._weights = _moving(model)
+        self._averages = {name: tensor.detach().clone() for name, tensor in self._weights.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes up the weights after a step.
+
+        Args:
+            step: steps taken, from 1.
+        """
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averages, weights = list(self._averages.values()), list(self._weights.values())
+        torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 1 - decay)
+
+    @contextmanager
+    def in_model(self) -> Iterator[None]:
+        """The model with the averages as its weights; its own are put back at the end."""
+        own = self.weights()
+        self._fill(self._averages)
+        try:
+            yield
+        finally:
+            self._fill(own)
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the model's own weights, of those that are averaged."""
+        return {name: tensor.detach().clone() for name, tensor in self._weights.items()}
+
+    def leave_in_model(self) -> None:
+        """Makes the averages the model's weights for good."""
+        self._fill(self._averages)
+
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes what the model holds for the averages, and gives it the weights of `weights` instead.
+
+        Raises:
+            KeyError: they belong to another model, or to other trained parameters.
+        """
+        if weights.keys() != self._weights.keys():
+            raise KeyError("its averaged weights are others")
+        self._averages = self.weights()
+        self._fill(weights)
+
+    @torch.no_grad()
+    def _fill(self, values: Mapping[str, Tensor]) -> None:
+        for name, tensor in self._weights.items():
+            tensor.copy_(values[name])
+
+
+def _moving(model: nn.Module) -> dict[str, Tensor]:
+    """Trained parameters and floating-point buffers by name; the tensors themselves."""
+    parameters = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+    buffers = {name: tensor for name, tensor in model.named_buffers() if tensor.is_floating_point()}
+    return parameters | buffers

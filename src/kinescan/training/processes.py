@@ -1,0 +1,102 @@
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, distributed
+
+from kinescan.errors import ConfigError
+
+PATIENCE = datetime.timedelta(hours=2)
+"""How long a process waits for the others, such as while one of them writes a checkpoint or reads slow videos."""
+
+
+class Processes:
+    """The processes that train together, and what they tell each other; alone, each gets back what it gave.
+
+    Every method is to be called by all of them, in the same order.
+
+    Args:
+        index: this one's place, from 0.
+        count: how many there are.
+        device: where exchanged tensors live.
+
+    Example:
+        >>> alone = Processes()
+        >>> alone.is_main, alone.sum([1.0, 2.0]), alone.gather("a")
+        (True, [1.0, 2.0], ['a'])
+    """
+
+    def __init__(self, index: int = 0, count: int = 1, device: torch.device | str = "cpu") -> None:
+        self.index, self.count, self.device = index, count, torch.device(device)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that writes files and shows progress."""
+        return self.index == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each number, summed over the processes."""
+        if self.count == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(sums)
+        result: list[float] = sums.tolist()
+        return result
+
+    def stack(self, values: Sequence[int]) -> Tensor:
+        """[processes, n] int64: the n numbers of each process."""
+        own = torch.tensor(values, dtype=torch.int64, device=self.device)
+        if self.count == 1:
+            return own[None]
+        gathered = [torch.empty_like(own) for _ in range(self.count)]
+        distributed.all_gather(gathered, own)
+        return torch.stack(gathered).cpu()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each process, in their order; anything that can be pickled."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value)
+        return values
+
+    def share(self, value: Any) -> Any:
+        """The main process's value; those of the others are not used."""
+        if self.count == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
+
+@contextmanager
+def open_processes(device: torch.device) -> Iterator[Processes]:
+    """The processes that torchrun or `accelerate launch` started together with this one; else this one alone.
+
+    Where they know each other already, they are taken as they are and left so.
+
+    Args:
+        device: kind of device that they train on; with CUDA, each process gets one of its own.
+
+    Raises:
+        ConfigError: there are several, on a device that they cannot share.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not distributed.is_initialized():
+        yield Processes(device=device)
+        return
+    known = distributed.is_initialized()
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"several processes train on cpu or cuda, not on {device.type}. Set train.device, or start one."
+        )
+    state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    try:
+        yield Processes(state.process_index, state.num_processes, state.device)
+    finally:
+        if not known:
+            PartialState._reset_state()
+            distributed.destroy_process_group()

@@ -1,0 +1,215 @@
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
+
+from kinescan.data.loader import Batch
+from kinescan.models.classifier import VideoClassifier
+from kinescan.training.average import WeightAverage
+from kinescan.training.optim import OptimConfig, make_optimizer, parameter_groups, set_lr
+from kinescan.training.processes import Processes
+from kinescan.training.synchronised import SynchronisedNorms
+
+Mix = Callable[[Tensor, Tensor, torch.Generator, Sequence[int] | None], tuple[Tensor, Tensor]]
+"""Clips [B, T, 3, H, W], soft labels [B, K] and `Batch.places` -> clips and labels, mixed.
+
+A batch in several parts is mixed part by part with equal generators, so partners have to stand in the same part.
+"""
+Task = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Outputs [B, K] and the labels of a batch -> the mean loss, and which of the B are right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonFinite:
+    """NaN or infinity met in a step, which was therefore not taken.
+
+    Attributes:
+        what: "loss" or "gradient norm".
+        value: NaN or infinity.
+        pixels_finite: whether all pixels were finite.
+        item_indices: the clips to blame.
+    """
+
+    what: str
+    value: float
+    pixels_finite: bool
+    item_indices: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step did, over all parts and processes.
+
+    Attributes:
+        sums: "loss" and "correct" summed over clips, "clips", and "norm", that of the gradients.
+        stop: a process was asked to stop.
+        save: a process wants a checkpoint.
+        problem: why the step was not taken; None if all went well.
+    """
+
+    sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "correct": 0.0, "norm": 0.0, "clips": 0.0})
+    stop: bool = False
+    save: bool = False
+    problem: NonFinite | None = None
+
+
+class Stepper:
+    """Takes optimizer steps: each over one batch, in several parts and by several processes, as if it were whole.
+
+    Args:
+        model: trained in place; what is trained of it is chosen already.
+        accelerator: device, precision and gradients of several processes.
+        processes: those that train together.
+        norms: the model's batch norms, synchronised.
+        optim: learning rates and loss.
+        num_classes: of the data.
+        mix: mixup and cutmix; None for neither.
+        task: for labels that are no classes; None for classification by cross-entropy.
+        seed: of mixup and cutmix.
+
+    Attributes:
+        wrapped: the model as the accelerator runs it.
+        optimizer: AdamW over the trained parameters.
+        average: of the weights; None where none is kept.
+    """
+
+    def __init__(
+        self,
+        model: VideoClassifier,
+        accelerator: Accelerator,
+        processes: Processes,
+        norms: SynchronisedNorms,
+        optim: OptimConfig,
+        *,
+        num_classes: int,
+        mix: Mix | None,
+        task: Task | None,
+        seed: int,
+    ) -> None:
+        self.accelerator, self.processes, self.norms, self.optim = accelerator, processes, norms, optim
+        self.num_classes, self.mix, self.seed = num_classes, mix, seed
+        self.task = task or self._classify
+        self.labels_are_classes = task is None
+        groups = parameter_groups(model, optim, layer_depths=model.layer_depths(), num_layers=model.num_layers)
+        self.trained = [parameter for group in groups for parameter in group["params"]]
+        self._clip_shape = (1, model.preprocessing.num_frames, 3, model.config.image_size, model.config.image_size)
+        self.wrapped = accelerator.prepare_model(model)
+        self.optimizer = accelerator.prepare_optimizer(make_optimizer(groups, optim))
+        self.average = WeightAverage(model, optim.ema_decay) if optim.ema_decay else None
+
+    def take(
+        self,
+        batches: Sequence[Batch],
+        counts: Tensor,
+        *,
+        step: int,
+        lr: float,
+        stop: bool = False,
+        save: bool = False,
+    ) -> StepResult:
+        """One step over a batch whose parts of this process are `batches`.
+
+        Args:
+            batches: the parts; each process has as many, some may be empty.
+            counts: [processes, parts], clips in each part of each process.
+            step: steps taken before.
+            lr: learning rate of this step.
+            stop: this process was asked to stop; the others learn of it.
+            save: this process wants a checkpoint; the others learn of it.
+        """
+        total = int(counts.sum())
+        if total == 0:
+            stops, saves = self.processes.sum([float(stop), float(save)])
+            return StepResult(stop=stops > 0, save=saves > 0)
+        loss_sum, correct, outputs = 0.0, 0.0, []
+        for index, batch in enumerate(batches):
+            clips, targets = self._prepare(batch, step)
+            with self._gradients_shared(last=index + 1 == len(batches)):
+                logits, loss, right = self._run(clips, targets)
+                if logits is not None:
+                    loss_sum, correct = loss_sum + loss.item() * len(targets), correct + right
+                    loss = _scaled(loss, len(targets) * self.processes.count / total)
+                outputs.append(logits)
+                if logits is not None or self.processes.count > 1:
+                    self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.trained, self.optim.clip_norm or math.inf).item()
+        loss_sum, correct, stops, saves = self.processes.sum([loss_sum, correct, float(stop), float(save)])
+        if not (math.isfinite(loss_sum) and math.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            what, value = ("gradient norm", norm) if math.isfinite(loss_sum) else ("loss", loss_sum / total)
+            return StepResult(problem=self._problem(what, value, batches, outputs))
+        set_lr(self.optimizer, lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(step + 1)
+        sums = {"loss": loss_sum, "correct": correct, "norm": norm, "clips": float(total)}
+        return StepResult(sums=sums, stop=stops > 0, save=saves > 0)
+
+    def _prepare(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        """Clips and targets of a part on the device; soft targets [B, K] for classes, mixed by seed and step."""
+        device = self.accelerator.device
+        clips, targets = batch.clips, batch.labels
+        if self.labels_are_classes:
+            targets = F.one_hot(targets, self.num_classes).float()
+            if self.mix is not None and len(targets):
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+                clips, targets = self.mix(clips, targets, generator, getattr(batch, "places", None))
+        return clips.to(device), targets.to(device)
+
+    def _run(self, clips: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor, float]:
+        """Logits, mean loss and right answers of a part; of several processes, an empty one runs and counts nothing."""
+        self.norms.idle = len(targets) == 0
+        if len(targets):
+            logits = self.wrapped(clips).float()
+            loss, right = self.task(logits, targets)
+            return logits.detach(), loss, right.sum().item()
+        if self.processes.count == 1:
+            return None, torch.zeros(()), 0.0
+        blank = torch.zeros(self._clip_shape, device=self.accelerator.device)
+        return None, self.wrapped(blank).float().sum() * 0.0, 0.0
+
+    def _classify(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The task unless another is given: cross-entropy with soft targets [B, K]."""
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.optim.label_smoothing)
+        return loss, logits.detach().argmax(dim=1) == targets.argmax(dim=1)
+
+    def _gradients_shared(self, *, last: bool) -> AbstractContextManager[None]:
+        """Processes share their gradients once a step, with the last part."""
+        if last or self.processes.count == 1:
+            return nullcontext()
+        return self.accelerator.no_sync(self.wrapped)
+
+    def _problem(
+        self, what: str, value: float, batches: Sequence[Batch], outputs: Sequence[Tensor | None]
+    ) -> NonFinite:
+        """Which clips of which process are to blame: those with broken pixels, else with broken outputs, else all."""
+        broken: list[int] = []
+        blamed: list[int] = []
+        everyone: list[int] = []
+        for batch, logits in zip(batches, outputs, strict=True):
+            if logits is None:
+                continue
+            indices = [int(index) for index in batch.item_indices]
+            everyone += indices
+            broken += _chosen(indices, ~torch.isfinite(batch.clips).flatten(1).all(dim=1))
+            blamed += _chosen(indices, ~torch.isfinite(logits).all(dim=1).cpu())
+        gathered = self.processes.gather((broken, blamed, everyone))
+        found = [list(chain.from_iterable(lists)) for lists in zip(*gathered, strict=True)]
+        chosen = next(indices for indices in found if indices)
+        return NonFinite(what=what, value=value, pixels_finite=not found[0], item_indices=chosen)
+
+
+def _scaled(loss: Tensor, factor: float) -> Tensor:
+    """The part's share of the batch's mean; a batch of one part is left as it is, bit for bit."""
+    return loss if factor == 1.0 else loss * factor
+
+
+def _chosen(indices: Sequence[int], chosen: Tensor) -> list[int]:
+    return [index for index, wanted in zip(indices, chosen.tolist(), strict=True) if wanted]

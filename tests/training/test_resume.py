@@ -1,0 +1,114 @@
+"""Runs that are killed, again and again, and end as if nothing had happened."""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kinescan.training.checkpoint import find_checkpoint, load_state
+
+SCRIPT = Path(__file__).with_name("killed_run.py")
+TIMES = ("clips_per_second", "seconds")
+
+
+def _script() -> Any:
+    spec = importlib.util.spec_from_file_location("killed_run", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    _script().run(folder)
+    return folder
+
+
+def _log(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _flat(value: Any) -> list[Any]:
+    """Every number of nested values, tensors as lists."""
+    if isinstance(value, torch.Tensor):
+        return [value.tolist()]
+    if isinstance(value, dict):
+        return [entry for key in sorted(value, key=str) for entry in [key, *_flat(value[key])]]
+    if isinstance(value, list | tuple):
+        return [entry for part in value for entry in _flat(part)]
+    return [value]
+
+
+def _assert_same(killed: Path, whole: Path) -> None:
+    for name in ("last", "best"):
+        files = [folder / "checkpoints" / name / "model.safetensors" for folder in (killed, whole)]
+        assert _hash(files[0]) == _hash(files[1])
+    states = [vars(load_state(folder / "checkpoints" / "last")) for folder in (killed, whole)]
+    assert _flat(states[0]) == _flat(states[1])
+    assert _log(killed) == _log(whole)
+    kept = [sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (killed, whole)]
+    assert kept[0] == kept[1] == ["best", "last", "step-0000000018", "step-0000000019"]
+
+
+def _start(folder: Path, *place: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error", str(SCRIPT), str(folder), *place]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(undisturbed: Path, tmp_path: Path) -> None:
+    moments, num_killed = random.Random(5), 0
+    for _ in range(3):
+        process = _start(tmp_path)
+        _wait_for_a_new_checkpoint(process, tmp_path / "checkpoints" / "last")
+        time.sleep(moments.uniform(0.0, 0.05))
+        process.kill()
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode != 1, errors
+        num_killed += process.returncode != 0
+        # Whatever was cut off, there is a whole checkpoint.
+        assert find_checkpoint(tmp_path / "checkpoints" / "last") is not None
+    assert num_killed > 0
+    _script().run(tmp_path)
+    _assert_same(tmp_path, undisturbed)
+
+
+def _wait_for_a_new_checkpoint(process: subprocess.Popen[str], last: Path) -> None:
+    """Returns when the process has written a checkpoint of its own, or has ended."""
+    before = last.stat().st_ino if last.exists() else None
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):
+            if last.stat().st_ino != before:
+                return
+        time.sleep(0.002)
+
+
+# In the middle of writing, and between the two renames of the second checkpoint.
+@pytest.mark.parametrize(("place", "number"), [("torch.save", 5), ("os.replace", 10)])
+def test_a_run_that_dies_while_saving_ends_as_if_undisturbed(
+    place: str, number: int, undisturbed: Path, tmp_path: Path
+) -> None:
+    script = _script()
+    died = _start(tmp_path, place, str(number))
+    _, errors = died.communicate(timeout=120)
+    assert died.returncode == 9, errors
+    assert find_checkpoint(tmp_path / "checkpoints" / "last") is not None
+    script.run(tmp_path)
+    _assert_same(tmp_path, undisturbed)
