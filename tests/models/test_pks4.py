@@ -205,3 +205,69 @@ def test_state_of_another_batch_is_refused() -> None:
     _, state = model.forward_stream(_clip(batch=2))
     with pytest.raises(ShapeError, match="the state belongs to 2 clips, but 3 were given"):
         model.forward_stream(_clip(batch=3), state)
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "group", "bidirectional": True}, {"causal": True}])
+def test_recomputation_gives_the_same_gradients_and_statistics_in_less_memory(options: dict[str, Any]) -> None:
+    states, kept = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = _awake(PKS4(replace(TINY, recompute=recompute, drop_path=0.5, **options)))
+        torch.manual_seed(1)
+        saved: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, saved: dict[int, int] = saved) -> torch.Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(_clip()).square().sum()
+        kept.append(sum(saved.values()))
+        loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        states.append({**gradients, **dict(model.named_buffers())})
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert kept[1] < 0.7 * kept[0]
+
+
+def test_a_frozen_stem_keeps_nothing_for_the_backward_pass() -> None:
+    model = PKS4(TINY)
+    stem = model.stem_parameters()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in stem)
+    saved: list[int] = []
+    at_module: list[tuple[int, bool]] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    assert model.kinematic is not None
+    model.kinematic.register_forward_pre_hook(
+        lambda module, inputs: at_module.append((len(saved), inputs[0].requires_grad))
+    )
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(_clip()).sum()
+    assert at_module == [(0, False)]
+    assert len(saved) > 0
+    loss.backward()
+    assert all((parameter.grad is None) == (name in stem) for name, parameter in model.named_parameters())
+
+
+def test_stem_is_all_that_comes_before_the_module() -> None:
+    model = PKS4(TINY)
+    stem = model.stem_parameters()
+    parts = {name.rpartition(".")[0] if "resblocks" not in name else name[:27] for name in stem}
+    assert parts == {
+        *("vit", "vit.conv1", "vit.ln_pre", "vit.transformer.resblocks.0", "vit.transformer.resblocks.1"),
+        *(f"class_token_routes.{place}" for place in range(4)),
+    }
+    assert "vit.positional_embedding" in stem
+    assert "vit.proj" not in stem
+
+
+def test_stem_of_a_model_without_module_is_refused() -> None:
+    bare = PKS4(replace(TINY, scanner=False, correlation=False, variation=False), name="vit_b16")
+    with pytest.raises(ConfigError, match=r"vit_b16 has no temporal module with a stem before it. Leave train.freeze"):
+        bare.stem_parameters()
