@@ -28,11 +28,14 @@ class ModelConfig:
     Attributes:
         name: name in the zoo; `kinescan list` shows them.
         weights: file, folder or hub name of pretrained image weights, or a saved kinescan model; empty for none.
+        new_head: start with a new head on weights of a kinescan model that tells other classes apart; without it, such
+            weights are refused.
         options: fields of the model's own config.
     """
 
     name: str = "pks4_vit_b16"
     weights: str = ""
+    new_head: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 

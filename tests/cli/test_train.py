@@ -145,6 +145,47 @@ def test_train_says_in_one_line_what_is_wrong(
     assert not (tmp_path / "runs").exists()
 
 
+def test_train_refuses_weights_of_other_classes_unless_asked(
+    kinescan: Any, train_arguments: list[str], tmp_path: Path
+) -> None:
+    recipe, output = load_recipe(train_arguments[1], train_arguments[3::2]), tmp_path / "run"
+    other = ks.create_model(
+        recipe.model.name, labels=["dark", "light", "red"], preprocessing=recipe.preprocessing, **recipe.model.options
+    )
+    other.save_pretrained(tmp_path / "other")
+    arguments = [*train_arguments, "--output", output, "--set", "optim.epochs=1"]
+    arguments += ["--set", f"model.weights={tmp_path / 'other'}"]
+    refused = kinescan(*arguments)
+    assert refused.exit_code == 1
+    said = (
+        "was trained on other classes: it has 3, the data 2; only it has 'light', 'red'; only the data have 'bright'. "
+        "To keep its backbone and start with a new head, ask for it: model.new_head = true."
+    )
+    assert said in refused.stderr
+    assert not (output / "recipe.toml").exists()
+    asked = kinescan(*arguments, "--set", "model.new_head=true")
+    assert asked.exit_code == 0, asked.stderr
+    assert ks.from_pretrained(output / "checkpoints" / "last").labels == ("bright", "dark")
+
+
+def test_train_resume_refuses_other_videos_but_not_another_place(
+    kinescan: Any, train_arguments: list[str], videos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    assert kinescan(*train_arguments, "--output", output, "--set", "optim.epochs=1").exit_code == 0
+    moved = tmp_path / "moved"
+    shutil.copytree(videos, moved)
+    arguments = [*train_arguments, "--output", output, "--set", "optim.epochs=1", "--set", f"data.train={moved}"]
+    resumed = kinescan(*arguments, "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "changed since the checkpoint, harmless: data.train was " in resumed.stderr
+    shutil.copy(moved / "dark" / "0.mp4", moved / "dark" / "new.mp4")
+    refused = kinescan(*arguments, "--resume")
+    assert refused.exit_code == 2
+    assert "training_videos was '10 videos, SHA-256 " in refused.stderr
+    assert "is '11 videos, SHA-256 " in refused.stderr
+
+
 def test_train_refuses_a_single_class(kinescan: Any, train_arguments: list[str], videos: Path, tmp_path: Path) -> None:
     shutil.copytree(videos / "dark", tmp_path / "one" / "dark")
     result = kinescan(*train_arguments, "--set", f"data.train={tmp_path / 'one'}", "--output", tmp_path / "run")

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -26,13 +27,18 @@ class _StandardError(logging.Handler):
         print(self.format(record), file=sys.stderr)
 
 
+def is_main_process() -> bool:
+    """Whether this is the one that tells how it goes: the first of those that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def start_logging() -> None:
     """Shows the package's log lines on standard error; done by the command line only, once."""
     if not any(isinstance(handler, _StandardError) for handler in logger.handlers):
         handler = _StandardError()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.INFO if is_main_process() else logging.WARNING)
 
 
 def print_json(value: Any) -> None:

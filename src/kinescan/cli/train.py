@@ -1,3 +1,4 @@
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +11,11 @@ import typer
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from kinescan.cli.output import print_json, reported
+from kinescan.cli.output import is_main_process, print_json, reported
 from kinescan.cli.runs import RECIPE_FILE, choose_output
 from kinescan.cli.videos import evaluated_on, make_test_set, make_training_set, read_videos
 from kinescan.config import RunConfig, dump_recipe, load_recipe
-from kinescan.data.datasets import VideoDataset
+from kinescan.data.datasets import VideoDataset, VideoItem
 from kinescan.data.transforms import AugmentConfig, mix
 from kinescan.errors import ConfigError
 from kinescan.evaluation.cost import count_cost
@@ -26,6 +27,7 @@ from kinescan.settings import to_plain
 from kinescan.training.engine import choose_device
 from kinescan.training.journal import prepare_output
 from kinescan.training.loop import FitResult, fit, refuse_existing_run
+from kinescan.training.processes import open_processes
 from kinescan.training.source import DatasetClips
 
 logger = logging.getLogger(__name__)
@@ -90,36 +92,51 @@ def train(
         VideoError: no video could be read.
         NonFiniteError, CheckpointError, TrainingInterrupted: as `kinescan.training.fit` raises them.
     """
-    config = recipe if isinstance(recipe, RunConfig) else load_recipe(recipe, overrides)
-    name = config.model.name if isinstance(recipe, RunConfig) else Path(recipe).stem
-    if not config.data.train:
-        raise ConfigError("data.train is not set. Name a folder with one folder of videos per class, or a csv.")
-    chosen = output or config.output or choose_output(name, resume=resume)
-    config = replace(config, output=str(chosen))
-    folder = prepare_output(chosen)
-    refuse_existing_run(folder, resume=resume)
-    training, held_out, classes = read_videos(config)
-    set_seed(config.seed)
-    model = _make_model(config, classes)
-    training_set = make_training_set(config, training, classes)
-    if not (resume and (folder / RECIPE_FILE).exists()):
-        (folder / RECIPE_FILE).write_text(dump_recipe(config), encoding="utf-8")
-    result = fit(
-        model,
-        DatasetClips(training_set, config.loader, seed=config.seed),
-        output=folder,
-        train=config.train,
-        optim=config.optim,
-        mix=partial(_mixed, config.augment),
-        evaluate=partial(_scores, make_test_set(config, held_out, classes, config.views_while_training()), config),
-        seed=config.seed,
-        resume=resume,
-        settings=to_plain(config),
-    )
-    report = _final_report(config, result, make_test_set(config, held_out, classes, config.views()))
-    report.save(folder)
+    config, name = _resolve(recipe, overrides)
+    with open_processes(choose_device(config.train.device)) as processes:
+        chosen = processes.share(str(output or config.output or choose_output(name, resume=resume)))
+        config = replace(config, output=chosen)
+        folder = prepare_output(chosen)
+        refuse_existing_run(folder, resume=resume)
+        training, held_out, classes = read_videos(config)
+        set_seed(config.seed)
+        model = _make_model(config, classes)
+        clips = DatasetClips(
+            make_training_set(config, training, classes), config.loader, seed=config.seed, processes=processes
+        )
+        if processes.is_main and not (resume and (folder / RECIPE_FILE).exists()):
+            (folder / RECIPE_FILE).write_text(dump_recipe(config), encoding="utf-8")
+        result = fit(
+            model,
+            clips,
+            output=folder,
+            train=config.train,
+            optim=config.optim,
+            mix=partial(_mixed, config.augment),
+            evaluate=partial(_scores, make_test_set(config, held_out, classes, config.views_while_training()), config),
+            seed=config.seed,
+            resume=resume,
+            settings=_settings(config, training),
+        )
+        report = _final_report(config, result, make_test_set(config, held_out, classes, config.views()))
+        if processes.is_main:
+            report.save(folder)
     logger.info("top-1 %.1f %% on %s: %s", 100 * report.evaluation.metrics.top1, report.data, folder / "report.md")
     return TrainResult(output=folder, fit=result, report=report)
+
+
+def _resolve(recipe: str | Path | RunConfig, overrides: Sequence[str]) -> tuple[RunConfig, str]:
+    """The configuration and the run's usual name."""
+    config = recipe if isinstance(recipe, RunConfig) else load_recipe(recipe, overrides)
+    if not config.data.train:
+        raise ConfigError("data.train is not set. Name a folder with one folder of videos per class, or a csv.")
+    return config, config.model.name if isinstance(recipe, RunConfig) else Path(recipe).stem
+
+
+def _settings(config: RunConfig, training: Sequence[VideoItem]) -> dict[str, Any]:
+    """What a resumption is compared with: all settings, and which videos there are, wherever they are now."""
+    digest = hashlib.sha256("\n".join(f"{item.video_id}\t{item.label}" for item in training).encode()).hexdigest()
+    return {**to_plain(config), "training_videos": f"{len(training)} videos, SHA-256 {digest[:16]}"}
 
 
 def _make_model(config: RunConfig, classes: Sequence[str]) -> VideoClassifier:
@@ -128,6 +145,7 @@ def _make_model(config: RunConfig, classes: Sequence[str]) -> VideoClassifier:
         labels=classes,
         weights=config.model.weights or None,
         preprocessing=config.preprocessing,
+        new_head=config.model.new_head,
         **config.model.options,
     )
     logger.info("%s: %.2f M parameters, %d classes", model.name, model.num_parameters / 1e6, len(classes))
@@ -137,7 +155,7 @@ def _make_model(config: RunConfig, classes: Sequence[str]) -> VideoClassifier:
 def _mixed(
     augment: AugmentConfig, clips: Tensor, labels: Tensor, generator: torch.Generator, places: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:
-    return mix(clips, labels, augment, generator)
+    return mix(clips, labels, augment, generator, places=places)
 
 
 def _scores(dataset: VideoDataset, config: RunConfig, model: VideoClassifier) -> dict[str, float]:
@@ -174,6 +192,8 @@ def command(
 ) -> None:
     """Fine-tune a model on labelled videos, as a recipe says."""
     result = train(recipe, overrides=settings, output=output, resume=resume)
+    if not is_main_process():
+        return
     if as_json:
         print_json(result.to_json())
     else:

@@ -8,6 +8,7 @@ from typing import Any
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models import saved_model
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.labels import refuse_other_classes, reorder_head
 from kinescan.models.pks4 import PKS4
 from kinescan.models.ssp import SSPVideoMamba
 from kinescan.models.tuned import TunedVideoMamba
@@ -100,6 +101,7 @@ def create_model(
     labels: Sequence[str] | None = None,
     weights: str | Path | None = None,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    new_head: bool = True,
     **options: Any,
 ) -> VideoClassifier:
     """A model by name, with new weights or on a pretrained backbone.
@@ -112,9 +114,10 @@ def create_model(
         num_classes: size of the head; by default the number of labels, or that of the config.
         labels: class names in the order of the logits.
         weights: a CLIP or timm vision tower or a saved kinescan model: file, folder, or name on the Hugging Face hub.
-            A saved model gives its head too, if the classes are the same.
+            A saved model gives its head too, if the classes are the same, in whatever order.
         preprocessing: how pixels become a clip; or some of its fields, the others being what comes with the weights,
             else CLIP's. Its size is the model's image_size.
+        new_head: start with a new head where the weights were trained on other classes; False refuses them.
         **options: fields of the model's config; see `PKS4Config`, `VideoMambaConfig`, `SSPConfig` and the tuners'.
 
     Returns:
@@ -123,7 +126,7 @@ def create_model(
     Raises:
         ConfigError: the name or an option is unknown (the closest is named), or an option is out of range or
             contradicts the weights.
-        CheckpointError: the weights cannot be read or fit nothing.
+        CheckpointError: the weights cannot be read, fit nothing, or belong to other classes with `new_head=False`.
 
     Example:
         >>> model = create_model("pks4_vit_ti16", labels=["left", "right"], depth=2, window=5)
@@ -163,6 +166,9 @@ def create_model(
     if pretrained is None and isinstance(model, TunedVideoMamba) and not model.is_trained("cls_token"):
         logger.warning("%s without weights: its frozen base is random. Give weights=... of a VideoMamba", name)
     if pretrained is not None:
+        if not new_head:
+            refuse_other_classes(pretrained, model.labels)
+        pretrained = _in_own_order(pretrained, model)
         model.load_report = model.load(pretrained, skip=() if _same_head(model, pretrained) else ("head.",))
     return model
 
@@ -239,6 +245,16 @@ def _inherited_preprocessing(name: str, pretrained: Pretrained | None) -> dict[s
     told = {} if pretrained is None else pretrained.preprocessing
     same = pretrained is not None and pretrained.model == name
     return {key: value for key, value in told.items() if key != "size" and (same or key in ("mean", "std"))}
+
+
+def _in_own_order(pretrained: Pretrained, model: VideoClassifier) -> Pretrained:
+    """The weights with the rows of their head in the order of the model's classes, where they are the same ones."""
+    saved = pretrained.labels
+    if saved is None or saved == model.labels or set(saved) != set(model.labels):
+        return pretrained
+    logger.info("%s: the rows of its head are brought into the order of these classes", pretrained.source)
+    tensors = reorder_head(pretrained.tensors, saved, model.labels)
+    return dataclasses.replace(pretrained, tensors=tensors, labels=model.labels)
 
 
 def _same_head(model: VideoClassifier, pretrained: Pretrained) -> bool:

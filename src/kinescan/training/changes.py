@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kinescan.errors import CheckpointError, ConfigError
+from kinescan.models.labels import describe_labels
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +19,7 @@ HARMLESS = (
     "loader.prefetch_batches",
     "loader.start_method",
     "evaluation",
+    "model.new_head",
     "model.options.recompute",
     "train.eval_every",
     "train.log_every",
@@ -69,36 +71,6 @@ def refuse_other_labels(saved: Sequence[str], own: Sequence[str], folder: Path) 
             f"{folder} belongs to other classes: {describe_labels(saved, own)}. Resume with the videos that the run "
             "began with, or start anew in another output."
         )
-
-
-def describe_labels(saved: Sequence[str], own: Sequence[str]) -> str:
-    """How the classes of a checkpoint differ from those of the data.
-
-    Example:
-        >>> describe_labels(["jump", "run", "walk"], ["run", "walk", "swim"])
-        "it has 3, the data 3; only it has 'jump'; only the data have 'swim'"
-        >>> describe_labels(["run", "walk"], ["walk", "run"])
-        "the same 2 in another order; place 0 is 'run' there and 'walk' in the data"
-    """
-    only_saved = [label for label in saved if label not in set(own)]
-    only_own = [label for label in own if label not in set(saved)]
-    if not only_saved and not only_own:
-        place = next(place for place, (old, new) in enumerate(zip(saved, own, strict=True)) if old != new)
-        return (
-            f"the same {len(saved)} in another order; place {place} is {saved[place]!r} there and {own[place]!r} in "
-            "the data"
-        )
-    parts = [f"it has {len(saved)}, the data {len(own)}"]
-    if only_saved:
-        parts.append(f"only it has {_listed(only_saved)}")
-    if only_own:
-        parts.append(f"only the data have {_listed(only_own)}")
-    return "; ".join(parts)
-
-
-def _listed(labels: Sequence[str]) -> str:
-    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
-    return ", ".join(map(repr, labels[:3])) + more
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

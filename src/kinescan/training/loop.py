@@ -344,9 +344,9 @@ class _Run:
         own = {problem.path: problem.reason for batch in parts for problem in batch.unreadable}
         for met in self.processes.gather(own):
             for path, reason in met.items():
-                if path not in self.state.unreadable:
+                if path not in self.state.unreadable and self.processes.is_main:
                     logger.warning("left out, cannot be read: %s: %s", path, reason)
-                    self.state.unreadable[path] = reason
+                self.state.unreadable.setdefault(path, reason)
 
     def _log_step(self, result: StepResult, rate: float) -> None:
         if self.state.step % self.train.log_every == 0 and result.sums["clips"]:

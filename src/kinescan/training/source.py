@@ -4,6 +4,7 @@ from dataclasses import replace
 from kinescan.data.datasets import VideoDataset
 from kinescan.data.loader import Batch, LoaderConfig, make_loader
 from kinescan.data.memory import VideoMemory
+from kinescan.training.processes import Processes
 
 
 class DatasetClips:
@@ -13,21 +14,32 @@ class DatasetClips:
         dataset: videos with mode="train".
         config: batches and workers.
         seed: of the order.
+        processes: those that share every batch out between them; None for this one alone.
     """
 
-    def __init__(self, dataset: VideoDataset, config: LoaderConfig, *, seed: int) -> None:
+    def __init__(
+        self, dataset: VideoDataset, config: LoaderConfig, *, seed: int, processes: Processes | None = None
+    ) -> None:
         self._dataset = dataset
         if isinstance(dataset, VideoMemory):
             # Nothing is left to decode, and workers would each take a copy.
             config = replace(config, num_workers=0)
-        self._loader = make_loader(dataset, config, shuffle=True, seed=seed)
+        processes = processes or Processes()
+        self._loader = make_loader(
+            dataset,
+            config,
+            shuffle=True,
+            seed=seed,
+            num_processes=processes.count,
+            process_index=processes.index,
+        )
         self.batch_size = config.batch_size
         self.num_batches = len(self._loader)
         self.num_classes = len(dataset.classes)
 
     def batches(self, epoch: int, first_batch: int) -> Iterable[Batch]:
         """The batches of an epoch from `first_batch` on."""
-        self._loader.set_epoch(epoch, start_item=first_batch * self.batch_size)
+        self._loader.set_epoch(epoch, start_item=first_batch * self._loader.global_batch_size)
         return self._loader
 
     def path(self, item_index: int) -> str:

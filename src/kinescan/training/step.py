@@ -160,7 +160,7 @@ class Stepper:
             targets = F.one_hot(targets, self.num_classes).float()
             if self.mix is not None and len(targets):
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-                clips, targets = self.mix(clips, targets, generator, getattr(batch, "places", None))
+                clips, targets = self.mix(clips, targets, generator, batch.places)
         return clips.to(device), targets.to(device)
 
     def _run(self, clips: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor, float]:
