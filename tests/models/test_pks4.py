@@ -154,6 +154,24 @@ def test_double_precision_runs() -> None:
     torch.testing.assert_close(model.double()(clip.double()).float(), model.float()(clip), atol=1e-4, rtol=1e-4)
 
 
+def test_what_is_computed_again_leaves_gradients_as_they_are_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clip = _awake(PKS4(TINY)), _clip()
+    parameters = list(model.parameters())
+    given = torch.autograd.grad(model(clip).square().sum(), parameters)
+    for place in ("models.vit", "layers.mamba"):
+        monkeypatch.setattr(f"kinescan.{place}.recomputed", lambda part, *inputs: part(*inputs))
+    kept = torch.autograd.grad(model(clip).square().sum(), parameters)
+    assert all(torch.equal(left, right) for left, right in zip(given, kept, strict=True))
+
+
+def test_frames_in_pieces_give_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clip = _awake(PKS4(TINY)).eval(), _clip(5)
+    with torch.no_grad():
+        whole = model(clip)
+        monkeypatch.setattr("kinescan.layers.pieces.PIECE_VALUES", 3 * 17 * 96)
+        torch.testing.assert_close(model(clip), whole, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.compile
 def test_model_compiles_without_graph_breaks() -> None:
     model = _awake(PKS4(TINY)).eval()

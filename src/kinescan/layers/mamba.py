@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kinescan.layers.recompute import recomputed
 from kinescan.ops import selective_scan
 from kinescan.shapes import State, Tracks
 
@@ -37,6 +38,7 @@ class Mamba(nn.Module):
 
     Source: Mamba (Gu and Dao, 2024), Algorithm 2; PKS4 (arXiv 2604.26461), eq. 19-25.
     Differs: the scan runs along time for all trajectories at once, channels last, without a fused convolution kernel.
+        What lies between the projections is computed again in the backward pass, as in the published kernel.
     """
 
     def __init__(
@@ -88,7 +90,11 @@ class Mamba(nn.Module):
         Returns:
             [R, T, width] and the state to go on with. Feeding a sequence in pieces gives what feeding it whole gives.
         """
-        content, gate = self.in_proj(tokens).chunk(2, dim=-1)  # [R, T, D] each
+        return recomputed(self._scan, self.in_proj(tokens), state)
+
+    def _scan(self, projected: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState]:
+        """All that follows the input projection: [R, T, 2 D] -> [R, T, width]."""
+        content, gate = projected.chunk(2, dim=-1)  # [R, T, D] each
         out, state = scan_branch(content, gate, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D, state=state)
         return self.out_proj(out), state
 

@@ -8,12 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinescan.errors import ConfigError, ShapeError
+from kinescan.layers.pieces import in_pieces
+from kinescan.layers.recompute import recomputed
 from kinescan.shapes import FrameTokens
 
 FramePixels = Float[Tensor, "F 3 H W"]
 """Normalised frames folded into the batch."""
 FrameEmbeddings = Float[Tensor, "F E"]
 """One vector a frame."""
+HiddenTokens = Float[Tensor, "F N M"]
+"""What a branch computes inside for each token: queries, keys and values, or the MLP's hidden channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +91,9 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, elementwise."""
-        return F.silu(1.702 * x) / 1.702
+        scaled = 1.702 * x
+        # In place where autograd needs nothing: these are a model's largest tensors, and fresh memory costs time.
+        return F.silu(scaled, inplace=not scaled.requires_grad).div_(1.702)
 
 
 class DropPath(nn.Module):
@@ -132,8 +138,15 @@ class Attention(nn.Module):
 
     def forward(self, x: FrameTokens) -> FrameTokens:
         """[F, N, W] -> [F, N, W]."""
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        heads = qkv.view(*x.shape[:2], 3, self.heads, -1)  # [F, N, 3, heads, W / heads]
+        return self.mix(self.project(x))
+
+    def project(self, x: FrameTokens) -> HiddenTokens:
+        """Queries, keys and values [F, N, 3 W] of tokens [F, N, W]."""
+        return F.linear(x, self.in_proj_weight, self.in_proj_bias)
+
+    def mix(self, qkv: HiddenTokens) -> FrameTokens:
+        """The tokens [F, N, W] that queries, keys and values [F, N, 3 W] give."""
+        heads = qkv.view(*qkv.shape[:2], 3, self.heads, -1)  # [F, N, 3, heads, W / heads]
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
@@ -155,12 +168,19 @@ class MLP(nn.Module):
 
     def forward(self, x: FrameTokens) -> FrameTokens:
         """[F, N, W] -> [F, N, W]."""
-        out: Tensor = self.c_proj(self.gelu(self.c_fc(x)))
+        return self.contract(self.c_fc(x))
+
+    def contract(self, hidden: HiddenTokens) -> FrameTokens:
+        """The activation and the second layer: [F, N, M] -> [F, N, W]."""
+        out: Tensor = self.c_proj(self.gelu(hidden))
         return out
 
 
 class Block(nn.Module):
     """A pre-norm block; its two branches can be called one by one, so that a video model can work between them.
+
+    For the backward pass it keeps the inputs of its norms and its products' results; norms and activation are computed
+    again (see `recomputed`).
 
     Args:
         config: sizes and variants.
@@ -177,12 +197,21 @@ class Block(nn.Module):
 
     def attend(self, x: FrameTokens) -> FrameTokens:
         """The attention branch of tokens [F, N, W], without the residual."""
-        out: Tensor = self.drop_path(self.attn(self.ln_1(x)))
+
+        def branch(frames: Tensor) -> Tensor:
+            return self.attn.mix(recomputed(lambda tokens: self.attn.project(self.ln_1(tokens)), frames))
+
+        out: Tensor = self.drop_path(in_pieces(branch, x, 3 * x.shape[1] * x.shape[2]))
         return out
 
     def transform(self, x: FrameTokens) -> FrameTokens:
         """The MLP branch of tokens [F, N, W], without the residual."""
-        out: Tensor = self.drop_path(self.mlp(self.ln_2(x)))
+
+        def branch(frames: Tensor) -> Tensor:
+            hidden = recomputed(lambda tokens: self.mlp.c_fc(self.ln_2(tokens)), frames)
+            return recomputed(self.mlp.contract, hidden)
+
+        out: Tensor = self.drop_path(in_pieces(branch, x, x.shape[1] * self.mlp.c_fc.out_features))
         return out
 
     def forward(self, x: FrameTokens) -> FrameTokens:
