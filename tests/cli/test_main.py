@@ -9,7 +9,7 @@ import typer
 from kinescan.cli.main import VERBS, build_app
 
 FLAGS = {
-    "train": {"--set", "--output", "--resume", "--json"},
+    "train": {"--set", "--output", "--resume", "--dry-run", "--json"},
     "eval": {"--data", "--views", "--output", "--device", "--workers", "--features", "--compare", "--json"},
     "predict": {"--model", "--top", "--views", "--explain", "--device", "--json"},
     "stream": {"--model", "--every", "--top", "--device", "--json"},

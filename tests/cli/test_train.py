@@ -186,6 +186,32 @@ def test_train_resume_refuses_other_videos_but_not_another_place(
     assert "is '11 videos, SHA-256 " in refused.stderr
 
 
+def test_train_dry_run_shows_recipe_groups_memory_and_time_and_writes_nothing(
+    kinescan: Any, train_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    settings = ["--set", "train.frozen=['vit.conv1.*']", "--set", "optim.lr_scales={'head.*'=10.0}"]
+    shown = kinescan(*train_arguments, *settings, "--dry-run")
+    assert shown.exit_code == 0, shown.stderr
+    recipe, found, rest = shown.stdout.partition("pks4_vit_ti16: ")
+    assert found
+    assert tomllib.loads(recipe)["train"]["frozen"] == ["vit.conv1.*"]
+    assert "head.weight" in rest
+    assert "6 steps: 2 epochs of 3, 4 clips a step" in rest
+    assert "GiB on the device of each process: weights 0.00, gradients 0.00, optimizer 0.00, activations 0.0" in rest
+    assert "PFLOPs of training" in rest
+    assert "of steps on cpu, at " in rest
+    planned = json.loads(kinescan(*train_arguments, *settings, "--dry-run", "--json").stdout)
+    groups = planned["plan"]["groups"]
+    assert groups[0]["names"] == ["head.weight"]
+    assert groups[0]["lr"] == pytest.approx(10 * 7e-4 * 4 / 256)
+    assert sum(group["num_parameters"] for group in groups) == planned["plan"]["num_trained"]
+    assert planned["plan"]["num_parameters"] - planned["plan"]["num_trained"] == 16 * 3 * 16 * 16
+    assert planned["recipe"]["optim"]["lr_scales"] == {"head.*": 10.0}
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_train_refuses_a_single_class(kinescan: Any, train_arguments: list[str], videos: Path, tmp_path: Path) -> None:
     shutil.copytree(videos / "dark", tmp_path / "one" / "dark")
     result = kinescan(*train_arguments, "--set", f"data.train={tmp_path / 'one'}", "--output", tmp_path / "run")

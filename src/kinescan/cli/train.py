@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from kinescan.cli.output import is_main_process, print_json, reported
+from kinescan.cli.plan import show_plan
 from kinescan.cli.runs import RECIPE_FILE, choose_output
 from kinescan.cli.videos import evaluated_on, make_test_set, make_training_set, read_videos
 from kinescan.config import RunConfig, dump_recipe, load_recipe
@@ -27,6 +28,7 @@ from kinescan.settings import to_plain
 from kinescan.training.engine import choose_device
 from kinescan.training.journal import prepare_output
 from kinescan.training.loop import FitResult, fit, refuse_existing_run
+from kinescan.training.plan import Plan, make_plan
 from kinescan.training.processes import open_processes
 from kinescan.training.source import DatasetClips
 
@@ -34,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES = (
     "kinescan train recipes/own_videos_cpu.toml --set data.train=VIDEOS",
-    "kinescan train recipes/ssv2_pks4_b16_8f.toml --set optim.lr=1e-3 --output runs/ssv2",
+    "kinescan train recipes/ssv2_pks4_b16_8f.toml --set optim.lr=1e-3 --output runs/ssv2 --dry-run",
     "kinescan train recipes/own_videos_cpu.toml --set data.train=VIDEOS --resume",
 )
 
@@ -125,6 +127,28 @@ def train(
     return TrainResult(output=folder, fit=result, report=report)
 
 
+def plan(recipe: str | Path | RunConfig, *, overrides: Sequence[str] = ()) -> tuple[RunConfig, Plan]:
+    """What `train` would do with the same recipe: the resolved recipe, groups, memory and time; nothing is written.
+
+    Args:
+        recipe: a TOML file, or the configuration itself.
+        overrides: "dotted.key=value" each, for a file.
+
+    Raises:
+        ConfigError: a setting is wrong, or there are no classes to tell apart.
+    """
+    config, _ = _resolve(recipe, overrides)
+    with open_processes(choose_device(config.train.device)) as processes:
+        training, _, classes = read_videos(config)
+        set_seed(config.seed)
+        clips = DatasetClips(
+            make_training_set(config, training, classes), config.loader, seed=config.seed, processes=processes
+        )
+        model = _make_model(config, classes)
+        planned = make_plan(model, clips, train=config.train, optim=config.optim, num_processes=processes.count)
+    return config, planned
+
+
 def _resolve(recipe: str | Path | RunConfig, overrides: Sequence[str]) -> tuple[RunConfig, str]:
     """The configuration and the run's usual name."""
     config = recipe if isinstance(recipe, RunConfig) else load_recipe(recipe, overrides)
@@ -188,9 +212,15 @@ def command(
         Path | None, typer.Option(help="Folder of the run. By default the next free one under runs/.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show recipe, parameter groups, memory and time; train nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fine-tune a model on labelled videos, as a recipe says."""
+    if dry_run:
+        show_plan(*plan(recipe, overrides=settings), as_json=as_json)
+        return
     result = train(recipe, overrides=settings, output=output, resume=resume)
     if not is_main_process():
         return

@@ -86,7 +86,7 @@ def open_accelerator(train: TrainConfig, output: Path) -> Iterator[Accelerator]:
     _clear_state()
     accelerator = Accelerator(
         cpu=choose_device(train.device).type == "cpu",
-        mixed_precision=_precision(train),
+        mixed_precision=choose_precision(train),
         log_with=list(train.trackers) or None,
         project_dir=str(output),
         # Statistics of batch norms are kept equal by SynchronisedNorms.
@@ -123,6 +123,14 @@ def choose_device(device: str) -> torch.device:
     return torch.device(available[-1])
 
 
+def choose_precision(train: TrainConfig) -> Literal["no", "bf16"]:
+    """What `TrainConfig.mixed_precision` means here."""
+    if train.mixed_precision != "auto":
+        return train.mixed_precision
+    on_gpu = train.device in ("auto", "cuda") and torch.cuda.is_available()
+    return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no"
+
+
 def _available() -> dict[str, bool]:
     """Devices from the slowest to the fastest."""
     return {"auto": True, "cpu": True, "mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
@@ -143,13 +151,6 @@ def _check_trackers(trackers: Sequence[str]) -> None:
             raise ConfigError(f"train.trackers: there is no {name!r}. {closest(name, known)}")
         if name not in installed:
             raise DependencyError(f"train.trackers: {name} cannot be imported. Install it: pip install {name}")
-
-
-def _precision(train: TrainConfig) -> str:
-    if train.mixed_precision != "auto":
-        return train.mixed_precision
-    on_gpu = train.device in ("auto", "cuda") and torch.cuda.is_available()
-    return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no"
 
 
 def _clear_state() -> None:

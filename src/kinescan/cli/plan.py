@@ -1,0 +1,55 @@
+"""How `kinescan train --dry-run` shows what a run would do."""
+
+from dataclasses import asdict
+
+from kinescan.cli.output import is_main_process, print_json, print_table
+from kinescan.config import RunConfig, dump_recipe
+from kinescan.settings import to_plain
+from kinescan.training.plan import GroupPlan, Plan
+
+GIB = 2**30
+
+
+def show_plan(config: RunConfig, plan: Plan, *, as_json: bool) -> None:
+    """Prints the resolved recipe and the plan; of several processes, one does."""
+    if not is_main_process():
+        return
+    if as_json:
+        print_json({"recipe": to_plain(config), "plan": plan.to_json()})
+        return
+    print(dump_recipe(config))
+    print(f"{plan.model}: {plan.num_parameters:,} parameters, {plan.num_trained:,} of them trained\n")
+    rows = [
+        (f"{group.lr:.3g}", group.weight_decay, len(group.names), f"{group.num_parameters:,}", _named(group))
+        for group in plan.groups
+    ]
+    print_table(("peak lr", "decay", "tensors", "parameters", "names"), rows)
+    each = f" by {plan.num_processes} processes" if plan.num_processes > 1 else ""
+    print(
+        f"\n{plan.steps_per_epoch * plan.num_epochs:,} steps: {plan.num_epochs} epochs of {plan.steps_per_epoch:,}, "
+        f"{plan.clips_per_step} clips a step{each}"
+    )
+    parts = ", ".join(f"{name} {bytes_ / GIB:.2f}" for name, bytes_ in asdict(plan.memory).items() if bytes_)
+    print(f"about {plan.memory.total / GIB:.2f} GiB on the device of each process: {parts}")
+    print(f"{plan.flops / 1e15:.3g} PFLOPs of training")
+    if plan.seconds is not None and plan.seconds_per_clip is not None:
+        print(
+            f"about {_duration(plan.seconds)} of steps on {plan.device}, at {plan.seconds_per_clip:.3g} s a clip as "
+            "just timed; reading videos and evaluating come on top"
+        )
+
+
+def _named(group: GroupPlan) -> str:
+    """The first and the last name."""
+    return group.names[0] if len(group.names) == 1 else f"{group.names[0]} ... {group.names[-1]}"
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    Example:
+        >>> _duration(3723.4)
+        '1:02:03'
+    """
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
