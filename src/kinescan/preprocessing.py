@@ -21,8 +21,10 @@ class Preprocessing:
         std: each colour channel is divided by it afterwards.
         interpolation: how frames are resized (always with antialiasing).
         sampling: "segments" takes one frame from each of `num_frames` equal parts of the video (TSN); "dense" takes
-            frames `frame_stride` apart.
+            frames `frame_stride` apart; "windows", for long videos, takes segments of a window of the video.
         frame_stride: distance of two frames in frames, for `sampling="dense"`.
+        num_windows: a window is as long as the video over this number, for `sampling="windows"`; with as many clips in
+            test, they cover the whole video.
     """
 
     num_frames: int = 8
@@ -31,11 +33,12 @@ class Preprocessing:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    sampling: Literal["segments", "dense"] = "segments"
+    sampling: Literal["segments", "dense", "windows"] = "segments"
     frame_stride: int = 4
+    num_windows: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "size", "frame_stride"):
+        for name in ("num_frames", "size", "frame_stride", "num_windows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 < self.crop_ratio <= 1:

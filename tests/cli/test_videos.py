@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from kinescan.cli.videos import evaluated_on, read_videos
+from kinescan.cli.videos import evaluated_on, make_training_set, read_videos
 from kinescan.config import build_run
+from kinescan.data.datasets import VideoItem
 from kinescan.data.video import write_video
 from kinescan.errors import ConfigError
 
@@ -80,6 +81,15 @@ def test_own_test_data_wins_over_the_published_part(tmp_path: Path) -> None:
     assert (len(training), len(held_out), classes) == (4, 2, tuple(LABELS))
     assert held_out[0].path.is_relative_to(tmp_path / "b")
     assert evaluated_on(config) == str(tmp_path / "b")
+
+
+def test_what_is_mirrored_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    config = build_run({"augment": {"flip_rate": 0.5}})
+    items = [VideoItem(tmp_path / "a.mp4", 0, "a")]
+    make_training_set(config, items, ["left", "right", "still", "turn left"])
+    assert "mirrored clips of 2 classes take the label of the opposite direction" in caplog.text
+    assert "1 classes name a direction without an opposite and are not mirrored: ['turn left']" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from kinescan.data import (
     read_items,
 )
 from kinescan.data.datasets import Sample
+from kinescan.data.loader import collate
 from kinescan.errors import ConfigError
 from kinescan.preprocessing import Preprocessing
 
@@ -261,6 +262,68 @@ def test_more_frames_than_the_video_has(folder: Path) -> None:
     sample = evaluation_set(folder, Views(frames=32, clips=1, crops=1))[0]
     assert isinstance(sample, Sample)
     assert sample.clip.shape == (1, 32, 3, 16, 16)
+
+
+def mirrored_set(make_video: Callable[..., Path], tmp_path: Path, flip_rate: float, labels: list[str]) -> VideoDataset:
+    for label in labels:
+        make_video(f"{label}/{label}.avi", codec="ffv1", height=16, width=16)
+    items, classes = read_items(tmp_path)
+    augment = AugmentConfig(
+        crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), rand_augment_operations=0, erase_rate=0, flip_rate=flip_rate
+    )
+    return VideoDataset(items, classes, TrainTransform(SETTINGS, augment), preprocessing=SETTINGS, mode="train")
+
+
+def test_mirrored_clips_take_the_label_of_the_opposite_direction(
+    make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    labels = ["left", "right", "still", "turn_left"]
+    plain, mirrored = (mirrored_set(make_video, tmp_path, rate, labels) for rate in (0.0, 1.0))
+    for index, label in enumerate((1, 0, 2, 3)):
+        before, after = plain[(0, index)], mirrored[(0, index)]
+        assert isinstance(before, Sample)
+        assert isinstance(after, Sample)
+        assert (before.label, after.label) == (index, label)
+        # nobody turns right here: such clips stay as they are
+        assert torch.equal(after.clip, before.clip if label == 3 else before.clip.flip(3))
+    sometimes = mirrored_set(make_video, tmp_path, 0.5, labels)
+    drawn = [[sometimes[(epoch, index)].label for index in range(2)] for epoch in range(20)]  # type: ignore[union-attr]
+    assert {tuple(pair) for pair in drawn} == {(0, 1), (1, 1), (0, 0), (1, 0)}
+    batch = next(iter(make_loader(mirrored, LoaderConfig(batch_size=4, num_workers=0), shuffle=False, seed=0)))
+    assert batch.labels.tolist() == [1, 0, 2, 3]
+
+
+@pytest.mark.parametrize("in_worker", [False, True])
+def test_clips_of_a_batch_lie_in_one_block(folder: Path, in_worker: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if in_worker:
+        monkeypatch.setattr("torch.utils.data.get_worker_info", lambda: object())
+    for dataset, shape in (
+        (training_set(folder), (2, 4, 3, 16, 16)),
+        (evaluation_set(folder, Views.parse("4x2x3")), (2, 6, 4, 3, 16, 16)),
+    ):
+        samples = dataset.__getitems__([(0, 6), (0, 3)])
+        assert repr(samples) == f"Samples(2, clips={list(shape)})"
+        batch = collate(samples)
+        assert batch.clips.shape == shape
+        assert batch.clips.data_ptr() == samples.clips.data_ptr()
+        assert batch.clips.is_shared() == in_worker
+        for clip, index in zip(batch.clips, (6, 3), strict=True):
+            assert torch.equal(clip, dataset[(0, index)].clip)  # type: ignore[union-attr]
+        assert [sample.clip.data_ptr() for sample in samples.samples] == [clip.data_ptr() for clip in batch.clips]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("num_clips", [1, 4])
+def test_windows_of_long_videos(make_video: Callable[..., Path], tmp_path: Path, num_clips: int) -> None:
+    make_video("run/a.mp4", num_frames=64)
+    settings = Preprocessing(num_frames=4, size=16, sampling="windows", num_windows=4)
+    dataset = evaluation_set(tmp_path, Views(frames=4, clips=num_clips), settings)
+    with VideoReader(dataset.items[0].path) as video:
+        places = [26, 30, 34, 38] if num_clips == 1 else range(2, 64, 4)
+        expected = EvalTransform(settings)(video.read(list(places)).pixels)[0].unflatten(0, (num_clips, 4))
+    sample = dataset[0]
+    assert isinstance(sample, Sample)
+    assert torch.equal(sample.clip, expected)
+    assert training_set(tmp_path, preprocessing=settings)[0].clip.shape == (4, 3, 16, 16)  # type: ignore[union-attr]
 
 
 def test_data_set_checks_what_it_is_given(folder: Path) -> None:

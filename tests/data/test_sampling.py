@@ -3,7 +3,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinescan.data.sampling import Views, dense_indices, segment_indices, view_indices
+from kinescan.data.sampling import (
+    Views,
+    clip_indices,
+    dense_indices,
+    segment_indices,
+    view_indices,
+    window_indices,
+)
 from kinescan.errors import ConfigError
 
 counts = st.integers(1, 500)
@@ -76,6 +83,51 @@ def test_dense_clips_reach_both_ends() -> None:
     assert clips[-1, -1] == 99
 
 
+@given(counts, st.integers(1, 32), st.integers(1, 8))
+def test_windows_lie_inside_and_cover_the_video(num_frames: int, length: int, num_windows: int) -> None:
+    one = window_indices(num_frames, length, num_windows=num_windows, position="random")
+    assert 0 <= one.min() <= one.max() < num_frames
+    assert one.max() - one.min() < num_frames / num_windows + 1
+    clips = view_indices(
+        num_frames, num_frames=length, num_clips=num_windows, sampling="windows", num_windows=num_windows
+    )
+    # together they are the middles of all parts of the video, each once
+    whole = segment_indices(num_frames, length * num_windows, position="middle")
+    assert (clips.flatten() - whole).abs().max() <= 1
+    assert (clips.diff(dim=1) >= 0).all()
+
+
+def test_windows_reach_both_ends_and_the_middle() -> None:
+    clips = view_indices(800, num_frames=4, num_clips=3, sampling="windows", num_windows=8)
+    assert clips.tolist() == [[12, 37, 62, 87], [362, 387, 412, 437], [712, 737, 762, 787]]
+    one = view_indices(800, num_frames=4, num_clips=1, sampling="windows", num_windows=8)
+    assert torch.equal(one[0], window_indices(800, 4, num_windows=8, position="middle"))
+    assert torch.equal(one[0], clips[1])
+    generator = torch.Generator().manual_seed(0)
+    starts = [int(window_indices(800, 4, num_windows=8, position="random", generator=generator)[0]) for _ in range(300)]
+    assert min(starts) < 40
+    assert max(starts) > 680
+
+
+@pytest.mark.parametrize("sampling", ["segments", "dense", "windows"])
+def test_training_clips_are_sampled_as_asked(sampling: str) -> None:
+    drawn = clip_indices(
+        400,
+        4,
+        sampling=sampling,
+        frame_stride=5,
+        num_windows=4,
+        generator=torch.Generator().manual_seed(3),  # type: ignore[arg-type]
+    )
+    options = {"position": "random", "generator": torch.Generator().manual_seed(3)}
+    expected = {
+        "segments": segment_indices(400, 4, **options),  # type: ignore[arg-type]
+        "dense": dense_indices(400, 4, frame_stride=5, position="random", generator=torch.Generator().manual_seed(3)),
+        "windows": window_indices(400, 4, num_windows=4, position="random", generator=torch.Generator().manual_seed(3)),
+    }[sampling]
+    assert torch.equal(drawn, expected)
+
+
 @pytest.mark.parametrize("text", ["8x2x3", " 8 x 2 x 3 "])
 def test_views_are_parsed(text: str) -> None:
     views = Views.parse(text)
@@ -97,3 +149,10 @@ def test_views_of_nothing_are_refused() -> None:
 def test_counts_below_one_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} must be at least 1, got 0"):
         segment_indices(**{"num_frames_in_video": 4, "num_segments": 4, name: 0}, position="middle")
+
+
+def test_no_window_is_refused() -> None:
+    with pytest.raises(ConfigError, match="num_windows must be at least 1, got 0"):
+        window_indices(4, 4, num_windows=0, position="middle")
+    with pytest.raises(ConfigError, match="num_windows must be at least 1, got 0"):
+        view_indices(4, num_frames=4, num_clips=1, sampling="windows", num_windows=0)

@@ -97,6 +97,28 @@ def test_flip_is_off_by_default_and_mirrors_when_on() -> None:
     assert torch.equal(flipped, plain.flip(3))
 
 
+def test_mirroring_can_be_decided_from_outside_without_changing_the_other_draws() -> None:
+    transform = TrainTransform(SETTINGS, AugmentConfig(flip_rate=0.5, erase_rate=0.0, rand_augment_operations=0))
+    plain = [transform(picture(), generator=seeded(seed), mirror=False) for seed in range(8)]
+    mirrored = [transform(picture(), generator=seeded(seed), mirror=True) for seed in range(8)]
+    drawn = [transform(picture(), generator=seeded(seed)) for seed in range(8)]
+    assert all(torch.equal(one, other.flip(3)) for one, other in zip(plain, mirrored, strict=True))
+    assert {torch.equal(one, other) for one, other in zip(drawn, mirrored, strict=True)} == {True, False}
+
+
+@pytest.mark.parametrize("augment", [PLAIN, AugmentConfig(color_jitter=0.3, erase_rate=1.0)])
+def test_clips_are_written_where_they_are_wanted(augment: AugmentConfig) -> None:
+    pixels = picture().repeat(6, 1, 1, 1)
+    train, block = TrainTransform(SETTINGS, augment), torch.full((2, 6, 3, 32, 32), math.nan)
+    clip = train(pixels, generator=seeded(1), out=block[1])
+    assert clip.data_ptr() == block[1].data_ptr()
+    assert torch.equal(block[1], train(pixels, generator=seeded(1)))
+    test, views = EvalTransform(SETTINGS, crops=3), torch.full((2, 3, 3, 3, 32, 32), math.nan)
+    test(pixels, out=views.transpose(0, 1))
+    expected = test(pixels).unflatten(1, (2, 3)).transpose(0, 1)  # [clips, crops, T, 3, size, size]
+    assert torch.equal(views, expected)
+
+
 def test_crops_stay_inside_and_keep_scale_and_aspect() -> None:
     generator = seeded()
     for _ in range(300):

@@ -6,6 +6,7 @@ from kinescan.config import RunConfig
 from kinescan.data.datasets import VideoDataset, VideoItem, read_items, split_items
 from kinescan.data.listing import choose_layout
 from kinescan.data.memory import VideoMemory, estimated_gib
+from kinescan.data.mirroring import mirrored_labels
 from kinescan.data.sampling import Views
 from kinescan.data.transforms import EvalTransform, TrainTransform
 from kinescan.errors import ConfigError
@@ -66,6 +67,8 @@ def evaluated_on(config: RunConfig) -> str:
 def make_training_set(config: RunConfig, items: Sequence[VideoItem], classes: Sequence[str]) -> VideoDataset:
     """Clips with random frames, crops and colours; of few videos out of memory, where `data.kept_frames` says so."""
     transform = TrainTransform(config.preprocessing, config.augment)
+    if config.augment.flip_rate:
+        _log_mirroring(classes)
     kept = config.data.kept_frames
     wanted_gib = estimated_gib(len(items), kept, config.preprocessing.size)
     if wanted_gib > config.data.kept_gib:
@@ -86,3 +89,14 @@ def make_test_set(config: RunConfig, items: Sequence[VideoItem], classes: Sequen
     return VideoDataset(
         items, classes, transform, preprocessing=config.preprocessing, mode="test", views=views, seed=config.seed
     )
+
+
+def _log_mirroring(classes: Sequence[str]) -> None:
+    """Says which classes a mirrored clip swaps, and which are never mirrored."""
+    mirrored = mirrored_labels(classes)
+    swapped = sum(other is not None and other != place for place, other in enumerate(mirrored))
+    alone = [classes[place] for place, other in enumerate(mirrored) if other is None]
+    if swapped:
+        logger.info("mirrored clips of %d classes take the label of the opposite direction", swapped)
+    if alone:
+        logger.info("%d classes name a direction without an opposite and are not mirrored: %s", len(alone), alone[:5])

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,8 +10,9 @@ from typing import Literal
 import torch
 
 from kinescan.data.listing import DATASETS, VIDEO_SUFFIXES, VideoItem, find_videos, read_items
-from kinescan.data.sampling import Views, dense_indices, segment_indices, view_indices
-from kinescan.data.transforms import EvalTransform, TrainTransform
+from kinescan.data.mirroring import mirrored_labels
+from kinescan.data.sampling import Views, clip_indices, view_indices
+from kinescan.data.transforms import EvalTransform, TrainTransform, chance
 from kinescan.data.video import VideoReader
 from kinescan.errors import ConfigError, VideoError
 from kinescan.preprocessing import Preprocessing
@@ -37,7 +39,7 @@ class Sample:
 
     Attributes:
         clip: [T, 3, size, size] in training, [V, T, 3, size, size] in test; float32, normalised.
-        label: index of the class.
+        label: index of the class that the clip shows: of a mirrored clip, that of the opposite direction.
         item_index: place among the data set's items.
     """
 
@@ -62,6 +64,25 @@ class Unreadable:
     path: str
     reason: str
     item_index: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a batch.
+
+    Attributes:
+        samples: with an Unreadable in the place of each video that could not be read.
+        clips: [B, ...] float32: the block that their clips lie in, one place for each, also for the unreadable.
+    """
+
+    samples: Sequence[Sample | Unreadable]
+    clips: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __repr__(self) -> str:
+        return f"Samples({len(self.samples)}, clips={list(self.clips.shape)})"
 
 
 class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
@@ -97,6 +118,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         self.transform, self.preprocessing = transform, preprocessing
         self.mode, self.seed, self.allow_short = mode, seed, allow_short
         self.epoch = 0
+        self._mirrored_labels = mirrored_labels(self.classes)
         crops = transform.crops if isinstance(transform, EvalTransform) else 1
         self.views = views or Views(frames=preprocessing.num_frames, clips=1, crops=crops)
         if not self.items:
@@ -120,32 +142,59 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
     def __getitem__(self, index: int | tuple[int, int]) -> Sample | Unreadable:
         """The sample of an item, or of (epoch, item)."""
         epoch, index = index if isinstance(index, tuple) else (self.epoch, index)
+        return self._sample(epoch, index, None)
+
+    def __getitems__(self, indices: Sequence[int | tuple[int, int]]) -> "Samples":
+        """The samples of several items, their clips written side by side into one block of memory.
+
+        In a worker process the block is shared memory: the batch reaches the main process without being copied.
+        """
+        settings, frames = self.preprocessing, self.preprocessing.num_frames
+        leading = (frames,) if self.mode == "train" else (self.views.num_views, self.views.frames)
+        clips = _new_block(len(indices), *leading, 3, settings.size, settings.size)
+        samples = []
+        for place, entry in enumerate(indices):
+            epoch, index = entry if isinstance(entry, tuple) else (self.epoch, entry)
+            samples.append(self._sample(epoch, index, clips[place]))
+        return Samples(samples, clips)
+
+    def _sample(self, epoch: int, index: int, out: torch.Tensor | None) -> Sample | Unreadable:
+        """The sample of an item; its clip is written into `out` where there is one."""
         item = self.items[index]
         try:
-            clip = self._read_views(item) if self.mode == "test" else self._draw_clip(item, epoch)
+            if self.mode == "test":
+                return Sample(self._read_views(item, out), item.label, index)
+            generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch, item.video_id))
+            pixels = self._draw_frames(index, generator)
         except VideoError as error:
             return Unreadable(str(item.path), error.reason, index)
-        return Sample(clip, item.label, index)
-
-    def _draw_clip(self, item: VideoItem, epoch: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch, item.video_id))
-        settings = self.preprocessing
-        with VideoReader(item.path, allow_short=self.allow_short) as video:
-            if settings.sampling == "segments":
-                indices = segment_indices(video.num_frames, settings.num_frames, position="random", generator=generator)
-            else:
-                indices = dense_indices(
-                    video.num_frames,
-                    settings.num_frames,
-                    frame_stride=settings.frame_stride,
-                    position="random",
-                    generator=generator,
-                )
-            pixels = video.read(indices).pixels
         assert isinstance(self.transform, TrainTransform)
-        return self.transform(pixels, generator=generator)
+        label = self._draw_mirrored_label(item, epoch)
+        clip = self.transform(pixels, generator=generator, mirror=label is not None, out=out)
+        return Sample(clip, item.label if label is None else label, index)
 
-    def _read_views(self, item: VideoItem) -> torch.Tensor:
+    def _draw_frames(self, index: int, generator: torch.Generator) -> torch.Tensor:
+        """[T, 3, H, W] uint8: the frames of a training clip."""
+        item, settings = self.items[index], self.preprocessing
+        with VideoReader(item.path, allow_short=self.allow_short) as video:
+            indices = clip_indices(
+                video.num_frames,
+                settings.num_frames,
+                sampling=settings.sampling,
+                frame_stride=settings.frame_stride,
+                num_windows=settings.num_windows,
+                generator=generator,
+            )
+            return video.read(indices).pixels
+
+    def _draw_mirrored_label(self, item: VideoItem, epoch: int) -> int | None:
+        """The label of the clip's mirror image where it is to be mirrored."""
+        assert isinstance(self.transform, TrainTransform)
+        generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch, item.video_id, "mirror"))
+        wanted = chance(self.transform.augment.flip_rate, generator)
+        return self._mirrored_labels[item.label] if wanted else None
+
+    def _read_views(self, item: VideoItem, out: torch.Tensor | None) -> torch.Tensor:
         """[clips * crops, T, 3, size, size], all crops of the first clip first."""
         with VideoReader(item.path, allow_short=self.allow_short) as video:
             indices = view_indices(
@@ -154,11 +203,23 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
                 num_clips=self.views.clips,
                 sampling=self.preprocessing.sampling,
                 frame_stride=self.preprocessing.frame_stride,
+                num_windows=self.preprocessing.num_windows,
             )
             pixels = video.read(indices.flatten()).pixels
         assert isinstance(self.transform, EvalTransform)
-        crops = self.transform(pixels)
-        return crops.unflatten(1, tuple(indices.shape)).transpose(0, 1).flatten(0, 1)
+        if out is None:
+            size = self.preprocessing.size
+            out = torch.empty(self.views.num_views, self.views.frames, 3, size, size)
+        self.transform(pixels, out=out.unflatten(0, (self.views.clips, self.views.crops)).transpose(0, 1))
+        return out
+
+
+def _new_block(*shape: int) -> torch.Tensor:
+    """Float32 memory for a batch; in a worker process, memory that the main process can see."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(shape)
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(4 * math.prod(shape), device="cpu")
+    return torch.empty(0, dtype=torch.float32).set_(storage).view(shape)
 
 
 def split_items(

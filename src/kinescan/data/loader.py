@@ -2,14 +2,14 @@
 
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.context import BaseContext
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 
-from kinescan.data.datasets import Sample, Unreadable, VideoDataset, stable_seed
+from kinescan.data.datasets import Sample, Samples, Unreadable, VideoDataset, stable_seed
 from kinescan.errors import ConfigError
 
 
@@ -120,7 +120,8 @@ class VideoLoader:
             dataset,
             batch_sampler=self._order,
             num_workers=workers,
-            collate_fn=collate,
+            # what `VideoDataset.__getitems__` gives, whole
+            collate_fn=cast(Any, collate),
             prefetch_factor=config.prefetch_batches if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=_start_worker,
@@ -184,16 +185,18 @@ def make_loader(
     return loader
 
 
-def collate(samples: Sequence[Sample | Unreadable]) -> Batch:
+def collate(gathered: Samples) -> Batch:
     """Samples as one batch; unreadable videos are listed beside them."""
+    samples = gathered.samples
     places = [place for place, sample in enumerate(samples) if isinstance(sample, Sample)]
     read = [sample for sample in samples if isinstance(sample, Sample)]
+    whole = len(read) == len(samples)
     return Batch(
-        clips=torch.stack([sample.clip for sample in read]) if read else torch.empty(0),
+        clips=torch.empty(0) if not read else gathered.clips if whole else gathered.clips[places],
         labels=torch.tensor([sample.label for sample in read], dtype=torch.int64),
         item_indices=[sample.item_index for sample in read],
         unreadable=[sample for sample in samples if isinstance(sample, Unreadable)],
-        places=places if len(read) < len(samples) else None,
+        places=None if whole else places,
     )
 
 

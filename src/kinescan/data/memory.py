@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from kinescan.data.datasets import Sample, Unreadable, VideoDataset, VideoItem, stable_seed
+from kinescan.data.datasets import VideoDataset, VideoItem
 from kinescan.data.sampling import segment_indices
 from kinescan.data.transforms import TrainTransform, resize
 from kinescan.data.video import VideoReader
@@ -67,19 +67,15 @@ class VideoMemory(VideoDataset):
         num_bytes = sum(entry.numel() for entry in self._kept if isinstance(entry, torch.Tensor))
         logger.info("%d videos take %.2f GiB", len(self.items), num_bytes / 2**30)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> Sample | Unreadable:
-        """The sample of an item, or of (epoch, item)."""
+    def _draw_frames(self, index: int, generator: torch.Generator) -> torch.Tensor:
         if self._kept is None:
             self.fill()
             assert self._kept is not None
-        epoch, index = index if isinstance(index, tuple) else (self.epoch, index)
-        item, frames = self.items[index], self._kept[index]
+        frames = self._kept[index]
         if isinstance(frames, VideoError):
-            return Unreadable(str(item.path), frames.reason, index)
-        generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch, item.video_id))
+            raise frames
         places = segment_indices(len(frames), self.preprocessing.num_frames, position="random", generator=generator)
-        assert isinstance(self.transform, TrainTransform)
-        return Sample(self.transform(frames[places], generator=generator), item.label, index)
+        return frames[places]
 
     def _read(self, item: VideoItem) -> torch.Tensor | VideoError:
         """[kept_frames, 3, H, W] uint8; fewer where the video has fewer."""

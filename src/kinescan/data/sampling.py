@@ -9,6 +9,9 @@ import torch
 from kinescan.errors import ConfigError
 from kinescan.shapes import FrameIndices
 
+Sampling = Literal["segments", "dense", "windows"]
+"""How the frames of a clip lie in the video (see `Preprocessing`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
@@ -125,13 +128,91 @@ def dense_indices(
     return _stretch(num_frames_in_video, start, num_frames, frame_stride)
 
 
+def window_indices(
+    num_frames_in_video: int,
+    num_frames: int,
+    *,
+    num_windows: int,
+    position: Literal["random", "middle"],
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """One frame from each of equal parts of a window of the video, for long files.
+
+    Args:
+        num_frames_in_video: N.
+        num_frames: T.
+        num_windows: the window is as long as the video over this number.
+        position: a random window and random places in its parts, or the middle of each.
+        generator: of the random places.
+
+    Returns:
+        [T] int64, not decreasing.
+
+    Raises:
+        ConfigError: a count is below 1.
+
+    Example:
+        >>> window_indices(96, 4, num_windows=3, position="middle").tolist()
+        [36, 44, 52, 60]
+    """
+    _check_counts(num_frames_in_video=num_frames_in_video, num_frames=num_frames, num_windows=num_windows)
+    room = num_frames_in_video * (1 - 1 / num_windows)
+    if position == "middle":
+        start, within = room / 2, torch.full((num_frames,), 0.5, dtype=torch.float64)
+    else:
+        start = room * float(torch.rand((), generator=generator, dtype=torch.float64))
+        within = torch.rand(num_frames, generator=generator, dtype=torch.float64)
+    return _places(num_frames_in_video, within, start=start, num_windows=num_windows)
+
+
+def clip_indices(
+    num_frames_in_video: int,
+    num_frames: int,
+    *,
+    sampling: Sampling,
+    frame_stride: int = 1,
+    num_windows: int = 1,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """The frames of a training clip, drawn at random.
+
+    Args:
+        num_frames_in_video: N.
+        num_frames: T.
+        sampling: how (see `Preprocessing`).
+        frame_stride: for "dense", in frames.
+        num_windows: for "windows".
+        generator: of the draw.
+
+    Returns:
+        [T] int64, not decreasing.
+
+    Raises:
+        ConfigError: a count is below 1.
+
+    Example:
+        >>> clip_indices(4, 4, sampling="segments").tolist()
+        [0, 1, 2, 3]
+    """
+    if sampling == "segments":
+        return segment_indices(num_frames_in_video, num_frames, position="random", generator=generator)
+    if sampling == "dense":
+        return dense_indices(
+            num_frames_in_video, num_frames, frame_stride=frame_stride, position="random", generator=generator
+        )
+    return window_indices(
+        num_frames_in_video, num_frames, num_windows=num_windows, position="random", generator=generator
+    )
+
+
 def view_indices(
     num_frames_in_video: int,
     *,
     num_frames: int,
     num_clips: int,
-    sampling: Literal["segments", "dense"],
+    sampling: Sampling,
     frame_stride: int = 1,
+    num_windows: int = 1,
 ) -> FrameIndices:
     """The frames of every clip that is scored in test.
 
@@ -140,8 +221,11 @@ def view_indices(
         num_frames: T, of each clip.
         num_clips: V.
         sampling: "segments": clip v takes the (v + 0.5) / V point of each of T equal parts; "dense": stretches of
-            frames `frame_stride` apart, the first at the start of the video and the last at its end (one: the middle).
+            frames `frame_stride` apart, the first at the start of the video and the last at its end (one: the middle);
+            "windows": the middle of each of T parts of V windows, the first at the start and the last at the end: with
+            as many clips as windows, they cover the whole video, each moment once.
         frame_stride: for "dense", in frames.
+        num_windows: for "windows": each is as long as the video over this number.
 
     Returns:
         [V, T] int64, not decreasing along T.
@@ -154,25 +238,35 @@ def view_indices(
         [[2, 10, 18, 26], [6, 14, 22, 30]]
         >>> view_indices(32, num_frames=4, num_clips=3, sampling="dense", frame_stride=4).tolist()
         [[0, 4, 8, 12], [9, 13, 17, 21], [19, 23, 27, 31]]
+        >>> view_indices(32, num_frames=4, num_clips=2, sampling="windows", num_windows=2).tolist()
+        [[2, 6, 10, 14], [18, 22, 26, 30]]
     """
     _check_counts(num_frames_in_video=num_frames_in_video, num_frames=num_frames)
-    _check_counts(num_clips=num_clips, frame_stride=frame_stride)
+    _check_counts(num_clips=num_clips, frame_stride=frame_stride, num_windows=num_windows)
     if sampling == "segments":
         points = (torch.arange(num_clips, dtype=torch.float64) + 0.5) / num_clips
         return torch.stack([_places(num_frames_in_video, point.expand(num_frames)) for point in points])
+    if sampling == "windows":
+        room = num_frames_in_video * (1 - 1 / num_windows)
+        starts = [room / 2] if num_clips == 1 else [room * clip / (num_clips - 1) for clip in range(num_clips)]
+        middle = torch.full((num_frames,), 0.5, dtype=torch.float64)
+        return torch.stack(
+            [_places(num_frames_in_video, middle, start=start, num_windows=num_windows) for start in starts]
+        )
     if num_clips == 1:
         one = dense_indices(num_frames_in_video, num_frames, frame_stride=frame_stride, position="middle")
         return one[None]
     room = max(0, num_frames_in_video - _span(num_frames, frame_stride))
-    starts = [room * clip // (num_clips - 1) for clip in range(num_clips)]
-    return torch.stack([_stretch(num_frames_in_video, start, num_frames, frame_stride) for start in starts])
+    first_frames = [room * clip // (num_clips - 1) for clip in range(num_clips)]
+    return torch.stack([_stretch(num_frames_in_video, first, num_frames, frame_stride) for first in first_frames])
 
 
-def _places(num_frames_in_video: int, within: torch.Tensor) -> torch.Tensor:
-    """Frames at the points `within` [0, 1) each of equal parts."""
-    num_segments = len(within)
-    parts = torch.arange(num_segments, dtype=torch.float64)
-    places = ((parts + within) * num_frames_in_video / num_segments).long()
+def _places(
+    num_frames_in_video: int, within: torch.Tensor, *, start: float = 0.0, num_windows: int = 1
+) -> torch.Tensor:
+    """Frames at the points `within` [0, 1) each of equal parts of a window that begins at `start`, in frames."""
+    parts = torch.arange(len(within), dtype=torch.float64)
+    places = (start + (parts + within) * num_frames_in_video / len(within) / num_windows).long()
     return places.clamp(max=num_frames_in_video - 1)
 
 

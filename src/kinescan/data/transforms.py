@@ -23,8 +23,9 @@ class AugmentConfig:
         crop_scale: smallest and largest share of the picture's area that the random crop shows; (1, 1) with
             `crop_aspect` (1, 1) is the middle square at full height.
         crop_aspect: smallest and largest ratio of the crop's width to its height.
-        flip_rate: how often clips are mirrored left to right. Leave it 0 where labels speak of directions ("moving
-            something from left to right"), as in Something-Something; 0.5 is usual elsewhere, as in Kinetics.
+        flip_rate: how often clips are mirrored left to right; 0.5 is usual, as in Kinetics. Where a label speaks of a
+            direction ("moving something from left to right"), the mirrored clip takes the label of the opposite one;
+            where no class has that, the clip is not mirrored. 0, as for Something-Something, mirrors nothing.
         rand_augment_operations: operations of RandAugment on each clip; 0 for none.
         rand_augment_magnitude: their strength, of 30.
         color_jitter: brightness, contrast and saturation are scaled by up to 1 +- this; 0 for none.
@@ -88,12 +89,21 @@ class TrainTransform:
     def __init__(self, preprocessing: Preprocessing, augment: AugmentConfig) -> None:
         self.preprocessing, self.augment = preprocessing, augment
 
-    def __call__(self, pixels: Pixels, *, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self,
+        pixels: Pixels,
+        *,
+        generator: torch.Generator,
+        mirror: bool | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
         """The clip.
 
         Args:
             pixels: [T, 3, H, W], uint8, or float in [0, 1].
             generator: of every draw.
+            mirror: whether to mirror; by default drawn, by `flip_rate`.
+            out: [T, 3, size, size], float32, to write the clip into; by default new memory.
 
         Returns:
             [T, 3, size, size], float32.
@@ -107,7 +117,8 @@ class TrainTransform:
         top, left, height, width = draw_crop(pixels.shape[2:], augment.crop_scale, augment.crop_aspect, generator)
         crop = pixels[:, :, top : top + height, left : left + width]
         frames = resize(crop, (settings.size, settings.size), settings.interpolation)
-        if _chance(augment.flip_rate, generator):
+        drawn = chance(augment.flip_rate, generator)
+        if drawn if mirror is None else mirror:
             frames = frames.flip(3)
         if augment.rand_augment_operations or augment.color_jitter:
             frames = to_unit(frames)
@@ -120,8 +131,8 @@ class TrainTransform:
             )
         if augment.color_jitter:
             frames = _jitter(frames, augment.color_jitter, generator)
-        clip = normalise(frames, settings)
-        if _chance(augment.erase_rate, generator):
+        clip = normalise(frames, settings, out=out)
+        if chance(augment.erase_rate, generator):
             _erase(clip, generator)
         return clip
 
@@ -149,14 +160,16 @@ class EvalTransform:
             raise ConfigError(f"crops must be at least 1, got {crops}.")
         self.preprocessing, self.crops = preprocessing, crops
 
-    def __call__(self, pixels: Pixels) -> Tensor:
+    def __call__(self, pixels: Pixels, *, out: Tensor | None = None) -> Tensor:
         """The views.
 
         Args:
             pixels: [T, 3, H, W], uint8, or float in [0, 1].
+            out: [crops, ..., 3, size, size], float32, to write them into, where ... are axes whose product is T; by
+                default new memory.
 
         Returns:
-            [crops, T, 3, size, size], float32.
+            [crops, T, 3, size, size], float32, or `out`.
 
         Raises:
             ShapeError: pixels are not of this form.
@@ -169,12 +182,13 @@ class EvalTransform:
         scale = short / min(height, width)
         height, width = max(short, round(height * scale)), max(short, round(width * scale))
         frames = resize(pixels, (height, width), settings.interpolation)
-        views = torch.empty(self.crops, len(frames), 3, size, size)
+        views = torch.empty(self.crops, len(frames), 3, size, size) if out is None else out
+        frames = frames.unflatten(0, views.shape[1:-3])
         for place, view in enumerate(views):
             share = 0.5 if self.crops == 1 else place / (self.crops - 1)
             top = round((height - size) * (share if height > width else 0.5))
             left = round((width - size) * (share if width >= height else 0.5))
-            normalise(frames[:, :, top : top + size, left : left + size], settings, out=view)
+            normalise(frames[..., top : top + size, left : left + size], settings, out=view)
         return views
 
 
@@ -221,9 +235,9 @@ def mix(
     partners = _partners(range(len(clips)) if places is None else places, len(clips))
     alphas = [config.mixup_alpha, config.cutmix_alpha]
     alone = torch.equal(partners, torch.arange(len(clips)))
-    if alone or not any(alphas) or not _chance(config.mix_rate, generator):
+    if alone or not any(alphas) or not chance(config.mix_rate, generator):
         return clips, soft_labels
-    cut = not alphas[0] or (alphas[1] > 0 and _chance(0.5, generator))
+    cut = not alphas[0] or (alphas[1] > 0 and chance(0.5, generator))
     numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     kept = float(numbers.beta(alphas[cut], alphas[cut]))
     if cut:
@@ -348,5 +362,6 @@ def _draw_box(size: tuple[int, int], share: float, numbers: np.random.Generator)
     return slices[0], slices[1]
 
 
-def _chance(rate: float, generator: torch.Generator) -> bool:
+def chance(rate: float, generator: torch.Generator) -> bool:
+    """Whether something happens that does at this rate."""
     return float(torch.rand((), generator=generator)) < rate

@@ -166,6 +166,7 @@ def read_clips(
             num_clips=views.clips,
             sampling=preprocessing.sampling,
             frame_stride=preprocessing.frame_stride,
+            num_windows=preprocessing.num_windows,
         )
         frames = reader.read(indices.flatten())
     crops = transform(frames.pixels)  # [crops, clips * T, 3, size, size]
