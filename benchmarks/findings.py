@@ -18,7 +18,7 @@ OURS = ("ours", "kinescan", "pks4", "ssp", "statekv")
 """How names of our own candidates begin; the others' times are said as multiples of theirs."""
 WRAPPERS = ("times", "candidates")
 """Keys that only hold the candidates of what is around them."""
-HIDDEN = ("parity", "error", "commit", "aims", "repetitions")
+HIDDEN = ("parity", "error", "commit", "aims", "repetitions", "stats")
 """What is no finding: it stands in the full list."""
 SIZED = re.compile(r"(?:(?P<name>.+), )?(?P<size>\d+)[ _]?(?P<unit>[a-z_ ]*)")
 MOST_SCALARS = 8
@@ -186,7 +186,11 @@ def _by_size(values: Mapping[str, Any]) -> dict[float, dict[str, Any]]:
             place[match["name"] or ""] = value
         else:
             place |= value
-    return dict(sorted(found.items())) if len(found) >= 2 and len(units) == 1 else {}
+    names = [name for place in found.values() for name in place]
+    # Candidates that each stand at a size of their own are no curve.
+    if len(found) < 2 or len(units) != 1 or len(set(names)) == len(names):
+        return {}
+    return dict(sorted(found.items()))
 
 
 def _curves_of_sizes(

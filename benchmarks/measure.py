@@ -19,7 +19,10 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
+PUBLISHED = HERE / "results"
+"""What README and docs quote."""
+RESULTS = Path(os.environ.get("KINESCAN_BENCHMARK_RESULTS") or PUBLISHED)
+"""Where results go; `kinescan bench` sets the variable to the folder that it was given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,7 @@ def write_result(
         n: repetitions behind each median.
         settings: sizes and whatever else was chosen.
         results: numbers, and `Timing`s anywhere in nested dicts.
-        folder: where to; benchmarks/results by default.
+        folder: where to; `RESULTS` by default.
     """
     path = folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,10 @@ timed, and kinescan's against the reference in float64. Times are process CPU ti
 In-band products: a frame pair counts once, a frame with itself half, and only displacements inside the frame count.
 """
 
+import argparse
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -246,11 +247,22 @@ def measure_step() -> dict[str, Any]:
     return {"frames": list(clip.shape), "candidates": timings}
 
 
+def chosen_cases() -> list[Case]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [case.name for case in CASES]
+    parser.add_argument("--cases", nargs="+", choices=names, default=names, help="sizes to measure")
+    parser.add_argument("--repetitions", type=int, help="by default as many as each size has")
+    given = parser.parse_args()
+    chosen = [case for case in CASES if case.name in given.cases]
+    return [replace(case, repetitions=given.repetitions) for case in chosen] if given.repetitions else chosen
+
+
 def main() -> None:
+    cases = chosen_cases()
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        results = {case.name: measure_case(case) for case in CASES}
+        results = {case.name: measure_case(case) for case in cases}
     results["step"] = measure_step()
     for name, result in results.items():
         for passes in ("forward", "forward and backward"):
@@ -260,7 +272,7 @@ def main() -> None:
                     f"{name:18} {passes:21} {part['speedup_over_best_peer']:5.2f}x over {part['best_peer']}, "
                     f"{part['share_of_sgemm_roof']:.2f} of {part['sgemm_roof_gflops']:.0f} GFLOP/s"
                 )
-    repetitions = min(case.repetitions for case in CASES)
+    repetitions = min(case.repetitions for case in cases)
     settings = {"offsets": OFFSETS, "window": WINDOW, "sizes": "clips x frames x channels x height x width"}
     print(write_result("ops_local_correlation_cpu", seed=SEED, n=repetitions, settings=settings, results=results))
 

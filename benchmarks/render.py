@@ -32,6 +32,7 @@ INTRODUCTION = """# Benchmarks
 Made by `python benchmarks/render.py` from `benchmarks/results/*.json`; do not edit. A speed is measured after the
 parity test passed in the same run; peers take turns; times are medians; ratios are within one run. CPU time is that of
 the process: the machines are shared, so trust it before wall time. What fell short of its aim stands here too.
+`kinescan bench` measures it all again.
 
 ## Aimed at and reached
 """
@@ -140,13 +141,14 @@ SECTIONS: Mapping[str, Section] = {
 """In the order of the page; results that are not named here follow, by name."""
 
 
-def render(results: Path, page: Path, *, check: bool) -> list[Path]:
+def render(results: Path, page: Path, *, check: bool, note: str = "") -> list[Path]:
     """Writes the page of a folder of results, with its plots beside it.
 
     Args:
         results: folder of JSON files.
         page: the Markdown file.
         check: write nothing.
+        note: what a reader has to know before the numbers.
 
     Returns:
         The files that were not what the results say; with `check`, they still are not.
@@ -155,7 +157,7 @@ def render(results: Path, page: Path, *, check: bool) -> list[Path]:
     order = [name for name in SECTIONS if name in found] + sorted(name for name in found if name not in SECTIONS)
     documents = {name: json.loads(found[name].read_text(encoding="utf-8")) for name in order}
     plots: dict[Path, tuple[Curves, str]] = {}
-    lines = [INTRODUCTION, *aims(documents)]
+    lines = [INTRODUCTION, *([f"**{note}**\n"] if note else []), *aims(documents)]
     for name, document in documents.items():
         link = Path(os.path.relpath(found[name], page.parent)).as_posix()
         lines += section(document, link, page.parent / PLOTS, plots)
@@ -314,8 +316,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file differs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page to write")
+    parser.add_argument("--note", default="", help="what a reader has to know before the numbers")
     given = parser.parse_args()
-    stale = render(given.results, given.page, check=given.check)
+    stale = render(given.results, given.page, check=given.check, note=given.note)
     if given.check and stale:
         names = ", ".join(map(str, stale))
         print(f"not what {given.results} says: {names}. Run python benchmarks/render.py", file=sys.stderr)

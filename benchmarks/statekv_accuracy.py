@@ -226,7 +226,7 @@ def report(folder: Path, results_folder: Path = measure.RESULTS) -> None:
     path = measure.write_result(
         "statekv_accuracy", seed=SEEDS[0], n=VIDEOS_PER_CELL, settings=settings, results=results, folder=results_folder
     )
-    show(json.loads(path.read_text()), FIGURES if results_folder == measure.RESULTS else results_folder)
+    show(json.loads(path.read_text()), FIGURES if results_folder == measure.PUBLISHED else results_folder)
 
 
 def summary(counts: dict[str, dict[str, dict[str, int]]], kind: str) -> dict[str, Any]:

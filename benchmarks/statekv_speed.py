@@ -219,7 +219,7 @@ def main() -> None:
         name, seed=SEED, n=given.repetitions, settings=settings, results=results, folder=given.folder
     )
     print(path)
-    show(json.loads(path.read_text()), FIGURES if given.folder == measure.RESULTS else given.folder)
+    show(json.loads(path.read_text()), FIGURES if given.folder == measure.PUBLISHED else given.folder)
 
 
 def show(document: dict[str, Any], folder: Path) -> None:

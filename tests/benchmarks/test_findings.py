@@ -67,6 +67,14 @@ def test_findings_of_sizes_give_a_curve_for_each_number(findings: Any) -> None:
     assert [curves.quantity for curves in findings.findings({"x": values})] == ["peak_bytes", "ratio"]
 
 
+def test_findings_of_candidates_that_have_a_size_in_their_name_are_a_table(findings: Any) -> None:
+    values = {
+        "op": {"4 heads, 64 queries, 576 keys": {"ratio": 1.3}, "16 heads, 196 queries, 4292 keys": {"ratio": 1.1}}
+    }
+    (table,) = findings.findings(values)
+    assert table.rows == {"4 heads, 64 queries, 576 keys": ("1.3",), "16 heads, 196 queries, 4292 keys": ("1.1",)}
+
+
 def test_findings_of_lists_are_curves_over_the_ascending_one(findings: Any) -> None:
     values = {"frames_seen": [8, 16, 32], "milliseconds": {"full": [1.0, 2.0, 3.0]}, "stats": {"full": {"a": 1}}}
     (curves,) = findings.findings(values)

@@ -21,6 +21,7 @@ FLAGS = {
     "list": {"--recipes", "--json"},
     "doctor": {"--json"},
     "export": {"--to", "--batch", "--frames", "--precision", "--video", "--tolerance", "--json"},
+    "bench": {"--quick", "--output", "--list", "--json"},
     "profile": {"--set", "--frames", "--num-classes", "--repeats", "--device", "--json"},
 }
 
