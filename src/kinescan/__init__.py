@@ -3,7 +3,10 @@
 import importlib
 from typing import Any
 
+from kinescan.registration import register
 from kinescan.version import __version__
+
+register()
 
 _PLACES = {
     "create_model": "kinescan.models.zoo",

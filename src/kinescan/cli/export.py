@@ -13,7 +13,7 @@ from kinescan.settings import to_plain
 EXAMPLES = (
     "kinescan export runs/own_videos_cpu deployed --to openvino --precision bfloat16 --video a.mp4",
     "kinescan export user/model deployed --to onnx --batch 1 --frames 8",
-    "kinescan export runs/own_videos_cpu deployed --to torch --json",
+    "kinescan export runs/own_videos_cpu deployed --to transformers --json",
 )
 
 
@@ -21,7 +21,7 @@ EXAMPLES = (
 def command(
     model: Annotated[str, typer.Argument(help="A run's folder, a saved model or a hub name.")],
     folder: Annotated[Path, typer.Argument(help="Where to: a new folder, or that of an earlier export.")],
-    to: Annotated[str, typer.Option(help="onnx, openvino, or torch (torch.export).")],
+    to: Annotated[str, typer.Option(help="onnx, openvino, torch (torch.export) or transformers.")],
     batch: Annotated[str, typer.Option(help="Clips that go in at once: a number, or dynamic for any.")] = "dynamic",
     frames: Annotated[int | None, typer.Option(help="Frames of a clip. By default the model's.")] = None,
     precision: Annotated[str, typer.Option(help="float32, or bfloat16 (openvino only).")] = "float32",

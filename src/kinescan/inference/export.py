@@ -10,12 +10,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.export import Dim, ExportedProgram
 
 from kinescan.data.sampling import Views
 from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, render_motion
 from kinescan.data.transforms import EvalTransform
-from kinescan.errors import ConfigError, ExportError
+from kinescan.errors import ConfigError, ExportError, KinescanError
 from kinescan.evaluation.mode import in_evaluation
 from kinescan.inference.exported import (
     RECORD_FILE,
@@ -26,11 +25,10 @@ from kinescan.inference.exported import (
     load_exported,
     read_record,
 )
-from kinescan.inference.formats import FORMATS, FormatName, Precision, quiet_exporters
+from kinescan.inference.formats import FORMATS, FormatName, Precision, first_line, quiet_exporters
 from kinescan.inference.predictor import read_clips, video_files
 from kinescan.inference.source import ModelSource, resolve_model
 from kinescan.models.classifier import VideoClassifier
-from kinescan.ops.backend import plain_torch
 from kinescan.settings import closest, to_plain
 from kinescan.version import __version__
 
@@ -83,10 +81,13 @@ def export(
     preprocessing and sizes; `load_exported` runs it. Our operators are taken apart into plain torch operations, so that
     nothing of kinescan is needed to run the file. Number of frames and frame size are fixed; the batch may vary.
 
+    "transformers" writes what its `AutoModelForVideoClassification` and its video-classification pipeline load after
+    `import kinescan`, with our operators and any batch and number of frames.
+
     Args:
         model: a classifier, or the folder or hub name of a saved one; left as it was.
         folder: made if need be; an earlier export in it is replaced.
-        to: "onnx", "openvino" or "torch" (torch.export).
+        to: "onnx", "openvino", "torch" (torch.export) or "transformers".
         batch: clips that go in at once, or "dynamic" for any number.
         num_frames: frames of a clip; by default those of the model's preprocessing.
         precision: what the file computes in; "bfloat16" with openvino only. Weights are stored in float32.
@@ -102,7 +103,7 @@ def export(
             something else.
         ExportError: the model cannot be exported, or the file differs from it; then nothing is left behind.
         VideoError: one of the videos cannot be read.
-        DependencyError: a package of the extra "export" is not installed.
+        DependencyError: a package of the extra "export" (or "vlm", for transformers) is not installed.
         CheckpointError: `model` is a folder or name that holds no saved model.
     """
     target = Path(folder).resolve()
@@ -127,15 +128,13 @@ def export(
     names, clips = _clips_to_compare(record, videos)
     with in_evaluation(resolved), torch.no_grad():
         expected = resolved(clips)
-        program = _trace(resolved, record)
-    del resolved
+    allowed = TOLERANCES[precision] if tolerance is None else tolerance
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         aside.mkdir(parents=True)
-        record = _write(program, record, aside)
-        allowed = TOLERANCES[precision] if tolerance is None else tolerance
+        record = _write(resolved, record, aside)
         check = _compare(aside, names, clips, expected, allowed)
-        record = replace(record, check={**_plain(check)})
+        record = replace(record, check=_plain(check))
         _write_record(record, aside)
         if not check.passed:
             raise ExportError(_failure(record, check))
@@ -150,13 +149,15 @@ def export(
 
 
 def _check_arguments(
-    to: str, batch: int | str, num_frames: int | None, precision: str, tolerance: float | None
+    to: FormatName, batch: int | str, num_frames: int | None, precision: Precision, tolerance: float | None
 ) -> None:
     if to not in FORMATS:
         raise ConfigError(f"cannot export to {to!r}. {closest(to, FORMATS)}")
     if precision not in get_args(Precision):
         raise ConfigError(f"precision must be float32 or bfloat16, got {precision!r}.")
-    check_precision(to, precision)  # type: ignore[arg-type]
+    check_precision(to, precision)
+    if batch != "dynamic" and not FORMATS[to].fixed_batch:
+        raise ConfigError(f"{to} takes any number of clips, so batch cannot be {batch!r}. Leave it out.")
     if batch != "dynamic" and (not isinstance(batch, int) or batch < 1):
         raise ConfigError(f"batch must be 1 or more, or 'dynamic', got {batch!r}.")
     if num_frames is not None and num_frames < 1:
@@ -187,28 +188,15 @@ def _on_cpu(model: ModelSource) -> VideoClassifier:
     return resolved if resolved.device.type == "cpu" else copy.deepcopy(resolved).to("cpu")
 
 
-def _trace(model: VideoClassifier, record: ExportRecord) -> ExportedProgram:
-    """The model as a graph of plain torch operations."""
-    # A batch of 1 would be taken for a constant.
-    example = torch.zeros(record.batch or 2, record.num_frames, 3, record.size, record.size)
-    axes = {0: Dim("batch", min=1)} if record.batch is None else None
-    try:
-        with plain_torch(), quiet_exporters():
-            return torch.export.export(model, (example,), dynamic_shapes=(axes,), strict=False)
-    # Exporters fail in many ways, each with its own kind of error.
-    except Exception as error:
-        raise ExportError(f"{record.model} cannot be taken apart by torch.export: {_first_line(error)}") from error
-
-
-def _write(program: ExportedProgram, record: ExportRecord, folder: Path) -> ExportRecord:
+def _write(model: VideoClassifier, record: ExportRecord, folder: Path) -> ExportRecord:
     shape = (record.batch, record.num_frames, 3, record.size, record.size)
     try:
-        with quiet_exporters():
-            FORMATS[record.format].write(program, shape, folder / record.file)
+        with in_evaluation(model), quiet_exporters():
+            FORMATS[record.format].write(model, shape, folder / record.file)
     except (RuntimeError, ValueError, TypeError) as error:
-        if isinstance(error, ExportError):
+        if isinstance(error, KinescanError):
             raise
-        raise ExportError(f"{record.model} cannot be written as {record.format}: {_first_line(error)}") from error
+        raise ExportError(f"{record.model} cannot be written as {record.format}: {first_line(error)}") from error
     record = replace(record, files=tuple(sorted(entry.name for entry in folder.iterdir())))
     _write_record(record, folder)
     return record
@@ -289,8 +277,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -11,12 +11,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
-from kinescan.errors import DependencyError
+from kinescan.errors import DependencyError, ExportError
+from kinescan.models.classifier import VideoClassifier
+from kinescan.models.model_card import TRANSFORMERS_USE, model_card
+from kinescan.ops.backend import plain_torch
+from kinescan.settings import to_plain
 
-FormatName = Literal["onnx", "openvino", "torch"]
+FormatName = Literal["onnx", "openvino", "torch", "transformers"]
 Precision = Literal["float32", "bfloat16"]
+Shape = tuple[int | None, int, int, int, int]
+"""Of the clips that go in; None: any number of them."""
 Runner = Callable[[Tensor], Tensor]
 """Clips [B, T, 3, H, W] float32 on the CPU -> logits [B, K] float32."""
 
@@ -33,18 +39,24 @@ class Format:
     Attributes:
         file: name of the file that is opened.
         precisions: what it can compute in.
-        write: puts a program with inputs of a shape (None: any size) into a file.
+        fixed_batch: whether the number of clips can be fixed.
+        write: puts a model that takes clips of a shape into a file, and others beside it.
         open: makes the function that runs such a file.
     """
 
     file: str
-    precisions: tuple[Precision, ...]
-    write: Callable[[ExportedProgram, tuple[int | None, ...], Path], None]
+    precisions: tuple[Precision, ...] = ("float32",)
+    fixed_batch: bool = True
+    write: Callable[[VideoClassifier, Shape, Path], None]
     open: Callable[[Path, Precision, int], Runner]
 
 
-def optional_package(name: str) -> Any:
-    """A package of the extra "export".
+def optional_package(name: str, extra: str = "export") -> Any:
+    """A package that not everyone has.
+
+    Args:
+        name: what is imported.
+        extra: the extra of ours that brings it.
 
     Raises:
         DependencyError: it is not installed.
@@ -52,7 +64,9 @@ def optional_package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise DependencyError(f"this needs {name} ({error}). Install it with: pip install 'kinescan[export]'") from None
+        raise DependencyError(
+            f"this needs {name} ({error}). Install it with: pip install 'kinescan[{extra}]'"
+        ) from None
 
 
 @contextmanager
@@ -70,8 +84,31 @@ def quiet_exporters() -> Iterator[None]:
         chatty.setLevel(before)
 
 
-def _write_torch(program: ExportedProgram, shape: tuple[int | None, ...], path: Path) -> None:
-    torch.export.save(program, path)
+def trace(model: VideoClassifier, shape: Shape) -> ExportedProgram:
+    """The model as a graph of plain torch operations.
+
+    Raises:
+        ExportError: torch.export cannot take it apart.
+    """
+    # A batch of 1 would be taken for a constant.
+    example = torch.zeros(shape[0] or 2, *shape[1:])
+    axes = {0: Dim("batch", min=1)} if shape[0] is None else None
+    try:
+        with plain_torch(), torch.no_grad():
+            return torch.export.export(model, (example,), dynamic_shapes=(axes,), strict=False)
+    # It fails in many ways, each with its own kind of error.
+    except Exception as error:
+        raise ExportError(f"{model.name} cannot be taken apart by torch.export: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; exporters append long logs."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _write_torch(model: VideoClassifier, shape: Shape, path: Path) -> None:
+    torch.export.save(trace(model, shape), path)
 
 
 def _open_torch(path: Path, precision: Precision, num_threads: int) -> Runner:
@@ -86,9 +123,10 @@ def _open_torch(path: Path, precision: Precision, num_threads: int) -> Runner:
     return run
 
 
-def _write_onnx(program: ExportedProgram, shape: tuple[int | None, ...], path: Path) -> None:
+def _write_onnx(model: VideoClassifier, shape: Shape, path: Path) -> None:
     for package in ("onnx", "onnxscript"):
         optional_package(package)
+    program = trace(model, shape)
     axes = {axis: "batch" for axis, size in enumerate(shape) if size is None}
     converted = torch.onnx.export(
         program,
@@ -112,9 +150,9 @@ def _open_onnx(path: Path, precision: Precision, num_threads: int) -> Runner:
     return lambda clip: torch.from_numpy(session.run([OUTPUT], {INPUT: clip.contiguous().numpy()})[0])
 
 
-def _write_openvino(program: ExportedProgram, shape: tuple[int | None, ...], path: Path) -> None:
+def _write_openvino(model: VideoClassifier, shape: Shape, path: Path) -> None:
     openvino = optional_package("openvino")
-    converted = openvino.convert_model(program)
+    converted = openvino.convert_model(trace(model, shape))
     converted.reshape([-1 if size is None else size for size in shape])
     converted.inputs[0].tensor.set_names({INPUT})
     converted.outputs[0].tensor.set_names({OUTPUT})
@@ -132,10 +170,46 @@ def _open_openvino(path: Path, precision: Precision, num_threads: int) -> Runner
     return lambda clip: torch.from_numpy(compiled(clip.contiguous().numpy())[OUTPUT].copy())
 
 
+def _auto_classes() -> Any:
+    """Our classes for transformers, which import it."""
+    optional_package("transformers", extra="vlm")
+    return importlib.import_module("kinescan.inference.auto_classes")
+
+
+def _write_transformers(model: VideoClassifier, shape: Shape, path: Path) -> None:
+    wrapped, processor = _auto_classes().wrap(model, num_frames=shape[1])
+    wrapped.save_pretrained(path.parent)
+    processor.save_pretrained(path.parent)
+    card = model_card(
+        name=model.name,
+        config=to_plain(model.config),
+        labels=model.labels,
+        preprocessing=to_plain(model.preprocessing) | {"num_frames": shape[1]},
+        num_parameters=model.num_parameters,
+        use=TRANSFORMERS_USE,
+    )
+    (path.parent / "README.md").write_text(card, encoding="utf-8")
+
+
+def _open_transformers(path: Path, precision: Precision, num_threads: int) -> Runner:
+    _auto_classes()
+    loaded = optional_package("transformers", extra="vlm").AutoModelForVideoClassification.from_pretrained(path.parent)
+
+    def run(clip: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = loaded(clip).logits
+        return logits
+
+    return run
+
+
 FORMATS: Mapping[FormatName, Format] = {
-    "onnx": Format(file="model.onnx", precisions=("float32",), write=_write_onnx, open=_open_onnx),
+    "onnx": Format(file="model.onnx", write=_write_onnx, open=_open_onnx),
     "openvino": Format(
         file="model.xml", precisions=("float32", "bfloat16"), write=_write_openvino, open=_open_openvino
     ),
-    "torch": Format(file="model.pt2", precisions=("float32",), write=_write_torch, open=_open_torch),
+    "torch": Format(file="model.pt2", write=_write_torch, open=_open_torch),
+    "transformers": Format(
+        file="model.safetensors", fixed_batch=False, write=_write_transformers, open=_open_transformers
+    ),
 }

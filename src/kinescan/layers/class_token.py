@@ -93,7 +93,13 @@ class ClassTokenShift(TemporalMix):
 
     def __init__(self, width: int, *, causal: bool = False) -> None:
         super().__init__(width, causal=causal)
-        self.register_buffer("shift", _shift_taps(width, width // self.share, causal), persistent=False)
+        self.register_buffer("shift", torch.empty(width, self.kernel_size), persistent=False)
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """The fixed filter, which no checkpoint holds."""
+        assert isinstance(self.shift, Tensor)
+        self.shift.copy_(_shift_taps(self.width, self.width // self.share, self.causal))
 
     def taps(self) -> Tensor:
         """The fixed filter."""

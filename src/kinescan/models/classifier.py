@@ -11,6 +11,7 @@ from kinescan.errors import CheckpointError, ConfigError, ShapeError
 from kinescan.models import saved_model
 from kinescan.models.hub import upload
 from kinescan.models.model_card import model_card
+from kinescan.models.run_record import read_run
 from kinescan.models.saved_model import SavedModel
 from kinescan.models.weights import Checkpoint, LoadReport, Pretrained, load_pretrained, read_vision_tower
 from kinescan.preprocessing import Preprocessing
@@ -175,14 +176,15 @@ class VideoClassifier(nn.Module, ABC):
                 f"Resize them, or build the model with image_size={clip.shape[3]}."
             )
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, run: str | Path | None = None) -> None:
         """Writes model.safetensors, config.json and README.md (a model card); existing ones are replaced at the end.
 
         Args:
             folder: made if need be.
+            run: the folder of the run that trained the model: its recipe and scores go into the card.
 
         Raises:
-            CheckpointError: the folder cannot be written.
+            CheckpointError: the folder cannot be written, or `run` is no run's folder.
             ConfigError: labels were changed and no longer fit the config.
         """
         tensors, base = self.saved_part()
@@ -201,6 +203,7 @@ class VideoClassifier(nn.Module, ABC):
             preprocessing=saved.preprocessing,
             num_parameters=self.num_parameters,
             base=base,
+            run=None if run is None else read_run(run),
         )
         saved_model.write(Path(folder), saved, tensors, card)
 
@@ -229,18 +232,19 @@ class VideoClassifier(nn.Module, ABC):
         model.load_report = _load_exactly(model, folder)
         return model.eval()
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+    def push_to_hub(self, repo_id: str, *, private: bool = False, run: str | Path | None = None) -> str:
         """Uploads the saved model to the Hugging Face hub and returns the address of the commit.
 
         Args:
             repo_id: "user/name"; the repository is made if need be.
             private: whether a new repository is private.
+            run: the folder of the run that trained the model: its recipe, data, views and scores go into the card.
 
         Raises:
-            CheckpointError: not logged in, no right to write there, or no connection.
+            CheckpointError: not logged in, no right to write there, no connection, or `run` is no run's folder.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.save_pretrained(folder, run=run)
             return upload(Path(folder), repo_id, private=private)
 
 

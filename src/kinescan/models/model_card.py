@@ -1,14 +1,23 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
+
+from kinescan.models.run_record import RunRecord
+
 _SHOWN_LABELS = 40
-_FRONT_MATTER = """---
-library_name: kinescan
-pipeline_tag: video-classification
-tags:
-- video-classification
-- kinescan
----"""
+_RECIPE = "With this, `kinescan train` trained it; of folders, only the last name is shown."
+_TAGS = ["video-classification", "kinescan"]
+KINESCAN_USE = """import kinescan as ks
+
+model = ks.from_pretrained("FOLDER_OR_HUB_NAME")
+for prediction in ks.predict(model, ["video.mp4"]):
+    print(prediction.labels, prediction.scores)"""
+TRANSFORMERS_USE = """import kinescan  # pip install "kinescan[vlm]"
+from transformers import pipeline
+
+classify = pipeline("video-classification", model="FOLDER_OR_HUB_NAME")
+print(classify("video.mp4"))  # or frames as bytes [T, H, W, 3]"""
 
 
 def model_card(
@@ -19,6 +28,8 @@ def model_card(
     preprocessing: Mapping[str, Any],
     num_parameters: int,
     base: Mapping[str, Any] | None = None,
+    run: RunRecord | None = None,
+    use: str = KINESCAN_USE,
 ) -> str:
     """The README.md of a saved model: what it is, its labels, how pixels get in, and how to use it.
 
@@ -29,28 +40,68 @@ def model_card(
         preprocessing: fields of `Preprocessing`.
         num_parameters: parameters in all.
         base: for a tuned part, "source" and "sha256" of the weights that it belongs to.
+        run: the run that trained it: its recipe and its scores.
+        use: Python code that uses it.
 
     Returns:
         Markdown with the front matter that the Hugging Face hub reads.
     """
     parts = [
-        _FRONT_MATTER,
+        f"---\n{_metadata(name, run)}\n---",
         f"# {name}, {len(labels)} classes",
         f"A video classifier of kinescan: {num_parameters:,} parameters.",
         *([] if base is None else [_base(base)]),
         "## How to use",
-        "```python\nimport kinescan as ks\n\n"
-        'model = ks.from_pretrained("FOLDER_OR_HUB_NAME")\n'
-        'for prediction in ks.predict(model, ["video.mp4"]):\n'
-        "    print(prediction.labels, prediction.scores)\n```",
+        f"```python\n{use}\n```",
+        *([] if run is None or not run.reports else ["## Scores", _scores(run), *_notes(run)]),
         "## Labels",
         _label_list(labels),
         "## Preprocessing",
         _table(preprocessing),
         "## Architecture",
         _table(config),
+        *([] if run is None else ["## Recipe", _RECIPE, f"```toml\n{run.published_recipe()}\n```"]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _metadata(name: str, run: RunRecord | None) -> str:
+    """The front matter that the Hugging Face hub reads, with the scores as it shows them."""
+    results = [
+        EvalResult(
+            task_type="video-classification",
+            dataset_type=report.data,
+            dataset_name=report.data,
+            metric_type="accuracy",
+            metric_name=f"top-1, views {report.views}",
+            metric_value=round(report.top1, 4),
+        )
+        for report in ([] if run is None else run.reports)
+    ]
+    data = ModelCardData(
+        library_name="kinescan",
+        pipeline_tag="video-classification",
+        tags=_TAGS,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    return data.to_yaml()
+
+
+def _scores(run: RunRecord) -> str:
+    rows = [
+        f"| {_plain(report.data)} | {_plain(report.views)} | {report.num_videos:,} | {100 * report.top1:.1f} % "
+        f"| {100 * report.top5:.1f} % (top {report.top5_classes}) | {100 * report.calibration_error:.1f} % |"
+        for report in run.reports
+    ]
+    header = "| data | views (frames x clips x crops) | videos | top-1 | top-5 | calibration error |"
+    return "\n".join([header, "|---|---|---|---|---|---|", *rows])
+
+
+def _notes(run: RunRecord) -> list[str]:
+    return [
+        f"**Note.** {_plain(note)}" for note in dict.fromkeys(note for report in run.reports for note in report.notes)
+    ]
 
 
 def _base(base: Mapping[str, Any]) -> str:

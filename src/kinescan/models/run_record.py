@@ -1,0 +1,99 @@
+"""What a run's folder tells of the model that it trained: the recipe, and how well it did."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kinescan.errors import CheckpointError
+
+RECIPE_FILE = "recipe.toml"
+REPORT_FILES = ("report.json", "evaluation/report.json")
+"""Written at the end of the training, and by `kinescan eval`."""
+
+_PATH = re.compile(r"""(["'])((?:~|\.{0,2}/|[A-Za-z]:[\\/]).*?)\1""")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportedScore:
+    """The head of a report.
+
+    Attributes:
+        data: what the model was scored on; of a path, its last name.
+        views: frames x clips x crops.
+        num_videos: how many were scored.
+        top1: share of videos whose best class is right.
+        top5: share of videos whose class is among the best `top5_classes`.
+        top5_classes: 5, or the number of classes.
+        calibration_error: expected calibration error.
+        notes: what a reader has to know.
+    """
+
+    data: str
+    views: str
+    num_videos: int
+    top1: float
+    top5: float
+    top5_classes: int
+    calibration_error: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A run, as its folder tells it.
+
+    Attributes:
+        recipe: the resolved recipe, TOML.
+        reports: every score that was written.
+    """
+
+    recipe: str
+    reports: tuple[ReportedScore, ...]
+
+    def published_recipe(self) -> str:
+        """The recipe without the folders of whoever trained: of every path, the last name.
+
+        Example:
+            >>> RunRecord(recipe='train = "/home/me/ssv2/train.csv"', reports=()).published_recipe()
+            'train = "train.csv"'
+        """
+        return _PATH.sub(lambda match: f"{match[1]}{_last_name(match[2])}{match[1]}", self.recipe.strip())
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """What the folder of a run tells.
+
+    Raises:
+        CheckpointError: it is no run's folder, or a report in it is damaged.
+    """
+    path = Path(folder)
+    if not (path / RECIPE_FILE).is_file():
+        raise CheckpointError(f"{folder} has no {RECIPE_FILE}. Give the folder of a run, as `kinescan train` wrote it.")
+    reports = [path / name for name in REPORT_FILES if (path / name).is_file()]
+    recipe = (path / RECIPE_FILE).read_text(encoding="utf-8")
+    return RunRecord(recipe=recipe, reports=tuple(_read_report(file) for file in reports))
+
+
+def _read_report(path: Path) -> ReportedScore:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return ReportedScore(
+            data=_last_name(content["data"]),
+            views=content["views"],
+            num_videos=int(content["num_videos"]),
+            top1=float(content["top1"]),
+            top5=float(content["top5"]),
+            top5_classes=int(content["top5_classes"]),
+            calibration_error=float(content["calibration_error"]),
+            notes=tuple(content.get("notes", ())),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is no report of kinescan ({error!r}). Evaluate once more: kinescan eval"
+        ) from error
+
+
+def _last_name(path: str) -> str:
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1] or path
