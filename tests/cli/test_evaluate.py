@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from kinescan.cli.compare import compare_reports
 from kinescan.cli.evaluate import evaluate
 from kinescan.config import build_run, dump_recipe
 from kinescan.errors import ConfigError
+from kinescan.evaluation.predictions import read_predictions
 from kinescan.models.zoo import create_model
 from kinescan.preprocessing import Preprocessing
 
@@ -68,6 +71,54 @@ def test_eval_writes_features(kinescan: Any, make_run: Any, tmp_path: Path) -> N
         assert list(file.get_tensor("features").shape) == [2, 16]
         assert file.metadata()["views"] == "8x2x3"
     assert "| views (frames x clips x crops) | 8x2x3 |" in result.stdout
+
+
+def test_eval_by_two_processes_is_that_of_one(make_run: Any, videos: Path, tmp_path: Path) -> None:
+    """Eleven readable videos, one that is not; the first process writes and prints, once."""
+    mixed = tmp_path / "mixed"
+    shutil.copytree(videos, mixed)
+    (mixed / "dark" / "3.mp4").write_text("no video")
+    run = make_run("run")
+    alone = evaluate(run, data=mixed, output=tmp_path / "alone")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "kinescan"]
+    arguments = [
+        "eval",
+        str(run),
+        "--data",
+        str(mixed),
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "both"),
+        "--json",
+    ]
+    done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["num_videos"], said["num_unreadable"]) == (11, 1)
+    expected = alone.to_json()
+    exact = (
+        "num_videos",
+        "top1",
+        "top5",
+        "mean_class_accuracy",
+        "classes",
+        "confusions",
+        "unreadable",
+        "notes",
+        "views",
+    )
+    assert {key: said[key] for key in exact} == json.loads(json.dumps({key: expected[key] for key in exact}))
+    assert said["calibration_error"] == pytest.approx(expected["calibration_error"], abs=1e-5)
+    one, two = (read_predictions(tmp_path / name / "predictions.jsonl") for name in ("alone", "both"))
+    assert one == two
+
+
+def test_eval_compare_is_for_one_process(kinescan: Any, make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = kinescan("eval", "--compare", make_run("run"), "runs/other")
+    assert refused.exit_code == 2
+    assert "--compare is work for one process" in refused.stderr
 
 
 def test_eval_compares_two_runs_on_videos_given(kinescan: Any, make_run: Any, videos: Path, tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from kinescan.cli.compare import compare_reports
-from kinescan.cli.output import print_json, reported
+from kinescan.cli.output import is_main_process, print_json, reported
 from kinescan.cli.runs import RECIPE_FILE, model_folder, run_of
 from kinescan.cli.videos import evaluated_on, make_test_set, read_videos
 from kinescan.config import RunConfig, load_recipe
@@ -24,6 +25,7 @@ from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
 from kinescan.models.zoo import from_pretrained
 from kinescan.training.engine import choose_device
 from kinescan.training.journal import prepare_output
+from kinescan.training.processes import open_processes
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ def evaluate(
 ) -> Report:
     """Scores a saved model on labelled videos and writes report.json, report.md, two pictures and predictions.jsonl.
 
+    Started by torchrun, each process scores its share of the videos, and the first one writes.
+
     Args:
         model: a run's folder (its best checkpoint is taken), a saved model, or a hub name; None for the newest run
             under ./runs.
@@ -67,29 +71,42 @@ def evaluate(
         output = run / "evaluation"
     if output is not None:
         output = prepare_output(output)
-    resolved = from_pretrained(folder).to(choose_device(device))
+    with open_processes(choose_device(device)) as processes:
+        report = _scored(folder, run, data, views, processes.device, num_workers, with_features=features is not None)
+        if processes.is_main and output is not None:
+            report.save(output)
+            logger.info("report: %s", Path(output) / "report.md")
+        if processes.is_main and features is not None:
+            save_features(report.evaluation, features)
+            logger.info("features and scores: %s", features)
+    return report
+
+
+def _scored(
+    folder: str,
+    run: Path | None,
+    data: str | Path | None,
+    views: Views | str | None,
+    device: torch.device,
+    num_workers: int,
+    *,
+    with_features: bool,
+) -> Report:
+    """The report of a model in a folder, which may belong to a run; of several processes, all get the whole."""
+    model = from_pretrained(folder).to(device)
     recipe = load_recipe(run / RECIPE_FILE) if run is not None else None
     items, classes, origin = _items(data, recipe)
-    chosen = _views(views, recipe, resolved.preprocessing.num_frames)
-    config = RunConfig(preprocessing=resolved.preprocessing)
-    dataset = make_test_set(config, items, classes, chosen)
+    chosen = _views(views, recipe, model.preprocessing.num_frames)
+    dataset = make_test_set(RunConfig(preprocessing=model.preprocessing), items, classes, chosen)
     loader = replace(LoaderConfig() if recipe is None else recipe.loader, num_workers=num_workers)
-    evaluation = evaluate_model(resolved, dataset, loader=loader, with_features=features is not None)
-    report = make_report(
-        evaluation,
-        model=resolved.name,
+    return make_report(
+        evaluate_model(model, dataset, loader=loader, with_features=with_features),
+        model=model.name,
         data=origin,
         seed=None if recipe is None else recipe.seed,
-        cost=count_cost(resolved),
+        cost=count_cost(model),
         notes=() if recipe is None else tuple(_notes(items, data, recipe, chosen_best=Path(folder).name == "best")),
     )
-    if output is not None:
-        report.save(output)
-        logger.info("report: %s", Path(output) / "report.md")
-    if features is not None:
-        save_features(evaluation, features)
-        logger.info("features and scores: %s", features)
-    return report
 
 
 def _notes(
@@ -161,6 +178,8 @@ def command(
         )
     else:
         found = _compared(compare, model, data, views, output, device, workers, features)
+    if not is_main_process():
+        return
     if as_json:
         print_json(found.to_json())
     else:
@@ -178,6 +197,8 @@ def _compared(
     features: Path | None,
 ) -> Comparison:
     """Of the reports that are there; with data or views, of runs scored anew."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("--compare is work for one process. Score both runs with torchrun, then compare without it.")
     if model is not None or features is not None:
         raise ConfigError("--compare takes two runs and neither a model nor --features. Score one by itself for those.")
     if data is not None or views is not None:
