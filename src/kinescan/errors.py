@@ -30,7 +30,11 @@ class VideoError(KinescanError, OSError):
 
     def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str]]:
         """Worker processes send errors by pickling: keep both arguments."""
-        return (VideoError, (self.path, self.reason))
+        return (type(self), (self.path, self.reason))
+
+
+class CutVideoError(VideoError):
+    """A video file is cut or damaged: fewer frames can be decoded than it promises."""
 
 
 class BackendError(KinescanError, RuntimeError):

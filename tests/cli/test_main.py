@@ -18,6 +18,7 @@ FLAGS = {
         *("--set", "--train-per-class", "--test-per-class", "--frame-size", "--num-frames"),
         *("--seed", "--noise", "--shake", "--json"),
     },
+    "data check": {"--set", "--test", "--reader", "--split", "--workers", "--quick", "--output", "--json"},
     "list": {"--recipes", "--json"},
     "doctor": {"--json"},
     "export": {"--to", "--batch", "--frames", "--precision", "--video", "--tolerance", "--json"},

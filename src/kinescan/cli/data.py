@@ -3,6 +3,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from kinescan.cli import check
 from kinescan.cli.output import copy_lines, print_json, reported
 from kinescan.config import parse_overrides
 from kinescan.data.synthetic import AppearanceConfig, MotionConfig, SyntheticReport, make_appearance, make_motion
@@ -72,8 +73,9 @@ def command(
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, epilog=copy_lines(EXAMPLES))
 app.command("make", epilog=copy_lines(EXAMPLES))(command)
+app.command("check", epilog=copy_lines(check.EXAMPLES))(check.command)
 
 
 @app.callback()
 def _group() -> None:
-    """Make data sets."""
+    """Make data sets, and check them."""

@@ -13,7 +13,7 @@ VERBS = {
     "predict": ("kinescan.cli.predict", "Name the classes of video files."),
     "stream": ("kinescan.cli.stream", "Classify a video frame by frame, at constant cost."),
     "ask": ("kinescan.cli.ask", "Answer questions about a long video with a pretrained VLM."),
-    "data": ("kinescan.cli.data", "Make data sets."),
+    "data": ("kinescan.cli.data", "Make data sets, and check them."),
     "list": ("kinescan.cli.list", "List models, recipes, data sets and backends."),
     "doctor": ("kinescan.cli.doctor", "Say what works on this machine, and why other things do not."),
     "demo": ("kinescan.cli.demo", "Run the whole job on data that it makes itself."),

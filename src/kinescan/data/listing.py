@@ -65,12 +65,14 @@ class VideoList:
         missing: ids that the annotations list and no file was found for. They are among `items` unless the layout
             leaves them out, as Kinetics does.
         repeated: ids that are listed more than once, with the same label.
+        empty: folders without a video; they are no classes.
     """
 
     items: list[VideoItem]
     classes: tuple[str, ...]
-    missing: tuple[str, ...]
-    repeated: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"VideoList({len(self.items)} videos, {len(self.classes)} classes, {len(self.missing)} missing)"
@@ -137,6 +139,8 @@ def read_items(
         (('fall', 'jump'), [1, 0])
     """
     found = list_videos(source, root=root, classes=classes, reader=reader, part=part, split=split)
+    if found.empty:
+        logger.warning("%s: no video in %s; taken for no class", source, ", ".join(found.empty))
     if found.repeated:
         logger.warning(
             "%s lists %d videos more than once, such as %s; each is taken once",
@@ -190,7 +194,9 @@ def list_videos(
             )
         if first is not item:
             repeated.append(item.video_id)
-    return VideoList(list(items.values()), tuple(classes), listing.missing, tuple(dict.fromkeys(repeated)))
+    return VideoList(
+        list(items.values()), tuple(classes), listing.missing, tuple(dict.fromkeys(repeated)), listing.empty
+    )
 
 
 def choose_layout(source: str | Path, reader: str = "auto") -> Layout:
@@ -229,15 +235,13 @@ def _read_folder(source: Source) -> Listing:
             f"{folder} holds the splits {', '.join(sorted(filled))}, not classes. Name one of them, such as "
             f"{folder / sorted(filled)[0]}."
         )
-    empty = sorted(set(found) - set(filled))
-    if empty:
-        logger.warning("%s: no video in %s; taken for no class", folder, ", ".join(empty))
     return Listing(
         [
             LabelledVideo(path, path.relative_to(folder).as_posix(), name)
             for name, videos in filled.items()
             for path in videos
-        ]
+        ],
+        empty=tuple(sorted(set(found) - set(filled))),
     )
 
 

@@ -12,6 +12,8 @@ import torch
 from kinescan.data.datasets import Sample, Samples, Unreadable, VideoDataset, stable_seed
 from kinescan.errors import ConfigError
 
+StartMethod = Literal["auto", "spawn", "forkserver", "fork"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
@@ -28,7 +30,7 @@ class LoaderConfig:
     batch_size: int = 8
     num_workers: int = 2
     prefetch_batches: int = 2
-    start_method: Literal["auto", "spawn", "forkserver", "fork"] = "auto"
+    start_method: StartMethod = "auto"
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("num_workers", 0), ("prefetch_batches", 1)):
@@ -124,8 +126,8 @@ class VideoLoader:
             collate_fn=cast(Any, collate),
             prefetch_factor=config.prefetch_batches if workers else None,
             persistent_workers=workers > 0,
-            worker_init_fn=_start_worker,
-            multiprocessing_context=_worker_context(config) if workers else None,
+            worker_init_fn=start_worker,
+            multiprocessing_context=worker_context(config.start_method) if workers else None,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
@@ -231,15 +233,21 @@ class _BatchOrder:
         return together[unit * start : unit * end]
 
 
-def _worker_context(config: LoaderConfig) -> BaseContext:
+def worker_context(start_method: StartMethod = "auto") -> BaseContext:
+    """How worker processes are started here.
+
+    Args:
+        start_method: see `LoaderConfig`.
+
+    Raises:
+        ConfigError: the method does not exist on this system.
+    """
     there = multiprocessing.get_all_start_methods()
-    method = config.start_method
+    method: str = start_method
     if method == "auto":
         method = "forkserver" if "forkserver" in there else "spawn"
     if method not in there:
-        raise ConfigError(
-            f"start_method {config.start_method!r} does not exist here. Allowed: auto, {', '.join(there)}."
-        )
+        raise ConfigError(f"start_method {start_method!r} does not exist here. Allowed: auto, {', '.join(there)}.")
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         # imported once, for the workers of this loader and the next ones
@@ -247,7 +255,8 @@ def _worker_context(config: LoaderConfig) -> BaseContext:
     return context
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int = 0) -> None:
+    """What a worker process does first."""
     torch.set_num_threads(1)
     # Ctrl-C is for the main process, which ends the workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)

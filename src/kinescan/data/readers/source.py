@@ -59,12 +59,14 @@ class Listing:
         missing: ids that the annotations list and no file was found for.
         left_out: missing videos are not among `videos`, as where it is normal that some are gone; otherwise they
             are, and show as unreadable.
+        empty: names that look like classes and hold no video; they are no classes.
     """
 
     videos: list[LabelledVideo]
     classes: tuple[str, ...] | None = None
     missing: tuple[str, ...] = ()
     left_out: bool = False
+    empty: tuple[str, ...] = ()
 
 
 def find_listed(

@@ -13,6 +13,7 @@ from kinescan.errors import ConfigError, VideoError
 
 # After a seek the demuxer may land a little before the packet asked for; farther off, the file is read from its start.
 _MAX_PACKETS_TO_LAND = 64
+_FORMATS_WITH_DURATION = frozenset({"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"})
 # Text files that FFmpeg would draw as "video".
 _TEXT_FORMATS = frozenset({"tty"})
 
@@ -56,6 +57,17 @@ class Decoder:
         """The header's duration of the longest stream, 0 where it has none."""
         duration = self._container.duration
         return 0.0 if duration is None else duration / av.time_base
+
+    @property
+    def start_seconds(self) -> float:
+        """When the first stream starts, by the header."""
+        start = self._container.start_time
+        return 0.0 if start is None else start / av.time_base
+
+    @property
+    def stores_duration(self) -> bool:
+        """Whether the format's header holds the duration; for others FFmpeg guesses it."""
+        return not _FORMATS_WITH_DURATION.isdisjoint(self._container.format.name.split(","))
 
     def again(self) -> "Decoder":
         """The same stream of the same file, opened once more; the packets are not read again."""

@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 from kinescan.data.video.decoder import Decoder, Undecodable
 from kinescan.data.video.structure import missing_bytes
 from kinescan.data.video.table import FrameTable
-from kinescan.errors import ConfigError, ShapeError, VideoError
+from kinescan.errors import ConfigError, CutVideoError, ShapeError, VideoError
 from kinescan.shapes import Pixels
 
 # Frames that a file may give out of the order of their times before it counts as damaged.
@@ -60,8 +61,9 @@ class VideoReader:
             out of that, without those marked as damaged, are the video.
 
     Raises:
-        VideoError: the file is missing, empty, cut or damaged, or holds no video; `read` and iteration raise it where
-            they meet frames that cannot be decoded, and name how many can.
+        VideoError: the file is missing, empty or holds no video.
+        CutVideoError: it is cut or damaged; `read` and iteration raise it where they meet frames that cannot be
+            decoded, and name how many can.
         ConfigError: stream_index is not the number of a video stream.
 
     Example:
@@ -234,6 +236,40 @@ class VideoReader:
         for _ in self:
             pass
 
+    def fingerprint(self) -> str:
+        """A digest of the pictures: the same for the same coded video, in whatever container and under any name.
+
+        Decodes everything once; every eighth row of each frame's first plane counts.
+
+        Raises:
+            CutVideoError: not every frame can be decoded; the message says how many can.
+        """
+        wanted = set(self._decoder.frames.identities)
+        digest = hashlib.blake2b(digest_size=16)
+        # a decoder of its own, as for iteration
+        decoder = self._decoder.again()
+        try:
+            for identity, frame in decoder.decode(0, strict=not self._allow_short):
+                if identity in wanted:
+                    wanted.discard(identity)
+                    digest.update(f"{frame.width}x{frame.height} {frame.format.name}".encode())
+                    digest.update(_some_rows(frame))
+        except Undecodable:
+            raise self._explain() from None
+        finally:
+            decoder.close()
+        if wanted:
+            raise self._explain()
+        return digest.hexdigest()
+
+    def missing_seconds(self) -> float:
+        """How much earlier the last stream ends than the header says; 0 where the format's header does not say it."""
+        decoder = self._decoder
+        promised = decoder.promised_seconds
+        if not decoder.stores_duration or promised <= self.duration_seconds:
+            return 0.0
+        return max(0.0, promised - (decoder.end_of_all_streams_seconds() - decoder.start_seconds))
+
     @cached_property
     def _geometry(self) -> tuple[int, int, int]:
         """Height, width and rotation of the first frame."""
@@ -311,13 +347,13 @@ class VideoReader:
         if promised and promised <= num_frames:
             return
         frames = f"{num_frames} of {promised}" if promised else f"{num_frames}"
-        raise VideoError(
+        raise CutVideoError(
             self.path,
             f"{frames} frames can be decoded (the index ends at {self._index_end:.2f} s, {num_missing} bytes are "
             f"missing). {_CUT_ADVICE}",
         )
 
-    def _explain(self) -> VideoError:
+    def _explain(self) -> CutVideoError:
         """Counts what can be decoded."""
         decoder = self._decoder.again()
         try:
@@ -326,7 +362,7 @@ class VideoReader:
         finally:
             decoder.close()
         last = f"the last at {float(self.pts_seconds[max(given)]):.2f} s of " if given else ""
-        return VideoError(
+        return CutVideoError(
             self.path,
             f"{len(given)} of {self.num_frames} frames can be decoded ({last}{self._index_end:.2f} s). {_CUT_ADVICE}",
         )
@@ -357,6 +393,14 @@ def plan_runs(table: FrameTable, places: Sequence[int]) -> list[tuple[int, set[i
             runs.append((start, {identity}))
         last_needed = max(last_needed, identity)
     return runs
+
+
+def _some_rows(frame: av.VideoFrame) -> bytes:
+    """Every eighth row of the first plane, without the padding at the ends of rows."""
+    plane, layout = frame.planes[0], frame.format
+    bits = layout.components[0].bits if layout.is_planar else layout.padded_bits_per_pixel
+    rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)
+    return rows[: plane.height : 8, : plane.width * -(-bits // 8)].tobytes()
 
 
 def _turn(image: torch.Tensor, frame: av.VideoFrame) -> torch.Tensor:

@@ -1,0 +1,271 @@
+"""What is wrong with the files of a data set: found out by looking at every one; nothing is changed or deleted."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kinescan.data.listing import VideoItem, VideoList
+from kinescan.data.loader import start_worker, worker_context
+from kinescan.data.video import Inspection, inspect_video
+
+PROBLEMS = ("missing", "unreadable", "short")
+_SHOWN = 10
+_CRASH = "decoding it ends the process: the file is damaged in a way that FFmpeg does not survive."
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedVideo:
+    """A video and what was found in it.
+
+    Attributes:
+        part: which side of the data set.
+        video_id: its id there.
+        label: text of its class.
+        file: what its file holds, or what is wrong with it.
+    """
+
+    part: str
+    video_id: str
+    label: str
+    file: Inspection
+
+    def to_json(self) -> dict[str, str]:
+        """Where it is and what is wrong, as plain values."""
+        named = {"part": self.part, "id": self.video_id, "path": self.file.path, "label": self.label}
+        return named | ({"reason": self.file.reason} if self.file.problem else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheck:
+    """What was found in a data set.
+
+    Attributes:
+        videos: every one, with what its file holds.
+        classes: label texts.
+        gone: part -> ids that are listed, not there and left out, which is normal (Kinetics).
+        repeated: part -> ids that are listed more than once.
+        empty: part -> class folders without a video.
+        same_ids: whether equal ids mean the same video in all parts, as in published data sets.
+        decoded: every frame was decoded; otherwise damage inside of files does not show.
+    """
+
+    videos: tuple[CheckedVideo, ...]
+    classes: tuple[str, ...]
+    gone: Mapping[str, tuple[str, ...]]
+    repeated: Mapping[str, tuple[str, ...]]
+    empty: Mapping[str, tuple[str, ...]]
+    same_ids: bool
+    decoded: bool
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Sides that were checked."""
+        return tuple(self.gone)
+
+    def with_problem(self, problem: str) -> list[CheckedVideo]:
+        """Videos that are "missing", "unreadable" or "short"."""
+        return [video for video in self.videos if video.file.problem == problem]
+
+    def duplicates(self) -> list[list[CheckedVideo]]:
+        """Groups of videos of one part that show the same pictures in several files."""
+        return [group for group in self._same_content() if len({video.part for video in group}) == 1]
+
+    def overlap(self) -> list[list[CheckedVideo]]:
+        """Groups of videos that lie on both sides: by their pictures or, where ids are comparable, by their id."""
+        groups = [group for group in self._same_content() if len({video.part for video in group}) > 1]
+        known = {(video.part, video.video_id) for group in groups for video in group}
+        by_name: dict[str, list[CheckedVideo]] = {}
+        for video in self.videos:
+            if (video.part, video.video_id) not in known:
+                name = video.video_id if self.same_ids else str(Path(video.file.path).resolve())
+                by_name.setdefault(name, []).append(video)
+        return groups + [group for group in by_name.values() if len({video.part for video in group}) > 1]
+
+    def without_videos(self) -> dict[str, list[str]]:
+        """Part -> classes, and folders that would be classes, of which no file can be read."""
+        found = {}
+        for part in self.parts:
+            sound = {video.label for video in self.videos if video.part == part and video.file.problem is None}
+            found[part] = [label for label in self.classes if label not in sound] + list(self.empty[part])
+        return found
+
+    def is_sound(self) -> bool:
+        """Nothing was found but what is normal."""
+        findings = (
+            any(video.file.problem for video in self.videos),
+            any(self.repeated.values()),
+            any(self.without_videos().values()),
+            self.duplicates(),
+            self.overlap(),
+        )
+        return not any(findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        return {
+            "sound": self.is_sound(),
+            "decoded": self.decoded,
+            "parts": {part: self._count(part) for part in self.parts},
+            **{problem: [video.to_json() for video in self.with_problem(problem)] for problem in PROBLEMS},
+            "gone": {part: list(ids) for part, ids in self.gone.items()},
+            "listed_twice": {part: list(ids) for part, ids in self.repeated.items()},
+            "classes_without_videos": self.without_videos(),
+            "duplicates": [[video.to_json() for video in group] for group in self.duplicates()],
+            "train_and_test": [[video.to_json() for video in group] for group in self.overlap()],
+        }
+
+    def to_text(self) -> str:
+        """A page to read: counts, then what was found, at most ten of each kind."""
+        lines = []
+        for part in self.parts:
+            counts = self._count(part)
+            share = f"{counts['readable']:,} of {counts['videos']:,} videos are sound"
+            lines.append(f"{part}: {share}, {counts['classes']} classes, {counts['hours']:.2f} h")
+            if self.gone[part]:
+                lines.append(
+                    f"  {len(self.gone[part]):,} more are listed and gone; they are left out, as is usual here"
+                )
+        for problem in PROBLEMS:
+            lines += _section(
+                problem, [f"{video.file.path}: {video.file.reason}" for video in self.with_problem(problem)]
+            )
+        for part in self.parts:
+            lines += _section(f"listed more than once in {part}", list(self.repeated[part]))
+            lines += _section(f"classes of {part} without a readable video", self.without_videos()[part])
+        lines += _section("the same pictures in several files", list(map(_named, self.duplicates())))
+        lines += _section("in training and in test", list(map(_named, self.overlap())))
+        if not self.decoded:
+            lines.append("frames were not decoded: damage inside of files does not show")
+        lines.append("sound: nothing was found" if self.is_sound() else "nothing was changed or deleted")
+        return "\n".join(lines)
+
+    def _count(self, part: str) -> dict[str, Any]:
+        videos = [video for video in self.videos if video.part == part]
+        problems = Counter(str(video.file.problem) for video in videos)
+        return {
+            "videos": len(videos),
+            "readable": problems["None"],
+            **{problem: problems[problem] for problem in PROBLEMS},
+            "gone": len(self.gone[part]),
+            "classes": len({video.label for video in videos}),
+            "frames": sum(video.file.num_frames for video in videos),
+            "hours": round(sum(video.file.seconds for video in videos) / 3600, 4),
+        }
+
+    def _same_content(self) -> list[list[CheckedVideo]]:
+        groups: dict[str, list[CheckedVideo]] = {}
+        for video in self.videos:
+            if video.file.content:
+                groups.setdefault(video.file.content, []).append(video)
+        return [group for group in groups.values() if len(group) > 1]
+
+
+def check_videos(
+    parts: Mapping[str, VideoList],
+    *,
+    same_ids: bool = False,
+    num_workers: int = 0,
+    decode: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> DataCheck:
+    """Looks at every file of a data set.
+
+    Args:
+        parts: its sides, as `list_videos` gives them.
+        same_ids: whether equal ids mean the same video in all parts.
+        num_workers: processes that read files; 0 reads in this one.
+        decode: decode every frame (see `inspect_video`).
+        progress: is called with how many files are done, of how many.
+
+    Returns:
+        What was found; broken files raise nothing.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from kinescan.data import list_videos, write_video
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_video(f"{folder}/run/a.mp4", torch.zeros(8, 3, 24, 32, dtype=torch.uint8), fps=8)
+        ...     _ = Path(folder, "run", "b.mp4").write_bytes(Path(folder, "run", "a.mp4").read_bytes())
+        ...     found = check_videos({"train": list_videos(folder)})
+        >>> found.is_sound(), [[video.video_id for video in group] for group in found.duplicates()]
+        (False, [['run/a.mp4', 'run/b.mp4']])
+    """
+    listed = [(part, item) for part, videos in parts.items() for item in videos.items]
+    paths = list(dict.fromkeys(str(item.path) for _, item in listed))
+    found: dict[str, Inspection] = {}
+    for inspection in _inspect_all(paths, num_workers, decode):
+        found[inspection.path] = inspection
+        if progress is not None:
+            progress(len(found), len(paths))
+    first = next(iter(parts.values()))
+    return DataCheck(
+        videos=tuple(
+            CheckedVideo(part=part, video_id=item.video_id, label=first.classes[item.label], file=found[str(item.path)])
+            for part, item in listed
+        ),
+        classes=first.classes,
+        gone={part: _gone(videos.missing, videos.items) for part, videos in parts.items()},
+        repeated={part: videos.repeated for part, videos in parts.items()},
+        empty={part: videos.empty for part, videos in parts.items()},
+        same_ids=same_ids,
+        decoded=decode,
+    )
+
+
+def _gone(missing: Iterable[str], items: Iterable[VideoItem]) -> tuple[str, ...]:
+    """Missing ids that are left out of the items; the others are found missing file by file."""
+    kept = {item.video_id for item in items}
+    return tuple(video_id for video_id in missing if video_id not in kept)
+
+
+def _inspect_all(paths: list[str], num_workers: int, decode: bool) -> Iterator[Inspection]:
+    """Inspections in the order in which they are done."""
+    if not num_workers:
+        yield from (inspect_video(path, decode=decode) for path in paths)
+        return
+    lost = []
+    for path, inspection in _in_processes(paths, num_workers, decode):
+        if inspection is None:
+            lost.append(path)
+        else:
+            yield inspection
+    for path in lost:
+        # one of them ended its process, and took the others that were under way with it
+        [(_, inspection)] = _in_processes([path], 1, decode)
+        yield inspection or Inspection(path=path, problem="unreadable", reason=_CRASH)
+
+
+def _in_processes(paths: list[str], num_workers: int, decode: bool) -> Iterator[tuple[str, Inspection | None]]:
+    """Paths with their inspections; None for those that were under way when a process ended."""
+    left = list(reversed(paths))
+    while left:
+        under_way: dict[Future[Inspection], str] = {}
+        with ProcessPoolExecutor(num_workers, mp_context=worker_context(), initializer=start_worker) as pool:
+            try:
+                while left or under_way:
+                    while left and len(under_way) < 4 * num_workers:
+                        under_way[pool.submit(inspect_video, left[-1], decode=decode)] = left[-1]
+                        left.pop()
+                    done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        inspection = future.result()
+                        yield under_way.pop(future), inspection
+            except BrokenProcessPool:
+                yield from ((path, None) for path in under_way.values())
+
+
+def _section(title: str, rows: list[str]) -> list[str]:
+    if not rows:
+        return []
+    more = [f"  ... and {len(rows) - _SHOWN:,} more"] if len(rows) > _SHOWN else []
+    return [f"{title} ({len(rows):,}):", *(f"  {row}" for row in rows[:_SHOWN]), *more]
+
+
+def _named(group: list[CheckedVideo]) -> str:
+    labels = {video.label for video in group}
+    differ = "" if len(labels) == 1 else f"  (labels differ: {', '.join(sorted(labels))})"
+    return " = ".join(video.file.path for video in group) + differ

@@ -1,0 +1,81 @@
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kinescan.data.video.reader import VideoReader
+from kinescan.errors import CutVideoError, VideoError
+
+Problem = Literal["missing", "unreadable", "short"]
+
+# A header that is off by less than this is not called wrong: durations are rounded, and sound ends where it likes.
+_SLACK_SECONDS, _SLACK_SHARE = 0.5, 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What looking at a video file in full shows.
+
+    Attributes:
+        path: the file.
+        problem: what is wrong: "missing", "unreadable", or "short": cut, damaged, or ending before its header says;
+            None for a sound file.
+        reason: why, in words.
+        num_frames: frames that the file holds.
+        seconds: how long it is.
+        content: text that is the same for the same pictures, or with `decode=False` for the same bytes.
+    """
+
+    path: str
+    problem: Problem | None = None
+    reason: str = ""
+    num_frames: int = 0
+    seconds: float = 0.0
+    content: str = ""
+
+
+def inspect_video(path: str | Path, *, decode: bool = True) -> Inspection:
+    """Whether a video file is whole, and what it holds; raises nothing for broken files.
+
+    Args:
+        path: the file.
+        decode: decode every frame; otherwise only the file's structure and packets are read, and damage inside of
+            them does not show.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from kinescan.data.video import write_video
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     black = torch.zeros(20, 3, 24, 32, dtype=torch.uint8)
+        ...     write_video(f"{folder}/a.webm", black, fps=10, codec="libvpx-vp9")
+        ...     whole = Path(folder, "a.webm").read_bytes()
+        ...     _ = Path(folder, "cut.webm").write_bytes(whole[: len(whole) // 2])
+        ...     [inspect_video(f"{folder}/{name}.webm").problem for name in ("a", "cut", "lost")]
+        [None, 'short', 'missing']
+    """
+    file = Path(path)
+    if not file.exists():
+        return Inspection(path=str(path), problem="missing", reason="there is no such file.")
+    try:
+        with VideoReader(file) as video:
+            content = video.fingerprint() if decode else _digest(file)
+            missing = video.missing_seconds()
+            found = Inspection(
+                path=str(path), num_frames=video.num_frames, seconds=video.duration_seconds, content=content
+            )
+    except CutVideoError as error:
+        return Inspection(path=str(path), problem="short", reason=error.reason)
+    except VideoError as error:
+        return Inspection(path=str(path), problem="unreadable", reason=error.reason)
+    if missing > max(_SLACK_SECONDS, _SLACK_SHARE * found.seconds):
+        return Inspection(
+            path=str(path),
+            problem="short",
+            reason=f"its {found.num_frames} frames end {missing:.2f} s before its header says.",
+        )
+    return found
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "blake2b").hexdigest()[:32]
