@@ -1,6 +1,10 @@
 """Which backends run here, why others cannot, the choice, and one log line that says it."""
 
+import functools
+import importlib
+import importlib.util
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -72,6 +76,36 @@ def choose_backend(op: str, requested: Backend | None, obstacles: Mapping[Backen
     if not torch.compiler.is_compiling():
         _announce(op, chosen, like)
     return chosen
+
+
+def triton_obstacle(like: Tensor) -> str | None:
+    """What keeps Triton's kernels from running on tensors like this one.
+
+    They run on CUDA devices. On a CPU they run in Triton's interpreter alone, which is for tests: slow, and on only
+    where TRITON_INTERPRET=1 stood in the environment before the first kernel was used.
+    """
+    problem = _triton_problem(like.device.type)
+    if problem is None and like.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return "it takes float32, bfloat16 and float16"
+    return problem
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _triton_problem(device_type: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (it comes with PyTorch's CUDA build)"
+    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "it needs a CUDA device"
+    return _triton_import_problem()
+
+
+@functools.cache
+def _triton_import_problem() -> str | None:
+    try:
+        importlib.import_module("triton.language")
+    except Exception as error:  # whatever a broken installation raises
+        return f"triton cannot be imported ({type(error).__name__}: {error})"
+    return None
 
 
 def _check_requested(op: str, requested: Backend, obstacles: Mapping[Backend, Obstacle], like: Tensor) -> None:

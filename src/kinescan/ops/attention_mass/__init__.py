@@ -1,7 +1,5 @@
 """Causal attention that also says how much weight each key received."""
 
-import importlib.util
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +9,7 @@ from torch import Tensor
 
 from kinescan.errors import ConfigError, ShapeError
 from kinescan.ops.attention_mass import blockwise, reference
-from kinescan.ops.backend import Backend, Obstacle, choose_backend
+from kinescan.ops.backend import Backend, Obstacle, choose_backend, triton_obstacle
 
 __all__ = ["attention_mass"]
 
@@ -99,15 +97,10 @@ def _never(like: Tensor) -> str | None:
 
 
 def _why_not_triton(like: Tensor) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed (it comes with PyTorch's CUDA build)"
-    if like.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return "it needs a CUDA device"
-    if like.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return "it takes float32, bfloat16 and float16"
-    if like.shape[-1] > MAX_TRITON_HEAD_DIM:
+    problem = triton_obstacle(like)
+    if problem is None and like.shape[-1] > MAX_TRITON_HEAD_DIM:
         return f"heads are larger than {MAX_TRITON_HEAD_DIM}"
-    return None
+    return problem
 
 
 def _run_triton(*inputs: Any) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinescan.errors import ConfigError, ShapeError
-from kinescan.ops.backend import Backend, Obstacle, choose_backend
+from kinescan.ops.backend import Backend, Obstacle, choose_backend, triton_obstacle
 from kinescan.ops.local_correlation import dense, numba, reference
+from kinescan.ops.local_correlation.operator import Correlate, Settings, register_correlation
 from kinescan.shapes import CorrelationMaps, FrameMaps
 
 __all__ = ["Border", "local_correlation", "local_correlation_step"]
@@ -19,10 +20,10 @@ Border = Literal["zeros", "replicate"]
 
 _OBSTACLES: Mapping[Backend, Obstacle] = {
     "numba": numba.obstacle,
+    "triton": triton_obstacle,
     "dense": dense.obstacle,
     "reference": lambda features: None,
 }
-_FORMS = {"numba": numba.correlate_clip, "dense": dense.correlate_clip, "reference": reference.correlate_clip}
 
 
 def local_correlation(
@@ -45,8 +46,8 @@ def local_correlation(
         offsets: frames to look at, in frames relative to t; 0 is the frame itself.
         window: side of the square of displacements, in patches; odd.
         border: what stands for frames outside the clip: "zeros", or "replicate" for its first or last frame.
-        backend: "reference", "dense" (one product of all patches with all) or "numba"; by default the fastest that
-            runs on this device and dtype.
+        backend: "numba" (CPU), "triton" (CUDA), "dense" (one product of all patches with all) or "reference"; by
+            default the fastest that runs on this device and dtype.
         epsilon: added to the squared length of each vector, which keeps the gradient of short ones small; not negative.
 
     Returns:
@@ -101,8 +102,8 @@ def local_correlation_step(
         current: [B, C, H, W], the frame that has just come; dtypes as for `local_correlation`.
         context: [B, K, C, H, W], the frames to look at, in the order in which their maps are wanted.
         window: side of the square of displacements, in patches; odd.
-        backend: "reference", "dense" (one product of all patches with all) or "numba"; by default the fastest that
-            runs on this device and dtype.
+        backend: "numba" (CPU), "triton" (CUDA), "dense" (one product of all patches with all) or "reference"; by
+            default the fastest that runs on this device and dtype.
         epsilon: added to the squared length of each vector, which keeps the gradient of short ones small; not negative.
 
     Returns:
@@ -148,9 +149,32 @@ def _run(
     epsilon: float,
     first_frame: int,
 ) -> Float[Tensor, "B _ K M H W"]:
-    wide = features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+    # Triton's kernels read half types themselves.
+    is_half = features.dtype in (torch.bfloat16, torch.float16) and chosen != "triton"
+    wide = features.float() if is_half else features
     maps = _FORMS[chosen](wide, offsets, window, replicate=replicate, epsilon=epsilon, first_frame=first_frame)
     return maps.to(features.dtype)
+
+
+def _correlate_with_triton(features: Tensor, settings: Settings) -> Tensor:
+    # triton is optional, and decides between compiler and interpreter when its kernels are imported
+    from kinescan.ops.local_correlation import triton
+
+    return triton.correlate(features, settings)
+
+
+def _correlate_backward_with_triton(grad: Tensor, features: Tensor, settings: Settings) -> Tensor:
+    from kinescan.ops.local_correlation import triton
+
+    return triton.correlate_backward(grad, features, settings)
+
+
+_FORMS: Mapping[Backend, Correlate] = {
+    "numba": numba.correlate_clip,
+    "dense": dense.correlate_clip,
+    "triton": register_correlation("local_correlation_triton", _correlate_with_triton, _correlate_backward_with_triton),
+    "reference": reference.correlate_clip,
+}
 
 
 def _check_features(name: str, features: Tensor, axes: str) -> None:

@@ -1,20 +1,17 @@
-"""Local correlation on CPU: each frame pair once, in-band products only, as custom ops that torch can trace."""
+"""Local correlation on CPU: each frame pair once, in-band products only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kinescan.ops.local_correlation import band
+from kinescan.ops.local_correlation.operator import Settings, register_correlation
+from kinescan.ops.local_correlation.pairs import plan_pairs
 from kinescan.ops.local_correlation.reference import TOO_SHORT
-from kinescan.shapes import FrameMaps
 
 _PRODUCTS_PER_THREAD = 1_000_000
 """A thread is started for no fewer multiply-adds than this: starting one costs about 50 microseconds."""
@@ -29,25 +26,9 @@ def obstacle(features: Tensor) -> str | None:
     return None
 
 
-def correlate_clip(
-    features: FrameMaps,
-    offsets: tuple[int, ...],
-    window: int,
-    *,
-    replicate: bool,
-    epsilon: float = 0.0,
-    first_frame: int = 0,
-) -> Float[Tensor, "B _ K M H W"]:
-    """As `reference.correlate_clip`, for float32 on CPU; the gradient can be taken once."""
-    maps: Tensor = _correlate(features, list(offsets), window, replicate, first_frame, epsilon)
-    return maps
-
-
-@torch.library.custom_op("kinescan::local_correlation", mutates_args=(), device_types="cpu")
-def _correlate(
-    features: Tensor, offsets: Sequence[int], window: int, replicate: bool, first_frame: int, epsilon: float
-) -> Tensor:
-    plan = _plan_pairs(features.shape[1], tuple(offsets), replicate, first_frame)
+def _correlate(features: Tensor, settings: Settings) -> Tensor:
+    offsets, window, replicate, first_frame, epsilon = settings
+    plan = plan_pairs(features.shape[1], offsets, replicate, first_frame)
     batch, num_frames, num_channels, height, width = features.shape
     num_slots = (num_frames - first_frame) * len(offsets)
     out = torch.empty(batch, num_slots, window * window, height, width)
@@ -66,25 +47,9 @@ def _correlate(
     return out.view(batch, num_frames - first_frame, len(offsets), window * window, height, width)
 
 
-@_correlate.register_fake
-def _correlate_fake(
-    features: Tensor, offsets: Sequence[int], window: int, replicate: bool, first_frame: int, epsilon: float
-) -> Tensor:
-    batch, num_frames, _, height, width = features.shape
-    return features.new_empty(batch, num_frames - first_frame, len(offsets), window * window, height, width)
-
-
-@torch.library.custom_op("kinescan::local_correlation_backward", mutates_args=(), device_types="cpu")
-def _correlate_backward(
-    grad: Tensor,
-    features: Tensor,
-    offsets: Sequence[int],
-    window: int,
-    replicate: bool,
-    first_frame: int,
-    epsilon: float,
-) -> Tensor:
-    plan = _plan_pairs(features.shape[1], tuple(offsets), replicate, first_frame)
+def _correlate_backward(grad: Tensor, features: Tensor, settings: Settings) -> Tensor:
+    offsets, window, replicate, first_frame, epsilon = settings
+    plan = plan_pairs(features.shape[1], offsets, replicate, first_frame)
     batch, num_frames, num_channels, height, _ = features.shape
     grad_maps = grad.detach().contiguous().flatten(1, 2).numpy()
     out = torch.empty(features.shape)
@@ -116,80 +81,6 @@ def _correlate_backward(
 
     _share_out(differentiate, batch * num_parts, num_threads)
     return out
-
-
-@_correlate_backward.register_fake
-def _correlate_backward_fake(
-    grad: Tensor,
-    features: Tensor,
-    offsets: Sequence[int],
-    window: int,
-    replicate: bool,
-    first_frame: int,
-    epsilon: float,
-) -> Tensor:
-    return torch.empty(features.shape, dtype=features.dtype, device=features.device)
-
-
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, *ctx.settings = inputs
-    ctx.save_for_backward(features)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-    (features,) = ctx.saved_tensors
-    return _correlate_backward(grad, features, *ctx.settings), None, None, None, None, None
-
-
-_correlate.register_autograd(_backward, setup_context=_keep_for_backward)
-
-
-@dataclass(frozen=True)
-class _PairPlan:
-    """Which frame pairs are needed, and which maps each of them gives.
-
-    Attributes:
-        pairs: int64 [P, 2], frames a <= b.
-        target_starts: int64 [P + 1], where the targets of each pair begin.
-        targets: int64 [n, 2], (output slot, 1 if the slot looks from b to a).
-        symmetric_starts: as target_starts, for symmetric_targets.
-        symmetric_targets: as targets, with those of a frame and itself in both directions.
-        empty_slots: int64, slots that look outside the clip.
-    """
-
-    pairs: NDArray[np.int64]
-    target_starts: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    symmetric_starts: NDArray[np.int64]
-    symmetric_targets: NDArray[np.int64]
-    empty_slots: NDArray[np.int64]
-
-
-@lru_cache(maxsize=64)
-def _plan_pairs(num_frames: int, offsets: tuple[int, ...], replicate: bool, first_frame: int) -> _PairPlan:
-    targets: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    empty_slots = []
-    for t in range(first_frame, num_frames):
-        for k, offset in enumerate(offsets):
-            slot = (t - first_frame) * len(offsets) + k
-            u = min(max(t + offset, 0), num_frames - 1) if replicate else t + offset
-            if 0 <= u < num_frames:
-                targets.setdefault((min(t, u), max(t, u)), []).append((slot, int(t > u)))
-            else:
-                empty_slots.append(slot)
-    symmetric = {
-        (a, b): [*slots, *((slot, 1) for slot, _ in slots)] if a == b else slots for (a, b), slots in targets.items()
-    }
-    pairs = np.array(list(targets), dtype=np.int64).reshape(-1, 2)
-    return _PairPlan(
-        pairs, *_concatenate(targets.values()), *_concatenate(symmetric.values()), np.array(empty_slots, dtype=np.int64)
-    )
-
-
-def _concatenate(lists: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each list starts, and all of them behind each other."""
-    starts = np.cumsum([0, *(len(each) for each in lists)], dtype=np.int64)
-    return starts, np.array([item for each in lists for item in each], dtype=np.int64).reshape(-1, 2)
 
 
 def _normalise(
@@ -234,3 +125,7 @@ def _share_out(work: Callable[[int, int], None], num_jobs: int, num_threads: int
         work(*bounds[:2])
         for other in others:
             other.result()
+
+
+correlate_clip = register_correlation("local_correlation", _correlate, _correlate_backward, device_types="cpu")
+"""As `reference.correlate_clip`, for float32 on CPU."""

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinescan.errors import ShapeError
-from kinescan.ops.backend import Backend, Obstacle, choose_backend
+from kinescan.ops.backend import Backend, Obstacle, choose_backend, triton_obstacle
 from kinescan.ops.selective_scan import blockwise, numba, reference
+from kinescan.ops.selective_scan.operator import Gradients, ScanInputs, register_scan
 from kinescan.shapes import State, TrackMatrix, Tracks
 
 __all__ = ["selective_scan", "selective_scan_step"]
@@ -18,11 +19,12 @@ Vector = Float[Tensor, "R S"]
 
 _OBSTACLES: Mapping[Backend, Obstacle] = {
     "numba": numba.obstacle,
+    "triton": triton_obstacle,
     "blockwise": lambda u: None,
     "reference": lambda u: None,
 }
 _OBSTACLES_OF_SHORT: Mapping[Backend, Obstacle] = {
-    name: _OBSTACLES[name] for name in ("numba", "reference", "blockwise")
+    name: _OBSTACLES[name] for name in ("numba", "triton", "reference", "blockwise")
 }
 
 
@@ -46,7 +48,7 @@ def selective_scan(
         y_t     = (C_t h_t + D u_t) silu(z_t)               the parts with D and z only where they are given
 
     Gradients reach every tensor, the state that comes in and through the one that goes out. Only the inputs are kept
-    for them (numba backend): states are computed again in the backward pass. Feeding a sequence in pieces, with the
+    for them (numba and triton): states are computed again in the backward pass. Feeding a sequence in pieces, with the
     state handed on, gives what feeding it whole gives.
 
     Everything is computed in float32, or in float64 where u is float64, and autocast changes nothing about it: A, D,
@@ -63,8 +65,8 @@ def selective_scan(
         delta_bias: [D].
         delta_softplus: make step sizes positive by softplus.
         state: [R, D, S], the state to go on from; zeros by default.
-        backend: "numba", "blockwise" (pieces of time side by side, for long sequences on any device) or "reference";
-            by default the fastest that runs on this device and dtype.
+        backend: "numba" (CPU), "triton" (CUDA), "blockwise" (pieces of time side by side, for long sequences on any
+            device) or "reference"; by default the fastest that runs on this device and dtype.
 
     Returns:
         y [R, T, D] in the dtype of u, and the last state [R, D, S] in float32 (float64 for float64).
@@ -86,8 +88,9 @@ def selective_scan(
     _check(u, A, {"delta": delta, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias, "state": state})
     long = u.shape[1] >= blockwise.LONG
     chosen = choose_backend("selective_scan", backend, _OBSTACLES if long else _OBSTACLES_OF_SHORT, u)
-    if chosen == "numba":
-        return numba.scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
+    if chosen in ("numba", "triton"):
+        scan = numba.scan if chosen == "numba" else _triton_scan
+        return scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
     wide = torch.float64 if u.dtype == torch.float64 else torch.float32
     D, z, delta_bias, state = (None if x is None else x.to(wide) for x in (D, z, delta_bias, state))
     u_wide, delta, A, B, C = (x.to(wide) for x in (u, delta, A, B, C))
@@ -151,6 +154,22 @@ def selective_scan_step(
         u[:, None], delta[:, None], A, B[:, None], C[:, None], D, gate, delta_bias, delta_softplus, state, backend
     )
     return y[:, 0], state
+
+
+def _scan_with_triton(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    # triton is optional, and decides between compiler and interpreter when its kernels are imported
+    from kinescan.ops.selective_scan import triton
+
+    return triton.scan(inputs)
+
+
+def _scan_backward_with_triton(grad_y: Tensor, grad_state: Tensor | None, inputs: ScanInputs) -> Gradients:
+    from kinescan.ops.selective_scan import triton
+
+    return triton.scan_backward(grad_y, grad_state, inputs)
+
+
+_triton_scan = register_scan("selective_scan_triton", _scan_with_triton, _scan_backward_with_triton)
 
 
 def _check(u: Tensor, A: Tensor, others: Mapping[str, Tensor | None]) -> None:

@@ -1,10 +1,10 @@
-"""The selective scan on a CPU as an operator that torch can differentiate, compile and export."""
+"""The selective scan on a CPU: shares of tracks and channels for threads, addresses for the kernels."""
 
 import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kinescan.ops.selective_scan import kernels
 from kinescan.ops.selective_scan.kernels import LANES
-from kinescan.shapes import State, TrackMatrix, Tracks
+from kinescan.ops.selective_scan.operator import Gradients, ScanInputs, register_scan
 
 MIN_WORK = 1 << 18
 """Exponentials that make a thread worth its start."""
@@ -28,83 +28,26 @@ def obstacle(like: Tensor) -> str | None:
     return None
 
 
-def scan(
-    u: Tracks,
-    delta: Tracks,
-    A: Tensor,
-    B: TrackMatrix,
-    C: TrackMatrix,
-    D: Tensor | None,
-    z: Tracks | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    state: State | None,
-) -> tuple[Tracks, State]:
+def _scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """As `reference.scan`, but half types are computed in float32: y in the dtype of u, the last state in float32."""
-    y, last_state = _scan_op(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
-    return y, last_state
-
-
-@torch.library.custom_op("kinescan::selective_scan", mutates_args=())
-def _scan_op(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
-    y, last_state = _fresh(*u.shape), _fresh(u.shape[0], *A.shape)
+    u, num_places = inputs.u, inputs.A.shape[1]
+    memory = _Memory(inputs)
+    y, last_state = _fresh(*u.shape), _fresh(u.shape[0], *inputs.A.shape)
 
     def run(part: _Part) -> None:
-        room = torch.empty(kernels.scan_room(part.num_groups, A.shape[1]), dtype=torch.float32)
+        room = torch.empty(kernels.scan_room(part.num_groups, num_places), dtype=torch.float32)
         outputs = (y.data_ptr(), last_state.data_ptr(), room.data_ptr())
-        kernels.scan(part.tracks, part.groups, inputs.sizes, *inputs.addresses, *outputs)
+        kernels.scan(part.tracks, part.groups, memory.sizes, *memory.addresses, *outputs)
 
-    _run(run, list(_parts(u.shape, A.shape[1])))
+    _run(run, list(_parts(u.shape, num_places)))
     return y.to(u.dtype), last_state
 
 
-@_scan_op.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    return u.new_empty(u.shape), u.new_empty((u.shape[0], *A.shape), dtype=torch.float32)
-
-
-@torch.library.custom_op("kinescan::selective_scan_backward", mutates_args=())
-def _backward_op(
-    grad_y: Tensor,
-    grad_state: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    state: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients in the order of the inputs; that of an absent one has no entries."""
-    inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
-    num_steps, num_channels, num_places = inputs.sizes
-    dy, dlast_state = inputs.rows(grad_y), inputs.flat(grad_state)
+def _scan_backward(grad_y: Tensor, grad_state: Tensor | None, inputs: ScanInputs) -> Gradients:
+    u, delta, A, B, C, D, z, delta_bias, _, state = inputs
+    memory = _Memory(inputs)
+    num_steps, num_channels, num_places = memory.sizes
+    dy, dlast_state = memory.rows(grad_y), memory.flat(grad_state)
     parts = list(_parts(u.shape, num_places))
     num_track_parts, num_group_parts = parts[-1].track_part + 1, parts[-1].group_part + 1
     du, ddelta, dz, dstate = (_fresh(*(0,) if x is None else x.shape) for x in (u, delta, z, state))
@@ -118,7 +61,7 @@ def _backward_op(
         own = (part.track_part, part.groups[0])
         shared = (du, ddelta, dB[part.group_part], dC[part.group_part], dz, dstate, adjoints[own], sums[own], room)
         outputs = (x.data_ptr() for x in shared)
-        kernels.scan_backward(part.tracks, part.groups, inputs.sizes, *inputs.addresses, dy, dlast_state, *outputs)
+        kernels.scan_backward(part.tracks, part.groups, memory.sizes, *memory.addresses, dy, dlast_state, *outputs)
 
     _run(run, parts)
     dA = adjoints[:, :, :, 1].sum(dim=0).movedim(1, 2).reshape(-1, num_places)[:num_channels]  # [D, S]
@@ -135,45 +78,6 @@ def _backward_op(
         dA.new_empty(0) if delta_bias is None else dbias.to(delta_bias.dtype),
         dstate if state is None else dstate.to(state.dtype),
     )
-
-
-@_backward_op.register_fake
-def _(
-    grad_y: Tensor,
-    grad_state: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    state: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return tuple(  # type: ignore[return-value]
-        A.new_empty(0, dtype=torch.float32) if x is None else x.new_empty(x.shape)
-        for x in (u, delta, A, B, C, D, z, delta_bias, state)
-    )
-
-
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.delta_softplus, state = inputs
-    ctx.save_for_backward(*tensors, state)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None) -> tuple[Tensor | None, ...]:
-    *tensors, state = ctx.saved_tensors
-    if grad_y is None:
-        grad_y = torch.zeros_like(tensors[0])
-    *grads, grad_of_state = _backward_op(grad_y, grad_state, *tensors, ctx.delta_softplus, state)
-    found = [None if x is None else grad for x, grad in zip(tensors, grads, strict=True)]
-    return *found, None, None if state is None else grad_of_state
-
-
-_scan_op.register_autograd(_differentiate, setup_context=_save_inputs)
 
 
 class _Part(NamedTuple):
@@ -226,22 +130,11 @@ def _fresh(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32)
 
 
-class _Inputs:
+class _Memory:
     """The arguments `sizes` and `u` to `state` of the kernels; keeps the memory behind the addresses alive."""
 
-    def __init__(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        state: Tensor | None,
-    ) -> None:
+    def __init__(self, inputs: ScanInputs) -> None:
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, state = inputs
         self._kept: list[Tensor] = []
         self.sizes = (u.shape[1], u.shape[2], A.shape[1])
         bias = torch.zeros(u.shape[2]) if delta_bias is None else delta_bias
@@ -279,3 +172,6 @@ def _groups(per_channel: Tensor) -> Tensor:
     rows = per_channel.detach().float().reshape(num_channels, -1)
     padded = F.pad(rows, (0, 0, 0, -num_channels % LANES))
     return padded.reshape(-1, LANES, *per_channel.shape[1:])
+
+
+scan = register_scan("selective_scan", _scan, _scan_backward)

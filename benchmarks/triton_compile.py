@@ -1,0 +1,180 @@
+"""Compiles the Triton kernels for GPUs that need not be there: registers and spilled bytes at production sizes.
+
+Run: python benchmarks/triton_compile.py [--quick]     (no GPU needed; a few minutes on one core, --quick 10 seconds)
+Writes results/triton_compile.json. Stops with an error where a forward kernel spills. Says nothing about speed.
+
+The launches are those of the package: its functions are called with tensors without data, and what they would launch
+is written down and compiled for sm_80 (A100) and sm_90 (H100, H200).
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from kinescan.ops.attention_mass import triton as attention_mass
+from kinescan.ops.local_correlation import triton as local_correlation
+from kinescan.ops.local_correlation.operator import Settings
+from kinescan.ops.selective_scan import triton as selective_scan
+from kinescan.ops.selective_scan.operator import ScanInputs
+from measure import RESULTS, write_result
+
+CAPABILITIES = (80, 90)
+BACKWARD = ("_scan_backward", "_gather_gradient", "_project")
+OFFSETS = (-2, -1, 0, 1, 2)
+
+
+class Launch(NamedTuple):
+    """What would be started on a GPU."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def scan(num_steps: int, dtype: torch.dtype, state: bool = False) -> None:
+    """PKS4-B/16 with 32 clips, or a step of 4 streams: A, D and the bias in float32 beside the tokens."""
+    tracks, channels, places = (196 * 4 if state else 196 * 32), 1536, 16
+    u, delta, z = (empty(tracks, num_steps, channels, dtype=dtype) for _ in range(3))
+    B, C = (empty(tracks, num_steps, places, dtype=dtype) for _ in range(2))
+    before = empty(tracks, channels, places) if state else None
+    inputs = ScanInputs(u, delta, empty(channels, places), B, C, empty(channels), z, empty(channels), True, before)
+    y, last = selective_scan.scan(inputs)
+    selective_scan.scan_backward(y, last if state else None, inputs)
+
+
+def correlation(num_channels: int, dtype: torch.dtype) -> None:
+    features = empty(32, 8, num_channels, 14, 14, dtype=dtype)
+    settings = Settings(OFFSETS, 9, replicate=False, first_frame=0, epsilon=0.0)
+    maps = local_correlation.correlate(features, settings)
+    local_correlation.correlate_backward(maps, features, settings)
+
+
+def mass(head_dim: int, dtype: torch.dtype) -> None:
+    keys = empty(1, 4, 4292, head_dim, dtype=dtype)
+    attention_mass.attention_mass(empty(1, 16, 196, head_dim, dtype=dtype), keys, keys, head_dim**-0.5, 196)
+
+
+def cases(quick: bool) -> dict[str, Callable[[], None]]:
+    """Name -> what launches the kernels."""
+    found: dict[str, Callable[[], None]] = {}
+    for dtype in (torch.bfloat16,) if quick else (torch.float32, torch.bfloat16):
+        kind = str(dtype).removeprefix("torch.")
+        for num_steps in (8,) if quick else (8, 32):
+            found[f"selective_scan 1536x16, {num_steps} steps, {kind}"] = lambda t=num_steps, d=dtype: scan(t, d)
+        if not quick:
+            found[f"selective_scan 1536x16, one step with a state, {kind}"] = lambda d=dtype: scan(1, d, state=True)
+        for num_channels in (64,) if quick else (64, 768):
+            name = f"local_correlation, {num_channels} channels, window 9, {kind}"
+            found[name] = lambda c=num_channels, d=dtype: correlation(c, d)
+        for head_dim in (128,) if quick else (64, 128):
+            found[f"attention_mass, heads of {head_dim}, {kind}"] = lambda h=head_dim, d=dtype: mass(h, d)
+    return found
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Launches are listed instead of being started, and tables of pairs have no data."""
+    launches: list[Launch] = []
+
+    def record(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        launches.append(Launch(kernel, arguments, options))
+
+    def tables(*arguments: Any) -> Any:
+        made = make_tables(*arguments[:-1], "cpu")
+        return type(made)(*(tensor.to("meta") for tensor in made))
+
+    make_tables = local_correlation._tables
+    with mock.patch.object(JITFunction, "run", record), mock.patch.object(local_correlation, "_tables", tables):
+        yield launches
+
+
+def compile_launch(launch: Launch, capability: int) -> dict[str, int]:
+    """Registers of a thread, bytes that it spills, shared memory of a program: from ptxas, as Triton calls it."""
+    kernel, arguments, options = launch
+    target = GPUTarget("cuda", capability, 32)
+    backend = make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, _ = bind(*arguments, **options)
+    parsed, signature, constants, attributes = kernel._pack_args(backend, dict(options), bound, specialization, None)
+    source = ASTSource(kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=target, options=parsed.__dict__)
+    return {**resources(compiled.asm["ptx"], capability), "shared_bytes": compiled.metadata.shared}
+
+
+def resources(ptx: str, capability: int) -> dict[str, int]:
+    architecture = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.ptx"
+        file.write_text(ptx)
+        command = [knobs.nvidia.ptxas.path, "-v", "--regAllocOptLevel=2", f"--gpu-name={architecture}", str(file)]
+        done = subprocess.run([*command, "-o", f"{file}.cubin"], capture_output=True, text=True, check=True)
+    [registers] = re.findall(r"Used (\d+) registers", done.stderr)
+    [(stores, loads)] = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    return {"registers": int(registers), "spill_store_bytes": int(stores), "spill_load_bytes": int(loads)}
+
+
+def compile_all(quick: bool) -> dict[str, dict[str, dict[str, Any]]]:
+    """Case -> kernel -> constants of its launch, and what it needs on each architecture."""
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, launch_all in cases(quick).items():
+        with recorded() as launches:
+            launch_all()
+        results[name] = {}
+        for launch in launches:
+            kernel = launch.kernel.__name__
+            if kernel in results[name] or (quick and kernel in BACKWARD):
+                continue
+            found: dict[str, Any] = {"constants": launch.options}
+            for capability in CAPABILITIES[-1:] if quick else CAPABILITIES:
+                found[f"sm_{capability}"] = compile_launch(launch, capability)
+                print(f"{name}, {kernel}, sm_{capability}: {found[f'sm_{capability}']}", flush=True)
+            results[name][kernel] = found
+    return results
+
+
+def spilling(results: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    return [
+        f"{case}, {kernel}, {target}"
+        for case, kernels in results.items()
+        for kernel, found in kernels.items()
+        for target, needs in found.items()
+        if target != "constants" and needs["spill_store_bytes"] + needs["spill_load_bytes"] > 0
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="forward kernels, bfloat16, sm_90 alone")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    if knobs.runtime.interpret:
+        raise SystemExit("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled. Unset it.")
+    results = compile_all(given.quick)
+    spills = spilling(results)
+    settings = {"quick": given.quick, "triton": triton.__version__, "forward_spills": False, "spilling": spills}
+    wrong = [name for name in spills if not any(f", {kernel}, " in name for kernel in BACKWARD)]
+    if wrong:
+        raise SystemExit(f"forward kernels spill: {wrong}. Make their blocks smaller.")
+    print(write_result("triton_compile", seed=0, n=1, settings=settings, results=results, folder=given.folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Runs the CHECKS of a test file in Triton's interpreter, in a process of its own; prints what each of them says.
+
+Triton decides between compiler and interpreter when a kernel is defined, for good: python interpreter.py FILE.
+"""
+
+import importlib.util
+import json
+import random
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
+    # Fresh memory holds NaN, so that a value that nobody wrote shows.
+    torch.use_deterministic_algorithms(True)
+    path = Path(sys.argv[1])
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    tests = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tests)
+    said = {}
+    for name, check in tests.CHECKS.items():
+        random.seed(0)
+        torch.manual_seed(0)
+        try:
+            check("cpu")
+            said[name] = None
+        except Exception:
+            said[name] = traceback.format_exc()
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main()
