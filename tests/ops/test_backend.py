@@ -5,7 +5,7 @@ import torch
 
 from kinescan.errors import BackendError
 from kinescan.ops import backend
-from kinescan.ops.backend import choose_backend, plain_torch
+from kinescan.ops.backend import choose_backend, plain_torch, triton_obstacle
 
 RUNS = {"numba": lambda like: None, "reference": lambda like: None}
 ON_GPU_ONLY = {"triton": lambda like: None if like.is_cuda else "it needs a GPU", "reference": lambda like: None}
@@ -55,3 +55,25 @@ def test_choice_is_logged_once_for_each_device_and_dtype(caplog):
         "op runs with the numba backend on cpu, torch.float32",
         "op runs with the numba backend on cpu, torch.bfloat16",
     ]
+
+
+def test_triton_says_what_it_lacks(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    assert triton_obstacle(torch.ones(1)).startswith("triton is not installed")
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: "a place")
+    assert triton_obstacle(torch.ones(1)) == "it needs a CUDA device"
+
+
+def test_triton_that_cannot_be_imported_says_so(monkeypatch):
+    def broken(name):
+        raise OSError("libtriton.so is cut off")
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: "a place")
+    monkeypatch.setattr(backend, "_triton_import_problem", backend._triton_import_problem.__wrapped__)
+    monkeypatch.setattr(backend.importlib, "import_module", broken)
+    assert triton_obstacle(torch.ones(1)) == "triton cannot be imported (OSError: libtriton.so is cut off)"
+    monkeypatch.setattr(backend.importlib, "import_module", lambda name: None)
+    assert triton_obstacle(torch.ones(1)) is None
+    assert triton_obstacle(torch.ones(1).double()) == "it takes float32, bfloat16 and float16"

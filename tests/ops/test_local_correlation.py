@@ -198,7 +198,7 @@ def test_dense_refuses_large_maps_where_the_reference_runs():
 
 @pytest.mark.bad_input
 def test_unknown_backend():
-    with pytest.raises(BackendError, match=r"backend 'cuda': .*there are: numba, dense, reference"):
+    with pytest.raises(BackendError, match=r"backend 'cuda': .*there are: numba, triton, dense, reference"):
         local_correlation(torch.randn(1, 2, 3, 4, 4), backend="cuda")
 
 
