@@ -1,5 +1,6 @@
 """State-space prompts through the same verbs as every other model: train, eval, predict."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,10 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_train_evaluate_and_predict_with_state_space_prompts(videos: Path, tmp_path: Path) -> None:
+def test_train_evaluate_and_predict_with_state_space_prompts(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     base = create_model("videomamba_tiny", num_classes=5, **SIZES)
     torch.save({"module": base.state_dict()}, tmp_path / "base.pth")
     recipe = {
@@ -44,6 +48,8 @@ def test_train_evaluate_and_predict_with_state_space_prompts(videos: Path, tmp_p
         "evaluation": {"views": "6x1x1"},
     }
     result = train(build_run(recipe), output=tmp_path / "run")
+    assert "temporal_pos_embedding: 4 time steps to 6, linear" in caplog.text
+    assert re.search(r"ssp_videomamba_tiny: 0\.0\d M parameters \(0\.0\d M trained, the rest frozen\), 2 cl", caplog.text)
     assert result.report.evaluation.metrics.num_videos == 4
     folder = tmp_path / "run" / "checkpoints" / "best"
     with safe_open(folder / "model.safetensors", "pt") as saved:

@@ -139,6 +139,9 @@ def test_another_base_is_refused(base: Path, tmp_path: Path) -> None:
         from_pretrained(tmp_path / "saved", base=other)
     with pytest.raises(CheckpointError, match=r"was tuned on another base"):
         _tuned("ssp", other).load_tuned(tmp_path / "saved")
+    larger = _write_base(tmp_path / "larger.pth", seed=3, width=32)
+    with pytest.raises(CheckpointError, match=r"was tuned on another base"):
+        from_pretrained(tmp_path / "saved", base=larger)
 
 
 def test_a_base_that_was_moved_is_found_by_name_or_beside(base: Path, tmp_path: Path) -> None:

@@ -163,8 +163,11 @@ def test_published_wrappings_load_by_name(tmp_path: Path, wrap: Any) -> None:
     assert model.preprocessing.num_frames == 4
 
 
-def test_other_frames_classes_and_resolution_are_interpolated_and_reported(tmp_path: Path) -> None:
+def test_other_frames_classes_and_resolution_are_interpolated_and_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path, _ = _saved(tmp_path)
+    caplog.set_level("INFO")
     model = create_model("videomamba_tiny", weights=path, num_classes=9, image_size=32, num_frames=6)
     assert model(torch.randn(1, 6, 3, 32, 32)).shape == (1, 9)
     report = model.load_report
@@ -172,6 +175,8 @@ def test_other_frames_classes_and_resolution_are_interpolated_and_reported(tmp_p
     assert report.missing == ("head.weight", "head.bias")
     assert set(report.unexpected) == {"head.weight", "head.bias"}
     text = str(report)
+    assert text.removesuffix(f"; {report.notes[-1]}") in caplog.text
+    assert report.notes[-1] == "sizes read from the weights: patch_size=8, width=16, depth=2"
     assert "pos_embed: 2 x 2 patches to 4 x 4, bicubic" in text
     assert "temporal_pos_embedding: 4 time steps to 6, linear" in text
     assert "head: 5 classes in the checkpoint are not those of the model; it starts anew" in text
@@ -190,6 +195,7 @@ def test_image_checkpoint_is_inflated_and_reported(tmp_path: Path) -> None:
     assert model.load_report.layout == "videomamba_image"
     assert model.load_report.missing == ("temporal_pos_embedding",)
     assert "an image kernel over 2 frames, mean" in str(model.load_report)
+    assert model.load_report.resized == ("patch_embed.proj.weight",)
     assert "temporal_pos_embedding: none in an image checkpoint; it starts at zero" in str(model.load_report)
     assert model(torch.zeros(1, 4, 3, 16, 16)).shape == (1, 5)
 
@@ -239,6 +245,17 @@ def test_other_checkpoints_are_refused(tmp_path: Path, wrap: Any, message: str) 
     path, _ = _saved(tmp_path, wrap)
     with pytest.raises(CheckpointError, match=re.escape(message)):
         create_model("videomamba_tiny", weights=path)
+
+
+def test_a_checkpoint_of_another_named_size_is_refused(tmp_path: Path) -> None:
+    path, _ = _saved(tmp_path, width=192, depth=24)
+    for prefix in ("", "ssp_"):
+        message = (
+            f"is of the size of {prefix}videomamba_tiny (width 192, depth 24); {prefix}videomamba_middle has width 576 "
+            f"and depth 32. Take {prefix}videomamba_tiny, or give weights of {prefix}videomamba_middle's size."
+        )
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            create_model(f"{prefix}videomamba_middle", weights=path)
 
 
 @pytest.mark.parametrize("option", [{"width": 32}, {"depth": 3}, {"tubelet_frames": 2}, {"patch_size": 16}])

@@ -172,7 +172,9 @@ def _make_model(config: RunConfig, classes: Sequence[str]) -> VideoClassifier:
         new_head=config.model.new_head,
         **config.model.options,
     )
-    logger.info("%s: %.2f M parameters, %d classes", model.name, model.num_parameters / 1e6, len(classes))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    part = "" if trained == model.num_parameters else f" ({trained / 1e6:.2f} M trained, the rest frozen)"
+    logger.info("%s: %.2f M parameters%s, %d classes", model.name, model.num_parameters / 1e6, part, len(classes))
     return model
 
 

@@ -1,6 +1,6 @@
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -13,7 +13,6 @@ from kinescan.models import base_identity, saved_model
 from kinescan.models.base_identity import BaseIdentity
 from kinescan.models.checkpoint_file import open_checkpoint
 from kinescan.models.load_report import LoadReport
-from kinescan.models.saved_model import SavedModel
 from kinescan.models.videomamba import VideoMamba, VideoMambaConfig
 from kinescan.models.videomamba_weights import fit_tensors
 from kinescan.models.weights import Pretrained
@@ -105,10 +104,9 @@ class TunedVideoMamba(VideoMamba, ABC):
         for name in report.missing:
             # What the base has nothing for, such as positions in time of an image model, is new and so trained.
             self.get_parameter(name).requires_grad_(True)
-        frozen = {name: tensor for name, tensor in pretrained.tensors.items() if not self.is_trained(name)}
         self.base = BaseIdentity(
             source=base_identity.lasting_name(pretrained.source),
-            sha256=base_identity.digest(frozen),
+            sha256=self._digest_of_base(pretrained),
             loaded=base_identity.digest(self._frozen(report.loaded)),
             names=tuple(name for name in report.loaded if not self.is_trained(name)),
         )
@@ -158,6 +156,8 @@ class TunedVideoMamba(VideoMamba, ABC):
             preprocessing=build_settings(Preprocessing, saved.preprocessing, where="preprocessing"),
         )
         pretrained = cls.translate(open_checkpoint(base_identity.find_base(saved.base, folder, base)))
+        # Before anything is loaded: a base of another size is another base, too.
+        _refuse_other_base(saved.base, folder, source=pretrained.source, sha256=cls._digest_of_base(pretrained))
         model.load(pretrained, skip=("head.",))
         model.load_report = model.load_tuned(folder)
         return model.eval()
@@ -176,7 +176,16 @@ class TunedVideoMamba(VideoMamba, ABC):
         """
         folder = Path(folder)
         saved, weights = saved_model.read_config(folder), saved_model.read_weights(folder)
-        self._refuse_other_base(saved, folder)
+        if saved.base is None:
+            raise CheckpointError(
+                f"{folder} holds a whole model, not a tuned part. Load it with from_pretrained(folder)."
+            )
+        if self.base is None:
+            raise CheckpointError(
+                f"{folder} belongs to the base {saved.base['source']}, but this model's base came from no file. "
+                "Make the model with weights=BASE first."
+            )
+        _refuse_other_base(saved.base, folder, source=self.base.source, sha256=self.base.sha256)
         own = self.state_dict()
         fitted, notes = fit_tensors(weights, own)
         expected = [name for name in own if self.is_trained(name)]
@@ -198,22 +207,10 @@ class TunedVideoMamba(VideoMamba, ABC):
             notes=tuple(notes.values()),
         )
 
-    def _refuse_other_base(self, saved: SavedModel, folder: Path) -> None:
-        if saved.base is None:
-            raise CheckpointError(
-                f"{folder} holds a whole model, not a tuned part. Load it with from_pretrained(folder)."
-            )
-        if self.base is None:
-            raise CheckpointError(
-                f"{folder} belongs to the base {saved.base['source']}, but this model's base came from no file. "
-                "Make the model with weights=BASE first."
-            )
-        if self.base.sha256 != saved.base["sha256"]:
-            raise CheckpointError(
-                f"{folder} was tuned on another base: {saved.base['source']} (SHA-256 {saved.base['sha256'][:12]}...), "
-                f"this is {self.base.source} (SHA-256 {self.base.sha256[:12]}...). Give the base it belongs to: "
-                "from_pretrained(folder, base=FILE)."
-            )
+    @classmethod
+    def _digest_of_base(cls, pretrained: Pretrained) -> str:
+        """The SHA-256 of the weights that are frozen, as they are in the checkpoint."""
+        return base_identity.digest({n: tensor for n, tensor in pretrained.tensors.items() if not cls.is_trained(n)})
 
     def _frozen(self, names: Sequence[str]) -> dict[str, Tensor]:
         state = self.state_dict()
@@ -227,6 +224,15 @@ class TunedVideoMamba(VideoMamba, ABC):
 
     def _leave(self, index: int, hidden: Tensor) -> Tensor:
         return self.tuner.leave(index, hidden)
+
+
+def _refuse_other_base(recorded: Mapping[str, Any], folder: Path, *, source: str, sha256: str) -> None:
+    if sha256 != recorded["sha256"]:
+        raise CheckpointError(
+            f"{folder} was tuned on another base: {recorded['source']} (SHA-256 {recorded['sha256'][:12]}...), "
+            f"this is {source} (SHA-256 {sha256[:12]}...). Give the base it belongs to: "
+            "from_pretrained(folder, base=FILE)."
+        )
 
 
 def split_frames(hidden: Tensor, config: VideoMambaConfig) -> tuple[Tensor, Tensor]:

@@ -86,9 +86,7 @@ def load_videomamba(
         notes["head.weight"] = f"head: {given} classes in the checkpoint are not those of the model; it starts anew"
     if "temporal_pos_embedding" not in tensors:
         notes["temporal_pos_embedding"] = "temporal_pos_embedding: none in an image checkpoint; it starts at zero"
-    report = load_pretrained(model, replace(pretrained, tensors=tensors), skip=skip)
-    resized = tuple(name for name in notes if name in report.loaded)
-    return replace(report, resized=report.resized + resized, notes=tuple(notes.values()))
+    return load_pretrained(model, replace(pretrained, tensors=tensors), skip=skip, notes=notes)
 
 
 def fit_tensors(

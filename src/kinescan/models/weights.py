@@ -153,13 +153,16 @@ def infer_vit_config(tensors: Mapping[str, Tensor], *, source: str = "the checkp
     }
 
 
-def load_pretrained(model: nn.Module, pretrained: Pretrained, *, skip: tuple[str, ...] = ()) -> LoadReport:
+def load_pretrained(
+    model: nn.Module, pretrained: Pretrained, *, skip: tuple[str, ...] = (), notes: Mapping[str, str] | None = None
+) -> LoadReport:
     """Copies weights into a model, in the model's dtype; position embeddings are interpolated to its grid.
 
     Args:
         model: changed in place.
         pretrained: weights under the model's names.
         skip: prefixes of names to leave out, such as the head of other classes.
+        notes: name -> what was done to a tensor before, for the report.
 
     Returns:
         What became of every tensor; also logged.
@@ -169,6 +172,7 @@ def load_pretrained(model: nn.Module, pretrained: Pretrained, *, skip: tuple[str
     """
     own = model.state_dict()
     fitting: dict[str, Tensor] = {}
+    notes = notes or {}
     unexpected, resized = list(pretrained.unexpected), []
     for name, tensor in pretrained.tensors.items():
         if name not in own or name.startswith(skip):
@@ -195,7 +199,8 @@ def load_pretrained(model: nn.Module, pretrained: Pretrained, *, skip: tuple[str
         loaded=tuple(fitting),
         missing=tuple(name for name in own if name not in fitting),
         unexpected=tuple(unexpected),
-        resized=tuple(resized),
+        resized=(*resized, *(name for name in notes if name in fitting)),
+        notes=tuple(notes.values()),
     )
     logger.info("%s", report)
     return report

@@ -139,6 +139,7 @@ def create_model(
     if weights is not None:
         pretrained = architecture.model.translate(open_checkpoint(weights))
         _refuse_contradictions(name, architecture, pretrained, options)
+        _refuse_another_named_size(name, pretrained)
     asked = to_plain(preprocessing) if isinstance(preprocessing, Preprocessing) else dict(preprocessing or {})
     if "size" in asked:
         options = {"image_size": asked["size"], **options}
@@ -150,6 +151,7 @@ def create_model(
     classes = num_classes if num_classes is not None else None if labels is None else len(labels)
     if classes is not None:
         settings["num_classes"] = classes
+    notes = [] if pretrained is None else _sizes_from_weights(name, pretrained, settings, options)
     config = build_settings(architecture.model.config_class, settings)
     usual = {**architecture.model.usual_preprocessing, "size": config.image_size}
     inherited = _inherited_preprocessing(name, pretrained)
@@ -169,7 +171,8 @@ def create_model(
         if not new_head:
             refuse_other_classes(pretrained, model.labels)
         pretrained = _in_own_order(pretrained, model)
-        model.load_report = model.load(pretrained, skip=() if _same_head(model, pretrained) else ("head.",))
+        report = model.load(pretrained, skip=() if _same_head(model, pretrained) else ("head.",))
+        model.load_report = dataclasses.replace(report, notes=(*report.notes, *notes))
     return model
 
 
@@ -240,6 +243,27 @@ def _refuse_contradictions(
             )
 
 
+def _refuse_another_named_size(name: str, pretrained: Pretrained) -> None:
+    """Weights of a named size under another's name would give a model that is not what it is called.
+
+    Sizes without a name are taken as the weights tell them.
+    """
+    told = (pretrained.sizes.get("width"), pretrained.sizes.get("depth"))
+    family, own = name.rpartition("_")[0], _width_and_depth(name)
+    for other in MODELS:
+        if other.rpartition("_")[0] == family and told == _width_and_depth(other) != own:
+            raise ConfigError(
+                f"{pretrained.source} is of the size of {other} (width {told[0]}, depth {told[1]}); {name} has width "
+                f"{own[0]} and depth {own[1]}. Take {other}, or give weights of {name}'s size."
+            )
+
+
+def _width_and_depth(name: str) -> tuple[int, int]:
+    architecture = MODELS[name]
+    config = architecture.model.config_class(**architecture.settings)
+    return config.width, config.depth
+
+
 def _inherited_preprocessing(name: str, pretrained: Pretrained | None) -> dict[str, Any]:
     """All of it from the same model; the pixels' scale alone from another, which may have seen other clips."""
     told = {} if pretrained is None else pretrained.preprocessing
@@ -284,7 +308,22 @@ def _merge(
     if hasattr(defaults, "insert_after") and depth != defaults.depth and "insert_after" not in {*told, *options}:
         # A tower of another depth gets the module at the same relative place.
         merged["insert_after"] = max(1, round(depth * defaults.insert_after / defaults.depth))
-    changed = {key: value for key, value in told.items() if value != getattr(defaults, key) and key not in options}
-    if changed:
-        logger.info("%s: sizes read from the weights: %s", name, ", ".join(f"{k}={v}" for k, v in changed.items()))
     return merged
+
+
+def _sizes_from_weights(
+    name: str, pretrained: Pretrained, settings: Mapping[str, Any], options: Mapping[str, Any]
+) -> list[str]:
+    """A sentence, also logged, for the report: which sizes are the weights' and not those that the name stands for."""
+    architecture = MODELS[name]
+    defaults = architecture.model.config_class(**architecture.settings)
+    changed = [
+        f"{key}={value}"
+        for key, value in (dict(pretrained.conventions) | pretrained.sizes).items()
+        if key not in options and settings.get(key) == value != getattr(defaults, key)
+    ]
+    if not changed:
+        return []
+    note = f"sizes read from the weights: {', '.join(changed)}"
+    logger.info("%s: %s", name, note)
+    return [note]
