@@ -49,7 +49,9 @@ def test_train_evaluate_and_predict_with_state_space_prompts(
     }
     result = train(build_run(recipe), output=tmp_path / "run")
     assert "temporal_pos_embedding: 4 time steps to 6, linear" in caplog.text
-    assert re.search(r"ssp_videomamba_tiny: 0\.0\d M parameters \(0\.0\d M trained, the rest frozen\), 2 cl", caplog.text)
+    assert re.search(
+        r"ssp_videomamba_tiny: 0\.0\d M parameters \(0\.0\d M trained, the rest frozen\), 2 cl", caplog.text
+    )
     assert result.report.evaluation.metrics.num_videos == 4
     folder = tmp_path / "run" / "checkpoints" / "best"
     with safe_open(folder / "model.safetensors", "pt") as saved:

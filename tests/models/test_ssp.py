@@ -95,6 +95,13 @@ def test_one_clip_alone_matches_published_values_in_both_scopes(case: str, scope
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_training_mode_matches_published_values(case: str, shared: Path) -> None:
+    model, values = _published(case, shared)
+    logits = model.double().train()(values["x"].transpose(1, 2).double())
+    torch.testing.assert_close(logits, values["logits_train_f64"], atol=1e-10, rtol=1e-9)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_float32_matches_published_values(case: str, shared: Path) -> None:
     model, values = _published(case, shared)
     logits = model(values["x"].transpose(1, 2))

@@ -200,6 +200,26 @@ def test_image_checkpoint_is_inflated_and_reported(tmp_path: Path) -> None:
     assert model(torch.zeros(1, 4, 3, 16, 16)).shape == (1, 5)
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3])
+@pytest.mark.parametrize("how", ["center", "mean"])
+def test_published_image_checkpoint_becomes_the_published_video_one(
+    frames: int, how: str, shared: Path, tmp_path: Path
+) -> None:
+    values = load_file(shared / "fixtures" / "videomamba_inflate.safetensors")
+    start = "inflate/image_ckpt/"
+    image = {name.removeprefix(start): tensor for name, tensor in values.items() if name.startswith(start)}
+    torch.save({"model": image}, tmp_path / "image.pth")
+    model = create_model(
+        "videomamba_tiny", weights=tmp_path / "image.pth", num_frames=6, tubelet_frames=frames, inflation=how
+    )
+    state = model.state_dict()
+    kernel = values[f"inflate/kernel{frames}_{how}/patch_embed.proj.weight"]
+    assert torch.equal(state.pop("patch_embed.proj.weight"), kernel)
+    assert torch.count_nonzero(state.pop("temporal_pos_embedding")) == 0
+    assert state.keys() == image.keys() - {"patch_embed.proj.weight"}
+    assert all(torch.equal(tensor, image[name]) for name, tensor in state.items())
+
+
 def test_masked_pretraining_extras_are_left_over_and_listed(tmp_path: Path) -> None:
     def as_pretrained(state: dict[str, Tensor]) -> dict[str, Tensor]:
         state["norm.weight"] = state.pop("norm_f.weight")
