@@ -45,11 +45,11 @@ from kinescan.training.optim import OptimConfig
 
 WORK = Path("runs/ssp_tuners")
 DOCS = measure.HERE.parent / "docs" / "ssp.md"
-SIZES: dict[str, Any] = {"image_size": 48, "patch_size": 16, "width": 64, "depth": 4, "num_frames": 8}
+SIZES: dict[str, Any] = {"image_size": 32, "patch_size": 16, "width": 64, "depth": 4, "num_frames": 8}
 CLIPS: dict[str, Any] = {"frame_size": SIZES["image_size"], "num_frames": SIZES["num_frames"]}
 SEEN, UNSEEN = ("vertical", "turning", "scaling"), ("horizontal", "meeting", "covering")
 NUM_SEEN = 2 * len(SEEN)
-PRETRAIN_PER_CLASS, LOOKS_PER_CLASS, PRETRAIN_EPOCHS, PRETRAIN_BATCH, PRETRAIN_RATE = 2000, 500, 4, 32, 2e-3
+PRETRAIN_PER_CLASS, LOOKS_PER_CLASS, PRETRAIN_EPOCHS, PRETRAIN_BATCH, PRETRAIN_RATE = 2000, 400, 4, 32, 2e-3
 TRAIN_PER_CLASS, HELD_OUT_PER_CLASS, TEST_PER_CLASS = 48, 30, 100
 EPOCHS, BATCH = 16, 16
 SEEDS = (0, 1, 2)
