@@ -191,25 +191,45 @@ def time_scans(scans: dict[str, Scan], repetitions: int) -> dict[str, Any]:
     return results
 
 
-def time_model(repetitions: int) -> dict[str, Any]:
-    """VideoMamba-Ti on 8 and on 64 frames: how its time grows."""
+def share_threads(repetitions: int) -> dict[str, Any]:
+    """One long sequence of few channels on one thread and on two: whether sharing out its channels costs anything."""
+    inputs, num_threads = draw(1, 12545, 384), torch.get_num_threads()
+
+    def on(threads: int) -> None:
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            ours(*inputs)
+
+    timings = measure.time_in_turn({"1 thread": lambda: on(1), "2 threads": lambda: on(2)}, repetitions)
+    torch.set_num_threads(num_threads)
+    more = timings["2 threads"].cpu_seconds / timings["1 thread"].cpu_seconds
+    return {**timings, "cpu_of_2_threads_over_1": round(more, 2)}
+
+
+def time_models(repetitions: int) -> dict[str, Any]:
+    """A forward pass of VideoMamba-Ti on 8 and on 64 frames, and of -M on 8, bare and with state-space prompts."""
     results: dict[str, Any] = {}
-    for frames in (8, 64):
-        model = create_model("videomamba_tiny", num_classes=174, num_frames=frames).eval()
+    for name, frames in (("tiny", 8), ("tiny", 64), ("middle", 8), ("ssp middle", 8)):
+        tuner, _, size = name.rpartition(" ")
+        called = f"{tuner}_videomamba_{size}".removeprefix("_")
+        model = create_model(called, num_classes=174, num_frames=frames).eval()
         clip = torch.randn(1, frames, 3, 224, 224, generator=torch.Generator().manual_seed(SEED))
 
         def run(model: Any = model, clip: Tensor = clip) -> None:
             with torch.inference_mode():
                 model(clip)
 
-        results[f"{frames} frames"] = measure.time_in_turn({"forward": run}, repetitions)["forward"]
-    growth = results["64 frames"].cpu_seconds / results["8 frames"].cpu_seconds
-    return {**results, "growth_8_to_64": round(growth, 2)}
+        place = f"{called}, {frames} frames"
+        timing = measure.time_in_turn({"forward": run}, repetitions)["forward"]
+        results[place] = {"forward": timing, "peak_extra_bytes": measure.peak_extra_bytes(run)}
+        print(place, results[place], flush=True)
+    tiny = [results[f"videomamba_tiny, {frames} frames"]["forward"].cpu_seconds for frames in (8, 64)]
+    return {**results, "growth_8_to_64": round(tiny[1] / tiny[0], 2)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -219,7 +239,9 @@ def main() -> None:
     results = {
         "errors_against_float64": errors,
         "scans": time_scans(scans, arguments.repetitions),
-        "videomamba_tiny": time_model(arguments.repetitions),
+        "shared_channels": share_threads(arguments.repetitions),
+        "models": time_models(arguments.repetitions),
+        "peers": measure.versions(tuple(name for name in ("transformers", "mambapy") if name in scans)),
     }
     settings = {"state_size": STATE, "sizes": SIZES, "left_out_above_bytes": SPARE_BYTES}
     path = measure.write_result("long_scan_cpu", seed=SEED, n=arguments.repetitions, settings=settings, results=results)
