@@ -158,13 +158,8 @@ def create_model(
     if "num_frames" in _fields(architecture):
         usual["num_frames"] = config.num_frames
         inherited.pop("num_frames", None)
-    prepared = {**usual, **inherited, **asked}
-    model = architecture.model(
-        config,
-        name=name,
-        labels=labels,
-        preprocessing=build_settings(Preprocessing, prepared, where="preprocessing"),
-    )
+    prepared = build_settings(Preprocessing, {**usual, **inherited, **asked}, where="preprocessing")
+    model = architecture.model(config, name=name, labels=labels, preprocessing=prepared)
     if pretrained is None and isinstance(model, TunedVideoMamba) and not model.is_trained("cls_token"):
         logger.warning("%s without weights: its frozen base is random. Give weights=... of a VideoMamba", name)
     if pretrained is not None:
