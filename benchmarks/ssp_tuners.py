@@ -10,7 +10,8 @@ Run, again and again until it says "complete":   OMP_NUM_THREADS=1 python benchm
 3. Three seeds each: of the new parameters, the order of the clips and which clips they are. The base is the same.
 
 Videos are rendered into memory. SSP, Adapter, ST-Adapter and deep VPT are sized to train about as many parameters.
-The learning rate of each tuner is the best of `RATES` on the first seed's held-out clips (not the test clips).
+The learning rate of each tuner is the best of `RATES` on the first seed's held-out clips (not the test clips); where
+that is the lowest or the highest, the next one beyond is tried, too.
 The base starts with the step sizes and matrices that Mamba starts with: from VideoMamba's own start (matrices of 0.02,
 states that forget within a few tokens), which is made for far more data, it hardly learned in the time there is.
 Writes benchmarks/results/ssp_tuners.json from what is done, and the table in docs/ssp.md.
@@ -218,9 +219,11 @@ def jobs(done: dict[str, Any]) -> Iterable[tuple[str, str, int, float, bool]]:
     """(key, tuner, seed, rate, held out?) of what is not done yet, in order; rates are chosen before seeds are run."""
     for name in TUNERS:
         for rate in RATES:
-            key = f"{name}|rate|{rate}"
-            if key not in done:
-                yield key, name, SEEDS[0], rate, True
+            if rate_key(name, rate) not in done:
+                yield rate_key(name, rate), name, SEEDS[0], rate, True
+        for rate in rates(name, done):
+            if rate_key(name, rate) not in done:
+                yield rate_key(name, rate), name, SEEDS[0], rate, True
     for seed in SEEDS:
         for name in TUNERS:
             key = f"{name}|seed|{seed}"
@@ -228,8 +231,20 @@ def jobs(done: dict[str, Any]) -> Iterable[tuple[str, str, int, float, bool]]:
                 yield key, name, seed, best_rate(name, done), False
 
 
+def rate_key(name: str, rate: float) -> str:
+    return f"{name}|rate|{rate}"
+
+
+def rates(name: str, done: dict[str, Any]) -> tuple[float, ...]:
+    """`RATES`, and where the best of them stands at an end, the one beyond it."""
+    best = max(RATES, key=lambda rate: done[rate_key(name, rate)]["accuracy"])
+    if best == RATES[0]:
+        return (best / 4, *RATES)
+    return (*RATES, 4 * best) if best == RATES[-1] else RATES
+
+
 def best_rate(name: str, done: dict[str, Any]) -> float:
-    return max(RATES, key=lambda rate: done[f"{name}|rate|{rate}"]["accuracy"])
+    return max(rates(name, done), key=lambda rate: done[rate_key(name, rate)]["accuracy"])
 
 
 def summarise(done: dict[str, Any]) -> dict[str, Any]:
