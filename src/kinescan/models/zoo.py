@@ -253,10 +253,10 @@ def _refuse_another_named_size(name: str, pretrained: Pretrained) -> None:
             )
 
 
-def _width_and_depth(name: str) -> tuple[int, int]:
+def _width_and_depth(name: str) -> tuple[int | None, int | None]:
     architecture = MODELS[name]
     config = architecture.model.config_class(**architecture.settings)
-    return config.width, config.depth
+    return getattr(config, "width", None), getattr(config, "depth", None)
 
 
 def _inherited_preprocessing(name: str, pretrained: Pretrained | None) -> dict[str, Any]:
