@@ -1,0 +1,45 @@
+"""What a training step keeps for its backward pass: plain, recomputed, with a frozen stem, both; counted, not timed.
+
+Run: python benchmarks/training_memory.py            (under a minute on one core; needs no memory for the models)
+The count runs on tensors without memory; tests/training/test_plan.py holds it to real steps.
+"""
+
+from contextlib import nullcontext
+
+import torch
+
+import measure
+from kinescan.models.zoo import create_model
+from kinescan.training.optim import trainable_only
+from kinescan.training.plan import activation_bytes
+
+MODELS = {"pks4_vit_b16": 8, "pks4_vit_l14": 8, "videomamba_middle": 8}
+"""Model -> frames of a clip."""
+
+
+def count(name: str, num_frames: int) -> dict[str, int]:
+    """Bytes for one clip, by variant."""
+    counts = {}
+    for recompute in (False, True):
+        with torch.device("meta"):
+            model = create_model(name, num_classes=174, recompute=recompute)
+        stem = model.stem_parameters() if name.startswith("pks4") else ()
+        for frozen in (False, True) if stem else (False,):
+            with trainable_only(model, ("*",), stem=stem) if frozen else nullcontext():
+                variant = " and ".join(word for word, on in (("recompute", recompute), ("frozen stem", frozen)) if on)
+                counts[variant or "plain"] = activation_bytes(model, num_clips=1, num_frames=num_frames)
+    return counts
+
+
+def main() -> None:
+    results = {name: count(name, num_frames) for name, num_frames in MODELS.items()}
+    path = measure.write_result(
+        "training_memory", seed=0, n=1, settings={"num_clips": 1, "frames": MODELS, "dtype": "float32"}, results=results
+    )
+    for name, counts in results.items():
+        print(name, {variant: round(number / 2**20) for variant, number in counts.items()})
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
