@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
 
 from kinescan.errors import ConfigError, DependencyError
 from kinescan.settings import closest
@@ -89,8 +88,6 @@ def open_accelerator(train: TrainConfig, output: Path) -> Iterator[Accelerator]:
         mixed_precision=choose_precision(train),
         log_with=list(train.trackers) or None,
         project_dir=str(output),
-        # Statistics of batch norms are kept equal by SynchronisedNorms.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     accelerator.init_trackers("tensorboard")
     precision = "bf16 autocast" if accelerator.mixed_precision == "bf16" else "float32"

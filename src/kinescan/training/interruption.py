@@ -12,12 +12,17 @@ class Interruption:
     handlers found are put back at the end. Outside the main thread, where Python lets nobody handle signals, nothing
     is changed.
 
+    Args:
+        repeats: False takes further signals for the first one: with several processes, Ctrl-C reaches each of them from
+            the terminal and once more from torchrun, which ends for good those that take too long.
+
     Attributes:
         requested: name of the signal that came, or None.
         immediate: while True, signals raise KeyboardInterrupt (for stretches where nothing could be lost).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, repeats: bool = True) -> None:
+        self._repeats = repeats
         self.requested: str | None = None
         self.immediate = False
         self._before: dict[int, Any] = {}
@@ -36,7 +41,7 @@ class Interruption:
         self._before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again = self.requested is not None
+        again = self._repeats and self.requested is not None
         self.requested = signal.Signals(number).name
         if again or self.immediate:
             raise KeyboardInterrupt

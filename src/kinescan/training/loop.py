@@ -148,7 +148,7 @@ def fit(
         stepper = Stepper(
             model, accelerator, processes, norms, optim, num_classes=clips.num_classes, mix=mix, task=task, seed=seed
         )
-        stop = stack.enter_context(Interruption())
+        stop = stack.enter_context(Interruption(repeats=processes.count == 1))
         run = _Run(model, clips, accelerator, processes, stepper, stop, output, train, optim, evaluate, settings or {})
         try:
             if last is not None:
