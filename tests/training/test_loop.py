@@ -332,6 +332,19 @@ def test_fit_stops_at_nan_pixels_and_names_epoch_step_and_video(
     assert all(torch.isfinite(tensor).all() for tensor in left.state_dict().values())
 
 
+def test_fit_with_accumulated_batches_names_the_part_with_nan(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path
+) -> None:
+    clips = noise_clips()
+    clips.broken[0, 3] = torch.full((1,), float("nan"))
+    train = TrainConfig(device="cpu", trackers=(), accumulate_batches=2)
+    before = _weights(tiny_model)
+    with pytest.raises(NonFiniteError, match=r"loss is nan in epoch 1, step 2; pixels hold NaN.*videos: videos/24.mp4"):
+        fit(tiny_model, clips, output=tmp_path, train=train, optim=OPTIM)
+    assert all(parameter.grad is None for parameter in tiny_model.parameters())
+    assert not _same(before, _weights(tiny_model))
+
+
 def test_fit_stops_at_a_loss_that_overflows(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
     clips = noise_clips()
     clips.broken[0, 0] = torch.full((1,), 3e38)

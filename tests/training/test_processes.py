@@ -1,6 +1,9 @@
 """Two real processes train together and get what one gets alone."""
 
 import json
+import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -86,10 +89,19 @@ def _log(folder: Path) -> list[dict[str, Any]]:
 def test_two_processes_give_the_losses_weights_and_scores_of_one(videos: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "two.toml"
     recipe.write_text(RECIPE.format(videos=videos.as_posix(), batch_size=2))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun = [
+        sys.executable,
+        "-W",
+        "error::FutureWarning:kinescan",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+    ]
     command = [*torchrun, "-m", "kinescan", "train", str(recipe), "--output", str(tmp_path / "two"), "--json"]
     together = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert together.returncode == 0, together.stderr
+    assert "Warning" not in together.stderr
     one = tmp_path / "one.toml"
     one.write_text(RECIPE.format(videos=videos.as_posix(), batch_size=4))
     alone = train(one, output=tmp_path / "one")
@@ -108,6 +120,37 @@ def test_two_processes_give_the_losses_weights_and_scores_of_one(videos: Path, t
         weights = [_weights(tmp_path / run / "checkpoints" / checkpoint) for run in ("one", "two")]
         for name, tensor in weights[0].items():
             torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_what_one_process_meets_ends_the_run_in_both(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("two_processes.py")), str(tmp_path)],
+            env={**os.environ, **together, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=280) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    first, second = (json.loads(out) for out, _ in said)
+    assert first["whole"] == second["whole"] == first["resumed"] == second["resumed"]
+    nan = (
+        r"NonFiniteError: loss is nan in epoch 2, step 5; pixels hold NaN or infinity; videos: videos/30.mp4. The last"
+    )
+    full = r"CheckpointError: .*last: the checkpoint could not be written .*No space left on device"
+    for met in (first, second):
+        assert re.match(nan, met["nan"]), met["nan"]
+        assert re.match(full, met["full"]), met["full"]
+    stopped = "in epoch 2 of 2, after 4 steps. The checkpoint is"
+    assert first["signal"].startswith(f"TrainingInterrupted: stopped by a signal {stopped}")
+    assert second["signal"].startswith(f"TrainingInterrupted: stopped by SIGTERM {stopped}")
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

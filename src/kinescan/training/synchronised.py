@@ -1,10 +1,10 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kinescan.training.processes import Processes
@@ -62,9 +62,24 @@ class SynchronisedNorms:
         return normed.to(maps.dtype)
 
 
+class _Sum(torch.autograd.Function):
+    """A tensor summed over the processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        summed = tensor.clone()
+        distributed.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.contiguous().clone()
+        distributed.all_reduce(summed)
+        return summed
+
+
 def _sum(tensor: Tensor) -> Tensor:
-    """Summed over the processes; so is its gradient."""
-    summed: Tensor = all_reduce(tensor)
+    summed: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
     return summed
 
 
