@@ -65,14 +65,11 @@ def test_attention_without_bias_gets_zeros(published: dict[str, State]) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("blocks.0.ls1.gamma", r"LayerScale \(blocks.0.ls1.gamma\), which VisionTransformer has not"),
-        ("reg_token", "has register tokens"),
-        ("attn_pool.latent", "has attention pooling"),
-        ("dist_token", "has a distillation token"),
+        ("dist_token", r"has a distillation token \(dist_token\), which VisionTransformer has not"),
         ("blocks.1.attn.q_norm.weight", "has query and key norms"),
         ("blocks.1.mlp.w12.weight", "has a gated MLP"),
-        ("rope.periods", "has relative or rotary positions"),
-        ("fc_norm.weight", "has a mean over patches instead of the class token"),
+        ("rope.periods", "has learned and rotary positions at once"),
+        ("blocks.0.attn.relative_position_bias_table", "has relative positions"),
     ],
 )
 def test_parts_that_we_do_not_have_are_refused(published: dict[str, State], name: str, message: str) -> None:
@@ -80,18 +77,20 @@ def test_parts_that_we_do_not_have_are_refused(published: dict[str, State], name
         translate(published["timm"] | {name: torch.ones(1)}, "timm", "x")
 
 
-def test_a_resnet_and_a_tower_without_class_token_are_refused(published: dict[str, State]) -> None:
+def test_a_resnet_and_a_clip_tower_without_class_token_are_refused(published: dict[str, State]) -> None:
     resnet = {"visual.conv1.weight": torch.ones(1), "visual.layer1.0.conv1.weight": torch.ones(1)}
     with pytest.raises(CheckpointError, match=r"has a ResNet \(visual.layer1.0.conv1.weight\)"):
         translate(resnet, "openai", "x")
-    siglip = {name: t for name, t in published["hugging_face"].items() if not name.endswith("class_embedding")}
-    with pytest.raises(CheckpointError, match=r"no class token \(SigLIP has none\).*Give one that has"):
-        translate(siglip, "hugging_face", "x")
+    cut = {name: t for name, t in published["hugging_face"].items() if not name.endswith("class_embedding")}
+    with pytest.raises(CheckpointError, match=r"under our names it lacks class_embedding \(1 in all\)"):
+        translate(cut, "hugging_face", "x")
 
 
 def test_an_incomplete_tower_is_refused(published: dict[str, State]) -> None:
     state = {name: t for name, t in published["hugging_face"].items() if "layers.0.self_attn.k_proj" not in name}
-    with pytest.raises(CheckpointError, match=r"x: the vision tower \(Hugging Face CLIPModel\) is incomplete.*in_proj"):
+    with pytest.raises(
+        CheckpointError, match=r"x: the vision tower \(Hugging Face CLIPModel or SiglipModel\) is incomplete.*in_proj"
+    ):
         translate(state, "hugging_face", "x")
     shard = {name: t for name, t in published["openai"].items() if "resblocks.0" not in name}
     with pytest.raises(CheckpointError, match=r"resblocks.0.ln_1.weight.*\(12 in all\). .*give all shards"):

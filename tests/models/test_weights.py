@@ -23,6 +23,10 @@ from kinescan.models.weights import (
 
 State = dict[str, Tensor]
 SIZES = {"image_size": 12, "patch_size": 4, "width": 24, "depth": 2, "mlp_dim": 48, "embed_dim": 12}
+PLAIN = {
+    **{"pre_norm": True, "patch_bias": False, "class_token": True, "num_registers": 0, "layer_scale": False},
+    **{"positions": "learned", "pooling": "class"},
+}
 
 
 def _checkpoint(state: State, **settings: object) -> Checkpoint:
@@ -83,7 +87,7 @@ def test_published_sizes_are_read_from_the_tensors(shared: Path, name: str) -> N
 
 
 def test_infer_vit_config_reads_every_size(tower: State) -> None:
-    assert infer_vit_config(tower) == SIZES | {"heads": None, "pre_norm": True, "patch_bias": False}
+    assert infer_vit_config(tower) == SIZES | PLAIN | {"heads": None}
     plain = {name: tensor for name, tensor in tower.items() if name != "proj" and not name.startswith("ln_pre")}
     found = infer_vit_config(plain | {"conv1.bias": torch.zeros(24)})
     assert (found["embed_dim"], found["pre_norm"], found["patch_bias"]) == (None, False, True)
@@ -182,8 +186,8 @@ def test_a_checkpoint_that_fits_nothing_shows_what_was_expected() -> None:
         read_vision_tower(_checkpoint(state))
     message = str(caught.value)
     assert "x fits no layout of a vision transformer. It holds 7 tensors: bert.layer.0.weight, " in message
-    assert "Hugging Face CLIPModel: vision_model.embeddings.patch_embedding.weight" in message
-    assert "timm VisionTransformer: patch_embed.proj.weight" in message
+    assert "Hugging Face CLIPModel or SiglipModel: vision_model.embeddings.patch_embedding.weight" in message
+    assert "the published files of DINOv2, DINOv3 and MAE: patch_embed.proj.weight" in message
     assert "OpenAI CLIP or open_clip: visual.conv1.weight" in message
 
 
@@ -244,7 +248,7 @@ def test_a_file_of_ours_without_config_is_read_by_its_tensors(tower: State, tmp_
     save_file(own, tmp_path / "model.safetensors")
     pretrained = read_vision_tower(open_checkpoint(tmp_path))
     assert pretrained.layout == "kinescan"
-    assert pretrained.sizes == SIZES | {"pre_norm": True, "patch_bias": False}
+    assert pretrained.sizes == SIZES | PLAIN
     assert pretrained.labels is None
     assert pretrained.tensors.keys() == own.keys()
 

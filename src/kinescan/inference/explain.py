@@ -100,7 +100,8 @@ def _recorded_maps(model: PKS4) -> Iterator[list[Tensor]]:
         seen.append(inputs[0][0])  # from [1, T, W, Hp, Wp]
 
     def keep_tokens(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0][:, 1:].transpose(1, 2).unflatten(2, model.vit.grid))  # from [T, 1 + N, W]
+        patches = inputs[0][:, model.config.num_prefix_tokens :]  # from [T, P + N, W]
+        seen.append(patches.transpose(1, 2).unflatten(2, model.vit.grid))
 
     if model.kinematic is not None:
         handle = model.kinematic.register_forward_pre_hook(keep_maps)

@@ -2,72 +2,20 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from kinescan.errors import CheckpointError
+from kinescan.models import layout_names as names_of
+from kinescan.models.layout_names import MARKERS
 
-# Layout -> a name that only it has, then what such a checkpoint is; the order is that of detection.
-MARKERS = {
-    "kinescan": ("vit.conv1.weight", "a model of kinescan"),
-    "open_clip_trunk": ("visual.trunk.patch_embed.proj.weight", "open_clip with a timm tower"),
-    "openai": ("visual.conv1.weight", "OpenAI CLIP or open_clip"),
-    "openai_tower": ("conv1.weight", "the vision tower of OpenAI CLIP or open_clip alone"),
-    "hugging_face": ("vision_model.embeddings.patch_embedding.weight", "Hugging Face CLIPModel"),
-    "hugging_face_tower": ("embeddings.patch_embedding.weight", "Hugging Face CLIPVisionModel"),
-    "timm": ("patch_embed.proj.weight", "timm VisionTransformer"),
-}
-_PREFIXES = {
-    "open_clip_trunk": "visual.trunk.",
-    "openai": "visual.",
-    "hugging_face": "vision_model.",
-}
-# Parts that VisionTransformer does not have: a pattern that their names match -> what to call them.
-_UNSUPPORTED = {
-    r"(^|\.)(ls1|ls2|ls_1|ls_2|layer_scale\d?|gamma_1|gamma_2)(\.|$)": "LayerScale",
-    r"(^|\.)(reg_token|register_tokens)$": "register tokens",
-    r"(^|\.)(attn_pool|head\.attention|head\.probe)": "attention pooling",
-    r"(^|\.)(dist_token|head_dist)": "a distillation token",
-    r"(^|\.)(q_norm|k_norm)\.": "query and key norms",
-    r"(^|\.)mlp\.(w12|w1|w2|gate_proj|fc1_g)\.": "a gated MLP",
-    r"(^|\.)(rope|rope_embed|rel_pos_bias|relative_position_bias_table)": "relative or rotary positions",
-    r"(^|\.)fc_norm\.": "a mean over patches instead of the class token",
-    r"(^|\.)layer1\.0\.": "a ResNet",
-    r"(^|\.)(temporal_embedding|temporal_pos_embedding)$": "a video model's temporal positions",
-}
-_HUGGING_FACE = {
-    "embeddings.patch_embedding": "conv1.",
-    "pre_layrnorm": "ln_pre.",
-    "post_layernorm": "ln_post.",
-}
-_HUGGING_FACE_BLOCK = {
-    "layer_norm1": "ln_1.",
-    "self_attn.q_proj": "attn.q_proj_",
-    "self_attn.k_proj": "attn.k_proj_",
-    "self_attn.v_proj": "attn.v_proj_",
-    "self_attn.out_proj": "attn.out_proj.",
-    "layer_norm2": "ln_2.",
-    "mlp.fc1": "mlp.c_fc.",
-    "mlp.fc2": "mlp.c_proj.",
-}
-_TIMM = {"patch_embed.proj": "conv1.", "norm_pre": "ln_pre.", "norm": "ln_post."}
-_TIMM_BLOCK = {
-    "norm1": "ln_1.",
-    "attn.qkv": "attn.in_proj_",
-    "attn.proj": "attn.out_proj.",
-    "norm2": "ln_2.",
-    "mlp.fc1": "mlp.c_fc.",
-    "mlp.fc2": "mlp.c_proj.",
-}
-_BLOCK_NAMES = (
-    *("ln_1.weight", "ln_1.bias", "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight"),
-    *("attn.out_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias"),
-    *("mlp.c_proj.weight", "mlp.c_proj.bias"),
-)
-_TOWER_NAMES = ("conv1.weight", "class_embedding", "positional_embedding", "ln_post.weight", "ln_post.bias")
-_OPTIONAL_NAMES = ("conv1.bias", "ln_pre.weight", "ln_pre.bias", "proj")
+__all__ = ["MARKERS", "Family", "Tower", "describe_layouts", "detect_layout", "translate"]
+
+Family = Literal["clip", "siglip", "dinov2", "dinov3", "vit"]
+"""Whose conventions hold where nothing tells activation, epsilon or pixels' scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +24,17 @@ class Tower:
 
     Attributes:
         layout: "openai", "hugging_face", "timm" or "open_clip" (with a timm tower).
+        family: whose conventions hold for it; "vit" where the names do not tell.
         tensors: name in `VisionTransformer` -> tensor.
         unexpected: names in the checkpoint that are no part of it, such as the text tower's.
+        sizes: fields of `ViTConfig` that the names tell, but not the tensors that are left.
     """
 
     layout: str
+    family: Family
     tensors: dict[str, Tensor]
     unexpected: tuple[str, ...]
+    sizes: dict[str, Any] = field(default_factory=dict)
 
 
 def detect_layout(names: Iterable[str]) -> str | None:
@@ -107,36 +59,44 @@ def translate(tensors: Mapping[str, Tensor], layout: str, source: str) -> Tower:
     Raises:
         CheckpointError: the tower has parts that `VisionTransformer` has not, or lacks some.
     """
-    prefix = _PREFIXES.get(layout, "")
+    prefix = names_of.PREFIXES.get(layout, "")
     inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     outside = [name for name in tensors if not name.startswith(prefix)]
     _refuse_unsupported(inside, prefix, source)
+    sizes: dict[str, Any] = {}
     if layout.startswith("openai"):
         named = dict(inside)
-    elif layout.startswith("hugging_face"):
-        named = _join_projections(_rename(inside, _HUGGING_FACE, r"encoder\.layers\.(\d+)\.(.+)", _HUGGING_FACE_BLOCK))
-        _move(named, "embeddings.class_embedding", "class_embedding")
-        _move(named, "embeddings.position_embedding.weight", "positional_embedding")
+    elif layout in ("hugging_face", "hugging_face_tower"):
+        named = _rename(inside, names_of.CLIP_MODULES, names_of.CLIP_BLOCK, names_of.CLIP_BLOCK_MODULES)
+        _move_all(named, names_of.CLIP_TENSORS)
         if "visual_projection.weight" in outside:
             outside.remove("visual_projection.weight")
             named["proj"] = tensors["visual_projection.weight"].T
+    elif layout.startswith("hugging_face"):
+        named = _rename(inside, names_of.VIT_MODULES, names_of.VIT_BLOCK, names_of.VIT_BLOCK_MODULES)
+        _move_all(named, names_of.VIT_TENSORS)
     else:
-        named = _rename(inside, _TIMM, r"blocks\.(\d+)\.(.+)", _TIMM_BLOCK)
-        _move(named, "cls_token", "class_embedding", drop_axes=2)
-        _move(named, "pos_embed", "positional_embedding", drop_axes=1)
+        sizes = _read_timm_sizes(inside, source)
+        named = _rename(inside, names_of.TIMM_MODULES, names_of.TIMM_BLOCK, names_of.TIMM_BLOCK_MODULES)
+        _move_all(named, names_of.TIMM_TENSORS)
         _take_timm_projection(named, tensors, outside)
-    known = _known_names(named)
-    unexpected = [prefix + name for name in named if name not in known] + outside
-    tower = {name: tensor for name, tensor in named.items() if name in known}
-    _fill_missing_bias(tower)
-    lacking = [name for name in known if name not in tower and name not in _OPTIONAL_NAMES]
+    named = _settle(named)
+    family = _family(named, layout)
+    tower, known = _known_part(named, family)
+    lacking = [name for name in known if name not in tower and name not in names_of.OPTIONAL_NAMES]
     if lacking:
         raise CheckpointError(
             f"{source}: the vision tower ({MARKERS[layout][1]}) is incomplete: under our names it lacks "
             f"{', '.join(lacking[:4])}{', ...' if len(lacking) > 4 else ''} ({len(lacking)} in all). "
             "Fetch it again, or give all shards."
         )
-    return Tower(layout=_public_name(layout), tensors=tower, unexpected=tuple(unexpected))
+    return Tower(
+        layout=_public_name(layout),
+        family=family,
+        tensors=tower,
+        unexpected=(*(prefix + name for name in named if name not in known), *outside),
+        sizes=sizes,
+    )
 
 
 def describe_layouts() -> str:
@@ -145,23 +105,18 @@ def describe_layouts() -> str:
 
 
 def _public_name(layout: str) -> str:
-    return "open_clip" if layout == "open_clip_trunk" else layout.removesuffix("_tower")
+    return "hugging_face" if layout.startswith("hugging_face") else names_of.PUBLIC_NAMES.get(layout, layout)
 
 
 def _refuse_unsupported(names: Iterable[str], prefix: str, source: str) -> None:
     names = list(names)
-    for pattern, what in _UNSUPPORTED.items():
+    for pattern, what in names_of.UNSUPPORTED.items():
         found = next((name for name in names if re.search(pattern, name)), None)
         if found is not None:
             raise CheckpointError(
                 f"{source}: this vision tower has {what} ({prefix}{found}), which VisionTransformer has not. "
-                "Give one with a class token, learned positions, and plain attention and MLP blocks, such as CLIP's."
+                "Give one with plain attention and MLP blocks, such as CLIP's, SigLIP's or DINO's up to size L."
             )
-    if not {"class_embedding", "embeddings.class_embedding", "cls_token"} & set(names):
-        raise CheckpointError(
-            f"{source}: this vision tower has no class token (SigLIP has none), which VisionTransformer needs. "
-            "Give one that has, such as CLIP's."
-        )
 
 
 def _rename(
@@ -173,7 +128,11 @@ def _rename(
         match = re.fullmatch(block_pattern, name)
         rest, table, start = (match[2], block_modules, _block(match[1])) if match else (name, modules, "")
         module, _, leaf = rest.rpartition(".")
-        renamed[f"{start}{table[module]}{leaf}" if module in table else name] = tensor
+        if module in table:
+            renamed[f"{start}{table[module]}{leaf}"] = tensor
+        else:
+            # Some blocks hold tensors of their own, such as timm's gamma_1 and q_bias.
+            renamed[f"{start}{rest}" if match else name] = tensor
     return renamed
 
 
@@ -181,19 +140,75 @@ def _block(index: str | int) -> str:
     return f"transformer.resblocks.{index}."
 
 
-def _join_projections(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value, apart in Hugging Face's names, are one matrix in ours."""
-    for query in [name for name in named if ".attn.q_proj_" in name]:
-        parts = [query.replace(".q_proj_", f".{letter}_proj_") for letter in "qkv"]
-        if all(part in named for part in parts):
-            named[query.replace(".q_proj_", ".in_proj_")] = torch.cat([named.pop(part) for part in parts])
+def _move_all(named: dict[str, Tensor], table: Mapping[str, tuple[str, int]]) -> None:
+    found = [(new, named.pop(old), axes) for old, (new, axes) in table.items() if old in named]
+    # Without registers, DINOv3 stores none of them: an empty tensor.
+    named |= {new: tensor.reshape(tensor.shape[axes:]) for new, tensor, axes in found if tensor.numel()}
+
+
+def _settle(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is stored in parts put together, as `VisionTransformer` has it, whoever stored it."""
+    named = {
+        re.sub(r"(resblocks\.\d+\.)gamma_([12])$", r"\1ls_\2.gamma", name.replace(".lambda1", ".gamma")): tensor
+        for name, tensor in named.items()
+    }
+    _join_projections(named)
+    _join_biases(named)
+    if "class_embedding" in named and _is_square(named.get("positional_embedding")):
+        # timm keeps no position for the class token where registers stand beside it: it is in the token already.
+        positions = named["positional_embedding"]
+        named["positional_embedding"] = torch.cat([positions.new_zeros(1, positions.shape[1]), positions])
     return named
 
 
-def _move(named: dict[str, Tensor], old: str, new: str, *, drop_axes: int = 0) -> None:
-    if old in named:
-        tensor = named.pop(old)
-        named[new] = tensor.reshape(tensor.shape[drop_axes:])
+def _join_projections(named: dict[str, Tensor]) -> None:
+    """Query, key and value, apart in many layouts, are one matrix in ours."""
+    for query in [name for name in named if ".q_proj_" in name]:
+        start, leaf = query.split(".q_proj_")
+        key, value, both = (f"{start}.{part}_proj_{leaf}" for part in ("k", "v", "kv"))
+        if both in named:
+            named[f"{start}.in_proj_{leaf}"] = torch.cat([named.pop(query), named.pop(both)])
+        elif value in named and (key in named or leaf == "bias"):
+            # DINOv3's keys have no bias.
+            first, last = named.pop(query), named.pop(value)
+            named[f"{start}.in_proj_{leaf}"] = torch.cat([first, named.pop(key, torch.zeros_like(first)), last])
+
+
+def _join_biases(named: dict[str, Tensor]) -> None:
+    """Biases that are masked (DINOv3's own files) or stored without the keys' (timm), and those that are missing."""
+    for weight in [name for name in named if name.endswith("attn.in_proj_weight")]:
+        start = weight.removesuffix("in_proj_weight")
+        bias, mask = start + "in_proj_bias", named.pop(start + "in_proj_bias_mask", None)
+        if mask is not None and bias in named:
+            named[bias] = torch.where(mask == 1, named[bias], 0.0)
+        if start + "q_bias" in named and start + "v_bias" in named:
+            first, last = named.pop(start + "q_bias"), named.pop(start + "v_bias")
+            named[bias] = torch.cat([first, named.pop(start + "k_bias", torch.zeros_like(first)), last])
+        # Attention without a bias is attention with a bias of zeros.
+        named.setdefault(bias, named[weight].new_zeros(named[weight].shape[0]))
+
+
+def _is_square(positions: Tensor | None) -> bool:
+    return positions is not None and round(positions.shape[0] ** 0.5) ** 2 == positions.shape[0]
+
+
+def _read_timm_sizes(inside: dict[str, Tensor], source: str) -> dict[str, Any]:
+    """What names alone tell: a norm after averaging, and the waves of DINOv3's rotary positions."""
+    sizes: dict[str, Any] = {}
+    if "fc_norm.weight" in inside:
+        sizes["pooling"] = "mean"
+    # Meta's own files have the one name, timm's the other.
+    periods = inside.pop("rope_embed.periods", inside.pop("rope.periods", None))
+    if periods is not None and "pos_embed" in inside:
+        raise CheckpointError(
+            f"{source}: this vision tower has learned and rotary positions at once; VisionTransformer has either. "
+            "Give one with learned positions, such as CLIP's, or DINOv3's."
+        )
+    if periods is not None and not periods.is_meta and periods.numel() > 1:
+        # theta ** (i / n) for i below n.
+        num = periods.numel()
+        sizes["rotary_theta"] = round(float(periods[-1].double()) ** (num / (num - 1)), 3)
+    return sizes
 
 
 def _take_timm_projection(named: dict[str, Tensor], tensors: Mapping[str, Tensor], outside: list[str]) -> None:
@@ -211,15 +226,23 @@ def _take_timm_projection(named: dict[str, Tensor], tensors: Mapping[str, Tensor
             named["proj"] = named.pop("head.weight").T
 
 
-def _fill_missing_bias(tower: dict[str, Tensor]) -> None:
-    """Attention without a bias is attention with a bias of zeros."""
-    for name in [name for name in tower if name.endswith("attn.in_proj_weight")]:
-        bias = name.replace("in_proj_weight", "in_proj_bias")
-        tower.setdefault(bias, tower[name].new_zeros(tower[name].shape[0]))
+def _family(named: Mapping[str, Tensor], layout: str) -> Family:
+    scaled = any(name.endswith("ls_1.gamma") for name in named)
+    if scaled:
+        return "dinov2" if "positional_embedding" in named else "dinov3"
+    if "class_embedding" not in named and "ln_pre.weight" not in named:
+        return "siglip"
+    plain = layout == "timm" and "ln_pre.weight" not in named
+    return "vit" if plain or layout.startswith("hugging_face_vit") else "clip"
 
 
-def _known_names(named: Iterable[str]) -> dict[str, None]:
-    """Every name that a tower as deep as this one has, in order."""
+def _known_part(named: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], dict[str, None]]:
+    """The tensors of the tower, and every name that a tower as deep as this one has, in order."""
     indices = [int(match[1]) for name in named if (match := re.match(r"transformer\.resblocks\.(\d+)\.", name))]
-    blocks = [_block(index) + name for index in range(max(indices, default=0) + 1) for name in _BLOCK_NAMES]
-    return dict.fromkeys((*_TOWER_NAMES, *_OPTIONAL_NAMES, *blocks))
+    inner = (*names_of.BLOCK_NAMES, *(names_of.SCALE_NAMES if family in ("dinov2", "dinov3") else ()))
+    blocks = [_block(index) + name for index in range(max(indices, default=0) + 1) for name in inner]
+    absent = {"siglip": ("class_embedding",), "dinov3": ("positional_embedding",)}.get(family, ())
+    tower = [name for name in names_of.TOWER_NAMES if name not in absent]
+    pool = names_of.POOL_NAMES if "attn_pool.probe" in named else ()
+    known = dict.fromkeys((*tower, *names_of.OPTIONAL_NAMES, *pool, *blocks))
+    return {name: tensor for name, tensor in named.items() if name in known}, known

@@ -34,7 +34,8 @@ class PKS4Config(ViTConfig):
         insert_after: the module follows this block, counted from 1 (Table 6); not the last, since the class token
             has to read the patches afterwards.
         context_frames: frames around each frame that the encoder looks at: 0, 2, 4, 6 (Table 8).
-        class_token_route: how class tokens exchange over time, twice in every block (Table 9).
+        class_token_route: how class tokens exchange over time, twice in every block (Table 9). A ViT without class
+            token can have "none" (what `create_model` takes for it) or "tsm", which shifts all tokens.
         window: side of the correlation window in patches; odd.
         kinematic_width: channels of the encoder's reduced frames.
         norm: normalisation in the encoder: "batch", or "group" (8 channels each, within a frame).
@@ -85,6 +86,11 @@ class PKS4Config(ViTConfig):
             raise ConfigError(f"window must be odd, got {self.window}. Use 7 or 9: displacement 0 is in the middle.")
         if self.causal and self.bidirectional:
             raise ConfigError("a causal model cannot scan backwards: set bidirectional = false or causal = false.")
+        if not self.class_token and self.class_token_route not in ("none", "tsm"):
+            raise ConfigError(
+                f"class_token_route={self.class_token_route!r} needs a class token, which this ViT has not. "
+                'Use class_token_route="none", or "tsm", which shifts all tokens.'
+            )
         if not 0 < self.average_rate <= 1:
             raise ConfigError(f"average_rate must lie in (0, 1], got {self.average_rate}.")
         for name in ("kinematic_width", "state_size", "conv_kernel", "expand"):
@@ -245,12 +251,13 @@ class PKS4(VideoClassifier):
         """[B, T, 3, H, W] -> [B, T, E]; what the next frames need is put into `carried`."""
         self.check_clip(clip)
         batch, num_frames = clip.shape[:2]
-        tokens = self.vit.embed(clip.flatten(0, 1)).unflatten(0, (batch, num_frames))  # [B, T, 1 + N, W]
+        tokens = self.vit.embed(clip.flatten(0, 1)).unflatten(0, (batch, num_frames))  # [B, T, P + N, W]
         for index, block in enumerate(self.vit.blocks):
             tokens = self._recomputed(self._run_block, index, block, tokens, state, carried)
             if self.config.has_module and index + 1 == self.config.insert_after:
-                patches = self._run_module(tokens[:, :, 1:], state, carried)
-                tokens = torch.cat([tokens[:, :, :1], patches], dim=2)
+                prefix = self.config.num_prefix_tokens
+                patches = self._run_module(tokens[:, :, prefix:], state, carried)
+                tokens = torch.cat([tokens[:, :, :prefix], patches], dim=2)
         return self.vit.pool(tokens.flatten(0, 1)).unflatten(0, (batch, num_frames))
 
     def _recomputed(self, part: Callable[..., Any], *inputs: Any) -> Any:

@@ -1,242 +1,27 @@
 import math
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from kinescan.errors import ConfigError, ShapeError
-from kinescan.layers.pieces import in_pieces
-from kinescan.layers.recompute import recomputed
+from kinescan.errors import ShapeError
+from kinescan.models.vit_block import (
+    AttentionPool,
+    Block,
+    DropPath,
+    FrameEmbeddings,
+    LayerScale,
+    QuickGELU,
+    Transformer,
+)
+from kinescan.models.vit_config import ViTConfig
 from kinescan.shapes import FrameTokens
+
+__all__ = ["Block", "DropPath", "QuickGELU", "ViTConfig", "VisionTransformer", "sincos_positions"]
 
 FramePixels = Float[Tensor, "F 3 H W"]
 """Normalised frames folded into the batch."""
-FrameEmbeddings = Float[Tensor, "F E"]
-"""One vector a frame."""
-HiddenTokens = Float[Tensor, "F N M"]
-"""What a branch computes inside for each token: queries, keys and values, or the MLP's hidden channels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViTConfig:
-    """Sizes and variants of an image-pretrained ViT; the defaults are CLIP ViT-B/16 as OpenAI published it.
-
-    Attributes:
-        image_size: side of the square frame in pixels; a multiple of `patch_size`.
-        patch_size: side of a patch in pixels.
-        width: channels of a token.
-        depth: number of blocks.
-        heads: attention heads; divides `width`.
-        mlp_dim: hidden channels of the MLP.
-        embed_dim: channels after the last projection; None leaves the projection out.
-        activation: of the MLP: "quick_gelu" for OpenAI's weights, "gelu" (exact) for others.
-        norm_eps: added to the variance in every LayerNorm.
-        pre_norm: a LayerNorm between embedding and blocks, as CLIP has.
-        patch_bias: a bias in the patch convolution.
-        position_init: how position embeddings start: "normal" draws, or "sincos" (2-D sine-cosine); both are learned.
-        drop_path: probability of dropping the residual branches of a frame in the last block; 0 in the first block,
-            linear between.
-    """
-
-    image_size: int = 224
-    patch_size: int = 16
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_dim: int = 3072
-    embed_dim: int | None = 512
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    norm_eps: float = 1e-5
-    pre_norm: bool = True
-    patch_bias: bool = False
-    position_init: Literal["normal", "sincos"] = "normal"
-    drop_path: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "width", "depth", "heads", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.embed_dim is not None and self.embed_dim < 1:
-            raise ConfigError(f"embed_dim must be at least 1, or None for no projection, got {self.embed_dim}.")
-        if self.image_size % self.patch_size:
-            down = max(self.image_size // self.patch_size, 1) * self.patch_size
-            raise ConfigError(
-                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}. "
-                f"Use {down} or {down + self.patch_size}."
-            )
-        if self.width % self.heads:
-            raise ConfigError(f"heads must divide width {self.width}, got {self.heads}.")
-        if self.position_init == "sincos" and self.width % 4:
-            raise ConfigError(f'position_init="sincos" needs a width that 4 divides, got {self.width}.')
-        if not 0 <= self.drop_path < 1:
-            raise ConfigError(f"drop_path must lie in [0, 1), got {self.drop_path}.")
-        if self.norm_eps <= 0:
-            raise ConfigError(f"norm_eps must be positive, got {self.norm_eps}.")
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        side = self.image_size // self.patch_size
-        return side, side
-
-
-class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the GELU of OpenAI's CLIP weights.
-
-    Differs: computed as silu(1.702 x) / 1.702, which keeps one tensor less for the backward pass.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape, elementwise."""
-        scaled = 1.702 * x
-        # In place where autograd needs nothing: these are a model's largest tensors, and fresh memory costs time.
-        return F.silu(scaled, inplace=not scaled.requires_grad).div_(1.702)
-
-
-class DropPath(nn.Module):
-    """Drops a residual branch for whole rows of the batch while training, and scales the rest up.
-
-    Args:
-        rate: probability of dropping a row.
-
-    Source: Deep Networks with Stochastic Depth (arXiv 1603.09382).
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[F, ...] -> [F, ...]; unchanged in evaluation."""
-        if not self.training or self.rate == 0:
-            return x
-        kept = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) >= self.rate
-        return x * (kept.to(x.dtype) / (1 - self.rate))
-
-    def extra_repr(self) -> str:
-        """The rate, for printing."""
-        return f"rate={self.rate:.3f}"
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over the tokens of a frame, with the parameter names of `nn.MultiheadAttention`.
-
-    Args:
-        width: channels of a token.
-        heads: attention heads.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
-        self.out_proj = nn.Linear(width, width)
-
-    def forward(self, x: FrameTokens) -> FrameTokens:
-        """[F, N, W] -> [F, N, W]."""
-        return self.mix(self.project(x))
-
-    def project(self, x: FrameTokens) -> HiddenTokens:
-        """Queries, keys and values [F, N, 3 W] of tokens [F, N, W]."""
-        return F.linear(x, self.in_proj_weight, self.in_proj_bias)
-
-    def mix(self, qkv: HiddenTokens) -> FrameTokens:
-        """The tokens [F, N, W] that queries, keys and values [F, N, 3 W] give."""
-        heads = qkv.view(*qkv.shape[:2], 3, self.heads, -1)  # [F, N, 3, heads, W / heads]
-        query, key, value = heads.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
-        return out
-
-
-class MLP(nn.Module):
-    """Two linear layers with an activation between.
-
-    Args:
-        config: gives width, mlp_dim and activation.
-    """
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.c_fc = nn.Linear(config.width, config.mlp_dim)
-        self.gelu = QuickGELU() if config.activation == "quick_gelu" else nn.GELU()
-        self.c_proj = nn.Linear(config.mlp_dim, config.width)
-
-    def forward(self, x: FrameTokens) -> FrameTokens:
-        """[F, N, W] -> [F, N, W]."""
-        return self.contract(self.c_fc(x))
-
-    def contract(self, hidden: HiddenTokens) -> FrameTokens:
-        """The activation and the second layer: [F, N, M] -> [F, N, W]."""
-        out: Tensor = self.c_proj(self.gelu(hidden))
-        return out
-
-
-class Block(nn.Module):
-    """A pre-norm block; its two branches can be called one by one, so that a video model can work between them.
-
-    For the backward pass it keeps the inputs of its norms and its products' results; norms and activation are computed
-    again (see `recomputed`).
-
-    Args:
-        config: sizes and variants.
-        drop_path: probability of dropping a branch while training.
-    """
-
-    def __init__(self, config: ViTConfig, *, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.attn = Attention(config.width, config.heads)
-        self.ln_2 = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.mlp = MLP(config)
-        self.drop_path = DropPath(drop_path)
-
-    def attend(self, x: FrameTokens) -> FrameTokens:
-        """The attention branch of tokens [F, N, W], without the residual."""
-
-        def branch(frames: Tensor) -> Tensor:
-            return self.attn.mix(recomputed(lambda tokens: self.attn.project(self.ln_1(tokens)), frames))
-
-        out: Tensor = self.drop_path(in_pieces(branch, x, 3 * x.shape[1] * x.shape[2]))
-        return out
-
-    def transform(self, x: FrameTokens) -> FrameTokens:
-        """The MLP branch of tokens [F, N, W], without the residual."""
-
-        def branch(frames: Tensor) -> Tensor:
-            hidden = recomputed(lambda tokens: self.mlp.c_fc(self.ln_2(tokens)), frames)
-            return recomputed(self.mlp.contract, hidden)
-
-        out: Tensor = self.drop_path(in_pieces(branch, x, x.shape[1] * self.mlp.c_fc.out_features))
-        return out
-
-    def forward(self, x: FrameTokens) -> FrameTokens:
-        """[F, N, W] -> [F, N, W], both branches with their residuals."""
-        x = x + self.attend(x)
-        return x + self.transform(x)
-
-
-class Transformer(nn.Module):
-    """The stack of blocks.
-
-    Args:
-        config: sizes and variants.
-    """
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        rates = torch.linspace(0, config.drop_path, config.depth, dtype=torch.float64, device="cpu").tolist()
-        self.resblocks = nn.ModuleList(Block(config, drop_path=rate) for rate in rates)
-
-    def forward(self, x: FrameTokens) -> FrameTokens:
-        """[F, N, W] -> [F, N, W]."""
-        for block in self.resblocks:
-            x = block(x)
-        return x
 
 
 class VisionTransformer(nn.Module):
@@ -247,7 +32,10 @@ class VisionTransformer(nn.Module):
     Args:
         config: sizes and variants.
 
-    Source: PKS4 (arXiv 2604.26461), eq. 10-11; Learning Transferable Visual Models (arXiv 2103.00020).
+    Source: PKS4 (arXiv 2604.26461), eq. 10-11; Learning Transferable Visual Models (arXiv 2103.00020); for registers,
+        layer scale and rotary positions DINOv2 (arXiv 2304.07193), Vision Transformers Need Registers (arXiv
+        2309.16588) and DINOv3 (arXiv 2508.10104).
+    Differs: rotary positions are not moved at random in training, as DINOv3's pretraining does.
 
     Example:
         >>> vit = VisionTransformer(ViTConfig(image_size=32, patch_size=8, width=64, depth=2, heads=4, mlp_dim=256))
@@ -262,11 +50,17 @@ class VisionTransformer(nn.Module):
         width, patch = config.width, config.patch_size
         rows, columns = config.grid
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
-        self.class_embedding = nn.Parameter(torch.empty(width))
-        self.positional_embedding = nn.Parameter(torch.empty(1 + rows * columns, width))
+        self.class_embedding = nn.Parameter(torch.empty(width)) if config.class_token else None
+        self.register_tokens = nn.Parameter(torch.empty(config.num_registers, width)) if config.num_registers else None
+        self.positional_embedding = (
+            nn.Parameter(torch.empty(int(config.class_token) + rows * columns, width))
+            if config.positions == "learned"
+            else None
+        )
         self.ln_pre = nn.LayerNorm(width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.transformer = Transformer(config)
         self.ln_post = nn.LayerNorm(width, eps=config.norm_eps)
+        self.attn_pool = AttentionPool(config) if config.pooling == "attention" else None
         self.proj = None if config.embed_dim is None else nn.Parameter(torch.empty(width, config.embed_dim))
         self.reset_parameters()
 
@@ -301,7 +95,7 @@ class VisionTransformer(nn.Module):
             if name.startswith("transformer.resblocks."):
                 depth = int(name.split(".")[2]) + 1
             else:
-                depth = self.num_layers if name.startswith(("ln_post", "proj")) else 0
+                depth = self.num_layers if name.startswith(("ln_post", "attn_pool", "proj")) else 0
             depths[prefix + name] = depth
         return depths
 
@@ -311,19 +105,28 @@ class VisionTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.LayerNorm | nn.Conv2d):
                 module.reset_parameters()
-        nn.init.normal_(self.class_embedding, std=width**-0.5)
-        if self.config.position_init == "sincos":
+        if self.class_embedding is not None:
+            nn.init.normal_(self.class_embedding, std=width**-0.5)
+        if self.positional_embedding is not None and self.config.position_init == "sincos":
             with torch.no_grad():
-                self.positional_embedding.copy_(sincos_positions(self.grid, width))
-        else:
+                positions = sincos_positions(self.grid, width)
+                self.positional_embedding.copy_(positions if self.config.class_token else positions[1:])
+        elif self.positional_embedding is not None:
             nn.init.normal_(self.positional_embedding, std=width**-0.5)
-        for block in self.blocks:
+        layers: list[Block | AttentionPool] = [*self.blocks, *([] if self.attn_pool is None else [self.attn_pool])]
+        for block in layers:
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
             nn.init.normal_(block.attn.out_proj.weight, std=(2 * width * depth) ** -0.5)
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.c_proj.weight, std=(2 * width * depth) ** -0.5)
             for bias in (block.attn.in_proj_bias, block.attn.out_proj.bias, block.mlp.c_fc.bias, block.mlp.c_proj.bias):
                 nn.init.zeros_(bias)
+        for module in self.modules():
+            if isinstance(module, LayerScale):
+                nn.init.ones_(module.gamma)
+        for token in (self.register_tokens, None if self.attn_pool is None else self.attn_pool.probe):
+            if token is not None:
+                nn.init.normal_(token, std=width**-0.5)
         if self.proj is not None:
             nn.init.normal_(self.proj, std=width**-0.5)
 
@@ -334,25 +137,45 @@ class VisionTransformer(nn.Module):
             pixels: [F, 3, H, W], normalised, H = W = image_size.
 
         Returns:
-            [F, 1 + N, W], the class token first; positions added, ln_pre applied.
+            [F, P + N, W]: the class token first, then registers (P of these, none in some), then the patches; positions
+            added, ln_pre applied.
 
         Raises:
             ShapeError: another rank, size, number of channels, or an integer dtype.
         """
         self._check(pixels)
         patches = self.conv1(pixels).flatten(2).transpose(1, 2)  # [F, N, W]
-        class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
-        tokens = torch.cat([class_token, patches], dim=1) + self.positional_embedding.to(patches.dtype)
+        tokens = patches
+        if self.class_embedding is not None:
+            class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
+            tokens = torch.cat([class_token, patches], dim=1)
+        if self.positional_embedding is not None:
+            tokens = tokens + self.positional_embedding.to(patches.dtype)
+        if self.register_tokens is not None:
+            registers = self.register_tokens.to(patches.dtype).expand(patches.shape[0], -1, -1)
+            place = int(self.config.class_token)
+            tokens = torch.cat([tokens[:, :place], registers, tokens[:, place:]], dim=1)
         out: Tensor = self.ln_pre(tokens)
         return out
 
     def pool(self, tokens: FrameTokens) -> FrameEmbeddings:
-        """One embedding a frame, [F, E], from the tokens [F, 1 + N, W] after the last block: ln_post(class) @ proj."""
-        pooled: Tensor = self.ln_post(tokens[:, 0])
+        """One embedding a frame, [F, E], from the tokens [F, P + N, W] after the last block, as `pooling` says.
+
+        "class": ln_post(class token); "mean": ln_post(mean of the patches); "attention": what the query reads from
+        ln_post(patches). Then @ proj, where there is one.
+        """
+        pooled: Tensor
+        if self.config.pooling == "class":
+            pooled = self.ln_post(tokens[:, 0])
+        else:
+            patches = tokens[:, self.config.num_prefix_tokens :]
+            pooled = (
+                self.ln_post(patches.mean(dim=1)) if self.attn_pool is None else self.attn_pool(self.ln_post(patches))
+            )
         return pooled if self.proj is None else pooled @ self.proj
 
     def forward_features(self, pixels: FramePixels) -> FrameTokens:
-        """The tokens [F, 1 + N, W] after the last block (before ln_post) of pixels [F, 3, H, W]."""
+        """The tokens [F, P + N, W] after the last block (before ln_post) of pixels [F, 3, H, W]."""
         tokens: Tensor = self.transformer(self.embed(pixels))
         return tokens
 

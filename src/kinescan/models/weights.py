@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from kinescan.errors import CheckpointError
 from kinescan.models.checkpoint_file import Checkpoint, open_checkpoint, read_checkpoint
-from kinescan.models.layouts import describe_layouts, detect_layout, translate
+from kinescan.models.conventions import CONVENTIONS
+from kinescan.models.layouts import Family, describe_layouts, detect_layout, translate
 from kinescan.models.load_report import LoadReport
 from kinescan.models.vit import ViTConfig
 
@@ -30,7 +31,11 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _HEAD_WIDTH = 64
-_ACTIVATIONS = ("quick_gelu", "gelu")
+_SIGLIP_HEADS = {1152: 16}
+"""Width -> heads of the tower ("so400m") whose heads are not 64 wide."""
+_BLOCKS = "transformer.resblocks."
+_ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
+_HUGGING_FACE_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,8 @@ class Pretrained:
 def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretrained:
     """The vision tower of a checkpoint, under the names it has inside a model.
 
-    Layouts: OpenAI CLIP, open_clip (also with a timm tower), Hugging Face CLIP, timm VisionTransformer, kinescan.
+    Layouts: OpenAI CLIP, open_clip (also with a timm tower), Hugging Face CLIP, SigLIP, ViT, ViTMAE, DINOv2 (also with
+    registers) and DINOv3, timm VisionTransformer, the own files of DINOv2, DINOv3 and MAE, kinescan.
 
     Args:
         checkpoint: as `open_checkpoint` gives it.
@@ -85,17 +91,24 @@ def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretra
     name = tower.layout
     if name == "openai" and ("model_cfg" in checkpoint.settings or checkpoint.file.name.startswith("open_clip")):
         name = "open_clip"
-    told = _read_settings(checkpoint, name)
-    sizes = infer_vit_config(tower.tensors, source=checkpoint.source)
+    usual = CONVENTIONS[tower.family]
+    told = _read_settings(checkpoint, name, tower.family)
+    sizes = infer_vit_config(tower.tensors, source=checkpoint.source) | tower.sizes
+    if sizes["positions"] == "rotary":
+        # Rotary positions do not tell how many there were.
+        sizes["image_size"] = told.pop("image_size", sizes["image_size"])
+        sizes.setdefault("rotary_theta", told.pop("rotary_theta", usual.rotary_theta))
+    heads = sizes.pop("heads")
     conventions = {
-        "heads": sizes.pop("heads"),
-        "activation": _usual_activation(name, checkpoint),
-        "norm_eps": 1e-6 if name == "timm" and not sizes["pre_norm"] else 1e-5,
+        "pooling": sizes.pop("pooling"),
+        "heads": _SIGLIP_HEADS.get(sizes["width"], heads) if tower.family == "siglip" else heads,
+        "activation": _usual_activation(name, checkpoint) if tower.family == "clip" else usual.activation,
+        "norm_eps": usual.timm_eps if name == "timm" and not sizes["pre_norm"] else usual.norm_eps,
     }
     if "heads" in told:
         del conventions["heads"]
         sizes["heads"] = told.pop("heads")
-    if "activation" not in told:
+    if "activation" not in told and tower.family in ("clip", "vit"):
         logger.info(
             "%s: nothing says which activation; %s is usual for the %s layout, activation=... asks for another",
             checkpoint.source,
@@ -109,7 +122,7 @@ def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretra
         unexpected=tower.unexpected,
         sizes=sizes,
         conventions=conventions | told,
-        preprocessing=_read_preprocessing(checkpoint.settings),
+        preprocessing={**usual.pixels} | _read_preprocessing(checkpoint.settings),
     )
 
 
@@ -122,7 +135,8 @@ def infer_vit_config(tensors: Mapping[str, Tensor], *, source: str = "the checkp
 
     Returns:
         image_size, patch_size, width, depth, heads (width / 64, as in every CLIP tower; None where 64 does not divide
-        it), mlp_dim, embed_dim, pre_norm, patch_bias.
+        it), mlp_dim, embed_dim, pre_norm, patch_bias, class_token, num_registers, layer_scale, positions, pooling.
+        Without position embeddings, image_size is 224 or the multiple of the patch size below it.
 
     Raises:
         CheckpointError: patches or the grid of positions are not square.
@@ -133,23 +147,32 @@ def infer_vit_config(tensors: Mapping[str, Tensor], *, source: str = "the checkp
         224
     """
     width, _, patch_rows, patch_columns = tensors["conv1.weight"].shape
-    num_patches = tensors["positional_embedding"].shape[0] - 1
+    class_token = "class_embedding" in tensors
+    learned = "positional_embedding" in tensors
+    num_patches = tensors["positional_embedding"].shape[0] - class_token if learned else (224 // patch_rows) ** 2
     side = math.isqrt(max(num_patches, 0))
     if patch_rows != patch_columns or side * side != num_patches or side == 0:
+        beside = " beside the class token" if class_token else ""
         raise CheckpointError(
-            f"{source}: patches of {patch_rows} x {patch_columns} pixels and {num_patches} positions beside the class "
-            "token; both must be square. Give a tower that was trained on square images."
+            f"{source}: patches of {patch_rows} x {patch_columns} pixels and {num_patches} positions{beside}; "
+            "both must be square. Give a tower that was trained on square images."
         )
+    pooled = "attention" if "attn_pool.probe" in tensors else "class" if class_token else "mean"
     return {
         "image_size": side * patch_rows,
         "patch_size": patch_rows,
         "width": width,
-        "depth": sum(name.endswith(".attn.in_proj_weight") for name in tensors),
+        "depth": sum(name.startswith(_BLOCKS) and name.endswith(".attn.in_proj_weight") for name in tensors),
         "heads": width // _HEAD_WIDTH if width % _HEAD_WIDTH == 0 else None,
         "mlp_dim": tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
         "embed_dim": tensors["proj"].shape[1] if "proj" in tensors else None,
         "pre_norm": "ln_pre.weight" in tensors,
         "patch_bias": "conv1.bias" in tensors,
+        "class_token": class_token,
+        "num_registers": len(tensors["register_tokens"]) if "register_tokens" in tensors else 0,
+        "layer_scale": "transformer.resblocks.0.ls_1.gamma" in tensors,
+        "positions": "learned" if learned else "rotary",
+        "pooling": pooled,
     }
 
 
@@ -207,13 +230,13 @@ def load_pretrained(
 
 
 def resize_positions(positions: Tensor, length: int) -> Tensor:
-    """Position embeddings interpolated to another square grid; the class token's stays as it is.
+    """Position embeddings interpolated to another square grid; the class token's, if there is one, stays as it is.
 
     Bicubic, with antialiasing (which matters only towards smaller grids), corners not aligned, in float32.
 
     Args:
-        positions: [1 + N, W], N a square, the class token first.
-        length: 1 + the number of patches wanted, a square too.
+        positions: [1 + N, W], N a square, the class token first; or [N, W] without.
+        length: 1 + the number of patches wanted, a square too; or without the 1.
 
     Returns:
         [length, W] float32.
@@ -222,11 +245,12 @@ def resize_positions(positions: Tensor, length: int) -> Tensor:
         >>> resize_positions(torch.ones(1 + 7 * 7, 4), 1 + 14 * 14).shape
         torch.Size([197, 4])
     """
-    old_side, side = math.isqrt(positions.shape[0] - 1), math.isqrt(length - 1)
+    old_side, side = (math.isqrt(count) for count in (positions.shape[0], length))
+    before = positions.shape[0] - old_side * old_side
     positions = positions.float()
-    grid = positions[1:].T.reshape(1, -1, old_side, old_side)
+    grid = positions[before:].T.reshape(1, -1, old_side, old_side)
     grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
-    return torch.cat([positions[:1], grid.flatten(2)[0].T])
+    return torch.cat([positions[:before], grid.flatten(2)[0].T])
 
 
 def _read_own(checkpoint: Checkpoint, prefix: str) -> Pretrained:
@@ -253,15 +277,21 @@ def _read_own(checkpoint: Checkpoint, prefix: str) -> Pretrained:
     )
 
 
-def _read_settings(checkpoint: Checkpoint, layout: str) -> dict[str, Any]:
-    """heads, activation and norm_eps, where the config files beside the weights tell them."""
+def _read_settings(checkpoint: Checkpoint, layout: str, family: Family) -> dict[str, Any]:
+    """heads, activation, norm_eps and more, where the config files beside the weights tell them."""
     settings, told = checkpoint.settings, {}
     if layout == "hugging_face" and "model_type" in settings:
         vision = settings.get("vision_config") or settings
+        usual = CONVENTIONS[family]
         # Hugging Face leaves out what equals its default.
-        told["activation"] = vision.get("hidden_act", "quick_gelu")
-        told["norm_eps"] = vision.get("layer_norm_eps", 1e-5)
-        told["heads"] = vision.get("num_attention_heads", 12)
+        told["activation"] = _HUGGING_FACE_ACTIVATIONS.get(
+            vision.get("hidden_act", usual.activation), vision.get("hidden_act", usual.activation)
+        )
+        told["norm_eps"] = vision.get("layer_norm_eps", usual.norm_eps)
+        told["heads"] = vision.get("num_attention_heads", usual.heads)
+        if family == "dinov3":
+            told["rotary_theta"] = float(vision.get("rope_theta", usual.rotary_theta))
+            told["image_size"] = vision.get("image_size", 224)
     elif "model_cfg" in settings:
         told["activation"] = "quick_gelu" if settings["model_cfg"].get("quick_gelu") else "gelu"
         vision = settings["model_cfg"].get("vision_cfg", {})

@@ -113,7 +113,8 @@ def create_model(
         name: one of `list_models()`.
         num_classes: size of the head; by default the number of labels, or that of the config.
         labels: class names in the order of the logits.
-        weights: a CLIP or timm vision tower or a saved kinescan model: file, folder, or name on the Hugging Face hub.
+        weights: a vision tower (CLIP, SigLIP, DINOv2, DINOv3, MAE, a plain ViT; see docs/backbones.md) or a saved
+            kinescan model: file, folder, or name on the Hugging Face hub.
             A saved model gives its head too, if the classes are the same, in whatever order.
         preprocessing: how pixels become a clip; or some of its fields, the others being what comes with the weights,
             else CLIP's. Its size is the model's image_size.
@@ -298,6 +299,9 @@ def _merge(
                 "Add heads=..."
             )
     merged: dict[str, Any] = {**named, **told, **options}
+    if not merged.get("class_token", True) and "class_token_route" not in {*told, *options}:
+        # Nothing to route: time goes through the patches alone.
+        merged["class_token_route"] = "none"
     defaults = architecture.model.config_class(**named)
     depth = merged.get("depth", defaults.depth)
     if hasattr(defaults, "insert_after") and depth != defaults.depth and "insert_after" not in {*told, *options}:

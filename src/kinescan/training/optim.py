@@ -11,7 +11,7 @@ from torch import nn
 
 from kinescan.errors import ConfigError
 
-NOT_DECAYED = ("A_log", "D", "class_embedding", "positional_embedding")
+NOT_DECAYED = ("A_log", "D", "class_embedding", "positional_embedding", "register_tokens")
 """Last parts of names of parameters that get no weight decay whatever their shape."""
 
 
