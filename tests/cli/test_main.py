@@ -23,7 +23,7 @@ FLAGS = {
     "doctor": {"--json"},
     "export": {"--to", "--batch", "--frames", "--precision", "--video", "--tolerance", "--json"},
     "bench": {"--quick", "--output", "--list", "--json"},
-    "profile": {"--set", "--frames", "--num-classes", "--repeats", "--device", "--json"},
+    "profile": {"--set", "--frames", "--size", "--batch", "--num-classes", "--repeats", "--device", "--json"},
 }
 
 

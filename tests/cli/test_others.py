@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from kinescan.cli import doctor
-from kinescan.cli.profile import profile
-from kinescan.errors import BackendError, ConfigError
+from kinescan.errors import BackendError
 
 
 def test_data_make_writes_both_kinds(kinescan: Any, tmp_path: Path) -> None:
@@ -74,19 +73,3 @@ def test_doctor_finds_a_torchvision_that_does_not_load(tmp_path: Path, monkeypat
     assert "does not load beside torch" in problem
     assert "operator torchvision::nms does not exist" in problem
     assert "pip uninstall torchvision" in problem
-
-
-def test_profile_counts_without_weights_and_times_with_them(kinescan: Any) -> None:
-    counted = json.loads(kinescan("profile", "pks4_vit_b16", "--num-classes", "174", "--repeats", "0", "--json").stdout)
-    assert counted[0]["num_parameters"] == 91_693_550
-    assert counted[0]["seconds_per_view"] is None
-    small = ["--set", "image_size=32", "--set", "depth=2", "--set", "insert_after=1", "--frames", "2", "--repeats", "1"]
-    timed = kinescan("profile", "pks4_vit_ti16", *small, "--device", "cpu")
-    assert timed.exit_code == 0, timed.stderr
-    assert " ms" in timed.stdout
-    assert "scanner" in timed.stdout
-
-
-def test_profile_refuses_negative_repeats() -> None:
-    with pytest.raises(ConfigError, match="repeats must be 0 or more, got -1"):
-        profile("vit_ti16", repeats=-1)

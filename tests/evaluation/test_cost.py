@@ -41,10 +41,11 @@ def test_count_cost_of_every_part_by_hand():
     frames, patches, width, hidden, inner = 4, 16, 32, 8, 64
     positions = frames * patches
     block = 12 * width**2 - 4 * width**2  # mlp_dim is 2 * width here
-    assert parts["backbone"].products == (
-        positions * 3 * 8 * 8 * width + 3 * frames * (patches + 1) * block + frames * width * 16
-    )
-    assert parts["backbone"].attention == 3 * frames * 2 * (patches + 1) ** 2 * width
+    # Two blocks before the module, one after it.
+    assert parts["stem"].products == positions * 3 * 8 * 8 * width + 2 * frames * (patches + 1) * block
+    assert parts["blocks after"].products == frames * (patches + 1) * block + frames * width * 16
+    assert parts["stem"].attention == 2 * frames * 2 * (patches + 1) ** 2 * width
+    assert parts["blocks after"].attention == frames * 2 * (patches + 1) ** 2 * width
     assert parts["class_token_routes"] == Macs(temporal=6 * frames * width * 3)
     scanned = positions * (width * 2 * inner + inner * (2 + 2 * 16) + 2 * inner + inner * width)
     assert parts["scanner"].products == scanned
@@ -67,7 +68,8 @@ def test_count_cost_counts_parameters_by_part_and_by_what_is_trained():
     assert cost.num_frozen == sum(p.numel() for p in model.vit.parameters())
     assert cost.num_trained + cost.num_frozen == cost.num_parameters
     assert cost.num_frames == model.preprocessing.num_frames
-    assert {part.name: part.num_trained for part in cost.parts}["backbone"] == 0
+    assert {part.name: part.num_trained for part in cost.parts}["stem"] == 0
+    assert {part.name: part.num_trained for part in cost.parts}["blocks after"] == 0
 
 
 def test_count_cost_leaves_the_model_as_it_was():
@@ -89,7 +91,7 @@ def test_count_cost_of_variants(options):
     if options["class_token_route"] == "tsm":
         assert dict(zip(names, macs.parts, strict=True))["class_token_routes"].macs.temporal == 6 * 4 * 17 * 32 * 3
     else:
-        assert names == ["backbone", "kinematic.correlation", "kinematic.variation", "head"]
+        assert names == ["stem", "kinematic.correlation", "kinematic.variation", "blocks after", "head"]
 
 
 def test_count_cost_does_not_depend_on_the_precision_of_the_weights():

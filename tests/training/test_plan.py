@@ -5,52 +5,9 @@ import torch
 
 from kinescan.models.zoo import create_model
 from kinescan.training import OptimConfig, TrainConfig
-from kinescan.training.plan import activation_bytes, make_plan
+from kinescan.training.plan import make_plan
 
 TINY = {"image_size": 32, "depth": 3, "width": 24, "heads": 2, "mlp_dim": 32, "embed_dim": 8}
-
-
-def _kept(model: torch.nn.Module, clip: torch.Tensor) -> int:
-    """What a real forward pass keeps."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    storages: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.train()(clip)
-    return sum(storage.nbytes() for storage in storages.values())
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("pks4_vit_ti16", TINY),
-        ("pks4_vit_ti16", {**TINY, "recompute": True}),
-        ("videomamba_tiny", {"image_size": 32, "depth": 2, "width": 24}),
-    ],
-)
-def test_activation_bytes_are_those_of_a_real_step(name: str, options: dict[str, Any]) -> None:
-    model = create_model(name, num_classes=3, **options).eval()
-    clip = torch.randn(2, 8, 3, 32, 32)
-    assert activation_bytes(model, num_clips=2) == _kept(model, clip)
-    assert activation_bytes(model.eval(), num_clips=1) > 0
-    assert not any(module.training for module in model.modules())
-
-
-def test_a_frozen_stem_and_recomputation_need_less_memory() -> None:
-    with torch.device("meta"):
-        plain = create_model("pks4_vit_b16", num_classes=174)
-        again = create_model("pks4_vit_b16", num_classes=174, recompute=True)
-    whole = activation_bytes(plain, num_clips=8)
-    assert activation_bytes(again, num_clips=8) < 0.2 * whole
-    for name in plain.stem_parameters():
-        plain.get_parameter(name).requires_grad_(False)
-    assert activation_bytes(plain, num_clips=8) < 0.6 * whole
 
 
 def test_plan_counts_groups_steps_and_memory(noise_clips: Any) -> None:

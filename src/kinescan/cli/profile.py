@@ -1,5 +1,5 @@
-import statistics
-import time
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,17 +11,19 @@ from kinescan.cli.output import print_json, print_table, reported
 from kinescan.cli.runs import best_checkpoint
 from kinescan.config import parse_overrides
 from kinescan.errors import ConfigError
-from kinescan.evaluation.cost import Cost, count_cost
-from kinescan.evaluation.mode import in_evaluation
+from kinescan.evaluation.activations import activation_bytes_by_part
+from kinescan.evaluation.cost import FLOPS_PER_MAC, Cost, Macs, count_cost
+from kinescan.evaluation.speed import Speed, measure_speed
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.zoo import create_model, from_pretrained
+from kinescan.models.zoo import MODELS, create_model, from_pretrained
 from kinescan.training.engine import choose_device
 
 EXAMPLES = (
-    "kinescan profile pks4_vit_b16 vit_b16",
+    "kinescan profile pks4_vit_b16 vit_b16 videomamba_tiny",
     "kinescan profile pks4_vit_b16 --frames 32 --num-classes 174 --repeats 0",
-    "kinescan profile runs/own_videos_cpu --json",
+    "kinescan profile runs/own_videos_cpu --batch 8 --json",
 )
+MACS = ("GMACs", "with attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,87 +32,120 @@ class Profile:
 
     Attributes:
         cost: parameters and multiply-accumulates, part by part.
-        device: where it was timed.
-        seconds: median time of one forward pass of one view; None where it was not timed.
+        kept_bytes: part -> what a training step keeps of one clip for its backward pass, in float32.
+        speed: times and memory of forward passes; None where none was made.
     """
 
     cost: Cost
-    device: str
-    seconds: float | None
+    kept_bytes: Mapping[str, int]
+    speed: Speed | None
 
     def to_json(self) -> dict[str, Any]:
         """The profile as plain values."""
-        macs = self.cost.macs
+        cost, speed = self.cost, self.speed
         return {
-            "model": self.cost.model,
-            "num_frames": self.cost.num_frames,
-            "image_size": self.cost.image_size,
-            "num_parameters": self.cost.num_parameters,
-            "num_trained": self.cost.num_trained,
-            "macs_without_attention": macs.without_attention,
-            "macs_with_attention": macs.with_attention,
-            "macs_as_published": macs.published,
-            "device": self.device,
-            "seconds_per_view": self.seconds,
+            "model": cost.model,
+            "num_frames": cost.num_frames,
+            "image_size": cost.image_size,
+            "num_parameters": cost.num_parameters,
+            "num_trained": cost.num_trained,
+            "num_frozen": cost.num_frozen,
+            **_counted(cost.macs),
+            "macs_as_published": cost.macs.published,
+            "saved_activation_bytes": sum(self.kept_bytes.values()),
+            "device": "none" if speed is None else speed.device,
+            "seconds_per_view": None if speed is None else speed.latency_seconds,
+            "views_per_second": None if speed is None else speed.views_per_second,
+            "batch": None if speed is None else speed.num_clips,
+            "peak_bytes": None if speed is None else speed.peak_bytes,
+            "num_threads": None if speed is None else speed.num_threads,
             "parts": [
-                {"name": part.name, "num_parameters": part.num_parameters, "macs": asdict(part.macs)}
-                for part in self.cost.parts
+                {
+                    "name": part.name,
+                    "num_parameters": part.num_parameters,
+                    "num_trained": part.num_trained,
+                    "macs": asdict(part.macs),
+                    **_counted(part.macs),
+                    "saved_activation_bytes": self.kept_bytes[part.name],
+                    "seconds": None if speed is None else speed.part_seconds[part.name],
+                }
+                for part in cost.parts
             ],
         }
 
 
 def profile(
-    model: VideoClassifier | str | Path,
+    model: str | Path | VideoClassifier,
     *,
     num_frames: int | None = None,
+    image_size: int | None = None,
+    num_clips: int = 1,
     num_classes: int | None = None,
-    options: dict[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     repeats: int = 5,
     device: str = "auto",
 ) -> Profile:
-    """Parameters, multiply-accumulates and time of one view.
+    """Parameters, multiply-accumulates, memory and time of one view.
 
     Args:
-        model: a model, a name in the zoo, a run's folder, or a saved model.
-        num_frames: frames of the view; by default the model's.
-        num_classes: size of the head, for a name in the zoo.
+        model: a name in the zoo, a run's folder, a saved model, or a classifier.
+        num_frames: frames of the view; by default as many as the model's preprocessing takes.
+        image_size: side of a frame in pixels, for a name in the zoo.
+        num_clips: views in a batch, for the throughput and the peak of memory.
+        num_classes: for a name in the zoo; by default its own.
         options: fields of the model's config, for a name in the zoo.
-        repeats: timed forward passes after one that is not; 0 does not time, and then a name needs no memory.
-        device: where to time.
+        repeats: timed forward passes of each kind; 0 counts only, which needs no memory for weights.
+        device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
-        ConfigError: an argument is out of range or unknown.
-        CheckpointError: a folder holds no model.
+        ConfigError: there is no such model, repeats is negative, or an option or a size is wrong.
+        CheckpointError: the folder holds no saved model.
     """
     if repeats < 0:
         raise ConfigError(f"repeats must be 0 or more, got {repeats}.")
-    with torch.device("meta" if repeats == 0 else "cpu"):
-        resolved = model if isinstance(model, VideoClassifier) else _resolve(model, num_classes, options or {})
+    # Counting needs no weights: the largest model is described in a second.
+    with torch.device("cpu" if repeats else "meta"):
+        if isinstance(model, VideoClassifier):
+            resolved = model
+        else:
+            wanted = {"num_classes": num_classes, "image_size": image_size, "num_frames": num_frames}
+            resolved = _resolve(model, {name: value for name, value in wanted.items() if value is not None}, options)
     cost = count_cost(resolved, num_frames=num_frames)
+    kept = activation_bytes_by_part(resolved, num_clips=1, num_frames=num_frames)
     if repeats == 0:
-        return Profile(cost=cost, device="none", seconds=None)
-    place = choose_device(device)
-    return Profile(cost=cost, device=str(place), seconds=_seconds(resolved.to(place), cost, place, repeats))
+        return Profile(cost=cost, kept_bytes=kept, speed=None)
+    speed = measure_speed(
+        resolved, num_frames=num_frames, num_clips=num_clips, repeats=repeats, device=choose_device(device)
+    )
+    return Profile(cost=cost, kept_bytes=kept, speed=speed)
 
 
-def _resolve(model: str | Path, num_classes: int | None, options: dict[str, Any]) -> VideoClassifier:
+def _resolve(model: str | Path, wanted: dict[str, int], options: Mapping[str, Any] | None) -> VideoClassifier:
     path = Path(model)
     if path.is_dir():
+        fixed = sorted(set(wanted) & {"image_size", "num_classes"})
+        if fixed or options:
+            raise ConfigError(f"{path} is a saved model: {', '.join(fixed) or 'its options'} cannot be chosen.")
         with torch.device("cpu"):
             return from_pretrained(best_checkpoint(path) or path)
-    return create_model(str(model), num_classes=num_classes, **options)
+    name = str(model)
+    if name in MODELS and "num_frames" not in _config_fields(name):
+        # Any number of frames can be given to such a model; it does not belong to its config.
+        wanted = {key: value for key, value in wanted.items() if key != "num_frames"}
+    return create_model(name, **{**wanted, **(options or {})})
 
 
-def _seconds(model: VideoClassifier, cost: Cost, device: torch.device, repeats: int) -> float:
-    clip = torch.randn(1, cost.num_frames, 3, cost.image_size, cost.image_size, device=device)
-    times = []
-    with in_evaluation(model), torch.inference_mode():
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            # Reading a value back waits for the device.
-            model(clip)[0, 0].item()
-            times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+def _config_fields(name: str) -> set[str]:
+    return {field.name for field in dataclasses.fields(MODELS[name].model.config_class)}
+
+
+def _counted(macs: Macs) -> dict[str, int]:
+    return {
+        "macs_without_attention": macs.without_attention,
+        "macs_with_attention": macs.with_attention,
+        "flops_without_attention": FLOPS_PER_MAC * macs.without_attention,
+        "flops_with_attention": FLOPS_PER_MAC * macs.with_attention,
+    }
 
 
 @reported
@@ -120,36 +155,81 @@ def command(
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Option of the models by name, such as window=5.")
     ] = [],  # noqa: B006
     frames: Annotated[int | None, typer.Option(help="Frames of the view.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of a frame in pixels, for names in the zoo.")] = None,
+    batch: Annotated[int, typer.Option(help="Views at once, for throughput and peak memory.", min=1)] = 1,
     num_classes: Annotated[int | None, typer.Option(help="Size of the head, for names in the zoo.")] = None,
     repeats: Annotated[int, typer.Option(help="Timed forward passes; 0 counts only.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the profiles as JSON.")] = False,
 ) -> None:
-    """Parameters, multiply-adds and speed of models."""
+    """Parameters, multiply-adds, memory and speed of models, side by side and part by part."""
     options = parse_overrides(settings)
     profiles = [
-        profile(model, num_frames=frames, num_classes=num_classes, options=options, repeats=repeats, device=device)
+        profile(
+            model,
+            num_frames=frames,
+            image_size=size,
+            num_clips=batch,
+            num_classes=num_classes,
+            options=options,
+            repeats=repeats,
+            device=device,
+        )
         for model in models
     ]
     if as_json:
         print_json([found.to_json() for found in profiles])
         return
-    rows = [_row(found) for found in profiles]
-    print_table(("model", "frames", "parameters", "GMACs", "with attention", "time a view", "device"), rows)
+    _print_models(profiles)
     for found in profiles:
-        print(f"\n{found.cost.model}, part by part")
-        parts = [(p.name, f"{p.num_parameters:,}", f"{p.macs.without_attention / 1e9:.3f}") for p in found.cost.parts]
-        print_table(("part", "parameters", "GMACs"), parts)
+        _print_parts(found)
+    print("\n1 MAC is 2 FLOPs; GMACs leave attention's own products out, as the counters of the field do.")
+    print("as published: by the convention of the PKS4 paper's tables, norms and whole products of frames among them.")
+    print("kept: what a training step keeps of one clip for its backward pass, in float32.")
 
 
-def _row(found: Profile) -> tuple[Any, ...]:
-    cost, macs = found.cost, found.cost.macs
-    return (
-        cost.model,
-        cost.num_frames,
-        f"{cost.num_parameters / 1e6:.2f} M",
-        f"{macs.without_attention / 1e9:.2f}",
-        f"{macs.with_attention / 1e9:.2f}",
-        "not timed" if found.seconds is None else f"{1000 * found.seconds:.1f} ms",
-        found.device,
-    )
+def _print_models(profiles: list[Profile]) -> None:
+    timed = any(found.speed is not None for found in profiles)
+    columns = ("model", "frames", "pixels", "parameters", "trained", *MACS, "as published", "kept")
+    rows: list[tuple[Any, ...]] = []
+    for found in profiles:
+        cost = found.cost
+        row: tuple[Any, ...] = (
+            cost.model,
+            cost.num_frames,
+            cost.image_size,
+            f"{cost.num_parameters / 1e6:.2f} M",
+            "all" if not cost.num_frozen else f"{cost.num_trained / 1e6:.2f} M",
+            f"{cost.macs.without_attention / 1e9:.2f}",
+            f"{cost.macs.with_attention / 1e9:.2f}",
+            f"{cost.macs.published / 1e9:.2f}",
+            _mebibytes(sum(found.kept_bytes.values())),
+        )
+        speed = found.speed
+        if speed is not None:
+            peak = "unknown" if speed.peak_bytes is None else _mebibytes(speed.peak_bytes)
+            time = f"{1000 * speed.latency_seconds:.1f} ms"
+            row += (time, f"{speed.views_per_second:.2f}", speed.num_clips, peak, speed.device)
+        rows.append(row)
+    print_table((*columns, "time a view", "views/s", "batch", "peak", "device") if timed else columns, rows)
+
+
+def _print_parts(found: Profile) -> None:
+    print(f"\n{found.cost.model}, part by part")
+    columns = ("part", "parameters", "trained", *MACS, "kept")
+    rows: list[tuple[Any, ...]] = []
+    for part in found.cost.parts:
+        row: tuple[Any, ...] = (
+            part.name,
+            f"{part.num_parameters:,}",
+            f"{part.num_trained:,}",
+            f"{part.macs.without_attention / 1e9:.3f}",
+            f"{part.macs.with_attention / 1e9:.3f}",
+            _mebibytes(found.kept_bytes[part.name]),
+        )
+        rows.append(row if found.speed is None else (*row, f"{1000 * found.speed.part_seconds[part.name]:.1f} ms"))
+    print_table(columns if found.speed is None else (*columns, "time a view"), rows)
+
+
+def _mebibytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from kinescan.errors import ConfigError
 from kinescan.evaluation.mode import in_evaluation
+from kinescan.evaluation.parts import Parts, watch_parts
 from kinescan.layers.bimamba import BidirectionalMamba
 from kinescan.layers.class_token import TemporalMix
 from kinescan.layers.mamba import Mamba
@@ -30,11 +31,6 @@ NORM_OPERATIONS = 5
 BACKWARD_FACTOR = 3
 """A training step over its forward pass: the backward pass computes two products for each one."""
 FLOPS_PER_MAC = 2
-
-REST = "backbone"
-"""The part that takes what belongs to no other."""
-PARTS = ("class_token_routes", "kinematic.correlation", "kinematic.variation", "scanner", "head")
-"""Modules of a classifier that are reported by themselves, where it has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,18 +153,17 @@ def count_cost(model: VideoClassifier, *, num_frames: int | None = None) -> Cost
     num_frames = model.preprocessing.num_frames if num_frames is None else num_frames
     if num_frames < 1:
         raise ConfigError(f"num_frames must be at least 1, got {num_frames}.")
-    part_names = [name for name in PARTS if _called_modules(model, name)]
-    counter = _MacCounter()
-    with _everywhere_counted(model, part_names, counter), torch.no_grad(), FakeTensorMode():
+    with watch_parts(model) as parts, torch.no_grad(), FakeTensorMode(), in_evaluation(model):
+        counter = _MacCounter(parts)
         weights = {name: _like(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         clip = torch.empty(1, num_frames, 3, model.config.image_size, model.config.image_size, device="cpu")
-        with counter:
+        with _temporal_filters_counted(model, counter), counter:
             functional_call(model, weights, (clip,))
     return Cost(
         model=model.name,
         num_frames=num_frames,
         image_size=model.config.image_size,
-        parts=tuple(_part_cost(model, name, part_names, counter) for name in (REST, *part_names)),
+        parts=tuple(_part_cost(model, name, parts, counter) for name in parts.names),
     )
 
 
@@ -192,13 +187,14 @@ def training_flops(macs_per_clip: float, *, num_clips: int, num_epochs: int) -> 
 class _MacCounter(TorchDispatchMode):
     """Adds up the MACs of every operation for the part that is running."""
 
-    def __init__(self) -> None:
+    def __init__(self, parts: Parts) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.part = REST
+        self.parts = parts
         self.macs: dict[str, Macs] = {}
 
     def add(self, macs: Macs) -> None:
-        self.macs[self.part] = self.macs.get(self.part, Macs()) + macs
+        part = self.parts.current
+        self.macs[part] = self.macs.get(part, Macs()) + macs
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -259,47 +255,21 @@ def _temporal_macs(module: nn.Module, tokens: Tensor) -> Macs:
 
 
 @contextmanager
-def _everywhere_counted(model: nn.Module, part_names: list[str], counter: _MacCounter) -> Iterator[None]:
-    """Hooks that tell the counter which part runs; the model is in evaluation meanwhile."""
-
-    def enter(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            counter.part = name
-
-        return hook
-
-    def leave(*_: Any) -> None:
-        counter.part = REST
+def _temporal_filters_counted(model: nn.Module, counter: _MacCounter) -> Iterator[None]:
+    """Hooks on the modules whose filters over time no operation shows."""
 
     def count_filter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         counter.add(_temporal_macs(module, inputs[0]))
 
     with ExitStack() as stack:
-        for name in part_names:
-            for module in _called_modules(model, name):
-                stack.callback(module.register_forward_pre_hook(enter(name)).remove)
-                stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         for module in model.modules():
             if isinstance(module, Mamba | BidirectionalMamba | TemporalMix):
                 stack.callback(module.register_forward_pre_hook(count_filter).remove)
-        stack.enter_context(in_evaluation(model))
         yield
 
 
-def _called_modules(model: nn.Module, name: str) -> list[nn.Module]:
-    """The modules that are called for a part of this name; none when the model does not have it."""
-    try:
-        module = model.get_submodule(name)
-    except AttributeError:
-        return []
-    return list(module) if isinstance(module, nn.ModuleList) else [module]
-
-
-def _part_cost(model: nn.Module, name: str, part_names: list[str], counter: _MacCounter) -> PartCost:
-    def owner(parameter_name: str) -> str:
-        return next((part for part in part_names if parameter_name.startswith(f"{part}.")), REST)
-
-    own = [parameter for key, parameter in model.named_parameters() if owner(key) == name]
+def _part_cost(model: nn.Module, name: str, parts: Parts, counter: _MacCounter) -> PartCost:
+    own = [parameter for key, parameter in model.named_parameters() if parts.owner(key) == name]
     return PartCost(
         name=name,
         num_parameters=sum(parameter.numel() for parameter in own),

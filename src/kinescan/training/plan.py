@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
 
+from kinescan.evaluation.activations import activation_bytes
 from kinescan.evaluation.cost import count_cost, training_flops
 from kinescan.models.classifier import VideoClassifier
 from kinescan.training.engine import TrainConfig, choose_device, choose_precision
@@ -161,53 +160,6 @@ def make_plan(
     )
 
 
-def activation_bytes(
-    model: VideoClassifier, *, num_clips: int, num_frames: int | None = None, precision: torch.dtype = torch.float32
-) -> int:
-    """Bytes of what autograd keeps of a forward pass in training for its backward pass; parameters do not count.
-
-    The pass runs on tensors without memory, so that the largest batch can be asked for.
-
-    Args:
-        model: on any device; it is not changed. What is frozen of it keeps nothing.
-        num_clips: clips in the batch.
-        num_frames: frames of a clip; by default as many as the model's preprocessing takes.
-        precision: float32, or bfloat16 for autocast.
-
-    Example:
-        >>> from kinescan.models.zoo import create_model
-        >>> model = create_model("vit_ti16", num_classes=2, depth=1)
-        >>> activation_bytes(model, num_clips=4) == 2 * activation_bytes(model, num_clips=2)
-        True
-    """
-    frames = model.preprocessing.num_frames if num_frames is None else num_frames
-    size = model.config.image_size
-    kept: dict[int, int] = {}
-    was_training = [module for module in model.modules() if module.training]
-    with FakeTensorMode(), torch.enable_grad():
-        state = {name: _without_memory(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-        own = {_storage(tensor) for tensor in state.values()}
-        storages: list[torch.UntypedStorage] = []
-
-        def keep(tensor: Tensor) -> Tensor:
-            if _storage(tensor) not in own:
-                # The storage is held on to, since its address would be used again.
-                storages.append(tensor.untyped_storage())
-                kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        clip = torch.empty(num_clips, frames, 3, size, size, device="cpu")
-        try:
-            model.train()
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _autocast("cpu", precision):
-                functional_call(model, state, (clip,))
-        finally:
-            model.eval()
-            for module in was_training:
-                module.training = True
-    return sum(kept.values())
-
-
 def _seconds_per_clip(model: VideoClassifier, batch_size: int, device: torch.device, precision: torch.dtype) -> float:
     """Time of a forward and a backward pass, the second of two; the model is moved to the device."""
     num_clips = min(batch_size, TIMED_CLIPS_ON_CPU) if device.type == "cpu" else batch_size
@@ -242,16 +194,6 @@ def _group_plans(groups: Sequence[dict[str, Any]], peak_lr: float) -> tuple[Grou
 
 def _autocast(device: str, precision: torch.dtype) -> AbstractContextManager[Any]:
     return nullcontext() if precision == torch.float32 else torch.autocast(device, dtype=precision)
-
-
-def _without_memory(tensor: Tensor) -> Tensor:
-    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-    return torch.empty(tensor.shape, dtype=dtype, device="cpu").requires_grad_(tensor.requires_grad)
-
-
-def _storage(tensor: Tensor) -> int:
-    storage: int = tensor.untyped_storage()._cdata
-    return storage
 
 
 def _num_bytes(tensors: Sequence[Tensor]) -> int:

@@ -1,0 +1,90 @@
+"""What a training step keeps in memory for its backward pass, counted without doing one."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+
+from kinescan.evaluation.mode import in_training
+from kinescan.evaluation.parts import watch_parts
+from kinescan.models.classifier import VideoClassifier
+
+
+def activation_bytes(
+    model: VideoClassifier, *, num_clips: int, num_frames: int | None = None, precision: torch.dtype = torch.float32
+) -> int:
+    """Bytes of what autograd keeps of a forward pass in training for its backward pass; parameters do not count.
+
+    The pass runs on tensors without memory, so that the largest batch can be asked for.
+
+    Args:
+        model: on any device; it is not changed. What is frozen of it keeps nothing.
+        num_clips: clips in the batch.
+        num_frames: frames of a clip; by default as many as the model's preprocessing takes.
+        precision: float32, or bfloat16 for autocast.
+
+    Example:
+        >>> from kinescan.models.zoo import create_model
+        >>> model = create_model("vit_ti16", num_classes=2, depth=1)
+        >>> activation_bytes(model, num_clips=4) == 2 * activation_bytes(model, num_clips=2)
+        True
+    """
+    kept = activation_bytes_by_part(model, num_clips=num_clips, num_frames=num_frames, precision=precision)
+    return sum(kept.values())
+
+
+def activation_bytes_by_part(
+    model: VideoClassifier, *, num_clips: int, num_frames: int | None = None, precision: torch.dtype = torch.float32
+) -> dict[str, int]:
+    """The same, part by part: memory that two parts keep counts for the first.
+
+    Args:
+        model: as for `activation_bytes`.
+        num_clips: clips in the batch.
+        num_frames: frames of a clip.
+        precision: float32, or bfloat16 for autocast.
+
+    Returns:
+        Part -> bytes, for every part of the model.
+    """
+    frames = model.preprocessing.num_frames if num_frames is None else num_frames
+    size = model.config.image_size
+    # The storages are held on to, since the address of one that is gone would be used again.
+    kept: dict[int, tuple[str, torch.UntypedStorage]] = {}
+    with FakeTensorMode(), torch.enable_grad(), in_training(model), watch_parts(model) as parts:
+        state = {name: _without_memory(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+        own = {_storage(tensor) for tensor in state.values()}
+
+        def keep(tensor: Tensor) -> Tensor:
+            if _storage(tensor) not in own:
+                kept.setdefault(_storage(tensor), (parts.current, tensor.untyped_storage()))
+            return tensor
+
+        clip = torch.empty(num_clips, frames, 3, size, size, device="cpu")
+        with torch.autograd.graph.saved_tensors_hooks(keep, _same), _autocast("cpu", precision):
+            functional_call(model, state, (clip,))
+    found = dict.fromkeys(parts.names, 0)
+    for part, storage in kept.values():
+        found[part] += storage.nbytes()
+    return found
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _autocast(device: str, precision: torch.dtype) -> AbstractContextManager[Any]:
+    return nullcontext() if precision == torch.float32 else torch.autocast(device, dtype=precision)
+
+
+def _without_memory(tensor: Tensor) -> Tensor:
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return torch.empty(tensor.shape, dtype=dtype, device="cpu").requires_grad_(tensor.requires_grad)
+
+
+def _storage(tensor: Tensor) -> int:
+    storage: int = tensor.untyped_storage()._cdata
+    return storage
