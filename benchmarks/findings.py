@@ -84,7 +84,7 @@ def findings(values: Mapping[str, Any], place: str = "") -> Iterator[Finding]:
     if not (sizes or wrapped or any(not is_flat(value) for value in beside.values())):
         yield from _facts_alone(values, place)
     for key, value in beside.items():
-        if _is_group(value):
+        if _is_group(value) and _shown(key):
             columns = {other: numbers for other, numbers in beside.items() if _belongs(other, numbers, value)}
             around = values if key in WRAPPERS else value
             yield _table(around, value, columns, place if key in WRAPPERS else _join(place, key))
@@ -129,10 +129,12 @@ def _table(around: Mapping[str, Any], group: Mapping[str, Any], columns: Mapping
     if all(is_timing(value) for value in group.values()):
         headers, cells = _timing_cells(group)
     else:
-        shared = [key for key in next(iter(group.values())) if all(key in value for value in group.values())]
-        headers = [words(key.removesuffix("_seconds").removesuffix("_bytes")) for key in shared]
+        keys = list(dict.fromkeys(key for value in group.values() for key in value if _shown(key)))
+        # What only few have is said in the full list.
+        keys = [key for key in keys if 2 * sum(key in value for value in group.values()) >= len(group)]
+        headers = [words(key.removesuffix("_seconds").removesuffix("_bytes")) for key in keys]
         cells = {
-            name: [said("ratio" if name == "ratios" else key, value[key]) for key in shared]
+            name: [said("ratio" if name == "ratios" else key, value[key]) if key in value else "" for key in keys]
             for name, value in group.items()
         }
     for key, numbers in columns.items():
@@ -260,7 +262,8 @@ def _is_group(value: Any) -> bool:
 
 def _belongs(key: str, value: Any, group: Mapping[str, Any]) -> bool:
     """Whether a mapping has one number each for candidates of a group, and says more than their times do."""
-    return "faster" not in key and bool(value) and _scalars(value) and set(value) <= set(group)
+    said_already = "faster" in key and any(name.startswith(OURS) for name in group)
+    return not said_already and _scalars(value) and set(value) <= set(group)
 
 
 def _scalars(value: Mapping[str, Any]) -> bool:

@@ -137,6 +137,26 @@ SECTIONS: Mapping[str, Section] = {
         says="Window 9 x 9, frames -2 to 2; sizes are clips x frames x channels x height x width; one thread.",
         parts=("1x8x768x14x14", "1x8x768x28x28", "step"),
     ),
+    "long_scan_cpu": Section(
+        title="Selective scan over long sequences, CPU",
+        says="As VideoMamba has them: 8 and 64 frames of 196 tokens, one state of 16 for each channel, one thread.",
+    ),
+    "training_memory": Section(
+        title="What a training step keeps for its backward pass",
+        says="Bytes of one clip of 8 frames in float32, counted by saved-tensor hooks, without weights and optimizer.",
+    ),
+    "deployment_cpu": Section(
+        title="Exported models, CPU",
+        says="PKS4-B/16, one clip of 8 frames: the exported model against eager and compiled torch.",
+    ),
+    "triton_compile": Section(
+        title="Triton kernels, compiled without a GPU",
+        says="Registers and spilled bytes at production sizes. No speed: that needs a GPU.",
+    ),
+    "statekv_speed_cpu": Section(
+        title="Streams into video VLMs: time of a frame, CPU",
+        says="Against frames already seen: transformers' own forward, full attention, a compressed state.",
+    ),
 }
 """In the order of the page; results that are not named here follow, by name."""
 
@@ -302,6 +322,8 @@ def rows(values: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
 
 
 def text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{words(key)} {text(item)}" for key, item in value.items())
     if isinstance(value, list):
         if len(value) > LONGEST_LIST:
             return f"{len(value)} values, {text(value[0])} to {text(value[-1])}"

@@ -1,7 +1,7 @@
 """What a training step keeps for its backward pass: plain, recomputed, with a frozen stem, both; counted, not timed.
 
 Run: python benchmarks/training_memory.py            (under a minute on one core; needs no memory for the models)
-The count runs on tensors without memory; tests/training/test_plan.py holds it to real steps.
+The count runs on tensors without memory; tests/evaluation/test_activations.py holds it to real steps.
 """
 
 from contextlib import nullcontext
@@ -9,9 +9,9 @@ from contextlib import nullcontext
 import torch
 
 import measure
+from kinescan.evaluation.activations import activation_bytes
 from kinescan.models.zoo import create_model
 from kinescan.training.optim import trainable_only
-from kinescan.training.plan import activation_bytes
 
 MODELS = {"pks4_vit_b16": 8, "pks4_vit_l14": 8, "videomamba_middle": 8}
 """Model -> frames of a clip."""
@@ -27,7 +27,7 @@ def count(name: str, num_frames: int) -> dict[str, int]:
         for frozen in (False, True) if stem else (False,):
             with trainable_only(model, ("*",), stem=stem) if frozen else nullcontext():
                 variant = " and ".join(word for word, on in (("recompute", recompute), ("frozen stem", frozen)) if on)
-                counts[variant or "plain"] = activation_bytes(model, num_clips=1, num_frames=num_frames)
+                counts[f"{variant or 'plain'}_bytes"] = activation_bytes(model, num_clips=1, num_frames=num_frames)
     return counts
 
 

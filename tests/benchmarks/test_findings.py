@@ -31,11 +31,24 @@ def test_findings_of_timings_are_a_table_with_what_is_known_beside_them(findings
     }
 
 
-def test_findings_of_numbers_take_the_shared_keys(findings: Any) -> None:
-    values = {"memory": {"vit": {"weight_bytes": 2**20, "rate": 0.5}, "peer": {"weight_bytes": 2**21}}}
+def test_findings_of_numbers_take_the_keys_that_most_have(findings: Any) -> None:
+    values = {
+        "memory": {
+            "vit": {"weight_bytes": 2**20, "rate": 0.5, "odd": 1},
+            "peer": {"weight_bytes": 2**21, "rate": 0.25},
+            "other": {"weight_bytes": 2**22},
+        }
+    }
     (table,) = findings.findings(values)
-    assert (table.place, table.columns) == ("memory", ("weight",))
-    assert table.rows == {"vit": ("1.0 MiB",), "peer": ("2.0 MiB",)}
+    assert (table.place, table.columns) == ("memory", ("weight", "rate"))
+    assert table.rows == {"vit": ("1.0 MiB", "0.5"), "peer": ("2.0 MiB", "0.25"), "other": ("4.0 MiB", "")}
+
+
+def test_findings_without_a_candidate_of_ours_say_how_much_faster(findings: Any) -> None:
+    values = {"latency": {"eager": timing(2, 2), "openvino": timing(1, 1)}, "times_faster": {"openvino": 2.0}}
+    (table,) = findings.findings(values)
+    assert table.columns == ("CPU time", "wall time", "times faster")
+    assert table.rows["openvino"] == ("1 s", "1 s", "2")
 
 
 @pytest.mark.parametrize(
