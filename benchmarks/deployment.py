@@ -93,7 +93,9 @@ def main() -> None:
         differences = {name: compare(run(), expected) for name, run in candidates.items()}
         times = measure.time_in_turn(candidates, args.repetitions)
     eager = times[EAGER].cpu_seconds
+    exact = [record.check["largest_difference"] for record in records.values() if record.precision == "float32"]
     results = {
+        "parity": {"largest_difference_in_float32": max(exact)},
         "latency": times,
         "times_faster_than_eager": {name: round(eager / found.cpu_seconds, 3) for name, found in times.items()},
         "difference_from_eager": differences,

@@ -39,6 +39,7 @@ the process: the machines are shared, so trust it before wall time. What fell sh
 
 
 SCAN, CORRELATION, MODEL = "ops_selective_scan_cpu", "ops_local_correlation_cpu", "pks4_over_vit_cpu"
+DEPLOYMENT = "deployment_cpu"
 AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
     ("scan forward: share of the exp roof", SCAN, ("forward", "share_of_exp_roof"), ">=", 0.25),
     ("scan forward: over the compiled loop", SCAN, ("forward", "times_faster_than", "compiled_loop"), ">=", 5),
@@ -126,6 +127,11 @@ SECTIONS: Mapping[str, Section] = {
     MODEL: Section(
         title="PKS4-B/16 over the bare ViT, CPU",
         says="The same backbone on the same frames, with the module in its middle and without it.",
+    ),
+    DEPLOYMENT: Section(
+        title="Deployment, CPU",
+        says="PKS4-B/16 as exported files and in torch, one clip of 8 frames, one thread; every file passed its check.",
+        parts=("latency", "times faster than eager", "difference from eager"),
     ),
     SCAN: Section(
         title="Selective scan, CPU",

@@ -158,7 +158,7 @@ def test_what_is_computed_again_leaves_gradients_as_they_are_bit_for_bit(monkeyp
     model, clip = _awake(PKS4(TINY)), _clip()
     parameters = list(model.parameters())
     given = torch.autograd.grad(model(clip).square().sum(), parameters)
-    for place in ("models.vit", "layers.mamba"):
+    for place in ("models.vit_block", "layers.mamba"):
         monkeypatch.setattr(f"kinescan.{place}.recomputed", lambda part, *inputs: part(*inputs))
     kept = torch.autograd.grad(model(clip).square().sum(), parameters)
     assert all(torch.equal(left, right) for left, right in zip(given, kept, strict=True))

@@ -23,7 +23,17 @@ EXAMPLES = (
     "kinescan doctor --json | grep -A3 problem",
 )
 
-OPTIONAL = ("transformers", "torchvision", "torchcodec", "triton", "tensorboard", "wandb")
+OPTIONAL = (
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "torchvision",
+    "torchcodec",
+    "triton",
+    "tensorboard",
+    "wandb",
+)
 TOLERANCE = 1e-4
 SECONDS_TO_IMPORT = 120
 
