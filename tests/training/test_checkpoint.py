@@ -78,6 +78,9 @@ def test_save_checkpoint_that_ends_anywhere_leaves_a_whole_one(
     class Killed(BaseException):
         pass
 
+    def killed(*_: object) -> None:
+        raise Killed
+
     places = [
         (checkpoint.os, "replace"),
         (checkpoint.shutil, "rmtree"),
@@ -109,6 +112,14 @@ def test_save_checkpoint_that_ends_anywhere_leaves_a_whole_one(
             found = find_checkpoint(folder)
             assert found is not None
             assert load_state(found).step in (1, 2)
+            reached = load_state(found).step
+            monkeypatch.setattr(checkpoint.torch, "save", killed)
+            with pytest.raises(Killed):
+                save(folder, step=3, earlier=earlier)
+            monkeypatch.undo()
+            again = find_checkpoint(folder)
+            assert again is not None
+            assert load_state(again).step == reached
             save(folder, step=3, earlier=earlier)
             assert load_state(folder).step == 3
             if len(calls) < number:

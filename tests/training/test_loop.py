@@ -18,6 +18,7 @@ from kinescan.errors import (
     VideoError,
 )
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.zoo import create_model
 from kinescan.training import OptimConfig, TrainConfig, fit
 from kinescan.training.checkpoint import load_state
 from kinescan.training.journal import Journal
@@ -290,6 +291,24 @@ def test_fit_freezes_by_name(tiny_model: Any, noise_clips: Any, tmp_path: Path) 
     after = _weights(tiny_model)
     assert [name for name in after if not torch.equal(before[name], after[name])] == ["head.weight"]
     assert all(parameter.requires_grad for parameter in tiny_model.parameters())
+
+
+def test_fit_freezes_the_stem_of_a_model_with_a_module(noise_clips: Any, tmp_path: Path) -> None:
+    model = create_model(
+        "pks4_vit_ti16",
+        num_classes=2,
+        preprocessing={"num_frames": 2},
+        **{"image_size": 4, "patch_size": 2, "width": 8, "depth": 3, "heads": 2, "mlp_dim": 8, "embed_dim": 8},
+        **{"insert_after": 1, "window": 3, "kinematic_width": 8},
+    )
+    before, stem = _weights(model), model.stem_parameters()
+    train = TrainConfig(device="cpu", trackers=(), freeze_stem=True)
+    fit(model, noise_clips(), output=tmp_path, train=train, optim=dataclasses.replace(OPTIM, epochs=2))
+    after = _weights(model)
+    trained = {name for name, _ in model.named_parameters()} - set(stem)
+    assert {name for name in before if not torch.equal(before[name], after[name])} >= trained
+    assert all(torch.equal(before[name], after[name]) for name in stem)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_fit_refuses_a_stem_that_is_not_there(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:

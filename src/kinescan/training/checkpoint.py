@@ -83,6 +83,9 @@ def save_checkpoint(
     new, old = _aside(folder, "new"), _aside(folder, "old")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if not folder.exists() and (new / CHECKSUM_FILE).is_file() and _damage(new) is None:
+            # The last save ended between its two renames: what it wrote is the newest there is.
+            os.replace(new, folder)
         _remove(new)
         new.mkdir()
         model.save_pretrained(new)
