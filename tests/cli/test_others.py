@@ -19,7 +19,7 @@ def test_data_make_writes_both_kinds(kinescan: Any, tmp_path: Path) -> None:
     again = kinescan("data", "make", "motion", tmp_path / "a", *sizes)
     assert again.exit_code == 2
     assert "is not empty" in again.stderr
-    looks = ["--set", 'shapes=["arrow", "drop"]', "--set", 'families=["dots"]', "--noise", "0", "--shake", "0"]
+    looks = ["--set", 'colours=["red", "blue"]', "--set", 'families=["dots"]', "--noise", "0", "--shake", "0"]
     made = kinescan("data", "make", "appearance", tmp_path / "b", *sizes, *looks, "--seed", "3")
     assert made.exit_code == 0, made.stderr
     assert "4 training and 2 test files in 2 classes" in made.stdout
