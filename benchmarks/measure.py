@@ -23,6 +23,8 @@ PUBLISHED = HERE / "results"
 """What README and docs quote."""
 RESULTS = Path(os.environ.get("KINESCAN_BENCHMARK_RESULTS") or PUBLISHED)
 """Where results go; `kinescan bench` sets the variable to the folder that it was given."""
+PACKAGES = ("torch", "numba", "numpy", "kinescan")
+"""Those that decide speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +78,22 @@ def peak_extra_bytes(run: Callable[[], Any]) -> int:
     The kernel's high-water mark is reset before the call, and memory that the allocator kept is handed back first.
     """
     run()
+    return first_call(run)[1]
+
+
+def first_call(run: Callable[[], Any]) -> tuple[Timing, int]:
+    """Time of one call, and what `peak_extra_bytes` tells of it; for calls too long to be made twice (Linux)."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = _status_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
+    wall, cpu = time.perf_counter(), time.process_time()
     result = run()
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     peak = _status_bytes("VmHWM")
     del result
-    return max(peak - before, 0)
+    timing = Timing(wall_seconds=wall, cpu_seconds=cpu, cpu_seconds_min=cpu, cpu_seconds_max=cpu, repetitions=1)
+    return timing, max(peak - before, 0)
 
 
 def saved_bytes(run: Callable[[], Any]) -> int:
@@ -102,7 +112,14 @@ def saved_bytes(run: Callable[[], Any]) -> int:
 
 
 def write_result(
-    name: str, *, seed: int, n: int, settings: Mapping[str, Any], results: Mapping[str, Any], folder: Path = RESULTS
+    name: str,
+    *,
+    seed: int,
+    n: int,
+    settings: Mapping[str, Any],
+    results: Mapping[str, Any],
+    folder: Path = RESULTS,
+    packages: tuple[str, ...] = PACKAGES,
 ) -> Path:
     """Writes `<name>.json` with the results and everything needed to read them again.
 
@@ -113,6 +130,7 @@ def write_result(
         settings: sizes and whatever else was chosen.
         results: numbers, and `Timing`s anywhere in nested dicts.
         folder: where to; `RESULTS` by default.
+        packages: whose versions are told.
     """
     path = folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +140,7 @@ def write_result(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", *sys.argv]),
         "hardware": hardware(),
-        "versions": versions(),
+        "versions": versions(packages),
         "seed": seed,
         "n": n,
         "settings": settings,
@@ -145,7 +163,7 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def versions(packages: tuple[str, ...] = ("torch", "numba", "numpy", "kinescan")) -> dict[str, str]:
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Versions of Python and of the packages that decide speed."""
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 

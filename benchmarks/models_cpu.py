@@ -1,0 +1,260 @@
+"""PKS4 beside what a user would pick instead: the bare ViT, and TimeSformer, ViViT and VideoMAE of transformers.
+
+Run: OMP_NUM_THREADS=1 python benchmarks/models_cpu.py          (a quarter of an hour of one core; goes on where it
+     stopped: what the JSON holds is not measured again, unless --again)
+     python benchmarks/models_cpu.py --only "forward, float32, 8 frames" --again
+
+All have the same width, depth, frames and resolution, random weights and 174 classes; attention is
+scaled_dot_product_attention in all of them. ViViT and VideoMAE put two frames into one token, as they are published: at
+equal frames they see half as many tokens. Aim: PKS4's latency, step time and peak memory below those of the three.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.models.timesformer.modeling_timesformer import TimesformerSelfAttention
+
+import measure
+import pks4_over_vit
+from kinescan.models.zoo import create_model
+
+NAME = "models_cpu"
+SEED = 0
+NUM_CLASSES = 174
+FRAMES = (8, 16, 32, 64)
+REPETITIONS = {8: 3, 16: 1, 32: 0, 64: 0}
+"""Timed calls after the one that measures memory; with 0 that one is timed."""
+BASE = ("pks4_vit_b16", "vit_b16", "timesformer", "vivit", "videomae")
+LARGE = ("pks4_vit_l14", "vit_l14")
+SIZES = {"image_size": 224, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+MOST_STEP_FRAMES = 16
+STEP_BYTES_A_FRAME = 400e6
+"""Of the hungriest peer in float32; a cell that would not fit is left out and says so."""
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What is measured at once, all models in turn.
+
+    Attributes:
+        what: "forward" or "training step".
+        dtype: "float32" or "bfloat16" (weights cast for a forward pass, autocast for a step).
+        frames: of the one clip.
+        models: names for `build`.
+        note: told apart in the results by it.
+    """
+
+    what: str
+    dtype: str
+    frames: int
+    models: tuple[str, ...] = BASE
+    note: str = ""
+
+    @property
+    def group(self) -> str:
+        """Key of the results that hold it."""
+        return ", ".join(part for part in (self.what, self.note, self.dtype) if part)
+
+    def __str__(self) -> str:
+        return f"{self.group}, {self.frames} frames"
+
+
+def cells() -> Iterator[Cell]:
+    """In the order of what is most worth knowing."""
+    yield Cell(what="forward", dtype="float32", frames=8)
+    yield from (Cell(what="forward", dtype="bfloat16", frames=frames) for frames in FRAMES)
+    yield from (Cell(what="training step", dtype=dtype, frames=8) for dtype in ("bfloat16", "float32"))
+    yield Cell(what="forward", dtype="float32", frames=16)
+    yield Cell(what="forward", dtype="float32", frames=8, models=LARGE, note="L/14")
+    yield Cell(what="training step", dtype="bfloat16", frames=16)
+    yield from (Cell(what="forward", dtype="float32", frames=frames) for frames in (32, 64))
+    yield Cell(what="training step", dtype="float32", frames=16)
+    yield from (
+        Cell(what="training step", dtype=dtype, frames=frames)
+        for dtype in ("bfloat16", "float32")
+        for frames in (32, 64)
+    )
+
+
+class FusedAttention(TimesformerSelfAttention):
+    """TimeSformer's attention through scaled_dot_product_attention, which transformers does not offer for it."""
+
+    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor]:
+        heads = self.qkv(hidden_states).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(*heads, scale=self.scale)
+        return (mixed.transpose(1, 2).flatten(2),)
+
+
+def build(name: str, frames: int, **sizes: Any) -> nn.Module:
+    """A model with random weights; `sizes` of transformers' configs replace those of B/16."""
+    torch.manual_seed(SEED)
+    if "vit_" in name:
+        return create_model(name, num_classes=NUM_CLASSES)
+    common = {**SIZES, **NO_DROPOUT, "num_frames": frames, "num_labels": NUM_CLASSES, **sizes}
+    if name == "timesformer":
+        model = transformers.TimesformerForVideoClassification(transformers.TimesformerConfig(**common))
+        for module in model.modules():
+            if isinstance(module, TimesformerSelfAttention):
+                module.__class__ = FusedAttention
+        return model
+    kind = {"vivit": "Vivit", "videomae": "VideoMAE"}[name]
+    config = getattr(transformers, f"{kind}Config")(**common, attn_implementation="sdpa")
+    return getattr(transformers, f"{kind}ForVideoClassification")(config)
+
+
+def logits_of(model: nn.Module, clip: Tensor) -> Tensor:
+    out = model(clip)
+    return out if isinstance(out, Tensor) else out.logits
+
+
+def forward_of(model: nn.Module, clip: Tensor, dtype: str) -> Callable[[], Tensor]:
+    model.eval()
+    if dtype == "bfloat16":
+        model, clip = model.bfloat16(), clip.bfloat16()
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return logits_of(model, clip)
+
+    return run
+
+
+def training_step_of(model: nn.Module, clip: Tensor, dtype: str) -> Callable[[], None]:
+    """Forward, loss, backward, AdamW whose moments are there already; gradients are freed in between."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    targets = torch.zeros(len(clip), dtype=torch.long)
+
+    def run() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16) if dtype == "bfloat16" else nullcontext():
+            loss = functional.cross_entropy(logits_of(model, clip).float(), targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def parity() -> dict[str, float]:
+    """Before any speed: PKS4 starts as the ViT, and TimeSformer's attention is what transformers computes."""
+    torch.manual_seed(SEED)
+    sizes = {"image_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    fused = build("timesformer", 4, **sizes, intermediate_size=64).eval()
+    clip = torch.randn(2, 4, 3, 32, 32)
+    with torch.inference_mode():
+        ours = logits_of(fused, clip)
+        for module in fused.modules():
+            if isinstance(module, FusedAttention):
+                module.__class__ = TimesformerSelfAttention
+        difference = (ours - logits_of(fused, clip)).abs().max().item()
+    if difference > 1e-5:
+        raise SystemExit(f"parity failed: TimeSformer's attention differs by {difference}. No speed is reported.")
+    return {"pks4_start": pks4_over_vit.check_start(), "timesformer_attention": difference}
+
+
+def measure_cell(cell: Cell, repetitions: int) -> dict[str, dict[str, Any]]:
+    """Times and memory of every model of a cell: {"times": ..., "peak_bytes": ...}, by model."""
+    clip = torch.randn(1, cell.frames, 3, 224, 224, generator=torch.Generator().manual_seed(SEED))
+    make = forward_of if cell.what == "forward" else training_step_of
+    runs, peaks, times = {}, {}, {}
+    for name in cell.models:
+        model = build(name, cell.frames)
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        runs[name] = make(model, clip, cell.dtype)
+        times[name], peaks[name] = measure.first_call(runs[name])
+        if cell.what != "forward":
+            peaks[name] += 3 * weights  # with AdamW's two moments
+    if repetitions:
+        times = measure.time_in_turn(runs, repetitions, warmups=0)
+    return {"times": times, "peak_bytes": peaks}
+
+
+def obstacle(cell: Cell) -> str | None:
+    """Why a cell is left out."""
+    if cell.what != "training step":
+        return None
+    if cell.frames > MOST_STEP_FRAMES:
+        return f"more than {MOST_STEP_FRAMES} frames: minutes of one core for each step"
+    needed = cell.frames * STEP_BYTES_A_FRAME + 5 * 4 * 350e6
+    free = psutil.virtual_memory().available
+    return f"needs about {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free" if needed > free else None
+
+
+def put(results: dict[str, Any], cell: Cell, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Into the groups from which the page draws its curves."""
+    group = results.setdefault(cell.group, {})
+    memory = results.setdefault(f"{cell.group}: memory", {})
+    for name, timing in found["times"].items():
+        group[f"{name}, {cell.frames} frames"] = timing
+        memory[f"{name}, {cell.frames} frames"] = {"peak_bytes": found["peak_bytes"][name]}
+    ratios = results.setdefault("pks4_cpu_time_over", {}).setdefault(cell.group, {})
+    ours = found["times"][cell.models[0]].cpu_seconds
+    ratios[f"{cell.frames} frames"] = {
+        name: round(ours / timing.cpu_seconds, 3) for name, timing in found["times"].items() if name != cell.models[0]
+    }
+    results.setdefault("commits", {})[str(cell)] = measure.commit()
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [str(cell) for cell in cells()]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CELL", help="; ".join(names))
+    parser.add_argument("--again", action="store_true", help="measure what the JSON holds already, too")
+    parser.add_argument("--repetitions", type=int, help=f"timed calls; by default by frames: {REPETITIONS}")
+    parser.add_argument("--results", type=Path, default=measure.RESULTS, help="folder of the JSON")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    torch.set_num_threads(1)
+    path = args.results / f"{NAME}.json"
+    results: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
+    results["parity"] = parity()
+    left_out = results.setdefault("left_out", {})
+    for cell in cells():
+        done = str(cell) in results.get("commits", {})
+        if str(cell) not in args.only or (done and not args.again):
+            continue
+        reason = obstacle(cell)
+        left_out.pop(str(cell), None)
+        if reason:
+            left_out[str(cell)] = reason
+        else:
+            repetitions = REPETITIONS[cell.frames] if args.repetitions is None else args.repetitions
+            put(results, cell, measure_cell(cell, repetitions))
+        write(results, args.results)
+        print(cell, reason or "done", flush=True)
+
+
+def write(results: Mapping[str, Any], folder: Path) -> None:
+    settings = {"clips": 1, "image_size": 224, "num_classes": NUM_CLASSES, "repetitions": str(REPETITIONS)}
+    packages = ("torch", "transformers", "numba", "numpy", "kinescan")
+    measure.write_result(
+        NAME,
+        seed=SEED,
+        n=max(REPETITIONS.values()),
+        settings=settings,
+        results=results,
+        folder=folder,
+        packages=packages,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Memory of training in the setting of the paper's Table 1: B/16 with 32 clips of 8 frames, L/14 with 16 clips of 8.
+
+Run: python benchmarks/table1_memory.py               (counts; about three minutes of one core, no GPU, no memory)
+     python benchmarks/table1_memory.py --device cuda (measures: torch.cuda.max_memory_allocated)
+
+Counted, not measured on a GPU: a whole step (forward, loss, backward, AdamW) runs on tensors without memory, and every
+storage is counted from the operation that makes it until the last reference is gone. Weights, moments and gradients
+are in it; the allocator's rounding and the libraries' own work space are not. It counts as the operators of a CPU keep
+for the backward pass; those of a GPU (fused attention, the scan) keep the same. Peers: benchmarks/peers.
+
+Aims: B/16 plain <= 16 GB, with recomputation <= 8 GB and below the leanest peer; L/14 <= 20 GB and <= 9 GB.
+"""
+
+import argparse
+import json
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import measure
+from kinescan.models.pks4 import PKS4Config
+from kinescan.models.vit import ViTConfig
+from kinescan.models.zoo import create_model
+from peers import PEERS
+
+NAME = "table1_memory"
+NUM_CLASSES = 174
+FRAMES = 8
+SETTINGS = {"B16": ("pks4_vit_b16", "vit_b16", 32), "L14": ("pks4_vit_l14", "vit_l14", 16)}
+"""Key of the results -> PKS4, bare ViT, clips."""
+PAPER_GB = {
+    "B16": {"pks4": 21.8, "ST-Adapter": 28.8, "AIM": 35.2, "EVL": 17.9, "Side4Video": 8.9},
+    "L14": {"pks4": 20.7, "ST-Adapter": 51.4, "AIM": 64.3, "EVL": 33.0, "Side4Video": 15.3},
+}
+"""Table 1 of the paper, measured by its authors; on which GPU and in which precision it does not say."""
+PAPER_MILLION = {
+    "B16": {"ST-Adapter": 7, "AIM": 14, "EVL": 89, "Side4Video": 4},
+    "L14": {"ST-Adapter": 20, "AIM": 50, "EVL": 350, "Side4Video": 22},
+}
+DTYPES = ("bfloat16", "float32")
+OURS = ("pks4", "pks4, recomputed", "pks4, frozen stem", "pks4, frozen stem, recomputed")
+METHODS = (*OURS, "vit", *PEERS)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a step needs, in bytes.
+
+    Attributes:
+        trained: parameters that are trained.
+        standing: weights, AdamW's moments and the clips, there before and after the step.
+        kept: what the forward pass leaves for the backward pass.
+        peak: the most at any time.
+    """
+
+    trained: int
+    standing: int
+    kept: int
+    peak: int
+
+
+class Storages(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make, until they are gone.
+
+    Attributes:
+        now: bytes at this time.
+        peak: the most since it was last set.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        address, num_bytes = storage._cdata, storage.nbytes()
+        if address not in self._known:
+            self._known.add(address)
+            self.now += num_bytes
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._remove, address, num_bytes)
+
+    def _remove(self, address: int, num_bytes: int) -> None:
+        self._known.discard(address)
+        self.now -= num_bytes
+
+
+def build(method: str, pks4: str, vit: str, **sizes: Any) -> nn.Module:
+    """A model without memory whose parameters say what is trained; `sizes` replace fields of its config."""
+    with torch.device("meta"):
+        if method in PEERS:
+            config = create_model(vit, num_classes=NUM_CLASSES, **sizes).config
+            assert isinstance(config, ViTConfig)
+            return PEERS[method](config, FRAMES, NUM_CLASSES)
+        if method == "vit":
+            return create_model(vit, num_classes=NUM_CLASSES, **sizes)
+        model = create_model(pks4, num_classes=NUM_CLASSES, recompute="recomputed" in method, **sizes)
+    assert isinstance(model.config, PKS4Config)
+    if "frozen stem" in method:
+        stem = set(model.stem_parameters())
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in stem)
+    return model
+
+
+def give_memory(model: nn.Module, device: str) -> None:
+    """Replaces parameters and buffers on "meta" by fresh ones, small and positive; fake ones where that is the mode."""
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                fresh = torch.full(parameter.shape, 0.01, dtype=parameter.dtype, device=device)
+                module._parameters[name] = nn.Parameter(fresh, requires_grad=parameter.requires_grad)
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype, device=device)
+
+
+def step_of(model: nn.Module, clips: Tensor, dtype: str) -> tuple[Callable[[], Tensor], Callable[[Tensor], None]]:
+    """The two halves of a training step: up to the loss, and from it. AdamW's moments are there already."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    targets = torch.zeros(len(clips), dtype=torch.long, device=clips.device)
+
+    def forward() -> Tensor:
+        autocast = torch.autocast(clips.device.type, dtype=torch.bfloat16)
+        with autocast if dtype == "bfloat16" else nullcontext():
+            logits: Tensor = model(clips)
+        return functional.cross_entropy(logits.float(), targets)
+
+    def backward(loss: Tensor) -> None:
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return forward, backward
+
+
+def count(model: nn.Module, clips: int, dtype: str, *, fake: bool = True) -> Memory:
+    """What a step of this model needs, counted on tensors without memory (or, to check that, on real ones).
+
+    Args:
+        model: from `build`.
+        clips: batch size.
+        dtype: "float32", or "bfloat16" for autocast.
+        fake: without memory.
+    """
+    size = model.config.image_size
+    with FakeTensorMode() if fake else nullcontext(), Storages() as storages:
+        give_memory(model, "cpu")
+        pixels = torch.zeros(clips, FRAMES, 3, size, size)
+        forward, backward = step_of(model.train(), pixels, dtype)
+        standing = storages.peak = storages.now
+        loss = forward()
+        kept = storages.now - standing
+        backward(loss)
+        peak = storages.peak
+    return Memory(_num_trained(model), standing, kept, peak)
+
+
+def measure_on_gpu(model: nn.Module, clips: int, dtype: str) -> Memory:
+    """The same, measured on the CUDA device."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    give_memory(model, "cuda")
+    size = model.config.image_size
+    forward, backward = step_of(model.train(), torch.zeros(clips, FRAMES, 3, size, size, device="cuda"), dtype)
+    backward(forward())
+    torch.cuda.reset_peak_memory_stats()
+    standing = torch.cuda.memory_allocated()
+    loss = forward()
+    kept = torch.cuda.memory_allocated() - standing
+    backward(loss)
+    return Memory(_num_trained(model), standing - before, kept, torch.cuda.max_memory_allocated() - before)
+
+
+def _num_trained(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def row(memory: Memory, method: str, setting: str) -> dict[str, float | None]:
+    """A method's numbers as the page shows them, beside those of the paper."""
+    return {
+        "trained_million": round(memory.trained / 1e6, 2),
+        "paper_trained_million": PAPER_MILLION[setting].get(method),
+        "standing_gb": round(memory.standing / 1e9, 2),
+        "kept_for_backward_gb": round(memory.kept / 1e9, 2),
+        "peak_gb": round(memory.peak / 1e9, 2),
+        "paper_measured_gb": PAPER_GB[setting].get(method),
+    }
+
+
+def recomputation_difference() -> float:
+    """Largest difference of a small model's gradients with and without recomputation, over the largest gradient."""
+    sizes = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 3, "heads": 2, "mlp_dim": 64, "insert_after": 2}
+    clip = torch.randn(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    state: dict[str, Tensor] = {}
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = create_model("pks4_vit_b16", num_classes=5, window=5, recompute=recompute, **sizes)
+        if not state:
+            state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            for name in state:
+                if name.endswith(("expand.weight", "out_proj.weight")):  # at their start, zeros, they pass no gradient
+                    state[name].normal_(std=0.1)
+        model.load_state_dict(state)
+        loss = model(clip).square().sum()
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    largest = max(gradient.abs().max().item() for gradient in gradients[0])
+    return max((a - b).abs().max().item() for a, b in zip(*gradients, strict=True)) / largest
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("none", "cuda"), default="none", help="none: count")
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--results", type=Path, default=measure.RESULTS, help="folder of the JSON")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("no CUDA device here: leave --device out, and the memory is counted")
+    name = NAME if args.device == "none" else f"{NAME}_gpu"
+    path = args.results / f"{name}.json"
+    results: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
+    results["parity_of_recomputed_gradients"] = recomputation_difference()
+    if results["parity_of_recomputed_gradients"] > 1e-5:
+        sys.exit(f"recomputed gradients differ: {results['parity_of_recomputed_gradients']}. Nothing is reported.")
+    how = count if args.device == "none" else measure_on_gpu
+    for dtype in args.dtypes:
+        for setting in args.settings:
+            pks4, vit, clips = SETTINGS[setting]
+            place = results.setdefault(f"{setting}, {clips} x {FRAMES} frames, {dtype}", {})
+            for method in args.methods:
+                place[method] = row(how(build(method, pks4, vit), clips, dtype), method, setting)
+                print(setting, dtype, method, place[method], flush=True)
+            settings = {"how": "counted, not measured on a GPU" if args.device == "none" else "measured"}
+            measure.write_result(name, seed=0, n=1, settings=settings, results=results, folder=args.results)
+
+
+if __name__ == "__main__":
+    main()
