@@ -42,7 +42,8 @@ def test_counting_without_memory_counts_what_real_tensors_take(memory: ModuleTyp
 @pytest.mark.parametrize("method", ["vit", "pks4"])
 def test_what_is_kept_is_what_saved_tensor_hooks_see(memory: ModuleType, method: str) -> None:
     seen = activation_bytes(_build(memory, method), num_clips=2, num_frames=memory.FRAMES)
-    assert memory.count(_build(memory, method), 2, "float32").kept == pytest.approx(seen, rel=0.02)
+    clips = 2 * memory.FRAMES * 3 * 32 * 32 * 4  # kept for the patch convolution, and there before the step
+    assert memory.count(_build(memory, method), 2, "float32").kept == pytest.approx(seen - clips, rel=0.005)
 
 
 def test_memory_grows_with_clips_and_shrinks_with_recomputation_and_a_frozen_stem(memory: ModuleType) -> None:
@@ -51,8 +52,7 @@ def test_memory_grows_with_clips_and_shrinks_with_recomputation_and_a_frozen_ste
 
     plain = kept("pks4", 4)
     assert plain == pytest.approx(2 * kept("pks4", 2), rel=0.01)
-    assert kept("pks4, recomputed", 4) < 0.7 * plain
-    assert kept("pks4, frozen stem", 4) < 0.9 * plain
+    assert kept("pks4, frozen stem, recomputed", 4) < kept("pks4, recomputed", 4) < 0.7 * plain
 
 
 def test_recomputation_gives_the_same_gradients(memory: ModuleType) -> None:
