@@ -75,3 +75,13 @@ def test_mamba_in_pieces_equals_whole() -> None:
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(state.scan, end.scan, atol=1e-6, rtol=1e-5)
     assert torch.equal(state.conv_tail, end.conv_tail)
+
+
+def test_mamba_takes_a_few_trajectories_at_a_time_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, tokens = Mamba(8), torch.randn(7, 5, 8)
+    whole, end = block(tokens)
+    monkeypatch.setattr("kinescan.layers.pieces.PIECE_VALUES", 3 * 5 * 32)
+    with torch.no_grad():
+        out, state = block(tokens)
+    for given, expected in ((out, whole), (state.scan, end.scan), (state.conv_tail, end.conv_tail)):
+        torch.testing.assert_close(given, expected.detach(), atol=1e-6, rtol=1e-5)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kinescan.layers.pieces import pieces_of
 from kinescan.layers.recompute import recomputed
 from kinescan.ops import selective_scan
 from kinescan.shapes import State, Tracks
@@ -90,7 +91,12 @@ class Mamba(nn.Module):
         Returns:
             [R, T, width] and the state to go on with. Feeding a sequence in pieces gives what feeding it whole gives.
         """
-        return recomputed(self._scan, self.in_proj(tokens), state)
+        pieces = pieces_of(tokens, 2 * self.inner_width * tokens.shape[1])
+        if state is not None or len(pieces) == 1:
+            return recomputed(self._scan, self.in_proj(tokens), state)
+        outs, states = zip(*(self._scan(self.in_proj(piece), None) for piece in pieces), strict=True)
+        scan, conv_tail = (torch.cat([getattr(part, name) for part in states]) for name in ("scan", "conv_tail"))
+        return torch.cat(outs), MambaState(scan, conv_tail)
 
     def _scan(self, projected: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState]:
         """All that follows the input projection: [R, T, 2 D] -> [R, T, width]."""

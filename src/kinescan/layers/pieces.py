@@ -24,9 +24,13 @@ def in_pieces(part: Callable[[Tensor], Tensor], rows: Tensor, values_per_row: in
         ...     torch.equal(in_pieces(torch.exp, rows, values_per_row=1_250_000), rows.exp())
         True
     """
+    pieces = pieces_of(rows, values_per_row)
+    return part(rows) if len(pieces) == 1 else torch.cat([part(piece) for piece in pieces])
+
+
+def pieces_of(rows: Tensor, values_per_row: int) -> tuple[Tensor, ...]:
+    """The rows [F, ...] as views to be taken one after the other; all of them in one where `in_pieces` says so."""
     if torch.is_grad_enabled() or rows.device.type != "cpu" or torch.compiler.is_compiling():
-        return part(rows)
+        return (rows,)
     length = max(1, PIECE_VALUES // values_per_row)
-    if rows.shape[0] <= length:
-        return part(rows)
-    return torch.cat([part(piece) for piece in rows.split(length)])
+    return (rows,) if rows.shape[0] <= length else rows.split(length)
