@@ -46,6 +46,12 @@ def test_check_takes_a_recipe_and_published_layouts(kinescan: Any, videos: Path,
     assert (again.exit_code, "holds no trainlist02.txt" in again.stderr) == (2, True)
 
 
+def test_check_says_how_far_it_is(kinescan: Any, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinescan.cli.check._SECONDS_BETWEEN_LINES", -1.0)
+    found = kinescan("data", "check", videos, "--workers", "0", "--quick")
+    assert found.stderr.splitlines()[::11] == ["checked 1 of 12 files", "checked 12 of 12 files"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
