@@ -1,6 +1,6 @@
 """From file to batch: decoding with resizing and normalising against decoding alone; loading by worker processes.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/data_path.py            (about four minutes on two cores; parts with --only)
+Run: OMP_NUM_THREADS=1 python benchmarks/data_path.py            (about two minutes on an idle core)
 Aim (BENCHMARKS of the design): 8 frames of a clip decoded, resized and normalised in <= 1.25x the CPU time of decoding
 them; workers scale it.
 
@@ -108,18 +108,15 @@ def measure_transforms(items: list[VideoItem], repetitions: int) -> dict[str, An
     times = measure.time_in_turn(candidates(items), repetitions)
     alone = times["decode"]
     return {
-        **times,
-        "clips": len(items),
-        "clips_per_cpu_second": {name: round(len(items) / timing.cpu_seconds, 2) for name, timing in times.items()},
+        "times": times,
         "cpu_ratio_to_decoding": {
-            name: round(timing.cpu_seconds / alone.cpu_seconds, 4) for name, timing in times.items() if name != "decode"
+            name: round(timing.cpu_seconds / alone.cpu_seconds, 4) for name, timing in times.items()
         },
         # The least disturbed calls: on a busy machine the steadiest comparison.
         "cpu_ratio_of_minima": {
-            name: round(timing.cpu_seconds_min / alone.cpu_seconds_min, 4)
-            for name, timing in times.items()
-            if name != "decode"
+            name: round(timing.cpu_seconds_min / alone.cpu_seconds_min, 4) for name, timing in times.items()
         },
+        "clips_per_cpu_second": {name: round(len(items) / timing.cpu_seconds, 2) for name, timing in times.items()},
     }
 
 
@@ -142,11 +139,12 @@ def measure_batch_memory(items: list[VideoItem], repetitions: int) -> dict[str, 
             raise SystemExit("parity failed: the batch written in place is another. No speed is reported.")
         times = measure.time_in_turn({"in_place": in_place, "stacked_and_moved": stacked}, 5 * repetitions)
     ratio = times["in_place"].cpu_seconds / times["stacked_and_moved"].cpu_seconds
-    return {**times, "cpu_ratio": round(ratio, 4), "batch_megabytes": round(4e-6 * len(frames) * math.prod(CLIP), 1)}
+    return {"times": times, "cpu_ratio": round(ratio, 4), "batch_bytes": 4 * len(frames) * math.prod(CLIP)}
 
 
 def measure_loaders(items: list[VideoItem], epochs: int) -> dict[str, Any]:
     """Clips per second over whole epochs, workers warm, loaders in turn; CPU time of all processes together."""
+    items = 2 * items
     loaders = {workers: loader_of(items, workers) for workers in WORKERS}
     pixels = {hash_of(loader) for loader in loaders.values()}
     if len(pixels) > 1:
@@ -164,12 +162,12 @@ def measure_loaders(items: list[VideoItem], epochs: int) -> dict[str, Any]:
     num = len(items)
     return {
         **{
-            f"{workers} workers": {
+            name: {
                 "clips_per_second": round(num / statistics.median(walls[workers]), 2),
                 "clips_per_second_best": round(num / min(walls[workers]), 2),
                 "cpu_seconds_per_clip": round(statistics.median(cpus[workers]) / num, 5),
             }
-            for workers in WORKERS
+            for name, workers in zip(("no_workers", "one_worker", "two_workers"), WORKERS, strict=True)
         },
         "parity": "the same pixels with 0, 1 and 2 workers (sha256)",
         # of the other work on the machine, as of the loader
@@ -182,7 +180,7 @@ def measure_loaders(items: list[VideoItem], epochs: int) -> dict[str, Any]:
 def loader_of(items: list[VideoItem], workers: int) -> VideoLoader:
     transform = TrainTransform(SETTINGS, CROP_ONLY)
     dataset = VideoDataset(items, ("even", "odd"), transform, preprocessing=SETTINGS, mode="train", seed=SEED)
-    return make_loader(dataset, LoaderConfig(batch_size=8, num_workers=workers), shuffle=True, seed=SEED)
+    return make_loader(dataset, LoaderConfig(batch_size=2, num_workers=workers), shuffle=True, seed=SEED)
 
 
 def hash_of(loader: VideoLoader) -> str:
@@ -215,7 +213,7 @@ def check_parity(items: list[VideoItem]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--videos", type=int, default=16)
+    parser.add_argument("--videos", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -224,13 +222,14 @@ def main() -> None:
         for keyframes in KEYFRAMES:
             items = make_videos(Path(folder), args.videos, keyframes)
             part: dict[str, Any] = {"parity_max_difference_levels": check_parity(items)}
-            part["kilobytes_per_video"] = round(sum(item.path.stat().st_size for item in items) / len(items) / 1000)
+            part["file_bytes"] = sum(item.path.stat().st_size for item in items) // len(items)
+            part["clips"] = len(items)
             part |= measure_transforms(items, args.repetitions)
             results[f"key_frame_every_{keyframes}"] = part
             print(keyframes, json.dumps(part, default=asdict), flush=True)
             if keyframes == KEYFRAMES[0]:
                 results["batch_memory"] = measure_batch_memory(items, args.repetitions)
-                results["loader"] = measure_loaders(items, args.repetitions)
+                results["loader"] = measure_loaders(items, min(args.repetitions, 4))
                 print(json.dumps([results["batch_memory"], results["loader"]], default=asdict), flush=True)
     settings = {"video": f"{SIZE[1]}x{SIZE[0]}, {SECONDS} s at {FPS} fps, H.264", "frames": 8, "size": 224}
     measure.write_result(NAME, seed=SEED, n=args.repetitions, settings=settings, results={**results, "aims": AIMS})
