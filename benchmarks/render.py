@@ -105,6 +105,20 @@ AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
         "<=",
         1.10,
     ),
+    (
+        "OpenVINO in bfloat16: over eager float32",
+        DEPLOYMENT,
+        ("times_faster_than_eager", "openvino, bfloat16"),
+        ">=",
+        2,
+    ),
+    (
+        "OpenVINO in bfloat16: largest difference of a logit",
+        DEPLOYMENT,
+        ("difference_from_eager", "openvino, bfloat16", "largest_difference"),
+        "<=",
+        0.05,
+    ),
     ("PKS4-B/16: time of 64 frames over 8", MODEL, ("growth_8_to_64", "cpu_ratio_of_minima"), "<=", 8.3),
     (
         "a clip decoded, resized, normalised: CPU time over decoding it",
