@@ -11,7 +11,9 @@ scores at least 0.9.
 import argparse
 import json
 import math
+import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,15 @@ from kinescan.vlm.policy import POLICIES
 from kinescan.vlm.sequence import Piece
 from kinescan.vlm.stream import VideoStream
 
-LENGTHS = (16, 32, 64, 128)
-BUDGETS = (5, 10, 20, 40)
+LENGTHS = (32, 64, 128)
+BUDGETS = (5, 10, 20, 40, 80)
 SEEDS = (0, 1, 2)
-VIDEOS_PER_CELL = 8
+FRAMES_PER_CELL = 512
 ENOUGH = 0.9
-STEPS = 1200
-BATCH_FRAMES = 256
+STEPS = 1500
+RATE = 3e-3
+BATCH_FRAMES = 320
+KINDS = {"kind_a": task.EVENT_A, "kind_b": task.EVENT_B}
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 PIXELS = PixelSettings(mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -46,12 +50,18 @@ def length_at(step: int, generator: torch.Generator) -> int:
     return int(torch.randint(8, longest + 1, (), generator=generator))
 
 
+def answers_of(model: Any, videos: task.Videos) -> Tensor:
+    """[B, T, V] scores behind each frame; full attention, one forward."""
+    pixels = task.pixels_of(videos.frames.flatten(0, 1))
+    hidden = model.model(input_ids=task.tokens_of(videos), pixel_values=pixels).last_hidden_state
+    scores: Tensor = model.lm_head(hidden[:, task.STEP_TOKENS - 1 :: task.STEP_TOKENS])
+    return scores
+
+
 def train_step(model: Any, optimizer: torch.optim.Optimizer, generator: torch.Generator, num_frames: int) -> Tensor:
     count = max(4, BATCH_FRAMES // num_frames)
-    videos = task.draw(count, num_frames, task.random_cues(count, num_frames, generator), generator)
-    ids, targets = task.sequence_of(videos)
-    logits = model(input_ids=ids, pixel_values=task.pixels_of(videos.frames.flatten(0, 1))).logits
-    loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=task.IGNORED)
+    videos = task.draw(task.random_kinds(count, num_frames, generator), generator)
+    loss = functional.cross_entropy(answers_of(model, videos).flatten(0, 1), videos.answers.flatten())
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -60,24 +70,18 @@ def train_step(model: Any, optimizer: torch.optim.Optimizer, generator: torch.Ge
 
 
 @torch.no_grad()
-def plain_accuracy(model: Any, num_frames: int, count: int = 24) -> tuple[float, float]:
-    """Share of right labels behind event frames, and of right answers to the questions; full attention, one forward."""
+def plain_accuracy(model: Any, num_frames: int, count: int = 16) -> list[float]:
+    """Share of right labels behind events of each kind."""
     generator = torch.Generator().manual_seed(10_000 + num_frames)
-    videos = task.draw(count, num_frames, task.distant_cues(count, num_frames, generator), generator)
-    ids, targets = task.sequence_of(videos)
-    logits = model(input_ids=ids, pixel_values=task.pixels_of(videos.frames.flatten(0, 1))).logits
-    chosen = logits.argmax(-1)
-    steps = num_frames * task.STEP_TOKENS
-    behind = chosen[:, :steps].view(count, num_frames, task.STEP_TOKENS)[:, :, -1]
-    live = (behind == videos.answers)[videos.asked].float().mean()
-    known = targets[:, steps:] != task.IGNORED
-    return float(live), float((chosen == targets)[:, steps:][known].float().mean())
+    videos = task.draw(task.distant_kinds(count, num_frames, generator), generator)
+    right = answers_of(model, videos).argmax(-1) == videos.answers
+    return [round(float(right[videos.kinds == kind].float().mean()), 4) for kind in KINDS.values()]
 
 
 def train(seed: int, minutes: float, folder: Path, steps: int = STEPS) -> None:
     path = folder / f"seed{seed}.pt"
     model = task.build_vlm(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(seed)
     done, log = 0, []
     if path.exists():
@@ -96,8 +100,8 @@ def train(seed: int, minutes: float, folder: Path, steps: int = STEPS) -> None:
     end = time.monotonic() + 60 * minutes
     model.train()
     while done < steps and time.monotonic() < end:
-        warm = min(1.0, (done + 1) / 100)
-        rate = 2e-3 * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done / steps)))
+        warm = min(1.0, (done + 1) / 50)
+        rate = RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done / steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = train_step(model, optimizer, generator, length_at(done, generator))
@@ -107,13 +111,13 @@ def train(seed: int, minutes: float, folder: Path, steps: int = STEPS) -> None:
             right = {str(length): plain_accuracy(model, length) for length in LENGTHS}
             model.train()
             log.append([done, round(float(loss), 4), right])
-            print(seed, done, f"{loss:.4f}", {k: [round(x, 3) for x in v] for k, v in right.items()}, flush=True)
+            print(seed, done, f"{loss:.4f}", right, flush=True)
             save()
     save()
 
 
 class TaskChat(Chat):
-    """ASK behind every frame, the question's one token behind the last."""
+    """ASK behind every frame."""
 
     def after_patch(self) -> list[int]:
         return [task.ASK]
@@ -140,20 +144,18 @@ def encoded(model: Any, videos: task.Videos) -> list[list[Features]]:
 
 def stream_accuracy(
     model: Any, videos: task.Videos, features: list[list[Features]], policy: str, budget: int | None
-) -> dict[str, int]:
-    """Right answers and questions over some videos, live (behind event frames) and asked (behind the last frame)."""
-    counts = {"live_right": 0, "live": 0, "asked_right": 0, "asked": 0}
+) -> dict[str, list[int]]:
+    """[right answers, events] behind the events of each kind."""
+    counts = {name: [0, 0] for name in KINDS}
     for index in range(len(videos.frames)):
         family = family_class(model)(model, pixels=PIXELS)
         with WatchedStream(family, TaskChat(family), StreamConfig(budget=budget, policy=policy)) as stream:
-            for patch, event, answer in zip(features[index], videos.asked[index], videos.answers[index], strict=True):
+            for patch, kind, answer in zip(features[index], videos.kinds[index], videos.answers[index], strict=True):
                 stream.push(patch)
-                if event:
-                    counts["live"] += 1
-                    counts["live_right"] += stream.said == int(answer)
-            if (answer := int(videos.last[index])) != task.IGNORED:
-                counts["asked"] += 1
-                counts["asked_right"] += int(stream.ask([task.LAST], max_new_tokens=1).logits.argmax()) == answer
+                for name, event in KINDS.items():
+                    if kind == event:
+                        counts[name][0] += stream.said == int(answer)
+                        counts[name][1] += 1
     return counts
 
 
@@ -165,7 +167,7 @@ def cells() -> list[tuple[int, str, int | None]]:
     return grid
 
 
-def compare(seed: int, minutes: float, folder: Path, count: int = VIDEOS_PER_CELL) -> None:
+def compare(seed: int, minutes: float, folder: Path) -> None:
     checkpoint = folder / f"seed{seed}.pt"
     stored = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"step": 0}
     if stored["step"] < STEPS:
@@ -183,25 +185,18 @@ def compare(seed: int, minutes: float, folder: Path, count: int = VIDEOS_PER_CEL
         if key in done or time.monotonic() > end:
             continue
         if length not in drawn:
-            generator = torch.Generator().manual_seed(20_000 + length)
-            videos = task.draw(count, length, task.distant_cues(count, length, generator), generator)
+            generator = torch.Generator().manual_seed(20_000 + 1000 * seed + length)
+            videos = task.draw(task.distant_kinds(FRAMES_PER_CELL // length, length, generator), generator)
             drawn[length] = (videos, encoded(model, videos))
         done[key] = stream_accuracy(model, *drawn[length], policy, budget)
         path.write_text(json.dumps(done))
-        right = done[key]
-        print(
-            seed,
-            key,
-            round(right["live_right"] / right["live"], 3),
-            round(right["asked_right"] / right["asked"], 3),
-            flush=True,
-        )
+        print(seed, key, {name: round(right / count, 3) for name, (right, count) in done[key].items()}, flush=True)
 
 
 def report(folder: Path, results_folder: Path = measure.RESULTS) -> None:
     """Writes the raw counts and the accuracies; tables and the plot are made from these files alone."""
     training: dict[str, Any] = {}
-    counts: dict[str, dict[str, dict[str, int]]] = {}
+    counts: dict[str, dict[str, dict[str, list[int]]]] = {}
     for seed in SEEDS:
         path = folder / f"seed{seed}.pt"
         if path.exists():
@@ -212,79 +207,85 @@ def report(folder: Path, results_folder: Path = measure.RESULTS) -> None:
     raw = results_folder / "raw" / "statekv_accuracy.json"
     raw.parent.mkdir(parents=True, exist_ok=True)
     raw.write_text(json.dumps({"training": training, "counts": counts}) + "\n")
-    results = {kind: summary(counts, kind) for kind in ("live", "asked")}
+    results = {kind: summary(counts, kind) for kind in KINDS}
     settings = {
         "budgets": BUDGETS,
         "tokens_per_frame": task.STEP_TOKENS,
-        "videos_per_cell": VIDEOS_PER_CELL,
+        "frames_per_cell": FRAMES_PER_CELL,
         "seeds": SEEDS,
         "training_steps": STEPS,
         "frames_per_batch": BATCH_FRAMES,
         "enough": ENOUGH,
-        "chance": round(1 / task.KINDS, 3),
+        "chance": round(1 / task.VALUES, 3),
     }
     path = measure.write_result(
-        "statekv_accuracy", seed=SEEDS[0], n=VIDEOS_PER_CELL, settings=settings, results=results, folder=results_folder
+        "statekv_accuracy", seed=SEEDS[0], n=FRAMES_PER_CELL, settings=settings, results=results, folder=results_folder
     )
     show(json.loads(path.read_text()), FIGURES if results_folder == measure.PUBLISHED else results_folder)
 
 
-def summary(counts: dict[str, dict[str, dict[str, int]]], kind: str) -> dict[str, Any]:
+def summary(counts: dict[str, dict[str, dict[str, list[int]]]], kind: str) -> dict[str, Any]:
     """Per length the seeds that count; per policy the mean, lowest and highest accuracy over them at each budget."""
-    found = {}
+
+    def accuracies(key: str, seeds: Iterable[str]) -> dict[str, float]:
+        found = {seed: counts[seed][key][kind] for seed in seeds if key in counts[seed]}
+        return {seed: right / count for seed, (right, count) in found.items()}
+
+    rows_of = {}
     for length in LENGTHS:
-        whole = {seed: cells[f"{length}/none/None"] for seed, cells in counts.items() if f"{length}/none/None" in cells}
-        seeds = [seed for seed, cell in whole.items() if cell[f"{kind}_right"] >= ENOUGH * cell[kind]]
-        full = [cell[f"{kind}_right"] / cell[kind] for cell in whole.values()]
-        rows: dict[str, Any] = {"seeds_that_count": len(seeds), "full_attention_by_seed": full}
+        full = accuracies(f"{length}/none/None", counts)
+        seeds = [seed for seed, accuracy in full.items() if accuracy >= ENOUGH]
+        rows: dict[str, Any] = {"seeds_that_count": len(seeds), "full_attention_by_seed": list(full.values())}
         for policy in POLICIES:
-            for name, best in (("mean", None), ("lowest", min), ("highest", max)):
-                values = []
-                for budget in BUDGETS:
-                    cells = [counts[seed].get(f"{length}/{policy}/{budget}") for seed in seeds]
-                    right = [cell[f"{kind}_right"] / cell[kind] for cell in cells if cell]
-                    values.append((best(right) if best else sum(right) / len(right)) if right else None)
-                if policy != "none" and seeds:
-                    rows[f"{policy}_{name}"] = values
-        found[f"{length}_frames"] = rows
-    return found
+            if policy == "none" or not seeds:
+                continue
+            at = [list(accuracies(f"{length}/{policy}/{budget}", seeds).values()) for budget in BUDGETS]
+            for name, reduce in (("mean", statistics.fmean), ("lowest", min), ("highest", max)):
+                rows[f"{policy}_{name}"] = [reduce(values) if values else None for values in at]
+        rows_of[f"{length}_frames"] = rows
+    return rows_of
 
 
 def show(document: dict[str, Any], folder: Path) -> None:
     """Prints tables for the docs and draws the plot."""
     settings, results = document["settings"], document["results"]
     names = [name for name in POLICIES if name != "none"]
-    for kind, title in (("live", "behind each event"), ("asked", "asked at the end")):
-        for length, rows in results[kind].items():
+    for kind, lengths in results.items():
+        for length, rows in lengths.items():
             full = ", ".join(f"{value:.2f}" for value in rows["full_attention_by_seed"])
-            print(f"\n{title}, {length}: full attention {full}; {rows['seeds_that_count']} seeds count\n")
+            print(f"\n{kind}, {length}: full attention {full}; {rows['seeds_that_count']} seeds count\n")
             print("| policy | " + " | ".join(f"{budget} tokens" for budget in settings["budgets"]) + " |")
             print("|---" * (1 + len(settings["budgets"])) + "|")
             for name in names if rows["seeds_that_count"] else ():
                 columns = zip(*(rows[f"{name}_{which}"] for which in ("mean", "lowest", "highest")), strict=True)
                 print(f"| `{name}` | " + " | ".join(_cell(*column) for column in columns) + " |")
-    lengths = [length for length, rows in results["live"].items() if rows["seeds_that_count"]]
-    if not lengths:
-        return
-    figure, axes = plt.subplots(1, len(lengths), figsize=(3.2 * len(lengths), 3.4), sharey=True, squeeze=False)
-    for axis, length in zip(axes[0], lengths, strict=True):
-        rows = results["live"][length]
-        for name in names:
-            points = [(x, y) for x, y in zip(settings["budgets"], rows[f"{name}_mean"], strict=True) if y is not None]
-            width = 2.5 if name == "statekv" else 1
-            axis.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name, linewidth=width)
-        counted = [value for value in rows["full_attention_by_seed"] if value >= settings["enough"]]
-        axis.axhline(sum(counted) / len(counted), color="black", linestyle="--", label="full attention")
-        axis.axhline(settings["chance"], color="grey", linestyle=":", label="chance")
-        tokens = int(length.split("_")[0]) * settings["tokens_per_frame"]
-        axis.set(title=f"{length.replace('_', ' ')} ({tokens} tokens)", xlabel="budget (tokens)")
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(settings["budgets"], [str(budget) for budget in settings["budgets"]])
-    axes[0][0].set_ylabel("accuracy behind events")
-    axes[0][-1].legend(fontsize=7)
+    figure, axes = plt.subplots(len(results), len(LENGTHS), figsize=(10, 6), sharex=True, sharey=True, squeeze=False)
+    for row, (kind, lengths) in zip(axes, results.items(), strict=True):
+        for axis, (length, rows) in zip(row, lengths.items(), strict=True):
+            _draw(axis, rows, names, settings)
+            tokens = int(length.split("_")[0]) * settings["tokens_per_frame"]
+            axis.set_title(f"{kind.replace('_', ' ')}, {length.replace('_', ' ')} ({tokens} tokens)", fontsize=9)
+        row[0].set_ylabel("accuracy behind events")
+    for axis in axes[-1]:
+        axis.set_xlabel("budget (tokens)")
+    axes[0][-1].legend(fontsize=6)
     figure.tight_layout()
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "statekv_accuracy.png", dpi=110)
+
+
+def _draw(axis: Any, rows: dict[str, Any], names: list[str], settings: dict[str, Any]) -> None:
+    axis.axhline(settings["chance"], color="grey", linestyle=":", label="chance")
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(settings["budgets"], [str(budget) for budget in settings["budgets"]])
+    counted = [value for value in rows["full_attention_by_seed"] if value >= settings["enough"]]
+    if not counted:
+        return
+    axis.axhline(statistics.fmean(counted), color="black", linestyle="--", label="full attention")
+    for name in names:
+        points = [(x, y) for x, y in zip(settings["budgets"], rows[f"{name}_mean"], strict=True) if y is not None]
+        width = 2.5 if name == "statekv" else 1
+        axis.plot([x for x, _ in points], [y for _, y in points], marker=".", label=name, linewidth=width)
 
 
 def _cell(mean: float | None, lowest: float | None, highest: float | None) -> str:

@@ -1,10 +1,11 @@
 """Cue, then event: a video whose events mean something else after each cue, and a tiny VLM to learn it.
 
-Each frame is 16 x 16 pixels and shows one thing in one of 16 cells: a cue (one of 3 colours), an event (one of 3
-signs), or grey noise. An event's label is (the newest cue + the sign) mod 3, so a frame must know a cue that may lie
-far behind it. Behind each frame stands the token ASK; the answer there is the event's label, or in any other frame the
-newest cue (dense supervision: without it the task is not learned in the time there is). Behind the last frame stands
-the question LAST: the label of the newest event. No answer is ever an input.
+Each frame is 8 x 8 pixels, one token for each of its 4 cells, and shows one thing in one of them: a cue of kind A or B
+(one of 3 colours each), an event of kind A or B (one of 3 signs), or grey noise. An event's label is (the newest cue of
+its kind + the sign) mod 3, so a frame must know a cue that may lie far behind it. Behind each frame stands the token
+ASK; the answer there is the event's label, or in any other frame the newest cue of kind A (dense supervision: a target
+in every frame). So most frames need the cue of kind A, and nothing but an event of kind B needs the cue of kind B. No
+answer is ever an input.
 """
 
 from dataclasses import dataclass
@@ -13,16 +14,18 @@ import torch
 from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-SIDE, CELL, CELLS = 16, 4, 16
-KINDS = 3
+SIDE, CELL, CELLS = 8, 4, 4
+VALUES = 3
 FRAME_TOKENS = 4
 STEP_TOKENS = FRAME_TOKENS + 1
-IMAGE, ASK, LAST = 10, 11, 12
+IMAGE, ASK = 10, 11
 FIRST_CUE_ANSWER = 20
-IGNORED = -100
-EVENT_RATE = 0.35
+NOTHING, CUE_A, CUE_B, EVENT_A, EVENT_B = range(5)
 
-COLOURS = torch.tensor([[255, 30, 30], [30, 255, 30], [40, 40, 255]], dtype=torch.uint8)
+COLOURS = torch.tensor(
+    [[[255, 30, 30], [30, 255, 30], [40, 40, 255]], [[255, 255, 30], [30, 255, 255], [255, 40, 255]]],
+    dtype=torch.uint8,
+)
 SIGNS = torch.tensor(
     [
         [[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]],
@@ -31,6 +34,7 @@ SIGNS = torch.tensor(
     ],
     dtype=torch.uint8,
 )
+INKS = torch.tensor([[255, 255, 255], [255, 140, 0]], dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -38,58 +42,70 @@ class Videos:
     """A batch.
 
     Attributes:
-        frames: [B, T, 3, 16, 16], uint8.
-        answers: [B, T] token that follows ASK behind each frame: an event's label, or the newest cue.
-        asked: [B, T] bool, where the frame is an event.
-        last: [B] label of the newest event; IGNORED where there was none.
+        frames: [B, T, 3, 8, 8], uint8.
+        kinds: [B, T] what each frame shows: NOTHING, CUE_A, CUE_B, EVENT_A or EVENT_B.
+        answers: [B, T] token that follows ASK behind each frame.
     """
 
     frames: Tensor
+    kinds: Tensor
     answers: Tensor
-    asked: Tensor
-    last: Tensor
 
 
-def draw(num_videos: int, num_frames: int, cue_frames: Tensor, generator: torch.Generator) -> Videos:
-    """Videos with cues at `cue_frames` ([num_videos, num_frames] bool; the first frame is always one)."""
-    shape = (num_videos, num_frames)
+def newest_value(shown: Tensor, values: Tensor) -> Tensor:
+    """[B, T] value of the newest frame that was `shown`."""
+    newest = torch.where(shown, torch.arange(shown.shape[1]), 0).cummax(1).values
+    return values.gather(1, newest)
 
-    def pick(high: int) -> Tensor:
-        return torch.randint(0, high, shape, generator=generator)
 
-    cue_frames = cue_frames.clone()
-    cue_frames[:, 0] = True
-    events = (torch.rand(shape, generator=generator) < EVENT_RATE) & ~cue_frames
-    colours, signs, cells = pick(KINDS), pick(KINDS), pick(CELLS)
-    newest = torch.where(cue_frames, torch.arange(num_frames), 0).cummax(1).values
-    cues = colours.gather(1, newest)
-    answers = torch.where(events, (cues + signs) % KINDS, FIRST_CUE_ANSWER + cues)
-    patches = torch.randint(60, 140, (*shape, 1, CELL, CELL), generator=generator).expand(-1, -1, 3, -1, -1)
-    patches = torch.where(events[..., None, None, None], 255 * SIGNS[signs][:, :, None].int(), patches)
-    patches = torch.where(cue_frames[..., None, None, None], COLOURS[colours][..., None, None].int(), patches)
+def draw(kinds: Tensor, generator: torch.Generator) -> Videos:
+    """Videos of the given kinds [B, T] of frames; the first two frames are always a cue of kind A and one of kind B."""
+    kinds = kinds.clone()
+    kinds[:, 0], kinds[:, 1] = CUE_A, CUE_B
+    values = torch.randint(0, VALUES, kinds.shape, generator=generator)
+    cue_a, cue_b = (newest_value(kinds == kind, values) for kind in (CUE_A, CUE_B))
+    answers = FIRST_CUE_ANSWER + cue_a
+    for event, cue in ((EVENT_A, cue_a), (EVENT_B, cue_b)):
+        answers = torch.where(kinds == event, (cue + values) % VALUES, answers)
+    return Videos(frames=_paint(kinds, values, generator), kinds=kinds, answers=answers)
+
+
+def _paint(kinds: Tensor, values: Tensor, generator: torch.Generator) -> Tensor:
+    shape = kinds.shape
+    things = torch.randint(60, 140, (*shape, 1, CELL, CELL), generator=generator).expand(-1, -1, 3, -1, -1)
+    for index, (cue, event) in enumerate(((CUE_A, EVENT_A), (CUE_B, EVENT_B))):
+        signs = SIGNS[values][:, :, None] * INKS[index][:, None, None].long()
+        colours = COLOURS[index][values][..., None, None].long().expand_as(signs)
+        things = torch.where((kinds == event)[..., None, None, None], signs, things)
+        things = torch.where((kinds == cue)[..., None, None, None], colours, things)
     frames = torch.randint(0, 30, (*shape, 3, CELLS, CELL, CELL), generator=generator)
-    frames.scatter_(
-        3, cells[:, :, None, None, None, None].expand(-1, -1, 3, -1, CELL, CELL), patches[:, :, :, None].int().long()
-    )
+    cells = torch.randint(0, CELLS, shape, generator=generator)[:, :, None, None, None, None]
+    frames.scatter_(3, cells.expand(-1, -1, 3, -1, CELL, CELL), things[:, :, :, None])
     rows = SIDE // CELL
     frames = frames.view(*shape, 3, rows, rows, CELL, CELL).transpose(4, 5).reshape(*shape, 3, SIDE, SIDE)
-    newest_event = torch.where(events, torch.arange(num_frames), -1).amax(1)
-    last = answers.gather(1, newest_event.clamp(min=0)[:, None])[:, 0]
-    last = torch.where(newest_event < 0, IGNORED, last)
-    return Videos(frames=frames.to(torch.uint8), answers=answers, asked=events, last=last)
+    return frames.to(torch.uint8)
 
 
-def random_cues(num_videos: int, num_frames: int, generator: torch.Generator) -> Tensor:
-    """As in training: a new cue about every 16, 48 or 144 frames, by video."""
-    gaps = torch.tensor([16.0, 48.0, 144.0])[torch.randint(0, 3, (num_videos, 1), generator=generator)]
-    return torch.rand(num_videos, num_frames, generator=generator) < 1 / gaps
+def random_kinds(num_videos: int, num_frames: int, generator: torch.Generator) -> Tensor:
+    """As in training: events in six frames of ten; new cues about every 8, 24 or 72 frames, by video."""
+
+    def rolls() -> Tensor:
+        return torch.rand(num_videos, num_frames, generator=generator)
+
+    events = torch.where(rolls() < 0.5, EVENT_A, EVENT_B)
+    kinds = torch.where(rolls() < 0.6, events, NOTHING)
+    gaps = torch.tensor([8.0, 24.0, 72.0])[torch.randint(0, 3, (num_videos, 1), generator=generator)]
+    for cue in (CUE_A, CUE_B):
+        kinds = torch.where(rolls() < 1 / gaps, cue, kinds)
+    return kinds
 
 
-def distant_cues(num_videos: int, num_frames: int, generator: torch.Generator) -> Tensor:
-    """As in the comparison: cues in the first frame and in the middle alone."""
-    cues = torch.zeros(num_videos, num_frames, dtype=torch.bool)
-    cues[:, num_frames // 2] = True
-    return cues
+def distant_kinds(num_videos: int, num_frames: int, generator: torch.Generator) -> Tensor:
+    """As in the comparison: cues at the start and in the middle alone; events of a kind in one frame of ten each."""
+    rolls = torch.rand(num_videos, num_frames, generator=generator)
+    kinds = torch.where(rolls < 0.1, EVENT_A, torch.where(rolls < 0.2, EVENT_B, NOTHING))
+    kinds[:, num_frames // 2], kinds[:, num_frames // 2 + 1] = CUE_A, CUE_B
+    return kinds
 
 
 def build_vlm(seed: int) -> InternVLForConditionalGeneration:
@@ -123,21 +139,17 @@ def build_vlm(seed: int) -> InternVLForConditionalGeneration:
         },
         image_token_id=IMAGE,
         image_seq_length=FRAME_TOKENS,
-        downsample_ratio=0.5,
+        downsample_ratio=1.0,
     )
     return InternVLForConditionalGeneration(config)
 
 
 def pixels_of(frames: Tensor) -> Tensor:
-    """[..., 3, 16, 16] uint8 as the vision tower takes them; the same in training and in streams."""
+    """[..., 3, 8, 8] uint8 as the vision tower takes them; the same in training and in streams."""
     return (frames.float() / 255 - 0.5) / 0.25
 
 
-def sequence_of(videos: Videos) -> tuple[Tensor, Tensor]:
-    """Token ids [B, L] of whole videos with the question behind them, and targets [B, L]."""
-    batch, num_frames = videos.answers.shape
+def tokens_of(videos: Videos) -> Tensor:
+    """Token ids [B, L] of whole videos."""
     step = torch.tensor([IMAGE] * FRAME_TOKENS + [ASK])
-    ids = torch.cat((step.repeat(batch, num_frames), torch.full((batch, 1), LAST)), dim=1)
-    behind_frames = torch.full((batch, num_frames, STEP_TOKENS), IGNORED)
-    behind_frames[:, :, -1] = videos.answers
-    return ids, torch.cat((behind_frames.flatten(1), videos.last[:, None]), dim=1)
+    return step.repeat(*videos.kinds.shape)

@@ -112,3 +112,18 @@ def test_mass_ignores_what_comes_later():
 def test_bad_input_is_named(change, error, match):
     with pytest.raises(error, match=match):
         change(*draw((8, 2, 12, 32, 16)))
+
+
+def test_results_are_not_overwritten_by_later_calls():
+    # On a CPU the working memory is kept from call to call, and must serve both modes and any size and dtype.
+    calls = [draw((4, 2, 100, 301, 7)), draw((8, 2, 12, 32, 16), torch.float64), draw((4, 2, 100, 301, 7))]
+    with torch.inference_mode():
+        first = attention_mass(*calls[0], backend="blockwise")
+        copies = [part.clone() for part in first]
+    with torch.no_grad():
+        found = [attention_mass(*call, backend="blockwise") for call in calls[1:]]
+    for part, copy in zip(first, copies, strict=True):
+        assert torch.equal(part, copy)
+    for call, parts in zip(calls[1:], found, strict=True):
+        for part, expected in zip(parts, attention_mass(*call, backend="reference"), strict=True):
+            torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,5 @@
 import math
+import threading
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ GPU_BLOCK_BYTES = 256 * 1024 * 1024
 """Elsewhere starting a kernel costs more than memory does."""
 MIN_ROWS = 32
 """Fewer rows than this in a block starve the matrix product: then the keys are cut too."""
+_kept = threading.local()
 
 
 @torch.no_grad()
@@ -33,9 +35,10 @@ def attention_mass(q: Tensor, k: Tensor, v: Tensor, scale: float, observed: int)
     for start in range(0, len(mass), heads):
         part = slice(start, start + heads)
         run(
-            queries[part].to(wide) * scale,
+            queries[part].to(wide),
             keys[part].to(wide),
             values[part].to(wide),
+            scale,
             output[part],
             mass[part],
             num_queries - observed,
@@ -43,23 +46,38 @@ def attention_mass(q: Tensor, k: Tensor, v: Tensor, scale: float, observed: int)
     return output.view(q.shape), mass.view(batch, key_heads, num_keys)
 
 
-def _whole_rows(q: Tensor, k: Tensor, v: Tensor, output: Tensor, mass: Tensor, first_observed: int) -> None:
-    """Some key heads: q [H, G, Q, D], k and v [H, L, D]; output [H, G, Q, D] and mass [H, L] are written in place."""
+def _whole_rows(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, output: Tensor, mass: Tensor, first_observed: int
+) -> None:
+    """Some key heads: q [H, G, Q, D], k and v [H, L, D]; output [H, G, Q, D] and mass [H, L] are written in place.
+
+    One workspace holds products and then, in place, their softmax; the mass is one more product, with a row of ones.
+    """
     heads, group, num_queries, dim = q.shape
     num_keys = k.shape[1]
-    step = max(1, _block_bytes(q) // (num_keys * q.element_size() * group * heads))
+    step = min(num_queries, max(1, _block_bytes(q) // (num_keys * q.element_size() * group * heads)))
+    workspace = _workspace(heads * group * step * num_keys, q)
+    hidden = torch.ones(step, step, dtype=torch.bool, device=q.device).triu_(1)
     for start in range(0, num_queries, step):
-        stop = min(start + step, num_queries)
-        seen = num_keys - num_queries + stop
-        products = torch.bmm(q[:, :, start:stop].reshape(heads, -1, dim), k[:, :seen].transpose(1, 2))
-        _hide_future(products.view(heads, group, stop - start, seen), stop - start)
-        weights = torch.softmax(products, -1)
-        output[:, :, start:stop] = torch.bmm(weights, v[:, :seen]).view(heads, group, stop - start, dim)
-        counted = weights.view(heads, group, stop - start, seen)[:, :, max(0, first_observed - start) :]
-        mass[:, :seen] += counted.sum((1, 2))
+        newest = min(step, num_queries - start)
+        seen = num_keys - num_queries + start + newest
+        rows = group * newest
+        weights = workspace[: heads * rows * seen].view(heads, rows, seen)
+        queries = q[:, :, start : start + newest].reshape(heads, rows, dim)
+        torch.baddbmm(weights, queries, k[:, :seen].transpose(1, 2), beta=0, alpha=scale, out=weights)
+        future = weights.view(heads, group, newest, seen)[..., -newest:]
+        future.masked_fill_(hidden[:newest, :newest], float("-inf"))
+        torch.softmax(weights, -1, out=weights)
+        output[:, :, start : start + newest] = torch.bmm(weights, v[:, :seen]).view(heads, group, newest, dim)
+        if start + newest > first_observed:
+            counted = q.new_zeros(heads, group, newest)
+            counted[..., max(0, first_observed - start) :] = 1
+            mass[:, :seen] += torch.bmm(counted.view(heads, 1, rows), weights).squeeze(1)
 
 
-def _two_passes(q: Tensor, k: Tensor, v: Tensor, output: Tensor, mass: Tensor, first_observed: int) -> None:
+def _two_passes(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, output: Tensor, mass: Tensor, first_observed: int
+) -> None:
     """As `_whole_rows`, with keys in blocks too."""
     heads, group, num_queries, dim = q.shape
     num_keys = k.shape[1]
@@ -68,7 +86,7 @@ def _two_passes(q: Tensor, k: Tensor, v: Tensor, output: Tensor, mass: Tensor, f
     for start in range(0, num_queries, rows):
         stop = min(start + rows, num_queries)
         seen = num_keys - num_queries + stop
-        block = q[:, :, start:stop].reshape(heads, -1, dim)
+        block = q[:, :, start:stop].reshape(heads, -1, dim) * scale
         shape = (heads, group, stop - start)
         highest = torch.full((heads, block.shape[1], 1), float("-inf"), dtype=q.dtype, device=q.device)
         total, summed = torch.zeros_like(highest), torch.zeros_like(block)
@@ -99,10 +117,19 @@ def _products(
     return products
 
 
-def _hide_future(products: Tensor, newest: int) -> None:
-    """Writes -inf where the key is newer than the query; only the last `newest` keys can be."""
-    hidden = torch.ones(newest, newest, dtype=torch.bool, device=products.device).triu(1)
-    products[..., -newest:].masked_fill_(hidden, float("-inf"))
+def _workspace(numel: int, like: Tensor) -> Tensor:
+    """Memory to be overwritten. On a CPU each thread keeps one piece: fresh pages cost as much as a small call."""
+    if like.device.type != "cpu":
+        return like.new_empty(numel)
+    kept: Tensor | None = getattr(_kept, "memory", None)
+    num_bytes = numel * like.element_size()
+    if kept is None or kept.numel() < num_bytes:
+        with torch.inference_mode(False):
+            kept = torch.empty(num_bytes, dtype=torch.uint8)
+        # what a single row longer than a block takes is not kept
+        if num_bytes <= CPU_BLOCK_BYTES:
+            _kept.memory = kept
+    return kept[:num_bytes].view(like.dtype)
 
 
 def _block_bytes(like: Tensor) -> int:
