@@ -59,9 +59,9 @@ def test_choice_is_logged_once_for_each_device_and_dtype(caplog):
 
 def test_triton_says_what_it_lacks(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend, "_triton_is_installed", lambda: False)
     assert triton_obstacle(torch.ones(1)).startswith("triton is not installed")
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: "a place")
+    monkeypatch.setattr(backend, "_triton_is_installed", lambda: True)
     assert triton_obstacle(torch.ones(1)) == "it needs a CUDA device"
 
 
@@ -70,7 +70,7 @@ def test_triton_that_cannot_be_imported_says_so(monkeypatch):
         raise OSError("libtriton.so is cut off")
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: "a place")
+    monkeypatch.setattr(backend, "_triton_is_installed", lambda: True)
     monkeypatch.setattr(backend, "_triton_import_problem", backend._triton_import_problem.__wrapped__)
     monkeypatch.setattr(backend.importlib, "import_module", broken)
     assert triton_obstacle(torch.ones(1)) == "triton cannot be imported (OSError: libtriton.so is cut off)"

@@ -92,11 +92,17 @@ def triton_obstacle(like: Tensor) -> str | None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _triton_problem(device_type: str) -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if not _triton_is_installed():
         return "triton is not installed (it comes with PyTorch's CUDA build)"
     if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return "it needs a CUDA device"
     return _triton_import_problem()
+
+
+@functools.cache
+def _triton_is_installed() -> bool:
+    # looking through the folders of sys.path takes as long as a small op, so it is done once
+    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache
