@@ -14,6 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,20 @@ from torch.nn import functional
 
 import measure
 import statekv_task as task
-from kinescan.vlm import Features, StreamConfig
+from kinescan.vlm import StreamConfig
+from kinescan.vlm.attention import attention_of, refuse_padding
+from kinescan.vlm.cache import StreamCache
 from kinescan.vlm.chat import Chat
 from kinescan.vlm.families import PixelSettings, family_class
-from kinescan.vlm.policy import POLICIES
+from kinescan.vlm.families.door import registered_attention
+from kinescan.vlm.policy import POLICIES, make_policy
 from kinescan.vlm.sequence import Piece
 from kinescan.vlm.stream import VideoStream
 
 LENGTHS = (32, 64, 128)
 BUDGETS = (5, 10, 20, 40, 80)
 SEEDS = (0, 1, 2)
-FRAMES_PER_CELL = 512
+FRAMES_PER_CELL = 1024
 ENOUGH = 0.9
 STEPS = 1500
 RATE = 3e-3
@@ -135,28 +139,54 @@ class WatchedStream(VideoStream):
         return hidden
 
 
-def encoded(model: Any, videos: task.Videos) -> list[list[Features]]:
-    """What the vision tower makes of each video; the same for every policy."""
+class FoldedCache(StreamCache):
+    """Several videos in step: their key heads lie side by side, and a policy chooses for each by itself anyway."""
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        super().update(keys.flatten(0, 1)[None], values.flatten(0, 1)[None], layer_idx)
+        return keys, values
+
+
+def folded_attention(cache: StreamCache) -> Any:
+    """The stream's own attention, over the heads of all videos."""
+    inner = attention_of(cache)
+
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+        videos, heads, queries, dim = query.shape
+        output, _ = inner(module, query.flatten(0, 1)[None], key, value, mask, options.get("scaling"))
+        return output.view(queries, videos, heads, dim).transpose(0, 1).contiguous(), None
+
+    return attention
+
+
+@torch.no_grad()
+def said_behind_frames(model: Any, tokens: Tensor, policy: str, budget: int | None) -> Tensor:
+    """[B, T] what the model says behind each frame, for features [B, T, N, W]; one frame of all videos at a time."""
     family = family_class(model)(model, pixels=PIXELS)
-    with torch.no_grad():
-        return [[family.encode(frame[None]) for frame in frames] for frames in videos.frames]
+    count, num_frames = tokens.shape[:2]
+    own = family.cache_shape()
+    cache = FoldedCache(replace(own, key_heads=count * own.key_heads), policy=make_policy(policy), budget=budget)
+    behind = family.embed([task.ASK]).expand(count, 1, -1)
+    said = []
+    with registered_attention(family.decoder, folded_attention(cache), refuse_padding):
+        for frame in range(num_frames):
+            embedded = torch.cat((tokens[:, frame], behind), dim=1)
+            places = torch.arange(frame * task.STEP_TOKENS, (frame + 1) * task.STEP_TOKENS)[None]
+            output = family.decoder(inputs_embeds=embedded, position_ids=places, past_key_values=cache, use_cache=True)
+            said.append(family.logits(output.last_hidden_state[:, -1]).argmax(-1))
+    return torch.stack(said, dim=1)
 
 
-def stream_accuracy(
-    model: Any, videos: task.Videos, features: list[list[Features]], policy: str, budget: int | None
-) -> dict[str, list[int]]:
-    """[right answers, events] behind the events of each kind."""
-    counts = {name: [0, 0] for name in KINDS}
-    for index in range(len(videos.frames)):
-        family = family_class(model)(model, pixels=PIXELS)
-        with WatchedStream(family, TaskChat(family), StreamConfig(budget=budget, policy=policy)) as stream:
-            for patch, kind, answer in zip(features[index], videos.kinds[index], videos.answers[index], strict=True):
-                stream.push(patch)
-                for name, event in KINDS.items():
-                    if kind == event:
-                        counts[name][0] += stream.said == int(answer)
-                        counts[name][1] += 1
-    return counts
+def check_folding(model: Any, videos: task.Videos, tokens: Tensor) -> None:
+    """The first video by itself, through a stream as everyone opens it, must say the same."""
+    family = family_class(model)(model, pixels=PIXELS)
+    said = []
+    with WatchedStream(family, TaskChat(family), StreamConfig(budget=BUDGETS[1])) as stream:
+        for frame in videos.frames[0]:
+            stream.push(frame)
+            said.append(stream.said)
+    if said != said_behind_frames(model, tokens, "statekv", BUDGETS[1])[0].tolist():
+        raise SystemExit("videos in step say something else than a stream of one: nothing is compared.")
 
 
 def cells() -> list[tuple[int, str, int | None]]:
@@ -178,7 +208,7 @@ def compare(seed: int, minutes: float, folder: Path) -> None:
     model.eval()
     path = folder / f"seed{seed}_cells.json"
     done = json.loads(path.read_text()) if path.exists() else {}
-    drawn: dict[int, tuple[task.Videos, list[list[Features]]]] = {}
+    drawn: dict[int, tuple[task.Videos, Tensor]] = {}
     end = time.monotonic() + 60 * minutes
     for length, policy, budget in cells():
         key = f"{length}/{policy}/{budget}"
@@ -187,8 +217,16 @@ def compare(seed: int, minutes: float, folder: Path) -> None:
         if length not in drawn:
             generator = torch.Generator().manual_seed(20_000 + 1000 * seed + length)
             videos = task.draw(task.distant_kinds(FRAMES_PER_CELL // length, length, generator), generator)
-            drawn[length] = (videos, encoded(model, videos))
-        done[key] = stream_accuracy(model, *drawn[length], policy, budget)
+            with torch.no_grad():
+                seen = model.model.get_image_features(task.pixels_of(videos.frames.flatten(0, 1))).pooler_output
+            drawn[length] = (videos, seen.unflatten(0, videos.kinds.shape))
+            check_folding(model, *drawn[length])
+        videos, tokens = drawn[length]
+        right = said_behind_frames(model, tokens, policy, budget) == videos.answers
+        done[key] = {
+            name: [int(right[videos.kinds == kind].sum()), int((videos.kinds == kind).sum())]
+            for name, kind in KINDS.items()
+        }
         path.write_text(json.dumps(done))
         print(seed, key, {name: round(right / count, 3) for name, (right, count) in done[key].items()}, flush=True)
 
