@@ -37,7 +37,7 @@ from kinescan.vlm.stream import VideoStream
 
 LENGTHS = (32, 64, 128)
 BUDGETS = (5, 10, 20, 40, 80)
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3)
 FRAMES_PER_CELL = 1024
 ENOUGH = 0.9
 STEPS = 1500

@@ -11,8 +11,8 @@ pytest.importorskip("transformers")
 from kinescan.cli.ask import ask, sample_times
 from kinescan.cli.main import build_app
 from kinescan.data.video import VideoReader, write_video
-from kinescan.errors import CheckpointError, ConfigError
-from kinescan.vlm import PixelSettings, load_vlm, open_stream
+from kinescan.errors import CheckpointError, ConfigError, VideoError
+from kinescan.vlm import PixelSettings, VideoStream, load_vlm, open_stream
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "vlm" / "conftest.py")
 tiny = importlib.util.module_from_spec(_spec)
@@ -89,6 +89,35 @@ def test_json_is_one_document(saved, clip):
     assert asked["logit_difference"] < 1e-4
     assert asked["answer"] == asked["full_answer"]
     assert report["prefill"]["stats"]["query_key_pairs"] == report["full_prefill"]["stats"]["query_key_pairs"]
+
+
+def test_a_video_that_breaks_off_leaves_the_model_as_it_was(saved, clip, monkeypatch):
+    vlm = load_vlm(saved)
+    hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in vlm.model.modules()]
+    closed = []
+    close = VideoStream.close
+    monkeypatch.setattr("kinescan.cli.ask.FRAMES_AT_ONCE", 2)
+
+    def watched(stream):
+        closed.append(stream)
+        close(stream)
+
+    monkeypatch.setattr(VideoStream, "close", watched)
+
+    def break_off(done, total, stats):
+        raise VideoError(clip, "the file is cut")
+
+    with pytest.raises(VideoError, match="the file is cut"):
+        ask(clip, ["What moves?"], vlm=vlm, budget=20, compare="full", on_progress=break_off)
+    assert len(closed) == 2
+    assert hooks == [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in vlm.model.modules()]
+
+
+@pytest.mark.bad_input
+def test_settings_are_checked_before_the_model_is_read(clip, tmp_path):
+    result = run(clip, "Q?", "--model", tmp_path, "--policy", "stat", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "unknown policy 'stat'" in result.stderr
 
 
 def test_times_are_evenly_spaced(clip):

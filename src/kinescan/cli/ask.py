@@ -1,6 +1,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +16,7 @@ from kinescan.cli.output import print_json, reported
 from kinescan.data.video import VideoReader
 from kinescan.errors import ConfigError
 from kinescan.training.engine import choose_device
-from kinescan.vlm import Features, StreamStats, VideoStream, Vlm, load_vlm, open_stream
+from kinescan.vlm import Features, StreamConfig, StreamStats, VideoStream, Vlm, load_vlm, open_stream
 from kinescan.vlm.cache import Storage
 
 EXAMPLES = (
@@ -129,18 +130,22 @@ def ask(
     """
     _check(questions, fps, compare)
     clocks = {"vision": 0.0, "prefill": 0.0, "full": 0.0}
-    with VideoReader(video) as reader:
+    # however it ends, the streams are closed: the model stays as it was
+    with ExitStack() as opened:
+        reader = opened.enter_context(VideoReader(video))
         times = sample_times(reader, fps)
         stream, full = (
-            open_stream(
-                vlm.model,
-                vlm.tokenizer,
-                budget=budget,
-                policy=chosen,
-                fps=fps,
-                horizon_frames=len(times),
-                storage=storage,
-                pixels=vlm.pixels,
+            opened.enter_context(
+                open_stream(
+                    vlm.model,
+                    vlm.tokenizer,
+                    budget=budget,
+                    policy=chosen,
+                    fps=fps,
+                    horizon_frames=len(times),
+                    storage=storage,
+                    pixels=vlm.pixels,
+                )
             )
             for chosen in (policy, "none")
         )
@@ -150,7 +155,6 @@ def ask(
                 _push(full, group, clocks, "full")
             if on_progress is not None:
                 on_progress(stream.stats.num_frames, len(times), stream.stats)
-    with stream, full:
         prefill = Prefill(policy=policy, seconds=clocks["prefill"], stats=stream.stats)
         full_prefill = Prefill(policy="none", seconds=clocks["full"], stats=full.stats) if compare else None
         other = full if compare else None
@@ -272,6 +276,8 @@ def command(
 ) -> None:
     """Answer questions about a long video, at constant cost for each of its frames."""
     _check(questions, fps, compare)
+    # a slip of the pen is named before gigabytes are read
+    StreamConfig(budget=budget, policy=policy, fps=fps, storage=storage)  # type: ignore[arg-type]
     vlm = load_vlm(model, device=choose_device(device))
     with _Bar(shown=not as_json) as bar:
         said = _Speaker(shown=not as_json, before=bar.stop)
