@@ -30,6 +30,8 @@ def draw(curves: Curves, title: str, path: Path) -> None:
     values = [y for line in curves.lines.values() for y in line if y]
     if min(values) > 0 and max(values) > 8 * min(values):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     else:
         axes.set_ylim(bottom=0)
     axes.set(xlabel=curves.x_label, ylabel=unit, title=title)
@@ -62,4 +64,4 @@ def _scale(curves: Curves) -> tuple[float, str]:
     if "bytes" in curves.quantity:
         name = words(curves.quantity.replace("_bytes", ""))
         return (2**-30, f"{name}, GiB") if largest >= 2**30 else (2**-20, f"{name}, MiB")
-    return 1, words(curves.quantity)
+    return 1, "" if curves.quantity == "value" else words(curves.quantity)

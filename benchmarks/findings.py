@@ -88,7 +88,7 @@ def findings(values: Mapping[str, Any], place: str = "") -> Iterator[Finding]:
             columns = {other: numbers for other, numbers in beside.items() if _belongs(other, numbers, value)}
             around = values if key in WRAPPERS else value
             yield _table(around, value, columns, place if key in WRAPPERS else _join(place, key))
-        elif not is_flat(value):
+        elif not is_flat(value) or _by_size(value):
             yield from findings(value, _join(place, key))
 
 
@@ -184,7 +184,7 @@ def _by_size(values: Mapping[str, Any]) -> dict[float, dict[str, Any]]:
             continue
         units.add(match["unit"])
         place = found.setdefault(float(match["size"]), {})
-        if match["name"] or is_flat(value) or not isinstance(value, Mapping):
+        if match["name"] or not isinstance(value, Mapping) or (is_flat(value) and any(map(_has_unit, value))):
             place[match["name"] or ""] = value
         else:
             place |= value
@@ -206,7 +206,10 @@ def _curves_of_sizes(
                 line = flat.setdefault(quantity, {}).setdefault(name, [None] * len(sizes))
                 line[column] = number
     for quantity, lines in flat.items():
-        frozen = {words(name) or "time": tuple(line) for name, line in lines.items()}
+        frozen = {
+            words(name) or ("time" if quantity.endswith("_seconds") else words(quantity)): tuple(line)
+            for name, line in lines.items()
+        }
         several = f"{place}: {words(quantity)}" if len(flat) > 1 else place
         yield Curves(several, tuple(_facts(values)), words(unit), quantity, tuple(sizes), frozen)
 
@@ -224,7 +227,7 @@ def _quantities(name: str, value: Any) -> Iterator[tuple[str, float]]:
             if _shown(key) and is_timing(inner):
                 yield key, next(_quantities(key, inner))[1]
     elif isinstance(value, int | float) and _shown(name):
-        yield name or "value", value
+        yield "value", value
 
 
 def _curves_of_lists(values: Mapping[str, Any], place: str) -> Iterator[tuple[str, Curves]]:
@@ -262,12 +265,19 @@ def _is_group(value: Any) -> bool:
 
 def _belongs(key: str, value: Any, group: Mapping[str, Any]) -> bool:
     """Whether a mapping has one number each for candidates of a group, and says more than their times do."""
+    if not isinstance(value, Mapping) or not all(map(is_timing, group.values())):
+        return False
     said_already = "faster" in key and any(name.startswith(OURS) for name in group)
     return not said_already and _scalars(value) and set(value) <= set(group)
 
 
 def _scalars(value: Mapping[str, Any]) -> bool:
     return bool(value) and all(isinstance(v, int | float) for v in value.values())
+
+
+def _has_unit(key: str) -> bool:
+    """Whether a key names a quantity, and not a candidate."""
+    return key.endswith(("seconds", "bytes", "ratio"))
 
 
 def _sized(key: str) -> re.Match[str] | None:

@@ -80,6 +80,15 @@ def test_findings_of_sizes_give_a_curve_for_each_number(findings: Any) -> None:
     assert [curves.quantity for curves in findings.findings({"x": values})] == ["peak_bytes", "ratio"]
 
 
+def test_findings_of_one_number_for_each_candidate_and_size_are_a_line_for_each(findings: Any) -> None:
+    values = {"time_over": {"forward": {f"{n} frames": {"vit": n / 8, "timesformer": 0.5} for n in (8, 16, 32)}}}
+    (curves,) = findings.findings(values)
+    assert (curves.place, curves.quantity) == ("time over, forward", "value")
+    assert curves.lines == {"vit": (1, 2, 4), "timesformer": (0.5, 0.5, 0.5)}
+    (single,) = findings.findings({"ratios": {"8 frames": 1.5, "16 frames": 2.5}})
+    assert single.lines == {"value": (1.5, 2.5)}
+
+
 def test_findings_of_candidates_that_have_a_size_in_their_name_are_a_table(findings: Any) -> None:
     values = {
         "op": {"4 heads, 64 queries, 576 keys": {"ratio": 1.3}, "16 heads, 196 queries, 4292 keys": {"ratio": 1.1}}
