@@ -180,10 +180,6 @@ SECTIONS: Mapping[str, Section] = {
         title="What a training step keeps for its backward pass",
         says="Bytes of one clip of 8 frames in float32, counted by saved-tensor hooks, without weights and optimizer.",
     ),
-    "deployment_cpu": Section(
-        title="Exported models, CPU",
-        says="PKS4-B/16, one clip of 8 frames: the exported model against eager and compiled torch.",
-    ),
     "triton_compile": Section(
         title="Triton kernels, compiled without a GPU",
         says="Registers and spilled bytes at production sizes. No speed: that needs a GPU.",
