@@ -1,6 +1,7 @@
 """Tuners of one frozen VideoMamba on motions that it has not seen: accuracy against trained parameters, memory, time.
 
 Run, again and again until it says "complete":   OMP_NUM_THREADS=1 python benchmarks/ssp_tuners.py --seconds 330
+Several processes may share the tuners: --only full --only "head only" in one of them.
 
 1. A small VideoMamba is trained on the look of objects (12 classes) and on three pairs of motions (6 classes). A clip
    that is labelled by its look moves in any way, so the loss of a clip compares only classes of its own kind.
@@ -20,6 +21,7 @@ Writes benchmarks/results/ssp_tuners.json from what is done, and the table in do
 import argparse
 import json
 import math
+import os
 import shutil
 import statistics
 import time
@@ -45,6 +47,7 @@ from kinescan.training.loop import fit
 from kinescan.training.optim import OptimConfig
 
 WORK = Path("runs/ssp_tuners")
+RECORD = WORK / "done.json"
 DOCS = measure.HERE.parent / "docs" / "ssp.md"
 SIZES: dict[str, Any] = {"image_size": 32, "patch_size": 16, "width": 64, "depth": 4, "num_frames": 8}
 CLIPS: dict[str, Any] = {"frame_size": SIZES["image_size"], "num_frames": SIZES["num_frames"]}
@@ -190,7 +193,7 @@ def tune(name: str, seed: int, rate: float, *, score_held_out: bool) -> dict[str
     model = create_model(f"{tuner}_videomamba_tiny", weights=WORK / "base.pth", labels=labels_of_classes, **options)
     pixels, labels = render_motions(UNSEEN, "train", TRAIN_PER_CLASS, first=1000 * seed)
     clips = MemoryClips(pixels, labels, num_classes=6, seed=seed)
-    output = WORK / "tuning"
+    output = WORK / "tuning" / name.replace(", ", "_").replace(" ", "_")
     shutil.rmtree(output, ignore_errors=True)
     started = time.process_time()
     train = TrainConfig(device="cpu", trackers=(), checkpoint_minutes=0)
@@ -215,9 +218,9 @@ def tune(name: str, seed: int, rate: float, *, score_held_out: bool) -> dict[str
     }
 
 
-def jobs(done: dict[str, Any]) -> Iterable[tuple[str, str, int, float, bool]]:
+def jobs(done: dict[str, Any], names: list[str]) -> Iterable[tuple[str, str, int, float, bool]]:
     """(key, tuner, seed, rate, held out?) of what is not done yet, in order; rates are chosen before seeds are run."""
-    for name in TUNERS:
+    for name in names:
         for rate in RATES:
             if rate_key(name, rate) not in done:
                 yield rate_key(name, rate), name, SEEDS[0], rate, True
@@ -225,7 +228,7 @@ def jobs(done: dict[str, Any]) -> Iterable[tuple[str, str, int, float, bool]]:
             if rate_key(name, rate) not in done:
                 yield rate_key(name, rate), name, SEEDS[0], rate, True
     for seed in SEEDS:
-        for name in TUNERS:
+        for name in names:
             key = f"{name}|seed|{seed}"
             if key not in done:
                 yield key, name, seed, best_rate(name, done), False
@@ -306,33 +309,45 @@ def publish(done: dict[str, Any]) -> None:
         DOCS.write_text(before + start + table(summary) + "\n" + end + rest.split(end)[1], encoding="utf-8")
 
 
+def read_done() -> dict[str, Any]:
+    done: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    return done
+
+
+def keep(key: str, result: Any) -> None:
+    """Adds to the record what other processes have added, too."""
+    written = RECORD.with_suffix(f".{os.getpid()}")
+    written.write_text(json.dumps({**read_done(), key: result}, indent=1))
+    written.replace(RECORD)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=330, help="Start nothing new after this time.")
+    parser.add_argument("--only", action="append", choices=TUNERS, help="This tuner; may be given again.")
     parser.add_argument("--publish", action="store_true", help="Only write the JSON and the table again.")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
-    record = WORK / "done.json"
-    done: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
-    if not arguments.publish:
-        started = time.monotonic()
-        if "base" not in done:
-            try:
-                done["base"] = pretrain()
-            except TrainingInterrupted as stopped:
-                print(stopped)
-                return
-            record.write_text(json.dumps(done, indent=1))
-            print("base", done["base"], flush=True)
-        for key, name, seed, rate, held_out in jobs(done):
-            if time.monotonic() - started > arguments.seconds:
-                break
-            done[key] = tune(name, seed, rate, score_held_out=held_out)
-            record.write_text(json.dumps(done, indent=1))
-            print(key, done[key], flush=True)
-        else:
-            print("complete")
-    publish(done)
+    if arguments.publish:
+        publish(read_done())
+        return
+    started = time.monotonic()
+    if "base" not in read_done():
+        try:
+            keep("base", pretrain())
+        except TrainingInterrupted as stopped:
+            print(stopped)
+            return
+        print("base", read_done()["base"], flush=True)
+    done = read_done()
+    for key, name, seed, rate, held_out in jobs(done, arguments.only or list(TUNERS)):
+        if time.monotonic() - started > arguments.seconds:
+            return
+        done[key] = tune(name, seed, rate, score_held_out=held_out)
+        keep(key, done[key])
+        print(key, done[key], flush=True)
+    print("complete")
+    publish(read_done())
 
 
 if __name__ == "__main__":
