@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import measure
-from kinescan.models.zoo import create_model
 from kinescan.ops import selective_scan
 from kinescan.ops.selective_scan import reference
 
@@ -36,6 +35,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 SEED = 0
 STATE = 16
 SIZES = [(196, 8, 384), (1, 1569, 384), (1, 12545, 384), (1, 12545, 1152)]
+LONGEST = 10_000
+"""Steps from which on half as many rounds are measured: a round of the slower candidates takes half a minute."""
 SPARE_BYTES = 400e6
 """Candidates that keep every state are left out where one copy of all states is larger."""
 Scan = Callable[..., Tensor]
@@ -159,6 +160,7 @@ def check(scans: dict[str, Scan]) -> dict[str, dict[str, float]]:
 def time_scans(scans: dict[str, Scan], repetitions: int) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for tracks, steps, channels in SIZES:
+        rounds = repetitions if steps < LONGEST else max(repetitions // 2, 1)
         all_states = 4.0 * tracks * steps * channels * STATE
         fitting = {
             name: scan for name, scan in scans.items() if all_states <= SPARE_BYTES or name.startswith("kinescan")
@@ -176,7 +178,7 @@ def time_scans(scans: dict[str, Scan], repetitions: int) -> dict[str, Any]:
         entry: dict[str, Any] = {}
         for kind, run in (("forward", forward), ("forward_backward", both)):
             calls = {name: (lambda scan=scan, run=run: run(scan)) for name, scan in fitting.items()}
-            timings = measure.time_in_turn(calls, repetitions)
+            timings = measure.time_in_turn(calls, rounds)
             exps = tracks * steps * channels * STATE
             entry[kind] = timings
             entry[f"{kind}_cpu_over_kinescan"] = {
@@ -206,27 +208,6 @@ def share_threads(repetitions: int) -> dict[str, Any]:
     return {**timings, "cpu_of_2_threads_over_1": round(more, 2)}
 
 
-def time_models(repetitions: int) -> dict[str, Any]:
-    """A forward pass of VideoMamba-Ti on 8 and on 64 frames, and of -M on 8, bare and with state-space prompts."""
-    results: dict[str, Any] = {}
-    for name, frames in (("tiny", 8), ("tiny", 64), ("middle", 8), ("ssp middle", 8)):
-        tuner, _, size = name.rpartition(" ")
-        called = f"{tuner}_videomamba_{size}".removeprefix("_")
-        model = create_model(called, num_classes=174, num_frames=frames).eval()
-        clip = torch.randn(1, frames, 3, 224, 224, generator=torch.Generator().manual_seed(SEED))
-
-        def run(model: Any = model, clip: Tensor = clip) -> None:
-            with torch.inference_mode():
-                model(clip)
-
-        place = f"{called}, {frames} frames"
-        timing = measure.time_in_turn({"forward": run}, repetitions)["forward"]
-        results[place] = {"forward": timing, "peak_extra_bytes": measure.peak_extra_bytes(run)}
-        print(place, results[place], flush=True)
-    tiny = [results[f"videomamba_tiny, {frames} frames"]["forward"].cpu_seconds for frames in (8, 64)]
-    return {**results, "growth_8_to_64": round(tiny[1] / tiny[0], 2)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=5)
@@ -240,7 +221,6 @@ def main() -> None:
         "errors_against_float64": errors,
         "scans": time_scans(scans, arguments.repetitions),
         "shared_channels": share_threads(arguments.repetitions),
-        "models": time_models(arguments.repetitions),
         "peers": measure.versions(tuple(name for name in ("transformers", "mambapy") if name in scans)),
     }
     settings = {"state_size": STATE, "sizes": SIZES, "left_out_above_bytes": SPARE_BYTES}
