@@ -1,7 +1,8 @@
 """VideoMamba on a CPU, without mamba-ssm: a forward pass at the published sizes, and how it grows with the frames.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/videomamba.py            (about one minute on one core)
-Writes benchmarks/results/videomamba_cpu.json. The outputs are those of the published code: tests/models/test_videomamba.py.
+Writes benchmarks/results/videomamba_cpu.json. First, small models of the same kinds have to give in float32, with the scan's
+kernels, what they give in float64 without them (whose values tests hold to the published code's).
 """
 
 import argparse
@@ -20,6 +21,20 @@ MODELS = (
     ("videomamba_middle", 8),
     ("ssp_videomamba_middle", 8),
 )
+
+
+def check() -> float:
+    """The largest difference between the two; raises above tolerance."""
+    worst = 0.0
+    for name in dict.fromkeys(name for name, _ in MODELS):
+        torch.manual_seed(SEED)
+        model = create_model(name, num_classes=7, image_size=64, width=64, depth=3).eval()
+        clip = torch.randn(2, 8, 3, 64, 64)
+        with torch.inference_mode():
+            logits, exact = model(clip), model.double()(clip.double())
+        torch.testing.assert_close(logits.double(), exact, atol=1e-5, rtol=1e-5)
+        worst = max(worst, (logits - exact).abs().max().item())
+    return worst
 
 
 def time_models(repetitions: int) -> dict[str, Any]:
@@ -48,7 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     settings = {"image_size": 224, "clips": 1, "num_classes": 174, "dtype": "float32"}
-    results = time_models(arguments.repetitions)
+    results = {"parity_max_difference": check(), **time_models(arguments.repetitions)}
     print(
         measure.write_result("videomamba_cpu", seed=SEED, n=arguments.repetitions, settings=settings, results=results)
     )
