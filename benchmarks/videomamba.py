@@ -1,8 +1,8 @@
 """VideoMamba on a CPU, without mamba-ssm: a forward pass at the published sizes, and how it grows with the frames.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/videomamba.py            (about one minute on one core)
-Writes benchmarks/results/videomamba_cpu.json. First, small models of the same kinds have to give in float32, with the scan's
-kernels, what they give in float64 without them (whose values tests hold to the published code's).
+Writes benchmarks/results/videomamba_cpu.json. First, small models of the same kinds have to give in float32, with the
+scan's kernels, what they give in float64 without them (tests hold those values to the published code's).
 """
 
 import argparse
