@@ -278,7 +278,7 @@ def table(summary: dict[str, Any]) -> str:
         spread = f"{100 * row['accuracy_lowest']:.1f} to {100 * row['accuracy_highest']:.1f}"
         lines.append(
             f"| {name} | {row['trained']:,} | {100 * row['accuracy']:.1f} % ({spread}) | {row['seeds']} "
-            f"| {row['saved_megabytes']:.2f} | {row['activations_megabytes']:.0f} "
+            f"| {row['saved_megabytes']:.3f} | {row['activations_megabytes']:.1f} "
             f"| {1000 * row['cpu_seconds_per_clip']:.1f} |"
         )
     return "\n".join(lines)
