@@ -262,6 +262,9 @@ def summarise(done: dict[str, Any]) -> dict[str, Any]:
                 "accuracy_lowest": min(scores),
                 "accuracy_highest": max(scores),
                 **{key: runs[0][key] for key in ("trained", "saved_megabytes", "activations_megabytes", "rate")},
+                "held_out_accuracy_by_rate": {
+                    str(rate): done[rate_key(name, rate)]["accuracy"] for rate in rates(name, done)
+                },
                 "accuracy_train": statistics.mean(run["accuracy_train"] for run in runs),
                 "cpu_seconds_per_clip": statistics.median(run["cpu_seconds_per_clip"] for run in runs),
             }
@@ -271,7 +274,7 @@ def summarise(done: dict[str, Any]) -> dict[str, Any]:
 def table(summary: dict[str, Any]) -> str:
     """The Markdown table of docs/ssp.md, best accuracy first."""
     columns = ("tuner", "trained parameters", "accuracy, mean (lowest to highest)", "seeds", "MB saved")
-    columns += ("MB kept for backward", "CPU ms a clip")
+    columns += (f"MB kept for backward, {BATCH} clips", "CPU ms a clip, training")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     rows = [(name, row) for name, row in summary.items() if name != "base"]
     for name, row in sorted(rows, key=lambda pair: -pair[1]["accuracy"]):
