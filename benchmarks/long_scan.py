@@ -2,8 +2,8 @@
 
 Run: OMP_NUM_THREADS=1 python benchmarks/long_scan.py            (about five minutes on one core)
 The first size is a short one with as many steps of channels as the second: short and long T side by side.
-The backward pass of transformers' slow path takes time with the square of T (a minute for 1569 steps of 384 channels),
-so it is left out of the longer sizes.
+The backward passes of transformers' slow path and of an eager loop take time with the square of T (the first a minute for
+1569 steps of 384 channels), so they are left out of the longer sizes.
 Writes benchmarks/results/long_scan_cpu.json. Every candidate first has to meet the float64 reference in the same run.
 
 Candidates:
@@ -39,7 +39,7 @@ STATE = 16
 SIZES = [(49, 8, 384), (1, 392, 384), (1, 1569, 384), (1, 12545, 384), (1, 12545, 1152)]
 LONGEST = 10_000
 """Steps from which on half as many rounds are measured: a round of the slower candidates takes half a minute."""
-QUADRATIC = {"transformers": 400}
+QUADRATIC = {"transformers": 400, "eager loop": 2000}
 """Steps up to which the backward pass of a candidate is measured that takes time with their square."""
 SPARE_BYTES = 400e6
 """Candidates that keep every state are left out where one copy of all states is larger."""
@@ -164,7 +164,7 @@ def check(scans: dict[str, Scan]) -> dict[str, dict[str, float]]:
 def time_scans(scans: dict[str, Scan], repetitions: int) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for tracks, steps, channels in SIZES:
-        rounds = repetitions if steps < LONGEST else max(repetitions // 2, 1)
+        rounds = repetitions if steps < LONGEST else max(repetitions // 2, 2)
         all_states = 4.0 * tracks * steps * channels * STATE
         fitting = {
             name: scan for name, scan in scans.items() if all_states <= SPARE_BYTES or name.startswith("kinescan")
