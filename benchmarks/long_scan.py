@@ -2,8 +2,8 @@
 
 Run: OMP_NUM_THREADS=1 python benchmarks/long_scan.py            (about five minutes on one core)
 The first size is a short one with as many steps of channels as the second: short and long T side by side.
-The backward passes of transformers' slow path and of an eager loop take time with the square of T (the first a minute for
-1569 steps of 384 channels), so they are left out of the longer sizes.
+The backward passes of transformers' slow path and of an eager loop take time with the square of T (the first a minute
+for 1569 steps of 384 channels), so they are left out of the longer sizes.
 Writes benchmarks/results/long_scan_cpu.json. Every candidate first has to meet the float64 reference in the same run.
 
 Candidates:
