@@ -190,8 +190,9 @@ SECTIONS: Mapping[str, Section] = {
     ),
     DATA: Section(
         title="From file to batch, CPU",
-        says="8 frames of 10 s of 320x240 H.264, one thread for each process. Clips per second are those of a machine "
-        "that others used as well (see its load average); CPU time is what a clip costs.",
+        says="8 frames of 10 s of 320x240 H.264, one thread for each process. CPU time is what a clip costs. Clips per "
+        "second are those of two cores that other work kept busy (see the load average), where a second worker could "
+        "gain nothing: how far workers scale on an idle machine has not been measured.",
     ),
 }
 """In the order of the page; results that are not named here follow, by name."""
