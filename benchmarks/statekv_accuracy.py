@@ -43,6 +43,7 @@ ENOUGH = 0.9
 STEPS = 1500
 RATE = 3e-3
 BATCH_FRAMES = 320
+NAMES = tuple(name for name in POLICIES if name != "none")
 KINDS = {"kind_a": task.EVENT_A, "kind_b": task.EVENT_B}
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 PIXELS = PixelSettings(mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -232,7 +233,7 @@ def compare(seed: int, minutes: float, folder: Path) -> None:
 
 
 def report(folder: Path, results_folder: Path = measure.RESULTS) -> None:
-    """Writes the raw counts and the accuracies; tables and the plot are made from these files alone."""
+    """Writes counts and accuracies of the seeds that are done; tables and the plot are made from these files alone."""
     training: dict[str, Any] = {}
     counts: dict[str, dict[str, dict[str, list[int]]]] = {}
     for seed in SEEDS:
@@ -241,11 +242,15 @@ def report(folder: Path, results_folder: Path = measure.RESULTS) -> None:
             stored = torch.load(path, weights_only=True)
             training[str(seed)] = {"steps": stored["step"], "log": stored["log"]}
             path = folder / f"seed{seed}_cells.json"
-            counts[str(seed)] = json.loads(path.read_text()) if path.exists() else {}
+            done = json.loads(path.read_text()) if path.exists() else {}
+            if len(done) == len(cells()):
+                counts[str(seed)] = done
     raw = results_folder / "raw" / "statekv_accuracy.json"
     raw.parent.mkdir(parents=True, exist_ok=True)
     raw.write_text(json.dumps({"training": training, "counts": counts}) + "\n")
-    results = {kind: summary(counts, kind) for kind in KINDS}
+    results = {
+        f"{kind}_in_videos_of_{length}_frames": summary(counts, kind, length) for kind in KINDS for length in LENGTHS
+    }
     settings = {
         "budgets": BUDGETS,
         "tokens_per_frame": task.STEP_TOKENS,
@@ -262,72 +267,69 @@ def report(folder: Path, results_folder: Path = measure.RESULTS) -> None:
     show(json.loads(path.read_text()), FIGURES if results_folder == measure.PUBLISHED else results_folder)
 
 
-def summary(counts: dict[str, dict[str, dict[str, list[int]]]], kind: str) -> dict[str, Any]:
-    """Per length the seeds that count; per policy the mean, lowest and highest accuracy over them at each budget."""
+def summary(counts: dict[str, dict[str, dict[str, list[int]]]], kind: str, length: int) -> dict[str, Any]:
+    """The seeds that count, and over them each policy's mean, lowest and highest accuracy at each budget."""
 
     def accuracies(key: str, seeds: Iterable[str]) -> dict[str, float]:
         found = {seed: counts[seed][key][kind] for seed in seeds if key in counts[seed]}
         return {seed: right / count for seed, (right, count) in found.items()}
 
-    rows_of = {}
-    for length in LENGTHS:
-        full = accuracies(f"{length}/none/None", counts)
-        seeds = [seed for seed, accuracy in full.items() if accuracy >= ENOUGH]
-        rows: dict[str, Any] = {"seeds_that_count": len(seeds), "full_attention_by_seed": list(full.values())}
-        for policy in POLICIES:
-            if policy == "none" or not seeds:
-                continue
-            at = [list(accuracies(f"{length}/{policy}/{budget}", seeds).values()) for budget in BUDGETS]
-            for name, reduce in (("mean", statistics.fmean), ("lowest", min), ("highest", max)):
-                rows[f"{policy}_{name}"] = [reduce(values) if values else None for values in at]
-        rows_of[f"{length}_frames"] = rows
-    return rows_of
+    full = accuracies(f"{length}/none/None", counts)
+    seeds = [seed for seed, accuracy in full.items() if accuracy >= ENOUGH]
+    summed: dict[str, Any] = {"seeds_that_count": ", ".join(seeds), "full_attention_by_seed": full}
+    if not seeds:
+        return summed
+    summed["budget_tokens"] = BUDGETS
+    for name, reduce in (("accuracy", statistics.fmean), ("lowest", min), ("highest", max)):
+        summed[name] = {
+            policy: [reduce(accuracies(f"{length}/{policy}/{budget}", seeds).values()) for budget in BUDGETS]
+            for policy in NAMES
+        }
+    return summed
 
 
 def show(document: dict[str, Any], folder: Path) -> None:
     """Prints tables for the docs and draws the plot."""
     settings, results = document["settings"], document["results"]
-    names = [name for name in POLICIES if name != "none"]
-    for kind, lengths in results.items():
-        for length, rows in lengths.items():
-            full = ", ".join(f"{value:.2f}" for value in rows["full_attention_by_seed"])
-            print(f"\n{kind}, {length}: full attention {full}; {rows['seeds_that_count']} seeds count\n")
-            print("| policy | " + " | ".join(f"{budget} tokens" for budget in settings["budgets"]) + " |")
-            print("|---" * (1 + len(settings["budgets"])) + "|")
-            for name in names if rows["seeds_that_count"] else ():
-                columns = zip(*(rows[f"{name}_{which}"] for which in ("mean", "lowest", "highest")), strict=True)
-                print(f"| `{name}` | " + " | ".join(_cell(*column) for column in columns) + " |")
-    figure, axes = plt.subplots(len(results), len(LENGTHS), figsize=(10, 6), sharex=True, sharey=True, squeeze=False)
-    for row, (kind, lengths) in zip(axes, results.items(), strict=True):
-        for axis, (length, rows) in zip(row, lengths.items(), strict=True):
-            _draw(axis, rows, names, settings)
-            tokens = int(length.split("_")[0]) * settings["tokens_per_frame"]
-            axis.set_title(f"{kind.replace('_', ' ')}, {length.replace('_', ' ')} ({tokens} tokens)", fontsize=9)
-        row[0].set_ylabel("accuracy behind events")
+    for place, rows in results.items():
+        full = ", ".join(f"{value:.2f}" for value in rows["full_attention_by_seed"].values())
+        print(f"\n{place}: full attention {full}; seeds that count: {rows['seeds_that_count']}\n")
+        if not rows["seeds_that_count"]:
+            continue
+        print("| policy | " + " | ".join(f"{budget} tokens" for budget in settings["budgets"]) + " |")
+        print("|---" * (1 + len(settings["budgets"])) + "|")
+        for name in NAMES:
+            columns = zip(*(rows[which][name] for which in ("accuracy", "lowest", "highest")), strict=True)
+            print(f"| `{name}` | " + " | ".join(_cell(*column) for column in columns) + " |")
+    figure, axes = plt.subplots(len(KINDS), len(LENGTHS), figsize=(10, 6), sharex=True, sharey=True, squeeze=False)
+    for axis, (place, rows) in zip(axes.flat, results.items(), strict=True):
+        _draw(axis, rows, settings)
+        axis.set_title(place.replace("_", " "), fontsize=9)
     for axis in axes[-1]:
         axis.set_xlabel("budget (tokens)")
-    axes[0][-1].legend(fontsize=6)
-    figure.tight_layout()
+    for row in axes:
+        row[0].set_ylabel("accuracy behind events")
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.legend(*axes[0][-1].get_legend_handles_labels(), loc="lower center", ncols=9, fontsize=8)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "statekv_accuracy.png", dpi=110)
+    figure.savefig(folder / "statekv_accuracy.png", dpi=90)
 
 
-def _draw(axis: Any, rows: dict[str, Any], names: list[str], settings: dict[str, Any]) -> None:
+def _draw(axis: Any, rows: dict[str, Any], settings: dict[str, Any]) -> None:
     axis.axhline(settings["chance"], color="grey", linestyle=":", label="chance")
     axis.set_xscale("log", base=2)
     axis.set_xticks(settings["budgets"], [str(budget) for budget in settings["budgets"]])
-    counted = [value for value in rows["full_attention_by_seed"] if value >= settings["enough"]]
+    counted = [value for value in rows["full_attention_by_seed"].values() if value >= settings["enough"]]
     if not counted:
         return
     axis.axhline(statistics.fmean(counted), color="black", linestyle="--", label="full attention")
-    for name in names:
-        points = [(x, y) for x, y in zip(settings["budgets"], rows[f"{name}_mean"], strict=True) if y is not None]
+    for name in NAMES:
         width = 2.5 if name == "statekv" else 1
-        axis.plot([x for x, _ in points], [y for _, y in points], marker=".", label=name, linewidth=width)
+        axis.plot(settings["budgets"], rows["accuracy"][name], marker=".", label=name, linewidth=width)
 
 
-def _cell(mean: float | None, lowest: float | None, highest: float | None) -> str:
-    return "-" if mean is None else f"{mean:.2f} ({lowest:.2f}-{highest:.2f})"
+def _cell(mean: float, lowest: float, highest: float) -> str:
+    return f"{mean:.2f} ({lowest:.2f}-{highest:.2f})"
 
 
 def main() -> None:

@@ -259,7 +259,7 @@ def show(document: dict[str, Any], folder: Path) -> None:
     axis.legend()
     figure.tight_layout()
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{document['name']}.png", dpi=110)
+    figure.savefig(folder / f"{document['name']}.png", dpi=90)
 
 
 if __name__ == "__main__":
