@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -59,7 +60,8 @@ def _scale(curves: Curves) -> tuple[float, str]:
     largest = max(y for line in curves.lines.values() for y in line if y is not None)
     if curves.quantity.endswith("_seconds"):
         clock = words(curves.quantity.removesuffix("_seconds"))
-        clock = {"cpu": "CPU time", "wall": "wall time", "device": "device time"}.get(clock, clock)
+        for short, long in (("cpu", "CPU time"), ("wall", "wall time"), ("device", "device time")):
+            clock = re.sub(rf"\b{short}$", long, clock)
         return (1000, f"{clock}, ms") if largest < 10 else (1, f"{clock}, s")
     if "bytes" in curves.quantity:
         name = words(curves.quantity.replace("_bytes", ""))

@@ -21,6 +21,7 @@ WRAPPERS = ("times", "candidates")
 HIDDEN = ("parity", "error", "commit", "aims", "repetitions", "stats")
 """What is no finding: it stands in the full list."""
 SIZED = re.compile(r"(?:(?P<name>.+), )?(?P<size>\d+)[ _]?(?P<unit>[a-z_ ]*)")
+BYTES = re.compile(r"(^|[_ ])bytes($|_)")
 MOST_SCALARS = 8
 
 
@@ -117,7 +118,7 @@ def said(key: str, value: Any) -> str:
         return (
             f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms" if value >= 1e-3 else f"{1e6 * value:.3g} µs"
         )
-    if "bytes" in key:
+    if BYTES.search(key):
         return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
     if isinstance(value, int):
         return f"{value:,}"
@@ -125,7 +126,7 @@ def said(key: str, value: Any) -> str:
 
 
 def _table(around: Mapping[str, Any], group: Mapping[str, Any], columns: Mapping[str, Any], place: str) -> Table:
-    group = {key: value for key, value in group.items() if _shown(key) and isinstance(value, Mapping)}
+    group = {key: _scalar_part(value) for key, value in group.items() if _shown(key) and isinstance(value, Mapping)}
     if all(is_timing(value) for value in group.values()):
         headers, cells = _timing_cells(group)
     else:
@@ -141,7 +142,7 @@ def _table(around: Mapping[str, Any], group: Mapping[str, Any], columns: Mapping
         headers.append(words(key.removesuffix("_bytes")))
         for name, row in cells.items():
             row.append(said(key, numbers[name]) if name in numbers else "")
-    rows = {words(name): tuple(row) for name, row in cells.items()}
+    rows = {words(name): tuple(row) for name, row in cells.items() if any(row)}
     return Table(place, tuple(_facts(around)), tuple(headers), rows)
 
 
@@ -205,13 +206,15 @@ def _curves_of_sizes(
             for quantity, number in _quantities(name, value):
                 line = flat.setdefault(quantity, {}).setdefault(name, [None] * len(sizes))
                 line[column] = number
+    facts = tuple(_facts(values))
     for quantity, lines in flat.items():
         frozen = {
             words(name) or ("time" if quantity.endswith("_seconds") else words(quantity)): tuple(line)
             for name, line in lines.items()
         }
-        several = f"{place}: {words(quantity)}" if len(flat) > 1 else place
-        yield Curves(several, tuple(_facts(values)), words(unit), quantity, tuple(sizes), frozen)
+        several = ": ".join(filter(None, (place, words(quantity)))) if len(flat) > 1 else place
+        yield Curves(several, facts, words(unit), quantity, tuple(sizes), frozen)
+        facts = ()
 
 
 def _quantities(name: str, value: Any) -> Iterator[tuple[str, float]]:
@@ -225,7 +228,10 @@ def _quantities(name: str, value: Any) -> Iterator[tuple[str, float]]:
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             if _shown(key) and is_timing(inner):
-                yield key, next(_quantities(key, inner))[1]
+                kind, seconds = next(_quantities(key, inner))
+                yield f"{key}_{kind}", seconds
+            elif _shown(key) and isinstance(inner, int | float):
+                yield key, inner
     elif isinstance(value, int | float) and _shown(name):
         yield "value", value
 
@@ -257,10 +263,21 @@ def _is_group(value: Any) -> bool:
     if not isinstance(value, Mapping) or _by_size(value):
         return False
     candidates = {key: inner for key, inner in value.items() if _shown(key) and isinstance(inner, Mapping)}
-    if len(candidates) < 2 or not all(is_flat(inner) for inner in candidates.values()):
+    if len(candidates) < 2 or not all(map(_is_candidate, candidates.values())):
         return False
-    shared = set.intersection(*(set(inner) for inner in candidates.values()))
-    return bool(shared) and not any(set(inner) == set(candidates) - {name} for name, inner in candidates.items())
+    keys = [key for inner in candidates.values() for key in _scalar_part(inner)]
+    shared = any(3 * keys.count(key) >= 2 * len(candidates) for key in set(keys))
+    return shared and not any(set(inner) == set(candidates) - {name} for name, inner in candidates.items())
+
+
+def _is_candidate(value: Mapping[str, Any]) -> bool:
+    """Whether this is numbers, with at most plain lists and mappings of numbers beside them."""
+    beside = [inner for inner in value.values() if isinstance(inner, Mapping)]
+    return bool(_scalar_part(value)) and all(is_flat(inner) and not is_timing(inner) for inner in beside)
+
+
+def _scalar_part(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: inner for key, inner in value.items() if not isinstance(inner, Mapping | list)}
 
 
 def _belongs(key: str, value: Any, group: Mapping[str, Any]) -> bool:

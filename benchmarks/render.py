@@ -224,6 +224,14 @@ SECTIONS: Mapping[str, Section] = {
         "second are those of two cores that other work kept busy (see the load average), where a second worker could "
         "gain nothing: how far workers scale on an idle machine has not been measured.",
     ),
+    "ssp_tuners": Section(
+        title="Tuners of one frozen VideoMamba",
+        says="A training experiment: a small model on motions that it has not seen; its table is also in ssp.md.",
+    ),
+    "videomamba_cpu": Section(
+        title="VideoMamba, CPU",
+        says="Forward passes of one clip at 224 x 224, one thread.",
+    ),
 }
 """In the order of the page; results that are not named here follow, by name."""
 

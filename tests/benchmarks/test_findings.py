@@ -44,6 +44,25 @@ def test_findings_of_numbers_take_the_keys_that_most_have(findings: Any) -> None
     assert table.rows == {"vit": ("1.0 MiB", "0.5"), "peer": ("2.0 MiB", "0.25"), "other": ("4.0 MiB", "")}
 
 
+def test_findings_of_candidates_with_more_inside_show_their_numbers(findings: Any) -> None:
+    values = {
+        "base": {"looks": 0.5},
+        "full": {"accuracy": 0.65, "saved_megabytes": 0.86, "by_rate": {"0.1": 0.6}},
+        "prompts": {"accuracy": 0.56, "saved_megabytes": 0.02, "by_rate": {"0.1": 0.5}},
+    }
+    (table,) = findings.findings(values)
+    assert table.columns == ("accuracy", "saved megabytes")
+    assert table.rows == {"full": ("0.65", "0.86"), "prompts": ("0.56", "0.02")}
+
+
+def test_findings_of_sizes_with_several_timings_name_each(findings: Any) -> None:
+    values = {f"{n} frames": {"ours": {"forward": timing(n, n), "peak_bytes": n}} for n in (8, 16, 32)}
+    assert [(found.quantity, found.lines) for found in findings.findings(values)] == [
+        ("forward_cpu_seconds", {"ours": (8, 16, 32)}),
+        ("peak_bytes", {"ours": (8, 16, 32)}),
+    ]
+
+
 def test_findings_without_a_candidate_of_ours_say_how_much_faster(findings: Any) -> None:
     values = {"latency": {"eager": timing(2, 2), "openvino": timing(1, 1)}, "times_faster": {"openvino": 2.0}}
     (table,) = findings.findings(values)
