@@ -21,6 +21,8 @@ WRAPPERS = ("times", "candidates")
 HIDDEN = ("parity", "error", "commit", "aims", "repetitions", "stats")
 """What is no finding: it stands in the full list."""
 SIZED = re.compile(r"(?:(?P<name>.+), )?(?P<size>\d+)[ _]?(?P<unit>[a-z_ ]*)")
+SPREAD = ("lowest", "highest")
+"""Curves of these say how sure another one is: they stand in the full list."""
 BYTES = re.compile(r"(^|[_ ])bytes($|_)")
 MOST_SCALARS = 8
 
@@ -191,7 +193,7 @@ def _by_size(values: Mapping[str, Any]) -> dict[float, dict[str, Any]]:
             place |= value
     names = [name for place in found.values() for name in place]
     # Candidates that each stand at a size of their own are no curve.
-    if len(found) < 2 or len(units) != 1 or len(set(names)) == len(names):
+    if len(found) < 2 or len(units) != 1 or "" in units or len(set(names)) == len(names):
         return {}
     return dict(sorted(found.items()))
 
@@ -246,6 +248,7 @@ def _curves_of_lists(values: Mapping[str, Any], place: str) -> Iterator[tuple[st
         if (
             isinstance(lines, Mapping)
             and lines
+            and not any(word in key for word in SPREAD)
             and all(isinstance(line, list) and len(line) == len(sizes) for line in lines.values())
         ):
             frozen = {words(name): tuple(line) for name, line in lines.items()}
