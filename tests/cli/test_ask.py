@@ -120,6 +120,13 @@ def test_settings_are_checked_before_the_model_is_read(clip, tmp_path):
     assert "unknown policy 'stat'" in result.stderr
 
 
+def test_the_video_is_looked_at_before_the_model_is_read(tmp_path):
+    result = run(tmp_path / "none.mp4", "Q?", "--model", tmp_path / "no_model", "--device", "cpu")
+    assert result.exit_code == 1
+    assert "none.mp4" in result.stderr
+    assert "no_model" not in result.stderr
+
+
 def test_times_are_evenly_spaced(clip):
     with VideoReader(clip) as reader:
         assert sample_times(reader, 2.0) == pytest.approx([0.5 * k for k in range(11)])

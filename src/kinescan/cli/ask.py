@@ -278,6 +278,7 @@ def command(
     _check(questions, fps, compare)
     # a slip of the pen is named before gigabytes are read
     StreamConfig(budget=budget, policy=policy, fps=fps, storage=storage)  # type: ignore[arg-type]
+    VideoReader(video).close()
     vlm = load_vlm(model, device=choose_device(device))
     with _Bar(shown=not as_json) as bar:
         said = _Speaker(shown=not as_json, before=bar.stop)
