@@ -1,6 +1,7 @@
 """Two kernels: attention with its log-sum-exp, then one more pass over the products for the mass. No atomics."""
 
 import os
+from typing import Any
 
 import torch
 import triton
@@ -24,10 +25,11 @@ def _attend(  # type: ignore[no-untyped-def]
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """One block of queries of one query head: online softmax over blocks of keys."""
-    first = tl.program_id(0) * BLOCK_Q
-    head = tl.program_id(1).to(tl.int64)
+    first = tl.program_id(1) * BLOCK_Q
+    head = tl.program_id(0).to(tl.int64)
     key_head = head // group
     rows = first + tl.arange(0, BLOCK_Q)
     dims = tl.arange(0, WIDE_DIM)
@@ -51,13 +53,13 @@ def _attend(  # type: ignore[no-untyped-def]
         v = tl.load(v_ptr + offsets, mask=inside, other=0.0)
         if WIDEN:
             k, v = k.to(tl.float32), v.to(tl.float32)
-        products = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        products = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         products = tl.where(in_columns[None, :] & (columns[None, :] <= newest[:, None]), products, float("-inf"))
         above = tl.maximum(highest, tl.max(products, 1))
         weights = tl.exp(products - above[:, None])
         shrink = tl.exp(highest - above)
         total = total * shrink + tl.sum(weights, 1)
-        summed = summed * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        summed = summed * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         highest = above
     out = summed / total[:, None]
     tl.store(out_ptr + row_offsets, out.to(out_ptr.dtype.element_ty), mask=in_rows[:, None] & in_dims[None, :])
@@ -80,10 +82,11 @@ def _weigh(  # type: ignore[no-untyped-def]
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """One block of keys of one key head: the weights that all observed queries of its query heads give them."""
-    key_head = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    key_head = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     dims = tl.arange(0, WIDE_DIM)
     in_columns = columns < num_keys
     in_dims = dims < DIM
@@ -102,7 +105,7 @@ def _weigh(  # type: ignore[no-untyped-def]
             if WIDEN:
                 q = q.to(tl.float32)
             lse = tl.load(lse_ptr + head * num_queries + rows, mask=in_rows, other=0.0)
-            products = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+            products = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
             newest = num_keys - num_queries + rows
             seen = in_rows[:, None] & (columns[None, :] <= newest[:, None])
             mass += tl.sum(tl.where(seen, tl.exp(products - lse[:, None]), 0.0), 0)
@@ -121,16 +124,33 @@ def attention_mass(q: Tensor, k: Tensor, v: Tensor, scale: float, observed: int)
     output = torch.empty_like(q)
     log_sum_exp = torch.empty(batch, query_heads, num_queries, dtype=torch.float32, device=q.device)
     mass = torch.empty(batch, key_heads, num_keys, dtype=torch.float32, device=q.device)
-    wide_dim = max(16, triton.next_power_of_2(dim))
-    block = 64 if wide_dim <= 128 else 32
-    # Triton's interpreter multiplies bfloat16 as if it were integers.
-    widen = os.environ.get("TRITON_INTERPRET") == "1"
-    sizes = {"WIDEN": widen, "DIM": dim, "WIDE_DIM": wide_dim, "BLOCK_Q": block, "BLOCK_K": block}
     group = query_heads // key_heads
-    _attend[(triton.cdiv(num_queries, block), batch * query_heads)](
-        q, k, v, output, log_sum_exp, scale, num_queries, num_keys, group, **sizes
-    )
-    _weigh[(triton.cdiv(num_keys, block), batch * key_heads)](
-        q, k, log_sum_exp, mass, scale, num_queries, num_keys, num_queries - observed, group, **sizes
-    )
+    sizes = launch_sizes(dim, q.dtype)
+    with torch.cuda.device_of(q):
+        _attend[(batch * query_heads, triton.cdiv(num_queries, sizes["BLOCK_Q"]))](
+            q, k, v, output, log_sum_exp, scale, num_queries, num_keys, group, **sizes
+        )
+        _weigh[(batch * key_heads, triton.cdiv(num_keys, sizes["BLOCK_K"]))](
+            q, k, log_sum_exp, mass, scale, num_queries, num_keys, num_queries - observed, group, **sizes
+        )
     return output, mass
+
+
+def launch_sizes(dim: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Constants of both kernels for heads of this size: blocks of which a thread's share fits into its registers."""
+    wide_dim = max(16, triton.next_power_of_2(dim))
+    if dtype == torch.float32:
+        rows, columns, warps = (16, 16, 8) if wide_dim > 128 else (32, 32, 8 if wide_dim > 64 else 4)
+    else:
+        rows, columns, warps = (32, 32, 4) if wide_dim > 128 else (64, 32 if wide_dim > 64 else 64, 4)
+    return {
+        # Triton's interpreter multiplies bfloat16 as if it were integers.
+        "WIDEN": os.environ.get("TRITON_INTERPRET") == "1",
+        # Float32 as three products on tensor cores; without them the products of a block do not fit into registers.
+        "PRECISION": "tf32x3",
+        "DIM": dim,
+        "WIDE_DIM": wide_dim,
+        "BLOCK_Q": rows,
+        "BLOCK_K": columns,
+        "num_warps": warps,
+    }
