@@ -156,7 +156,7 @@ def worst(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> list[float]:
     return [((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(found, exact, strict=True)]
 
 
-def check_parity(scans: Mapping[str, Scan], device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+def check_scans(scans: Mapping[str, Scan], device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Largest relative error of outputs and gradients against float64; stops where a tolerance is broken."""
     tensors = draw(3, 11, 37, device, dtype)
     grad_y = torch.randn(3, 11, 37, device=device).to(dtype)
@@ -165,13 +165,22 @@ def check_parity(scans: Mapping[str, Scan], device: torch.device, dtype: torch.d
     for name, scan in scans.items():
         output, *gradients = worst(with_gradients(scan, tensors, grad_y), exact)
         errors |= {f"scan, {name}, output": output, f"scan, {name}, gradients": max(gradients)}
+    return within_tolerance(errors, dtype)
+
+
+def check_correlations(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     features = torch.randn(1, 2, 5, 6, 7, device=device).to(dtype)
     grad = torch.randn(1, 2, len(OFFSETS), WINDOW**2, 6, 7, device=device).to(dtype)
     wanted = correlate_with_gradient(lambda x: correlate(x, "reference"), features.double(), grad)
+    errors = {}
     for name in ("triton", "dense"):
         found = correlate_with_gradient(lambda x, name=name: correlate(x, name), features, grad)
         output, gradient = worst(found, wanted)
         errors |= {f"correlation, {name}, output": output, f"correlation, {name}, gradient": gradient}
+    return within_tolerance(errors, dtype)
+
+
+def within_tolerance(errors: dict[str, float], dtype: torch.dtype) -> dict[str, float]:
     for name, error in errors.items():
         tolerance = (OUTPUT_TOLERANCE if name.endswith("output") else GRADIENT_TOLERANCE)[dtype]
         if not error <= tolerance:
@@ -281,7 +290,7 @@ def main() -> None:
     scans: dict[str, Scan] = {"ours": ours, "compiled_loop": compiled(eager_loop), "eager_loop": eager_loop}
     scans |= {} if isinstance(mamba, str) else {"mamba_ssm": mamba}
     clock = Clock(device)
-    results = {"parity": check_parity(scans, device, dtype)}
+    results: dict[str, Any] = {"parity": check_scans(scans, device, dtype) | check_correlations(device, dtype)}
     results |= time_scans(clock, scans, sizes, device, dtype, repetitions)
     results |= time_correlations(clock, compiled, sizes, device, dtype, repetitions)
     for name, found in results.items():

@@ -9,7 +9,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-NAMES = ("curves", "findings", "measure", "models_cpu", "peers", "pks4_over_vit", "render", "suite", "table1_memory")
+NAMES = (
+    "curves",
+    "findings",
+    "measure",
+    "models_cpu",
+    "ops_gpu",
+    "peers",
+    "pks4_over_vit",
+    "render",
+    "suite",
+    "table1_memory",
+)
 
 
 @pytest.fixture

@@ -181,6 +181,22 @@ def test_model_compiles_without_graph_breaks() -> None:
         torch.testing.assert_close(compiled(clip), model(clip), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.compile
+def test_training_step_in_bfloat16_compiles_without_graph_breaks() -> None:
+    model = _awake(PKS4(TINY)).train()
+    clip, weights = _clip(), dict(model.named_parameters())
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found = []
+    for form in (model, compiled):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = form(clip)
+        assert logits.dtype == torch.bfloat16
+        found.append([logits, *torch.autograd.grad(logits.float().square().sum(), list(weights.values()))])
+    for name, expected, given in zip(["logits", *weights], *found, strict=True):
+        largest = expected.detach().abs().max().item()
+        torch.testing.assert_close(given, expected, atol=0.05 * largest + 1e-6, rtol=0.0, msg=name)
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("shape", "message"),

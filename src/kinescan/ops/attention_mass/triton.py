@@ -140,7 +140,7 @@ def launch_sizes(dim: int, dtype: torch.dtype) -> dict[str, Any]:
     """Constants of both kernels for heads of this size: blocks of which a thread's share fits into its registers."""
     wide_dim = max(16, triton.next_power_of_2(dim))
     if dtype == torch.float32:
-        rows, columns, warps = (16, 16, 8) if wide_dim > 128 else (32, 32, 8 if wide_dim > 64 else 4)
+        rows, columns, warps = (16, 16, 8) if wide_dim > 128 else (32, 16, 8) if wide_dim > 64 else (32, 32, 4)
     else:
         rows, columns, warps = (32, 32, 4) if wide_dim > 128 else (64, 32 if wide_dim > 64 else 64, 4)
     return {

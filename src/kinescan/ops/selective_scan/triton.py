@@ -132,11 +132,13 @@ def _scan_backward(  # type: ignore[no-untyped-def]
     num_tracks, num_steps, num_channels, num_shares,
     dy_track, dy_step, u_track, u_step, delta_track, delta_step, B_track, B_step, C_track, C_step, z_track, z_step,
     SOFTPLUS: tl.constexpr, PLACES: tl.constexpr, WIDE_PLACES: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    FAR: tl.constexpr,
 ):  # fmt: skip
     """A share of the tracks (every num_shares-th) and one block of channels.
 
     dBC_ptr: [blocks, R, T, S, 2], gradients of B and of C; dA_ptr: [shares, S, D]; dD_ptr and dbias_ptr: [shares, D];
     starts_ptr: [shares, chunks, S, D], states before each chunk of a track, or None where there is one chunk.
+    FAR: steps of a track may lie 2**31 entries or more apart, as where tracks are the inner axis; costs registers.
     """
     num_blocks = tl.cdiv(num_channels, BLOCK)
     share = (tl.program_id(0) // num_blocks).to(tl.int64)
@@ -152,9 +154,10 @@ def _scan_backward(  # type: ignore[no-untyped-def]
         bias = _read(bias_ptr, channels, is_channel)
     if D_ptr is not None:
         skip = _read(D_ptr, channels, is_channel)
-    # Tracks may be the inner axis: then a step is far.
-    dy_step, u_step, delta_step = tl.cast(dy_step, tl.int64), tl.cast(u_step, tl.int64), tl.cast(delta_step, tl.int64)
-    B_step, C_step, z_step = tl.cast(B_step, tl.int64), tl.cast(C_step, tl.int64), tl.cast(z_step, tl.int64)
+    if FAR:
+        dy_step, u_step = tl.cast(dy_step, tl.int64), tl.cast(u_step, tl.int64)
+        delta_step, z_step = tl.cast(delta_step, tl.int64), tl.cast(z_step, tl.int64)
+        B_step, C_step = tl.cast(B_step, tl.int64), tl.cast(C_step, tl.int64)
     num_chunks = tl.cdiv(num_steps, CHUNK)
     share_starts = share * num_chunks
     dA = tl.zeros((WIDE_PLACES, BLOCK), tl.float32)
@@ -301,11 +304,13 @@ def scan_backward(grad_y: Tensor, grad_state: Tensor | None, inputs: ScanInputs)
     dD, dbias = fresh(num_shares, num_channels), fresh(num_shares, num_channels)
     starts = fresh(num_shares, num_chunks, A.shape[1], num_channels) if num_chunks > 1 else None
     rows = [_dense(x) for x in (grad_y, u, delta, B, C, z)]
+    strides = _strides(rows)
+    is_far = max(strides[1::2]) * num_steps >= 2**31
     with torch.cuda.device_of(u):
         _scan_backward[(num_shares * num_blocks,)](
             rows[0], _flat(grad_state), *rows[1:3], _rates(A), *rows[3:5], _flat(D), rows[5], _flat(delta_bias),
             _flat(state), du, ddelta, dBC, dz, dstate, dA, dD, dbias, starts,
-            num_tracks, num_steps, num_channels, num_shares, *_strides(rows), SOFTPLUS=delta_softplus, **sizes,
+            num_tracks, num_steps, num_channels, num_shares, *strides, SOFTPLUS=delta_softplus, FAR=is_far, **sizes,
         )  # fmt: skip
     dB, dC = dBC.sum(0).unbind(-1)
     return (
