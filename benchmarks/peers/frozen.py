@@ -1,5 +1,6 @@
 """What the peers share: a CLIP ViT whose weights stay as they are."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -40,18 +41,17 @@ class FrozenViT(nn.Module):
         self.vit = VisionTransformer(config).requires_grad_(False)
         self.head = nn.Linear(head_width or config.width, num_classes)
 
-    def frozen_features(self, clip: Tensor) -> list[Features]:
-        """Features of every block for all frames [B * T] of a clip [B, T, 3, H, W]; nothing is kept for gradients."""
-        found = []
+    def frozen_features(self, clip: Tensor) -> Iterator[Features]:
+        """Features of block after block for all frames [B * T] of a clip [B, T, 3, H, W]; none is kept here."""
         with torch.no_grad():
             tokens = self.vit.embed(clip.flatten(0, 1))
-            for block in self.vit.blocks:
+        for block in self.vit.blocks:
+            with torch.no_grad():
                 heads = block.attn.project(block.ln_1(tokens)).unflatten(2, (3, self.config.heads, -1))
-                query, key, _ = heads.permute(2, 0, 3, 1, 4)
                 tokens = tokens + block.attn.mix(heads.flatten(2))
                 tokens = tokens + block.transform(tokens)
-                found.append(Features(tokens, query, key))
-        return found
+            query, key, _ = heads.permute(2, 0, 3, 1, 4)
+            yield Features(tokens, query, key)
 
     def classify(self, tokens: Tensor) -> Tensor:
         """Logits [B, K] from the class tokens of tokens [B * T, 1 + N, W] after the last block, averaged over time."""
