@@ -231,7 +231,10 @@ def main() -> None:
     path = args.results / f"{NAME}.json"
     results: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
     results["parity"] = parity()
-    left_out = results.setdefault("left_out", {})
+    left_out = results["left_out"] = {
+        str(cell): "not measured yet" for cell in cells() if str(cell) not in results.get("commits", {})
+    }
+    write(results, args.results)
     for cell in cells():
         done = str(cell) in results.get("commits", {})
         if str(cell) not in args.only or (done and not args.again):

@@ -42,6 +42,8 @@ SCAN, CORRELATION, MODEL = "ops_selective_scan_cpu", "ops_local_correlation_cpu"
 STREAM = "statekv_speed_cpu"
 DEPLOYMENT = "deployment_cpu"
 DATA = "data_path_cpu"
+PEERS, MEMORY = "models_cpu", "table1_memory"
+B16, L14 = "B16, 32 x 8 frames, bfloat16", "L14, 16 x 8 frames, bfloat16"
 AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
     ("scan forward: share of the exp roof", SCAN, ("forward", "share_of_exp_roof"), ">=", 0.25),
     ("scan forward: over the compiled loop", SCAN, ("forward", "times_faster_than", "compiled_loop"), ">=", 5),
@@ -157,6 +159,20 @@ AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
         "<=",
         1.6,
     ),
+    *(
+        (
+            f"PKS4-B/16 over {peer}, 8 frames: forward, CPU time",
+            PEERS,
+            ("pks4_cpu_time_over", "forward, float32", "8 frames", peer.lower()),
+            "<=",
+            1,
+        )
+        for peer in ("TimeSformer", "ViViT", "VideoMAE")
+    ),
+    ("training memory, B/16, counted, GB", MEMORY, (B16, "pks4", "peak_gb"), "<=", 16),
+    ("training memory, B/16, recomputed, counted, GB", MEMORY, (B16, "pks4, recomputed", "peak_gb"), "<=", 8),
+    ("training memory, L/14, counted, GB", MEMORY, (L14, "pks4", "peak_gb"), "<=", 20),
+    ("training memory, L/14, recomputed, counted, GB", MEMORY, (L14, "pks4, recomputed", "peak_gb"), "<=", 9),
 )
 
 
@@ -184,6 +200,18 @@ SECTIONS: Mapping[str, Section] = {
         title="Deployment, CPU",
         says="PKS4-B/16 as exported files and in torch, one clip of 8 frames, one thread; every file passed its check.",
         parts=("latency", "times faster than eager", "difference from eager"),
+    ),
+    PEERS: Section(
+        title="PKS4 beside other video models, CPU",
+        says="One clip, width 768, 224 x 224, random weights, scaled_dot_product_attention in all; one thread. "
+        "ViViT and VideoMAE put two frames into one token, so that they see half as many. Peak memory of a step is "
+        "with weights and AdamW's moments. What was left out, and why, stands in the full list.",
+    ),
+    MEMORY: Section(
+        title="Memory of training, counted",
+        says="Counted, not measured on a GPU: every storage of a whole step, at the full batch, on tensors without "
+        "memory; AdamW, weights in float32, bfloat16 by autocast. The peers are rebuilt from their papers on the same "
+        "ViT, which computes norms and activations again in the backward pass; the paper's numbers stand beside.",
     ),
     SCAN: Section(
         title="Selective scan, CPU",
