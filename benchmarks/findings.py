@@ -121,6 +121,8 @@ def said(key: str, value: Any) -> str:
             f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms" if value >= 1e-3 else f"{1e6 * value:.3g} µs"
         )
     if BYTES.search(key):
+        if value < 2**20:
+            return f"{value / 2**10:.1f} KiB" if value >= 2**10 else f"{value:,} B"
         return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
     if isinstance(value, int):
         return f"{value:,}"

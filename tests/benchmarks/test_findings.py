@@ -129,6 +129,8 @@ def test_findings_of_lists_are_curves_over_the_ascending_one(findings: Any) -> N
         ("cpu_seconds", 0.01058, "10.6 ms"),
         ("cpu_seconds", 4.2e-5, "42 µs"),
         ("peak_bytes", 3 * 2**29, "1.50 GiB"),
+        ("spill_bytes", 0, "0 B"),
+        ("shared_bytes", 1536, "1.5 KiB"),
         ("tracks", 1568, "1,568"),
         ("ratio", 12345.6, "12,346"),
         ("ratio", 0.123456, "0.123"),
