@@ -45,6 +45,13 @@ def test_plain_transformers_code_loads_an_export_in_either_order(folder: Path, i
     assert _run(f"{imports}\n{SHOW}", folder) == expected
 
 
+def test_a_model_of_transformers_imported_by_itself_brings_the_lists_without_a_complaint(folder: Path) -> None:
+    # its base class imports the list of configurations before it is there itself
+    imports = "import kinescan\nfrom transformers.models.mamba import modeling_mamba"
+    code = f"{imports}\nfrom transformers import AutoConfig\nprint(AutoConfig.from_pretrained(FOLDER).model_type)"
+    assert _run(code, folder) == "kinescan"
+
+
 def test_importing_kinescan_imports_neither_transformers_nor_torch() -> None:
     code = "import sys, kinescan\nprint([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     assert _run(code) == "[]"

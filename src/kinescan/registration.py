@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 _LISTS = "transformers.models.auto"
 _CLASSES = "kinescan.inference.auto_classes"
 _LAST_CLASS = "KinescanVideoProcessor"
+_BASE = "transformers.modeling_utils"
+"""Holds what our classes inherit from; it imports the list of configurations itself."""
 
 
 def register() -> None:
@@ -42,6 +44,9 @@ def add_classes(classes: ModuleType) -> None:
 
 def _add(name: str) -> None:
     """Puts our class on one list, which has just been imported."""
+    if _BASE in _under_way:
+        # Our classes cannot be made before it is there; the step after its own import comes back here.
+        return
 
     def add() -> None:
         classes = importlib.import_module(_CLASSES)
@@ -83,8 +88,12 @@ _ADDERS: dict[str, tuple[str, Callable[[ModuleType, ModuleType], None]]] = {
 """Module that keeps a list -> the class through which it is kept, and what puts ours on it."""
 
 
+_under_way: set[str] = set()
+"""Modules whose import has begun and not ended."""
+
+
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds nothing itself: adds a step after the import of the modules in `_ADDERS`."""
+    """Finds nothing itself: adds a step after the import of the modules in `_ADDERS` and of `_BASE`."""
 
     def __init__(self) -> None:
         self._looking = False
@@ -93,7 +102,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The spec that the other finders give, its loader followed by our step."""
-        if fullname not in _ADDERS or self._looking:
+        if fullname not in (*_ADDERS, _BASE) or self._looking:
             return None
         self._looking = True
         try:
@@ -122,5 +131,11 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """The other loader's work, then ours."""
-        self._loader.exec_module(module)
-        _add(module.__name__)
+        _under_way.add(module.__name__)
+        try:
+            self._loader.exec_module(module)
+        finally:
+            _under_way.discard(module.__name__)
+        for name in _ADDERS if module.__name__ == _BASE else (module.__name__,):
+            if name in sys.modules:
+                _add(name)
