@@ -256,6 +256,11 @@ SECTIONS: Mapping[str, Section] = {
         title="Tuners of one frozen VideoMamba",
         says="A training experiment: a small model on motions that it has not seen; its table is also in ssp.md.",
     ),
+    "kinematic_norm": Section(
+        title="Normalisation of the kinematic encoder",
+        says="A training experiment: PKS4 at the demo's size on the twelve motions, accuracy on held-out textures, "
+        "three seeds each. BatchNorm is scored with its running statistics and with those of the test batch.",
+    ),
     "videomamba_cpu": Section(
         title="VideoMamba, CPU",
         says="Forward passes of one clip at 224 x 224, one thread.",

@@ -130,7 +130,7 @@ def demo(
     with clock.part("data"):
         made = _make_data(output / "data", train_per_class, test_per_class)
     with clock.part("stills"):
-        weights = _train_on_stills(configs["stills"], output, stills_per_epoch)
+        weights = train_on_stills(configs["stills"], output, stills_per_epoch)
     reports = {}
     for name, (data, _) in RUNS.items():
         with clock.part(name):
@@ -158,29 +158,7 @@ def demo(
     return result
 
 
-def still_task(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared error of pose and colour, and a tenth of the texture family's cross-entropy.
-
-    A still is right where its centre was found.
-    """
-    numbers = NUM_POSE_TARGETS + NUM_COLOUR_TARGETS
-    error = (outputs[:, :numbers] - targets[:, :numbers]) ** 2
-    family = F.cross_entropy(outputs[:, numbers:], targets[:, numbers:])
-    return error.mean() + FAMILY_WEIGHT * family, error[:, :2].detach().amax(1) < FOUND**2
-
-
-def _make_data(folder: Path, train_per_class: int, test_per_class: int) -> dict[str, SyntheticReport]:
-    """Both data sets; looks are learnt from half as many files as motions."""
-    motion = MotionConfig(train_per_class=train_per_class, test_per_class=test_per_class, workers=2)
-    half = -(-train_per_class // 2)
-    appearance = AppearanceConfig(train_per_class=half, test_per_class=test_per_class, workers=2)
-    return {
-        "motion": make_motion(folder / "motion", motion),
-        "appearance": make_appearance(folder / "appearance", appearance),
-    }
-
-
-def _train_on_stills(config: RunConfig, output: Path, stills_per_epoch: int) -> Path:
+def train_on_stills(config: RunConfig, output: Path, stills_per_epoch: int) -> Path:
     """The folder of a ViT that has learnt from single pictures."""
     set_seed(config.seed)
     model = create_model(
@@ -204,6 +182,28 @@ def _train_on_stills(config: RunConfig, output: Path, stills_per_epoch: int) -> 
         settings=to_plain(config),
     )
     return result.last
+
+
+def still_task(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared error of pose and colour, and a tenth of the texture family's cross-entropy.
+
+    A still is right where its centre was found.
+    """
+    numbers = NUM_POSE_TARGETS + NUM_COLOUR_TARGETS
+    error = (outputs[:, :numbers] - targets[:, :numbers]) ** 2
+    family = F.cross_entropy(outputs[:, numbers:], targets[:, numbers:])
+    return error.mean() + FAMILY_WEIGHT * family, error[:, :2].detach().amax(1) < FOUND**2
+
+
+def _make_data(folder: Path, train_per_class: int, test_per_class: int) -> dict[str, SyntheticReport]:
+    """Both data sets; looks are learnt from half as many files as motions."""
+    motion = MotionConfig(train_per_class=train_per_class, test_per_class=test_per_class, workers=2)
+    half = -(-train_per_class // 2)
+    appearance = AppearanceConfig(train_per_class=half, test_per_class=test_per_class, workers=2)
+    return {
+        "motion": make_motion(folder / "motion", motion),
+        "appearance": make_appearance(folder / "appearance", appearance),
+    }
 
 
 def _scores(reports: dict[str, Report]) -> DemoScores:
