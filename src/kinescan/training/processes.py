@@ -1,4 +1,5 @@
 import datetime
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -100,3 +101,6 @@ def open_processes(device: torch.device) -> Iterator[Processes]:
         if not known:
             PartialState._reset_state()
             distributed.destroy_process_group()
+            # A finished run leaves cycles that hold the group, and with it threads that let go of tensors in their own
+            # time: if Python ends meanwhile, it is aborted. Freed, the group waits for its threads.
+            gc.collect()
