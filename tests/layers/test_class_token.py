@@ -65,3 +65,24 @@ def test_causal_route_does_not_see_the_future(kind: str) -> None:
     changed = tokens.clone()
     changed[:, 4:] = 9.0
     assert torch.equal(route(tokens)[0][:, :4], route(changed)[0][:, :4])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", ROUTES)
+def test_route_writes_into_its_argument_only_when_told_to(kind: str, causal: bool) -> None:
+    route = ROUTES[kind](16, causal=causal).requires_grad_(False)
+    for parameter in route.parameters():
+        torch.nn.init.normal_(parameter)
+    given, tokens = torch.randn(2, 5, 4, 16), torch.randn(2, 2, 4, 16)
+    state = tokens[:, :, route.mixed_tokens(4)] if causal else None
+    kept = given.clone()
+    expected, tail = route(given, state)
+    assert torch.equal(given, kept)
+    out, tail_in_place = route(given, state, in_place=True)
+    assert out is given
+    assert torch.equal(out, expected)
+    if causal:
+        assert tail is not None
+        assert tail_in_place is not None
+        assert torch.equal(tail_in_place, tail)
+        assert torch.equal(tail, kept[:, -2:, route.mixed_tokens(4)])

@@ -172,6 +172,43 @@ def test_frames_in_pieces_give_the_same_logits(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(model(clip), whole, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "variant", [{}, {"class_token_route": "token_shift"}, {"class_token_route": "tsm"}, {"causal": True}]
+)
+def test_tokens_written_in_place_leave_logits_as_they_are_bit_for_bit(variant: dict[str, Any]) -> None:
+    model, clip = _awake(PKS4(replace(TINY, **variant))).eval(), _clip()
+    told: list[bool] = []
+    for route in model.class_token_routes:
+        route.register_forward_pre_hook(lambda _, inputs, words: told.append(words["in_place"]), with_kwargs=True)
+    with torch.enable_grad():
+        expected = model(clip)
+    assert told == [False] * 6
+    told.clear()
+    with torch.no_grad():
+        assert torch.equal(model(clip), expected)
+    assert told == ([False] * 6 if variant.get("class_token_route") == "tsm" else [False] + [True] * 5)
+
+
+def test_tokens_written_in_place_leave_what_hooks_keep_as_it_was() -> None:
+    model, clip = _awake(PKS4(TINY)).eval(), _clip()
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    watched = [model.vit.ln_pre, model.scanner, model.kinematic]
+    for block in model.vit.blocks:
+        watched += [block.ln_1, block.ln_2, block.mlp.c_proj, block.drop_path]
+    for module in watched:
+        assert module is not None
+
+        def keep(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
+            tensors = [inputs[0], output[0] if isinstance(output, tuple) else output]
+            kept.extend((tensor, tensor.clone()) for tensor in tensors)
+
+        module.register_forward_hook(keep)
+    with torch.no_grad():
+        model(clip)
+    assert len(kept) == 2 * (len(watched) + TINY.depth)  # drop_path stands behind both branches of a block
+    assert all(torch.equal(tensor, copied) for tensor, copied in kept)
+
+
 @pytest.mark.compile
 def test_model_compiles_without_graph_breaks() -> None:
     model = _awake(PKS4(TINY)).eval()

@@ -33,15 +33,20 @@ class TemporalMix(nn.Module):
         """Which tokens of a frame take part."""
         return slice(0, 1)
 
-    def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, tokens: Tensor, state: Tensor | None = None, *, in_place: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """The tokens with those that take part mixed over time, and what the next frames need.
 
         Args:
             tokens: [B, T, M, width], the class token first.
             state: [B, 2, m, width], the last two frames of the m tokens that take part; None at the start of a clip.
+            in_place: write the mixed tokens into `tokens` instead of copying the others; for a caller who needs no
+                gradients and to whom alone `tokens` belongs.
 
         Returns:
-            Tokens [B, T, M, width], and the new state (None unless causal).
+            Tokens [B, T, M, width], `tokens` itself with `in_place`; and the new state (None unless causal), which
+            shares no memory with them.
         """
         num_frames = tokens.shape[1]
         chosen = self.mixed_tokens(tokens.shape[2])
@@ -53,9 +58,12 @@ class TemporalMix(nn.Module):
         taps = self.taps().to(part.dtype)
         mixed = sum(padded[:, k : k + num_frames] * taps[:, k] for k in range(self.kernel_size))
         assert isinstance(mixed, Tensor)
+        tail = padded[:, -2:] if self.causal else None
+        if in_place:
+            part.copy_(mixed)
+            return tokens, tail
         rest = tokens[:, :, chosen.stop :]
-        out = torch.cat([mixed, rest], dim=2) if rest.shape[2] else mixed
-        return out, padded[:, -2:] if self.causal else None
+        return torch.cat([mixed, rest], dim=2) if rest.shape[2] else mixed, tail
 
 
 class ClassTokenConv(TemporalMix):

@@ -273,12 +273,16 @@ class PKS4(VideoClassifier):
         self, index: int, block: Block, tokens: Tensor, state: PKS4State, carried: PKS4State | None
     ) -> Tensor:
         """One block on [B, T, 1 + N, W], with the class-token route before attention and before the MLP."""
+        # Copying all tokens to change one costs a long clip time and memory. Those of the first block belong to the
+        # embedding, whose output a hook may keep; all others are sums made here, which nobody else has seen.
+        may_write = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         for place, branch in ((2 * index, block.attend), (2 * index + 1, block.transform)):
             seen = tokens
             if len(self.class_token_routes):
                 route = self.class_token_routes[place]
                 assert isinstance(route, TemporalMix)
-                seen, tail = route(tokens, state.class_tokens.get(place))
+                in_place = may_write and place > 0 and route.replaces_residual
+                seen, tail = route(tokens, state.class_tokens.get(place), in_place=in_place)
                 tokens = seen if route.replaces_residual else tokens
                 if carried is not None and tail is not None:
                     carried.class_tokens[place] = tail
