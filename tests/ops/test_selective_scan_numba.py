@@ -84,6 +84,30 @@ def test_matches_reference_without_optional_parts(absent, delta_softplus, nan_me
         assert_matches_reference(tensors, delta_softplus=delta_softplus)
 
 
+@pytest.mark.parametrize("absent", ["D", "z", "delta_bias", "nothing"])
+@pytest.mark.parametrize("delta_softplus", [True, False])
+def test_step_of_a_stream_matches_reference(absent, delta_softplus, nan_memory):
+    """Sixteen places, whole groups of channels: the step that reads and writes the state as it lies."""
+    for num_channels in (32, 96):
+        tensors = draw(5, 1, num_channels, 16)
+        both = torch.randn(5, 1, 2 * num_channels)
+        tensors["u"], tensors["z"] = both.chunk(2, dim=-1)
+        tensors["B"], tensors["C"] = torch.randn(5, 1, 40)[..., 4:36].chunk(2, dim=-1)
+        tensors.pop(absent, None)
+        assert_matches_reference(tensors, delta_softplus=delta_softplus)
+
+
+def test_step_of_a_stream_is_the_scan_of_one_step(monkeypatch):
+    tensors = draw(6, 1, 64, 16)
+    monkeypatch.setattr(kernels, "scan", None)
+    y, state = selective_scan(**tensors, backend="numba")
+    monkeypatch.undo()
+    monkeypatch.setattr(numba, "PLACES", 0)
+    general, general_state = selective_scan(**tensors, backend="numba")
+    assert torch.equal(state, general_state)
+    torch.testing.assert_close(y, general, atol=1e-5, rtol=1e-5)
+
+
 def test_reads_views_without_dense_tracks(nan_memory):
     tensors = draw(4, 9, 48, 16)
     both = torch.randn(4, 9, 96)
@@ -175,6 +199,7 @@ def test_threads_share_tracks_and_channels(num_threads, monkeypatch, nan_memory)
     try:
         for num_tracks in (1, 2, 5, 9):
             assert_matches_reference(draw(num_tracks, 18, 100, 4))
+            assert_matches_reference(draw(num_tracks, 1, 64, 16))
     finally:
         torch.set_num_threads(before)
 

@@ -29,6 +29,10 @@ LANES = 32
 """Channels of a vector: four registers of AVX2 or two of AVX-512, enough to hide how long an instruction takes."""
 CHUNK = 16
 """Steps whose states the backward pass holds at once; of longer sequences it keeps one state per chunk."""
+PLACES = 16
+"""Places of a state that go into half a vector: those for which a state is written, and a step made, as it lies."""
+LINE = 64
+"""Bytes of a cache line, a whole number of which a tensor's memory begins at."""
 
 _FLOATS, _INTS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES)
 
@@ -168,6 +172,36 @@ load, store = _loading(_FLOATS, _VECTOR), _storing(_FLOATS, _VECTOR)
 get, put = _loading(ir.FloatType(), types.float32), _storing(ir.FloatType(), types.float32)
 
 
+def _emit_fetch(builder: Any, address: Any, index: Any) -> None:
+    byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    place = builder.bitcast(_pointer(builder, address, index, ir.FloatType()), byte)
+    builder.call(function, [place, ir.Constant(flag, 0), ir.Constant(flag, 3), ir.Constant(flag, 1)])
+
+
+@intrinsic
+def fetch(context, address, index):  # type: ignore[no-untyped-def]
+    """Asks for the memory at an address, which may lie anywhere, before it is needed."""
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        _emit_fetch(builder, *values)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+@intrinsic
+def settle(context):  # type: ignore[no-untyped-def]
+    """What was written past the caches is there for every thread that learns of it."""
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
 @intrinsic
 def spread(context, number):  # type: ignore[no-untyped-def]
     """A float32 in all lanes."""
@@ -199,32 +233,105 @@ def total(context, vector):  # type: ignore[no-untyped-def]
     return types.float32(_VECTOR), generate
 
 
-@intrinsic
-def transpose_8x8(context, source, at, stride, target, target_at, target_stride):  # type: ignore[no-untyped-def]
-    """8 rows of 8, `stride` apart, become 8 columns."""
+def _store_past_caches(builder: Any, value: Any, place: Any, align: int) -> None:
+    """To memory that is not read again soon, without its old content being read first; in whole cache lines."""
+    stored = builder.store(value, place, align=align)
+    stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
 
-    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+
+def _transposing(size: int, past_caches: bool) -> Any:
+    """`size` rows of as many floats, `stride` apart, become columns.
+
+    `past_caches`: as `_store_past_caches`, which wants them to be whole cache lines.
+    """
+    kind, places = ir.VectorType(ir.FloatType(), size), ir.VectorType(ir.IntType(32), size)
+
+    def row(builder: Any, address: Any, first: Any, stride: Any, k: int) -> Any:
+        return _pointer(builder, address, builder.add(first, builder.mul(stride, ir.Constant(stride.type, k))), kind)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         source, at, stride, target, target_at, target_stride = values
-
-        def row(address: Any, first: Any, stride: Any, k: int) -> Any:
-            index = builder.add(first, builder.mul(stride, ir.Constant(stride.type, k)))
-            return _pointer(builder, address, index, ir.VectorType(ir.FloatType(), 8))
-
-        rows = [builder.load(row(source, at, stride, k), align=4) for k in range(8)]
-        for span in (1, 2, 4):  # swap the off-diagonal blocks of each pair of rows, of 1, then 2, then 4 lanes
-            low = [k if not k & span else 8 + k - span for k in range(8)]
-            high = [k + span if not k & span else 8 + k for k in range(8)]
-            kind = ir.VectorType(ir.IntType(32), 8)
-            for k in range(8):
+        rows = [builder.load(row(builder, source, at, stride, k), align=4) for k in range(size)]
+        span = 1
+        while span < size:  # swap the off-diagonal blocks of each pair of rows, of 1, then 2, then 4 ... lanes
+            low = [k if not k & span else size + k - span for k in range(size)]
+            high = [k + span if not k & span else size + k for k in range(size)]
+            for k in range(size):
                 if not k & span:
                     a, b = rows[k], rows[k + span]
-                    rows[k] = builder.shuffle_vector(a, b, ir.Constant(kind, low))
-                    rows[k + span] = builder.shuffle_vector(a, b, ir.Constant(kind, high))
-        for k in range(8):
-            builder.store(rows[k], row(target, target_at, target_stride, k), align=4)
+                    rows[k] = builder.shuffle_vector(a, b, ir.Constant(places, low))
+                    rows[k + span] = builder.shuffle_vector(a, b, ir.Constant(places, high))
+            span *= 2
+        for k in range(size):
+            place = row(builder, target, target_at, target_stride, k)
+            if past_caches:
+                _store_past_caches(builder, rows[k], place, 4 * size)
+            else:
+                builder.store(rows[k], place, align=4)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 6), generate
+    def typing(context, source, at, stride, target, target_at, target_stride):  # type: ignore[no-untyped-def]
+        return types.void(*[types.intp] * 6), generate
+
+    return intrinsic(typing)
+
+
+transpose_8x8, transpose_16x16 = _transposing(8, False), _transposing(16, True)
+
+
+def _split(builder: Any, vector: Any, k: int) -> Any:
+    """Lane 2 k in the first half of the lanes, lane 2 k + 1 in the second."""
+    lanes = [2 * k + which for which in (0, 1) for _ in range(LANES // 2)]
+    return builder.shuffle_vector(vector, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_INTS, lanes))
+
+
+def _half_totals(builder: Any, vectors: list[Any]) -> Any:
+    """The sums of the halves of LANES / 2 vectors: lanes 2 k and 2 k + 1 are those of vector k."""
+    span = LANES // 4
+    while span:  # of each pair of vectors, one half of the lanes is added to the other, and both fit into one
+        low = [i if not i & span else LANES + i - span for i in range(LANES)]
+        high = [i + span if not i & span else LANES + i for i in range(LANES)]
+        pairs = zip(vectors[: len(vectors) // 2], vectors[len(vectors) // 2 :], strict=True)
+        vectors = [
+            builder.fadd(*(builder.shuffle_vector(a, b, ir.Constant(_INTS, lanes)) for lanes in (low, high)))
+            for a, b in pairs
+        ]
+        span //= 2
+    order = [k + LANES // 2 * which for k in range(LANES // 2) for which in (0, 1)]
+    return builder.shuffle_vector(vectors[0], ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_INTS, order))
+
+
+@intrinsic
+def advance_as_it_lies(context, state, at, rates, rate_at, B, B_at, C, C_at, step, x, target):  # type: ignore[no-untyped-def]
+    """One step of a group of channels, as they lie in a tensor [D, PLACES]; gives C h of each channel.
+
+    A vector holds two channels. rates, like state and `target`, are [D, PLACES]; what is written begins at `at`, too,
+    in whole cache lines, past the caches.
+    """
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        state, at, rates, rate_at, B, B_at, C, C_at, step, x, target = values
+        half = ir.VectorType(ir.FloatType(), PLACES)
+        twice = ir.Constant(_INTS, list(range(PLACES)) * 2)
+
+        def both(address: Any, index: Any) -> Any:
+            vector = builder.load(_pointer(builder, address, index, half), align=4)
+            return builder.shuffle_vector(vector, ir.Constant(half, ir.Undefined), twice)
+
+        write, read, reads = both(B, B_at), both(C, C_at), []
+        for k in range(LANES // 2):
+            offset = ir.Constant(at.type, k * LANES)
+            h = builder.load(_pointer(builder, state, builder.add(at, offset), _FLOATS), align=4)
+            rate = builder.load(_pointer(builder, rates, builder.add(rate_at, offset), _FLOATS), align=4)
+            for line in (0, PLACES):  # of the next group of channels
+                _emit_fetch(builder, state, builder.add(at, ir.Constant(at.type, (LANES + k * 2) * PLACES + line)))
+            decay = _emit_exp2(builder, builder.fmul(_split(builder, step, k), rate))
+            new = _fma(builder, decay, h, builder.fmul(_split(builder, x, k), write))
+            _store_past_caches(builder, new, _pointer(builder, target, builder.add(at, offset), _FLOATS), LINE)
+            reads.append(builder.fmul(new, read))
+        return _half_totals(builder, reads)
+
+    return _VECTOR(*[types.intp] * 8, _VECTOR, _VECTOR, types.intp), generate
 
 
 @overload(operator.add)
@@ -294,7 +401,11 @@ def _read_state(state, at, count, num_places, h, h_at, stride):  # type: ignore[
 @_inlined
 def _write_state(h, h_at, stride, count, num_places, state, at):  # type: ignore[no-untyped-def]
     """The reverse of `_read_state`."""
-    if count == LANES and num_places % _TILE == 0:
+    if count == LANES and num_places % PLACES == 0 and state % LINE == 0:
+        for j in range(0, LANES, PLACES):
+            for s in range(0, num_places, PLACES):
+                transpose_16x16(h, h_at + s * stride + j, stride, state, at + j * num_places + s, num_places)
+    elif count == LANES and num_places % _TILE == 0:
         for j in range(0, LANES, _TILE):
             for s in range(0, num_places, _TILE):
                 transpose_8x8(h, h_at + s * stride + j, stride, state, at + j * num_places + s, num_places)
@@ -315,6 +426,14 @@ def _copy_state(source, source_at, num_places, h, h_at, stride):  # type: ignore
 def _at(rows, r, t):  # type: ignore[no-untyped-def]
     """Where the entries of track r at step t begin in (flat array, stride of r, stride of t)."""
     return r * rows[1] + t * rows[2]
+
+
+@_inlined
+def _fetch_next(rows, r, t, channel):  # type: ignore[no-untyped-def]
+    """Asks for the next group of channels: no processor foresees reads that go round many rows, a little of each."""
+    if rows[0] != 0:
+        for line in range(LANES, 2 * LANES, LANES // 2):
+            fetch(rows[0], _at(rows, r, t) + channel + line)
 
 
 @_inlined
@@ -360,6 +479,9 @@ def scan(tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus,
                 if first_step == 0 and state != 0:
                     _read_state(state, state_at, count, num_places, carried, h_at, LANES)
                 for t in range(first_step, past_step):
+                    _fetch_next(u, r, t, channel)
+                    _fetch_next(delta, r, t, channel)
+                    _fetch_next(z, r, t, channel)
                     u_t = _load_some(u[0], _at(u, r, t) + channel, count, padded)
                     step = _load_some(delta[0], _at(delta, r, t) + channel, count, padded) + load(bias, channel)
                     if has_softplus:
@@ -375,6 +497,35 @@ def scan(tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus,
                     _store_some(y, (r * num_steps + t) * num_channels + channel, count, y_t, padded)
                 if past_step == num_steps:
                     _write_state(carried, h_at, LANES, count, num_places, last_state, state_at)
+    settle()
+
+
+@_compile
+def step_as_it_lies(tracks, sizes, u, delta, rates, B, C, D, z, bias, has_softplus, state, y, last_state):  # type: ignore[no-untyped-def]
+    """What `scan` does, for a single step from a state with PLACES places and of channels that LANES divides.
+
+    The arguments are those of `scan`, but that rates are [D, S]; `last_state` begins with a cache line. Nothing is
+    transposed: this is the step of a stream, which reads the state and writes it, and computes little between.
+    """
+    num_channels = sizes[1]
+    for r in range(tracks[0], tracks[1]):
+        first = r * num_channels * PLACES
+        for channel in range(0, num_channels, LANES):
+            u_t = load(u[0], r * u[1] + channel)
+            step = load(delta[0], r * delta[1] + channel) + load(bias, channel)
+            if has_softplus:
+                step = softplus(step)
+            y_t = advance_as_it_lies(
+                state, first + channel * PLACES, rates, channel * PLACES, B[0], r * B[1], C[0], r * C[1],
+                step, step * u_t, last_state,
+            )  # fmt: skip
+            if D != 0:
+                y_t = fma(load(D, channel), u_t, y_t)
+            if z[0] != 0:
+                gate = load(z[0], r * z[1] + channel)
+                y_t = y_t * (gate * sigmoid(gate))
+            store(y, r * num_channels + channel, y_t)
+    settle()
 
 
 @_inlined
@@ -496,6 +647,10 @@ def scan_backward(  # type: ignore[no-untyped-def]
                 _copy_state(starts, chunk * chunk_size + own * group_size, num_places, past, 0, 2 * LANES)
                 for t in range(first_step, past_step):
                     i, from_zeros = t - first_step, t == 0 and state == 0
+                    _fetch_next(u, r, t, channel)
+                    _fetch_next(delta, r, t, channel)
+                    _fetch_next(dy, r, t, channel)
+                    _fetch_next(z, r, t, channel)
                     u_t = _load_some(u[0], _at(u, r, t) + channel, count, padded)
                     step = _load_some(delta[0], _at(delta, r, t) + channel, count, padded) + load(bias, channel)
                     store(kept, i * 4 * LANES, step)
@@ -542,3 +697,4 @@ def scan_backward(  # type: ignore[no-untyped-def]
                     lanes_at = ((t - first_step) * num_places + s) * 2 * LANES
                     put(dB, (r * num_steps + t) * num_places + s, total(load(dBC, lanes_at)))
                     put(dC, (r * num_steps + t) * num_places + s, total(load(dBC, lanes_at + LANES)))
+    settle()

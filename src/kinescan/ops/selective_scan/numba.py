@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kinescan.ops.huge_pages import empty_for_writing
 from kinescan.ops.selective_scan import kernels
-from kinescan.ops.selective_scan.kernels import LANES
+from kinescan.ops.selective_scan.kernels import LANES, LINE, PLACES
 from kinescan.ops.selective_scan.operator import Gradients, ScanInputs, register_scan
 
 MIN_WORK = 1 << 18
@@ -31,15 +32,23 @@ def obstacle(like: Tensor) -> str | None:
 def _scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """As `reference.scan`, but half types are computed in float32: y in the dtype of u, the last state in float32."""
     u, num_places = inputs.u, inputs.A.shape[1]
-    memory = _Memory(inputs)
     y, last_state = _fresh(*u.shape), _fresh(u.shape[0], *inputs.A.shape)
+    as_it_lies = (
+        (u.shape[1], u.shape[2] % LANES, num_places) == (1, 0, PLACES)
+        and inputs.state is not None
+        and last_state.data_ptr() % LINE == 0
+    )
+    memory = _Memory(inputs, grouped_rates=not as_it_lies)
 
     def run(part: _Part) -> None:
+        if as_it_lies:
+            kernels.step_as_it_lies(part.tracks, memory.sizes, *memory.addresses, y.data_ptr(), last_state.data_ptr())
+            return
         room = torch.empty(kernels.scan_room(part.num_groups, num_places), dtype=torch.float32)
         outputs = (y.data_ptr(), last_state.data_ptr(), room.data_ptr())
         kernels.scan(part.tracks, part.groups, memory.sizes, *memory.addresses, *outputs)
 
-    _run(run, list(_parts(u.shape, num_places)))
+    _run(run, list(_parts(u.shape, num_places, whole_tracks=as_it_lies)))
     return y.to(u.dtype), last_state
 
 
@@ -93,14 +102,14 @@ class _Part(NamedTuple):
         return self.groups[1] - self.groups[0]
 
 
-def _parts(shape: torch.Size, num_places: int) -> Iterator[_Part]:
-    """Shares of the tracks, and where there are fewer tracks than threads, of the channels too."""
+def _parts(shape: torch.Size, num_places: int, *, whole_tracks: bool = False) -> Iterator[_Part]:
+    """Shares of the tracks, and, but for `whole_tracks`, of the channels too where threads outnumber the tracks."""
     num_tracks, num_steps, num_channels = shape
     work = num_tracks * num_steps * num_channels * num_places
     num_threads = max(1, min(torch.get_num_threads(), work // MIN_WORK))
     num_groups = _num_groups(num_channels)
     track_parts = min(num_tracks, num_threads)
-    group_parts = min(num_groups, -(-num_threads // track_parts))
+    group_parts = 1 if whole_tracks else min(num_groups, -(-num_threads // track_parts))
     for i in range(track_parts):
         tracks = (num_tracks * i // track_parts, num_tracks * (i + 1) // track_parts)
         for k in range(group_parts):
@@ -127,21 +136,24 @@ def _num_groups(num_channels: int) -> int:
 
 
 def _fresh(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32)
+    return empty_for_writing(shape, torch.float32)
 
 
 class _Memory:
     """The arguments `sizes` and `u` to `state` of the kernels; keeps the memory behind the addresses alive."""
 
-    def __init__(self, inputs: ScanInputs) -> None:
+    def __init__(self, inputs: ScanInputs, *, grouped_rates: bool = True) -> None:
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, state = inputs
         self._kept: list[Tensor] = []
         self.sizes = (u.shape[1], u.shape[2], A.shape[1])
         bias = torch.zeros(u.shape[2]) if delta_bias is None else delta_bias
+        rates = A.detach().float() * _LOG2E
+        if grouped_rates:
+            rates = _groups(rates).movedim(1, 2)  # [groups, S, LANES]
         self.addresses = (
             self.rows(u),
             self.rows(delta),
-            self.flat(_groups(A.detach().float() * _LOG2E).movedim(1, 2)),  # [groups, S, LANES]
+            self.flat(rates),
             self.rows(B),
             self.rows(C),
             0 if D is None else self.flat(_groups(D)),
