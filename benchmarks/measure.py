@@ -1,7 +1,5 @@
 """How benchmarks here measure: peers in turn, medians, wall and CPU time, peak memory, one JSON with where and when."""
 
-import ctypes
-import gc
 import json
 import os
 import platform
@@ -18,6 +16,8 @@ from typing import Any
 
 import torch
 
+from kinescan.evaluation import speed
+
 HERE = Path(__file__).parent
 PUBLISHED = HERE / "results"
 """What README and docs quote."""
@@ -25,6 +25,7 @@ RESULTS = Path(os.environ.get("KINESCAN_BENCHMARK_RESULTS") or PUBLISHED)
 """Where results go; `kinescan bench` sets the variable to the folder that it was given."""
 PACKAGES = ("torch", "numba", "numpy", "kinescan")
 """Those that decide speed."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,42 +74,31 @@ def time_in_turn(candidates: Mapping[str, Callable[[], Any]], repetitions: int, 
 
 
 def peak_extra_bytes(run: Callable[[], Any]) -> int:
-    """Resident memory that a call needs at its peak beyond what the process held before (Linux).
-
-    The kernel's high-water mark is reset before the call, and memory that the allocator kept is handed back first.
-    """
-    run()
-    return first_call(run)[1]
+    """Memory that a call needs at its peak, as `kinescan.evaluation.speed` tells it; fails where nobody tells."""
+    return _told(speed.peak_extra_bytes(run, CPU))
 
 
 def first_call(run: Callable[[], Any]) -> tuple[Timing, int]:
     """Time of one call, and what `peak_extra_bytes` tells of it; for calls too long to be made twice (Linux)."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = _status_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = run()
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    peak = _status_bytes("VmHWM")
-    del result
-    timing = Timing(wall_seconds=wall, cpu_seconds=cpu, cpu_seconds_min=cpu, cpu_seconds_max=cpu, repetitions=1)
-    return timing, max(peak - before, 0)
+    found: list[Timing] = []
 
-
-def saved_bytes(run: Callable[[], Any]) -> int:
-    """Bytes of the distinct storages that autograd keeps for the backward pass of a call."""
-    storages: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    def timed() -> None:
+        wall, cpu = time.perf_counter(), time.process_time()
         result = run()
-    total = sum(storage.nbytes() for storage in storages.values())
-    del result
-    return total
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        del result
+        found.append(
+            Timing(wall_seconds=wall, cpu_seconds=cpu, cpu_seconds_min=cpu, cpu_seconds_max=cpu, repetitions=1)
+        )
+
+    peak = _told(speed.peak_extra_bytes(timed, CPU, warmups=0))
+    return found[0], peak
+
+
+def _told(peak: int | None) -> int:
+    if peak is None:
+        raise SystemExit("this system does not tell a process its peak memory: run the benchmark on Linux.")
+    return peak
 
 
 def write_result(
@@ -182,13 +172,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Timing):
         return asdict(value)
     raise TypeError(f"cannot write {type(value).__name__} to JSON: give numbers, text, lists, dicts or Timings")
-
-
-def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")
 
 
 def _cpu_model() -> str:

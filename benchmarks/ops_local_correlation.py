@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kinescan.evaluation.activations import kept_bytes
 from kinescan.ops import local_correlation
 from kinescan.ops.local_correlation import local_correlation_step
-from measure import Timing, peak_extra_bytes, saved_bytes, time_in_turn, write_result
+from measure import Timing, peak_extra_bytes, time_in_turn, write_result
 
 OFFSETS, WINDOW, SEED = (-2, -1, 0, 1, 2), 9, 0
 RADIUS = WINDOW // 2
@@ -208,7 +209,7 @@ def measure_case(case: Case) -> dict[str, Any]:
     result["memory"] = {
         name: {
             "peak_extra_bytes": peak_extra_bytes(both[name]),
-            "saved_bytes": saved_bytes(lambda name=name: candidates[name](leaf)),
+            "saved_bytes": kept_bytes(lambda name=name: candidates[name](leaf)),
         }
         for name in (best, OURS)
     }

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kinescan.evaluation.activations import kept_bytes
 from kinescan.ops import selective_scan, selective_scan_step
 from kinescan.ops.selective_scan import kernels, reference
-from measure import Timing, peak_extra_bytes, saved_bytes, time_in_turn, write_result
+from measure import Timing, peak_extra_bytes, time_in_turn, write_result
 
 SEED = 0
 NUM_STEPS, NUM_CHANNELS, NUM_PLACES = 8, 1536, 16
@@ -157,7 +158,7 @@ def measure_training(num_tracks: int, repetitions: int, peers: tuple[str, ...]) 
     times = time_in_turn(runs, repetitions)
     peaks = {name: peak_extra_bytes(run) for name, run in runs.items()}
     leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
-    saved = {name: saved_bytes(lambda scan=scan: scan(leaves)) for name, scan in scans.items()}
+    saved = {name: kept_bytes(lambda scan=scan: scan(leaves)) for name, scan in scans.items()}
     return {
         "tracks": num_tracks,
         "times": times,

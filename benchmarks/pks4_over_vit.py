@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import measure
 from kinescan.evaluation import count_cost
+from kinescan.evaluation.activations import kept_bytes
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.zoo import create_model
 
@@ -78,31 +79,13 @@ def check_start() -> float:
     return difference
 
 
-def activation_bytes(model: VideoClassifier, clip: Tensor) -> int:
-    """What autograd keeps for the backward pass beside the weights."""
-    model.train()
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    storages: dict[int, Any] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            storages[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = model(clip)
-    total = sum(storage.nbytes() for storage in storages.values())
-    del logits
-    return total
-
-
 def measure_memory(name: str, clips: int, frames: int) -> dict[str, int]:
     """In a process of its own: what a forward pass and a training step need beyond the model."""
     model = build(name)
     clip = clip_of(model, clips, frames)
     forward = measure.peak_extra_bytes(forward_of(model, clip))
-    saved = activation_bytes(model, clip)
+    model.train()
+    saved = kept_bytes(lambda: model(clip), without=model.parameters())
     step = measure.peak_extra_bytes(training_step_of(model, clip))
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     return {

@@ -38,6 +38,7 @@ from kinescan.data.loader import Batch
 from kinescan.data.synthetic.appearance import AppearanceConfig, render_appearance
 from kinescan.data.synthetic.motion import MotionConfig, render_motion
 from kinescan.errors import TrainingInterrupted
+from kinescan.evaluation.activations import kept_bytes
 from kinescan.evaluation.mode import in_evaluation
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.videomamba import VideoMamba
@@ -205,7 +206,7 @@ def tune(name: str, seed: int, rate: float, *, score_held_out: bool) -> dict[str
         test = render_motions(UNSEEN, "test", TEST_PER_CLASS)
     model.train()
     batch = to_clips(pixels[:BATCH])
-    kept = measure.saved_bytes(lambda: F.cross_entropy(model(batch), labels[:BATCH]))
+    kept = kept_bytes(lambda: F.cross_entropy(model(batch), labels[:BATCH]))
     folder = output / "checkpoints" / "last"
     return {
         "accuracy": accuracy(model, *test),

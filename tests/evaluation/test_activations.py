@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kinescan.evaluation.activations import activation_bytes, activation_bytes_by_part
+from kinescan.evaluation.activations import activation_bytes, activation_bytes_by_part, kept_bytes
 from kinescan.models.zoo import create_model
 
 TINY = {
@@ -81,3 +81,19 @@ def test_activations_leave_the_model_in_its_mode(training):
     model.head.train(not training)
     activation_bytes(model, num_clips=1, num_frames=2)
     assert (model.vit.training, model.head.training) == (training, not training)
+
+
+def test_kept_bytes_of_a_call_are_those_of_the_real_step():
+    model = create_model("pks4_vit_ti16", **TINY).train()
+    clip = torch.randn(2, 4, 3, 32, 32)
+    own = (*model.parameters(), *model.buffers())
+    found = kept_bytes(lambda: model(clip), without=own)
+    assert found == activation_bytes(model, num_clips=2, num_frames=4) == _kept(model, clip)
+    assert kept_bytes(lambda: model(clip)) > found
+    with torch.no_grad():
+        assert kept_bytes(lambda: model(clip)) == 0
+
+
+def test_kept_bytes_count_shared_memory_once():
+    x = torch.ones(6, requires_grad=True)
+    assert kept_bytes(lambda: x[:3] * x[3:]) == 24

@@ -55,6 +55,13 @@ def test_peak_extra_bytes_sees_memory_that_is_gone_again():
     assert few < 16 * 2**20
 
 
+@pytest.mark.parametrize("warmups", [0, 1, 2])
+def test_peak_extra_bytes_calls_as_often_as_asked(warmups):
+    calls = []
+    peak_extra_bytes(lambda: calls.append(1), torch.device("cpu"), warmups=warmups)
+    assert len(calls) in (warmups, warmups + 1)  # where nobody tells, only the warm-ups
+
+
 def test_peak_extra_bytes_is_unknown_where_nobody_tells(monkeypatch, tmp_path):
     monkeypatch.setattr(speed, "CLEAR_REFS", tmp_path / "no folder" / "file")
     assert peak_extra_bytes(lambda: None, torch.device("cpu")) is None

@@ -1,6 +1,7 @@
 """What a training step keeps in memory for its backward pass, counted without doing one."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,24 +53,54 @@ def activation_bytes_by_part(
     """
     frames = model.preprocessing.num_frames if num_frames is None else num_frames
     size = model.config.image_size
-    # The storages are held on to, since the address of one that is gone would be used again.
-    kept: dict[int, tuple[str, torch.UntypedStorage]] = {}
     with FakeTensorMode(), torch.enable_grad(), in_training(model), watch_parts(model) as parts:
         state = {name: _without_memory(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-        own = {_storage(tensor) for tensor in state.values()}
-
-        def keep(tensor: Tensor) -> Tensor:
-            if _storage(tensor) not in own:
-                kept.setdefault(_storage(tensor), (parts.current, tensor.untyped_storage()))
-            return tensor
-
         clip = torch.empty(num_clips, frames, 3, size, size, device="cpu")
-        with torch.autograd.graph.saved_tensors_hooks(keep, _same), _autocast("cpu", precision):
+        with _kept_storages(state.values(), lambda: parts.current) as kept, _autocast("cpu", precision):
             functional_call(model, state, (clip,))
     found = dict.fromkeys(parts.names, 0)
-    for part, storage in kept.values():
+    for part, storage in kept:
         found[part] += storage.nbytes()
     return found
+
+
+def kept_bytes(run: Callable[[], object], *, without: Iterable[Tensor] = ()) -> int:
+    """Bytes of what autograd keeps of a call for its backward pass, for any call, counted while it runs.
+
+    Memory that several kept tensors share counts once.
+
+    Args:
+        run: the call; what it returns is held until the count is done.
+        without: tensors whose memory does not count, such as a model's parameters.
+
+    Example:
+        >>> x = torch.ones(1000, requires_grad=True)
+        >>> kept_bytes(lambda: x.exp()), kept_bytes(lambda: x * x), kept_bytes(lambda: x * x, without=[x])
+        (4000, 4000, 0)
+    """
+    with _kept_storages(without, lambda: "") as kept:
+        result = run()
+    total = sum(storage.nbytes() for _, storage in kept)
+    del result
+    return total
+
+
+@contextmanager
+def _kept_storages(
+    without: Iterable[Tensor], label: Callable[[], str]
+) -> Iterator[Collection[tuple[str, torch.UntypedStorage]]]:
+    """Collects the distinct storages that autograd keeps, each with what `label` said when it was kept first."""
+    own = {_storage(tensor) for tensor in without}
+    # The storages are held on to, since the address of one that is gone would be used again.
+    kept: dict[int, tuple[str, torch.UntypedStorage]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in own:
+            kept.setdefault(_storage(tensor), (label(), tensor.untyped_storage()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, _same):
+        yield kept.values()
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -88,19 +88,21 @@ def measure_speed(
     )
 
 
-def peak_extra_bytes(run: Callable[[], object], device: torch.device) -> int | None:
+def peak_extra_bytes(run: Callable[[], object], device: torch.device, *, warmups: int = 1) -> int | None:
     """Memory that a call needs at its peak beyond what was held before.
 
     On CUDA the allocator tells; on a CPU under Linux the process's high-water mark, which is set back before.
 
     Args:
-        run: called twice: what only the first call needs does not count.
+        run: the call.
         device: whose memory.
+        warmups: calls before the one that counts: what only a first call needs does not count.
 
     Returns:
         Bytes, or None where nobody tells.
     """
-    run()
+    for _ in range(warmups):
+        run()
     gc.collect()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
