@@ -1,12 +1,13 @@
 """PKS4 beside what a user would pick instead: the bare ViT, and TimeSformer, ViViT and VideoMAE of transformers.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/models_cpu.py          (a quarter of an hour of one core; goes on where it
-     stopped: what the JSON holds is not measured again, unless --again)
+Run: OMP_NUM_THREADS=1 python benchmarks/models_cpu.py          (two hours of one core; goes on where it stopped: what
+     the JSON holds is not measured again, unless --again)
      python benchmarks/models_cpu.py --only "forward, float32, 8 frames" --again
 
-All have the same width, depth, frames and resolution, random weights and 174 classes; attention is
-scaled_dot_product_attention in all of them. ViViT and VideoMAE put two frames into one token, as they are published: at
-equal frames they see half as many tokens. Aim: PKS4's latency, step time and peak memory below those of the three.
+All of a size have the same width, depth, patches, frames and resolution (B/16; L/14), random weights and 174 classes;
+attention is scaled_dot_product_attention in all of them. ViViT and VideoMAE put two frames into one token, as they are
+published: at equal frames they see half as many tokens. Aim: PKS4's latency, step time and peak memory below those of
+the three.
 """
 
 import argparse
@@ -33,13 +34,23 @@ SEED = 0
 NUM_CLASSES = 174
 FRAMES = (8, 16, 32, 64)
 REPETITIONS = {8: 3, 16: 1, 32: 0, 64: 0}
-"""Timed calls after the one that measures memory; with 0 that one is timed."""
-BASE = ("pks4_vit_b16", "vit_b16", "timesformer", "vivit", "videomae")
-LARGE = ("pks4_vit_l14", "vit_l14")
+"""Timed calls of B/16 after the one that measures memory; with 0, and for L/14, that one is timed."""
+PEERS = ("timesformer", "vivit", "videomae")
+BASE = ("pks4_vit_b16", "vit_b16", *PEERS)
+LARGE = ("pks4_vit_l14", "vit_l14", *(f"{peer}_l14" for peer in PEERS))
 SIZES = {"image_size": 224, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
-MOST_STEP_FRAMES = 16
-STEP_BYTES_A_FRAME = 400e6
-"""Of the hungriest peer in float32; a cell that would not fit is left out and says so."""
+LARGE_SIZES = {
+    **SIZES,
+    "patch_size": 14,
+    "tubelet_size": 2,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+STEP_BYTES_A_FRAME = {BASE: 220e6, LARGE: 760e6}
+"""Of the hungriest peer in float32; in bfloat16 two thirds. A cell that would not fit is left out and says so."""
+MOST_PARAMETERS = {BASE: 125e6, LARGE: 430e6}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -76,15 +87,24 @@ def cells() -> Iterator[Cell]:
     yield from (Cell(what="forward", dtype="bfloat16", frames=frames) for frames in FRAMES)
     yield from (Cell(what="training step", dtype=dtype, frames=8) for dtype in ("bfloat16", "float32"))
     yield Cell(what="forward", dtype="float32", frames=16)
-    yield Cell(what="forward", dtype="float32", frames=8, models=LARGE, note="L/14")
+    yield from (large("forward", dtype, 8) for dtype in ("bfloat16", "float32"))
     yield Cell(what="training step", dtype="bfloat16", frames=16)
     yield from (Cell(what="forward", dtype="float32", frames=frames) for frames in (32, 64))
     yield Cell(what="training step", dtype="float32", frames=16)
+    yield from (large("training step", dtype, 8) for dtype in ("bfloat16", "float32"))
+    yield from (large("forward", "bfloat16", frames) for frames in (16, 32, 64))
     yield from (
         Cell(what="training step", dtype=dtype, frames=frames)
-        for dtype in ("bfloat16", "float32")
         for frames in (32, 64)
+        for dtype in ("bfloat16", "float32")
     )
+    yield from (large("training step", "bfloat16", frames) for frames in (16, 32, 64))
+    yield from (large(what, "float32", frames) for what in ("forward", "training step") for frames in (16, 32, 64))
+
+
+def large(what: str, dtype: str, frames: int) -> Cell:
+    """The same beside the models of L/14."""
+    return Cell(what=what, dtype=dtype, frames=frames, models=LARGE, note="L/14")
 
 
 class FusedAttention(TimesformerSelfAttention):
@@ -99,16 +119,27 @@ class FusedAttention(TimesformerSelfAttention):
 def build(name: str, frames: int, **sizes: Any) -> nn.Module:
     """A model with random weights; `sizes` of transformers' configs replace those of B/16."""
     torch.manual_seed(SEED)
-    if "vit_" in name:
+    if name.startswith(("vit_", "pks4_")):
         return create_model(name, num_classes=NUM_CLASSES)
-    common = {**SIZES, **NO_DROPOUT, "num_frames": frames, "num_labels": NUM_CLASSES, **sizes}
+    common = {
+        **(LARGE_SIZES if name.endswith("_l14") else SIZES),
+        **NO_DROPOUT,
+        "num_frames": frames,
+        "num_labels": NUM_CLASSES,
+        **sizes,
+    }
+    name = name.removesuffix("_l14")
     if name == "timesformer":
+        common.pop("tubelet_size", None)
         model = transformers.TimesformerForVideoClassification(transformers.TimesformerConfig(**common))
         for module in model.modules():
             if isinstance(module, TimesformerSelfAttention):
                 module.__class__ = FusedAttention
         return model
     kind = {"vivit": "Vivit", "videomae": "VideoMAE"}[name]
+    if kind == "Vivit" and "patch_size" in common:
+        size = common.pop("patch_size")
+        common["tubelet_size"] = [common["tubelet_size"], size, size]
     config = getattr(transformers, f"{kind}Config")(**common, attn_implementation="sdpa")
     return getattr(transformers, f"{kind}ForVideoClassification")(config)
 
@@ -180,22 +211,32 @@ def measure_cell(cell: Cell, repetitions: int) -> dict[str, dict[str, Any]]:
     for name in cell.models:
         model = build(name, cell.frames)
         weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        runs[name] = make(model, clip, cell.dtype)
-        times[name], peaks[name] = measure.first_call(runs[name])
+        run = make(model, clip, cell.dtype)
+        times[name], peaks[name] = measure.first_call(run)
         if cell.what != "forward":
             peaks[name] += 3 * weights  # with AdamW's two moments
+        if repetitions:
+            runs[name] = run
+        del model, run  # the large ones do not fit into memory side by side
     if repetitions:
         times = measure.time_in_turn(runs, repetitions, warmups=0)
     return {"times": times, "peak_bytes": peaks}
+
+
+def repetitions_of(cell: Cell) -> int:
+    """Timed calls beyond the first."""
+    return 0 if cell.models == LARGE else REPETITIONS[cell.frames]
 
 
 def obstacle(cell: Cell) -> str | None:
     """Why a cell is left out."""
     if cell.what != "training step":
         return None
-    if cell.frames > MOST_STEP_FRAMES:
-        return f"more than {MOST_STEP_FRAMES} frames: minutes of one core for each step"
-    needed = cell.frames * STEP_BYTES_A_FRAME + 5 * 4 * 350e6
+    a_frame = STEP_BYTES_A_FRAME[cell.models] * (2 / 3 if cell.dtype == "bfloat16" else 1)
+    standing = 4 * 4 * MOST_PARAMETERS[cell.models]  # weights, gradients, two moments
+    if repetitions_of(cell):
+        standing *= len(cell.models)
+    needed = cell.frames * a_frame + standing
     free = psutil.virtual_memory().available
     return f"needs about {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free" if needed > free else None
 
@@ -207,11 +248,14 @@ def put(results: dict[str, Any], cell: Cell, found: Mapping[str, Mapping[str, An
     for name, timing in found["times"].items():
         group[f"{name}, {cell.frames} frames"] = timing
         memory[f"{name}, {cell.frames} frames"] = {"peak_bytes": found["peak_bytes"][name]}
-    ratios = results.setdefault("pks4_cpu_time_over", {}).setdefault(cell.group, {})
-    ours = found["times"][cell.models[0]].cpu_seconds
-    ratios[f"{cell.frames} frames"] = {
-        name: round(ours / timing.cpu_seconds, 3) for name, timing in found["times"].items() if name != cell.models[0]
+    costs = {
+        "pks4_cpu_time_over": {name: timing.cpu_seconds for name, timing in found["times"].items()},
+        "pks4_peak_memory_over": found["peak_bytes"],
     }
+    for title, cost in costs.items():
+        ours, *others = cell.models
+        ratios = {name: round(cost[ours] / cost[name], 3) for name in others}
+        results.setdefault(title, {}).setdefault(cell.group, {})[f"{cell.frames} frames"] = ratios
     results.setdefault("commits", {})[str(cell)] = measure.commit()
 
 
@@ -244,7 +288,7 @@ def main() -> None:
         if reason:
             left_out[str(cell)] = reason
         else:
-            repetitions = REPETITIONS[cell.frames] if args.repetitions is None else args.repetitions
+            repetitions = repetitions_of(cell) if args.repetitions is None else args.repetitions
             put(results, cell, measure_cell(cell, repetitions))
         write(results, args.results)
         print(cell, reason or "done", flush=True)
