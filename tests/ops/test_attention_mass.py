@@ -114,6 +114,15 @@ def test_bad_input_is_named(change, error, match):
         change(*draw((8, 2, 12, 32, 16)))
 
 
+def test_tensors_that_want_gradients_are_taken_where_none_are_recorded():
+    inputs = [part.requires_grad_() for part in draw((8, 2, 12, 32, 16))]
+    with torch.no_grad():
+        found, expected = (attention_mass(*inputs, backend=backend) for backend in ("blockwise", "reference"))
+    for part, wanted in zip(found, expected, strict=True):
+        assert not part.requires_grad
+        torch.testing.assert_close(part, wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_results_are_not_overwritten_by_later_calls():
     # On a CPU the working memory is kept from call to call, and must serve both modes and any size and dtype.
     calls = [draw((4, 2, 100, 301, 7)), draw((8, 2, 12, 32, 16), torch.float64), draw((4, 2, 100, 301, 7))]

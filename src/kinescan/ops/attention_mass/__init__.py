@@ -74,22 +74,29 @@ def attention_mass(
 
 
 def _check(queries: Tensor, keys: Tensor, values: Tensor) -> None:
-    shapes = f"queries {tuple(queries.shape)}, keys {tuple(keys.shape)}, values {tuple(values.shape)}"
-    if queries.ndim != 4 or keys.ndim != 4 or keys.shape != values.shape:
+    asked, given = queries.shape, keys.shape
+    if len(asked) != 4 or len(given) != 4 or given != values.shape:
         raise ShapeError(
-            f"attention_mass wants queries [B, Hq, Q, D] and keys and values [B, Hkv, L, D], got {shapes}."
+            "attention_mass wants queries [B, Hq, Q, D] and keys and values [B, Hkv, L, D], got "
+            f"{_shapes(queries, keys, values)}."
         )
-    if queries.shape[0] != keys.shape[0] or queries.shape[3] != keys.shape[3]:
-        raise ShapeError(f"queries and keys must agree in batch and head size, got {shapes}.")
-    if queries.shape[1] % keys.shape[1]:
-        raise ShapeError(f"the query heads must be a multiple of the key heads, got {shapes}.")
-    if not 1 <= queries.shape[2] <= keys.shape[2]:
-        raise ShapeError(f"the queries are the newest of the keys: 1 <= Q <= L is needed, got {shapes}.")
+    if asked[0] != given[0] or asked[3] != given[3]:
+        raise ShapeError(f"queries and keys must agree in batch and head size, got {_shapes(queries, keys, values)}.")
+    if asked[1] % given[1]:
+        raise ShapeError(f"the query heads must be a multiple of the key heads, got {_shapes(queries, keys, values)}.")
+    if not 1 <= asked[2] <= given[2]:
+        raise ShapeError(
+            f"the queries are the newest of the keys: 1 <= Q <= L is needed, got {_shapes(queries, keys, values)}."
+        )
     if not (queries.dtype == keys.dtype == values.dtype and queries.dtype.is_floating_point):
         raise ShapeError(
             "queries, keys and values must share one floating dtype, got "
             f"{queries.dtype}, {keys.dtype}, {values.dtype}. Convert them first."
         )
+
+
+def _shapes(queries: Tensor, keys: Tensor, values: Tensor) -> str:
+    return f"queries {tuple(queries.shape)}, keys {tuple(keys.shape)}, values {tuple(values.shape)}"
 
 
 def _never(like: Tensor) -> str | None:

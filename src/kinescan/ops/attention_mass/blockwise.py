@@ -13,7 +13,6 @@ MIN_ROWS = 32
 _kept = threading.local()
 
 
-@torch.no_grad()
 def attention_mass(q: Tensor, k: Tensor, v: Tensor, scale: float, observed: int) -> tuple[Tensor, Tensor]:
     """The same numbers without the full matrix: block after block of queries, in memory that does not grow with Q * L.
 
@@ -25,24 +24,17 @@ def attention_mass(q: Tensor, k: Tensor, v: Tensor, scale: float, observed: int)
     batch, query_heads, num_queries, dim = q.shape
     key_heads, num_keys = k.shape[1:3]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    group = query_heads // key_heads
-    output = torch.empty(batch * key_heads, group, num_queries, dim, dtype=q.dtype, device=q.device)
-    mass = torch.zeros(batch * key_heads, num_keys, dtype=wide, device=q.device)
-    row_bytes = num_keys * wide.itemsize
-    heads = max(1, _block_bytes(q) // (group * num_queries * row_bytes))
-    run = _whole_rows if _block_bytes(q) >= MIN_ROWS * row_bytes else _two_passes
-    queries, keys, values = q.reshape(output.shape), k.flatten(0, 1), v.flatten(0, 1)
-    for start in range(0, len(mass), heads):
-        part = slice(start, start + heads)
-        run(
-            queries[part].to(wide),
-            keys[part].to(wide),
-            values[part].to(wide),
-            scale,
-            output[part],
-            mass[part],
-            num_queries - observed,
-        )
+    group, num_heads = query_heads // key_heads, batch * key_heads
+    output = q.new_empty(num_heads, group, num_queries, dim)
+    mass = q.new_zeros(num_heads, num_keys, dtype=wide)
+    block_bytes, row_bytes = _block_bytes(q), num_keys * wide.itemsize
+    heads = max(1, block_bytes // (group * num_queries * row_bytes))
+    run = _whole_rows if block_bytes >= MIN_ROWS * row_bytes else _two_passes
+    whole = (q.reshape(output.shape), k.flatten(0, 1), v.flatten(0, 1), output, mass)
+    # Short calls are counted in operations: where one part is all, nothing is cut.
+    parts = zip(*(tensor.split(heads) for tensor in whole), strict=True) if heads < num_heads else (whole,)
+    for queries, keys, values, summed, weighed in parts:
+        run(queries.type(wide), keys.type(wide), values.type(wide), scale, summed, weighed, num_queries - observed)
     return output.view(q.shape), mass.view(batch, key_heads, num_keys)
 
 
@@ -57,7 +49,8 @@ def _whole_rows(
     num_keys = k.shape[1]
     step = min(num_queries, max(1, _block_bytes(q) // (num_keys * q.element_size() * group * heads)))
     workspace = _workspace(heads * group * step * num_keys, q)
-    hidden = torch.ones(step, step, dtype=torch.bool, device=q.device).triu_(1)
+    # Added: masked_fill_ goes element by element and takes several times as long.
+    hidden = q.new_full((step, step), float("-inf")).triu_(1)
     for start in range(0, num_queries, step):
         newest = min(step, num_queries - start)
         seen = num_keys - num_queries + start + newest
@@ -65,14 +58,17 @@ def _whole_rows(
         weights = workspace[: heads * rows * seen].view(heads, rows, seen)
         queries = q[:, :, start : start + newest].reshape(heads, rows, dim)
         torch.baddbmm(weights, queries, k[:, :seen].transpose(1, 2), beta=0, alpha=scale, out=weights)
-        future = weights.view(heads, group, newest, seen)[..., -newest:]
-        future.masked_fill_(hidden[:newest, :newest], float("-inf"))
+        weights.view(heads, group, newest, seen)[..., -newest:].add_(hidden[:newest, :newest])
         torch.softmax(weights, -1, out=weights)
-        output[:, :, start : start + newest] = torch.bmm(weights, v[:, :seen]).view(heads, group, newest, dim)
+        if newest == num_queries and output.dtype == q.dtype:
+            torch.bmm(weights, v, out=output.view(heads, rows, dim))
+        else:
+            output[:, :, start : start + newest] = torch.bmm(weights, v[:, :seen]).view(heads, group, newest, dim)
         if start + newest > first_observed:
-            counted = q.new_zeros(heads, group, newest)
-            counted[..., max(0, first_observed - start) :] = 1
-            mass[:, :seen] += torch.bmm(counted.view(heads, 1, rows), weights).squeeze(1)
+            counted = q.new_ones(heads, group, newest)
+            if start < first_observed:
+                counted[..., : first_observed - start] = 0
+            mass[:, None, :seen].baddbmm_(counted.view(heads, 1, rows), weights)
 
 
 def _two_passes(
@@ -118,19 +114,18 @@ def _products(
 
 
 def _workspace(numel: int, like: Tensor) -> Tensor:
-    """Memory to be overwritten. On a CPU each thread keeps one piece: fresh pages cost as much as a small call."""
-    if like.device.type != "cpu":
+    """At least `numel` to be overwritten. On a CPU each thread keeps one: fresh pages cost as much as a small call."""
+    if not like.is_cpu:
         return like.new_empty(numel)
     kept: Tensor | None = getattr(_kept, "memory", None)
-    num_bytes = numel * like.element_size()
-    if kept is None or kept.numel() < num_bytes:
+    if kept is None or kept.dtype != like.dtype or kept.numel() < numel:
         with torch.inference_mode(False):
-            kept = torch.empty(num_bytes, dtype=torch.uint8)
+            kept = torch.empty(numel, dtype=like.dtype)
         # what a single row longer than a block takes is not kept
-        if num_bytes <= CPU_BLOCK_BYTES:
+        if kept.nbytes <= CPU_BLOCK_BYTES:
             _kept.memory = kept
-    return kept[:num_bytes].view(like.dtype)
+    return kept
 
 
 def _block_bytes(like: Tensor) -> int:
-    return CPU_BLOCK_BYTES if like.device.type == "cpu" else GPU_BLOCK_BYTES
+    return CPU_BLOCK_BYTES if like.is_cpu else GPU_BLOCK_BYTES
