@@ -155,16 +155,16 @@ def scan_branch(
 
 
 def _convolve(content: Tensor, conv1d: nn.Conv1d, tail: Tensor | None) -> tuple[Tensor, Tensor]:
-    taps = conv1d.weight.squeeze(1).to(content.dtype)  # [D, k]
-    num_steps, kernel = content.shape[1], taps.shape[1]
+    taps = conv1d.weight.squeeze(1).to(content.dtype).t().contiguous()  # [k, D]: dense in channels, as the content is
+    kernel, num_steps = taps.shape[0], content.shape[1]
     if tail is None:
         tail = content.new_zeros(content.shape[0], kernel - 1, content.shape[2])
     padded = torch.cat([tail.to(content.dtype), content], dim=1)
     assert conv1d.bias is not None
     # Sums of shifted copies: sequences are short and channels last, where conv1d would transpose twice.
-    mixed = conv1d.bias.to(content.dtype) + padded[:, :num_steps] * taps[:, 0]
+    mixed = conv1d.bias.to(content.dtype) + padded[:, :num_steps] * taps[0]
     for k in range(1, kernel):
-        mixed = torch.addcmul(mixed, padded[:, k : k + num_steps], taps[:, k])
+        mixed = torch.addcmul(mixed, padded[:, k : k + num_steps], taps[k])
     return F.silu(mixed), padded[:, num_steps:]
 
 

@@ -51,12 +51,12 @@ class TemporalBottleneck(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """What to add to the patches [B, T, N, W]."""
         inner = self.fc1(patches)
-        taps, side = self.conv.weight.flatten(1).to(inner.dtype), self.conv.kernel_size[0] // 2
+        taps, side = self.conv.weight.flatten(1).to(inner.dtype).t().contiguous(), self.conv.kernel_size[0] // 2
         padded = nn.functional.pad(inner, (0, 0, 0, 0, side, side))
         assert self.conv.bias is not None
         mixed = self.conv.bias.to(inner.dtype).expand_as(inner)
-        for k in range(taps.shape[1]):
-            mixed = torch.addcmul(mixed, padded[:, k : k + inner.shape[1]], taps[:, k])
+        for k in range(taps.shape[0]):
+            mixed = torch.addcmul(mixed, padded[:, k : k + inner.shape[1]], taps[k])
         out: Tensor = self.fc2(mixed)
         return out
 
