@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 from kinescan.cli.ask import ask, sample_times
 from kinescan.cli.main import build_app
 from kinescan.data.video import VideoReader, write_video
-from kinescan.errors import CheckpointError, ConfigError, VideoError
+from kinescan.errors import CheckpointError, ConfigError, CutVideoError, VideoError
 from kinescan.vlm import PixelSettings, VideoStream, load_vlm, open_stream
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "vlm" / "conftest.py")
@@ -89,6 +89,25 @@ def test_json_is_one_document(saved, clip):
     assert asked["logit_difference"] < 1e-4
     assert asked["answer"] == asked["full_answer"]
     assert report["prefill"]["stats"]["query_key_pairs"] == report["full_prefill"]["stats"]["query_key_pairs"]
+
+
+def test_a_cut_recording_is_refused_unless_short_is_allowed(saved, tmp_path):
+    path = tmp_path / "noise.avi"
+    write_video(path, torch.randint(0, 256, (60, 3, 16, 32), dtype=torch.uint8), fps=10, codec="mpeg4")
+    path.write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
+    vlm = load_vlm(saved)
+    with pytest.raises(CutVideoError, match="allow_short=True"):
+        ask(path, ["What moves?"], vlm=vlm, budget=20, fps=2.0, max_new_tokens=6)
+    report = ask(path, ["What moves?"], vlm=vlm, budget=20, fps=2.0, max_new_tokens=6, allow_short=True)
+    assert 4 <= report.num_frames <= 8
+    with VideoReader(path, allow_short=True) as reader:
+        times = sample_times(reader, 2.0)
+        frames = reader.read_at(times).pixels
+    assert report.num_frames == len(times)
+    with open_stream(vlm.model, vlm.tokenizer, budget=20, fps=2.0, horizon_frames=len(times), pixels=vlm.pixels) as it:
+        it.push(frames)
+        assert report.prefill.stats == it.stats
+        assert report.asked[0].answer == it.ask("What moves?", max_new_tokens=6).text
 
 
 def test_a_video_that_breaks_off_leaves_the_model_as_it_was(saved, clip, monkeypatch):

@@ -106,6 +106,7 @@ def ask(
     compare: Literal["full"] | None = None,
     storage: Storage = "memory",
     max_new_tokens: int = MAX_NEW_TOKENS,
+    allow_short: bool = False,
     on_progress: Progressed | None = None,
     on_text: Callable[[str, str], None] | None = None,
 ) -> AskReport:
@@ -121,18 +122,19 @@ def ask(
         compare: "full" answers with full attention too.
         storage: of the detailed cache.
         max_new_tokens: answers are cut there.
+        allow_short: answer about what can be decoded of a cut or damaged file (see VideoReader).
         on_progress: called with (frames pushed, frames in all, what the stream holds) as frames enter.
         on_text: called with (question, piece of text) as the answer comes.
 
     Raises:
-        VideoError: the file cannot be read.
+        VideoError: the file cannot be read, or is cut or damaged (CutVideoError) and allow_short is off.
         ConfigError: a setting is wrong, or there is no question.
     """
     _check(questions, fps, compare)
     clocks = {"vision": 0.0, "prefill": 0.0, "full": 0.0}
     # however it ends, the streams are closed: the model stays as it was
     with ExitStack() as opened:
-        reader = opened.enter_context(VideoReader(video))
+        reader = opened.enter_context(VideoReader(video, allow_short=allow_short))
         times = sample_times(reader, fps)
         stream, full = (
             opened.enter_context(
