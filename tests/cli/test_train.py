@@ -2,6 +2,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,34 @@ def test_train_refuses_to_write_over_a_run(kinescan: Any, train_arguments: list[
     assert changed.exit_code == 2
     assert "optim.epochs was 1, is 2" in changed.stderr
     assert tomllib.loads((output / "recipe.toml").read_text())["optim"]["epochs"] == 1
+
+
+def test_a_folder_that_another_run_writes_into_is_left_alone(
+    kinescan: Any, train_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    code = "import sys, time, pathlib; from kinescan.training.lock import locked\n"
+    code += "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(300)"
+    command = [sys.executable, "-c", code, "runs/tiny"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        try:
+            # It has no checkpoint yet, and is not free all the same.
+            free = kinescan(*train_arguments, "--set", "optim.epochs=1", "--json")
+            assert json.loads(free.stdout)["output"] == "runs/tiny-2"
+            for refused in (
+                kinescan(*train_arguments, "--output", "runs/tiny"),
+                kinescan("eval", "runs/tiny-2", "--device", "cpu", "--output", "runs/tiny"),
+            ):
+                assert refused.exit_code == 2
+                assert f"ConfigError: runs/tiny is in use: process {holder.pid} on " in refused.stderr
+        finally:
+            holder.kill()
+    assert not (tmp_path / "runs" / "tiny" / "recipe.toml").exists()
+    assert not (tmp_path / "runs" / "tiny" / "report.json").exists()
+    assert kinescan(*train_arguments, "--set", "optim.epochs=1", "--output", "runs/tiny").exit_code == 0
 
 
 def test_train_leaves_a_checkpoint_on_ctrl_c_and_goes_on_from_it(

@@ -1,6 +1,7 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,7 @@ from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
 from kinescan.models.zoo import from_pretrained
 from kinescan.training.engine import choose_device
 from kinescan.training.journal import prepare_output
+from kinescan.training.lock import locked
 from kinescan.training.processes import open_processes
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,8 @@ def evaluate(
         features: safetensors file for what the head takes of each video, and every score; None writes none.
 
     Raises:
-        ConfigError: no data is known, a class is unknown to the model, or the output cannot be written.
+        ConfigError: no data is known, a class is unknown to the model, or the output cannot be written or another
+            process writes into it.
         CheckpointError: there is no such model.
         VideoError: none of the videos could be read.
     """
@@ -71,7 +74,10 @@ def evaluate(
         output = run / "evaluation"
     if output is not None:
         output = prepare_output(output)
-    with open_processes(choose_device(device)) as processes:
+    with ExitStack() as stack:
+        processes = stack.enter_context(open_processes(choose_device(device)))
+        if output is not None:
+            stack.enter_context(locked(Path(output), processes))
         report = _scored(folder, run, data, views, processes.device, num_workers, with_features=features is not None)
         if processes.is_main and output is not None:
             report.save(output)

@@ -2,6 +2,7 @@ import logging
 from pathlib import Path
 
 from kinescan.errors import ConfigError
+from kinescan.training.lock import is_locked
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +55,15 @@ def run_of(model: str | Path) -> Path | None:
 
 
 def choose_output(name: str, *, resume: bool) -> Path:
-    """The folder of a run that names none: the next free runs/NAME, runs/NAME-2, ...; to resume, the one before it."""
+    """The folder of a run that names none: the next free runs/NAME, runs/NAME-2, ...; to resume, the one before it.
+
+    One that another run has only begun to write into is not free.
+    """
     taken: list[Path] = []
     number = 1
     while True:
         folder = RUNS / (name if number == 1 else f"{name}-{number}")
-        if not (folder / "checkpoints").is_dir():
+        if not ((folder / "checkpoints").is_dir() or is_locked(folder)):
             return taken[-1] if resume and taken else folder
         taken.append(folder)
         number += 1

@@ -27,9 +27,10 @@ from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.settings import to_plain
 from kinescan.training.engine import choose_device
 from kinescan.training.journal import prepare_output
+from kinescan.training.lock import locked
 from kinescan.training.loop import FitResult, fit, refuse_existing_run
 from kinescan.training.plan import Plan, make_plan
-from kinescan.training.processes import open_processes
+from kinescan.training.processes import Processes, open_processes
 from kinescan.training.source import DatasetClips
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,8 @@ def train(
         resume: goes on from the run's last checkpoint.
 
     Raises:
-        ConfigError: a setting is wrong, the output cannot be written, or there are no classes to tell apart.
+        ConfigError: a setting is wrong, the output cannot be written or another process writes into it, or there are no
+            classes to tell apart.
         VideoError: no video could be read.
         NonFiniteError, CheckpointError, TrainingInterrupted: as `kinescan.training.fit` raises them.
     """
@@ -99,32 +101,39 @@ def train(
         chosen = processes.share(str(output or config.output or choose_output(name, resume=resume)))
         config = replace(config, output=chosen)
         folder = prepare_output(chosen)
-        refuse_existing_run(folder, resume=resume)
-        training, held_out, classes = read_videos(config)
-        set_seed(config.seed)
-        model = _make_model(config, classes)
-        clips = DatasetClips(
-            make_training_set(config, training, classes), config.loader, seed=config.seed, processes=processes
-        )
-        if processes.is_main and not (resume and (folder / RECIPE_FILE).exists()):
-            (folder / RECIPE_FILE).write_text(dump_recipe(config), encoding="utf-8")
-        result = fit(
-            model,
-            clips,
-            output=folder,
-            train=config.train,
-            optim=config.optim,
-            mix=partial(_mixed, config.augment),
-            evaluate=partial(_scores, make_test_set(config, held_out, classes, config.views_while_training()), config),
-            seed=config.seed,
-            resume=resume,
-            settings=_settings(config, training),
-        )
-        report = _final_report(config, result, make_test_set(config, held_out, classes, config.views()))
-        if processes.is_main:
-            report.save(folder)
+        with locked(folder, processes):
+            result, report = _train_into(folder, config, processes, resume=resume)
     logger.info("top-1 %.1f %% on %s: %s", 100 * report.evaluation.metrics.top1, report.data, folder / "report.md")
     return TrainResult(output=folder, fit=result, report=report)
+
+
+def _train_into(folder: Path, config: RunConfig, processes: Processes, *, resume: bool) -> tuple[FitResult, Report]:
+    """The run itself, in a folder that is its own."""
+    refuse_existing_run(folder, resume=resume)
+    training, held_out, classes = read_videos(config)
+    set_seed(config.seed)
+    model = _make_model(config, classes)
+    clips = DatasetClips(
+        make_training_set(config, training, classes), config.loader, seed=config.seed, processes=processes
+    )
+    if processes.is_main and not (resume and (folder / RECIPE_FILE).exists()):
+        (folder / RECIPE_FILE).write_text(dump_recipe(config), encoding="utf-8")
+    result = fit(
+        model,
+        clips,
+        output=folder,
+        train=config.train,
+        optim=config.optim,
+        mix=partial(_mixed, config.augment),
+        evaluate=partial(_scores, make_test_set(config, held_out, classes, config.views_while_training()), config),
+        seed=config.seed,
+        resume=resume,
+        settings=_settings(config, training),
+    )
+    report = _final_report(config, result, make_test_set(config, held_out, classes, config.views()))
+    if processes.is_main:
+        report.save(folder)
+    return result, report
 
 
 def plan(recipe: str | Path | RunConfig, *, overrides: Sequence[str] = ()) -> tuple[RunConfig, Plan]:

@@ -27,6 +27,7 @@ from kinescan.training.checkpoint import (
 from kinescan.training.engine import TrainConfig, choose_device, open_accelerator
 from kinescan.training.interruption import Interruption
 from kinescan.training.journal import Journal, prepare_output, write_unreadable
+from kinescan.training.lock import locked
 from kinescan.training.optim import OptimConfig, lr_ratio, trainable_only
 from kinescan.training.processes import Processes, open_processes
 from kinescan.training.progress import ProgressBar, memory_gib
@@ -121,7 +122,8 @@ def fit(
         Where the checkpoints are and how good the best one was.
 
     Raises:
-        ConfigError: `output` cannot be written or holds a run already, patterns match nothing, or settings changed.
+        ConfigError: `output` cannot be written, holds a run already, or another process writes into it; patterns match
+            nothing, or settings changed.
         CheckpointError: a checkpoint cannot be written, or the one to resume from is damaged or does not fit.
         NonFiniteError: loss or gradients became NaN or infinite; names epoch, step and videos.
         VideoError: not one training video could be read.
@@ -129,7 +131,6 @@ def fit(
     """
     train, optim = train or TrainConfig(), optim or OptimConfig()
     output = prepare_output(output)
-    last = refuse_existing_run(output, resume=resume)
     if mix is not None and task is not None:
         raise ConfigError("mix takes labels that are classes. Leave it out when the run has a task of its own.")
     if clips.num_batches < 1:
@@ -139,6 +140,8 @@ def fit(
     with ExitStack() as stack:
         stack.enter_context(trainable_only(model, train.trainable, frozen=train.frozen, stem=stem))
         processes = stack.enter_context(open_processes(choose_device(train.device)))
+        stack.enter_context(locked(output, processes))
+        last = refuse_existing_run(output, resume=resume)
         if processes.count > 1:
             # Dropout differs between processes, and comes back with the seed.
             torch.manual_seed(seed * 1_000_003 + processes.index)
