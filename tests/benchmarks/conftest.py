@@ -18,6 +18,7 @@ NAMES = (
     "peers",
     "pks4_over_vit",
     "render",
+    "stream",
     "suite",
     "table1_memory",
 )

@@ -1,0 +1,133 @@
+"""A stream on a CPU: time per frame and resident memory from frame 100 to frame 100,000.
+
+Run: OMP_NUM_THREADS=1 python benchmarks/stream.py            (about ten minutes of one core)
+     python benchmarks/stream.py --frames 2000 --base-frames 0
+Writes benchmarks/results/stream_cpu.json. First, a stream's logits have to be those of the clip of all its frames.
+
+The long stream is of the smallest model on 16 patches, so that 100,000 frames take minutes; each of its windows is the
+median of a share of the frames. A shorter one of B/16 at 224 x 224 shows what a frame costs there.
+"""
+
+import argparse
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+import measure
+from kinescan.inference.stream import StreamSession
+from kinescan.models.pks4 import PKS4
+from kinescan.models.zoo import create_model
+
+NAME = "stream_cpu"
+SEED = 0
+START = 100
+"""Frames before the first that counts: caches, allocator and processor have settled."""
+WINDOWS = 20
+TOLERANCE = 1e-4
+AIMS = {"time_of_the_last_windows_over_the_first": 1.05, "memory_of_the_last_window_over_the_first": 1.01}
+
+
+def build(name: str, image_size: int) -> PKS4:
+    torch.manual_seed(SEED)
+    model = create_model(name, num_classes=174, causal=True, image_size=image_size)
+    assert isinstance(model, PKS4)
+    # The projections that are zero at the start would let the module's state change nothing.
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model.eval()
+
+
+def frames_of(size: int) -> Iterator[Tensor]:
+    """A few random frames, round and round."""
+    frames = torch.randint(0, 256, (16, 3, size, size), dtype=torch.uint8)
+    while True:
+        yield from frames
+
+
+def check(model: PKS4) -> float:
+    """The largest difference between a stream's logits and those of the clips that end with each frame."""
+    size = model.config.image_size
+    session, clip = StreamSession(model), torch.stack(list(itertools.islice(frames_of(size), 12)))
+    streamed = torch.stack([session.push(frame).logits for frame in clip])
+    with torch.inference_mode():
+        inputs = session._transform(clip)
+        whole = torch.cat([model(inputs[:, : t + 1]) for t in range(len(clip))])
+    difference = (streamed - whole).abs().max().item()
+    if difference > TOLERANCE * whole.abs().max().item():
+        raise SystemExit(f"a stream differs from its clip by {difference}. No speed is reported.")
+    return difference
+
+
+def run(model: PKS4, num_frames: int) -> dict[str, Any]:
+    """Seconds of a frame and resident bytes, by window of the frames from START on."""
+    session, process = StreamSession(model), psutil.Process()
+    frames = frames_of(model.config.image_size)
+    for _ in range(START):
+        session.push(next(frames))
+    gc.collect()
+    length = max(1, (num_frames - START) // WINDOWS)
+    windows, seconds = {}, []
+    for window in range(WINDOWS):
+        times = []
+        for _ in range(length):
+            start = time.process_time()
+            session.push(next(frames))
+            times.append(time.process_time() - start)
+        seconds.append(times)
+        past = START + (window + 1) * length
+        windows[f"{past} frames"] = {
+            "cpu_seconds": statistics.median(times),
+            "resident_bytes": process.memory_info().rss,
+        }
+    state = sum(tensor.nbytes for tensor in session.state.tensors().values())
+    return {"windows": windows, **summary(windows, seconds), "state_bytes": state, "frames": session.state.frames_seen}
+
+
+def summary(windows: dict[str, dict[str, float]], seconds: list[list[float]]) -> dict[str, float]:
+    """First quarter of the windows against the last, and the slope over all of them with its standard error."""
+    medians = np.array([found["cpu_seconds"] for found in windows.values()])
+    resident = [found["resident_bytes"] for found in windows.values()]
+    quarter = WINDOWS // 4
+    place = np.linspace(0, 1, WINDOWS)
+    (slope, _), covariance = np.polyfit(place, medians / np.median(medians), 1, cov=True)
+    return {
+        "cpu_seconds_of_a_frame": statistics.median(t for window in seconds for t in window),
+        "time_of_the_last_windows_over_the_first": round(
+            float(np.median(medians[-quarter:]) / np.median(medians[:quarter])), 4
+        ),
+        "slope_of_time_over_the_stream": round(float(slope), 4),
+        "its_standard_error": round(float(covariance[0, 0] ** 0.5), 4),
+        "memory_of_the_last_window_over_the_first": round(resident[-1] / resident[0], 4),
+        "resident_growth_bytes": resident[-1] - resident[0],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=100_000, help="of the long stream")
+    parser.add_argument("--base-frames", type=int, default=300, help="of the stream of B/16; 0 leaves it out")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    small = build("pks4_vit_ti16", 64)
+    results: dict[str, Any] = {"parity": {"stream_max_difference": check(small)}}
+    results["pks4_vit_ti16, 64 pixels"] = run(small, args.frames)
+    if args.base_frames:
+        results["pks4_vit_b16, 224 pixels"] = run(build("pks4_vit_b16", 224), args.base_frames)
+    settings = {"frames": args.frames, "start": START, "windows": WINDOWS, "dtype": "float32", "clips": 1}
+    n = (args.frames - START) // WINDOWS
+    print(measure.write_result(NAME, seed=SEED, n=n, settings=settings, results={**results, "aims": AIMS}))
+    for name, found in results.items():
+        print(name, {key: value for key, value in found.items() if key != "windows"})
+
+
+if __name__ == "__main__":
+    main()
