@@ -134,7 +134,9 @@ def test_stream_leaves_the_mode_of_the_model(causal_model):
 
 
 def test_stream_refuses_a_model_that_looks_ahead(model):
-    with pytest.raises(ConfigError, match=r"looks at frames to come.*causal = true"):
+    with pytest.raises(
+        ConfigError, match=r"looks at frames to come.*causal = true \(kinescan train --set model.options.causal=true"
+    ):
         stream(model, random_frames(1))
 
 

@@ -76,7 +76,8 @@ class StreamSession:
         if not isinstance(resolved, PKS4) or not resolved.config.causal:
             raise ConfigError(
                 f"{resolved.name} looks at frames to come, so it cannot run on a stream. Train a PKS4 with "
-                "causal = true (create_model(..., causal=True)), or score whole files with predict()."
+                "causal = true (kinescan train --set model.options.causal=true; in Python "
+                "create_model(..., causal=True)), or score whole files with predict()."
             )
         self.model: PKS4 = resolved
         self.top = min(top, resolved.config.num_classes)
