@@ -169,10 +169,10 @@ def training_step_of(model: nn.Module, clip: Tensor, dtype: str) -> Callable[[],
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    targets = torch.zeros(len(clip), dtype=torch.long)
+    targets = torch.zeros(len(clip), dtype=torch.long, device=clip.device)
 
     def run() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16) if dtype == "bfloat16" else nullcontext():
+        with torch.autocast(clip.device.type, dtype=torch.bfloat16) if dtype == "bfloat16" else nullcontext():
             loss = functional.cross_entropy(logits_of(model, clip).float(), targets)
         loss.backward()
         optimizer.step()

@@ -1,5 +1,7 @@
 """The Triton kernels on a GPU: parity with float64 first, then device time against compiled and eager torch.
 
+The attention that says what each key received is also timed against attention that does not say it.
+
 Run on a machine with a CUDA device: python benchmarks/ops_gpu.py [--dtype bfloat16] [--repetitions 30]
 Writes results/ops_gpu_<dtype>.json. Peers: the step loop under torch.compile, the same in eager mode, the kernel of
 mamba_ssm where that can be imported (else the reason stands in the result); for the correlation the dense product,
@@ -20,8 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
 
-from kinescan.ops import local_correlation, selective_scan, selective_scan_step
+from kinescan.ops import attention_mass, local_correlation, selective_scan, selective_scan_step
 from kinescan.ops.selective_scan import reference
 from measure import versions, write_result
 
@@ -48,6 +52,7 @@ class Sizes:
         clips: B of the correlations.
         frames: T of the correlations.
         maps: (channels, side) of the correlated maps.
+        attentions: (query heads, key heads, head size, queries, keys).
     """
 
     tracks: int = 6272
@@ -57,9 +62,12 @@ class Sizes:
     clips: int = 32
     frames: int = 8
     maps: tuple[tuple[int, int], ...] = ((64, 14), (64, 28))
+    attentions: tuple[tuple[int, int, int, int, int], ...] = ((14, 2, 64, 256, 4352), (16, 8, 128, 196, 4292))
 
 
-TINY = Sizes(tracks=2, lengths=(2,), channels=5, step_tracks=2, clips=1, frames=1, maps=((3, 3),))
+TINY = Sizes(
+    tracks=2, lengths=(2,), channels=5, step_tracks=2, clips=1, frames=1, maps=((3, 3),), attentions=((2, 1, 16, 2, 5),)
+)
 
 
 class Clock:
@@ -180,6 +188,33 @@ def check_correlations(device: torch.device, dtype: torch.dtype) -> dict[str, fl
     return within_tolerance(errors, dtype)
 
 
+def draw_attention(
+    heads: int, key_heads: int, head_dim: int, queries: int, keys: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values."""
+    shapes = ((heads, queries), (key_heads, keys), (key_heads, keys))
+    query, key, value = (torch.randn(1, *shape, head_dim, device=device).to(dtype) for shape in shapes)
+    return query, key, value
+
+
+def plain_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """What attention costs without the mass: fused, the queries being the newest of the keys."""
+    causal = causal_lower_right(queries.shape[2], keys.shape[2])
+    output: Tensor = scaled_dot_product_attention(queries, keys, values, attn_mask=causal, enable_gqa=True)
+    return output
+
+
+def check_attention(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    tensors = draw_attention(4, 2, 16, 5, 21, device, dtype)
+    exact = attention_mass(*(x.double() for x in tensors), backend="reference")
+    errors = {}
+    for name in ("triton", "blockwise"):
+        output, mass = worst(attention_mass(*tensors, backend=name), exact)
+        errors |= {f"attention, {name}, output": output, f"attention, {name}, mass": mass}
+    errors["attention, plain, output"] = worst((plain_attention(*tensors),), exact[:1])[0]
+    return within_tolerance(errors, dtype)
+
+
 def within_tolerance(errors: dict[str, float], dtype: torch.dtype) -> dict[str, float]:
     for name, error in errors.items():
         tolerance = (OUTPUT_TOLERANCE if name.endswith("output") else GRADIENT_TOLERANCE)[dtype]
@@ -264,6 +299,24 @@ def time_correlations(
     return results
 
 
+def time_attention(
+    clock: Clock, sizes: Sizes, device: torch.device, dtype: torch.dtype, repetitions: int
+) -> dict[str, Any]:
+    results = {}
+    for shape in sizes.attentions:
+        tensors = draw_attention(*shape, device, dtype)
+        runs: dict[str, Callable[[], Any]] = {
+            "ours": partial(attention_mass, *tensors, backend="triton"),
+            "blockwise": partial(attention_mass, *tensors, backend="blockwise"),
+            "plain_attention_without_mass": partial(plain_attention, *tensors),
+        }
+        heads, key_heads, head_dim, queries, keys = shape
+        name = f"attention with mass, {heads} on {key_heads} heads of {head_dim}, {queries} queries, {keys} keys"
+        with torch.no_grad():
+            results[name] = compare(clock, runs, repetitions)
+    return results
+
+
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the tokens and maps")
@@ -291,8 +344,10 @@ def main() -> None:
     scans |= {} if isinstance(mamba, str) else {"mamba_ssm": mamba}
     clock = Clock(device)
     results: dict[str, Any] = {"parity": check_scans(scans, device, dtype) | check_correlations(device, dtype)}
+    results["parity"] |= check_attention(device, dtype)
     results |= time_scans(clock, scans, sizes, device, dtype, repetitions)
     results |= time_correlations(clock, compiled, sizes, device, dtype, repetitions)
+    results |= time_attention(clock, sizes, device, dtype, repetitions)
     for name, found in results.items():
         print(name, found.get("milliseconds", found), found.get("times_faster_than", ""))
     if given.dry_run:

@@ -14,6 +14,7 @@ NAMES = (
     "findings",
     "measure",
     "models_cpu",
+    "models_gpu",
     "ops_gpu",
     "peers",
     "pks4_over_vit",
