@@ -210,8 +210,9 @@ SECTIONS: Mapping[str, Section] = {
     MEMORY: Section(
         title="Memory of training, counted",
         says="Counted, not measured on a GPU: every storage of a whole step, at the full batch, on tensors without "
-        "memory; AdamW, weights in float32, bfloat16 by autocast. The peers are rebuilt from their papers on the same "
-        "ViT, which computes norms and activations again in the backward pass; the paper's numbers stand beside.",
+        "memory; AdamW, weights in float32, bfloat16 by CUDA's autocast, which has the residual stream in float32. The "
+        "peers are rebuilt from their papers on the same ViT, which computes norms and activations again in the "
+        "backward pass; the paper's numbers stand beside.",
     ),
     SCAN: Section(
         title="Selective scan, CPU",

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from kinescan.layers import pieces
 from kinescan.training.plan import activation_bytes
 
 SIZES: dict[str, Any] = {
@@ -44,6 +45,52 @@ def test_what_is_kept_is_what_saved_tensor_hooks_see(memory: ModuleType, method:
     seen = activation_bytes(_build(memory, method), num_clips=2, num_frames=memory.FRAMES)
     clips = 2 * memory.FRAMES * 3 * 32 * 32 * 4  # kept for the patch convolution, and there before the step
     assert memory.count(_build(memory, method), 2, "float32").kept == pytest.approx(seen - clips, rel=0.005)
+
+
+def test_what_a_block_keeps_in_bfloat16_is_what_a_hand_counts(memory: ModuleType) -> None:
+    def kept(depth: int) -> int:
+        model = memory.build("vit", "pks4_vit_b16", "vit_b16", **SIZES | {"depth": depth})
+        kept: int = memory.count(model, 2, "bfloat16").kept
+        return kept
+
+    tokens = 2 * memory.FRAMES * (1 + 4 * 4)
+    norms = 2 * 32 * 4  # the residual stream, which is float32 on CUDA, before both
+    attention = (3 * 32 + 32) * 2 + 2 * 4  # queries, keys, values and what they give in bfloat16; a float32 a head
+    hidden = 64 * 2
+    weights = 32 * 32 * 2  # a copy in bfloat16 of those of the projection after attention; the others are made again
+    assert kept(4) - kept(3) == tokens * (norms + attention + hidden) + weights
+
+
+@pytest.mark.parametrize("method", ["pks4", "AIM"])
+def test_the_residual_stream_is_counted_in_float32_as_on_cuda(
+    memory: ModuleType, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    norm = torch.nn.LayerNorm.forward
+
+    def watched(self: torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+        out = norm(self, x)
+        seen.update({x.dtype, out.dtype} if self is not first else {out.dtype})
+        return out
+
+    monkeypatch.setattr(torch.nn.LayerNorm, "forward", watched)
+    model = _build(memory, method)
+    first = model.vit.ln_pre  # reads what the patch convolution gives, in bfloat16
+    memory.count(model, 2, "bfloat16")
+    assert seen == {torch.float32}
+
+
+def test_frames_without_gradients_are_counted_all_at_once_as_on_a_gpu(
+    memory: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def peak() -> int:
+        model = memory.build("EVL", "pks4_vit_b16", "vit_b16", **SIZES | {"mlp_dim": 256})
+        needed: int = memory.count(model, 16, "bfloat16").peak
+        return needed
+
+    whole = peak()
+    monkeypatch.setattr(pieces, "PIECE_VALUES", 1)
+    assert peak() == whole
 
 
 def test_memory_grows_with_clips_and_shrinks_with_recomputation_and_a_frozen_stem(memory: ModuleType) -> None:
