@@ -54,11 +54,13 @@ def test_what_a_block_keeps_in_bfloat16_is_what_a_hand_counts(memory: ModuleType
         return kept
 
     tokens = 2 * memory.FRAMES * (1 + 4 * 4)
-    norms = 2 * 32 * 4  # the residual stream, which is float32 on CUDA, before both
+    stream = (
+        32 * 4 + 32 * 2
+    )  # the residual stream, which is float32 on CUDA, and what attention adds to it, in bfloat16
     attention = (3 * 32 + 32) * 2 + 2 * 4  # queries, keys, values and what they give in bfloat16; a float32 a head
     hidden = 64 * 2
     weights = 32 * 32 * 2  # a copy in bfloat16 of those of the projection after attention; the others are made again
-    assert kept(4) - kept(3) == tokens * (norms + attention + hidden) + weights
+    assert kept(4) - kept(3) == tokens * (stream + attention + hidden) + weights
 
 
 @pytest.mark.parametrize("method", ["pks4", "AIM"])

@@ -154,14 +154,22 @@ def test_double_precision_runs() -> None:
     torch.testing.assert_close(model.double()(clip.double()).float(), model.float()(clip), atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_computed_again_leaves_gradients_as_they_are_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, clip = _awake(PKS4(TINY)), _clip()
-    parameters = list(model.parameters())
-    given = torch.autograd.grad(model(clip).square().sum(), parameters)
+@pytest.mark.parametrize("route", ["conv", "tsm", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_computed_again_leaves_gradients_as_they_are_bit_for_bit(
+    route: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, clip = _awake(PKS4(replace(TINY, class_token_route=route))), _clip()
+
+    def gradients() -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = model(clip)
+        return list(torch.autograd.grad(logits.float().square().sum(), list(model.parameters())))
+
+    given = gradients()
     for place in ("models.vit_block", "layers.mamba"):
         monkeypatch.setattr(f"kinescan.{place}.recomputed", lambda part, *inputs: part(*inputs))
-    kept = torch.autograd.grad(model(clip).square().sum(), parameters)
-    assert all(torch.equal(left, right) for left, right in zip(given, kept, strict=True))
+    assert all(torch.equal(left, right) for left, right in zip(given, gradients(), strict=True))
 
 
 def test_frames_in_pieces_give_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +286,9 @@ def test_state_of_another_batch_is_refused() -> None:
         model.forward_stream(_clip(batch=3), state)
 
 
-@pytest.mark.parametrize("options", [{}, {"norm": "group", "bidirectional": True}, {"causal": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"norm": "group", "bidirectional": True}, {"causal": True}, {"depth": 16, "insert_after": 3}]
+)
 def test_recomputation_gives_the_same_gradients_and_statistics_in_less_memory(options: dict[str, Any]) -> None:
     states, kept = [], []
     for recompute in (False, True):
@@ -300,6 +310,21 @@ def test_recomputation_gives_the_same_gradients_and_statistics_in_less_memory(op
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert kept[1] < 0.7 * kept[0]
+
+
+@pytest.mark.parametrize(("depth", "insert_after", "lengths"), [(15, 3, [1] * 15), (16, 3, [2, 1, *[2] * 6, 1])])
+def test_blocks_of_a_deep_model_are_computed_again_in_pairs_that_the_module_does_not_cut(
+    depth: int, insert_after: int, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _awake(PKS4(replace(TINY, depth=depth, insert_after=insert_after, recompute=True)))
+    runs: list[range] = []
+    run = PKS4._run_blocks
+    monkeypatch.setattr(
+        PKS4, "_run_blocks", lambda self, indices, *rest: (runs.append(indices), run(self, indices, *rest))[1]
+    )
+    model(_clip())
+    assert [len(indices) for indices in runs] == lengths
+    assert [index for indices in runs for index in indices] == list(range(depth))
 
 
 def test_a_frozen_stem_keeps_nothing_for_the_backward_pass() -> None:

@@ -1,5 +1,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -16,6 +18,9 @@ from kinescan.models.vit import Block, VisionTransformer, ViTConfig
 from kinescan.ops.local_correlation import Border
 from kinescan.preprocessing import Preprocessing
 from kinescan.shapes import Clip, Logits, Tokens
+
+DEEP = 16
+"""From this depth on `recompute` takes blocks in pairs: half of their inputs outweigh what a second block holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,9 +257,9 @@ class PKS4(VideoClassifier):
         self.check_clip(clip)
         batch, num_frames = clip.shape[:2]
         tokens = self.vit.embed(clip.flatten(0, 1)).unflatten(0, (batch, num_frames))  # [B, T, P + N, W]
-        for index, block in enumerate(self.vit.blocks):
-            tokens = self._recomputed(self._run_block, index, block, tokens, state, carried)
-            if self.config.has_module and index + 1 == self.config.insert_after:
+        for indices in _runs(self.config):
+            tokens = self._recomputed(self._run_blocks, indices, tokens, state, carried)
+            if self.config.has_module and indices.stop == self.config.insert_after:
                 prefix = self.config.num_prefix_tokens
                 patches = self._run_module(tokens[:, :, prefix:], state, carried)
                 tokens = torch.cat([tokens[:, :, :prefix], patches], dim=2)
@@ -269,25 +274,40 @@ class PKS4(VideoClassifier):
             return part(*inputs)
         return checkpoint(part, *inputs, use_reentrant=False)
 
+    def _run_blocks(self, indices: range, tokens: Tensor, state: PKS4State, carried: PKS4State | None) -> Tensor:
+        """Block after block on [B, T, 1 + N, W]."""
+        for index in indices:
+            tokens = self._run_block(index, self.vit.blocks[index], tokens, state, carried)
+        return tokens
+
     def _run_block(
         self, index: int, block: Block, tokens: Tensor, state: PKS4State, carried: PKS4State | None
     ) -> Tensor:
         """One block on [B, T, 1 + N, W], with the class-token route before attention and before the MLP."""
+
+        def routed(tokens: Tensor, place: int) -> tuple[Tensor, Tensor, Tensor | None]:
+            return self._routed(place, tokens, state.class_tokens.get(place))
+
+        before, after = 2 * index, 2 * index + 1
+        tokens, seen, tail_before = routed(tokens, before)
+        parts = block.attend_parts(tokens, seen)
+        tokens, tail_after = block.transform_sum(parts, partial(routed, place=after))
+        if carried is not None:
+            tails = {before: tail_before, after: tail_after}
+            carried.class_tokens |= {place: tail for place, tail in tails.items() if tail is not None}
+        return tokens
+
+    def _routed(self, place: int, tokens: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens [B, T, 1 + N, W] that go on, those that the branch reads, and the tail for the next frames."""
+        if not len(self.class_token_routes):
+            return tokens, tokens, None
+        route = self.class_token_routes[place]
+        assert isinstance(route, TemporalMix)
         # Copying all tokens to change one costs a long clip time and memory. Those of the first block belong to the
         # embedding, whose output a hook may keep; all others are sums made here, which nobody else has seen.
         may_write = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        for place, branch in ((2 * index, block.attend), (2 * index + 1, block.transform)):
-            seen = tokens
-            if len(self.class_token_routes):
-                route = self.class_token_routes[place]
-                assert isinstance(route, TemporalMix)
-                in_place = may_write and place > 0 and route.replaces_residual
-                seen, tail = route(tokens, state.class_tokens.get(place), in_place=in_place)
-                tokens = seen if route.replaces_residual else tokens
-                if carried is not None and tail is not None:
-                    carried.class_tokens[place] = tail
-            tokens = tokens + branch(seen.flatten(0, 1)).view_as(tokens)
-        return tokens
+        seen, tail = route(tokens, tail, in_place=may_write and place > 0 and route.replaces_residual)
+        return seen if route.replaces_residual else tokens, seen, tail
 
     def _run_module(self, patches: Tokens, state: PKS4State, carried: PKS4State | None) -> Tokens:
         """The inserted module on patch tokens [B, T, N, W]: prior (eq. 12-18), then scan (eq. 19-25)."""
@@ -322,6 +342,13 @@ class PKS4(VideoClassifier):
             averages.append(average)
         assert average is not None
         return torch.stack(averages, dim=1), average
+
+
+def _runs(config: PKS4Config) -> list[range]:
+    """Blocks that are computed again together, none of them on both sides of the module."""
+    length = 2 if config.recompute and config.depth >= DEEP else 1
+    parts = [0, config.insert_after, config.depth] if config.has_module else [0, config.depth]
+    return [range(k, min(k + length, stop)) for start, stop in pairwise(parts) for k in range(start, stop, length)]
 
 
 def _make_kinematic(config: PKS4Config) -> KinematicEncoder | None:

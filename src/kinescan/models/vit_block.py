@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,6 +15,10 @@ FrameEmbeddings = Float[Tensor, "F E"]
 """One vector a frame."""
 HiddenTokens = Float[Tensor, "F N M"]
 """What a branch computes inside for each token: queries, keys and values, or the MLP's hidden channels."""
+
+
+Route = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]
+"""Gives from tokens those that go on, those that the MLP branch reads, and what a stream needs for its next frames."""
 
 
 class QuickGELU(nn.Module):
@@ -139,8 +145,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """A pre-norm block; its two branches can be called one by one, so that a video model can work between them.
 
-    For the backward pass it keeps the inputs of its norms and its products' results; norms and activation are computed
-    again (see `recomputed`).
+    For the backward pass it keeps the tokens that it gets and its products' results; norms, activation and the sum
+    between its branches are computed again (see `recomputed`).
 
     Args:
         config: sizes and variants.
@@ -171,16 +177,57 @@ class Block(nn.Module):
         """The MLP branch of tokens [F, N, W], without the residual."""
 
         def branch(frames: Tensor) -> Tensor:
-            hidden = recomputed(lambda tokens: self.mlp.c_fc(self.ln_2(tokens)), frames)
-            return recomputed(self.mlp.contract, hidden)
+            return recomputed(self.mlp.contract, recomputed(self._expand, frames))
 
         out: Tensor = self.drop_path(self.ls_2(in_pieces(branch, x, x.shape[1] * self.mlp.c_fc.out_features)))
         return out
 
+    def attend_parts(self, x: Tensor, seen: Tensor) -> tuple[Tensor, ...]:
+        """What `transform_sum` takes: tokens and what attention adds to them, or the sum where that needs less memory.
+
+        Under autocast the sum is float32, and what attention adds has half its size; so for the backward pass both are
+        kept and the sum made again. But tokens that attention did not read would be kept for that alone.
+
+        Args:
+            x: [..., N, W], tokens that go on.
+            seen: [..., N, W], those that attention reads; `x` itself, or others.
+        """
+        attended = self.attend(seen.flatten(0, -3)).view_as(x)
+        return (x, attended) if seen is x and torch.is_grad_enabled() else (x + attended,)
+
+    def transform_sum(self, parts: tuple[Tensor, ...], route: Route) -> tuple[Tensor, Tensor | None]:
+        """The sum of `parts`, routed, with the MLP branch added.
+
+        Args:
+            parts: [..., N, W] each, from `attend_parts`.
+            route: of the sum; it runs again in the backward pass.
+
+        Returns:
+            Tokens [..., N, W], and what `route` gave for the next frames.
+        """
+        if not torch.is_grad_enabled():
+            tokens, seen, tail = route(_sum(*parts))
+            return tokens + self.transform(seen.flatten(0, -3)).view_as(tokens), tail
+
+        def enter(*parts: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+            tokens, seen, tail = route(_sum(*parts))
+            return tokens, self._expand(seen.flatten(0, -3)), tail
+
+        tokens, hidden, tail = recomputed(enter, *parts)
+        transformed = self.drop_path(self.ls_2(recomputed(self.mlp.contract, hidden)))
+        return tokens + transformed.view_as(tokens), tail
+
     def forward(self, x: FrameTokens) -> FrameTokens:
         """[F, N, W] -> [F, N, W], both branches with their residuals."""
-        x = x + self.attend(x)
-        return x + self.transform(x)
+        return self.transform_sum(self.attend_parts(x, x), lambda tokens: (tokens, tokens, None))[0]
+
+    def _expand(self, tokens: FrameTokens) -> HiddenTokens:
+        hidden: Tensor = self.mlp.c_fc(self.ln_2(tokens))
+        return hidden
+
+
+def _sum(first: Tensor, *others: Tensor) -> Tensor:
+    return sum(others, start=first)
 
 
 class Transformer(nn.Module):
