@@ -65,7 +65,9 @@ def nan_memory():
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 16, 17, 63, 100])
-@pytest.mark.parametrize(("num_channels", "num_places"), [(1, 1), (7, 4), (24, 16), (33, 17), (64, 16), (70, 8)])
+@pytest.mark.parametrize(
+    ("num_channels", "num_places"), [(1, 1), (7, 4), (24, 16), (33, 17), (64, 16), (70, 8), (96, 5), (160, 16)]
+)
 def test_matches_reference_at_every_size(num_steps, num_channels, num_places, nan_memory):
     assert_matches_reference(draw(2, num_steps, num_channels, num_places))
 
@@ -106,6 +108,16 @@ def test_step_of_a_stream_is_the_scan_of_one_step(monkeypatch):
     general, general_state = selective_scan(**tensors, backend="numba")
     assert torch.equal(state, general_state)
     torch.testing.assert_close(y, general, atol=1e-5, rtol=1e-5)
+
+
+def test_large_results_are_written_past_the_caches(monkeypatch, nan_memory):
+    assert_matches_reference(draw(700, 8, 1504, 1))  # the kernels' own threshold, and a last group that is not whole
+    monkeypatch.setattr(kernels, "LARGE", 24 * 48)
+    is_large = kernels._is_large.py_func
+    assert is_large((0, 4), (6, 48, 16), 128)
+    assert not is_large((0, 4), (5, 48, 16), 128)
+    assert not is_large((0, 4), (6, 56, 16), 128), "rows must be whole cache lines"
+    assert not is_large((0, 4), (6, 48, 16), 132), "and begin with one"
 
 
 def test_reads_views_without_dense_tracks(nan_memory):

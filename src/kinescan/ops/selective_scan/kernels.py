@@ -33,6 +33,8 @@ PLACES = 16
 """Places of a state that go into half a vector: those for which a state is written, and a step made, as it lies."""
 LINE = 64
 """Bytes of a cache line, a whole number of which a tensor's memory begins at."""
+LARGE = 1 << 23
+"""Values of a result that no cache holds until it is read: 32 MiB."""
 
 _FLOATS, _INTS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES)
 
@@ -155,11 +157,21 @@ def _loading(kind: Any, result: Any) -> Any:
     return intrinsic(typing)
 
 
-def _storing(kind: Any, stored: Any) -> Any:
+def _store_past_caches(builder: Any, value: Any, place: Any, align: int) -> None:
+    """To memory that is not read again soon, without its old content being read first; in whole cache lines."""
+    stored = builder.store(value, place, align=align)
+    stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+
+
+def _storing(kind: Any, stored: Any, past_caches: bool = False) -> Any:
     def typing(context, address, index, value):  # type: ignore[no-untyped-def]
         def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
             address, index, value = values
-            builder.store(value, _pointer(builder, address, index, kind), align=4)
+            place = _pointer(builder, address, index, kind)
+            if past_caches:
+                _store_past_caches(builder, value, place, LINE)
+            else:
+                builder.store(value, place, align=4)
             return context.get_dummy_value()
 
         return types.void(types.intp, types.intp, stored), generate
@@ -169,6 +181,7 @@ def _storing(kind: Any, stored: Any) -> Any:
 
 # From an address and an index, counted in floats: a vector of them, or one alone.
 load, store = _loading(_FLOATS, _VECTOR), _storing(_FLOATS, _VECTOR)
+store_past_caches = _storing(_FLOATS, _VECTOR, past_caches=True)
 get, put = _loading(ir.FloatType(), types.float32), _storing(ir.FloatType(), types.float32)
 
 
@@ -231,12 +244,6 @@ def total(context, vector):  # type: ignore[no-untyped-def]
         return builder.extract_element(rest, ir.Constant(ir.IntType(32), 0))
 
     return types.float32(_VECTOR), generate
-
-
-def _store_past_caches(builder: Any, value: Any, place: Any, align: int) -> None:
-    """To memory that is not read again soon, without its old content being read first; in whole cache lines."""
-    stored = builder.store(value, place, align=align)
-    stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
 
 
 def _transposing(size: int, past_caches: bool) -> Any:
@@ -376,8 +383,10 @@ def _load_some(array, at, count, padded):  # type: ignore[no-untyped-def]
 
 
 @_inlined
-def _store_some(array, at, count, vector, padded):  # type: ignore[no-untyped-def]
-    if count == LANES:
+def _store_some(array, at, count, vector, padded, past_caches):  # type: ignore[no-untyped-def]
+    if count == LANES and past_caches:
+        store_past_caches(array, at, vector)
+    elif count == LANES:
         store(array, at, vector)
     else:
         store(padded, 0, vector)
@@ -429,10 +438,18 @@ def _at(rows, r, t):  # type: ignore[no-untyped-def]
 
 
 @_inlined
-def _fetch_next(rows, r, t, channel):  # type: ignore[no-untyped-def]
+def _is_large(tracks, sizes, result):  # type: ignore[no-untyped-def]
+    """Whether a result [R, T, D] is written past the caches."""
+    num_steps, num_channels, _ = sizes
+    values = (tracks[1] - tracks[0]) * num_steps * num_channels
+    return values >= LARGE and num_channels % (LANES // 2) == 0 and result % LINE == 0
+
+
+@_inlined
+def _fetch_next(rows, r, t, channel, width):  # type: ignore[no-untyped-def]
     """Asks for the next group of channels: no processor foresees reads that go round many rows, a little of each."""
     if rows[0] != 0:
-        for line in range(LANES, 2 * LANES, LANES // 2):
+        for line in range(width, 2 * width, LANES // 2):
             fetch(rows[0], _at(rows, r, t) + channel + line)
 
 
@@ -453,6 +470,41 @@ def _advance(h, at, rates, rate_at, B, B_at, C, C_at, num_places, step, x, y, fr
     return y
 
 
+@_inlined
+def _advance_two(h, at, rates, rate_at, B, B_at, C, C_at, num_places, steps, xs, ys):  # type: ignore[no-untyped-def]
+    """As `_advance` for a group and the next, which share what is spread over lanes and the constants of exp2."""
+    (step, next_step), (x, next_x), (y, next_y), group_size = steps, xs, ys, num_places * LANES
+    for s in range(num_places):
+        own, next_own = at + s * LANES, at + group_size + s * LANES
+        into, out_of = spread(get(B, B_at + s)), spread(get(C, C_at + s))
+        decay = exp2(step * load(rates, rate_at + s * LANES))
+        next_decay = exp2(next_step * load(rates, rate_at + group_size + s * LANES))
+        new, next_new = fma(decay, load(h, own), x * into), fma(next_decay, load(h, next_own), next_x * into)
+        store(h, own, new)
+        store(h, next_own, next_new)
+        y, next_y = fma(new, out_of, y), fma(next_new, out_of, next_y)
+    return y, next_y
+
+
+@_inlined
+def _enter(r, t, channel, count, u, delta, D, bias, has_softplus, padded):  # type: ignore[no-untyped-def]
+    """The step size of a group, what it writes, and what goes past the state."""
+    u_t = _load_some(u[0], _at(u, r, t) + channel, count, padded)
+    step = _load_some(delta[0], _at(delta, r, t) + channel, count, padded) + load(bias, channel)
+    if has_softplus:
+        step = softplus(step)
+    return step, step * u_t, load(D, channel) * u_t if D != 0 else spread(_ZERO)
+
+
+@_inlined
+def _leave(r, t, channel, count, num_steps, num_channels, z, y, y_t, padded, is_large):  # type: ignore[no-untyped-def]
+    """Writes what a group gives, through its gate."""
+    if z[0] != 0:
+        gate = _load_some(z[0], _at(z, r, t) + channel, count, padded)
+        y_t = y_t * (gate * sigmoid(gate))
+    _store_some(y, (r * num_steps + t) * num_channels + channel, count, y_t, padded, is_large)
+
+
 def scan_room(num_groups: int, num_places: int) -> int:
     """Floats that `scan` needs to work in."""
     return LANES * (1 + num_groups * num_places)
@@ -469,34 +521,47 @@ def scan(tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus,
     num_steps, num_channels, num_places = sizes
     group_size = num_places * LANES
     padded, carried = room, room + 4 * LANES
+    is_large = _is_large(tracks, sizes, y)
     for r in range(tracks[0], tracks[1]):
         for first_step in range(0, num_steps, CHUNK):
             past_step = min(first_step + CHUNK, num_steps)
-            for group in range(groups[0], groups[1]):
+            for group in range(groups[0], groups[1], 2):
                 channel, h_at, rate_at = group * LANES, (group - groups[0]) * group_size, group * group_size
-                count = min(LANES, num_channels - channel)
-                state_at = (r * num_channels + channel) * num_places
+                past_group = min(group + 2, groups[1])
                 if first_step == 0 and state != 0:
-                    _read_state(state, state_at, count, num_places, carried, h_at, LANES)
+                    for k in range(past_group - group):
+                        count = min(LANES, num_channels - channel - k * LANES)
+                        state_at = (r * num_channels + channel + k * LANES) * num_places
+                        _read_state(state, state_at, count, num_places, carried, h_at + k * group_size, LANES)
                 for t in range(first_step, past_step):
-                    _fetch_next(u, r, t, channel)
-                    _fetch_next(delta, r, t, channel)
-                    _fetch_next(z, r, t, channel)
-                    u_t = _load_some(u[0], _at(u, r, t) + channel, count, padded)
-                    step = _load_some(delta[0], _at(delta, r, t) + channel, count, padded) + load(bias, channel)
-                    if has_softplus:
-                        step = softplus(step)
-                    y_t = load(D, channel) * u_t if D != 0 else spread(_ZERO)
-                    y_t = _advance(
-                        carried, h_at, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t), num_places,
-                        step, step * u_t, y_t, t == 0 and state == 0,
-                    )  # fmt: skip
-                    if z[0] != 0:
-                        gate = _load_some(z[0], _at(z, r, t) + channel, count, padded)
-                        y_t = y_t * (gate * sigmoid(gate))
-                    _store_some(y, (r * num_steps + t) * num_channels + channel, count, y_t, padded)
+                    B_at, C_at, from_zeros = _at(B, r, t), _at(C, r, t), t == 0 and state == 0
+                    _fetch_next(u, r, t, channel, 2 * LANES)
+                    _fetch_next(delta, r, t, channel, 2 * LANES)
+                    _fetch_next(z, r, t, channel, 2 * LANES)
+                    if past_group - group == 2 and num_channels >= channel + 2 * LANES and not from_zeros:
+                        inputs = (u, delta, D, bias, has_softplus, padded)
+                        step, x, y_t = _enter(r, t, channel, LANES, *inputs)
+                        next_step, next_x, next_y = _enter(r, t, channel + LANES, LANES, *inputs)
+                        y_t, next_y = _advance_two(
+                            carried, h_at, rates, rate_at, B[0], B_at, C[0], C_at, num_places,
+                            (step, next_step), (x, next_x), (y_t, next_y),
+                        )  # fmt: skip
+                        _leave(r, t, channel, LANES, num_steps, num_channels, z, y, y_t, padded, is_large)
+                        _leave(r, t, channel + LANES, LANES, num_steps, num_channels, z, y, next_y, padded, is_large)
+                        continue
+                    for k in range(past_group - group):
+                        own, count = channel + k * LANES, min(LANES, num_channels - channel - k * LANES)
+                        step, x, y_t = _enter(r, t, own, count, u, delta, D, bias, has_softplus, padded)
+                        y_t = _advance(
+                            carried, h_at + k * group_size, rates, rate_at + k * group_size, B[0], B_at, C[0], C_at,
+                            num_places, step, x, y_t, from_zeros,
+                        )  # fmt: skip
+                        _leave(r, t, own, count, num_steps, num_channels, z, y, y_t, padded, is_large)
                 if past_step == num_steps:
-                    _write_state(carried, h_at, LANES, count, num_places, last_state, state_at)
+                    for k in range(past_group - group):
+                        count = min(LANES, num_channels - channel - k * LANES)
+                        state_at = (r * num_channels + channel + k * LANES) * num_places
+                        _write_state(carried, h_at + k * group_size, LANES, count, num_places, last_state, state_at)
     settle()
 
 
@@ -625,6 +690,7 @@ def scan_backward(  # type: ignore[no-untyped-def]
     group_size = num_places * LANES
     num_chunks, longest = (num_steps + CHUNK - 1) // CHUNK, min(CHUNK, num_steps)
     chunk_size = (groups[1] - groups[0]) * group_size
+    is_large = _is_large(tracks, sizes, du) and _is_large(tracks, sizes, ddelta) and _is_large(tracks, sizes, dz)
     padded, kept = room, room + 4 * LANES  # kept: delta + bias, Delta, u, C h + D u of each step
     past = kept + 4 * longest * 4 * LANES
     dBC = past + 4 * (longest + 1) * 2 * group_size
@@ -647,10 +713,10 @@ def scan_backward(  # type: ignore[no-untyped-def]
                 _copy_state(starts, chunk * chunk_size + own * group_size, num_places, past, 0, 2 * LANES)
                 for t in range(first_step, past_step):
                     i, from_zeros = t - first_step, t == 0 and state == 0
-                    _fetch_next(u, r, t, channel)
-                    _fetch_next(delta, r, t, channel)
-                    _fetch_next(dy, r, t, channel)
-                    _fetch_next(z, r, t, channel)
+                    _fetch_next(u, r, t, channel, LANES)
+                    _fetch_next(delta, r, t, channel, LANES)
+                    _fetch_next(dy, r, t, channel, LANES)
+                    _fetch_next(z, r, t, channel, LANES)
                     u_t = _load_some(u[0], _at(u, r, t) + channel, count, padded)
                     step = _load_some(delta[0], _at(delta, r, t) + channel, count, padded) + load(bias, channel)
                     store(kept, i * 4 * LANES, step)
@@ -673,7 +739,7 @@ def scan_backward(  # type: ignore[no-untyped-def]
                         gate = _load_some(z[0], _at(z, r, t) + channel, count, padded)
                         opened = sigmoid(gate)
                         slope = opened * fma(gate, fma(opened, spread(-_ONE), spread(_ONE)), spread(_ONE))
-                        _store_some(dz, at, count, dy_t * load(kept, (i * 4 + 3) * LANES) * slope, padded)
+                        _store_some(dz, at, count, dy_t * load(kept, (i * 4 + 3) * LANES) * slope, padded, is_large)
                         dy_t = dy_t * (gate * opened)
                     dx, dstep = _retreat(
                         past, i, adjoints, adjoint_at, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t),
@@ -685,8 +751,8 @@ def scan_backward(  # type: ignore[no-untyped-def]
                     du_t = dx * step
                     if D != 0:
                         du_t = fma(dy_t, load(D, channel), du_t)
-                    _store_some(du, at, count, du_t, padded)
-                    _store_some(ddelta, at, count, dstep, padded)
+                    _store_some(du, at, count, du_t, padded, is_large)
+                    _store_some(ddelta, at, count, dstep, padded, is_large)
                     sums_at = own * 2 * LANES
                     store(sums, sums_at, fma(dy_t, u_t, load(sums, sums_at)))
                     store(sums, sums_at + LANES, dstep + load(sums, sums_at + LANES))
