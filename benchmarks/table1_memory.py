@@ -7,8 +7,9 @@ Counted, not measured on a GPU: a whole step (forward, loss, backward, AdamW) ru
 storage is counted from the operation that makes it until the last reference is gone. Weights, moments and gradients
 are in it; the allocator's rounding and the work space of libraries and kernels are not.
 
-What a GPU does otherwise than a CPU is done here, too: autocast follows the rules of CUDA (see cuda_autocast.py), which
-keep the residual stream in float32; AdamW takes all parameters at once; frames without gradients go through together.
+What a GPU does otherwise than a CPU is done here, too: autocast follows the rules of CUDA (see cuda_autocast of the
+package's evaluation), which keep the residual stream in float32; AdamW takes all parameters at once; frames without
+gradients go through together.
 Fused attention keeps queries, keys, values, its result and one float32 number a query on both. The operators of the
 scan keep their inputs alone on both (ops/selective_scan/operator.py). So do those of the correlation, but a CPU reads
 and keeps a copy in float32 where a GPU reads what is kept anyway: 13 MB too much for B/16, 8 MB for L/14.
@@ -36,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import measure
-from cuda_autocast import cuda_autocast_rules
+from kinescan.evaluation.cuda_autocast import cuda_autocast_rules
 from kinescan.layers import pieces
 from kinescan.models.pks4 import PKS4Config
 from kinescan.models.vit import ViTConfig

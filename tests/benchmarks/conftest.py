@@ -10,7 +10,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 NAMES = (
-    "cuda_autocast",
     "curves",
     "findings",
     "measure",

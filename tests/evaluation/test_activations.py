@@ -45,6 +45,17 @@ def test_activation_bytes_are_those_of_a_real_step(name, options):
     assert not any(module.training for module in model.modules())
 
 
+def test_autocast_on_a_gpu_keeps_more_in_float32():
+    model = create_model("pks4_vit_ti16", num_classes=3, **SMALL)
+    counts = {
+        device: activation_bytes(model, num_clips=64, precision=torch.bfloat16, device=device)
+        for device in ("cpu", "cuda")
+    }
+    full = activation_bytes(model, num_clips=64)
+    assert counts["cpu"] < counts["cuda"] < full
+    assert activation_bytes(model, num_clips=64, device="cuda") == full
+
+
 def test_a_frozen_stem_and_recomputation_need_less_memory():
     with torch.device("meta"):
         plain = create_model("pks4_vit_b16", num_classes=174)

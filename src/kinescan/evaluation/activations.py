@@ -1,21 +1,26 @@
 """What a training step keeps in memory for its backward pass, counted without doing one."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
+from kinescan.evaluation.cuda_autocast import cuda_autocast_rules
 from kinescan.evaluation.mode import in_training
 from kinescan.evaluation.parts import watch_parts
 from kinescan.models.classifier import VideoClassifier
 
 
 def activation_bytes(
-    model: VideoClassifier, *, num_clips: int, num_frames: int | None = None, precision: torch.dtype = torch.float32
+    model: VideoClassifier,
+    *,
+    num_clips: int,
+    num_frames: int | None = None,
+    precision: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> int:
     """Bytes of what autograd keeps of a forward pass in training for its backward pass; parameters do not count.
 
@@ -26,6 +31,7 @@ def activation_bytes(
         num_clips: clips in the batch.
         num_frames: frames of a clip; by default as many as the model's preprocessing takes.
         precision: float32, or bfloat16 for autocast.
+        device: type of the device that will train: autocast keeps more in float32 on "cuda" than on others.
 
     Example:
         >>> from kinescan.models.zoo import create_model
@@ -33,12 +39,19 @@ def activation_bytes(
         >>> activation_bytes(model, num_clips=4) == 2 * activation_bytes(model, num_clips=2)
         True
     """
-    kept = activation_bytes_by_part(model, num_clips=num_clips, num_frames=num_frames, precision=precision)
+    kept = activation_bytes_by_part(
+        model, num_clips=num_clips, num_frames=num_frames, precision=precision, device=device
+    )
     return sum(kept.values())
 
 
 def activation_bytes_by_part(
-    model: VideoClassifier, *, num_clips: int, num_frames: int | None = None, precision: torch.dtype = torch.float32
+    model: VideoClassifier,
+    *,
+    num_clips: int,
+    num_frames: int | None = None,
+    precision: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> dict[str, int]:
     """The same, part by part: memory that two parts keep counts for the first.
 
@@ -47,6 +60,7 @@ def activation_bytes_by_part(
         num_clips: clips in the batch.
         num_frames: frames of a clip.
         precision: float32, or bfloat16 for autocast.
+        device: as for `activation_bytes`.
 
     Returns:
         Part -> bytes, for every part of the model.
@@ -56,7 +70,7 @@ def activation_bytes_by_part(
     with FakeTensorMode(), torch.enable_grad(), in_training(model), watch_parts(model) as parts:
         state = {name: _without_memory(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         clip = torch.empty(num_clips, frames, 3, size, size, device="cpu")
-        with _kept_storages(state.values(), lambda: parts.current) as kept, _autocast("cpu", precision):
+        with _kept_storages(state.values(), lambda: parts.current) as kept, _autocast(device, precision):
             functional_call(model, state, (clip,))
     found = dict.fromkeys(parts.names, 0)
     for part, storage in kept:
@@ -107,8 +121,14 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _autocast(device: str, precision: torch.dtype) -> AbstractContextManager[Any]:
-    return nullcontext() if precision == torch.float32 else torch.autocast(device, dtype=precision)
+@contextmanager
+def _autocast(device: str, precision: torch.dtype) -> Iterator[None]:
+    """As on that device; the tensors are those of a CPU."""
+    if precision == torch.float32:
+        yield
+        return
+    with cuda_autocast_rules() if device == "cuda" else nullcontext(), torch.autocast("cpu", dtype=precision):
+        yield
 
 
 def _without_memory(tensor: Tensor) -> Tensor:

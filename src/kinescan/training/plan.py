@@ -130,8 +130,8 @@ def make_plan(
     with trainable_only(model, train.trainable, frozen=train.frozen, stem=stem):
         groups = parameter_groups(model, optim, layer_depths=model.layer_depths(), num_layers=model.num_layers)
         precision = torch.bfloat16 if choose_precision(train) == "bf16" else torch.float32
-        activations = activation_bytes(model, num_clips=clips.batch_size, precision=precision)
         device = choose_device(train.device)
+        activations = activation_bytes(model, num_clips=clips.batch_size, precision=precision, device=device.type)
         seconds = _seconds_per_clip(model, clips.batch_size, device, precision) if timed else None
     trained = [parameter for group in groups for parameter in group["params"]]
     held = [*model.parameters(), *model.buffers()]

@@ -1,20 +1,15 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kinescan.evaluation import cuda_autocast
+
 HEADER = Path(torch.__file__).parent / "include" / "ATen" / "autocast_mode.h"
-
-
-@pytest.fixture
-def rules(script: Any) -> ModuleType:
-    return script("cuda_autocast")
 
 
 def _listed(macro: str) -> list[str]:
@@ -33,8 +28,8 @@ def _listed(macro: str) -> list[str]:
         ("IN_THE_WIDEST", "AT_FORALL_PROMOTE"),
     ],
 )
-def test_tables_are_those_of_torch(rules: ModuleType, table: str, macro: str) -> None:
-    assert sorted(getattr(rules, table)) == sorted(_listed(macro))
+def test_tables_are_those_of_torch(table: str, macro: str) -> None:
+    assert sorted(getattr(cuda_autocast, table)) == sorted(_listed(macro))
 
 
 @pytest.mark.parametrize(
@@ -52,23 +47,23 @@ def test_tables_are_those_of_torch(rules: ModuleType, table: str, macro: str) ->
     ],
     ids=["layer_norm", "group_norm", "softplus", "exp", "square", "softmax", "sum", "addcmul", "cross_entropy"],
 )
-def test_what_cuda_computes_in_float32_is_float32(rules: ModuleType, operation: Callable[[Tensor], Tensor]) -> None:
+def test_what_cuda_computes_in_float32_is_float32(operation: Callable[[Tensor], Tensor]) -> None:
     x = torch.ones(2, 4, dtype=torch.bfloat16)
-    with rules.cuda_autocast_rules():
+    with cuda_autocast.cuda_autocast_rules():
         with torch.autocast("cpu", torch.bfloat16):
             assert operation(x).dtype == torch.float32
         assert functional.layer_norm(x, (4,)).dtype == torch.bfloat16
 
 
-def test_what_cuda_lowers_or_leaves_stays_in_bfloat16(rules: ModuleType) -> None:
+def test_what_cuda_lowers_or_leaves_stays_in_bfloat16() -> None:
     x, weight = torch.ones(2, 4, dtype=torch.bfloat16), torch.ones(3, 4)
-    with rules.cuda_autocast_rules(), torch.autocast("cpu", torch.bfloat16):
+    with cuda_autocast.cuda_autocast_rules(), torch.autocast("cpu", torch.bfloat16):
         results = [functional.linear(x.float(), weight), torch.addcmul(x, x, x), functional.silu(x), x.mean()]
         results += [torch.cat([x, x]), x.sum(dtype=torch.bfloat16), x + x]
     assert {result.dtype for result in results} == {torch.bfloat16}
 
 
-def test_rules_hold_in_a_backward_pass_that_computes_again(rules: ModuleType) -> None:
+def test_rules_hold_in_a_backward_pass_that_computes_again() -> None:
     dtypes = []
 
     def part(x: Tensor) -> Tensor:
@@ -77,16 +72,16 @@ def test_rules_hold_in_a_backward_pass_that_computes_again(rules: ModuleType) ->
         return normed.sin()
 
     x = torch.ones(2, 4, dtype=torch.bfloat16, requires_grad=True)
-    with rules.cuda_autocast_rules():
+    with cuda_autocast.cuda_autocast_rules():
         with torch.autocast("cpu", torch.bfloat16):
             out = torch.utils.checkpoint.checkpoint(part, x, use_reentrant=False)
         out.sum().backward()
     assert dtypes == [torch.float32, torch.float32]
 
 
-def test_a_cpu_has_its_own_rules_again_afterwards(rules: ModuleType) -> None:
+def test_a_cpu_has_its_own_rules_again_afterwards() -> None:
     x = torch.ones(2, 4, dtype=torch.bfloat16)
-    with rules.cuda_autocast_rules():
+    with cuda_autocast.cuda_autocast_rules():
         pass
     with torch.autocast("cpu", torch.bfloat16):
         assert functional.layer_norm(x, (4,)).dtype == torch.bfloat16
