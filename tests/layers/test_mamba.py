@@ -83,5 +83,9 @@ def test_mamba_takes_a_few_trajectories_at_a_time_without_gradients(monkeypatch:
     monkeypatch.setattr("kinescan.layers.pieces.PIECE_VALUES", 3 * 5 * 32)
     with torch.no_grad():
         out, state = block(tokens)
+        alone, none = block(tokens, keep_state=False)
     for given, expected in ((out, whole), (state.scan, end.scan), (state.conv_tail, end.conv_tail)):
         torch.testing.assert_close(given, expected.detach(), atol=1e-6, rtol=1e-5)
+    assert none is None
+    assert torch.equal(alone, out)
+    assert block(tokens, keep_state=False)[1] is None

@@ -81,22 +81,35 @@ class Mamba(nn.Module):
             if self.zero_output:
                 self.out_proj.weight.zero_()
 
-    def forward(self, tokens: Tracks, state: MambaState | None = None) -> tuple[Tracks, MambaState]:
+    def forward(
+        self, tokens: Tracks, state: MambaState | None = None, *, keep_state: bool = True
+    ) -> tuple[Tracks, MambaState | None]:
         """The block's output for every step, and the state after the last one.
 
         Args:
             tokens: [R, T, width], one sequence for each of R trajectories.
             state: where the sequences go on from; None: they start here.
+            keep_state: give the state; without it, that of all trajectories is never held at once.
 
         Returns:
-            [R, T, width] and the state to go on with. Feeding a sequence in pieces gives what feeding it whole gives.
+            [R, T, width] and the state to go on with, or None. Feeding a sequence in pieces gives what feeding it whole
+            gives.
         """
         pieces = pieces_of(tokens, 2 * self.inner_width * tokens.shape[1])
         if state is not None or len(pieces) == 1:
-            return recomputed(self._scan, self.in_proj(tokens), state)
-        outs, states = zip(*(self._scan(self.in_proj(piece), None) for piece in pieces), strict=True)
+            out, last = recomputed(self._scan, self.in_proj(tokens), state)
+            return out, last if keep_state else None
+        outs, states = [], []
+        for piece in pieces:
+            out, last = self._scan(self.in_proj(piece), None)
+            outs.append(out)
+            states += [last] if keep_state else []
+            del last  # or it would be held beside that of the next piece
+        out = torch.cat(outs)
+        if not keep_state:
+            return out, None
         scan, conv_tail = (torch.cat([getattr(part, name) for part in states]) for name in ("scan", "conv_tail"))
-        return torch.cat(outs), MambaState(scan, conv_tail)
+        return out, MambaState(scan, conv_tail)
 
     def _scan(self, projected: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState]:
         """All that follows the input projection: [R, T, 2 D] -> [R, T, width]."""

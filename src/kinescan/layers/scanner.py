@@ -40,20 +40,23 @@ class Scanner(nn.Module):
         self.mamba = block()
         self.mamba_reverse = block() if bidirectional else None
 
-    def forward(self, tokens: Tokens, state: MambaState | None = None) -> tuple[Tokens, MambaState]:
+    def forward(
+        self, tokens: Tokens, state: MambaState | None = None, *, keep_state: bool = True
+    ) -> tuple[Tokens, MambaState | None]:
         """What the scan adds to each token, and the state after the last frame.
 
         Args:
             tokens: [B, T, N, W], patch tokens with their kinematic prior.
             state: where the scan goes on from, R = B * N trajectories; not with `bidirectional`.
+            keep_state: give the state after the last frame.
 
         Returns:
-            [B, T, N, W] and the state.
+            [B, T, N, W] and the state, or None.
         """
         batch, num_frames, num_patches, width = tokens.shape
         tracks = tokens.transpose(1, 2).reshape(batch * num_patches, num_frames, width)
         tracks = self.norm(tracks)
-        out, state = self.mamba(tracks, state)
+        out, state = self.mamba(tracks, state, keep_state=keep_state)
         if self.mamba_reverse is not None:
-            out = out + self.mamba_reverse(tracks.flip(1))[0].flip(1)
+            out = out + self.mamba_reverse(tracks.flip(1), keep_state=False)[0].flip(1)
         return out.reshape(batch, num_patches, num_frames, width).transpose(1, 2), state

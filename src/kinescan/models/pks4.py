@@ -321,7 +321,8 @@ class PKS4(VideoClassifier):
                 carried.kinematic = kinematic
         out = enriched
         if self.scanner is not None:
-            scanned, scan_state = self._recomputed(self.scanner, enriched, state.scanner)
+            scan = partial(self.scanner, keep_state=carried is not None)
+            scanned, scan_state = self._recomputed(scan, enriched, state.scanner)
             out = enriched + scanned
             if carried is not None:
                 carried.scanner = scan_state
