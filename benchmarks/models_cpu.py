@@ -200,7 +200,7 @@ def parity() -> dict[str, float]:
     difference = attention_difference()
     if difference > 1e-5:
         raise SystemExit(f"parity failed: TimeSformer's attention differs by {difference}. No speed is reported.")
-    # On the way, the kernels are compiled where they are new, those of the backward pass, too: no cell shall pay for it.
+    # On the way kernels are compiled where they are new, those of the backward pass, too: no cell shall pay for it.
     small = create_model("pks4_vit_ti16", num_classes=NUM_CLASSES, image_size=32, depth=2, insert_after=1)
     training_step_of(small, torch.randn(1, 2, 3, 32, 32), "float32")()
     return {"pks4_start": pks4_over_vit.check_start(), "timesformer_attention": difference}
