@@ -171,15 +171,25 @@ def measure_training(num_tracks: int, repetitions: int, peers: tuple[str, ...]) 
 
 
 def measure_step(num_tracks: int, repetitions: int) -> dict[str, Any]:
+    """A step of a stream: each candidate hands its state on from call to call."""
     tensors = draw(num_tracks, 1)
     rows = {name: x[:, 0] if x.ndim == 3 else x for name, x in tensors.items()}
     state = torch.randn(num_tracks, NUM_CHANNELS, NUM_PLACES)
+    steps: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+        "ours": lambda state: selective_scan_step(**rows, state=state, backend="numba"),
+        "compiled_step": lambda state: compiled_loop({**tensors, "state": state}),
+        "eager_step": lambda state: eager_loop({**tensors, "state": state}),
+    }
+    states = dict.fromkeys(steps, state)
+
+    def go_on(name: str) -> Tensor:
+        y, states[name] = steps[name](states[name])
+        return y
+
     with torch.no_grad():
         times = time_in_turn(
             {
-                "ours": lambda: selective_scan_step(**rows, state=state, backend="numba"),
-                "compiled_step": lambda: compiled_loop({**tensors, "state": state}),
-                "eager_step": lambda: eager_loop({**tensors, "state": state}),
+                **{name: (lambda name=name: go_on(name)) for name in steps},
                 "state_read_and_write": state_traffic(state),
                 "exp_roof": exponentials(state.numel()),
             },
