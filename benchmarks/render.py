@@ -44,6 +44,7 @@ DEPLOYMENT = "deployment_cpu"
 DATA = "data_path_cpu"
 PEERS, MEMORY = "models_cpu", "table1_memory"
 TIME = "pks4_cpu_time_over"
+LONG = "pks4_vit_ti16, 4 blocks, 64 pixels"
 B16, L14 = "B16, 32 x 8 frames, bfloat16", "L14, 16 x 8 frames, bfloat16"
 AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
     ("scan forward: share of the exp roof", SCAN, ("forward", "share_of_exp_roof"), ">=", 0.25),
@@ -138,6 +139,14 @@ AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
         "<=",
         1.25,
     ),
+    (
+        "a PKS4 stream: time of a frame up to frame 100,000 over that at the start, beside a young stream",
+        "stream_cpu",
+        (LONG, "time_of_the_last_windows_over_the_first"),
+        "<=",
+        1.05,
+    ),
+    ("its resident memory, likewise", "stream_cpu", (LONG, "memory_of_the_last_window_over_the_first"), "<=", 1.01),
     ("StateKV: 512 frames over full attention, CPU time", STREAM, ("total_over_full", "statekv"), "<=", 0.3),
     (
         "attention with scores over plain attention: 64 queries on 576 keys",
@@ -167,6 +176,7 @@ AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
             ("B/16", "vit_b16", "training step, float32", "64 frames", "training step", 1.15),
             ("L/14", "vit_l14", "forward, L/14, float32", "8 frames", "forward", 1.12),
             ("L/14", "vit_l14", "training step, L/14, float32", "8 frames", "training step", 1.15),
+            ("L/14", "vit_l14", "forward, L/14, bfloat16", "64 frames", "forward in bfloat16", 1.12),
         )
     ),
     *(
@@ -226,13 +236,21 @@ SECTIONS: Mapping[str, Section] = {
     ),
     SCAN: Section(
         title="Selective scan, CPU",
-        says="8 steps, 1536 channels, 16 states each, one thread. The floor is the time of the exponentials alone.",
+        says="8 steps, 1536 channels, 16 states each, one thread. The floor is the time of the exponentials alone. "
+        "Results lie in fresh memory, as a caller gets them, and how long a system takes to hand that over differs: in "
+        "three runs on this machine, forward was 4.6x, 4.9x and 5.3x over the compiled loop, and with backward 17x, "
+        "3.8x and 17x; this is the last. In memory that the allocator keeps (the full list) they agree within a tenth.",
         parts=("forward", "forward and backward", "forward of few tracks", "step"),
     ),
     CORRELATION: Section(
         title="Local correlation, CPU",
         says="Window 9 x 9, frames -2 to 2; sizes are clips x frames x channels x height x width; one thread.",
         parts=("1x8x768x14x14", "1x8x768x28x28", "step"),
+    ),
+    "stream_cpu": Section(
+        title="A stream, CPU",
+        says="A causal PKS4 frame by frame, from frame 100 on; one thread. Beside the long stream a young one, which "
+        "starts anew all the time, is timed in turn: what a machine does over minutes is in both.",
     ),
     "long_scan_cpu": Section(
         title="Selective scan over long sequences, CPU",
@@ -260,8 +278,7 @@ SECTIONS: Mapping[str, Section] = {
     DATA: Section(
         title="From file to batch, CPU",
         says="8 frames of 10 s of 320x240 H.264, one thread for each process. CPU time is what a clip costs. Clips per "
-        "second are those of two cores that other work kept busy (see the load average), where a second worker could "
-        "gain nothing: how far workers scale on an idle machine has not been measured.",
+        "second are those of two idle cores: of more workers than two nothing has been measured.",
     ),
     "ssp_tuners": Section(
         title="Tuners of one frozen VideoMamba",
