@@ -1,5 +1,8 @@
 import importlib.util
+import itertools
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,10 @@ from typer.testing import CliRunner
 
 pytest.importorskip("transformers")
 
-from kinescan.cli.ask import ask, sample_times
+from kinescan.cli.ask import ask
 from kinescan.cli.main import build_app
-from kinescan.data.video import VideoReader, write_video
+from kinescan.cli.watched import sample_times
+from kinescan.data.video import LiveVideo, VideoReader, write_video
 from kinescan.errors import CheckpointError, ConfigError, CutVideoError, VideoError
 from kinescan.vlm import PixelSettings, VideoStream, load_vlm, open_stream
 
@@ -68,7 +72,7 @@ def test_answers_are_those_of_a_stream(saved, clip):
 
 
 def test_the_command_prints_answers_and_costs(saved, clip, monkeypatch):
-    monkeypatch.setattr("kinescan.cli.ask.FRAMES_AT_ONCE", 3)
+    monkeypatch.setattr("kinescan.cli.watched.FRAMES_AT_ONCE", 3)
     result = run(clip, "What moves?", "Where?", "--model", saved, "--budget", 12, "--fps", 2, "--compare", "full",
                  "--device", "cpu")  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -89,6 +93,57 @@ def test_json_is_one_document(saved, clip):
     assert asked["logit_difference"] < 1e-4
     assert asked["answer"] == asked["full_answer"]
     assert report["prefill"]["stats"]["query_key_pairs"] == report["full_prefill"]["stats"]["query_key_pairs"]
+
+
+def test_a_live_source_is_answered_as_its_recording(saved, clip, tmp_path):
+    vlm = load_vlm(saved)
+    path = tmp_path / "bars.ts"
+    with VideoReader(clip) as reader:
+        write_video(path, reader.read(range(55)).pixels, fps=10)
+    with VideoReader(path) as reader:
+        frames = reader.read(range(0, 55, 5)).pixels
+    seen = []
+    report = ask(f"file://{path}", ["What moves?"], vlm=vlm, budget=20, fps=2.0, max_new_tokens=6,
+                 on_progress=lambda *progress: seen.append(progress[:2]))  # fmt: skip
+    assert seen[-1] == (11, None)
+    with open_stream(vlm.model, vlm.tokenizer, budget=20, fps=2.0, pixels=vlm.pixels) as stream:
+        stream.push(frames)
+        assert report.prefill.stats == stream.stats
+        assert report.asked[0].answer == stream.ask("What moves?", max_new_tokens=6).text
+
+
+def test_a_live_source_that_breaks_off_is_asked_about_what_came(saved, clip, monkeypatch, caplog):
+    whole = LiveVideo.__iter__
+
+    def breaks_off(self):
+        for index, frame in enumerate(whole(self)):
+            if index == 20:
+                raise VideoError(self.source, "broke off after 20 frames: nothing came for 30 s.")
+            yield frame
+
+    monkeypatch.setattr(LiveVideo, "__iter__", breaks_off)
+    report = ask(f"file://{clip}", ["What moves?"], vlm=load_vlm(saved), budget=20, fps=2.0, max_new_tokens=6)
+    assert report.num_frames == 4
+    assert "nothing came for 30 s. The questions are about what came until then." in caplog.text
+
+
+def test_a_live_source_is_watched_until_ctrl_c(saved, clip, monkeypatch, caplog):
+    def endless(self):
+        with VideoReader(clip) as reader:
+            frames = [pixels for pixels, _ in reader]
+        for index in itertools.count():
+            if index == 30:
+                os.kill(os.getpid(), signal.SIGINT)
+            self.num_frames += 1
+            yield frames[index % len(frames)], index / 10
+
+    monkeypatch.setattr(LiveVideo, "__iter__", endless)
+    handler = signal.getsignal(signal.SIGINT)
+    result = run(f"file://{clip}", "What moves?", "--model", saved, "--budget", 20, "--fps", 2, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "> What moves?" in result.stdout
+    assert "watched until SIGINT" in caplog.text
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_cut_recording_is_refused_unless_short_is_allowed(saved, tmp_path):
@@ -115,7 +170,7 @@ def test_a_video_that_breaks_off_leaves_the_model_as_it_was(saved, clip, monkeyp
     hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in vlm.model.modules()]
     closed = []
     close = VideoStream.close
-    monkeypatch.setattr("kinescan.cli.ask.FRAMES_AT_ONCE", 2)
+    monkeypatch.setattr("kinescan.cli.watched.FRAMES_AT_ONCE", 2)
 
     def watched(stream):
         closed.append(stream)

@@ -12,7 +12,7 @@ FLAGS = {
     "train": {"--set", "--output", "--resume", "--dry-run", "--json"},
     "eval": {"--data", "--views", "--output", "--device", "--workers", "--features", "--compare", "--json"},
     "predict": {"--model", "--top", "--views", "--explain", "--device", "--json"},
-    "stream": {"--model", "--every", "--top", "--device", "--json"},
+    "stream": {"--model", "--every", "--top", "--device", "--state", "--json"},
     "ask": {"--model", "--policy", "--budget", "--fps", "--storage", "--compare", "--device", "--json"},
     "data make": {
         *("--set", "--train-per-class", "--test-per-class", "--frame-size", "--num-frames"),

@@ -1,3 +1,4 @@
+import sys
 import time
 
 import pytest
@@ -61,6 +62,16 @@ def test_stream_of_a_file_equals_stream_of_its_frames(causal_model, tmp_path):
         assert torch.equal(one.logits, other.logits)
 
 
+def test_stream_of_a_live_source_equals_stream_of_the_file(causal_model, tmp_path):
+    path = tmp_path / "a.ts"
+    write_video(path, random_frames(7), fps=5)
+    from_file, live = list(stream(causal_model, path)), list(stream(causal_model, f"file://{path}"))
+    assert len(live) == 7
+    for one, other in zip(from_file, live, strict=True):
+        assert one.seconds == pytest.approx(other.seconds)
+        assert torch.equal(one.logits, other.logits)
+
+
 def test_stream_feeds_every_third_frame(causal_model):
     frames = random_frames(8)
     predictions = list(stream(causal_model, frames, every=3))
@@ -100,6 +111,55 @@ def test_stream_goes_on_from_a_saved_state(causal_model, tmp_path):
         prediction = rest.push(frames[t])
         assert prediction.frame_index == t
         assert torch.equal(prediction.logits, expected[t].logits)
+
+
+def test_stream_keeps_its_state_in_a_file(causal_model, tmp_path):
+    frames, path = random_frames(9), tmp_path / "state.safetensors"
+    expected = list(stream(causal_model, frames))
+    list(stream(causal_model, frames[:3], state=path))
+    # left before its end
+    predictions = stream(causal_model, frames[3:], state=str(path))
+    next(predictions), next(predictions)
+    predictions.close()
+    assert load_stream_state(path).frames_seen == 5
+
+    def breaks_off():
+        yield frames[5]
+        raise VideoError("camera", "broke off")
+
+    with pytest.raises(VideoError, match="broke off"):
+        list(stream(causal_model, breaks_off(), state=path))
+    rest = list(stream(causal_model, frames[6:], state=path))
+    for one, other in zip(rest, expected[6:], strict=True):
+        assert torch.equal(one.logits, other.logits)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_stream_writes_its_state_on_the_way(causal_model, tmp_path, monkeypatch):
+    path = tmp_path / "state.safetensors"
+    monkeypatch.setattr(sys.modules[StreamSession.__module__], "_STATE_SECONDS", 0.0)
+    predictions = stream(causal_model, random_frames(4), state=path)
+    next(predictions)
+    assert not path.exists()
+    next(predictions), next(predictions)
+    assert load_stream_state(path).frames_seen == 2
+
+
+def test_stream_that_got_no_frame_leaves_the_state_as_it_was(causal_model, tmp_path):
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(VideoError):
+        list(stream(causal_model, tmp_path / "missing.mp4", state=path))
+    assert not path.exists()
+    list(stream(causal_model, random_frames(2), state=path))
+    before = path.read_bytes()
+    with pytest.raises(VideoError):
+        list(stream(causal_model, tmp_path / "missing.mp4", state=path))
+    assert path.read_bytes() == before
+
+
+def test_stream_refuses_a_state_that_cannot_be_written_before_it_starts(causal_model, tmp_path):
+    with pytest.raises(ConfigError, match=r"state: .*absent is no folder that can be written to"):
+        stream(causal_model, random_frames(1), state=tmp_path / "absent" / "state.safetensors")
 
 
 @pytest.mark.parametrize("options", [{"embed_dim": 24}, {"expand": 3}])

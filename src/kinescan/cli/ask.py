@@ -13,21 +13,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from kinescan.cli.output import print_json, reported
-from kinescan.data.video import VideoReader
+from kinescan.cli.watched import Group, open_watched
+from kinescan.data.video import VideoReader, is_live
 from kinescan.errors import ConfigError
 from kinescan.training.engine import choose_device
-from kinescan.vlm import Features, StreamConfig, StreamStats, VideoStream, Vlm, load_vlm, open_stream
+from kinescan.vlm import StreamConfig, StreamStats, VideoStream, Vlm, load_vlm, open_stream
 from kinescan.vlm.cache import Storage
 
 EXAMPLES = (
     'kinescan ask a.mp4 "What happens?" --model Qwen/Qwen3-VL-2B-Instruct',
     'kinescan ask a.mp4 "Who comes in?" "And then?" --model DIR --budget 2048 --fps 2',
-    'kinescan ask a.mp4 "What happens?" --model DIR --compare full --json',
+    'kinescan ask rtsp://camera/1 "Did anybody come in?" --model DIR',
 )
-FRAMES_AT_ONCE = 8
 MAX_NEW_TOKENS = 256
 
-Progressed = Callable[[int, int, StreamStats], None]
+Progressed = Callable[[int, int | None, StreamStats], None]
+"""Called with how many frames were pushed, how many there are (None: nobody knows), and what the stream holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class AskReport:
     Attributes:
         video: the file.
         num_frames: frames that were pushed.
-        vision_seconds: decoding and the vision tower.
+        vision_seconds: decoding and the vision tower, and waiting for frames of a live source.
         prefill: of the compressed stream.
         full_prefill: of full attention, where compared.
         asked: one for each question.
@@ -85,14 +86,6 @@ class AskReport:
     prefill: Prefill
     full_prefill: Prefill | None
     asked: list[Asked]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Group:
-    """What is pushed at once: features of whole temporal patches, or a lone frame as it is; and when they are shown."""
-
-    frames: Tensor | list[Features]
-    seconds: list[float]
 
 
 def ask(
@@ -107,13 +100,17 @@ def ask(
     storage: Storage = "memory",
     max_new_tokens: int = MAX_NEW_TOKENS,
     allow_short: bool = False,
+    horizon_frames: int | None = None,
     on_progress: Progressed | None = None,
     on_text: Callable[[str, str], None] | None = None,
 ) -> AskReport:
-    """Answers about a video file, which is decoded as it goes.
+    """Answers about a video file or a live source, which is decoded as it goes.
+
+    A live source (see `LiveVideo`) is watched until it ends, breaks off, or Ctrl-C or SIGTERM comes; then the questions
+    are asked.
 
     Args:
-        video: the file.
+        video: the file, "-" for standard input, a URL, or a named pipe.
         questions: each asked for itself: no answer sees another.
         vlm: the model.
         budget: keys of the compressed state in each layer and key head.
@@ -123,19 +120,21 @@ def ask(
         storage: of the detailed cache.
         max_new_tokens: answers are cut there.
         allow_short: answer about what can be decoded of a cut or damaged file (see VideoReader).
-        on_progress: called with (frames pushed, frames in all, what the stream holds) as frames enter.
+        horizon_frames: frames that a live source will not exceed, for models that have to know (see `open_stream`); a
+            file tells.
+        on_progress: called as frames enter.
         on_text: called with (question, piece of text) as the answer comes.
 
     Raises:
-        VideoError: the file cannot be read, or is cut or damaged (CutVideoError) and allow_short is off.
+        VideoError: the file cannot be read, or is cut or damaged (CutVideoError) and allow_short is off; or the live
+            source gave no frame.
         ConfigError: a setting is wrong, or there is no question.
     """
     _check(questions, fps, compare)
     clocks = {"vision": 0.0, "prefill": 0.0, "full": 0.0}
     # however it ends, the streams are closed: the model stays as it was
     with ExitStack() as opened:
-        reader = opened.enter_context(VideoReader(video, allow_short=allow_short))
-        times = sample_times(reader, fps)
+        watched = opened.enter_context(open_watched(video, fps, allow_short=allow_short))
         stream, full = (
             opened.enter_context(
                 open_stream(
@@ -144,19 +143,19 @@ def ask(
                     budget=budget,
                     policy=chosen,
                     fps=fps,
-                    horizon_frames=len(times),
+                    horizon_frames=watched.num_frames or horizon_frames,
                     storage=storage,
                     pixels=vlm.pixels,
                 )
             )
             for chosen in (policy, "none")
         )
-        for group in _timed(_groups(reader, times, stream), clocks, "vision"):
+        for group in _timed(watched.groups(stream), clocks, "vision"):
             _push(stream, group, clocks, "prefill")
             if compare:
                 _push(full, group, clocks, "full")
             if on_progress is not None:
-                on_progress(stream.stats.num_frames, len(times), stream.stats)
+                on_progress(stream.stats.num_frames, watched.num_frames, stream.stats)
         prefill = Prefill(policy=policy, seconds=clocks["prefill"], stats=stream.stats)
         full_prefill = Prefill(policy="none", seconds=clocks["full"], stats=full.stats) if compare else None
         other = full if compare else None
@@ -171,13 +170,6 @@ def ask(
     )
 
 
-def sample_times(reader: VideoReader, fps: float) -> list[float]:
-    """Times in the file's own clock, 1 / fps apart from its first frame on."""
-    first = float(reader.pts_seconds[0])
-    count = max(1, int(reader.duration_seconds * fps + 1e-6))
-    return [min(first + index / fps, first + reader.duration_seconds) for index in range(count)]
-
-
 def _check(questions: Sequence[str], fps: float, compare: str | None) -> None:
     if not questions:
         raise ConfigError("there is no question. Give at least one, in quotes.")
@@ -187,23 +179,7 @@ def _check(questions: Sequence[str], fps: float, compare: str | None) -> None:
         raise ConfigError(f"compare can be 'full', got {compare!r}.")
 
 
-def _groups(reader: VideoReader, times: Sequence[float], stream: VideoStream) -> Iterator[_Group]:
-    """The video, a few frames at a time."""
-    merged = stream.family.temporal_patch
-    step = max(merged, FRAMES_AT_ONCE - FRAMES_AT_ONCE % merged)
-    first = float(reader.pts_seconds[0])
-    for start in range(0, len(times), step):
-        part = times[start : start + step]
-        pixels = reader.read_at(part).pixels
-        seconds = [time - first for time in part]
-        whole = len(part) - len(part) % merged
-        if whole:
-            yield _Group(frames=stream.encode(pixels[:whole]), seconds=seconds[:whole:merged])
-        if whole < len(part):
-            yield _Group(frames=pixels[whole:], seconds=seconds[whole:])
-
-
-def _timed(groups: Iterator[_Group], clocks: dict[str, float], name: str) -> Iterator[_Group]:
+def _timed(groups: Iterator[Group], clocks: dict[str, float], name: str) -> Iterator[Group]:
     while True:
         before = time.perf_counter()
         group = next(groups, None)
@@ -213,7 +189,7 @@ def _timed(groups: Iterator[_Group], clocks: dict[str, float], name: str) -> Ite
         yield group
 
 
-def _push(stream: VideoStream, group: _Group, clocks: dict[str, float], name: str) -> None:
+def _push(stream: VideoStream, group: Group, clocks: dict[str, float], name: str) -> None:
     before = time.perf_counter()
     stream.push(group.frames, seconds=group.seconds)
     if stream.cache.shape.device.type == "cuda":
@@ -258,7 +234,7 @@ def _answer(
 
 @reported
 def command(
-    video: Annotated[Path, typer.Argument(help="A video file, decoded as it goes.")],
+    video: Annotated[str, typer.Argument(help="A video file, a URL (rtsp://, http://, ...), or - for standard input.")],
     questions: Annotated[list[str], typer.Argument(help="Questions in quotes; each is asked for itself.")],
     model: Annotated[str, typer.Option(help="Folder or hub name of a Qwen-VL, InternVL or LLaVA-OneVision model.")],
     budget: Annotated[int, typer.Option(help="Tokens of the past that a frame may see.")] = 4096,
@@ -280,7 +256,8 @@ def command(
     _check(questions, fps, compare)
     # a slip of the pen is named before gigabytes are read
     StreamConfig(budget=budget, policy=policy, fps=fps, storage=storage)  # type: ignore[arg-type]
-    VideoReader(video).close()
+    if not is_live(video):
+        VideoReader(video).close()
     vlm = load_vlm(model, device=choose_device(device))
     with _Bar(shown=not as_json) as bar:
         said = _Speaker(shown=not as_json, before=bar.stop)
@@ -330,7 +307,7 @@ class _Bar:
     def stop(self) -> None:
         self._progress.stop()
 
-    def update(self, done: int, total: int, stats: StreamStats) -> None:
+    def update(self, done: int, total: int | None, stats: StreamStats) -> None:
         rate = done / (time.perf_counter() - self._started)
         sizes = (
             f"{rate:.2f} frames/s, state {stats.state_tokens} tokens {_size(stats.state_bytes)}, "

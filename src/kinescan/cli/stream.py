@@ -1,5 +1,7 @@
 import json
 import time
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -7,30 +9,47 @@ import typer
 
 from kinescan.cli.output import reported
 from kinescan.cli.runs import model_folder
-from kinescan.inference.stream import stream
+from kinescan.inference.stream import StreamPrediction, stream
 from kinescan.training.engine import choose_device
+from kinescan.training.interruption import Interruption
 
 EXAMPLES = (
     "kinescan stream a.mp4 --model runs/causal",
-    "kinescan stream a.mp4 --every 4 --top 1",
-    "kinescan stream a.mp4 --json > predictions.jsonl",
+    "kinescan stream rtsp://camera/1 --every 4 --state camera.safetensors",
+    "kinescan stream - --json < camera.ts > predictions.jsonl",
 )
 
 
 @reported
 def command(
-    source: Annotated[Path, typer.Argument(help="A video file, decoded as it goes.")],
+    source: Annotated[
+        str, typer.Argument(help="A video file, a URL (rtsp://, http://, ...), or - for standard input.")
+    ],
     model: Annotated[
         str | None, typer.Option(help="A run's folder, a saved causal model or a hub name. By default the newest run.")
     ] = None,
     every: Annotated[int, typer.Option(help="Feed every n-th frame and skip the others.")] = 1,
     top: Annotated[int, typer.Option(help="How many classes to name.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    state: Annotated[
+        Path | None, typer.Option(help="File to go on from where it is there; written every minute and at the end.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a frame.")] = False,
 ) -> None:
-    """Classify a video frame by frame, at constant cost; the model must be causal."""
+    """Classify a video or a live source frame by frame, at constant cost; the model must be causal."""
+    # SIGTERM ends it as Ctrl-C does: with the state written
+    with Interruption() as stop:
+        stop.immediate = True
+        predictions = stream(
+            model_folder(model), source, every=every, top=top, device=choose_device(device), state=state
+        )
+        with closing(predictions):
+            _print_as_they_come(predictions, as_json)
+
+
+def _print_as_they_come(predictions: Iterable[StreamPrediction], as_json: bool) -> None:
     before = time.perf_counter()
-    for prediction in stream(model_folder(model), source, every=every, top=top, device=choose_device(device)):
+    for prediction in predictions:
         now = time.perf_counter()
         milliseconds, before = 1000 * (now - before), now
         if as_json:

@@ -1,4 +1,8 @@
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+import os
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kinescan.data.transforms import EvalTransform
-from kinescan.data.video import VideoReader
+from kinescan.data.video import LiveVideo, VideoReader, is_live
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
 from kinescan.evaluation.mode import in_evaluation
 from kinescan.evaluation.multiview import check_finite
@@ -17,8 +21,14 @@ from kinescan.layers.kinematic import KinematicState
 from kinescan.layers.mamba import MambaState
 from kinescan.models.pks4 import PKS4, PKS4State
 
+logger = logging.getLogger(__name__)
+
+_STATE_SECONDS = 60.0
+"""How often a stream's state is written where it is kept in a file."""
+
 FrameSource = str | Path | Iterable[Tensor | tuple[Tensor, float]]
-"""A video file, or frames uint8 [3, H, W] as they come, each alone or with its time in seconds."""
+"""A video file; "-" (standard input), a URL or a named pipe; or frames uint8 [3, H, W] as they come, each alone or with
+its time in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,29 +132,32 @@ def stream(
     every: int = 1,
     top: int = 5,
     device: str | torch.device | None = None,
-    state: PKS4State | None = None,
-) -> Iterator[StreamPrediction]:
+    state: PKS4State | str | Path | None = None,
+) -> Generator[StreamPrediction, None, None]:
     """A prediction after each frame, at constant time and memory per frame, however long the source.
 
     The logits after a frame are those that `model` gives for the clip of all frames up to it.
 
     Args:
         model: a causal PKS4, or the folder or hub name of a saved one.
-        source: a video file, decoded as it goes, or an iterable of frames uint8 [3, H, W], each alone or as a pair
-            with its time in seconds.
+        source: a video file, decoded as it goes; a live source, read as it comes (see `LiveVideo`): "-" for standard
+            input, a URL such as rtsp://..., or a named pipe; or an iterable of frames uint8 [3, H, W], each alone or as
+            a pair with its time in seconds.
         every: feed each `every`-th frame and skip the others; choose it so that frames lie about as far apart as in
             the clips of the training.
         top: how many classes a prediction names.
         device: where to compute; by default where the model is.
-        state: where to go on from; None starts anew. To keep the state at the end, use `StreamSession`.
+        state: where to go on from; None starts anew. A path is a file to go on from where it is there, and to write
+            every minute and when the iterator ends, however it ends: at the source's end, by an error, or closed.
 
     Returns:
         An iterator; nothing is decoded before the first `next`.
 
     Raises:
-        ConfigError: the model is not causal, or `every` or `top` is below 1.
-        CheckpointError: the state is that of another model, or `model` is a folder that holds no saved model.
-        VideoError: the file cannot be read (while iterating: from here on).
+        ConfigError: the model is not causal, `every` or `top` is below 1, or the state's folder cannot be written to.
+        CheckpointError: the state is that of another model, or `model` is a folder that holds no saved model; at the
+            end, the state's file cannot be written.
+        VideoError: the source cannot be read, or breaks off (while iterating: from here on).
         ShapeError: a frame is not uint8 [3, H, W] (while iterating).
         NonFiniteError: the model gives NaN or infinity (while iterating).
 
@@ -159,20 +172,31 @@ def stream(
     """
     if every < 1:
         raise ConfigError(f"every must be at least 1, got {every}.")
-    session = StreamSession(model, top=top, device=device, state=state)
-    return _predictions(session, source, every)
+    if not isinstance(state, str | Path):
+        return _predictions(StreamSession(model, top=top, device=device, state=state), source, every)
+    path = Path(state)
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"state: {path.parent} is no folder that can be written to. Make it, or name another file.")
+    begun = load_stream_state(path) if path.exists() else None
+    session = StreamSession(model, top=top, device=device, state=begun)
+    return _kept(_predictions(session, source, every), session, path)
 
 
 def save_stream_state(state: PKS4State, path: str | Path) -> None:
     """Writes a stream's state to a safetensors file, to go on later or elsewhere.
 
+    An earlier file is there until the new one is whole.
+
     Raises:
         CheckpointError: the file cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
+    aside = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.part")
     try:
-        save_file(tensors, path, metadata={"kinescan_stream_state": "1", "frames_seen": str(state.frames_seen)})
+        save_file(tensors, aside, metadata={"kinescan_stream_state": "1", "frames_seen": str(state.frames_seen)})
+        aside.replace(path)
     except (OSError, SafetensorError) as error:
+        aside.unlink(missing_ok=True)
         raise CheckpointError(f"the stream's state cannot be written to {path}: {error}") from error
 
 
@@ -206,17 +230,35 @@ def _state_of(tensors: Mapping[str, Tensor], frames_seen: int) -> PKS4State:
     )
 
 
-def _predictions(session: StreamSession, source: FrameSource, every: int) -> Iterator[StreamPrediction]:
-    frames = _file_frames(source) if isinstance(source, str | Path) else source
+def _predictions(session: StreamSession, source: FrameSource, every: int) -> Generator[StreamPrediction, None, None]:
+    frames = _frames_of(source) if isinstance(source, str | Path) else source
     for frame_index, entry in enumerate(frames):
         if frame_index % every == 0:
             frame, seconds = entry if isinstance(entry, tuple) else (entry, None)
             yield session.push(frame, frame_index=frame_index, seconds=seconds)
 
 
-def _file_frames(path: str | Path) -> Iterator[tuple[Tensor, float]]:
-    with VideoReader(path) as reader:
-        yield from reader
+def _kept(
+    predictions: Generator[StreamPrediction, None, None], session: StreamSession, path: Path
+) -> Generator[StreamPrediction, None, None]:
+    """The same, with the state written each minute and at the end."""
+    written, begun = time.monotonic(), session.state
+    try:
+        with closing(predictions):
+            for prediction in predictions:
+                yield prediction
+                if time.monotonic() - written > _STATE_SECONDS:
+                    save_stream_state(session.state, path)
+                    written = time.monotonic()
+    finally:
+        if session.state is not begun:
+            save_stream_state(session.state, path)
+            logger.info("the state after %d frames: %s", session.state.frames_seen, path)
+
+
+def _frames_of(source: str | Path) -> Iterator[tuple[Tensor, float]]:
+    with LiveVideo(source) if is_live(source) else VideoReader(source) as video:
+        yield from video
 
 
 def _check_frame(frame: Tensor, frame_index: int) -> None:

@@ -1,8 +1,19 @@
 """The only door to decoders: frames out of video files, and frames into them."""
 
 from kinescan.data.video.inspection import Inspection, inspect_video
+from kinescan.data.video.live import LiveVideo, is_live, shown_every
 from kinescan.data.video.probe import probe_decoders
 from kinescan.data.video.reader import Frames, VideoReader
 from kinescan.data.video.writer import write_video
 
-__all__ = ["Frames", "Inspection", "VideoReader", "inspect_video", "probe_decoders", "write_video"]
+__all__ = [
+    "Frames",
+    "Inspection",
+    "LiveVideo",
+    "VideoReader",
+    "inspect_video",
+    "is_live",
+    "probe_decoders",
+    "shown_every",
+    "write_video",
+]

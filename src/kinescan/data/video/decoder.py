@@ -200,7 +200,7 @@ class Decoder:
 
     def _open(self) -> None:
         self._container = _open_container(self.path)
-        self.stream = _choose_stream(self.path, self._container, self._stream_index)
+        self.stream = choose_stream(self.path, self._container, self._stream_index)
         for other in self._container.streams:
             if other.index != self.stream.index:
                 other.discard = Discard.all
@@ -236,9 +236,7 @@ def _decode_packet(codec: av.CodecContext, packet: av.Packet | None) -> tuple[li
         return [], True
 
 
-def _choose_stream(
-    path: str | Path, container: av.container.InputContainer, stream_index: int | None
-) -> av.VideoStream:
+def choose_stream(path: str | Path, container: av.container.InputContainer, stream_index: int | None) -> av.VideoStream:
     """The stream asked for, or the one that FFmpeg thinks best; a cover picture is no video."""
     streams = container.streams
     videos = [s for s in streams.video if not s.disposition & Disposition.attached_pic]

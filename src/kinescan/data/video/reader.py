@@ -13,6 +13,7 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from kinescan.data.video.decoder import Decoder, Undecodable
+from kinescan.data.video.picture import to_rgb, turn
 from kinescan.data.video.structure import missing_bytes
 from kinescan.data.video.table import FrameTable
 from kinescan.errors import ConfigError, CutVideoError, ShapeError, VideoError
@@ -274,7 +275,7 @@ class VideoReader:
     def _geometry(self) -> tuple[int, int, int]:
         """Height, width and rotation of the first frame."""
         frame = self._first_frame
-        height, width = _turn(torch.empty(frame.height, frame.width, 3, dtype=torch.uint8), frame).shape[:2]
+        height, width = turn(torch.empty(frame.height, frame.width, 3, dtype=torch.uint8), frame).shape[:2]
         return height, width, round(frame.rotation) % 360
 
     @cached_property
@@ -311,17 +312,10 @@ class VideoReader:
 
     def _to_rgb(self, frame: av.VideoFrame) -> torch.Tensor:
         """Upright [H, W, 3] pixels, as large as the first frame's."""
-        width, height = frame.width, frame.height
-        if (width, height) != self._decoder.header_size:
-            width, height = self._first_frame.width, self._first_frame.height
-        try:
-            rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24")
-        except (av.error.FFmpegError, ValueError) as error:
-            reason = f"its pixels ({frame.format.name}) cannot be converted to RGB: {error}."
-            raise VideoError(self.path, reason) from error
-        plane = rgb.planes[0]
-        rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(height, plane.line_size)
-        return _turn(torch.from_numpy(rows[:, : width * 3].reshape(height, width, 3)), frame)
+        size = None
+        if (frame.width, frame.height) != self._decoder.header_size:
+            size = self._first_frame.width, self._first_frame.height
+        return to_rgb(self.path, frame, self._reformatter, size)
 
     def _keep_what_decodes(self) -> None:
         table = self._decoder.frames
@@ -401,17 +395,3 @@ def _some_rows(frame: av.VideoFrame) -> bytes:
     bits = layout.components[0].bits if layout.is_planar else layout.padded_bits_per_pixel
     rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)
     return rows[: plane.height : 8, : plane.width * -(-bits // 8)].tobytes()
-
-
-def _turn(image: torch.Tensor, frame: av.VideoFrame) -> torch.Tensor:
-    """Carries out the frame's display matrix, to the nearest quarter turn, with mirroring: [H, W, 3] upright."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return image
-    # x' = a x + c y, y' = b x + d y, with x to the right and y down
-    a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5].tolist()
-    if abs(b) > abs(a):
-        image = image.transpose(0, 1)
-        a, d = c, b
-    flipped = [axis for axis, scale in ((0, d), (1, a)) if scale < 0]
-    return image.flip(flipped) if flipped else image

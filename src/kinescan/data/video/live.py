@@ -1,0 +1,290 @@
+import logging
+import os
+import select
+import stat
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import av.error
+from av.video.reformatter import VideoReformatter
+
+from kinescan.data.video.decoder import choose_stream
+from kinescan.data.video.picture import to_rgb
+from kinescan.errors import ConfigError, VideoError
+from kinescan.shapes import Pixels
+
+logger = logging.getLogger(__name__)
+
+STANDARD_INPUT = "-"
+_BEHIND_SECONDS = 2.0
+"""Lag behind the source's clock that is worth a line in the log."""
+_SLACK_SECONDS = 1e-6
+_MP4_ADVICE = (
+    " An mp4 with its index at the end has to be gone back in, which a pipe and most servers do not allow. Give the "
+    "file by its name, or send it as MPEG-TS (ffmpeg -i a.mp4 -c copy -f mpegts -)."
+)
+
+
+def is_live(source: str | Path) -> bool:
+    """Whether a source can only be read once, from its start to its end: "-", a URL, a named pipe or a device."""
+    if str(source) == STANDARD_INPUT or "://" in str(source):
+        return True
+    try:
+        mode = os.stat(source).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+class LiveVideo:
+    """Frames of a source that cannot be gone back in, decoded as they come: each once, in order, upright.
+
+    Nothing is kept and no frame waits for a later one, but for those that the codec itself reorders. Where data was
+    lost on the way, frames are left out from there to the next key frame, and so are those before the first one where
+    a source is joined on its way: a picture with holes is no picture. They are counted and logged.
+
+    Args:
+        source: "-" for standard input, a URL that FFmpeg can read (rtsp://, http://, tcp://, udp://, ...), or a named
+            pipe.
+        timeout_seconds: how long to wait for the source to open, for data to come, and for the first whole frame.
+
+    Attributes:
+        num_frames: whole frames so far.
+        num_left_out: frames left out so far.
+
+    Raises:
+        ConfigError: timeout_seconds is not positive, or standard input is a terminal.
+        VideoError: the source cannot be opened or holds no video. Iteration raises it where the source breaks off or
+            falls silent, or gives no whole frame.
+
+    Example:
+        >>> import tempfile
+        >>> from kinescan.data.video import write_video
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_video(f"{folder}/a.ts", torch.zeros(5, 3, 24, 32, dtype=torch.uint8), fps=10)
+        ...     with LiveVideo(f"file://{folder}/a.ts") as video:
+        ...         print([list(pixels.shape) for pixels, seconds in video][:2], video.num_frames)
+        [[3, 24, 32], [3, 24, 32]] 5
+    """
+
+    def __init__(self, source: str | Path, *, timeout_seconds: float = 30.0) -> None:
+        if not timeout_seconds > 0:
+            raise ConfigError(f"timeout_seconds must be positive, got {timeout_seconds}.")
+        self.source = str(source)
+        self.num_frames = 0
+        self.num_left_out = 0
+        self._timeout_seconds = timeout_seconds
+        self._opened_at = time.monotonic()
+        self._pipe: _Pipe | None = None
+        self._container = self._open()
+        self._stream = choose_stream(self.source, self._container, None)
+        # threads would hold frames back
+        self._stream.thread_type = "NONE"
+        self._stream.codec_context.thread_count = 1
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self._frame_seconds = float(1 / rate) if rate else 0.04
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LiveVideo({self.source!r}, {self.num_frames} frames so far)"
+
+    def close(self) -> None:
+        """Closes the source; a second call does nothing."""
+        self._container.close()
+        if self._pipe is not None:
+            self._pipe.close()
+
+    def __iter__(self) -> Iterator[tuple[Pixels, float]]:
+        """Frame after frame ([3, H, W], uint8) with its time in seconds, by the source's own clock.
+
+        Frames without a time are counted on at the rate that the source names.
+        """
+        reformatter, lag = VideoReformatter(), _Lag(self.source)
+        seconds = -self._frame_seconds
+        try:
+            for frame in self._whole_frames():
+                seconds = seconds + self._frame_seconds if frame.time is None else frame.time
+                self.num_frames += 1
+                lag.look(seconds)
+                yield to_rgb(self.source, frame, reformatter).permute(2, 0, 1), seconds
+        finally:
+            if self.num_left_out:
+                logger.warning(
+                    "%s: %d of %d frames were damaged or came before a key frame, and were left out",
+                    *(self.source, self.num_left_out, self.num_left_out + self.num_frames),
+                )
+        if not self.num_frames:
+            raise VideoError(self.source, f"ended before its first whole frame ({self.num_left_out} were damaged).")
+
+    def _whole_frames(self) -> Iterator[av.VideoFrame]:
+        codec = self._stream.codec_context
+        is_whole = False
+        for packet in self._packets():
+            try:
+                frames, is_damaged = codec.decode(packet), packet.is_corrupt
+            except av.error.FFmpegError:
+                frames, is_damaged = [], True
+            is_whole = is_whole and not is_damaged
+            for frame in frames:
+                is_whole = not frame.is_corrupt and not is_damaged and (is_whole or frame.key_frame)
+                if is_whole:
+                    yield frame
+                else:
+                    self.num_left_out += 1
+                    self._refuse_damage()
+
+    def _packets(self) -> Iterator[av.Packet]:
+        """Those of the video, the last of them empty, which drains the decoder."""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                if self._pipe is not None:
+                    self._pipe.raise_what_came()
+            except (av.error.FFmpegError, OSError) as error:
+                advice = _MP4_ADVICE if not self.num_frames and "mp4" in self._container.format.name else ""
+                raise VideoError(
+                    self.source, f"broke off after {self.num_frames} frames: {self._words(error)}.{advice}"
+                ) from error
+            if packet is None:
+                return
+            yield packet
+
+    def _refuse_damage(self) -> None:
+        waited = time.monotonic() - self._opened_at
+        if not self.num_frames and waited > self._timeout_seconds:
+            raise VideoError(
+                self.source,
+                f"no whole frame came in {waited:.0f} s, only {self.num_left_out} that were damaged or had no key "
+                "frame before them. Check the connection, or let the source send key frames more often.",
+            )
+
+    def _open(self) -> av.container.InputContainer:
+        options = {"rtsp_flags": "prefer_tcp"} if self.source.startswith("rtsp") else {}
+        timeout = (self._timeout_seconds, self._timeout_seconds)
+        try:
+            if "://" in self.source:
+                return av.open(self.source, options=options, timeout=timeout, metadata_errors="ignore")
+            self._pipe = _Pipe(self.source, self._timeout_seconds)
+            container = av.open(self._pipe.file or self._pipe, metadata_errors="ignore")
+            self._pipe.raise_what_came()
+            return container
+        except (av.error.FFmpegError, OSError) as error:
+            if self._pipe is not None:
+                self._pipe.close()
+                self._pipe.raise_what_came()
+            raise VideoError(self.source, f"cannot be opened as video: {self._words(error)}.") from error
+
+    def _words(self, error: Exception) -> str:
+        if isinstance(error, TimeoutError | av.error.ExitError):
+            return f"nothing came for {self._timeout_seconds:g} s"
+        strerror = getattr(error, "strerror", None)
+        return str(strerror or error)
+
+
+def shown_every(frames: Iterable[tuple[Pixels, float]], seconds: float) -> Iterator[tuple[Pixels, float]]:
+    """The frames that a player shows at the first frame's time and every so many seconds after it, as they come.
+
+    Args:
+        frames: each with its time in seconds, increasing.
+        seconds: between two of those times.
+
+    Returns:
+        Each frame as often as it is shown at one of the times, with that time, the first being 0.
+    """
+    first, count = 0.0, 0
+    shown: Pixels | None = None
+    time = 0.0
+    for pixels, time in frames:
+        if shown is None:
+            first = time
+        else:
+            # what is shown at a time is known once a later frame comes
+            while first + count * seconds < time - _SLACK_SECONDS:
+                yield shown, count * seconds
+                count += 1
+        shown = pixels
+    while shown is not None and first + count * seconds < time + _SLACK_SECONDS:
+        yield shown, count * seconds
+        count += 1
+
+
+class _Pipe:
+    """Bytes of standard input or a named pipe: a read gives what is there, and waits where there is nothing."""
+
+    def __init__(self, source: str, timeout_seconds: float) -> None:
+        self._timeout_seconds = timeout_seconds
+        if source != STANDARD_INPUT:
+            self._descriptor = os.open(source, os.O_RDONLY)
+        elif sys.stdin is None or sys.stdin.isatty():
+            raise ConfigError(
+                "standard input is a terminal. Let a program write a video into it: "
+                "ffmpeg -i SOURCE -f mpegts - | kinescan stream -"
+            )
+        else:
+            self._descriptor = os.dup(sys.stdin.fileno())
+        is_file = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+        self._came: KeyboardInterrupt | None = None
+        # standard input that is a file can be gone back in: some formats have their index at the end
+        self.file = os.fdopen(self._descriptor, "rb", closefd=False) if is_file else None
+
+    def read(self, num_bytes: int) -> bytes:
+        """Up to so many bytes; none at the end.
+
+        Raises:
+            TimeoutError: nothing came.
+        """
+        try:
+            # Windows can only wait for sockets
+            if os.name == "posix" and not select.select([self._descriptor], [], [], self._timeout_seconds)[0]:
+                raise TimeoutError
+            return os.read(self._descriptor, num_bytes)
+        except KeyboardInterrupt as error:
+            # FFmpeg, which called this, would swallow it
+            self._came = error
+            return b""
+
+    def raise_what_came(self) -> None:
+        """Raises the KeyboardInterrupt that came while `read` waited."""
+        if self._came is not None:
+            raise self._came
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class _Lag:
+    """Tells once that frames are used more slowly than the source shows them."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._start: tuple[float, float] | None = None
+        self._told = False
+
+    def look(self, seconds: float) -> None:
+        """At a frame with this time."""
+        now = time.monotonic()
+        if self._start is None:
+            self._start = now, seconds
+        behind = (now - self._start[0]) - (seconds - self._start[1])
+        if behind > _BEHIND_SECONDS and not self._told:
+            self._told = True
+            logger.warning(
+                "%s: frames are used more slowly than they come, %.1f s behind by now. Feed fewer of them (every, "
+                "--every), or use a faster machine.",
+                *(self._source, behind),
+            )

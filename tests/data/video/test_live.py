@@ -1,0 +1,244 @@
+import http.server
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinescan.data.video import LiveVideo, VideoReader, is_live, write_video
+from kinescan.errors import ConfigError, VideoError
+
+TS_PACKET_BYTES = 188
+
+
+def frames_of(path: Path) -> list[tuple[torch.Tensor, float]]:
+    with VideoReader(path) as reader:
+        return list(reader)
+
+
+def noise(num_frames: int) -> torch.Tensor:
+    return torch.randint(0, 256, (num_frames, 3, 48, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+@pytest.fixture
+def transport_stream(tmp_path: Path) -> Path:
+    """40 frames at 10 fps, a key frame every 8."""
+    path = tmp_path / "a.ts"
+    write_video(path, noise(40), fps=10, keyframe_interval=8)
+    return path
+
+
+@contextmanager
+def written_to_a_pipe(tmp_path: Path, *parts: bytes, pause_seconds: float = 0.0) -> Iterator[Path]:
+    """A named pipe that another thread writes these parts into, with a pause behind each."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        try:
+            with pipe.open("wb") as file:
+                for part in parts:
+                    file.write(part)
+                    file.flush()
+                    time.sleep(pause_seconds)
+        except BrokenPipeError:
+            pass
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield pipe
+    finally:
+        thread.join()
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mkv", "a.webm"])
+def test_live_frames_of_a_pipe_are_those_of_the_file(tmp_path, make_video, name):
+    path = make_video(name, num_frames=25, **({"codec": "libvpx-vp9"} if name == "a.webm" else {}))
+    with written_to_a_pipe(tmp_path, path.read_bytes()) as pipe, LiveVideo(pipe) as video:
+        live = list(video)
+    expected = frames_of(path)
+    assert len(live) == len(expected) == 25
+    assert (video.num_frames, video.num_left_out) == (25, 0)
+    for (pixels, seconds), (expected_pixels, expected_seconds) in zip(live, expected, strict=True):
+        assert torch.equal(pixels, expected_pixels)
+        assert seconds == pytest.approx(expected_seconds)
+
+
+def test_live_frames_come_upright(tmp_path, make_video):
+    path = make_video("a.mkv", num_frames=3, rotation_degrees=90)
+    with LiveVideo(f"file://{path}") as video:
+        live = [pixels for pixels, _ in video]
+    assert all(torch.equal(one, other) for one, (other, _) in zip(live, frames_of(path), strict=True))
+    assert live[0].shape == (3, 32, 24)
+
+
+def test_live_frames_come_before_the_source_ends(tmp_path, transport_stream):
+    data = transport_stream.read_bytes()
+    most = 7 * len(data) // 8
+    with written_to_a_pipe(tmp_path, data[:most], data[most:], pause_seconds=1.0) as pipe:
+        started = time.monotonic()
+        with LiveVideo(pipe) as video:
+            arrived = [time.monotonic() - started for _ in video]
+    # the rest was sent a second later
+    assert min(arrived) < 1.0 < max(arrived)
+
+
+def test_live_frames_of_standard_input(transport_stream, make_video):
+    script = (
+        "from kinescan.data.video import LiveVideo\nwith LiveVideo('-') as video:\n    print(sum(1 for _ in video))"
+    )
+    command = [sys.executable, "-c", script]
+    piped = subprocess.run(command, input=transport_stream.read_bytes(), capture_output=True, check=True)
+    assert piped.stdout.split() == [b"40"], piped.stderr
+    # a file there can be gone back in, as the index at the end of an mp4 needs
+    with make_video("a.mp4", num_frames=12).open("rb") as file:
+        redirected = subprocess.run(command, stdin=file, capture_output=True, check=True)
+    assert redirected.stdout.split() == [b"12"], redirected.stderr
+
+
+def test_live_frames_of_a_server(tmp_path, transport_stream):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        with LiveVideo(f"{address}/a.ts") as video:
+            live = list(video)
+        with pytest.raises(VideoError, match=r"nothing\.ts: cannot be opened as video: Server returned 404"):
+            LiveVideo(f"{address}/nothing.ts")
+        server.shutdown()
+    expected = frames_of(transport_stream)
+    assert all(torch.equal(one, other) for (one, _), (other, _) in zip(live, expected, strict=True))
+
+
+@pytest.mark.parametrize("over_tcp", [True, False])
+def test_live_frames_of_a_camera(camera, transport_stream, over_tcp):
+    source = camera(transport_stream, over_tcp=over_tcp)
+    live: list[torch.Tensor] = []
+    ended = ""
+    with LiveVideo(source.address, timeout_seconds=3) as video:
+        try:
+            for pixels, _ in video:
+                live.append(pixels)
+        except VideoError as error:
+            ended = str(error)
+    # TCP is asked for first
+    assert source.transports == (["RTP/AVP/TCP"] if over_tcp else ["RTP/AVP/TCP", "RTP/AVP/UDP"])
+    recorded = [pixels for pixels, _ in frames_of(transport_stream)]
+    # the decoder still holds the last ones back when the camera goes
+    assert 36 <= len(live) <= 40, ended
+    assert all(torch.equal(one, other) for one, other in zip(live, recorded, strict=False))
+
+
+def test_lost_data_leaves_out_frames_up_to_the_next_key_frame(tmp_path, transport_stream, caplog):
+    data = transport_stream.read_bytes()
+    packets = [data[at : at + TS_PACKET_BYTES] for at in range(0, len(data), TS_PACKET_BYTES)]
+    lost = len(packets) // 2
+    whole = {round(seconds, 4): pixels for pixels, seconds in frames_of(transport_stream)}
+    with (
+        caplog.at_level(logging.WARNING),
+        written_to_a_pipe(tmp_path, b"".join(packets[:lost] + packets[lost + 12 :])) as pipe,
+        LiveVideo(pipe) as video,
+    ):
+        live = list(video)
+    assert all(torch.equal(pixels, whole[round(seconds, 4)]) for pixels, seconds in live)
+    assert 24 <= len(live) < 40
+    assert live[-1][1] == max(whole) or torch.equal(live[-1][0], whole[max(whole)])
+    assert video.num_left_out > 0
+    assert f"{video.num_left_out} of {video.num_left_out + len(live)} frames were damaged" in caplog.text
+
+
+def test_joined_on_its_way_a_source_starts_at_a_key_frame(tmp_path, transport_stream):
+    data = transport_stream.read_bytes()
+    packets = [data[at : at + TS_PACKET_BYTES] for at in range(0, len(data), TS_PACKET_BYTES)]
+    whole = {round(seconds, 4): pixels for pixels, seconds in frames_of(transport_stream)}
+    # tables first, as every joined stream repeats them
+    with (
+        written_to_a_pipe(tmp_path, b"".join(packets[:3] + packets[len(packets) // 3 :])) as pipe,
+        LiveVideo(pipe) as video,
+    ):
+        live = list(video)
+    assert 16 <= len(live) < 40
+    assert all(torch.equal(pixels, whole[round(seconds, 4)]) for pixels, seconds in live)
+
+
+def test_silence_is_an_error_that_says_how_long(tmp_path, transport_stream):
+    data = transport_stream.read_bytes()
+    with (
+        written_to_a_pipe(tmp_path, data, pause_seconds=1.5) as pipe,
+        LiveVideo(pipe, timeout_seconds=0.5) as video,
+        pytest.raises(VideoError, match=r"pipe: broke off after \d+ frames: nothing came for 0.5 s"),
+    ):
+        list(video)
+
+
+def test_a_source_that_never_sends_is_an_error(tmp_path):
+    with (
+        written_to_a_pipe(tmp_path, b"", pause_seconds=1.0) as pipe,
+        pytest.raises(VideoError, match=r"cannot be opened as video: nothing came for 0\.3 s"),
+    ):
+        LiveVideo(pipe, timeout_seconds=0.3)
+
+
+def test_an_mp4_with_its_index_at_the_end_says_what_to_do(tmp_path):
+    write_video(tmp_path / "a.mp4", noise(60), fps=10)
+    data = (tmp_path / "a.mp4").read_bytes()
+    with (
+        written_to_a_pipe(tmp_path, data) as pipe,
+        pytest.raises(VideoError, match="index at the end has to be gone back in"),
+        LiveVideo(pipe) as video,
+    ):
+        list(video)
+
+
+def test_something_else_is_an_error(tmp_path):
+    with (
+        written_to_a_pipe(tmp_path, b"no video at all") as pipe,
+        pytest.raises(VideoError, match="pipe: cannot be opened as video"),
+    ):
+        LiveVideo(pipe)
+    with pytest.raises(VideoError, match=r"tcp://127\.0\.0\.1:9: cannot be opened as video: Connection refused"):
+        LiveVideo("tcp://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="timeout_seconds must be positive, got 0"):
+        LiveVideo("-", timeout_seconds=0)
+
+
+def test_a_terminal_is_an_error(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(ConfigError, match="standard input is a terminal"):
+        LiveVideo("-")
+
+
+def test_slow_use_is_said_once(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "a.ts"
+    write_video(path, noise(20), fps=1000)
+    monkeypatch.setattr("kinescan.data.video.live._BEHIND_SECONDS", 0.05)
+    with LiveVideo(f"file://{path}") as video, caplog.at_level(logging.WARNING):
+        for _ in video:
+            time.sleep(0.02)
+    assert caplog.text.count("used more slowly than they come") == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "live"),
+    [("-", True), ("rtsp://camera/1", True), ("http://host/a.ts", True), ("a.mp4", False), ("missing/a.mp4", False)],
+)
+def test_is_live(source, live):
+    assert is_live(source) == live
+
+
+def test_a_pipe_is_live_and_a_file_is_not(tmp_path, make_video):
+    os.mkfifo(tmp_path / "pipe")
+    assert is_live(tmp_path / "pipe")
+    assert not is_live(make_video())
