@@ -70,6 +70,25 @@ def test_report_saves_page_numbers_picture_and_predictions(report, tmp_path):
             assert picture.format == "PNG"
 
 
+def test_report_of_other_data_is_kept_beside_the_new_one(report, tmp_path):
+    report.save(tmp_path)
+    report.save(tmp_path)
+    assert not (tmp_path / "earlier-1").exists()
+    for data in ("other videos", "third videos"):
+        dataclasses.replace(report, data=data).save(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["data"] == "third videos"
+    assert json.loads((tmp_path / "earlier-1" / "report.json").read_text())["data"] == "my videos"
+    assert json.loads((tmp_path / "earlier-2" / "report.json").read_text())["data"] == "other videos"
+    names = {file.name for file in tmp_path.iterdir() if file.is_file()}
+    assert {file.name for file in (tmp_path / "earlier-1").iterdir()} == names
+
+
+def test_report_that_cannot_be_read_is_replaced(report, tmp_path):
+    (tmp_path / "report.json").write_text("cut", encoding="utf-8")
+    report.save(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["data"] == "my videos"
+
+
 def test_report_shows_how_far_scores_can_be_believed(report):
     bins = report.to_json()["reliability"]
     assert len(bins) == 15

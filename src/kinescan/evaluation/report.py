@@ -1,7 +1,9 @@
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ from kinescan.evaluation.multiview import Evaluation
 from kinescan.evaluation.plots import plot_confusion, plot_reliability
 from kinescan.evaluation.predictions import PREDICTIONS_FILE, prediction_lines
 
+logger = logging.getLogger(__name__)
+
 REPORT_FILE = "report.json"
 PAGE_FILE = "report.md"
 CONFUSION_FILE = "confusion.png"
 RELIABILITY_FILE = "reliability.png"
+FILES = (REPORT_FILE, PAGE_FILE, PREDICTIONS_FILE, CONFUSION_FILE, RELIABILITY_FILE)
 CHOSEN_ON_THESE = (
     "The checkpoint was chosen as the best of its run on these same videos, so its score here is too high on average. "
     "Score it on videos that chose nothing before you compare or publish it."
@@ -82,8 +87,11 @@ class Report:
     def save(self, folder: str | Path) -> Path:
         """Writes report.json, report.md, two pictures and predictions.jsonl (a line for each video).
 
+        A report of the same model, data and views in the folder is replaced; one of others is moved to its `earlier-1`,
+        `earlier-2`, ...
+
         Args:
-            folder: made if need be; files of these names are replaced.
+            folder: made if need be.
 
         Returns:
             The folder.
@@ -96,6 +104,7 @@ class Report:
         matrix = confusion_matrix(evaluation.scores.argmax(1), evaluation.targets, num_classes=len(evaluation.labels))
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._set_aside_others(folder)
             _write(folder / REPORT_FILE, json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
             _write(folder / PAGE_FILE, self.to_markdown())
             _write(folder / PREDICTIONS_FILE, "".join(prediction_lines(evaluation)))
@@ -106,6 +115,22 @@ class Report:
                 f"the report cannot be written to {folder}: {error.strerror or error}. Choose another output folder."
             ) from error
         return folder
+
+    def _set_aside_others(self, folder: Path) -> None:
+        try:
+            there = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        here = self.to_json()
+        if not isinstance(there, dict) or all(there.get(key) == here[key] for key in ("model", "data", "views")):
+            return
+        number = next(number for number in count(1) if not (folder / f"earlier-{number}").exists())
+        earlier = folder / f"earlier-{number}"
+        earlier.mkdir()
+        for name in FILES:
+            if (folder / name).exists():
+                os.replace(folder / name, earlier / name)
+        logger.info("the report that was there, of %s on %s: %s", there.get("model"), there.get("data"), earlier)
 
     def _headline(self) -> Iterator[str]:
         metrics, evaluation = self.evaluation.metrics, self.evaluation
