@@ -17,7 +17,9 @@ import torch
 def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    # as in pyproject.toml
     warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message="Guards may run slower on Python 3.13.0", category=RuntimeWarning)
     # Fresh memory holds NaN, so that a value that nobody wrote shows.
     torch.use_deterministic_algorithms(True)
     path = Path(sys.argv[1])

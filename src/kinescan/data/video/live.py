@@ -24,6 +24,7 @@ STANDARD_INPUT = "-"
 _BEHIND_SECONDS = 2.0
 """Lag behind the source's clock that is worth a line in the log."""
 _SLACK_SECONDS = 1e-6
+_MAX_PACKETS_IN_DECODER = 256
 _MP4_ADVICE = (
     " An mp4 with its index at the end has to be gone back in, which a pipe and most servers do not allow. Give the "
     "file by its name, or send it as MPEG-TS (ffmpeg -i a.mp4 -c copy -f mpegts -)."
@@ -44,9 +45,10 @@ def is_live(source: str | Path) -> bool:
 class LiveVideo:
     """Frames of a source that cannot be gone back in, decoded as they come: each once, in order, upright.
 
-    Nothing is kept and no frame waits for a later one, but for those that the codec itself reorders. Where data was
-    lost on the way, frames are left out from there to the next key frame, and so are those before the first one where
-    a source is joined on its way: a picture with holes is no picture. They are counted and logged.
+    Nothing is kept and no frame waits for a later one, but for those that the codec itself reorders. Where
+    container or codec notice that data was lost, frames are left out from there to the next key frame, and so are those
+    before the first one where a source is joined on its way. They are counted and logged. MPEG-TS numbers its packets,
+    so that losses are noticed; of what RTP loses by UDP, some shows as garbage in frames that FFmpeg calls sound.
 
     Args:
         source: "-" for standard input, a URL that FFmpeg can read (rtsp://, http://, tcp://, udp://, ...), or a named
@@ -114,8 +116,8 @@ class LiveVideo:
         reformatter, lag = VideoReformatter(), _Lag(self.source)
         seconds = -self._frame_seconds
         try:
-            for frame in self._whole_frames():
-                seconds = seconds + self._frame_seconds if frame.time is None else frame.time
+            for frame, time_seconds in self._whole_frames():
+                seconds = seconds + self._frame_seconds if time_seconds is None else time_seconds
                 self.num_frames += 1
                 lag.look(seconds)
                 yield to_rgb(self.source, frame, reformatter).permute(2, 0, 1), seconds
@@ -128,22 +130,29 @@ class LiveVideo:
         if not self.num_frames:
             raise VideoError(self.source, f"ended before its first whole frame ({self.num_left_out} were damaged).")
 
-    def _whole_frames(self) -> Iterator[av.VideoFrame]:
-        codec = self._stream.codec_context
-        is_whole = False
-        for packet in self._packets():
+    def _whole_frames(self) -> Iterator[tuple[av.VideoFrame, float | None]]:
+        """Frames with their times. Packets are known by their ordinals, which the decoder hands on to the frames."""
+        codec, damage = self._stream.codec_context, _Damage()
+        times: dict[int, float | None] = {}
+        for ordinal, packet in enumerate(self._packets()):
+            if packet.size:
+                times[ordinal] = None if packet.pts is None else float(packet.pts * packet.time_base)
+                packet.pts = packet.dts = ordinal
             try:
                 frames, is_damaged = codec.decode(packet), packet.is_corrupt
             except av.error.FFmpegError:
                 frames, is_damaged = [], True
-            is_whole = is_whole and not is_damaged
+            if is_damaged:
+                damage.add(ordinal)
             for frame in frames:
-                is_whole = not frame.is_corrupt and not is_damaged and (is_whole or frame.key_frame)
-                if is_whole:
-                    yield frame
+                if damage.spares(frame):
+                    yield frame, times.get(frame.pts)
                 else:
                     self.num_left_out += 1
                     self._refuse_damage()
+            # what the decoder has given up is not waited for
+            while len(times) > _MAX_PACKETS_IN_DECODER:
+                del times[next(iter(times))]
 
     def _packets(self) -> Iterator[av.Packet]:
         """Those of the video, the last of them empty, which drains the decoder."""
@@ -219,6 +228,28 @@ def shown_every(frames: Iterable[tuple[Pixels, float]], seconds: float) -> Itera
     while shown is not None and first + count * seconds < time + _SLACK_SECONDS:
         yield shown, count * seconds
         count += 1
+
+
+class _Damage:
+    """Which frames are whole: those behind a key frame in the order of the packets, without damage in between."""
+
+    def __init__(self) -> None:
+        self._key: int | None = None
+        self._damaged: list[int] = []
+
+    def add(self, ordinal: int) -> None:
+        """A packet that is damaged, or that the decoder refuses."""
+        self._damaged.append(ordinal)
+
+    def spares(self, frame: av.VideoFrame) -> bool:
+        """Whether the next frame, in the order of display, is whole; its time is its packet's ordinal."""
+        if frame.is_corrupt:
+            self.add(frame.pts)
+        if frame.key_frame and frame.pts not in self._damaged:
+            self._key = frame.pts
+            self._damaged = [ordinal for ordinal in self._damaged if ordinal > frame.pts]
+        key = self._key
+        return key is not None and key <= frame.pts and not any(key <= one <= frame.pts for one in self._damaged)
 
 
 class _Pipe:
