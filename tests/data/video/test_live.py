@@ -208,6 +208,22 @@ def test_silence_is_an_error_that_says_how_long(tmp_path, transport_stream):
         list(video)
 
 
+def test_data_without_a_key_frame_is_an_error(tmp_path):
+    path = tmp_path / "a.ts"
+    write_video(path, noise(40), fps=10, keyframe_interval=100)
+    data = path.read_bytes()
+    packets = [data[at : at + TS_PACKET_BYTES] for at in range(0, len(data), TS_PACKET_BYTES)]
+    # the tables and the key frame's beginning; its end is lost
+    broken = packets[:12] + packets[16:]
+    parts = [b"".join(broken[len(broken) * i // 10 : len(broken) * (i + 1) // 10]) for i in range(10)]
+    with (
+        written_to_a_pipe(tmp_path, *parts, pause_seconds=0.1) as pipe,
+        LiveVideo(pipe, timeout_seconds=0.2) as video,
+        pytest.raises(VideoError, match=r"data came for 0\.\d s without a whole frame: \d+ were damaged"),
+    ):
+        list(video)
+
+
 def test_a_source_that_never_sends_is_an_error(tmp_path):
     with (
         written_to_a_pipe(tmp_path, b"", pause_seconds=1.0) as pipe,

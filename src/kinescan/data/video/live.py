@@ -81,7 +81,6 @@ class LiveVideo:
         self.num_frames = 0
         self.num_left_out = 0
         self._timeout_seconds = timeout_seconds
-        self._opened_at = time.monotonic()
         self._pipe: _Pipe | None = None
         self._container = self._open()
         self._stream = choose_stream(self.source, self._container, None)
@@ -132,7 +131,7 @@ class LiveVideo:
 
     def _whole_frames(self) -> Iterator[tuple[av.VideoFrame, float | None]]:
         """Frames with their times. Packets are known by their ordinals, which the decoder hands on to the frames."""
-        codec, damage = self._stream.codec_context, _Damage()
+        codec, damage, started = self._stream.codec_context, _Damage(), time.monotonic()
         times: dict[int, float | None] = {}
         for ordinal, packet in enumerate(self._packets()):
             if packet.size:
@@ -149,7 +148,8 @@ class LiveVideo:
                     yield frame, times.get(frame.pts)
                 else:
                     self.num_left_out += 1
-                    self._refuse_damage()
+            if not self.num_frames:
+                self._refuse_to_wait(time.monotonic() - started)
             # what the decoder has given up is not waited for
             while len(times) > _MAX_PACKETS_IN_DECODER:
                 del times[next(iter(times))]
@@ -171,13 +171,13 @@ class LiveVideo:
                 return
             yield packet
 
-    def _refuse_damage(self) -> None:
-        waited = time.monotonic() - self._opened_at
-        if not self.num_frames and waited > self._timeout_seconds:
+    def _refuse_to_wait(self, waited_seconds: float) -> None:
+        """For the first whole frame."""
+        if waited_seconds > self._timeout_seconds:
             raise VideoError(
                 self.source,
-                f"no whole frame came in {waited:.0f} s, only {self.num_left_out} that were damaged or had no key "
-                "frame before them. Check the connection, or let the source send key frames more often.",
+                f"data came for {waited_seconds:.1f} s without a whole frame: {self.num_left_out} were damaged or had"
+                " no key frame before them. Check the connection, or let the source send key frames more often.",
             )
 
     def _open(self) -> av.container.InputContainer:
