@@ -67,7 +67,7 @@ class Live:
         merged = stream.family.temporal_patch
         frames: list[Tensor] = []
         seconds: list[float] = []
-        for pixels, time in self._samples():
+        for pixels, time in shown_every(self._frames(), self._seconds):
             frames.append(pixels)
             seconds.append(time)
             if len(frames) == merged:
@@ -76,11 +76,12 @@ class Live:
         if frames:
             yield from _groups_of(torch.stack(frames), seconds, stream)
 
-    def _samples(self) -> Iterator[tuple[Tensor, float]]:
+    def _frames(self) -> Iterator[tuple[Tensor, float]]:
+        """Ends without an error, once there are frames."""
         with Interruption() as stop:
             try:
-                for sample in shown_every(self._video, self._seconds):
-                    yield sample
+                for frame in self._video:
+                    yield frame
                     if stop.requested is not None:
                         logger.warning("%s: watched until %s", self._video.source, stop.requested)
                         return

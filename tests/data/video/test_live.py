@@ -184,6 +184,19 @@ def test_damage_counts_in_the_order_of_packets():
     assert not spares(15)
 
 
+def test_a_clock_that_jumps_back_goes_on(tmp_path, transport_stream):
+    again = tmp_path / "again.ts"
+    again.write_bytes(2 * transport_stream.read_bytes())
+    with LiveVideo(f"file://{again}") as video:
+        times = torch.tensor([seconds for _, seconds in video], dtype=torch.float64)
+    steps = times.diff()
+    assert len(times) > 70
+    assert steps.min() > 0.09
+    # where the second one was joined, frames are missing
+    assert steps.max() < 1.0
+    assert times[-1] - times[0] == pytest.approx(0.1 * (len(times) - 1), abs=1.0)
+
+
 def test_joined_on_its_way_a_source_starts_at_a_key_frame(tmp_path, transport_stream):
     data = transport_stream.read_bytes()
     packets = [data[at : at + TS_PACKET_BYTES] for at in range(0, len(data), TS_PACKET_BYTES)]

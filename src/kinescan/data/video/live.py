@@ -110,13 +110,19 @@ class LiveVideo:
     def __iter__(self) -> Iterator[tuple[Pixels, float]]:
         """Frame after frame ([3, H, W], uint8) with its time in seconds, by the source's own clock.
 
-        Frames without a time are counted on at the rate that the source names.
+        Times increase: where that clock jumps back, as when a camera starts anew, it is taken to go on from there, and
+        frames without a time are counted on at the rate that the source names.
         """
         reformatter, lag = VideoReformatter(), _Lag(self.source)
-        seconds = -self._frame_seconds
+        seconds, jumped_seconds = 0.0, 0.0
         try:
             for frame, time_seconds in self._whole_frames():
-                seconds = seconds + self._frame_seconds if time_seconds is None else time_seconds
+                following = seconds + self._frame_seconds if self.num_frames else 0.0
+                shown = following if time_seconds is None else time_seconds + jumped_seconds
+                if self.num_frames and shown <= seconds:
+                    jumped_seconds += following - shown
+                    shown = following
+                seconds = shown
                 self.num_frames += 1
                 lag.look(seconds)
                 yield to_rgb(self.source, frame, reformatter).permute(2, 0, 1), seconds
@@ -315,7 +321,7 @@ class _Lag:
         if behind > _BEHIND_SECONDS and not self._told:
             self._told = True
             logger.warning(
-                "%s: frames are used more slowly than they come, %.1f s behind by now. Feed fewer of them (every, "
-                "--every), or use a faster machine.",
+                "%s: frames are used more slowly than they come, %.1f s behind by now. Feed fewer of them "
+                "(kinescan stream --every, kinescan ask --fps), or use a faster machine.",
                 *(self._source, behind),
             )
