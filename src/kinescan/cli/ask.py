@@ -161,7 +161,7 @@ def ask(
         other = full if compare else None
         asked = [_ask_one(question, stream, other, max_new_tokens, on_text) for question in questions]
     return AskReport(
-        video=str(video),
+        video=watched.name,
         num_frames=prefill.stats.num_frames,
         vision_seconds=clocks["vision"],
         prefill=prefill,

@@ -31,11 +31,13 @@ class Recorded:
     """A file, a few frames at a time.
 
     Attributes:
+        name: for the report.
         num_frames: how many will be pushed.
     """
 
     def __init__(self, reader: VideoReader, fps: float) -> None:
         self._reader = reader
+        self.name = str(reader.path)
         self._times = sample_times(reader, fps)
         self.num_frames: int | None = len(self._times)
 
@@ -53,6 +55,7 @@ class Live:
     """A source that cannot be gone back in, as it comes; ends with it, with an error of it, or with Ctrl-C or SIGTERM.
 
     Attributes:
+        name: for the report.
         num_frames: None, as nobody knows.
     """
 
@@ -60,6 +63,7 @@ class Live:
 
     def __init__(self, video: LiveVideo, fps: float) -> None:
         self._video = video
+        self.name = video.source
         self._seconds = 1 / fps
 
     def groups(self, stream: VideoStream) -> Iterator[Group]:

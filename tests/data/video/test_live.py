@@ -268,6 +268,11 @@ def test_something_else_is_an_error(tmp_path):
         LiveVideo("-", timeout_seconds=0)
 
 
+def test_messages_keep_passwords_to_themselves():
+    with pytest.raises(VideoError, match=r"^rtsp://127\.0\.0\.1:9/1: cannot be opened"):
+        LiveVideo("rtsp://me:secret@127.0.0.1:9/1")
+
+
 def test_a_terminal_is_an_error(monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(ConfigError, match="standard input is a terminal"):

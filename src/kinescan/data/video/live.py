@@ -1,5 +1,6 @@
 import logging
 import os
+import re
 import select
 import stat
 import sys
@@ -24,6 +25,7 @@ STANDARD_INPUT = "-"
 _BEHIND_SECONDS = 2.0
 """Lag behind the source's clock that is worth a line in the log."""
 _SLACK_SECONDS = 1e-6
+_CREDENTIALS = re.compile(r"(?<=:)//[^/@]*@")
 _MAX_PACKETS_IN_DECODER = 256
 _MP4_ADVICE = (
     " An mp4 with its index at the end has to be gone back in, which a pipe and most servers do not allow. Give the "
@@ -56,6 +58,7 @@ class LiveVideo:
         timeout_seconds: how long to wait for the source to open, for data to come, and for the first whole frame.
 
     Attributes:
+        source: its name for messages, without a user and password that a URL may hold.
         num_frames: whole frames so far.
         num_left_out: frames left out so far.
 
@@ -77,12 +80,12 @@ class LiveVideo:
     def __init__(self, source: str | Path, *, timeout_seconds: float = 30.0) -> None:
         if not timeout_seconds > 0:
             raise ConfigError(f"timeout_seconds must be positive, got {timeout_seconds}.")
-        self.source = str(source)
+        self.source = _CREDENTIALS.sub("//", str(source))
         self.num_frames = 0
         self.num_left_out = 0
         self._timeout_seconds = timeout_seconds
         self._pipe: _Pipe | None = None
-        self._container = self._open()
+        self._container = self._open(str(source))
         self._stream = choose_stream(self.source, self._container, None)
         # threads would hold frames back
         self._stream.thread_type = "NONE"
@@ -186,13 +189,13 @@ class LiveVideo:
                 " no key frame before them. Check the connection, or let the source send key frames more often.",
             )
 
-    def _open(self) -> av.container.InputContainer:
-        options = {"rtsp_flags": "prefer_tcp"} if self.source.startswith("rtsp") else {}
+    def _open(self, source: str) -> av.container.InputContainer:
+        options = {"rtsp_flags": "prefer_tcp"} if source.startswith("rtsp") else {}
         timeout = (self._timeout_seconds, self._timeout_seconds)
         try:
-            if "://" in self.source:
-                return av.open(self.source, options=options, timeout=timeout, metadata_errors="ignore")
-            self._pipe = _Pipe(self.source, self._timeout_seconds)
+            if "://" in source:
+                return av.open(source, options=options, timeout=timeout, metadata_errors="ignore")
+            self._pipe = _Pipe(source, self._timeout_seconds)
             container = av.open(self._pipe.file or self._pipe, metadata_errors="ignore")
             self._pipe.raise_what_came()
             return container
