@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,6 +187,14 @@ def test_a_video_that_breaks_off_leaves_the_model_as_it_was(saved, clip, monkeyp
         ask(clip, ["What moves?"], vlm=vlm, budget=20, compare="full", on_progress=break_off)
     assert len(closed) == 2
     assert hooks == [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in vlm.model.modules()]
+
+
+@pytest.mark.bad_input
+def test_a_terminal_is_refused_before_the_model_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("kinescan.data.video.live.sys", SimpleNamespace(stdin=None))
+    result = run("-", "Q?", "--model", tmp_path / "none", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "standard input is a terminal" in result.stderr
 
 
 @pytest.mark.bad_input

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.watched import Group, open_watched
-from kinescan.data.video import VideoReader, is_live
+from kinescan.data.video import VideoReader, is_live, refuse_terminal
 from kinescan.errors import ConfigError
 from kinescan.training.engine import choose_device
 from kinescan.vlm import StreamConfig, StreamStats, VideoStream, Vlm, load_vlm, open_stream
@@ -256,6 +256,7 @@ def command(
     _check(questions, fps, compare)
     # a slip of the pen is named before gigabytes are read
     StreamConfig(budget=budget, policy=policy, fps=fps, storage=storage)  # type: ignore[arg-type]
+    refuse_terminal(video)
     if not is_live(video):
         VideoReader(video).close()
     vlm = load_vlm(model, device=choose_device(device))

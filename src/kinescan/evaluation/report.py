@@ -1,7 +1,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -104,8 +104,9 @@ class Report:
         matrix = confusion_matrix(evaluation.scores.argmax(1), evaluation.targets, num_classes=len(evaluation.labels))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._set_aside_others(folder)
-            _write(folder / REPORT_FILE, json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
+            plain = self.to_json()
+            _set_aside_others(folder, plain)
+            _write(folder / REPORT_FILE, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
             _write(folder / PAGE_FILE, self.to_markdown())
             _write(folder / PREDICTIONS_FILE, "".join(prediction_lines(evaluation)))
             plot_confusion(matrix, evaluation.labels, folder / CONFUSION_FILE)
@@ -115,22 +116,6 @@ class Report:
                 f"the report cannot be written to {folder}: {error.strerror or error}. Choose another output folder."
             ) from error
         return folder
-
-    def _set_aside_others(self, folder: Path) -> None:
-        try:
-            there = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return
-        here = self.to_json()
-        if not isinstance(there, dict) or all(there.get(key) == here[key] for key in ("model", "data", "views")):
-            return
-        number = next(number for number in count(1) if not (folder / f"earlier-{number}").exists())
-        earlier = folder / f"earlier-{number}"
-        earlier.mkdir()
-        for name in FILES:
-            if (folder / name).exists():
-                os.replace(folder / name, earlier / name)
-        logger.info("the report that was there, of %s on %s: %s", there.get("model"), there.get("data"), earlier)
 
     def _headline(self) -> Iterator[str]:
         metrics, evaluation = self.evaluation.metrics, self.evaluation
@@ -232,6 +217,22 @@ def make_report(
         cost=cost,
         notes=tuple(notes),
     )
+
+
+def _set_aside_others(folder: Path, report: Mapping[str, Any]) -> None:
+    """Moves a report of another model, of other data or views out of the way."""
+    try:
+        there = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if not isinstance(there, dict) or all(there.get(key) == report[key] for key in ("model", "data", "views")):
+        return
+    earlier = next(path for number in count(1) if not (path := folder / f"earlier-{number}").exists())
+    earlier.mkdir()
+    for name in FILES:
+        if (folder / name).exists():
+            os.replace(folder / name, earlier / name)
+    logger.info("the report that was there, of %s on %s: %s", there.get("model"), there.get("data"), earlier)
 
 
 def _plain_cost(cost: Cost) -> dict[str, Any]:

@@ -197,7 +197,9 @@ def save_stream_state(state: PKS4State, path: str | Path) -> None:
         aside.replace(path)
     except (OSError, SafetensorError) as error:
         aside.unlink(missing_ok=True)
-        raise CheckpointError(f"the stream's state cannot be written to {path}: {error}") from error
+        raise CheckpointError(
+            f"the stream's state cannot be written to {path}: {error}. Name a file in a folder with room."
+        ) from error
 
 
 def load_stream_state(path: str | Path) -> PKS4State:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
+import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kinescan.data.video import LiveVideo, VideoReader, is_live, write_video
+from kinescan.data.video import LiveVideo, VideoReader, is_live, shown_every, write_video
 from kinescan.data.video.live import _Damage
 from kinescan.errors import ConfigError, VideoError
 
@@ -269,8 +271,46 @@ def test_something_else_is_an_error(tmp_path):
 
 
 def test_messages_keep_passwords_to_themselves():
-    with pytest.raises(VideoError, match=r"^rtsp://127\.0\.0\.1:9/1: cannot be opened"):
+    with pytest.raises(VideoError, match=r"^rtsp://127\.0\.0\.1:9/1: cannot be opened") as refused:
         LiveVideo("rtsp://me:secret@127.0.0.1:9/1")
+    assert "secret" not in "".join(traceback.format_exception(refused.value, chain=True)).replace(
+        'LiveVideo("rtsp://me:secret@127.0.0.1:9/1")', ""
+    )
+
+
+def test_a_source_without_video_is_closed(tmp_path):
+    path = tmp_path / "sound.wav"
+    with wave.open(str(path), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(8000)
+        sound.writeframes(bytes(16000))
+    before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+    with (
+        written_to_a_pipe(tmp_path, path.read_bytes()) as pipe,
+        pytest.raises(VideoError, match=r"pipe: has no video stream \(streams: audio\)"),
+    ):
+        LiveVideo(pipe)
+    if sys.platform == "linux":
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_frames_are_shown_until_the_next_one():
+    frames = [torch.full((3, 2, 2), value, dtype=torch.uint8) for value in range(4)]
+    shown = list(shown_every(zip(frames, [5.0, 6.2, 6.3, 7.5], strict=True), 0.5))
+    assert [seconds for _, seconds in shown] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+    assert [int(pixels[0, 0, 0]) for pixels, _ in shown] == [0, 0, 0, 2, 2, 3]
+    assert list(shown_every([], 0.5)) == []
+
+
+def test_a_long_outage_does_not_grow():
+    damage = _Damage()
+    assert damage.spares(SimpleNamespace(pts=0, key_frame=True, is_corrupt=False))
+    for ordinal in range(1, 2000):
+        damage.add(ordinal)
+        assert not damage.spares(SimpleNamespace(pts=ordinal, key_frame=False, is_corrupt=False))
+    assert len(damage._latest) <= 256
+    assert damage.spares(SimpleNamespace(pts=2000, key_frame=True, is_corrupt=False))
 
 
 def test_a_terminal_is_an_error(monkeypatch):

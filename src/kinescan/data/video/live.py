@@ -1,10 +1,12 @@
 import logging
+import math
 import os
 import re
 import select
 import stat
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +30,7 @@ _SLACK_SECONDS = 1e-6
 _CREDENTIALS = re.compile(r"(?<=:)//[^/@]*@")
 _MAX_PACKETS_IN_DECODER = 256
 _MP4_ADVICE = (
-    " An mp4 with its index at the end has to be gone back in, which a pipe and most servers do not allow. Give the "
+    "An mp4 with its index at the end has to be gone back in, which a pipe and most servers do not allow. Give the "
     "file by its name, or send it as MPEG-TS (ffmpeg -i a.mp4 -c copy -f mpegts -)."
 )
 
@@ -42,6 +44,15 @@ def is_live(source: str | Path) -> bool:
     except OSError:
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+def refuse_terminal(source: str | Path) -> None:
+    """Raises ConfigError where standard input is meant and no program writes into it."""
+    if str(source) == STANDARD_INPUT and (sys.stdin is None or sys.stdin.isatty()):
+        raise ConfigError(
+            "standard input is a terminal. Let a program write a video into it: "
+            "ffmpeg -i SOURCE -f mpegts - | kinescan stream -"
+        )
 
 
 class LiveVideo:
@@ -80,13 +91,19 @@ class LiveVideo:
     def __init__(self, source: str | Path, *, timeout_seconds: float = 30.0) -> None:
         if not timeout_seconds > 0:
             raise ConfigError(f"timeout_seconds must be positive, got {timeout_seconds}.")
+        refuse_terminal(source)
         self.source = _CREDENTIALS.sub("//", str(source))
+        self._has_credentials = self.source != str(source)
         self.num_frames = 0
         self.num_left_out = 0
         self._timeout_seconds = timeout_seconds
         self._pipe: _Pipe | None = None
         self._container = self._open(str(source))
-        self._stream = choose_stream(self.source, self._container, None)
+        try:
+            self._stream = choose_stream(self.source, self._container, None)
+        except VideoError:
+            self.close()
+            raise
         # threads would hold frames back
         self._stream.thread_type = "NONE"
         self._stream.codec_context.thread_count = 1
@@ -136,7 +153,11 @@ class LiveVideo:
                     *(self.source, self.num_left_out, self.num_left_out + self.num_frames),
                 )
         if not self.num_frames:
-            raise VideoError(self.source, f"ended before its first whole frame ({self.num_left_out} were damaged).")
+            raise VideoError(
+                self.source,
+                f"ended before its first whole frame ({self.num_left_out} were damaged). Check that it sends key "
+                "frames.",
+            )
 
     def _whole_frames(self) -> Iterator[tuple[av.VideoFrame, float | None]]:
         """Frames with their times. Packets are known by their ordinals, which the decoder hands on to the frames."""
@@ -172,10 +193,11 @@ class LiveVideo:
                 if self._pipe is not None:
                     self._pipe.raise_what_came()
             except (av.error.FFmpegError, OSError) as error:
-                advice = _MP4_ADVICE if not self.num_frames and "mp4" in self._container.format.name else ""
+                is_mp4 = not self.num_frames and "mp4" in self._container.format.name
+                advice = _MP4_ADVICE if is_mp4 else "Check the source and the connection to it."
                 raise VideoError(
-                    self.source, f"broke off after {self.num_frames} frames: {self._words(error)}.{advice}"
-                ) from error
+                    self.source, f"broke off after {self.num_frames} frames: {self._words(error)}. {advice}"
+                ) from self._cause(error)
             if packet is None:
                 return
             yield packet
@@ -203,7 +225,15 @@ class LiveVideo:
             if self._pipe is not None:
                 self._pipe.close()
                 self._pipe.raise_what_came()
-            raise VideoError(self.source, f"cannot be opened as video: {self._words(error)}.") from error
+            raise VideoError(
+                self.source,
+                f"cannot be opened as video: {self._words(error)}. Check the address, and that FFmpeg knows what is "
+                "sent there; a capture device has to be read by a program of yours (docs/streams.md).",
+            ) from self._cause(error)
+
+    def _cause(self, error: Exception) -> Exception | None:
+        """What shows in a traceback: not FFmpeg's own error where that names a password."""
+        return None if self._has_credentials else error
 
     def _words(self, error: Exception) -> str:
         if isinstance(error, TimeoutError | av.error.ExitError):
@@ -244,21 +274,24 @@ class _Damage:
 
     def __init__(self) -> None:
         self._key: int | None = None
-        self._damaged: list[int] = []
+        self._first_behind_key = math.inf
+        # key frames are looked up while the decoder holds them; a long outage must not make this grow
+        self._latest: deque[int] = deque(maxlen=_MAX_PACKETS_IN_DECODER)
 
     def add(self, ordinal: int) -> None:
         """A packet that is damaged, or that the decoder refuses."""
-        self._damaged.append(ordinal)
+        self._latest.append(ordinal)
+        if self._key is not None and ordinal >= self._key:
+            self._first_behind_key = min(self._first_behind_key, ordinal)
 
     def spares(self, frame: av.VideoFrame) -> bool:
         """Whether the next frame, in the order of display, is whole; its time is its packet's ordinal."""
         if frame.is_corrupt:
             self.add(frame.pts)
-        if frame.key_frame and frame.pts not in self._damaged:
+        if frame.key_frame and frame.pts not in self._latest:
             self._key = frame.pts
-            self._damaged = [ordinal for ordinal in self._damaged if ordinal > frame.pts]
-        key = self._key
-        return key is not None and key <= frame.pts and not any(key <= one <= frame.pts for one in self._damaged)
+            self._first_behind_key = min((one for one in self._latest if one > frame.pts), default=math.inf)
+        return self._key is not None and self._key <= frame.pts < self._first_behind_key
 
 
 class _Pipe:
@@ -266,15 +299,8 @@ class _Pipe:
 
     def __init__(self, source: str, timeout_seconds: float) -> None:
         self._timeout_seconds = timeout_seconds
-        if source != STANDARD_INPUT:
-            self._descriptor = os.open(source, os.O_RDONLY)
-        elif sys.stdin is None or sys.stdin.isatty():
-            raise ConfigError(
-                "standard input is a terminal. Let a program write a video into it: "
-                "ffmpeg -i SOURCE -f mpegts - | kinescan stream -"
-            )
-        else:
-            self._descriptor = os.dup(sys.stdin.fileno())
+        is_standard = source == STANDARD_INPUT
+        self._descriptor = os.dup(sys.stdin.fileno()) if is_standard else os.open(source, os.O_RDONLY)
         is_file = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
         self._came: KeyboardInterrupt | None = None
         # standard input that is a file can be gone back in: some formats have their index at the end

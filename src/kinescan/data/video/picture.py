@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import av
 import av.error
 import numpy as np
@@ -8,7 +10,7 @@ from kinescan.errors import VideoError
 
 
 def to_rgb(
-    source: object, frame: av.VideoFrame, reformatter: VideoReformatter, size: tuple[int, int] | None = None
+    source: str | Path, frame: av.VideoFrame, reformatter: VideoReformatter, size: tuple[int, int] | None = None
 ) -> torch.Tensor:
     """A decoded frame as upright pixels [H, W, 3], uint8.
 
@@ -26,7 +28,7 @@ def to_rgb(
         rgb = reformatter.reformat(frame, width=width, height=height, format="rgb24")
     except (av.error.FFmpegError, ValueError) as error:
         reason = f"its pixels ({frame.format.name}) cannot be converted to RGB: {error}."
-        raise VideoError(str(source), reason) from error
+        raise VideoError(source, reason) from error
     plane = rgb.planes[0]
     rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(height, plane.line_size)
     return turn(torch.from_numpy(rows[:, : width * 3].reshape(height, width, 3)), frame)
