@@ -1,0 +1,43 @@
+import json
+import os
+
+import pytest
+
+from kinescan.runtime.escaping import escape_html, escape_markdown, escape_plot, escape_terminal, to_json
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ä 日本", "plain ä 日本"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("a\r\nb\tc", r"a\r\nb\tc"),
+        ("\u202egnp.exe", r"\u202egnp.exe"),
+        (os.fsdecode(b"caf\xe9"), r"caf\xe9"),
+        ("\x9b31m", r"\x9b31m"),
+    ],
+)
+def test_terminal_text_is_one_line_that_steers_nothing(text, shown):
+    assert escape_terminal(text) == shown
+
+
+def test_markdown_shows_tags_pipes_and_links_as_text():
+    assert escape_markdown("<img src=x>|[a](http://b)") == r"\<img src=x\>\|\[a\]\(http&#8203;://b\)"
+
+
+def test_html_cannot_leave_an_attribute():
+    assert escape_html("\"><script>'") == "&quot;&gt;&lt;script&gt;&#x27;"
+
+
+def test_plot_takes_any_label():
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.suptitle(escape_plot(r"$\frac{x$ and $y$"))
+    figure.draw_without_rendering()
+
+
+def test_json_is_valid_utf8_and_gives_names_back():
+    name = os.fsdecode(b"caf\xe9/\xff.mp4") + "ä"
+    text = to_json({"path": name, "score": float("inf"), "rows": [float("nan"), 1.5]})
+    assert json.loads(text.encode("utf-8")) == {"path": name, "score": None, "rows": [None, 1.5]}

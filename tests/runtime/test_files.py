@@ -1,0 +1,61 @@
+import os
+
+import pytest
+
+from kinescan.errors import CheckpointError, ConfigError
+from kinescan.runtime.files import read_bytes, read_json, read_json_object, read_text, read_toml
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "not UTF-8"),
+        (b"{", "not valid JSON"),
+        (b"[" * 5000 + b"]" * 5000, "nested too deep|not valid JSON"),
+        (b"[" * 500_000, "nested too deep|not valid JSON"),
+        (b"1" * 5000, "not JSON that can be read"),
+        (b"", "not valid JSON"),
+    ],
+)
+def test_json_that_cannot_be_read(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_json(tmp_path / "a.json", error=CheckpointError)
+
+
+def test_json_of_another_type(tmp_path):
+    (tmp_path / "a.json").write_text("[1]")
+    with pytest.raises(ConfigError, match="object, not list"):
+        read_json_object(tmp_path / "a.json")
+
+
+def test_byte_order_mark_is_taken_off(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"a = ", b"a = " + b"[" * 100_000, b"a = " + b"1" * 5000])
+def test_toml_that_cannot_be_read(tmp_path, content):
+    (tmp_path / "a.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"a\.toml"):
+        read_toml(tmp_path / "a.toml")
+
+
+def test_files_without_an_end_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "named pipe"), ("/dev/zero", "device"), (tmp_path, "folder")):
+        with pytest.raises(ConfigError, match=kind):
+            read_text(path)
+
+
+@pytest.mark.parametrize("name", ["missing", "a\0b"])
+def test_missing_file(tmp_path, name):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_bytes(tmp_path / name)
+
+
+def test_long_file_is_refused(tmp_path):
+    (tmp_path / "a").write_bytes(b"x" * 11)
+    assert read_bytes(tmp_path / "a", max_bytes=11) == b"x" * 11
+    with pytest.raises(ConfigError, match="longer than 10 bytes"):
+        read_bytes(tmp_path / "a", max_bytes=10)
