@@ -3,10 +3,7 @@
 import importlib
 from typing import Any
 
-from kinescan.registration import register
 from kinescan.version import __version__
-
-register()
 
 _PLACES = {
     "create_model": "kinescan.models.zoo",
@@ -16,6 +13,7 @@ _PLACES = {
     "stream": "kinescan.inference.stream",
     "export": "kinescan.inference.export",
     "load_exported": "kinescan.inference.exported",
+    "register_transformers": "kinescan.inference.registration",
     "train": "kinescan.cli.train",
     "evaluate": "kinescan.cli.evaluate",
     "Preprocessing": "kinescan.preprocessing",

@@ -16,10 +16,13 @@ from kinescan.data.video import write_video
 from kinescan.errors import ConfigError, ShapeError
 from kinescan.inference.export import export
 from kinescan.inference.predictor import predict
+from kinescan.inference.registration import register_transformers
 from kinescan.models.pks4 import PKS4
 from kinescan.models.zoo import create_model
 
 from .conftest import LABELS, tiny_model
+
+register_transformers()
 
 
 @pytest.fixture(scope="module")

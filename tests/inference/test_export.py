@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kinescan.data.video import write_video
-from kinescan.errors import CheckpointError, ConfigError, DependencyError, ExportError, ShapeError, VideoError
+from kinescan.errors import CheckpointError, ConfigError, ExportError, ShapeError, VideoError
 from kinescan.inference import formats
 from kinescan.inference.export import TOLERANCES, export
 from kinescan.inference.exported import ExportedModel, load_exported
@@ -218,11 +218,6 @@ def test_a_format_that_cannot_hold_the_model(bare: PKS4, tmp_path: Path, monkeyp
     monkeypatch.setitem(formats.FORMATS, "torch", broken)  # type: ignore[arg-type]
     with pytest.raises(ExportError, match=r"cannot be written as torch: no rule for an operation$"):
         export(bare, tmp_path, to="torch")
-
-
-def test_missing_packages_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DependencyError, match=r"this needs no_such_package .*pip install 'kinescan\[export\]'"):
-        formats.optional_package("no_such_package")
 
 
 def test_damaged_exports(deployed: Path, tmp_path: Path) -> None:

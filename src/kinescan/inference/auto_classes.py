@@ -1,9 +1,8 @@
-"""A classifier under transformers' Auto classes. Imported when transformers is asked for one; see `registration`.
+"""A classifier under transformers' Auto classes; see `registration.register_transformers`.
 
 The second place that imports transformers, beside `vlm.families`: its base classes have to be inherited from.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BatchFeature, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForVideoClassification,
+    BatchFeature,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
+
+# Not from the top: there it is a stand-in that asks for torchvision.
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from kinescan.data.sampling import Views, view_indices
@@ -23,7 +32,6 @@ from kinescan.layers.class_token import ClassTokenShift
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.zoo import MODELS
 from kinescan.preprocessing import Preprocessing
-from kinescan.registration import add_classes
 from kinescan.settings import build_settings, closest, to_plain
 
 MODEL_TYPE = "kinescan"
@@ -137,6 +145,15 @@ class KinescanVideoProcessor(BaseVideoProcessor):  # type: ignore[misc]
     preprocess = __call__
 
 
+def register() -> None:
+    """Puts our classes on transformers' lists; more than once changes nothing."""
+    AutoConfig.register(MODEL_TYPE, KinescanConfig, exist_ok=True)
+    AutoModelForVideoClassification.register(KinescanConfig, KinescanForVideoClassification, exist_ok=True)
+    AutoVideoProcessor.register(KinescanConfig, KinescanVideoProcessor, exist_ok=True)
+    # The pipeline compares the model's class with this list of names, and complains of others.
+    MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES.setdefault(MODEL_TYPE, KinescanForVideoClassification.__name__)
+
+
 def wrap(model: VideoClassifier, num_frames: int) -> tuple[KinescanForVideoClassification, KinescanVideoProcessor]:
     """The classifier (its own tensors, not copies) and its preprocessing under transformers' classes."""
     labels = dict(enumerate(model.labels))
@@ -178,6 +195,3 @@ def _clip(video: Any, settings: Preprocessing) -> Tensor:
         frame_stride=settings.frame_stride,
     )
     return transform(pixels[indices[0]])[0]
-
-
-add_classes(sys.modules[__name__])

@@ -82,7 +82,7 @@ def export(
     nothing of kinescan is needed to run the file. Number of frames and frame size are fixed; the batch may vary.
 
     "transformers" writes what its `AutoModelForVideoClassification` and its video-classification pipeline load after
-    `import kinescan`, with our operators and any batch and number of frames.
+    `ks.register_transformers()`, with our operators and any batch and number of frames.
 
     Args:
         model: a classifier, or the folder or hub name of a saved one; left as it was.

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from kinescan.errors import DependencyError, ExportError
+from kinescan.errors import ExportError
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.model_card import TRANSFORMERS_USE, model_card
 from kinescan.ops.backend import plain_torch
+from kinescan.runtime.optional_package import optional_package
 from kinescan.settings import to_plain
 
 FormatName = Literal["onnx", "openvino", "torch", "transformers"]
@@ -49,24 +50,6 @@ class Format:
     fixed_batch: bool = True
     write: Callable[[VideoClassifier, Shape, Path], None]
     open: Callable[[Path, Precision, int], Runner]
-
-
-def optional_package(name: str, extra: str = "export") -> Any:
-    """A package that not everyone has.
-
-    Args:
-        name: what is imported.
-        extra: the extra of ours that brings it.
-
-    Raises:
-        DependencyError: it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise DependencyError(
-            f"this needs {name} ({error}). Install it with: pip install 'kinescan[{extra}]'"
-        ) from None
 
 
 @contextmanager
@@ -192,8 +175,7 @@ def _write_transformers(model: VideoClassifier, shape: Shape, path: Path) -> Non
 
 
 def _open_transformers(path: Path, precision: Precision, num_threads: int) -> Runner:
-    _auto_classes()
-    loaded = optional_package("transformers", extra="vlm").AutoModelForVideoClassification.from_pretrained(path.parent)
+    loaded = _auto_classes().KinescanForVideoClassification.from_pretrained(path.parent)
 
     def run(clip: Tensor) -> Tensor:
         with torch.no_grad():

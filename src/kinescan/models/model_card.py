@@ -13,9 +13,10 @@ KINESCAN_USE = """import kinescan as ks
 model = ks.from_pretrained("FOLDER_OR_HUB_NAME")
 for prediction in ks.predict(model, ["video.mp4"]):
     print(prediction.labels, prediction.scores)"""
-TRANSFORMERS_USE = """import kinescan  # pip install "kinescan[vlm]"
+TRANSFORMERS_USE = """import kinescan as ks  # pip install "kinescan[vlm]"
 from transformers import pipeline
 
+ks.register_transformers()  # once: transformers' pipelines and Auto classes know the model from then on
 classify = pipeline("video-classification", model="FOLDER_OR_HUB_NAME")
 print(classify("video.mp4"))  # or frames as bytes [T, H, W, 3]"""
 

@@ -1,0 +1,24 @@
+"""The door to packages that not everyone has."""
+
+import importlib
+from typing import Any
+
+from kinescan.errors import DependencyError
+
+
+def optional_package(name: str, extra: str = "export") -> Any:
+    """A package that not everyone has.
+
+    Args:
+        name: what is imported.
+        extra: the extra of ours that brings it.
+
+    Raises:
+        DependencyError: it is not installed, or cannot be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise DependencyError(
+            f"this needs {name} ({error}). Install it with: pip install 'kinescan[{extra}]'"
+        ) from None
