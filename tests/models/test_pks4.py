@@ -93,8 +93,8 @@ def test_order_of_frames_matters(variant: str) -> None:
 def test_literal_residual_adds_the_tokens_twice() -> None:
     model = PKS4(replace(TINY, residual="literal"))
     patches = torch.randn(1, 2, 16, 32)
-    assert torch.equal(PKS4(TINY)._run_module(patches, PKS4State(), None), patches)
-    torch.testing.assert_close(model._run_module(patches, PKS4State(), None), 2 * patches)
+    assert torch.equal(PKS4(TINY)._run_module(patches, PKS4State(), keep_state=False)[0], patches)
+    torch.testing.assert_close(model._run_module(patches, PKS4State(), keep_state=False)[0], 2 * patches)
 
 
 CAUSAL_VARIANTS = [name for name in VARIANTS if name != "bidirectional"]
@@ -319,9 +319,12 @@ def test_blocks_of_a_deep_model_are_computed_again_in_pairs_that_the_module_does
     model = _awake(PKS4(replace(TINY, depth=depth, insert_after=insert_after, recompute=True)))
     runs: list[range] = []
     run = PKS4._run_blocks
-    monkeypatch.setattr(
-        PKS4, "_run_blocks", lambda self, indices, *rest: (runs.append(indices), run(self, indices, *rest))[1]
-    )
+
+    def counted(self: PKS4, indices: range, *rest: Any, **options: Any) -> Any:
+        runs.append(indices)
+        return run(self, indices, *rest, **options)
+
+    monkeypatch.setattr(PKS4, "_run_blocks", counted)
     model(_clip())
     assert [len(indices) for indices in runs] == lengths
     assert [index for indices in runs for index in indices] == list(range(depth))
@@ -367,3 +370,24 @@ def test_stem_of_a_model_without_module_is_refused() -> None:
     bare = PKS4(replace(TINY, scanner=False, correlation=False, variation=False), name="vit_b16")
     with pytest.raises(ConfigError, match=r"vit_b16 has no temporal module with a stem before it. Leave train.freeze"):
         bare.stem_parameters()
+
+
+def test_a_carried_state_keeps_only_its_own_memory_alive() -> None:
+    model = _awake(PKS4(replace(TINY, causal=True))).eval()
+    with torch.no_grad():
+        _, state = model.forward_stream(_clip(24, batch=1))
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.tensors().values()}
+    assert sum(held.values()) == state.num_bytes()
+
+
+def test_a_stream_leaves_the_state_that_it_was_given() -> None:
+    model = _awake(PKS4(replace(TINY, causal=True))).eval()
+    frames = _clip(6, batch=1)
+    with torch.no_grad():
+        _, state = model.forward_stream(frames[:, :3])
+        before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+        first, _ = model.forward_stream(frames[:, 3:], state)
+        again, _ = model.forward_stream(frames[:, 3:], state)
+    assert state.frames_seen == 3
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors().items())
+    assert torch.equal(first, again)

@@ -58,7 +58,8 @@ class TemporalMix(nn.Module):
         taps = self.taps().to(part.dtype)
         mixed = sum(padded[:, k : k + num_frames] * taps[:, k] for k in range(self.kernel_size))
         assert isinstance(mixed, Tensor)
-        tail = padded[:, -2:] if self.causal else None
+        # A copy: a view would keep the tokens of the whole chunk alive as long as the state.
+        tail = padded[:, -2:].clone() if self.causal else None
         if in_place:
             part.copy_(mixed)
             return tokens, tail

@@ -86,7 +86,8 @@ class _Operator(nn.Module):
         if max(self.offsets) > 0:
             return None
         length = -min(self.offsets)
-        return torch.cat([self._before(reduced, context, length), reduced], dim=1)[:, reduced.shape[1] :]
+        # A copy: a view would keep the frames of the whole chunk alive as long as the state.
+        return torch.cat([self._before(reduced, context, length), reduced], dim=1)[:, reduced.shape[1] :].clone()
 
     def _before(self, reduced: Tensor, context: Tensor | None, length: int) -> Tensor:
         """[B, length, h, Hp, Wp]: the frames before the first one."""

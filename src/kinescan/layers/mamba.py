@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kinescan.layers.pieces import pieces_of
 from kinescan.layers.recompute import recomputed
 from kinescan.ops import selective_scan
-from kinescan.shapes import State, Tracks
+from kinescan.shapes import Tracks
 
 
 @dataclass
@@ -98,7 +98,8 @@ class Mamba(nn.Module):
         pieces = pieces_of(tokens, 2 * self.inner_width * tokens.shape[1])
         if state is not None or len(pieces) == 1:
             out, last = recomputed(self._scan, self.in_proj(tokens), state)
-            return out, last if keep_state else None
+            # A copy: a view of the tail would keep the inputs of the whole chunk alive as long as the state.
+            return out, MambaState(last.scan, last.conv_tail.clone()) if keep_state else None
         outs, states = [], []
         for piece in pieces:
             out, last = self._scan(self.in_proj(piece), None)
@@ -116,11 +117,6 @@ class Mamba(nn.Module):
         content, gate = projected.chunk(2, dim=-1)  # [R, T, D] each
         out, state = scan_branch(content, gate, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D, state=state)
         return self.out_proj(out), state
-
-    def start_state(self, num_trajectories: int, like: Tensor) -> MambaState:
-        """The state before the first step, for `num_trajectories` sequences, on the device of `like`."""
-        scan: State = torch.zeros(num_trajectories, self.inner_width, self.state_size, device=like.device)
-        return MambaState(scan, like.new_zeros(num_trajectories, self.conv1d.kernel_size[0] - 1, self.inner_width))
 
 
 def scan_branch(

@@ -1,5 +1,5 @@
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
@@ -191,7 +191,7 @@ class PKS4(VideoClassifier):
         Raises:
             ShapeError: the clip has another rank, number of channels or size than the model takes.
         """
-        frames = self._frame_representations(clip, PKS4State())
+        frames, _ = self._frame_representations(clip, PKS4State(), keep_state=False)
         averages, _ = self._averages(frames, PKS4State())
         logits: Tensor = self.head(averages[:, -1])
         return logits
@@ -221,10 +221,9 @@ class PKS4(VideoClassifier):
                 "Start with state=None, or keep one state for each batch of streams."
             )
         state = PKS4State() if state is None else state
-        carried = PKS4State(frames_seen=state.frames_seen + clip.shape[1])
-        frames = self._frame_representations(clip, state, carried)
-        averages, carried.average = self._averages(frames, state)
-        return self.head(averages), carried
+        frames, after = self._frame_representations(clip, state, keep_state=True)
+        averages, average = self._averages(frames, state)
+        return self.head(averages), replace(after, average=average)
 
     @property
     def num_layers(self) -> int:
@@ -252,18 +251,27 @@ class PKS4(VideoClassifier):
             if depths.get(name, self.num_layers) <= num_blocks or name.startswith(routes)
         )
 
-    def _frame_representations(self, clip: Tensor, state: PKS4State, carried: PKS4State | None = None) -> Tensor:
-        """[B, T, 3, H, W] -> [B, T, E]; what the next frames need is put into `carried`."""
+    def _frame_representations(self, clip: Tensor, state: PKS4State, *, keep_state: bool) -> tuple[Tensor, PKS4State]:
+        """[B, T, 3, H, W] -> [B, T, E], and the state after the last frame (but for `average`; empty if not kept)."""
         self.check_clip(clip)
         batch, num_frames = clip.shape[:2]
         tokens = self.vit.embed(clip.flatten(0, 1)).unflatten(0, (batch, num_frames))  # [B, T, P + N, W]
+        run_blocks = partial(self._run_blocks, keep_state=keep_state)
+        class_tokens: dict[int, Tensor] = {}
+        kinematic, scan = None, None
         for indices in _runs(self.config):
-            tokens = self._recomputed(self._run_blocks, indices, tokens, state, carried)
+            tokens, tails = self._recomputed(run_blocks, indices, tokens, state.class_tokens)
+            class_tokens |= tails
             if self.config.has_module and indices.stop == self.config.insert_after:
                 prefix = self.config.num_prefix_tokens
-                patches = self._run_module(tokens[:, :, prefix:], state, carried)
+                patches, kinematic, scan = self._run_module(tokens[:, :, prefix:], state, keep_state=keep_state)
                 tokens = torch.cat([tokens[:, :, :prefix], patches], dim=2)
-        return self.vit.pool(tokens.flatten(0, 1)).unflatten(0, (batch, num_frames))
+        frames = self.vit.pool(tokens.flatten(0, 1)).unflatten(0, (batch, num_frames))
+        if not keep_state:
+            return frames, PKS4State()
+        return frames, PKS4State(
+            frames_seen=state.frames_seen + num_frames, class_tokens=class_tokens, kinematic=kinematic, scanner=scan
+        )
 
     def _recomputed(self, part: Callable[..., Any], *inputs: Any) -> Any:
         """What `part` gives; with `recompute`, what it computes inside is not kept for the backward pass.
@@ -274,28 +282,30 @@ class PKS4(VideoClassifier):
             return part(*inputs)
         return checkpoint(part, *inputs, use_reentrant=False)
 
-    def _run_blocks(self, indices: range, tokens: Tensor, state: PKS4State, carried: PKS4State | None) -> Tensor:
-        """Block after block on [B, T, 1 + N, W]."""
+    def _run_blocks(
+        self, indices: range, tokens: Tensor, before: Mapping[int, Tensor], *, keep_state: bool
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Block after block on [B, T, 1 + N, W]; and the class tokens for the next frames, by position in the route."""
+        after: dict[int, Tensor] = {}
         for index in indices:
-            tokens = self._run_block(index, self.vit.blocks[index], tokens, state, carried)
-        return tokens
+            tokens, tails = self._run_block(index, self.vit.blocks[index], tokens, before)
+            after |= tails if keep_state else {}
+        return tokens, after
 
     def _run_block(
-        self, index: int, block: Block, tokens: Tensor, state: PKS4State, carried: PKS4State | None
-    ) -> Tensor:
+        self, index: int, block: Block, tokens: Tensor, state: Mapping[int, Tensor]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         """One block on [B, T, 1 + N, W], with the class-token route before attention and before the MLP."""
 
         def routed(tokens: Tensor, place: int) -> tuple[Tensor, Tensor, Tensor | None]:
-            return self._routed(place, tokens, state.class_tokens.get(place))
+            return self._routed(place, tokens, state.get(place))
 
         before, after = 2 * index, 2 * index + 1
         tokens, seen, tail_before = routed(tokens, before)
         parts = block.attend_parts(tokens, seen)
         tokens, tail_after = block.transform_sum(parts, partial(routed, place=after))
-        if carried is not None:
-            tails = {before: tail_before, after: tail_after}
-            carried.class_tokens |= {place: tail for place, tail in tails.items() if tail is not None}
-        return tokens
+        tails = {before: tail_before, after: tail_after}
+        return tokens, {place: tail for place, tail in tails.items() if tail is not None}
 
     def _routed(self, place: int, tokens: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens [B, T, 1 + N, W] that go on, those that the branch reads, and the tail for the next frames."""
@@ -309,24 +319,22 @@ class PKS4(VideoClassifier):
         seen, tail = route(tokens, tail, in_place=may_write and place > 0 and route.replaces_residual)
         return seen if route.replaces_residual else tokens, seen, tail
 
-    def _run_module(self, patches: Tokens, state: PKS4State, carried: PKS4State | None) -> Tokens:
-        """The inserted module on patch tokens [B, T, N, W]: prior (eq. 12-18), then scan (eq. 19-25)."""
-        enriched = patches
+    def _run_module(
+        self, patches: Tokens, state: PKS4State, *, keep_state: bool
+    ) -> tuple[Tokens, KinematicState | None, MambaState | None]:
+        """The inserted module on patch tokens [B, T, N, W]: prior (eq. 12-18), scan (eq. 19-25); and its two states."""
+        enriched, kinematic, scan_state = patches, None, None
         if self.kinematic is not None:
             rows, columns = self.vit.grid
             maps = patches.transpose(2, 3).unflatten(3, (rows, columns))
             prior, kinematic = self.kinematic(maps, state.kinematic)
             enriched = patches + prior.flatten(3).transpose(2, 3)
-            if carried is not None:
-                carried.kinematic = kinematic
         out = enriched
         if self.scanner is not None:
-            scan = partial(self.scanner, keep_state=carried is not None)
+            scan = partial(self.scanner, keep_state=keep_state)
             scanned, scan_state = self._recomputed(scan, enriched, state.scanner)
             out = enriched + scanned
-            if carried is not None:
-                carried.scanner = scan_state
-        return patches + out if self.config.residual == "literal" else out
+        return patches + out if self.config.residual == "literal" else out, kinematic, scan_state
 
     def _averages(self, frames: Tensor, state: PKS4State) -> tuple[Tensor, Tensor]:
         """Representations [B, T, E] -> their running averages [B, T, E] after each frame, and the last one."""
