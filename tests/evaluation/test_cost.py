@@ -111,3 +111,17 @@ def test_training_flops_of_the_paper_and_of_ours():
     with torch.device("meta"):
         macs = count_cost(create_model("pks4_vit_b16", num_classes=174), num_frames=8).macs
     assert round(training_flops(macs.published, num_clips=168_913, num_epochs=20) / 1e18, 3) == 2.943
+
+
+def test_a_layer_of_ones_own_names_what_no_operation_shows():
+    class Halved(torch.nn.Module):
+        def filter_macs(self, tokens):
+            return 7 * tokens.shape[1]
+
+        def forward(self, tokens, state=None, *, keep_state=True):
+            return tokens * 0.5, None
+
+    model = create_model("pks4_vit_ti16", **TINY)
+    model.scanner = Halved()
+    parts = {part.name: part.macs for part in count_cost(model, num_frames=3).parts}
+    assert parts["scanner"] == Macs(temporal=7 * 3)

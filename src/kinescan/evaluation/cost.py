@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from torch.utils.flop_counter import flop_registry
 from kinescan.errors import ConfigError
 from kinescan.evaluation.mode import in_evaluation
 from kinescan.evaluation.parts import Parts, watch_parts
-from kinescan.layers.bimamba import BidirectionalMamba
-from kinescan.layers.class_token import TemporalMix
-from kinescan.layers.mamba import Mamba
 from kinescan.models.classifier import VideoClassifier
 
 SCAN_MACS = 9
@@ -244,14 +241,15 @@ _FORMULAS: Mapping[str, Callable[..., Macs]] = {
 }
 
 
-def _temporal_macs(module: nn.Module, tokens: Tensor) -> Macs:
-    """Filters over time that are written as sums of shifted frames, which no operation shows."""
-    if isinstance(module, Mamba | BidirectionalMamba):
-        taps = module.conv1d.kernel_size[0] * (2 if isinstance(module, BidirectionalMamba) else 1)
-        return Macs(temporal=math.prod(tokens.shape[:2]) * module.inner_width * taps)
-    assert isinstance(module, TemporalMix)
-    num_mixed = len(range(tokens.shape[2])[module.mixed_tokens(tokens.shape[2])])
-    return Macs(temporal=math.prod(tokens.shape[:2]) * num_mixed * module.width * module.kernel_size)
+@runtime_checkable
+class CountsFilter(Protocol):
+    """A layer with a filter over time that is written as a sum of shifted frames, which no operation shows.
+
+    A layer of your own that has this method is counted as ours are.
+    """
+
+    def filter_macs(self, tokens: Tensor) -> int:
+        """MACs of the filter for the first input of the layer's `forward`."""
 
 
 @contextmanager
@@ -259,11 +257,12 @@ def _temporal_filters_counted(model: nn.Module, counter: _MacCounter) -> Iterato
     """Hooks on the modules whose filters over time no operation shows."""
 
     def count_filter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        counter.add(_temporal_macs(module, inputs[0]))
+        assert isinstance(module, CountsFilter)
+        counter.add(Macs(temporal=module.filter_macs(inputs[0])))
 
     with ExitStack() as stack:
         for module in model.modules():
-            if isinstance(module, Mamba | BidirectionalMamba | TemporalMix):
+            if isinstance(module, CountsFilter):
                 stack.callback(module.register_forward_pre_hook(count_filter).remove)
         yield
 

@@ -62,6 +62,10 @@ class BidirectionalMamba(nn.Module):
             nn.init.zeros_(projection.bias)
         self.out_proj.reset_parameters()
 
+    def filter_macs(self, tokens: Tracks) -> int:
+        """MACs of the two causal convolutions on tokens [R, T, width]; they are sums that no operation shows."""
+        return tokens.shape[0] * tokens.shape[1] * self.inner_width * 2 * self.conv1d.kernel_size[0]
+
     def forward(self, tokens: Tracks) -> Tracks:
         """[R, T, width] -> [R, T, width]: every token has seen those before it and those after it."""
         content, gate = self.in_proj(tokens).chunk(2, dim=-1)  # [R, T, D] each

@@ -33,6 +33,11 @@ class TemporalMix(nn.Module):
         """Which tokens of a frame take part."""
         return slice(0, 1)
 
+    def filter_macs(self, tokens: Tensor) -> int:
+        """MACs of the filter on tokens [B, T, M, width]; it is a sum that no operation shows."""
+        num_mixed = len(range(tokens.shape[2])[self.mixed_tokens(tokens.shape[2])])
+        return tokens.shape[0] * tokens.shape[1] * num_mixed * self.width * self.kernel_size
+
     def forward(
         self, tokens: Tensor, state: Tensor | None = None, *, in_place: bool = False
     ) -> tuple[Tensor, Tensor | None]:

@@ -81,6 +81,10 @@ class Mamba(nn.Module):
             if self.zero_output:
                 self.out_proj.weight.zero_()
 
+    def filter_macs(self, tokens: Tracks) -> int:
+        """MACs of the causal convolution on tokens [R, T, width]; it is a sum that no operation shows."""
+        return tokens.shape[0] * tokens.shape[1] * self.inner_width * self.conv1d.kernel_size[0]
+
     def forward(
         self, tokens: Tracks, state: MambaState | None = None, *, keep_state: bool = True
     ) -> tuple[Tracks, MambaState | None]:
