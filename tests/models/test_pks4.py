@@ -391,3 +391,17 @@ def test_a_stream_leaves_the_state_that_it_was_given() -> None:
     assert state.frames_seen == 3
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors().items())
     assert torch.equal(first, again)
+
+
+def test_a_running_mean_does_not_freeze_under_autocast() -> None:
+    # In bfloat16 a step of 1 / t is rounded away from some hundred frames on.
+    off = {"scanner": False, "correlation": False, "variation": False, "class_token_route": "none"}
+    model = PKS4(replace(TINY, causal=True, **off)).eval()
+    first, second = torch.zeros(1, 400, 3, *_clip().shape[3:]), torch.ones(1, 400, 3, *_clip().shape[3:])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        ends = [model.forward_stream(clip[:, :1])[1].average for clip in (first, second)]
+        _, state = model.forward_stream(first)
+        _, state = model.forward_stream(second, state)
+    assert state.average is not None
+    assert state.average.dtype == torch.float32
+    torch.testing.assert_close(state.average, (ends[0] + ends[1]) / 2, atol=1e-4, rtol=1e-3)

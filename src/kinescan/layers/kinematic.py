@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from kinescan.errors import ConfigError
 from kinescan.ops import local_correlation
+from kinescan.ops.backend import transformed
 from kinescan.ops.local_correlation import Border, local_correlation_step
 from kinescan.shapes import FrameMaps
 
@@ -39,7 +40,9 @@ class ConvNormAct(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """[F, in, H, W] -> [F, out, H, W]."""
-        return F.relu(self.norm(self.conv(maps)))
+        convolved = self.conv(maps)
+        # Within torch.func, group norm cannot take what the convolution gives, channels last.
+        return F.relu(self.norm(convolved.contiguous() if transformed() else convolved))
 
 
 class _Operator(nn.Module):

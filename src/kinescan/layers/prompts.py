@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinescan.errors import ConfigError
+from kinescan.layers.attention import attend
 from kinescan.shapes import ClassTokens, Tokens
 
 ImportanceScope = Literal["sample", "batch"]
@@ -133,7 +134,7 @@ class _SelfAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         projected = F.linear(tokens, self.in_proj_weight, self.in_proj_bias)
         query, key, value = projected.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attend(query, key, value)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return out
 

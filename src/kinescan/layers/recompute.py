@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from kinescan.ops.backend import transformed
+
 Inputs = TypeVarTuple("Inputs")
 Result = TypeVar("Result")
 
@@ -28,6 +30,7 @@ def recomputed(part: Callable[[*Inputs], Result], *inputs: *Inputs) -> Result:
         True
     """
     wanted = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-    if not wanted or torch.compiler.is_compiling():
+    # torch.func refuses the hooks by which tensors are computed again.
+    if not wanted or torch.compiler.is_compiling() or transformed():
         return part(*inputs)
     return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -15,6 +15,7 @@ from kinescan.layers.mamba import MambaState
 from kinescan.layers.scanner import Scanner
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.vit import Block, VisionTransformer, ViTConfig
+from kinescan.ops.backend import transformed
 from kinescan.ops.local_correlation import Border
 from kinescan.preprocessing import Preprocessing
 from kinescan.shapes import Clip, Logits, Tokens
@@ -278,7 +279,7 @@ class PKS4(VideoClassifier):
 
         The kinematic encoder is not called through here: its batch norms would count every batch twice.
         """
-        if not (self.config.recompute and torch.is_grad_enabled()):
+        if not (self.config.recompute and torch.is_grad_enabled()) or transformed():
             return part(*inputs)
         return checkpoint(part, *inputs, use_reentrant=False)
 
@@ -337,12 +338,16 @@ class PKS4(VideoClassifier):
         return patches + out if self.config.residual == "literal" else out, kinematic, scan_state
 
     def _averages(self, frames: Tensor, state: PKS4State) -> tuple[Tensor, Tensor]:
-        """Representations [B, T, E] -> their running averages [B, T, E] after each frame, and the last one."""
+        """Representations [B, T, E] -> their running averages [B, T, E] after each frame, and the last one.
+
+        Running averages are kept in float32 at least: in bfloat16, steps of 1 / t are soon rounded away.
+        """
         if self.config.average == "mean" and state.average is None and not self.config.causal:
             return frames.mean(dim=1, keepdim=True), frames.mean(dim=1)
         average = state.average
         averages = []
-        for t, frame in enumerate(frames.unbind(dim=1), start=state.frames_seen + 1):
+        wide = frames.to(torch.promote_types(frames.dtype, torch.float32))
+        for t, frame in enumerate(wide.unbind(dim=1), start=state.frames_seen + 1):
             if average is None:
                 average = frame
             else:
@@ -350,7 +355,7 @@ class PKS4(VideoClassifier):
                 average = average + (frame - average) * rate
             averages.append(average)
         assert average is not None
-        return torch.stack(averages, dim=1), average
+        return torch.stack(averages, dim=1).to(frames.dtype), average
 
 
 def _runs(config: PKS4Config) -> list[range]:

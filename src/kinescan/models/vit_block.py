@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinescan.layers.attention import attend
 from kinescan.layers.pieces import in_pieces
 from kinescan.layers.recompute import recomputed
 from kinescan.layers.rotary import Rotary
@@ -90,7 +91,7 @@ class Attention(nn.Module):
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         if self.rotary is not None:
             query, key = self.rotary.turn(query, key)
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = attend(query, key, value)
         out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         return out
 
@@ -273,6 +274,6 @@ class AttentionPool(nn.Module):
         query = F.linear(self.probe.to(x.dtype), weights[:width], biases[:width]).expand(x.shape[0], 1, width)
         key, value = F.linear(x, weights[width:], biases[width:]).chunk(2, dim=2)
         query, key, value = (part.unflatten(2, (self.attn.heads, -1)).transpose(1, 2) for part in (query, key, value))
-        read = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        read = attend(query, key, value).transpose(1, 2).flatten(2)
         pooled: Tensor = self.attn.out_proj(read)
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]

@@ -6,11 +6,12 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Literal, get_args
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from kinescan.errors import BackendError
 
@@ -48,6 +49,11 @@ def plain_torch() -> Iterator[None]:
         _plain_only = before
 
 
+def plain_only() -> bool:
+    """Whether `plain_torch` holds."""
+    return _plain_only
+
+
 def choose_backend(op: str, requested: Backend | None, obstacles: Mapping[Backend, Obstacle], like: Tensor) -> Backend:
     """The backend to run `op` with on tensors like `like`.
 
@@ -67,6 +73,8 @@ def choose_backend(op: str, requested: Backend | None, obstacles: Mapping[Backen
         >>> choose_backend("op", None, {"numba": lambda x: "not today", "reference": lambda x: None}, torch.ones(1))
         'reference'
     """
+    if differentiated_by_transform():
+        obstacles = {name: obstacle if name in PLAIN else _no_transform for name, obstacle in obstacles.items()}
     if requested is not None:
         _check_requested(op, requested, obstacles, like)
         chosen = requested
@@ -76,6 +84,64 @@ def choose_backend(op: str, requested: Backend | None, obstacles: Mapping[Backen
     if not torch.compiler.is_compiling():
         _announce(op, chosen, like)
     return chosen
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    """A context in which autocast rounds no product on the device of `like`; none where autocast is off, for exporters.
+
+    Example:
+        >>> x = torch.ones(2, 2)
+        >>> with torch.autocast("cpu", dtype=torch.bfloat16), without_autocast(x):
+        ...     (x @ x).dtype
+        torch.float32
+    """
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def differentiated_by_transform() -> bool:
+    """Whether a gradient is taken here by torch.func (grad, vjp, jvp, ...) or in forward mode.
+
+    Kernels that torch knows only through `register_autograd` would give tangents of zero, or torch's own errors. Under
+    torch.compile it cannot be told.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    kinds = (level.key() for level in torch._C._functorch.get_interpreter_stack() or ())
+    differentiating = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
+    return forward_ad._current_level >= 0 or any(kind in differentiating for kind in kinds)
+
+
+def transformed() -> bool:
+    """Whether anything of torch.func runs here, torch.vmap among them, or a gradient is taken in forward mode."""
+    if torch.compiler.is_compiling():
+        return False
+    return differentiated_by_transform() or bool(torch._C._functorch.get_interpreter_stack())
+
+
+def refuse_second_derivative(backward: Any, op: str, backend: str) -> None:
+    """Gives an operator that computes a gradient an error of ours for the gradient of that gradient.
+
+    Args:
+        backward: a `torch.library.custom_op`.
+        op: name of the op that users call.
+        backend: its backend.
+    """
+
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise BackendError(
+            f'{op}: backend {backend!r} has no second derivative. Call it with backend="reference", '
+            "or a model that calls it within kinescan.ops.backend.plain_torch()."
+        )
+
+    backward.register_autograd(refuse)
+
+
+def _no_transform(like: Tensor) -> str:
+    return (
+        "it has first derivatives by backward() and torch.autograd.grad alone, not by torch.func or in forward mode "
+        '(use backend="reference", or leave backend out)'
+    )
 
 
 def triton_obstacle(like: Tensor) -> str | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kinescan.errors import ConfigError, ShapeError
 from kinescan.ops.attention_mass import blockwise, reference
-from kinescan.ops.backend import Backend, Obstacle, choose_backend, triton_obstacle
+from kinescan.ops.backend import Backend, Obstacle, choose_backend, transformed, triton_obstacle, without_autocast
 
 __all__ = ["attention_mass"]
 
@@ -69,7 +69,8 @@ def attention_mass(
         raise ConfigError("attention_mass is for inference and has no gradient. Call it under torch.inference_mode().")
     scale = queries.shape[3] ** -0.5 if scale is None else scale
     chosen = choose_backend("attention_mass", backend, _OBSTACLES, queries)
-    output, mass = _RUN[chosen](queries, keys, values, scale, observed)
+    with without_autocast(queries):
+        output, mass = _RUN[chosen](queries, keys, values, scale, observed)
     return output, mass
 
 
@@ -103,6 +104,12 @@ def _never(like: Tensor) -> str | None:
     return None
 
 
+def _why_not_blockwise(like: Tensor) -> str | None:
+    if transformed():
+        return 'it writes in place, which torch.func and forward mode cannot follow; use backend="reference"'
+    return None
+
+
 def _why_not_triton(like: Tensor) -> str | None:
     problem = triton_obstacle(like)
     if problem is None and like.shape[-1] > MAX_TRITON_HEAD_DIM:
@@ -118,7 +125,11 @@ def _run_triton(*inputs: Any) -> tuple[Tensor, Tensor]:
     return result
 
 
-_OBSTACLES: Mapping[Backend, Obstacle] = {"triton": _why_not_triton, "blockwise": _never, "reference": _never}
+_OBSTACLES: Mapping[Backend, Obstacle] = {
+    "triton": _why_not_triton,
+    "blockwise": _why_not_blockwise,
+    "reference": _never,
+}
 _RUN: Mapping[Backend, Callable[..., tuple[Tensor, Tensor]]] = {
     "triton": _run_triton,
     "blockwise": blockwise.attention_mass,

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinescan.errors import ConfigError, ShapeError
-from kinescan.ops.backend import Backend, Obstacle, choose_backend, triton_obstacle
+from kinescan.ops.backend import Backend, Obstacle, choose_backend, triton_obstacle, without_autocast
 from kinescan.ops.local_correlation import dense, numba, reference
 from kinescan.ops.local_correlation.operator import Correlate, Settings, register_correlation
 from kinescan.shapes import CorrelationMaps, FrameMaps
@@ -152,7 +152,8 @@ def _run(
     # Triton's kernels read half types themselves.
     is_half = features.dtype in (torch.bfloat16, torch.float16) and chosen != "triton"
     wide = features.float() if is_half else features
-    maps = _FORMS[chosen](wide, offsets, window, replicate=replicate, epsilon=epsilon, first_frame=first_frame)
+    with without_autocast(wide):
+        maps = _FORMS[chosen](wide, offsets, window, replicate=replicate, epsilon=epsilon, first_frame=first_frame)
     return maps.to(features.dtype)
 
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kinescan.ops.backend import refuse_second_derivative
 from kinescan.shapes import FrameMaps
 
 
@@ -67,6 +68,8 @@ def register_correlation(name: str, forward: Forward, backward: Backward, device
     correlate.register_fake(_fake_maps)
     correlate_backward.register_fake(_fake_gradient)
     correlate.register_autograd(differentiate, setup_context=_keep_for_backward)
+    op = name.removesuffix("_triton")
+    refuse_second_derivative(correlate_backward, op, "numba" if op == name else "triton")
 
     def correlate_clip(
         features: FrameMaps,

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinescan.errors import ShapeError
-from kinescan.ops.backend import Backend, Obstacle, choose_backend, triton_obstacle
+from kinescan.ops.backend import Backend, Obstacle, choose_backend, triton_obstacle, without_autocast
 from kinescan.ops.selective_scan import blockwise, numba, reference
 from kinescan.ops.selective_scan.operator import Gradients, ScanInputs, register_scan
 from kinescan.shapes import State, TrackMatrix, Tracks
@@ -95,7 +95,8 @@ def selective_scan(
     D, z, delta_bias, state = (None if x is None else x.to(wide) for x in (D, z, delta_bias, state))
     u_wide, delta, A, B, C = (x.to(wide) for x in (u, delta, A, B, C))
     form = blockwise.scan if chosen == "blockwise" else reference.scan
-    y, last_state = form(u_wide, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
+    with without_autocast(u):
+        y, last_state = form(u_wide, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
     return y.to(u.dtype), last_state
 
 

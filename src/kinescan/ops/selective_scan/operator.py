@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kinescan.ops.backend import refuse_second_derivative
 from kinescan.shapes import State, TrackMatrix, Tracks
 
 
@@ -103,6 +104,8 @@ def register_scan(name: str, forward: Forward, backward: Backward) -> Callable[.
     scan.register_fake(_fake_scan)
     scan_backward.register_fake(_fake_backward)
     scan.register_autograd(differentiate, setup_context=_save_inputs)
+    op = name.removesuffix("_triton")
+    refuse_second_derivative(scan_backward, op, "numba" if op == name else "triton")
     return scan
 
 
