@@ -16,6 +16,7 @@ from kinescan.data.transforms import EvalTransform, TrainTransform, chance
 from kinescan.data.video import VideoReader
 from kinescan.errors import ConfigError, VideoError
 from kinescan.preprocessing import Preprocessing
+from kinescan.runtime.torch_internals import shared_storage
 
 __all__ = [
     "DATASETS",
@@ -29,6 +30,7 @@ __all__ = [
     "split_items",
     "stable_seed",
 ]
+
 
 logger = logging.getLogger(__name__)
 
@@ -218,8 +220,7 @@ def _new_block(*shape: int) -> torch.Tensor:
     """Float32 memory for a batch; in a worker process, memory that the main process can see."""
     if torch.utils.data.get_worker_info() is None:
         return torch.empty(shape)
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(4 * math.prod(shape), device="cpu")
-    return torch.empty(0, dtype=torch.float32).set_(storage).view(shape)
+    return torch.empty(0, dtype=torch.float32).set_(shared_storage(4 * math.prod(shape))).view(shape)
 
 
 def split_items(

@@ -5,13 +5,13 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from kinescan.evaluation.cuda_autocast import cuda_autocast_rules
 from kinescan.evaluation.mode import in_training
 from kinescan.evaluation.parts import watch_parts
 from kinescan.models.classifier import VideoClassifier
+from kinescan.runtime.torch_internals import FakeTensorMode
 
 
 def activation_bytes(

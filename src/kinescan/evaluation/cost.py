@@ -11,15 +11,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from kinescan.errors import ConfigError
 from kinescan.evaluation.mode import in_evaluation
 from kinescan.evaluation.parts import Parts, watch_parts
 from kinescan.models.classifier import VideoClassifier
+from kinescan.runtime.torch_internals import FakeTensorMode, TorchDispatchMode
 
 SCAN_MACS = 9
 """Operations of the selective scan for each trajectory, step, channel and state entry."""

@@ -11,14 +11,20 @@ Source: AT_FORALL_FP32, AT_FORALL_FP32_SET_OPT_DTYPE and AT_FORALL_PROMOTE of AT
 `autocast_mode.cpp` registers for CUDA; in words: https://docs.pytorch.org/docs/stable/amp.html#cuda-op-specific-behavior
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+
+from kinescan.runtime.torch_internals import (
+    has_cpu_autocast_rule,
+    tree_leaves,
+    tree_map,
+    with_cpu_autocast_kernels,
+    without_cpu_autocast,
+)
 
 IN_FLOAT32 = (
     "acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt",
@@ -53,24 +59,23 @@ Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 def cuda_autocast_rules() -> Iterator[None]:
     """Within the block, `torch.autocast("cpu")` casts as it does on CUDA; it holds for the whole process."""
     rules = [(IN_FLOAT32, _in_float32), (TO_FLOAT32, _to_float32), (IN_THE_WIDEST, _in_the_widest), (AS_THEY_ARE, _run)]
-    with torch.library._scoped_library("aten", "IMPL") as library:
-        for names, rule in rules:
-            for name in names:
-                # What a CPU's autocast has a rule for, but for those that it widens, it casts to float32 as well.
-                has_rule = torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "AutocastCPU")
-                if names is AS_THEY_ARE or not has_rule:
-                    with warnings.catch_warnings(action="ignore"):  # that the rule of a CPU is replaced
-                        library.impl(name, _kernel(name, rule), "AutocastCPU", allow_override=True)
+    # What a CPU's autocast has a rule for, but for those that it widens, it casts to float32 as well.
+    kernels = {
+        name: _kernel(name, rule)
+        for names, rule in rules
+        for name in names
+        if names is AS_THEY_ARE or not has_cpu_autocast_rule(name)
+    }
+    with with_cpu_autocast_kernels(kernels):
         yield
 
 
 def _kernel(name: str, rule: Rule) -> Callable[..., Any]:
     packet, _, overload = name.partition(".")
     operation = getattr(getattr(torch.ops.aten, packet), overload or "default")
-    autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(autocast):
+        with without_cpu_autocast():
             return rule(operation, args, kwargs)
 
     return kernel

@@ -4,6 +4,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from kinescan.runtime.torch_internals import lerp_all_
+
 
 class WeightAverage:
     """A running average of a model's trained weights, whose scores are steadier than those of the weights themselves.
@@ -44,7 +46,7 @@ class WeightAverage:
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         averages, weights = list(self._averages.values()), list(self._weights.values())
-        torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 1 - decay)
+        lerp_all_(averages, [weight.detach() for weight in weights], 1 - decay)
 
     @contextmanager
     def in_model(self) -> Iterator[None]:

@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from kinescan.errors import ConfigError, DependencyError
+from kinescan.runtime.accelerate_internals import forget_accelerator_state
 from kinescan.settings import closest
 
 logger = logging.getLogger(__name__)
@@ -151,4 +151,4 @@ def _check_trackers(trackers: Sequence[str]) -> None:
 
 
 def _clear_state() -> None:
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    forget_accelerator_state(also_processes=not torch.distributed.is_initialized())

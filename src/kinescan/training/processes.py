@@ -10,6 +10,7 @@ from accelerate import PartialState
 from torch import Tensor, distributed
 
 from kinescan.errors import ConfigError
+from kinescan.runtime.accelerate_internals import forget_processes
 
 PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for the others, such as while one of them writes a checkpoint or reads slow videos."""
@@ -99,7 +100,7 @@ def open_processes(device: torch.device) -> Iterator[Processes]:
         yield Processes(state.process_index, state.num_processes, state.device)
     finally:
         if not known:
-            PartialState._reset_state()
+            forget_processes()
             distributed.destroy_process_group()
             # A finished run leaves cycles that hold the group, and with it threads that let go of tensors in their own
             # time: if Python ends meanwhile, it is aborted. Freed, the group waits for its threads.
