@@ -1,9 +1,10 @@
 import os
+from pathlib import Path
 
 import pytest
 
 from kinescan.errors import CheckpointError, ConfigError
-from kinescan.runtime.files import read_bytes, read_json, read_json_object, read_text, read_toml
+from kinescan.runtime.files import inside, read_bytes, read_head, read_json, read_json_object, read_text, read_toml
 
 
 @pytest.mark.parametrize(
@@ -59,3 +60,33 @@ def test_long_file_is_refused(tmp_path):
     assert read_bytes(tmp_path / "a", max_bytes=11) == b"x" * 11
     with pytest.raises(ConfigError, match="longer than 10 bytes"):
         read_bytes(tmp_path / "a", max_bytes=10)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../a", "/etc/passwd", "a/b", "a\\b", "c:a", "a\0b"])
+def test_inside_refuses_names_that_lead_out_of_the_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="only names of files in that folder itself"):
+        inside(tmp_path, name)
+
+
+def test_inside_follows_links_that_stay_in_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_text("a")
+    (folder / "b").symlink_to("a")
+    (folder / "out").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to(folder)
+    for place in (folder, tmp_path / "link"):
+        assert inside(place, "b").read_text() == "a"
+        assert inside(place, "new") == place / "new"
+        with pytest.raises(ConfigError, match=r"out is a link to .*elsewhere, which lies outside"):
+            inside(place, "out")
+
+
+def test_read_head_gives_the_first_bytes_of_regular_files(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert read_head(tmp_path / "a", 2) == b"ab"
+    assert read_head(tmp_path / "a", 9) == b"abc"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="a named pipe"):
+        read_head(tmp_path / "pipe", 9)

@@ -215,3 +215,47 @@ def test_write_rng_puts_every_generator_back(tmp_path: Path) -> None:
     first = (random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(3).tolist())
     write_rng(torch.load(tmp_path / "rng.pt", weights_only=True))
     assert (random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(3).tolist()) == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"epoch": -1}, "epoch"),
+        ({"step": True}, "step"),
+        ({"step": 2**70}, "step"),
+        ({"log_lines": 1.5}, "log_lines"),
+        ({"best_score": "high"}, "best_score"),
+        ({"unreadable": {"a": 1}}, "unreadable"),
+        ({"rng": [1]}, "rng"),
+        ({"weights": {"w": 1}}, "weights"),
+        ({"optimizer": []}, "optimizer"),
+        ({"other": 1}, r"other \(unknown\)"),
+        ({"step": None}, "step"),
+    ],
+)
+def test_load_state_refuses_fields_of_the_wrong_kind(
+    save: Save, tmp_path: Path, changes: dict[str, Any], place: str
+) -> None:
+    save(tmp_path / "last")
+    values = torch.load(tmp_path / "last" / STATE_FILE)
+    torch.save({**values, **changes}, tmp_path / "last" / STATE_FILE)
+    with pytest.raises(CheckpointError, match=f"missing or of the wrong kind: {place}"):
+        load_state(tmp_path / "last")
+    values.pop("step")
+    torch.save(values, tmp_path / "last" / STATE_FILE)
+    with pytest.raises(CheckpointError, match="wrong kind: step"):
+        load_state(tmp_path / "last")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"../../etc/passwd": "0"}', '{"/etc/passwd": "0"}', "[" * 9999])
+def test_find_checkpoint_refuses_lists_of_files_that_lead_elsewhere(save: Save, tmp_path: Path, content: str) -> None:
+    save(tmp_path / "last")
+    (tmp_path / "last" / CHECKSUM_FILE).write_text(content)
+    with pytest.raises(CheckpointError, match=r"checksums\.json cannot be read"):
+        find_checkpoint(tmp_path / "last")
+
+
+@pytest.mark.parametrize("states", [{}, {"python": 1}, {"python": [3, [], None]}, {"python": [3, [-1] * 625, None]}])
+def test_write_rng_refuses_other_states(states: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="random generators"):
+        write_rng(states)

@@ -1,19 +1,16 @@
-import json
-import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from kinescan.errors import CheckpointError
 from kinescan.models.hub import download, is_hub_name
+from kinescan.models.tensor_file import PickleRefused, read_safetensors, read_saved
 from kinescan.models.torchscript import is_torchscript, read_torchscript
+from kinescan.runtime.files import inside, read_head, read_json, read_json_object
 
 _CONFIG_FILES = ("preprocessor_config.json", "open_clip_config.json", "config.json")
 # What a folder or a hub repository may hold, in order of preference -> the shards that belong to it.
@@ -29,6 +26,7 @@ _WEIGHT_FILES = {
 _ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
 _WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+_MAX_WRAPPERS = 8
 _CONVERT = (
     "Where you trust the file, convert it once: "
     'python -c "import sys, torch; from safetensors.torch import save_file; '
@@ -62,7 +60,7 @@ class Checkpoint:
 def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Checkpoint:
     """The tensors of a checkpoint, wherever it is.
 
-    Pickles are read with `weights_only=True`; TorchScript archives without running their code.
+    No file runs code: see `tensor_file` for pickles, `torchscript` for TorchScript archives.
 
     Args:
         source: a file (.safetensors, .pt, .pth, .bin, TorchScript archive, index of shards), a folder that holds one,
@@ -84,7 +82,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     content = _read_shards(file) if file.name.endswith(".index.json") else _read_file(file)
     tensors = _unwrap(content)
     if not tensors:
-        held = ", ".join(list(map(str, content))[:6]) if isinstance(content, Mapping) else type(content).__name__
+        held = ", ".join(_names(content)) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(f"{file} holds no tensors by name; it holds: {held or 'nothing'}. Give a state dict.")
     return Checkpoint(source=str(source), file=file, tensors=tensors, settings=_read_settings(file.parent))
 
@@ -120,7 +118,7 @@ def _download(name: str, revision: str | None) -> Path:
 def _find_weights(folder: Path) -> Path:
     for name in _WEIGHT_FILES:
         if (folder / name).is_file():
-            return folder / name
+            return inside(folder, name, error=CheckpointError)
     for ending in _ENDINGS:
         files = sorted(folder.glob(f"*{ending}"))
         if len(files) > 1:
@@ -129,75 +127,78 @@ def _find_weights(folder: Path) -> Path:
                 "Give one of the files."
             )
         if files:
-            return files[0]
+            return inside(folder, files[0].name, error=CheckpointError)
     held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
     raise CheckpointError(f"{folder} holds no checkpoint ({', '.join(f'*{e}' for e in _ENDINGS)}); it holds: {held}.")
 
 
+def _names(content: Mapping[Any, Any]) -> list[str]:
+    """Some of its keys; those that are no text may be anything, and endless to show."""
+    return [key[:80] if isinstance(key, str) else f"a {type(key).__name__}" for key in islice(content, 6)]
+
+
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no index of shards ({error!r}). It is damaged; fetch it again.") from error
+    weight_map = read_json_object(index, error=CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(
+            f"{index} is no index of shards: it needs a weight_map of tensors and file names. It is damaged; fetch it "
+            "again."
+        )
+    names = sorted(set(weight_map.values()))
     tensors: dict[str, Tensor] = {}
     for name in names:
-        shard = index.parent / Path(name).name
+        shard = inside(index.parent, name, error=CheckpointError)
         if not shard.is_file():
             raise CheckpointError(
                 f"{index} names the shard {name}, which is not beside it. Fetch all {len(names)} shards."
             )
-        tensors.update(_read_file(shard))
+        content = _read_file(shard)
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{shard} holds no tensors by name. It is damaged; fetch it again.")
+        tensors.update(content)
     return tensors
 
 
 def _read_file(path: Path) -> Any:
+    head = read_head(path, 9, error=CheckpointError)
     try:
-        with path.open("rb") as file:
-            head = file.read(9)
         if head[:2] == b"PK":
-            return read_torchscript(path) if is_torchscript(path) else _load_pickle(path)
+            return read_torchscript(path) if is_torchscript(path) else read_saved(path)
         if head[8:9] == b"{":
-            return load_file(path)
+            return read_safetensors(path)
         if head[:1] == b"\x80":
-            return _load_pickle(path)
-    except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} cannot be read ({error}). It is damaged; fetch or save it again.") from error
+            return read_saved(path)
+    except PickleRefused as refused:
+        raise CheckpointError(_refusal(path, refused)) from None
     raise CheckpointError(
         f"{path} is neither safetensors nor a file of torch.save nor a TorchScript archive (it starts with {head!r}). "
         "If it was fetched with git, the large files may be missing: run `git lfs pull`."
     )
 
 
-def _load_pickle(path: Path) -> Any:
-    try:
-        # A file, not its path: torch.load would go by the ending.
-        with path.open("rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"to make a {wanted[1]}" if wanted else "or is damaged"
-        raise CheckpointError(
-            f"{path} is a pickle that needs to run code {reason}, which could do anything; only tensors are read. "
-            f"{_CONVERT}"
-        ) from error
+def _refusal(path: Path, refused: PickleRefused) -> str:
+    if refused.name is None:
+        return f"{path} is a pickle that is not read: {refused}. Fetch it again, or save its tensors anew."
+    return (
+        f"{path} is a pickle that needs to run code to make a {refused.name}, which could do anything; only tensors "
+        f"are read. {_CONVERT}"
+    )
 
 
 def _unwrap(content: Any) -> dict[str, Tensor]:
     """The dict of tensors inside `content`; empty if there is none."""
-    while isinstance(content, Mapping):
+    # A dict may hold itself: wrappers are taken off so often and no more.
+    for _ in range(_MAX_WRAPPERS):
+        if not isinstance(content, Mapping):
+            return {}
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             break
         content = inner
-    if not isinstance(content, Mapping):
-        return {}
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    prefix = next((p for p in _PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None)
-    while prefix is not None:
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None)
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    for prefix in _PREFIXES * _MAX_WRAPPERS:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
 
 
@@ -205,10 +206,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name in _CONFIG_FILES:
         path = folder / name
-        if path.is_file():
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise CheckpointError(f"{path} is not JSON ({error}). Fetch it again, or take it away.") from error
+        if path.exists():
+            content = read_json(inside(folder, name, error=CheckpointError), error=CheckpointError)
             settings |= content if isinstance(content, dict) else {}
     return settings

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from kinescan.errors import CheckpointError
 from kinescan.models.hub import download, is_hub_name
+from kinescan.models.tensor_file import read_safetensors
+from kinescan.runtime.files import inside, read_json_object
 from kinescan.version import __version__
 
 CONFIG_FILE = "config.json"
@@ -61,6 +63,17 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
     raise CheckpointError(f"{source}: no such folder. Give one that save_pretrained wrote, or a hub name (user/name).")
 
 
+def is_saved(folder: str | Path) -> bool:
+    """Whether a folder holds a saved model; one that is damaged counts, too."""
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file() or not (Path(folder) / WEIGHTS_FILE).is_file():
+        return False
+    try:
+        return "kinescan_version" in read_json_object(path, error=CheckpointError)
+    except CheckpointError:
+        return False
+
+
 def read_config(folder: Path) -> SavedModel:
     """What config.json in `folder` says, checked.
 
@@ -74,11 +87,8 @@ def read_config(folder: Path) -> SavedModel:
             f"{folder} has no {CONFIG_FILE}; it holds: {held}. A saved model has {WEIGHTS_FILE} and {CONFIG_FILE}; "
             "for the weights of a backbone use create_model(name, weights=folder)."
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}). It is damaged; save or fetch the model again.") from error
-    if not isinstance(content, dict) or "kinescan_version" not in content:
+    content = read_json_object(inside(folder, CONFIG_FILE, error=CheckpointError), error=CheckpointError)
+    if "kinescan_version" not in content:
         raise CheckpointError(
             f"{path} is not the config of a kinescan model. "
             "For the weights of a backbone use create_model(name, weights=folder)."
@@ -90,8 +100,10 @@ def read_config(folder: Path) -> SavedModel:
         raise CheckpointError(
             f"{path}: {', '.join(wrong)} is missing or of the wrong kind. It is damaged; save or fetch the model again."
         )
+    if not all(isinstance(label, str) for label in content["labels"]):
+        raise CheckpointError(f"{path}: labels must all be text. It is damaged; save or fetch the model again.")
     named = {key: content[key] for key in kinds}
-    return SavedModel(kinescan_version=content["kinescan_version"], base=content.get("base"), **named)
+    return SavedModel(kinescan_version=content["kinescan_version"], base=_base(path, content.get("base")), **named)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -103,12 +115,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}. Save or fetch the model again.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}). It is damaged; save or fetch the model again."
-        ) from error
+    return read_safetensors(inside(folder, WEIGHTS_FILE, error=CheckpointError))
 
 
 def write(folder: Path, saved: SavedModel, weights: Mapping[str, Tensor], card: str) -> None:
@@ -151,6 +158,17 @@ def separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         separated[name] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
     return separated
+
+
+def _base(path: Path, recorded: Any) -> dict[str, Any] | None:
+    kept = None if recorded is None else {"source", "sha256"}
+    if kept is not None and not (
+        isinstance(recorded, dict) and all(isinstance(recorded.get(key), str) and recorded[key] for key in kept)
+    ):
+        raise CheckpointError(
+            f"{path}: base must have a source and a sha256, both text. It is damaged; save or fetch the model again."
+        )
+    return recorded
 
 
 def _refuse_newer(path: Path, version: object) -> None:

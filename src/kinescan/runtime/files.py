@@ -30,6 +30,34 @@ def require_regular(path: str | Path, *, error: MakeError = ConfigError) -> None
         raise error(f"{path} is {_kind(mode)}; a regular file is needed here. Give the path of a file.")
 
 
+def inside(folder: str | Path, name: str, *, error: MakeError = ConfigError) -> Path:
+    """The path of a file that something in a folder names, where it lies in that folder.
+
+    Whoever made the folder chose the name and may have made links: neither may lead out of the folder. The links of a
+    snapshot in the Hugging Face cache, into the `blobs` folder of the same repository, are followed.
+
+    Args:
+        folder: the folder.
+        name: what is named in it: a plain file name.
+        error: makes the error to raise.
+
+    Raises:
+        ConfigError: (or what `error` makes) the name has a folder in it, or the file is a link that leads out.
+
+    Example:
+        >>> inside("exported", "model.onnx").name
+        'model.onnx'
+    """
+    if not name or name in (".", "..") or any(sign in name for sign in "/\\:\0"):
+        raise error(f"{folder}: names the file {name!r}; only names of files in that folder itself are taken.")
+    path, real = Path(folder) / name, Path(os.path.realpath(Path(folder) / name))
+    root = Path(os.path.realpath(folder))
+    snapshot = root.parent.name == "snapshots"
+    if not (real.is_relative_to(root) or (snapshot and real.parent == root.parent.parent / "blobs")):
+        raise error(f"{path} is a link to {real}, which lies outside of its folder. Put the file itself there.")
+    return path
+
+
 def read_bytes(path: str | Path, *, max_bytes: int = MAX_BYTES, error: MakeError = ConfigError) -> bytes:
     """What a regular file holds.
 
@@ -50,6 +78,20 @@ def read_bytes(path: str | Path, *, max_bytes: int = MAX_BYTES, error: MakeError
     if len(content) > max_bytes:
         raise error(f"{path} is longer than {max_bytes:,} bytes, which no file of its kind is. Check what it holds.")
     return content
+
+
+def read_head(path: str | Path, num_bytes: int, *, error: MakeError = ConfigError) -> bytes:
+    """The first bytes of a regular file; fewer where it is shorter.
+
+    Raises:
+        ConfigError: (or what `error` makes) it is no regular file, or cannot be read.
+    """
+    require_regular(path, error=error)
+    try:
+        with open(path, "rb") as file:
+            return file.read(num_bytes)
+    except OSError as problem:
+        raise error(f"{path} cannot be read ({_why(problem)}). Check the path and its permissions.") from None
 
 
 def read_text(path: str | Path, *, max_bytes: int = MAX_BYTES, error: MakeError = ConfigError) -> str:

@@ -4,6 +4,8 @@ import json
 import os
 import random
 import shutil
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from kinescan.errors import CheckpointError
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.tensor_file import PickleRefused, read_saved
+from kinescan.runtime.files import inside, read_json_object
 
 STATE_FILE = "training_state.pt"
 CHECKSUM_FILE = "checksums.json"
@@ -169,13 +173,48 @@ def load_state(folder: Path) -> TrainState:
     if not path.is_file():
         raise CheckpointError(f"{folder}: there is no {STATE_FILE}, so it holds a model but no run to resume.")
     try:
-        values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        values = read_saved(inside(folder, STATE_FILE, error=CheckpointError))
+    except (CheckpointError, PickleRefused) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}). Delete the checkpoint and start anew.") from error
-    written = values.pop("format", None)
+    written = values.pop("format", None) if isinstance(values, dict) else None
     if written != FORMAT:
-        raise CheckpointError(f"{path}: has format {written}, this version reads format {FORMAT}. Start anew.")
+        raise CheckpointError(f"{path}: has format {written!r}, this version reads format {FORMAT}. Start anew.")
+    return _checked(values, path)
+
+
+def _checked(values: dict[Any, Any], path: Path) -> TrainState:
+    """The state with every field of its type, numbers 0 or more."""
+    hints = typing.get_type_hints(TrainState)
+    unknown = [key for key in values if key not in hints]
+    lacking = [key for key in hints if key not in values]
+    wrong = [key for key in hints if key in values and not _is_of(values[key], hints[key])]
+    if unknown or lacking or wrong:
+        places = ", ".join([*map(str, lacking), *wrong, *(f"{str(key)[:40]} (unknown)" for key in unknown)][:5])
+        raise CheckpointError(
+            f"{path} is not the state of a run: missing or of the wrong kind: {places}. Delete the checkpoint and "
+            "start anew."
+        )
     return TrainState(**values)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(_is_of(value, option) for option in typing.get_args(hint))
+    origin = typing.get_origin(hint) or hint
+    if origin is int:
+        return type(value) is int and 0 <= value < 2**63
+    if origin is float:
+        return type(value) in (int, float)
+    if origin is Any:
+        return True
+    if not isinstance(value, origin):
+        return False
+    inner = typing.get_args(hint)
+    if origin is list:
+        return all(_is_of(item, inner[0]) for item in value)
+    if origin is dict:
+        return all(_is_of(key, inner[0]) and _is_of(item, inner[1]) for key, item in value.items())
+    return True
 
 
 def read_rng() -> dict[str, Any]:
@@ -193,15 +232,26 @@ def read_rng() -> dict[str, Any]:
 
 
 def write_rng(states: Mapping[str, Any]) -> None:
-    """Puts the generators back to where `read_rng` found them."""
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(states["torch"])
-    cuda = states.get("cuda", [])
-    if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(cuda)
+    """Puts the generators back to where `read_rng` found them.
+
+    Raises:
+        CheckpointError: the states are not those of `read_rng`.
+    """
+    try:
+        version, internal, gauss = states["python"]
+        random.setstate((version, tuple(internal), gauss))
+        kind, keys, position, has_gauss, cached = states["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+        torch.set_rng_state(states["torch"])
+        cuda = states.get("cuda", [])
+        if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(cuda)
+    # Each of the three libraries has its own ways to refuse a state.
+    except Exception as error:
+        raise CheckpointError(
+            f"the states of the random generators cannot be put back ({error}). The checkpoint is damaged: delete it "
+            "and start anew."
+        ) from error
 
 
 def _aside(folder: Path, role: str) -> Path:
@@ -248,11 +298,12 @@ def _sha256(path: Path) -> str:
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
-        sums: dict[str, str] = json.loads((folder / CHECKSUM_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        sums = read_json_object(inside(folder, CHECKSUM_FILE, error=CheckpointError), error=CheckpointError)
+        files = {name: inside(folder, name, error=CheckpointError) for name in sums}
+    except CheckpointError:
         return f"{CHECKSUM_FILE} cannot be read"
-    for name, expected in sums.items():
-        path = folder / name
+    for name, path in files.items():
+        expected = sums[name]
         if not path.is_file():
             return f"{name} is missing"
         if _sha256(path) != expected:
