@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kinescan.cli.videos import evaluated_on, make_training_set, read_videos
-from kinescan.config import build_run
+from kinescan.config import DataConfig, RunConfig, build_run
 from kinescan.data.datasets import VideoItem
 from kinescan.data.video import write_video
 from kinescan.errors import ConfigError
@@ -102,3 +102,47 @@ def test_what_is_mirrored_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def test_wrong_settings_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_run({"data": values})
+
+
+def videos_of(tmp_path: Path, *names: str, **data: Any) -> Any:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return read_videos(RunConfig(data=DataConfig(train=str(tmp_path), **data)))
+
+
+def test_a_folder_of_parts_is_trained_on_one_and_scored_on_the_other(tmp_path: Path) -> None:
+    names = ("train/run/a.mp4", "train/jump/b.mp4", "val/run/c.mp4", "val/jump/d.mp4")
+    training, held_out, classes = videos_of(tmp_path, *names)
+    assert [item.video_id for item in training] == ["train/jump/b.mp4", "train/run/a.mp4"]
+    assert [item.video_id for item in held_out] == ["val/jump/d.mp4", "val/run/c.mp4"]
+    assert classes == ("jump", "run")
+    config = RunConfig(data=DataConfig(train=str(tmp_path)))
+    assert evaluated_on(config) == f"the val part of {tmp_path}"
+
+
+def test_one_video_in_each_class_leaves_nothing_to_hold_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConfigError, match=r"one video of each of its 2 classes, so none can be held out.*data\.test"):
+        videos_of(tmp_path, "run/a.mp4", "jump/b.mp4")
+    videos_of(tmp_path, "run/c.mp4")
+    assert "1 of 2 classes have a single video, which is trained on" in caplog.text
+
+
+def test_videos_on_both_sides_are_refused(tmp_path: Path) -> None:
+    names = ("a/run/a.mp4", "a/run/b.mp4", "a/jump/c.mp4", "b/run/d.mp4")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b/run/e.mp4").symlink_to(tmp_path / "a/run/a.mp4")
+    config = RunConfig(data=DataConfig(train=str(tmp_path / "a"), test=str(tmp_path / "b")))
+    with pytest.raises(ConfigError, match=r"1 of the 2 videos of .*b/run/e.mp4"):
+        read_videos(config)
+
+
+def test_no_data_is_not_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("run/a.mp4", "run/b.mp4", "jump/c.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=r"data\.train is not set"):
+        read_videos(RunConfig())

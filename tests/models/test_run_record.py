@@ -35,6 +35,20 @@ def test_run_tells_recipe_and_every_report(run: Path) -> None:
     assert "seed = 3" in record.recipe
 
 
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        ("20% held out of /home/me/videos/train", "20% held out of train"),
+        ("the val part of /home/me/videos", "the val part of videos"),
+        ("the test part of /home/me/ucf101 (ucf101, split 2)", "the test part of ucf101 (ucf101, split 2)"),
+        ("/home/me/the test part of mine/a", "a"),
+    ],
+)
+def test_scores_say_which_part_of_the_data_they_are_of(run: Path, data: str, shown: str) -> None:
+    (run / "report.json").write_text(json.dumps(REPORT | {"data": data}), encoding="utf-8")
+    assert read_run(run).reports[0].data == shown
+
+
 def test_published_recipe_names_no_folder_of_the_user(run: Path) -> None:
     published = read_run(run).published_recipe()
     assert published == 'seed = 3\n[data]\ntrain = "train.csv"\nroot = \'videos\'\nname = "folder"'

@@ -15,6 +15,7 @@ from kinescan.cli.runs import RECIPE_FILE, model_folder, run_of
 from kinescan.cli.videos import evaluated_on, make_test_set, read_videos
 from kinescan.config import RunConfig, load_recipe
 from kinescan.data.datasets import VideoItem, read_items
+from kinescan.data.listing import choose_layout
 from kinescan.data.loader import LoaderConfig
 from kinescan.data.sampling import Views
 from kinescan.errors import ConfigError
@@ -141,7 +142,9 @@ def _notes(
 
 def _items(data: str | Path | None, recipe: RunConfig | None) -> tuple[list[VideoItem], tuple[str, ...], str]:
     if data is not None:
-        return *read_items(data), str(data)
+        layout = choose_layout(data)
+        origin = f"the {layout.test_name} part of {data}" if layout.has_parts else str(data)
+        return *read_items(data, part="test"), origin
     if recipe is None:
         raise ConfigError("no data to evaluate on. Name a folder with one folder of videos per class with --data.")
     _, held_out, classes = read_videos(recipe)

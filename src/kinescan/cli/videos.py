@@ -1,4 +1,5 @@
 import logging
+import os
 from collections.abc import Sequence
 from functools import partial
 
@@ -27,9 +28,12 @@ def read_videos(
         announced: log how many there are.
 
     Raises:
-        ConfigError: there are fewer than two classes, or a source cannot be read.
+        ConfigError: there are fewer than two classes, a source cannot be read, nothing can be held out, or videos are
+            in training and in test.
     """
     data, level = config.data, logging.INFO if announced else logging.DEBUG
+    if not data.train:
+        raise ConfigError("data.train is not set. Name a folder with one folder of videos per class, or a csv.")
     read = partial(read_items, root=data.root or None, reader=data.reader, split=data.split)
     items, classes = read(data.train)
     if len(classes) < 2:
@@ -37,12 +41,27 @@ def read_videos(
             f"data.train {data.train!r} holds {len(classes)} class ({', '.join(classes)}); at least 2 are needed. "
             "Put the videos of each class into a folder of its own."
         )
-    if data.test or choose_layout(data.train, data.reader).has_parts:
+    layout = choose_layout(data.train, data.reader)
+    if data.test or layout.has_parts:
         held_out, _ = read(data.test or data.train, part="test", classes=classes)
-        counts = (len(items), len(held_out), len(classes))
-        logger.log(level, "%d training videos, %d test videos, %d classes", *counts)
+        _refuse_overlap(items, held_out, data.test or data.train)
+        part = "test" if data.test else layout.test_name
+        logger.log(level, "%d training videos, %d %s videos, %d classes", len(items), len(held_out), part, len(classes))
         return items, held_out, classes
     items, held_out = split_items(items, data.held_out_ratio, config.seed)
+    if not held_out:
+        raise ConfigError(
+            f"data.train {data.train!r} holds one video of each of its {len(classes)} classes, so none can be held out "
+            "for evaluation. Add videos, or name others to evaluate on with data.test."
+        )
+    alone = sorted({item.label for item in items} - {item.label for item in held_out})
+    if alone:
+        names = ", ".join(repr(classes[label]) for label in alone[:5])
+        more = ", ..." if len(alone) > 5 else ""
+        logger.warning(
+            "%d of %d classes have a single video, which is trained on: the evaluation does not see them: %s%s",
+            *(len(alone), len(classes), names, more),
+        )
     logger.log(
         level,
         "no data.test: of %d videos, %d (%.0f %% of each class) are held out for evaluation, drawn with seed %d",
@@ -59,9 +78,26 @@ def evaluated_on(config: RunConfig) -> str:
     data = config.data
     if data.test:
         return data.test
-    if choose_layout(data.train, data.reader).has_parts:
-        return f"the test part of {data.train} ({data.reader}, split {data.split})"
+    layout = choose_layout(data.train, data.reader)
+    if layout.has_parts:
+        published = "" if data.reader in ("auto", "folder", "list") else f" ({data.reader}, split {data.split})"
+        return f"the {layout.test_name} part of {data.train}{published}"
     return f"{data.held_out_ratio:.0%} held out of {data.train}"
+
+
+def _refuse_overlap(training: Sequence[VideoItem], test: Sequence[VideoItem], source: str) -> None:
+    """Nothing is scored on what it was trained on.
+
+    Raises:
+        ConfigError: files are on both sides.
+    """
+    known = {os.path.realpath(item.path) for item in training}
+    both = [item for item in test if os.path.realpath(item.path) in known]
+    if both:
+        raise ConfigError(
+            f"{len(both)} of the {len(test)} videos of {source!r} to evaluate on are training videos, too, such as "
+            f"{both[0].path}. Leave them out of one side: scores on training videos say nothing about others."
+        )
 
 
 def make_training_set(config: RunConfig, items: Sequence[VideoItem], classes: Sequence[str]) -> VideoDataset:

@@ -1,21 +1,25 @@
-import csv
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from kinescan.data.class_numbers import lookalikes, number_labels
 from kinescan.data.readers import (
-    LabelledVideo,
     Listing,
     Source,
     read_breakfast,
+    read_folder,
     read_hmdb51,
     read_kinetics,
+    read_list,
     read_ssv2,
     read_ucf101,
 )
-from kinescan.data.readers.files import VIDEO_SUFFIXES, find_videos, is_hidden, is_video, read_text
+from kinescan.data.readers.class_folders import find_parts
+from kinescan.data.readers.files import VIDEO_SUFFIXES, find_videos
+from kinescan.data.readers.lists import list_held_out_name
 from kinescan.data.readers.source import Part
 from kinescan.errors import ConfigError
 from kinescan.settings import closest
@@ -34,10 +38,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-_SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
-_PATH_COLUMNS = ("path", "video", "file", "filename", "video_path", "file_path", "filepath", "video_name", "name")
-_LABEL_COLUMNS = ("label", "class", "label_name", "class_name", "category", "action", "target", "label_id", "class_id")
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class VideoList:
             leaves them out, as Kinetics does.
         repeated: ids that are listed more than once, with the same label.
         empty: folders without a video; they are no classes.
+        unused: classes without a video.
+        notes: what else a user should know, such as the lines of missing videos.
     """
 
     items: list[VideoItem]
@@ -73,6 +75,8 @@ class VideoList:
     missing: tuple[str, ...] = ()
     repeated: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"VideoList({len(self.items)} videos, {len(self.classes)} classes, {len(self.missing)} missing)"
@@ -85,14 +89,16 @@ class Layout:
     Attributes:
         read: gives its listing.
         summary: one line on what it is.
-        has_parts: it is published in training and test parts.
+        has_parts: it comes in training and test parts.
         num_splits: divisions into these parts.
+        test_name: what the test part is called.
     """
 
     read: Callable[[Source], Listing]
     summary: str
     has_parts: bool = True
     num_splits: int = 1
+    test_name: str = "test"
 
 
 def read_items(
@@ -106,7 +112,9 @@ def read_items(
 ) -> tuple[list[VideoItem], tuple[str, ...]]:
     r"""The labelled videos of a folder, a list or a published data set.
 
-    A folder holds one folder per class; video files may lie deeper in it; hidden files and other files are ignored.
+    A folder holds one folder per class; video files may lie deeper in it; hidden files and other files are ignored. A
+    folder of parts (train and test, or val: folders of classes, or train.csv beside test.csv) is read as what it is:
+    `part` is taken.
     A list is a text file of path and label, separated by commas, tabs or blanks ("path label"), with or without a
     header; labels are texts or class numbers. Published data sets are found by the names of their files (see
     `DATASETS`). Whether the files can be read shows when they are read; what is missing or listed twice is logged.
@@ -141,6 +149,14 @@ def read_items(
     found = list_videos(source, root=root, classes=classes, reader=reader, part=part, split=split)
     if found.empty:
         logger.warning("%s: no video in %s; taken for no class", source, ", ".join(found.empty))
+    if found.unused:
+        logger.warning(
+            "%s: %d of the %d classes have no video in the %s part: %s%s",
+            *(source, len(found.unused), len(found.classes), part),
+            *(", ".join(map(repr, found.unused[:10])), ", ..." if len(found.unused) > 10 else ""),
+        )
+    for note in found.notes:
+        logger.warning("%s: %s", source, note)
     if found.repeated:
         logger.warning(
             "%s lists %d videos more than once, such as %s; each is taken once",
@@ -175,28 +191,52 @@ def list_videos(
     if not 1 <= split <= layout.num_splits:
         raise ConfigError(f"data.split must lie in [1, {layout.num_splits}] for this data set, got {split}.")
     listing = layout.read(Source(path=source, root=Path(root) if root else None, part=part, split=split))
-    texts = {video.label for video in listing.videos}
-    numbered = source.is_file() and all(text.isdecimal() for text in texts)
-    if classes is None:
-        classes = listing.classes
-    if classes is None:
-        classes = [str(number) for number in range(max(map(int, texts)) + 1)] if numbered else sorted(texts)
-    numbers = _class_numbers(source, texts, tuple(classes), numbered=numbered)
+    given = listing.classes if classes is None else tuple(classes)
+    is_list = any(video.line for video in listing.videos)
+    numbered = number_labels(listing.videos, given, source=source, is_list=is_list)
     items: dict[str, VideoItem] = {}
+    lines: dict[str, int] = {}
     repeated = []
     for video in listing.videos:
-        item = VideoItem(video.path, numbers[video.label], video.video_id)
-        first = items.setdefault(item.video_id, item)
+        # The same file may be listed by two spellings of its path.
+        file = os.path.normpath(video.path)
+        item = VideoItem(video.path, numbered.places[video.label], video.video_id)
+        first = items.setdefault(file, item)
         if first.label != item.label:
+            where = f" (lines {lines[file]} and {video.line})" if video.line else ""
             raise ConfigError(
-                f"{source}: {item.video_id} has two labels, {classes[first.label]!r} and {classes[item.label]!r}. "
-                "Leave one of the lines out."
+                f"{source}: {item.video_id} has two labels, {numbered.classes[first.label]!r} and "
+                f"{numbered.classes[item.label]!r}{where}. Leave one of the lines out."
             )
         if first is not item:
             repeated.append(item.video_id)
+        lines.setdefault(file, video.line)
+    used = {item.label for item in items.values()}
     return VideoList(
-        list(items.values()), tuple(classes), listing.missing, tuple(dict.fromkeys(repeated)), listing.empty
+        list(items.values()),
+        numbered.classes,
+        listing.missing,
+        tuple(dict.fromkeys(repeated)),
+        listing.empty,
+        unused=tuple(name for place, name in enumerate(numbered.classes) if place not in used),
+        notes=(*listing.notes, *_notes(listing, numbered.classes, used, is_list=is_list and given is None)),
     )
+
+
+def _notes(listing: Listing, classes: tuple[str, ...], used: set[int], *, is_list: bool) -> Iterator[str]:
+    """What a user should know about the classes and the missing videos of a listing."""
+    for first, second in lookalikes(classes)[:5]:
+        yield f"classes {first!r} and {second!r} differ only in case, blanks or the form of letters"
+    if is_list and 0 not in used and classes[0] == "0":
+        yield "no video has the label 0: class numbers start from 0, so the first output of a model will stay unused"
+    lines = {video.video_id: video.line for video in listing.videos if video.line}
+    missing = [lines[video_id] for video_id in listing.missing if video_id in lines]
+    if missing and len(missing) == len(listing.videos):
+        video = listing.videos[0]
+        yield f"not one of the listed videos is there; that of line {video.line} was looked for at {video.path}"
+    elif missing:
+        shown = ", ".join(map(str, missing[:10]))
+        yield f"videos of lines {shown}{', ...' if len(missing) > 10 else ''} are not there"
 
 
 def choose_layout(source: str | Path, reader: str = "auto") -> Layout:
@@ -208,105 +248,26 @@ def choose_layout(source: str | Path, reader: str = "auto") -> Layout:
     source = Path(source)
     if reader != "auto" and reader not in DATASETS:
         raise ConfigError(f"there is no reader {reader!r}. {closest(reader, ['auto', *DATASETS])}")
+    if source.is_dir() and reader in ("auto", "folder"):
+        parts = find_parts(source)
+        both = parts is not None and parts.train is not None and parts.held_out is not None
+        return _with_parts(DATASETS["folder"], parts.held_out if parts is not None and both else None)
     if source.is_dir() and reader != "list":
-        return DATASETS["folder" if reader == "auto" else reader]
+        return DATASETS[reader]
     if source.is_file() and reader in ("auto", "list"):
-        return DATASETS["list"]
+        return _with_parts(DATASETS["list"], list_held_out_name(source))
     if reader in ("auto", "list"):
         raise ConfigError(f"{source} does not exist. Name a folder with one folder of videos per class, or a csv.")
     raise ConfigError(f"{source} is no folder. Name the folder of the data set for data.reader = {reader!r}.")
 
 
-def _read_folder(source: Source) -> Listing:
-    """Videos in class folders."""
-    folder = source.path
-    names = sorted(child.name for child in folder.iterdir() if child.is_dir() and not is_hidden(child.name))
-    found = {name: find_videos(folder / name) for name in names}
-    filled = {name: videos for name, videos in found.items() if videos}
-    if not filled:
-        loose = sum(is_video(child.name) for child in folder.iterdir())
-        holds = f"{loose} videos that lie in no class folder" if loose else "no video in a class folder"
-        raise ConfigError(
-            f"{folder} holds {holds}. Put the videos of each class into a folder of its name, or list them in a csv "
-            "of path,label."
-        )
-    if set(filled) <= _SPLIT_NAMES and all(_has_folders(folder / name) for name in filled):
-        raise ConfigError(
-            f"{folder} holds the splits {', '.join(sorted(filled))}, not classes. Name one of them, such as "
-            f"{folder / sorted(filled)[0]}."
-        )
-    return Listing(
-        [
-            LabelledVideo(path, path.relative_to(folder).as_posix(), name)
-            for name, videos in filled.items()
-            for path in videos
-        ],
-        empty=tuple(sorted(set(found) - set(filled))),
-    )
-
-
-def _read_list(source: Source) -> Listing:
-    """Videos that a text file lists."""
-    file, root = source.path, source.root or source.path.parent
-    lines = read_text(file).splitlines()
-    rows = [(number, row) for number, row in _split_lines(lines) if row]
-    path_column, label_column = 0, 1
-    header = [cell.lower() for cell in rows[0][1]] if rows else []
-    known = [
-        next((header.index(name) for name in names if name in header), -1) for names in (_PATH_COLUMNS, _LABEL_COLUMNS)
-    ]
-    if min(known) >= 0 and known[0] != known[1]:
-        path_column, label_column = known
-        rows = rows[1:]
-    if not rows:
-        raise ConfigError(f"{file} lists no video. Write one line of path,label for each.")
-    labelled = []
-    for number, row in rows:
-        if len(row) <= max(path_column, label_column) or not row[path_column] or not row[label_column]:
-            raise ConfigError(f"{file}, line {number}: expected path and label, got {','.join(row)!r}.")
-        path = row[path_column]
-        labelled.append(LabelledVideo(root / path, Path(path).as_posix(), row[label_column]))
-    return Listing(labelled)
-
-
-def _split_lines(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers with the cells of each line; the first line that is not empty tells what separates them."""
-    first = next((line for line in lines if line.strip()), "")
-    separator = next((sign for sign in (",", "\t", ";") if sign in first), None)
-    if separator is None:
-        # "path label": the path may hold blanks
-        for number, line in enumerate(lines, 1):
-            yield number, line.strip().rsplit(None, 1)
-        return
-    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
-    for row in reader:
-        cells = [cell.strip() for cell in row]
-        yield reader.line_num, cells if any(cells) else []
-
-
-def _class_numbers(source: Path, texts: set[str], classes: tuple[str, ...], *, numbered: bool) -> dict[str, int]:
-    if len(set(classes)) < len(classes):
-        twice = next(name for name in classes if classes.count(name) > 1)
-        raise ConfigError(f"class {twice!r} is given twice. Class names must differ.")
-    places = {name: place for place, name in enumerate(classes)}
-    if numbered and not texts <= set(classes):
-        places = {str(place): place for place in range(len(classes))}
-        places.update({text: int(text) for text in texts if int(text) < len(classes)})
-    unknown = sorted(texts - set(places))
-    if unknown:
-        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        hint = f"Allowed: 0 to {len(classes) - 1}." if numbered else closest(unknown[0], classes)
-        raise ConfigError(f"{source}: label {unknown[0]!r}{more} is none of the {len(classes)} classes. {hint}")
-    return {text: places[text] for text in texts}
-
-
-def _has_folders(folder: Path) -> bool:
-    return any(child.is_dir() for child in folder.iterdir())
+def _with_parts(layout: Layout, held_out: str | None) -> Layout:
+    return layout if held_out is None else replace(layout, has_parts=True, test_name=held_out)
 
 
 DATASETS: dict[str, Layout] = {
-    "folder": Layout(_read_folder, "one folder of videos per class", has_parts=False),
-    "list": Layout(_read_list, "a csv of path,label", has_parts=False),
+    "folder": Layout(read_folder, "one folder of videos per class", has_parts=False),
+    "list": Layout(read_list, "a csv of path,label", has_parts=False),
     "ssv2": Layout(read_ssv2, "Something-Something V2: labels.json, train.json, validation.json, ID.webm"),
     "kinetics400": Layout(
         partial(read_kinetics, num_classes=400), "Kinetics-400: train.csv, val.csv, ID_START_END.mp4"

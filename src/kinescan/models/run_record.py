@@ -12,6 +12,7 @@ RECIPE_FILE = "recipe.toml"
 REPORT_FILES = ("report.json", "evaluation/report.json")
 """Written at the end of the training, and by `kinescan eval`."""
 
+_PART_OF = re.compile(r"(\d+% held out of |the \S+ part of )(.+?)( \(\w+, split \d+\))?")
 _PATH = re.compile(r"""(["'])((?:~|\.{0,2}/|[A-Za-z]:[\\/]).*?)\1""")
 
 
@@ -20,7 +21,7 @@ class ReportedScore:
     """The head of a report.
 
     Attributes:
-        data: what the model was scored on; of a path, its last name.
+        data: what the model was scored on, such as "20% held out of train"; of a path, its last name.
         views: frames x clips x crops.
         num_videos: how many were scored.
         top1: share of videos whose best class is right.
@@ -80,7 +81,7 @@ def _read_report(path: Path) -> ReportedScore:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return ReportedScore(
-            data=_last_name(content["data"]),
+            data=_without_folders(content["data"]),
             views=content["views"],
             num_videos=int(content["num_videos"]),
             top1=float(content["top1"]),
@@ -93,6 +94,12 @@ def _read_report(path: Path) -> ReportedScore:
         raise CheckpointError(
             f"{path} is no report of kinescan ({error!r}). Evaluate once more: kinescan eval"
         ) from error
+
+
+def _without_folders(data: str) -> str:
+    """What was scored on, as `evaluated_on` says it, with the last name of its path only."""
+    match = _PART_OF.fullmatch(data)
+    return _last_name(data) if match is None else f"{match[1]}{_last_name(match[2])}{match[3] or ''}"
 
 
 def _last_name(path: str) -> str:

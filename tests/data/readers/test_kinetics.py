@@ -59,6 +59,9 @@ def test_validation_part_has_the_classes_of_the_training_part(touch: Callable[..
     [
         ("id,label\n1,run\n", r"has no column youtube_id, time_start, time_end; a Kinetics csv has label, youtube_id"),
         ("", "has no column label"),
+        ("label,youtube_id,time_start,time_end\nrun,a,0,inf\n", "line 2: expected label, youtube_id"),
+        ("label,youtube_id,time_start,time_end\n ,a,0,10\n", "line 2: expected label, youtube_id"),
+        ("label,youtube_id,time_start,time_end\n" + "x" * 140_000 + ",a,0,10\n", "line 2: .*131072"),
         (HEADER, "lists no video"),
         (HEADER + "run,abc,one,10,train,0\n", r"line 2: expected label, .* got \['run', 'abc', 'one'"),
         (HEADER + "run\n", "line 2: expected label"),

@@ -101,7 +101,7 @@ def test_wrong_files_are_refused(touch: Callable[..., Path], name: str, text: st
 def test_wrong_encoding_and_missing_files_are_refused(touch: Callable[..., Path]) -> None:
     root = published(touch)
     (root / "labels/train.json").write_bytes(json.dumps(TRAIN).encode("utf-16"))
-    with pytest.raises(ConfigError, match=r"train\.json is no UTF-8 text .* Save it as UTF-8"):
+    with pytest.raises(ConfigError, match=r"train\.json is not UTF-8 text .* Save it as UTF-8"):
         read_items(root, reader="ssv2")
     (root / "labels/train.json").unlink()
     with pytest.raises(ConfigError, match=r"holds no train\.json \(or something-something-v2-train\.json\), neither"):

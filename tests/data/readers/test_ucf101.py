@@ -57,6 +57,8 @@ def test_absent_videos_are_counted_and_kept(touch: Callable[..., Path]) -> None:
             "ApplyEyeMakeup 1\n",
             r"classInd\.txt, line 1: expected number and class, got 'ApplyEyeMakeup 1'",
         ),
+        ("classInd.txt", "1 YoYo\n1 Archery\n", r"classInd\.txt, line 2: number or class is there already"),
+        ("classInd.txt", "1 YoYo\n" + "9" * 5000 + " Archery\n", r"classInd\.txt, line 2: expected number and class"),
         ("trainlist01.txt", "YoYo/v_YoYo_g08_c01.avi 2\n", r"line 1: 'YoYo/.* 2' does not fit the classes of"),
         ("trainlist01.txt", "\nYo/v_YoYo_g08_c01.avi 3\n", "line 2: 'Yo/"),
         ("trainlist01.txt", "", "lists no video"),

@@ -1,10 +1,8 @@
 """Where the files of a data set are: video files below a folder, annotation files by their published names."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from kinescan.errors import ConfigError
 
@@ -63,36 +61,6 @@ def find_annotation(folder: Path, names: Sequence[str]) -> Path:
         f"{folder} holds no {names[0]}{also}, neither itself nor in one of its folders. Put the annotation files of "
         "the data set there, as they are published."
     )
-
-
-def read_text(file: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
-
-    Raises:
-        ConfigError: it cannot be read, or is no UTF-8.
-    """
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{file} is no UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8."
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"{file} cannot be read ({error.strerror or error}). Check the path and its rights."
-        ) from None
-
-
-def read_json(file: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        ConfigError: it cannot be read, or is no UTF-8 or no JSON.
-    """
-    try:
-        return json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{file} is not valid JSON (line {error.lineno}: {error.msg}). Fetch it again.") from None
 
 
 def is_video(name: str) -> bool:

@@ -1,8 +1,9 @@
 from pathlib import Path
 
-from kinescan.data.readers.files import find_annotation, read_text
+from kinescan.data.readers.files import find_annotation
 from kinescan.data.readers.source import Listing, Source, find_listed
 from kinescan.errors import ConfigError
+from kinescan.runtime.files import read_text
 
 _MARKS = {"0": "neither", "1": "train", "2": "test"}
 
@@ -33,9 +34,9 @@ def _read_names(file: Path, part: str) -> list[str]:
     """Names without suffix of the files of one part."""
     stems = []
     for place, line in enumerate(read_text(file).splitlines(), 1):
-        name, _, mark = line.strip().rpartition(" ")
         if not line.strip():
             continue
+        name, mark = ["", *line.strip().rsplit(None, 1)][-2:]
         if mark not in _MARKS or not name:
             raise ConfigError(f"{file}, line {place}: expected a file's name and 0, 1 or 2, got {line!r}.")
         if _MARKS[mark] == part:

@@ -1,9 +1,11 @@
 import csv
 from pathlib import Path
+from typing import Any
 
-from kinescan.data.readers.files import find_annotation, read_text
+from kinescan.data.readers.files import find_annotation
 from kinescan.data.readers.source import Listing, Source, find_listed
 from kinescan.errors import ConfigError
+from kinescan.runtime.files import read_text
 
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 _NAMES = {"train": ("train",), "test": ("val", "validate", "validation")}
@@ -40,16 +42,28 @@ def _find(folder: Path, names: tuple[str, ...], num_classes: int) -> Path:
 def _read_rows(file: Path) -> list[tuple[str, str]]:
     """(id, label) of each row."""
     reader = csv.DictReader(read_text(file).splitlines())
-    absent = [column for column in _COLUMNS if column not in (reader.fieldnames or [])]
-    if absent:
-        raise ConfigError(f"{file} has no column {', '.join(absent)}; a Kinetics csv has {', '.join(_COLUMNS)}.")
     listed = []
-    for row in reader:
-        try:
-            start, end = (int(float(row[column])) for column in ("time_start", "time_end"))
-            listed.append((f"{row['youtube_id']}_{start:06d}_{end:06d}", row["label"].strip()))
-        except (TypeError, ValueError, AttributeError):
-            raise ConfigError(
-                f"{file}, line {reader.line_num}: expected {', '.join(_COLUMNS)}, got {list(row.values())}."
-            ) from None
+    try:
+        absent = [column for column in _COLUMNS if column not in (reader.fieldnames or [])]
+        if absent:
+            raise ConfigError(f"{file} has no column {', '.join(absent)}; a Kinetics csv has {', '.join(_COLUMNS)}.")
+        for row in reader:
+            listed.append(_read_row(row, f"{file}, line {reader.line_num}"))
+    except csv.Error as problem:
+        raise ConfigError(
+            f"{file}, line {reader.line_num + 1}: this is no row of a csv ({problem}). Correct it, or fetch the file "
+            "again."
+        ) from None
     return listed
+
+
+def _read_row(row: dict[str, Any], where: str) -> tuple[str, str]:
+    """(id, label)."""
+    try:
+        start, end = (int(float(row[column])) for column in ("time_start", "time_end"))
+        label, name = row["label"].strip(), row["youtube_id"].strip()
+        if not label or not name or min(start, end) < 0:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError, AttributeError):
+        raise ConfigError(f"{where}: expected {', '.join(_COLUMNS)}, got {str(list(row.values()))[:500]}.") from None
+    return f"{name}_{start:06d}_{end:06d}", label

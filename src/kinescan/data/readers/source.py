@@ -42,11 +42,13 @@ class LabelledVideo:
         path: the file, whether it is there or not.
         video_id: what names it wherever its folder lies.
         label: text of the class.
+        line: of the list that names it, from 1; 0 where no list does.
     """
 
     path: Path
     video_id: str
     label: str
+    line: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Listing:
         left_out: missing videos are not among `videos`, as where it is normal that some are gone; otherwise they
             are, and show as unreadable.
         empty: names that look like classes and hold no video; they are no classes.
+        notes: what else a user should know.
     """
 
     videos: list[LabelledVideo]
@@ -67,6 +70,7 @@ class Listing:
     missing: tuple[str, ...] = ()
     left_out: bool = False
     empty: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def find_listed(

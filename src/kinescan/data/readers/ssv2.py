@@ -1,8 +1,9 @@
 from typing import Any
 
-from kinescan.data.readers.files import find_annotation, read_json
+from kinescan.data.readers.files import find_annotation
 from kinescan.data.readers.source import Listing, Source, find_listed
 from kinescan.errors import ConfigError
+from kinescan.runtime.files import read_json
 from kinescan.settings import closest
 
 _PREFIX = "something-something-v2-"

@@ -1,8 +1,9 @@
 from pathlib import Path
 
-from kinescan.data.readers.files import find_annotation, read_text
+from kinescan.data.readers.files import find_annotation
 from kinescan.data.readers.source import Listing, Source, find_listed
 from kinescan.errors import ConfigError
+from kinescan.runtime.files import read_text
 
 
 def read_ucf101(source: Source) -> Listing:
@@ -17,17 +18,19 @@ def read_ucf101(source: Source) -> Listing:
     classes_file = find_annotation(source.path, ["classInd.txt"])
     numbers: dict[str, int] = {}
     for place, line in _lines(classes_file):
-        number, _, name = line.partition(" ")
-        if not number.isdecimal() or not name:
-            raise ConfigError(f"{classes_file}, line {place}: expected number and class, got {line!r}.")
-        numbers[name.strip()] = int(number)
+        number, name = [*line.split(None, 1), ""][:2]
+        if not number.isdecimal() or len(number) > 9 or not name:
+            raise ConfigError(f"{classes_file}, line {place}: expected number and class, got {line[:200]!r}.")
+        if name in numbers or int(number) in numbers.values():
+            raise ConfigError(f"{classes_file}, line {place}: number or class is there already: {line!r}.")
+        numbers[name] = int(number)
     file = find_annotation(source.path, [f"{source.part}list{source.split:02d}.txt"])
     listed = []
     for place, line in _lines(file):
         # training lines end with the number of the class
-        name, _, number = line.partition(" ") if source.part == "train" else (line, "", "")
+        name, number = [*line.split(None, 1), ""][:2] if source.part == "train" else (line, "")
         label = name.partition("/")[0]
-        if label not in numbers or (number and number.strip() != str(numbers[label])):
+        if label not in numbers or (number and number.lstrip("0") != str(numbers[label])):
             raise ConfigError(f"{file}, line {place}: {line!r} does not fit the classes of {classes_file}.")
         listed.append((name.rpartition(".")[0], label))
     classes = tuple(sorted(numbers, key=numbers.__getitem__))

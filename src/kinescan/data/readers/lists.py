@@ -1,0 +1,222 @@
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kinescan.data.readers.files import is_video
+from kinescan.data.readers.source import LabelledVideo, Listing, Source
+from kinescan.data.readers.split_names import TEST_NAMES, TRAIN_NAMES, held_out_name
+from kinescan.data.readers.table import Row, read_rows
+from kinescan.errors import ConfigError
+
+PATH_COLUMNS = (
+    *("path", "video_path", "file_path", "filepath", "clip_path", "relative_path", "rel_path", "video", "file"),
+    *("filename", "file_name", "video_file", "video_name", "clip", "clip_name", "name"),
+)
+LABEL_COLUMNS = (
+    *("label", "class", "label_name", "class_name", "classname", "category", "action", "activity", "target", "labels"),
+    *("label_id", "class_id", "class_index", "y"),
+)
+PART_COLUMNS = ("split", "subset", "set", "part", "partition")
+MOST_LETTERS = 1000
+"""Of a label."""
+LONGEST_PATH = 4096
+_FORM = "Write one line of path,label for each video, or a header line that names the columns, such as path,label."
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Places of the columns; None where the list has no header, or no such column."""
+
+    path: int
+    label: int
+    part: int | None = None
+
+
+def read_list(source: Source) -> Listing:
+    """Videos that a text file lists, one a line, with or without a header.
+
+    With a header that names a column split (or subset, set, part), rows that it puts on the other side are left out.
+
+    Raises:
+        ConfigError: a line or the header cannot be understood.
+    """
+    file, root = source.path, source.root or source.path.parent
+    columns, rows = _read_table(file, root)
+    notes: tuple[str, ...] = ()
+    if columns is not None:
+        rows, notes = _rows_of_part(rows, columns, source)
+        cut = [(row, _cell(row, columns.path), _cell(row, columns.label)) for row in rows]
+    else:
+        cut = [(row, *_path_and_label(row, root, file)) for row in rows]
+        _refuse_swapped(cut, root, file)
+    videos = []
+    for row, path, label in cut:
+        if not path or not label:
+            raise ConfigError(f"{file}, line {row.line}: expected path and label, got {','.join(row.cells)!r}.")
+        if len(label) > MOST_LETTERS:
+            raise ConfigError(
+                f"{file}, line {row.line}: a label has {len(label):,} letters; {MOST_LETTERS:,} are allowed. {_FORM}"
+            )
+        if len(path) > LONGEST_PATH:
+            raise ConfigError(f"{file}, line {row.line}: a path has {len(path):,} letters; no file's path is so long.")
+        place = _place(path, root)
+        videos.append(LabelledVideo(root / place, Path(place).as_posix(), label, row.line))
+    there = files_there([video.path for video in videos])
+    _refuse_other_lines(videos, there, file)
+    missing = [video.video_id for video, found in zip(videos, there, strict=True) if not found]
+    return Listing(videos, missing=tuple(dict.fromkeys(missing)), notes=notes)
+
+
+def list_held_out_name(file: Path, root: Path | None = None) -> str | None:
+    """What a list calls the part that it holds out, by a column split (subset, set, ...); None: it has no such parts.
+
+    Raises:
+        ConfigError: as for `read_list`.
+    """
+    columns, rows = _read_table(file, root or file.parent)
+    return None if columns is None else _held_out_name(rows, columns)
+
+
+def files_there(paths: Sequence[Path]) -> list[bool]:
+    """Which of many files are there; every folder is read once."""
+    names: dict[str, frozenset[str]] = {}
+    found = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in names:
+            try:
+                names[folder] = frozenset(os.listdir(folder or "."))
+            except (OSError, ValueError):
+                names[folder] = frozenset()
+        # Some file systems do not tell upper from lower case.
+        found.append(name in names[folder] or (bool(names[folder]) and os.path.exists(path)))
+    return found
+
+
+def _read_table(file: Path, root: Path) -> tuple[_Columns | None, list[Row]]:
+    """The columns that a header names, and the rows below it."""
+    rows, comments = read_rows(file, root)
+    columns = _columns(rows[0]) if rows else None
+    if columns is not None:
+        rows = rows[1:]
+    elif rows:
+        # "# label,path": numpy writes headers as comments
+        above = [row for row in comments if row.line < rows[0].line]
+        columns = next((found for row in above if (found := _columns(row)) is not None), None)
+        if columns is None:
+            _refuse_unknown_header(rows, root, file)
+    if not rows:
+        raise ConfigError(f"{file} lists no video. Write one line of path,label for each.")
+    return columns, rows
+
+
+def _columns(header: Row) -> _Columns | None:
+    names = ["_".join(cell.lower().replace("-", " ").replace("_", " ").split()) for cell in header.cells]
+    path, label, part = (
+        next((names.index(name) for name in known if name in names), None)
+        for known in (PATH_COLUMNS, LABEL_COLUMNS, PART_COLUMNS)
+    )
+    return None if path is None or label is None else _Columns(path, label, part)
+
+
+def _refuse_unknown_header(rows: Sequence[Row], root: Path, file: Path) -> None:
+    """A first line without a video above lines that have one names columns, in words that we do not know."""
+    first, others = rows[0], rows[1:]
+
+    def names_video(row: Row) -> bool:
+        return any(is_video(cell) or os.path.isfile(os.path.join(root, cell)) for cell in row.cells)
+
+    numbered = len(others) > 1 and all(row.cells[-1].isdecimal() for row in others) and not first.cells[-1].isdecimal()
+    if not names_video(first) and (numbered or any(map(names_video, others[:1000]))):
+        raise ConfigError(
+            f"{file}, line {first.line}: {','.join(first.cells)!r} names no video, so it looks like a header whose "
+            f"columns are not known. A column of paths is called {', '.join(PATH_COLUMNS[:4])}, ...; one of labels "
+            f"{', '.join(LABEL_COLUMNS[:4])}, .... Rename the columns, or remove the line."
+        )
+
+
+def _path_and_label(row: Row, root: Path, file: Path) -> tuple[str, str]:
+    """Of a row without a header; a path may hold what separates cells, if it is there."""
+    cells = row.cells
+    if len(cells) < 2:
+        raise ConfigError(f"{file}, line {row.line}: expected path and label, got {','.join(cells)!r}.")
+    if len(cells) == 2:
+        return cells[0], cells[1]
+    for separator in (",", ";", "\t", ", ", "; "):
+        for end in range(len(cells) - 1, 1, -1):
+            path = separator.join(cells[:end])
+            if end == len(cells) - 1 and os.path.isfile(os.path.join(root, path)):
+                return path, cells[-1]
+    raise ConfigError(
+        f"{file}, line {row.line}: {len(cells)} cells and no header, so nobody knows which is the label: "
+        f"{','.join(cells)[:200]!r}. {_FORM} A text that holds the separator goes into double quotes."
+    )
+
+
+def _refuse_swapped(cut: Sequence[tuple[Row, str, str]], root: Path, file: Path) -> None:
+    """Labels that name videos beside paths that name none: the columns are the other way round."""
+    sample = cut[:1000]
+    if all(_looks_like_video(label, root) for _, _, label in sample) and not any(
+        _looks_like_video(path, root) for _, path, _ in sample
+    ):
+        raise ConfigError(
+            f"{file}, line {cut[0][0].line}: the second column names videos, the first does not. Write path,label, or "
+            "the header line label,path."
+        )
+
+
+def _refuse_other_lines(videos: Sequence[LabelledVideo], there: Sequence[bool], file: Path) -> None:
+    """A line that names no video among others that do: a remark, a sum, the header of another list."""
+    named = [found or is_video(video.path.name) for video, found in zip(videos, there, strict=True)]
+    if 2 * sum(named) > len(named) and not all(named):
+        video = videos[named.index(False)]
+        raise ConfigError(
+            f"{file}, line {video.line}: {video.video_id!r} is no file, and does not end as a video's name does. "
+            f'Correct the path, remove the line, or start it with "#" if it is a remark. {_FORM}'
+        )
+
+
+def _looks_like_video(text: str, root: Path) -> bool:
+    return is_video(text) or os.path.isfile(os.path.join(root, text))
+
+
+def _held_out_name(rows: Sequence[Row], columns: _Columns) -> str | None:
+    """The name of the rows that are held out; None where no column tells them from those to train on."""
+    if columns.part is None:
+        return None
+    names = {_cell(row, columns.part).lower() for row in rows}
+    return held_out_name(names) if names & TRAIN_NAMES else None
+
+
+def _rows_of_part(rows: list[Row], columns: _Columns, source: Source) -> tuple[list[Row], tuple[str, ...]]:
+    """The rows on the side that is asked for, and what is to be said about others."""
+    held_out = _held_out_name(rows, columns)
+    if held_out is None or columns.part is None:
+        return rows, ()
+    kept, others = [], 0
+    for row in rows:
+        name = _cell(row, columns.part).lower()
+        if name not in TRAIN_NAMES | TEST_NAMES:
+            raise ConfigError(
+                f"{source.path}, line {row.line}: {name!r} is no part of a data set. Allowed: "
+                f"{', '.join(sorted(TRAIN_NAMES | TEST_NAMES))}. Rename the column if it means something else."
+            )
+        if (name in TRAIN_NAMES) if source.part == "train" else name == held_out:
+            kept.append(row)
+        others += name not in TRAIN_NAMES and name != held_out
+    said = f"{others} videos of other parts than train and {held_out} are not used"
+    return kept, ((said,) if others else ())
+
+
+def _cell(row: Row, place: int) -> str:
+    return row.cells[place] if place < len(row.cells) else ""
+
+
+def _place(path: str, root: Path) -> str:
+    """The path, with slashes where a list from Windows has backslashes and only so names a file."""
+    if "\\" in path and os.sep == "/" and not os.path.exists(os.path.join(root, path)):
+        forward = path.replace("\\", "/")
+        if os.path.exists(os.path.join(root, forward)):
+            return forward
+    return path
