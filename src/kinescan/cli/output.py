@@ -12,6 +12,7 @@ from typing import Any, ParamSpec
 import typer
 
 from kinescan.errors import ConfigError, KinescanError
+from kinescan.runtime.urls import mask_urls
 
 P = ParamSpec("P")
 
@@ -24,7 +25,7 @@ class _StandardError(logging.Handler):
     """Writes to whatever standard error is at that moment, so that a live bar can keep itself below the lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        print(mask_urls(self.format(record)), file=sys.stderr)
 
 
 def is_main_process() -> bool:
@@ -74,8 +75,8 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except KinescanError as error:
             if TRACEBACK in sys.argv:
-                traceback.print_exc(file=sys.stderr)
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+                print(mask_urls(traceback.format_exc()), file=sys.stderr, end="")
+            print(mask_urls(f"{type(error).__name__}: {error}"), file=sys.stderr)
             raise typer.Exit(USAGE if isinstance(error, ConfigError) else FAILED) from None
         except KeyboardInterrupt:
             print("stopped at once", file=sys.stderr)

@@ -1,7 +1,6 @@
 import logging
 import math
 import os
-import re
 import select
 import stat
 import sys
@@ -19,6 +18,7 @@ from av.video.reformatter import VideoReformatter
 from kinescan.data.video.decoder import choose_stream
 from kinescan.data.video.picture import to_rgb
 from kinescan.errors import ConfigError, VideoError
+from kinescan.runtime.urls import is_url, mask_url, mask_urls
 from kinescan.shapes import Pixels
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,6 @@ STANDARD_INPUT = "-"
 _BEHIND_SECONDS = 2.0
 """Lag behind the source's clock that is worth a line in the log."""
 _SLACK_SECONDS = 1e-6
-_CREDENTIALS = re.compile(r"(?<=:)//[^/@]*@")
 _MAX_PACKETS_IN_DECODER = 256
 _MP4_ADVICE = (
     "An mp4 with its index at the end has to be gone back in, which a pipe and most servers do not allow. Give the "
@@ -37,7 +36,7 @@ _MP4_ADVICE = (
 
 def is_live(source: str | Path) -> bool:
     """Whether a source can only be read once, from its start to its end: "-", a URL, a named pipe or a device."""
-    if str(source) == STANDARD_INPUT or "://" in str(source):
+    if str(source) == STANDARD_INPUT or is_url(source):
         return True
     try:
         mode = os.stat(source).st_mode
@@ -69,7 +68,7 @@ class LiveVideo:
         timeout_seconds: how long to wait for the source to open, for data to come, and for the first whole frame.
 
     Attributes:
-        source: its name for messages, without a user and password that a URL may hold.
+        source: its name for messages, without the secrets that a URL may hold (see `mask_url`).
         num_frames: whole frames so far.
         num_left_out: frames left out so far.
 
@@ -92,8 +91,8 @@ class LiveVideo:
         if not timeout_seconds > 0:
             raise ConfigError(f"timeout_seconds must be positive, got {timeout_seconds}.")
         refuse_terminal(source)
-        self.source = _CREDENTIALS.sub("//", str(source))
-        self._has_credentials = self.source != str(source)
+        self.source = mask_url(source)
+        self._has_secrets = self.source != str(source)
         self.num_frames = 0
         self.num_left_out = 0
         self._timeout_seconds = timeout_seconds
@@ -215,7 +214,7 @@ class LiveVideo:
         options = {"rtsp_flags": "prefer_tcp"} if source.startswith("rtsp") else {}
         timeout = (self._timeout_seconds, self._timeout_seconds)
         try:
-            if "://" in source:
+            if is_url(source):
                 return av.open(source, options=options, timeout=timeout, metadata_errors="ignore")
             self._pipe = _Pipe(source, self._timeout_seconds)
             container = av.open(self._pipe.file or self._pipe, metadata_errors="ignore")
@@ -232,14 +231,13 @@ class LiveVideo:
             ) from self._cause(error)
 
     def _cause(self, error: Exception) -> Exception | None:
-        """What shows in a traceback: not FFmpeg's own error where that names a password."""
-        return None if self._has_credentials else error
+        """What shows in a traceback: not FFmpeg's own error where that names a secret."""
+        return None if self._has_secrets else error
 
     def _words(self, error: Exception) -> str:
         if isinstance(error, TimeoutError | av.error.ExitError):
             return f"nothing came for {self._timeout_seconds:g} s"
-        strerror = getattr(error, "strerror", None)
-        return str(strerror or error)
+        return mask_urls(str(getattr(error, "strerror", None) or error))
 
 
 def shown_every(frames: Iterable[tuple[Pixels, float]], seconds: float) -> Iterator[tuple[Pixels, float]]:
