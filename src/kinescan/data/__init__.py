@@ -6,7 +6,7 @@ from kinescan.data.listing import VideoList, list_videos
 from kinescan.data.loader import Batch, LoaderConfig, VideoLoader, make_loader
 from kinescan.data.sampling import Views, dense_indices, segment_indices, view_indices
 from kinescan.data.transforms import AugmentConfig, EvalTransform, TrainTransform, mix
-from kinescan.data.video import Frames, Inspection, VideoReader, inspect_video, write_video
+from kinescan.data.video import Frames, Inspection, Limits, VideoReader, inspect_video, write_video
 
 __all__ = [
     "AugmentConfig",
@@ -15,6 +15,7 @@ __all__ = [
     "EvalTransform",
     "Frames",
     "Inspection",
+    "Limits",
     "LoaderConfig",
     "Sample",
     "TrainTransform",

@@ -27,7 +27,7 @@ def require_regular(path: str | Path, *, error: MakeError = ConfigError) -> None
     except (OSError, ValueError) as problem:
         raise error(f"{path} cannot be read ({_why(problem)}). Check the path and its permissions.") from None
     if not stat.S_ISREG(mode):
-        raise error(f"{path} is {_kind(mode)}; a regular file is needed here. Give the path of a file.")
+        raise error(f"{path} is {kind_of(mode)}; a regular file is needed here. Give the path of a file.")
 
 
 def inside(folder: str | Path, name: str, *, error: MakeError = ConfigError) -> Path:
@@ -165,7 +165,8 @@ def _why(problem: BaseException) -> str:
     return getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
 
 
-def _kind(mode: int) -> str:
+def kind_of(mode: int) -> str:
+    """What a path is that is no regular file, in words, by its `st_mode`."""
     kinds = (
         (stat.S_ISDIR, "a folder"),
         (stat.S_ISFIFO, "a named pipe"),

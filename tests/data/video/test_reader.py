@@ -189,7 +189,7 @@ def test_text_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_text_file_is_not_drawn(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("this is no video\n" * 100)
-    with pytest.raises(VideoError, match="holds text"):
+    with pytest.raises(VideoError, match="Text is no video"):
         VideoReader(tmp_path / "a.txt")
 
 

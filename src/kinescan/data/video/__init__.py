@@ -1,6 +1,7 @@
 """The only door to decoders: frames out of video files, and frames into them."""
 
 from kinescan.data.video.inspection import Inspection, inspect_video
+from kinescan.data.video.limits import Limits
 from kinescan.data.video.live import LiveVideo, is_live, refuse_terminal, shown_every
 from kinescan.data.video.probe import probe_decoders
 from kinescan.data.video.reader import Frames, VideoReader
@@ -9,6 +10,7 @@ from kinescan.data.video.writer import write_video
 __all__ = [
     "Frames",
     "Inspection",
+    "Limits",
     "LiveVideo",
     "VideoReader",
     "inspect_video",

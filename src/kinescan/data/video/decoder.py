@@ -8,14 +8,14 @@ import av.error
 from av.format import Flags
 from av.stream import Discard, Disposition
 
+from kinescan.data.video.limits import Clock, Limits
+from kinescan.data.video.opening import open_file
 from kinescan.data.video.table import SKIPPABLE_CODECS, FrameTable, PacketTable, lay_out_frames, read_packets
 from kinescan.errors import ConfigError, VideoError
 
 # After a seek the demuxer may land a little before the packet asked for; farther off, the file is read from its start.
 _MAX_PACKETS_TO_LAND = 64
 _FORMATS_WITH_DURATION = frozenset({"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"})
-# Text files that FFmpeg would draw as "video".
-_TEXT_FORMATS = frozenset({"tty"})
 
 
 class Undecodable(Exception):
@@ -27,14 +27,22 @@ class Decoder:
 
     Every packet is given its ordinal in the file as its time before it is decoded. Decoders hand that number on to the
     frame, so that a frame is known by its packet even where times are missing, doubled or wrong.
+
+    Attributes:
+        limits: on time and pixels.
+        clock: of the work under way.
+        refused_a_size: a packet made the codec lose the frame's size, as one above the limit on pixels does.
     """
 
-    def __init__(self, path: str | Path, *, stream_index: int | None = None) -> None:
+    def __init__(self, path: str | Path, *, stream_index: int | None = None, limits: Limits | None = None) -> None:
         self.path = path
+        self.limits = limits or Limits()
+        self.clock = Clock(path, self.limits)
+        self.refused_a_size = False
         self._stream_index = stream_index
         self._open()
         self.codec: str = self.stream.codec_context.codec.canonical_name
-        self.packets: PacketTable = read_packets(self._container.demux(self.stream), self.stream)
+        self.packets: PacketTable = read_packets(self._demux(), self.stream)
         flags = self._container.format.flags
         self.frames: FrameTable = lay_out_frames(
             self.packets,
@@ -72,15 +80,16 @@ class Decoder:
     def again(self) -> "Decoder":
         """The same stream of the same file, opened once more; the packets are not read again."""
         other = copy.copy(self)
+        other.clock = Clock(self.path, self.limits)
         other._open()
         return other
 
     def end_of_all_streams_seconds(self) -> float:
         """When the last packet of any stream ends: reads the whole file."""
         end = 0.0
-        with _open_container(self.path) as container:
+        with open_file(self.path, self.limits, self.clock) as container:
             try:
-                for packet in container.demux():
+                for packet in self.clock.watch(container.demux()):
                     if packet.pts is not None and packet.size and not packet.is_corrupt:
                         end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             except av.error.FFmpegError:
@@ -113,7 +122,10 @@ class Decoder:
             images, damaged = _decode_packet(codec, packet)
             if damaged:
                 last_damage = ordinal
+            if damaged and not codec.width:
+                self.refused_a_size = True
             for image in images:
+                self.limits.check_size(self.path, image.width, image.height)
                 rank += 1
                 if image.is_corrupt or (image.pts == start > 0 and not image.key_frame):
                     last_damage = max(last_damage, image.pts)
@@ -124,9 +136,11 @@ class Decoder:
                     # not whole again before the next key packet
                     continue
                 if missing is None:
-                    yield identity, image
+                    with self.clock.paused():
+                        yield identity, image
                 elif identity in missing:
-                    yield identity, image
+                    with self.clock.paused():
+                        yield identity, image
                     missing.discard(identity)
                     if not missing:
                         return
@@ -158,7 +172,7 @@ class Decoder:
         if times:
             try:
                 self._container.seek(min(times), stream=self.stream)
-                packets = self._container.demux(self.stream)
+                packets = self._demux()
                 for packet in itertools.islice(packets, _MAX_PACKETS_TO_LAND):
                     ordinal = self._ordinals.get((packet.pts, packet.pos, packet.size))
                     if ordinal is not None and ordinal <= start:
@@ -169,7 +183,7 @@ class Decoder:
                 pass
         self._container.close()
         self._open()
-        return 0, self._container.demux(self.stream)
+        return 0, self._demux()
 
     def _drop_early_frames(self) -> None:
         """Takes frames out of the table that need something from before the file's first key packet."""
@@ -198,8 +212,11 @@ class Decoder:
         else:
             self.frames = table.keep(set(table.identities) - (early - seen))
 
+    def _demux(self) -> Iterator[av.Packet]:
+        return self.clock.watch(self._container.demux(self.stream))
+
     def _open(self) -> None:
-        self._container = _open_container(self.path)
+        self._container = open_file(self.path, self.limits, self.clock)
         self.stream = choose_stream(self.path, self._container, self._stream_index)
         for other in self._container.streams:
             if other.index != self.stream.index:
@@ -207,25 +224,6 @@ class Decoder:
         self.stream.thread_type = "NONE"
         self.stream.codec_context.thread_count = 1
         self.header_size = (self.stream.codec_context.width, self.stream.codec_context.height)
-
-
-def _open_container(path: str | Path) -> av.container.InputContainer:
-    file = Path(path)
-    if file.is_dir():
-        raise VideoError(path, "is a folder. Give a video file.")
-    if not file.exists():
-        raise VideoError(path, "there is no such file. Check the path.")
-    if file.is_file() and file.stat().st_size == 0:
-        raise VideoError(path, "is empty (0 bytes). Fetch it again.")
-    try:
-        container = av.open(str(path), metadata_errors="ignore")
-    except (av.error.FFmpegError, OSError) as error:
-        reason = f"cannot be opened as video: {error.strerror}. It is cut before its index, or no video file."
-        raise VideoError(path, reason) from error
-    if container.format.name in _TEXT_FORMATS:
-        container.close()
-        raise VideoError(path, "holds text, not video.")
-    return container
 
 
 def _decode_packet(codec: av.CodecContext, packet: av.Packet | None) -> tuple[list[av.VideoFrame], bool]:

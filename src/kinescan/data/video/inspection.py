@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kinescan.data.video.limits import Limits
 from kinescan.data.video.reader import VideoReader
 from kinescan.errors import CutVideoError, VideoError
 
@@ -34,13 +35,14 @@ class Inspection:
     content: str = ""
 
 
-def inspect_video(path: str | Path, *, decode: bool = True) -> Inspection:
+def inspect_video(path: str | Path, *, decode: bool = True, limits: Limits | None = None) -> Inspection:
     """Whether a video file is whole, and what it holds; raises nothing for broken files.
 
     Args:
         path: the file.
         decode: decode every frame; otherwise only the file's structure and packets are read, and damage inside of
             them does not show.
+        limits: on the time that it may take, and on the size of frames.
 
     Example:
         >>> import tempfile, torch
@@ -57,7 +59,7 @@ def inspect_video(path: str | Path, *, decode: bool = True) -> Inspection:
     if not file.exists():
         return Inspection(path=str(path), problem="missing", reason="there is no such file.")
     try:
-        with VideoReader(file) as video:
+        with VideoReader(file, limits=limits) as video:
             content = video.fingerprint() if decode else _digest(file)
             missing = video.missing_seconds()
             found = Inspection(

@@ -16,6 +16,8 @@ import av.error
 from av.video.reformatter import VideoReformatter
 
 from kinescan.data.video.decoder import choose_stream
+from kinescan.data.video.limits import Limits
+from kinescan.data.video.opening import NOT_ALLOWED, bound_frames, open_pipe, open_url
 from kinescan.data.video.picture import to_rgb
 from kinescan.errors import ConfigError, VideoError
 from kinescan.runtime.urls import is_url, mask_url, mask_urls
@@ -66,6 +68,7 @@ class LiveVideo:
         source: "-" for standard input, a URL that FFmpeg can read (rtsp://, http://, tcp://, udp://, ...), or a named
             pipe.
         timeout_seconds: how long to wait for the source to open, for data to come, and for the first whole frame.
+        limits: on the size of frames.
 
     Attributes:
         source: its name for messages, without the secrets that a URL may hold (see `mask_url`).
@@ -87,7 +90,7 @@ class LiveVideo:
         [[3, 24, 32], [3, 24, 32]] 5
     """
 
-    def __init__(self, source: str | Path, *, timeout_seconds: float = 30.0) -> None:
+    def __init__(self, source: str | Path, *, timeout_seconds: float = 30.0, limits: Limits | None = None) -> None:
         if not timeout_seconds > 0:
             raise ConfigError(f"timeout_seconds must be positive, got {timeout_seconds}.")
         refuse_terminal(source)
@@ -96,10 +99,12 @@ class LiveVideo:
         self.num_frames = 0
         self.num_left_out = 0
         self._timeout_seconds = timeout_seconds
+        self._limits = limits or Limits()
         self._pipe: _Pipe | None = None
         self._container = self._open(str(source))
         try:
             self._stream = choose_stream(self.source, self._container, None)
+            bound_frames(self.source, self._container, self._limits)
         except VideoError:
             self.close()
             raise
@@ -173,6 +178,7 @@ class LiveVideo:
             if is_damaged:
                 damage.add(ordinal)
             for frame in frames:
+                self._limits.check_size(self.source, frame.width, frame.height)
                 if damage.spares(frame):
                     yield frame, times.get(frame.pts)
                 else:
@@ -211,13 +217,11 @@ class LiveVideo:
             )
 
     def _open(self, source: str) -> av.container.InputContainer:
-        options = {"rtsp_flags": "prefer_tcp"} if source.startswith("rtsp") else {}
-        timeout = (self._timeout_seconds, self._timeout_seconds)
         try:
             if is_url(source):
-                return av.open(source, options=options, timeout=timeout, metadata_errors="ignore")
+                return open_url(source, self._limits, self._timeout_seconds)
             self._pipe = _Pipe(source, self._timeout_seconds)
-            container = av.open(self._pipe.file or self._pipe, metadata_errors="ignore")
+            container = open_pipe(self._pipe.file or self._pipe, self._limits)
             self._pipe.raise_what_came()
             return container
         except (av.error.FFmpegError, OSError) as error:
@@ -237,6 +241,8 @@ class LiveVideo:
     def _words(self, error: Exception) -> str:
         if isinstance(error, TimeoutError | av.error.ExitError):
             return f"nothing came for {self._timeout_seconds:g} s"
+        if isinstance(error, av.error.ArgumentError):
+            return NOT_ALLOWED
         return mask_urls(str(getattr(error, "strerror", None) or error))
 
 

@@ -13,6 +13,7 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from kinescan.data.video.decoder import Decoder, Undecodable
+from kinescan.data.video.limits import Limits
 from kinescan.data.video.picture import to_rgb, turn
 from kinescan.data.video.structure import missing_bytes
 from kinescan.data.video.table import FrameTable
@@ -60,6 +61,7 @@ class VideoReader:
         stream_index: which of the file's streams; by default the video stream that FFmpeg finds best.
         allow_short: accept a cut or damaged file: it is decoded once in full when opened, and the frames that come
             out of that, without those marked as damaged, are the video.
+        limits: on the time that opening and each read may take, and on the size of frames.
 
     Raises:
         VideoError: the file is missing, empty or holds no video.
@@ -77,10 +79,17 @@ class VideoReader:
         20 10.0 Frames(pixels=[3, 3, 24, 32], pts_seconds=[3])
     """
 
-    def __init__(self, path: str | Path, *, stream_index: int | None = None, allow_short: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        stream_index: int | None = None,
+        allow_short: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
         self.path = Path(path)
         self._allow_short = allow_short
-        self._decoder = Decoder(path, stream_index=stream_index)
+        self._decoder = Decoder(path, stream_index=stream_index, limits=limits)
         self._reformatter = VideoReformatter()
         try:
             if allow_short:
@@ -169,6 +178,7 @@ class VideoReader:
         places = [int(index) for index in indices]
         if not places or min(places) < 0 or max(places) >= self.num_frames:
             raise ConfigError(f"{self.path}: indices must lie in [0, {self.num_frames}), got {places}.")
+        self._decoder.clock.restart()
         slots: dict[int, list[int]] = {}
         for slot, place in enumerate(places):
             slots.setdefault(self._decoder.frames.identities[place], []).append(slot)
@@ -356,9 +366,12 @@ class VideoReader:
         finally:
             decoder.close()
         last = f"the last at {float(self.pts_seconds[max(given)]):.2f} s of " if given else ""
+        advice = _CUT_ADVICE
+        if decoder.refused_a_size:
+            advice += f" Frames of more than {decoder.limits.max_pixels:,} pixels (data.max_pixels) are not decoded."
         return CutVideoError(
             self.path,
-            f"{len(given)} of {self.num_frames} frames can be decoded ({last}{self._index_end:.2f} s). {_CUT_ADVICE}",
+            f"{len(given)} of {self.num_frames} frames can be decoded ({last}{self._index_end:.2f} s). {advice}",
         )
 
     @property

@@ -1,4 +1,5 @@
 import math
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -94,7 +95,8 @@ def _encode(
     height, width = pixels.shape[2:]
     rate = Fraction(fps).limit_denominator(1001)
     ticks = None if pts_seconds is None else (pts_seconds.double() * _TICKS_PER_SECOND).round().long().tolist()
-    with av.open(str(path), "w") as container:
+    # a name with a colon is no protocol
+    with av.open(f"file:{os.path.abspath(path)}", "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = width, height
         stream.pix_fmt = _pixel_format(stream.codec, subsampled=width % 2 == 0 and height % 2 == 0)
