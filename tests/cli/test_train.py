@@ -275,3 +275,13 @@ def test_predict_without_a_model_says_what_to_name(
     result = kinescan("predict", "a.mp4")
     assert result.exit_code == 2
     assert "no model was given, and ./runs holds no run with a checkpoint. Name one with --model." in result.stderr
+
+
+def test_folders_that_look_like_placeholders_are_labels_like_any_other(
+    kinescan: Any, train_arguments: list[str], videos: Path, tmp_path: Path
+) -> None:
+    for index, label in enumerate(("dark", "bright")):
+        shutil.copytree(videos / label, tmp_path / "data" / f"class_{index}")
+    done = kinescan(*train_arguments, "--set", f"data.train={tmp_path / 'data'}", "--output", tmp_path / "run")
+    assert done.exit_code == 0, done.stderr
+    assert ks.from_pretrained(tmp_path / "run" / "checkpoints" / "best").labels == ("class_0", "class_1")

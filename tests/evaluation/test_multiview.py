@@ -105,7 +105,7 @@ def test_match_labels_shows_some_labels_where_none_is_close():
 
 def test_evaluate_model_refuses_to_guess_what_a_model_without_labels_means(brightness_model, make_dataset):
     model = brightness_model(labels=None, num_classes=2)
-    with pytest.raises(ConfigError, match=r"no label texts, so nobody knows which of its 2 outputs is which class"):
+    with pytest.raises(ConfigError, match=r"no labels, so nobody knows which of its 2 outputs is which class"):
         evaluate_model(model, make_dataset())
     evaluation = evaluate_model(model, make_dataset(), labels=["bright", "dark"])
     assert evaluation.labels == ("bright", "dark")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.vit import VisionTransformer, ViTConfig
+from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.preprocessing import Preprocessing
 
 
@@ -126,8 +127,8 @@ def test_an_unwritable_folder_is_an_error(tmp_path: Path) -> None:
         Average(CONFIG).save_pretrained(tmp_path / "file" / "model")
 
 
-def test_labels_default_to_numbers_and_must_fit() -> None:
-    assert Average(CONFIG).labels == ("class_0", "class_1", "class_2")
+def test_labels_are_unknown_or_fit() -> None:
+    assert Average(CONFIG).labels is None
     with pytest.raises(ConfigError, match=r"2 labels for a model of 3 classes. Give one label for each class"):
         Average(CONFIG, labels=["a", "b"])
     with pytest.raises(ConfigError, match="given more than once: b"):
@@ -168,7 +169,7 @@ def test_missing_damaged_and_foreign_configs_are_errors(saved: Path) -> None:
     ):
         Average.from_pretrained(saved)
     config.write_text(text)
-    _edit_config(saved, labels=None)
+    _edit_config(saved, labels={"up": 0})
     with pytest.raises(CheckpointError, match=r"config.json: labels is missing or of the wrong kind"):
         Average.from_pretrained(saved)
     config.unlink()
@@ -268,3 +269,14 @@ def test_layer_depths_leave_out_new_parameters() -> None:
     depths = model.layer_depths()
     assert max(depths.values()) == model.num_layers == 3
     assert {name for name, _ in model.named_parameters()} - set(depths) == {"head.weight", "head.bias"}
+
+
+def test_labels_that_nobody_knows_are_none_before_and_after_saving(tmp_path: Path) -> None:
+    model = create_model("vit_ti16", num_classes=3, depth=1, image_size=32)
+    assert model.labels is None
+    assert model.class_names == ("0", "1", "2")
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["labels"] is None
+    assert "known by their index" in (tmp_path / "README.md").read_text()
+    assert from_pretrained(tmp_path).labels is None
+    assert create_model("vit_ti16", weights=tmp_path, num_classes=3, depth=1, image_size=32).labels is None

@@ -86,7 +86,7 @@ class NoiseClips:
 
 @pytest.fixture
 def tiny_model() -> TinyClassifier:
-    return TinyClassifier(TinyConfig())
+    return TinyClassifier(TinyConfig(), labels=("class_0", "class_1"))
 
 
 @pytest.fixture

@@ -234,7 +234,7 @@ def test_fit_averages_weights_evaluates_saves_and_returns_them(
     result = fit(tiny_model, noise_clips(num_batches=1), output=tmp_path, train=TRAIN, optim=optim, evaluate=scores)
     state = load_state(result.last)
     # By hand: two steps, of which the averaged weights keep 2 / 11 and 3 / 12.
-    plain = type(tiny_model)(tiny_model.config)
+    plain = type(tiny_model)(tiny_model.config, labels=tiny_model.labels)
     plain.load_state_dict(start)
     expected, raw = {name: tensor.clone() for name, tensor in start.items()}, []
     once = OptimConfig(lr=0.05, lr_batch_size=8, epochs=2, layer_decay=1.0)
@@ -583,3 +583,13 @@ def test_fit_refuses_an_unknown_tracker(tiny_model: Any, noise_clips: Any, tmp_p
 def test_train_config_refuses_values_out_of_range(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainConfig(**values)
+
+
+def test_a_model_without_labels_is_refused_before_the_first_step(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path
+) -> None:
+    bare = type(tiny_model)(tiny_model.config)
+    with pytest.raises(ConfigError, match=r"labels=\["):
+        fit(bare, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, evaluate=lambda model: {"top1": 1.0})
+    assert not (tmp_path / "checkpoints").exists()
+    fit(bare, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM)

@@ -310,16 +310,15 @@ def known_labels(model: VideoClassifier, labels: Sequence[str] | None = None) ->
         ('left', 'right')
     """
     num_classes = model.config.num_classes
-    placeholders = tuple(f"class_{index}" for index in range(num_classes))
-    given = tuple(model.labels if labels is None else labels)
+    given = model.labels if labels is None else tuple(labels)
+    if given is None:
+        raise ConfigError(
+            f"the model has no labels, so nobody knows which of its {num_classes} outputs is which class. "
+            "Pass labels=[...], their texts in the order of the outputs, or create_model(..., labels=[...])."
+        )
     if len(given) != num_classes or len(set(given)) != num_classes:
         raise ConfigError(
             f"{len(set(given))} different labels for a model of {num_classes} classes. Give one label for each class."
-        )
-    if given == placeholders:
-        raise ConfigError(
-            f"the model has no label texts, so nobody knows which of its {num_classes} outputs is which class. "
-            "Pass labels=[...], their texts in the order of the outputs, or create_model(..., labels=[...])."
         )
     return given
 

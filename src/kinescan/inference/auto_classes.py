@@ -156,7 +156,7 @@ def register() -> None:
 
 def wrap(model: VideoClassifier, num_frames: int) -> tuple[KinescanForVideoClassification, KinescanVideoProcessor]:
     """The classifier (its own tensors, not copies) and its preprocessing under transformers' classes."""
-    labels = dict(enumerate(model.labels))
+    labels = dict(enumerate(model.class_names))
     preprocessing = to_plain(model.preprocessing) | {"num_frames": num_frames}
     config = KinescanConfig(
         architecture=model.name,

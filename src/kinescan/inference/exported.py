@@ -27,12 +27,13 @@ class ExportRecord:
         format: kind of file.
         file: the file that is opened.
         files: every file of the export, this record apart.
-        labels: class names in the order of the logits.
+        labels: class names in the order of the logits; None where nobody knew them.
         preprocessing: how pixels become a clip.
         batch: clips that go in at once; None: any number.
         num_frames: frames of a clip; fixed, as is the size.
         size: side of a frame in pixels.
         precision: what it computes in; inputs and logits are float32 always.
+        num_classes: number of logits; None in records of before, which have labels.
         check: how it was compared with the model: clips, largest difference, what was allowed.
         versions: of the packages that wrote it.
     """
@@ -42,12 +43,13 @@ class ExportRecord:
     format: FormatName
     file: str
     files: tuple[str, ...]
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] | None
     preprocessing: Preprocessing
     batch: int | None
     num_frames: int
     size: int
     precision: Precision
+    num_classes: int | None = None
     check: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -96,7 +98,7 @@ class ExportedModel(VideoClassifier):
 
     def __init__(self, record: ExportRecord, run: Runner) -> None:
         config = ExportedConfig(
-            num_classes=len(record.labels),
+            num_classes=len(record.labels or ()) if record.num_classes is None else record.num_classes,
             image_size=record.size,
             num_frames=record.num_frames,
             batch=record.batch,

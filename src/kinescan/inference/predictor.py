@@ -120,7 +120,7 @@ class _Job:
         probabilities, best = scores.sort(descending=True, stable=True)
         prediction = Prediction(
             path=str(file),
-            labels=tuple(self.model.labels[index] for index in best[: self.top].tolist()),
+            labels=tuple(self.model.class_names[index] for index in best[: self.top].tolist()),
             scores=tuple(probabilities[: self.top].tolist()),
             seconds=time.perf_counter() - started,
             explanation=None if picture is None else str(picture),

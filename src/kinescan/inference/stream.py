@@ -119,7 +119,7 @@ class StreamSession:
         return StreamPrediction(
             frame_index=frame_index,
             seconds=seconds,
-            labels=tuple(self.model.labels[index] for index in best[: self.top].tolist()),
+            labels=tuple(self.model.class_names[index] for index in best[: self.top].tolist()),
             scores=tuple(scores[: self.top].tolist()),
             logits=logits,
         )

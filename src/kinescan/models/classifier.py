@@ -44,13 +44,13 @@ class VideoClassifier(nn.Module, ABC):
     Args:
         config: sizes and variants; num_classes and image_size among them.
         name: name in the zoo that `from_pretrained` finds the class by.
-        labels: class names in the order of the logits; by default class_0, class_1, ...
+        labels: class names in the order of the logits; None where nobody knows them.
         preprocessing: how pixels become a clip; by default CLIP's at the config's image size.
 
     Attributes:
         name: name in the zoo.
         config: sizes and variants.
-        labels: class names in the order of the logits.
+        labels: class names in the order of the logits; None where nobody knows them.
         preprocessing: how pixels become a clip.
         load_report: what was taken from a checkpoint, or None if none was read.
 
@@ -85,6 +85,11 @@ class VideoClassifier(nn.Module, ABC):
                 f"preprocessing makes frames of {self.preprocessing.size} pixels, the model takes {config.image_size}. "
                 f"Set preprocessing.size to {config.image_size}, or image_size to {self.preprocessing.size}."
             )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What to call each class where it is shown: its label, or, where nobody knows the labels, its index."""
+        return self.labels if self.labels is not None else tuple(map(str, range(self.config.num_classes)))
 
     @abstractmethod
     def forward(self, clip: Clip) -> Logits:
@@ -192,7 +197,7 @@ class VideoClassifier(nn.Module, ABC):
             kinescan_version=__version__,
             model=self.name,
             config=to_plain(self.config),
-            labels=list(_checked_labels(self.labels, self.config.num_classes)),
+            labels=_plain_labels(_checked_labels(self.labels, self.config.num_classes)),
             preprocessing=to_plain(self.preprocessing),
             base=base,
         )
@@ -248,9 +253,13 @@ class VideoClassifier(nn.Module, ABC):
             return upload(Path(folder), repo_id, private=private)
 
 
-def _checked_labels(labels: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
+def _plain_labels(labels: tuple[str, ...] | None) -> list[str] | None:
+    return None if labels is None else list(labels)
+
+
+def _checked_labels(labels: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
     if labels is None:
-        return tuple(f"class_{index}" for index in range(num_classes))
+        return None
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
         raise ConfigError(f"labels must be a list of strings, got {labels!r}.")
     if len(labels) != num_classes:

@@ -29,15 +29,16 @@ def describe_labels(saved: Sequence[str], own: Sequence[str]) -> str:
     return "; ".join(parts)
 
 
-def refuse_other_classes(pretrained: Pretrained, labels: Sequence[str]) -> None:
+def refuse_other_classes(pretrained: Pretrained, labels: Sequence[str] | None) -> None:
     """Passes weights whose head has these classes, in any order, or says nothing about its classes.
 
     Raises:
         CheckpointError: it tells other classes apart; the message shows how they differ.
     """
-    if pretrained.labels is not None and set(pretrained.labels) != set(labels):
+    if pretrained.labels is not None and set(pretrained.labels) != set(labels or ()):
+        differs = "this model has no labels" if labels is None else describe_labels(pretrained.labels, labels)
         raise CheckpointError(
-            f"{pretrained.source} was trained on other classes: {describe_labels(pretrained.labels, labels)}. To keep "
+            f"{pretrained.source} was trained on other classes: {differs}. To keep "
             "its backbone and start with a new head, ask for it: model.new_head = true."
         )
 

@@ -25,7 +25,7 @@ def model_card(
     *,
     name: str,
     config: Mapping[str, Any],
-    labels: Sequence[str],
+    labels: Sequence[str] | None,
     preprocessing: Mapping[str, Any],
     num_parameters: int,
     base: Mapping[str, Any] | None = None,
@@ -37,7 +37,7 @@ def model_card(
     Args:
         name: name in the zoo.
         config: fields of the model's config.
-        labels: class names in the order of the logits.
+        labels: class names in the order of the logits; None where nobody knows them.
         preprocessing: fields of `Preprocessing`.
         num_parameters: parameters in all.
         base: for a tuned part, "source" and "sha256" of the weights that it belongs to.
@@ -49,7 +49,7 @@ def model_card(
     """
     parts = [
         f"---\n{_metadata(name, run)}\n---",
-        f"# {name}, {len(labels)} classes",
+        f"# {name}, {config.get('num_classes') if labels is None else len(labels)} classes",
         f"A video classifier of kinescan: {num_parameters:,} parameters.",
         *([] if base is None else [_base(base)]),
         "## How to use",
@@ -112,7 +112,9 @@ def _base(base: Mapping[str, Any]) -> str:
     )
 
 
-def _label_list(labels: Sequence[str]) -> str:
+def _label_list(labels: Sequence[str] | None) -> str:
+    if labels is None:
+        return "Nobody gave the model labels; its outputs are known by their index only."
     lines = [f"{index}. {_plain(label)}" for index, label in enumerate(labels[:_SHOWN_LABELS])]
     if len(labels) > _SHOWN_LABELS:
         lines.append(f"\nand {len(labels) - _SHOWN_LABELS} more, in config.json.")

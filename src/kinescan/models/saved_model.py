@@ -31,7 +31,7 @@ class SavedModel:
         kinescan_version: version that wrote it.
         model: name in the zoo.
         config: every field of the model's config.
-        labels: class names in the order of the logits.
+        labels: class names in the order of the logits; None where nobody knew them.
         preprocessing: every field of `Preprocessing`.
         base: for a tuned part, the weights that it belongs to: "source" and "sha256"; None for a whole model.
     """
@@ -39,7 +39,7 @@ class SavedModel:
     kinescan_version: str
     model: str
     config: dict[str, Any]
-    labels: list[str]
+    labels: list[str] | None
     preprocessing: dict[str, Any]
     base: dict[str, Any] | None = None
 
@@ -95,12 +95,16 @@ def read_config(folder: Path) -> SavedModel:
         )
     _refuse_newer(path, content["kinescan_version"])
     kinds = {"model": str, "config": dict, "labels": list, "preprocessing": dict}
-    wrong = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
+    wrong = [
+        key
+        for key, kind in kinds.items()
+        if not (isinstance(content.get(key), kind) or (key == "labels" and content.get(key, "") is None))
+    ]
     if wrong:
         raise CheckpointError(
             f"{path}: {', '.join(wrong)} is missing or of the wrong kind. It is damaged; save or fetch the model again."
         )
-    if not all(isinstance(label, str) for label in content["labels"]):
+    if not all(isinstance(label, str) for label in content["labels"] or ()):
         raise CheckpointError(f"{path}: labels must all be text. It is damaged; save or fetch the model again.")
     named = {key: content[key] for key in kinds}
     return SavedModel(kinescan_version=content["kinescan_version"], base=_base(path, content.get("base")), **named)
@@ -128,7 +132,7 @@ def write(folder: Path, saved: SavedModel, weights: Mapping[str, Tensor], card: 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(separate(weights), aside[WEIGHTS_FILE], metadata={"format": "pt"})
-        content = {key: value for key, value in asdict(saved).items() if value is not None}
+        content = {key: value for key, value in asdict(saved).items() if value is not None or key == "labels"}
         aside[CONFIG_FILE].write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         aside[CARD_FILE].write_text(card, encoding="utf-8")
         # safetensors makes files that only their owner may read.

@@ -198,7 +198,7 @@ class TunedVideoMamba(VideoMamba, ABC):
                 "from_pretrained(folder)."
             )
         self.load_state_dict(fitted, strict=False)
-        self.labels = tuple(saved.labels)
+        self.labels = None if saved.labels is None else tuple(saved.labels)
         return LoadReport(
             source=str(folder),
             layout="kinescan",

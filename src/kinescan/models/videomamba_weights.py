@@ -57,7 +57,7 @@ def read_videomamba(checkpoint: Checkpoint) -> Pretrained:
         sizes=sizes,
         conventions={"num_classes": tensors["head.weight"].shape[0]} if "head.weight" in tensors else {},
         preprocessing=settings.get("preprocessing", {}) if own else {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-        labels=tuple(settings["labels"]) if own and "labels" in settings else None,
+        labels=tuple(settings["labels"]) if own and settings.get("labels") is not None else None,
         model=settings.get("model") if own else None,
     )
 

@@ -272,7 +272,7 @@ def _read_own(checkpoint: Checkpoint, prefix: str) -> Pretrained:
         sizes=sizes,
         conventions=others,
         preprocessing=settings.get("preprocessing", {}),
-        labels=tuple(settings["labels"]) if "labels" in settings else None,
+        labels=tuple(settings["labels"]) if settings.get("labels") is not None else None,
         model=settings.get("model"),
     )
 

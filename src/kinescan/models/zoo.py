@@ -270,7 +270,7 @@ def _inherited_preprocessing(name: str, pretrained: Pretrained | None) -> dict[s
 def _in_own_order(pretrained: Pretrained, model: VideoClassifier) -> Pretrained:
     """The weights with the rows of their head in the order of the model's classes, where they are the same ones."""
     saved = pretrained.labels
-    if saved is None or saved == model.labels or set(saved) != set(model.labels):
+    if saved is None or model.labels is None or saved == model.labels or set(saved) != set(model.labels):
         return pretrained
     logger.info("%s: the rows of its head are brought into the order of these classes", pretrained.source)
     tensors = reorder_head(pretrained.tensors, saved, model.labels)

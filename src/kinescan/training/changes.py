@@ -60,15 +60,21 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
         logger.info("changed since the checkpoint, harmless: %s", "; ".join(changed[key] for key in harmless))
 
 
-def refuse_other_labels(saved: Sequence[str], own: Sequence[str], folder: Path) -> None:
+def refuse_other_labels(saved: Sequence[str] | None, own: Sequence[str] | None, folder: Path) -> None:
     """Passes when a checkpoint's classes are those of the data, in the same order.
 
     Raises:
         CheckpointError: they are not; the message shows how they differ.
     """
-    if tuple(saved) != tuple(own):
+    if saved is None or own is None:
+        differs = "one of the two has no labels"
+        same = saved is own
+    else:
+        same = tuple(saved) == tuple(own)
+        differs = "" if same else describe_labels(saved, own)
+    if not same:
         raise CheckpointError(
-            f"{folder} belongs to other classes: {describe_labels(saved, own)}. Resume with the videos that the run "
+            f"{folder} belongs to other classes: {differs}. Resume with the videos that the run "
             "began with, or start anew in another output."
         )
 

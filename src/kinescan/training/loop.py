@@ -123,7 +123,7 @@ def fit(
 
     Raises:
         ConfigError: `output` cannot be written, holds a run already, or another process writes into it; patterns match
-            nothing, or settings changed.
+            nothing, settings changed, or a model without labels is to be evaluated.
         CheckpointError: a checkpoint cannot be written, or the one to resume from is damaged or does not fit.
         NonFiniteError: loss or gradients became NaN or infinite; names epoch, step and videos.
         VideoError: not one training video could be read.
@@ -133,6 +133,11 @@ def fit(
     output = prepare_output(output)
     if mix is not None and task is not None:
         raise ConfigError("mix takes labels that are classes. Leave it out when the run has a task of its own.")
+    if evaluate is not None and model.labels is None:
+        raise ConfigError(
+            f"the model has no labels, so nothing can be evaluated. Make it with labels=[...], the texts of its "
+            f"{model.config.num_classes} classes in the order of the outputs."
+        )
     if clips.num_batches < 1:
         raise ConfigError("there is no training clip. Check data.train.")
     home = next(model.parameters()).device
