@@ -29,6 +29,17 @@ def draw(num_tracks, num_steps, num_channels, num_places, optional=True, state=T
     return tensors
 
 
+def multiples(num_channels, num_places):
+    """Rates as a Mamba block has them before training: 1 .. S times one of each channel, by way of their logarithms."""
+    logarithms = torch.log(torch.arange(1.0, num_places + 1)) + torch.randn(num_channels, 1)
+    return -torch.exp(logarithms)
+
+
+def kind_of(rates):
+    rates = rates.contiguous()
+    return kernels.kind_of_rates(rates.data_ptr(), *rates.shape)
+
+
 def run(tensors, backend, grad_y, grad_state, **options):
     leaves = {n: x.detach().requires_grad_() for n, x in tensors.items()}
     y, state = selective_scan(**leaves, **options, backend=backend)
@@ -72,6 +83,94 @@ def test_matches_reference_at_every_size(num_steps, num_channels, num_places, na
     assert_matches_reference(draw(2, num_steps, num_channels, num_places))
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 17, 63])
+@pytest.mark.parametrize(("num_channels", "num_places"), [(1, 2), (7, 9), (33, 17), (64, 16), (70, 8), (96, 40)])
+@pytest.mark.parametrize("rates", ["multiples", "but the last", "one is zero", "one grows"])
+def test_matches_reference_whatever_is_known_about_the_rates(rates, num_channels, num_places, num_steps, nan_memory):
+    """One exponential for several places, one without a check of its range, or one that takes anything."""
+    tensors = draw(2, num_steps, num_channels, num_places) | {"A": multiples(num_channels, num_places)}
+    if rates != "multiples":
+        tensors["A"][-1, -1] *= {"but the last": 1.01, "one is zero": 0.0, "one grows": -0.01}[rates]
+    expected = {"multiples": kernels.MULTIPLES, "but the last": kernels.NEGATIVE}.get(rates, kernels.ANY)
+    assert kind_of(tensors["A"]) == expected
+    assert_matches_reference(tensors)
+
+
+@pytest.mark.parametrize("num_tracks", [1, 5])
+def test_parity_would_show_rates_that_are_taken_for_multiples(num_tracks, monkeypatch):
+    """A hundredth beside is what training makes of them; a thousandth shows, too."""
+    for change in (1e-2, 1e-3):
+        tensors = draw(num_tracks, 17, 40, 16)
+        tensors["A"] = multiples(40, 16) * (1 + change * torch.rand(40, 16))
+        assert_matches_reference(tensors)
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "kind_of_rates", lambda *arguments: kernels.MULTIPLES)
+            with pytest.raises(AssertionError):
+                assert_matches_reference(tensors)
+
+
+def test_kind_of_rates():
+    rates = -torch.arange(1.0, 17.0).repeat(33, 1) * torch.rand(33, 1)
+    assert kind_of(rates) == kind_of(multiples(200, 64)) == kernels.MULTIPLES
+    assert kind_of(rates[:, :1]) == kernels.NEGATIVE, "one place alone saves nothing"
+    for beside in (1 + 1e-6, 1 - 1e-6, 2.0):
+        changed = rates.clone()
+        changed[32, 15] *= beside
+        assert kind_of(changed) == kernels.NEGATIVE
+    for wrong in (0.0, -0.0, 1.0, math.nan, math.inf, -math.inf):
+        changed = rates.clone()
+        changed[32, 15] = wrong
+        assert kind_of(changed) == kernels.ANY
+        changed[32] = wrong
+        assert kind_of(changed) == kernels.ANY
+
+
+@pytest.mark.parametrize("num_places", [2, 9, 16, 64])
+def test_decays_of_multiples_are_exact_to_the_rounding_of_a_few_products(num_places):
+    rates = -torch.arange(1.0, num_places + 1) * torch.logspace(-6, 0.7, 500)[:, None]
+    assert kind_of(rates) == kernels.MULTIPLES
+    row, vector = torch.zeros(1, 1, 500), torch.zeros(1, 1, num_places)
+    delta = torch.full((1, 1, 500), 0.3)
+    start = torch.ones(1, 500, num_places)
+    _, state = selective_scan(row, delta, rates, vector, vector, state=start.expand(1, -1, -1), backend="numba")
+    # Read off the step size that the kernel takes: of u = 1 and B = 1 it is what is written into an empty state.
+    ones = torch.ones_like
+    _, written = selective_scan(ones(row), delta, rates, ones(vector), vector, backend="numba")
+    exponents = written[0].double() * rates.double()
+    error = (state[0].double() / exponents.exp() - 1).abs()[exponents > -86]
+    assert (error <= 1e-6 + 4e-7 * exponents[exponents > -86].abs()).all()
+    assert (state[0].double() - exponents.exp()).abs().max() < 5e-7
+
+
+@compiler.njit
+def _both_exponentials(x, with_range, without_range, size):
+    for i in range(0, size, kernels.LANES):
+        kernels.store(with_range, i, kernels.exp2(kernels.load(x, i)))
+        kernels.store(without_range, i, kernels.exp2_of_negative(kernels.load(x, i)))
+
+
+def test_exponential_of_negative_numbers_is_the_other_one_bit_for_bit():
+    special = torch.tensor([0.0, -0.0, -1e-45, -1e-38, -126.5, -127.0, -127.5, -1e10, -3.4e38, -math.inf])
+    x = -torch.cat([torch.logspace(-40, 3, 4096 - special.numel()), -special])
+    with_range, without_range = torch.empty(4096), torch.empty(4096)
+    _both_exponentials(x.data_ptr(), with_range.data_ptr(), without_range.data_ptr(), 4096)
+    assert torch.equal(with_range.view(torch.int32), without_range.view(torch.int32))
+    assert ((with_range.double() - torch.exp2(x.double())).abs() <= 1.2e-7 * torch.exp2(x.double()) + 1e-37).all()
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "state"])
+@pytest.mark.parametrize("kind", [kernels.ANY, kernels.NEGATIVE, kernels.MULTIPLES])
+def test_what_is_not_a_number_is_not_lost(name, kind):
+    tensors = draw(2, 3, 40, 16)
+    tensors["A"] = multiples(40, 16) if kind == kernels.MULTIPLES else tensors["A"]
+    tensors["A"][0, 0] *= -1e-3 if kind == kernels.ANY else 1
+    tensors[name].view(-1)[-1] = math.nan
+    outputs = selective_scan(**tensors, backend="numba")
+    expected = selective_scan(**tensors, backend="reference")
+    for ours, theirs in zip(outputs, expected, strict=True):
+        assert torch.equal(ours.isnan(), theirs.isnan())
+
+
 @pytest.mark.parametrize("absent", ["D", "z", "delta_bias", "state", "all"])
 @pytest.mark.parametrize("delta_softplus", [True, False])
 def test_matches_reference_without_optional_parts(absent, delta_softplus, nan_memory):
@@ -92,6 +191,7 @@ def test_step_of_a_stream_matches_reference(absent, delta_softplus, nan_memory):
     """Sixteen places, whole groups of channels: the step that reads and writes the state as it lies."""
     for num_channels in (32, 96):
         tensors = draw(5, 1, num_channels, 16)
+        tensors["A"] = multiples(num_channels, 16) if absent == "nothing" and delta_softplus else tensors["A"]
         both = torch.randn(5, 1, 2 * num_channels)
         tensors["u"], tensors["z"] = both.chunk(2, dim=-1)
         tensors["B"], tensors["C"] = torch.randn(5, 1, 40)[..., 4:36].chunk(2, dim=-1)
@@ -156,6 +256,7 @@ def test_extreme_step_sizes_and_rates(delta, rate):
     tensors["delta"], tensors["A"] = tensors["delta"] + delta, rate * tensors["A"]
     tensors["B"] = tensors["B"] / max(1.0, delta)
     assert_matches_reference(tensors)
+    assert_matches_reference(tensors | {"A": rate * multiples(40, 4)})
 
 
 def test_decay_is_exact_to_rounding():
@@ -200,6 +301,9 @@ def test_softplus_and_gate_are_exact_to_rounding():
 def test_long_sequences_stay_exact():
     tensors = draw(1, 2000, 8, 4)
     tensors["delta"] = tensors["delta"] - 5.0  # remembers thousands of steps
+    assert_matches_reference(tensors)
+    tensors = draw(1, 2000, 8, 16) | {"A": 0.05 * multiples(8, 16)}
+    tensors["delta"] = tensors["delta"] - 5.0
     assert_matches_reference(tensors)
 
 

@@ -5,6 +5,10 @@ In a kernel, r is a track, t a step, s a place in the state; `LANES` neighbourin
 Where that does not divide the channels, the last group is padded with zeros. Tensors come as addresses of float32
 memory, which saves counting references; the caller keeps the memory alive.
 
+Exponentials are polynomials in registers, and most of the work. What is known about the rates saves some of it
+(`kind_of_rates`): negative ones need no check of the range, and where a channel's are 1, 2, 3 ... S times its first, as
+a Mamba block has them before training, one exponential serves `RUN` places. That is looked up at every call.
+
 The vectors are explicit: a numba type whose operations are written out as LLVM instructions, so that no loop has to be
 recognised as one that can be vectorised, and no fast-math flag is needed. In particular not `reassoc`: it would allow
 to simplify (x + 1.5 * 2**23) - 1.5 * 2**23, which rounds x to an integer, to x; then `exp2` is wrong and so is every
@@ -35,8 +39,20 @@ LINE = 64
 """Bytes of a cache line, a whole number of which a tensor's memory begins at."""
 LARGE = 1 << 23
 """Values of a result that no cache holds until it is read: 32 MiB."""
+RUN = 8
+"""Places of a state whose decays are products of one exponential, where rates are multiples; a power of 2.
+
+Of a product of so many the relative error stays below 1e-6, whatever the number of places.
+"""
+ANY, NEGATIVE, MULTIPLES = 0, 1, 2
+"""What is known about rates; see `kind_of_rates`."""
+_SAME_RATE = np.float32(2.0**-21)
+"""Relative difference up to which a rate counts as a multiple: what exp(log(k)) in float32 may miss k by."""
+
+HALF = LANES // 2
 
 _FLOATS, _INTS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES)
+_HALF_FLOATS = ir.VectorType(ir.FloatType(), HALF)
 
 
 class _Vector(types.Type):  # type: ignore[misc]
@@ -96,6 +112,22 @@ def _emit_exp2(builder: Any, x: Any) -> Any:
     return _power(builder, builder.fsub(x, builder.fsub(shifted, _constant(_MAGIC))), shifted)
 
 
+def _at_least_of_negative(builder: Any, low: float, x: Any) -> Any:
+    """As `_at_least`, for x without a positive sign, compared as integers: units that multiply are left to the rest.
+
+    A NaN is lost.
+    """
+    bits, bound = builder.bitcast(x, _INTS), builder.bitcast(_constant(low), _INTS)
+    return builder.bitcast(builder.select(builder.icmp_unsigned("<", bits, bound), bits, bound), _FLOATS)
+
+
+def _emit_exp2_of_negative(builder: Any, x: Any) -> Any:
+    """As `_emit_exp2` for x <= 0 that is no NaN; 0.0 may have either sign."""
+    x = _at_least_of_negative(builder, -127.0, x)
+    shifted = builder.fadd(x, _constant(_MAGIC))
+    return _power(builder, builder.fsub(x, builder.fsub(shifted, _constant(_MAGIC))), shifted)
+
+
 def _emit_exp_minus_abs(builder: Any, x: Any) -> Any:
     sign = ir.Constant(_INTS, [-(2**31)] * LANES)
     x = builder.bitcast(builder.or_(builder.bitcast(x, _INTS), sign), _FLOATS)
@@ -139,6 +171,7 @@ def _of_vectors(emit: Callable[..., Any], num_operands: int) -> Any:
 
 
 exp2 = _of_vectors(_emit_exp2, 1)
+exp2_of_negative = _of_vectors(_emit_exp2_of_negative, 1)
 softplus = _of_vectors(_emit_softplus, 1)
 sigmoid = _of_vectors(_emit_sigmoid, 1)
 fma = _of_vectors(_fma, 3)
@@ -227,23 +260,39 @@ def spread(context, number):  # type: ignore[no-untyped-def]
     return _VECTOR(types.float32), generate
 
 
+def _half(builder: Any, vector: Any, which: int) -> Any:
+    """The lower or the upper half of the lanes."""
+    width = vector.type.count // 2
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(which * width, (which + 1) * width)))
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), lanes)
+
+
 @intrinsic
-def total(context, vector):  # type: ignore[no-untyped-def]
-    """The sum of the lanes."""
+def add_halves(context, address, index, vector):  # type: ignore[no-untyped-def]
+    """Adds both halves of a vector to the HALF floats there: sums over channels that need no lane of their own."""
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        rest, width = values[0], LANES
-        while width > 1:
-            width //= 2
-            undefined = ir.Constant(rest.type, ir.Undefined)
-            halves = []
-            for first in (0, width):
-                mask = ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(first, first + width)))
-                halves.append(builder.shuffle_vector(rest, undefined, mask))
-            rest = builder.fadd(*halves)
+        address, index, vector = values
+        place = _pointer(builder, address, index, _HALF_FLOATS)
+        both = builder.fadd(_half(builder, vector, 0), _half(builder, vector, 1))
+        builder.store(builder.fadd(builder.load(place, align=4), both), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, _VECTOR), generate
+
+
+@intrinsic
+def total(context, address, index):  # type: ignore[no-untyped-def]
+    """The sum of the HALF floats there."""
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        address, index = values
+        rest = builder.load(_pointer(builder, address, index, _HALF_FLOATS), align=4)
+        while rest.type.count > 1:
+            rest = builder.fadd(_half(builder, rest, 0), _half(builder, rest, 1))
         return builder.extract_element(rest, ir.Constant(ir.IntType(32), 0))
 
-    return types.float32(_VECTOR), generate
+    return types.float32(types.intp, types.intp), generate
 
 
 def _transposing(size: int, past_caches: bool) -> Any:
@@ -368,6 +417,7 @@ def _compile(function: Callable[..., Any]) -> Any:
         return numba.njit(**options)(function)
 
 
+_LARGEST = np.finfo(np.float32).max
 _ZERO, _ONE, _LN2 = np.float32(0), np.float32(1), np.float32(0.6931471805599453)
 _TILE = 8
 
@@ -453,17 +503,45 @@ def _fetch_next(rows, r, t, channel, width):  # type: ignore[no-untyped-def]
             fetch(rows[0], _at(rows, r, t) + channel + line)
 
 
+@_compile
+def kind_of_rates(rates, num_channels, num_places):  # type: ignore[no-untyped-def]
+    """Whether rates [D, S] are ANY, all NEGATIVE (and finite), or MULTIPLES: 1, 2, 3 ... S times a channel's first."""
+    kind = MULTIPLES if num_places > 1 else NEGATIVE
+    for channel in range(num_channels):
+        first = get(rates, channel * num_places)
+        for s in range(num_places):
+            rate = get(rates, channel * num_places + s)
+            if not -_LARGEST <= rate < _ZERO:  # NaN is none of it
+                return ANY
+            if kind == MULTIPLES and abs(rate - np.float32(s + 1) * first) > _SAME_RATE * -rate:
+                kind = NEGATIVE
+    return kind
+
+
 @_inlined
-def _advance(h, at, rates, rate_at, B, B_at, C, C_at, num_places, step, x, y, from_zeros):  # type: ignore[no-untyped-def]
-    """One step of the state, S vectors in h; gives y + C h."""
+def _decay(step, rates, at, kind):  # type: ignore[no-untyped-def]
+    """exp(Delta A), one place of a group."""
+    exponent = step * load(rates, at)
+    return exp2(exponent) if kind == ANY else exp2_of_negative(exponent)
+
+
+@_inlined
+def _advance(h, at, rates, rate_at, B, B_at, C, C_at, num_places, step, x, y, from_zeros, kind):  # type: ignore[no-untyped-def]
+    """One step of the state, S vectors in h; gives y + C h.
+
+    Where rates are multiples, all but every `RUN`th decay is that of the place before times that of the first.
+    """
     if from_zeros:
         for s in range(num_places):
             new = x * spread(get(B, B_at + s))
             store(h, at + s * LANES, new)
             y = fma(new, spread(get(C, C_at + s)), y)
     else:
+        first, decay, inside = spread(_ONE), spread(_ONE), RUN - 1 if kind == MULTIPLES else 0
         for s in range(num_places):
-            decay = exp2(step * load(rates, rate_at + s * LANES))
+            decay = decay * first if s & inside else _decay(step, rates, rate_at + s * LANES, kind)
+            if s == 0:
+                first = decay
             new = fma(decay, load(h, at + s * LANES), x * spread(get(B, B_at + s)))
             store(h, at + s * LANES, new)
             y = fma(new, spread(get(C, C_at + s)), y)
@@ -471,14 +549,21 @@ def _advance(h, at, rates, rate_at, B, B_at, C, C_at, num_places, step, x, y, fr
 
 
 @_inlined
-def _advance_two(h, at, rates, rate_at, B, B_at, C, C_at, num_places, steps, xs, ys):  # type: ignore[no-untyped-def]
+def _advance_two(h, at, rates, rate_at, B, B_at, C, C_at, num_places, steps, xs, ys, kind):  # type: ignore[no-untyped-def]
     """As `_advance` for a group and the next, which share what is spread over lanes and the constants of exp2."""
     (step, next_step), (x, next_x), (y, next_y), group_size = steps, xs, ys, num_places * LANES
+    first = decay = next_first = next_decay = spread(_ONE)
+    inside = RUN - 1 if kind == MULTIPLES else 0
     for s in range(num_places):
         own, next_own = at + s * LANES, at + group_size + s * LANES
         into, out_of = spread(get(B, B_at + s)), spread(get(C, C_at + s))
-        decay = exp2(step * load(rates, rate_at + s * LANES))
-        next_decay = exp2(next_step * load(rates, rate_at + group_size + s * LANES))
+        if s & inside == 0:
+            decay = _decay(step, rates, rate_at + s * LANES, kind)
+            next_decay = _decay(next_step, rates, rate_at + group_size + s * LANES, kind)
+        else:
+            decay, next_decay = decay * first, next_decay * next_first
+        if s == 0:
+            first, next_first = decay, next_decay
         new, next_new = fma(decay, load(h, own), x * into), fma(next_decay, load(h, next_own), next_x * into)
         store(h, own, new)
         store(h, next_own, next_new)
@@ -511,7 +596,7 @@ def scan_room(num_groups: int, num_places: int) -> int:
 
 
 @_compile
-def scan(tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus, state, y, last_state, room):  # type: ignore[no-untyped-def]
+def scan(tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus, state, kind, y, last_state, room):  # type: ignore[no-untyped-def]
     """Fills y and the last state for a range of tracks and groups of channels.
 
     u, delta, B, C, z come as (address, stride of r, stride of t), all else as the address of a tensor without gaps:
@@ -544,7 +629,7 @@ def scan(tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus,
                         next_step, next_x, next_y = _enter(r, t, channel + LANES, LANES, *inputs)
                         y_t, next_y = _advance_two(
                             carried, h_at, rates, rate_at, B[0], B_at, C[0], C_at, num_places,
-                            (step, next_step), (x, next_x), (y_t, next_y),
+                            (step, next_step), (x, next_x), (y_t, next_y), kind,
                         )  # fmt: skip
                         _leave(r, t, channel, LANES, num_steps, num_channels, z, y, y_t, padded, is_large)
                         _leave(r, t, channel + LANES, LANES, num_steps, num_channels, z, y, next_y, padded, is_large)
@@ -554,7 +639,7 @@ def scan(tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus,
                         step, x, y_t = _enter(r, t, own, count, u, delta, D, bias, has_softplus, padded)
                         y_t = _advance(
                             carried, h_at + k * group_size, rates, rate_at + k * group_size, B[0], B_at, C[0], C_at,
-                            num_places, step, x, y_t, from_zeros,
+                            num_places, step, x, y_t, from_zeros, kind,
                         )  # fmt: skip
                         _leave(r, t, own, count, num_steps, num_channels, z, y, y_t, padded, is_large)
                 if past_step == num_steps:
@@ -566,7 +651,7 @@ def scan(tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus,
 
 
 @_compile
-def step_as_it_lies(tracks, sizes, u, delta, rates, B, C, D, z, bias, has_softplus, state, y, last_state):  # type: ignore[no-untyped-def]
+def step_as_it_lies(tracks, sizes, u, delta, rates, B, C, D, z, bias, has_softplus, state, kind, y, last_state):  # type: ignore[no-untyped-def]
     """What `scan` does, for a single step from a state with PLACES places and of channels that LANES divides.
 
     The arguments are those of `scan`, but that rates are [D, S]; `last_state` begins with a cache line. Nothing is
@@ -594,51 +679,65 @@ def step_as_it_lies(tracks, sizes, u, delta, rates, B, C, D, z, bias, has_softpl
 
 
 @_inlined
-def _advance_and_keep(past, i, rates, rate_at, B, B_at, C, C_at, num_places, step, x, y, from_zeros):  # type: ignore[no-untyped-def]
-    """As `_advance`, from past[i] to past[i + 1], each [S, 2, LANES]: the state, and the decay that led to it."""
-    before = i * num_places * 2 * LANES
-    after = before + num_places * 2 * LANES
+def _advance_and_keep(past, decays, i, rates, rate_at, B, B_at, C, C_at, num_places, step, x, y, from_zeros, kind):  # type: ignore[no-untyped-def]
+    """As `_advance`, from past[i] to past[i + 1], each [S, LANES]; unless rates are multiples, decays are kept, too."""
+    before = i * num_places * LANES
+    after = before + num_places * LANES
     if from_zeros:
         for s in range(num_places):
             new = x * spread(get(B, B_at + s))
-            store(past, after + s * 2 * LANES, new)
+            store(past, after + s * LANES, new)
             y = fma(new, spread(get(C, C_at + s)), y)
     else:
+        first, decay, inside = spread(_ONE), spread(_ONE), RUN - 1 if kind == MULTIPLES else 0
         for s in range(num_places):
-            decay = exp2(step * load(rates, rate_at + s * LANES))
-            new = fma(decay, load(past, before + s * 2 * LANES), x * spread(get(B, B_at + s)))
-            store(past, after + s * 2 * LANES, new)
-            store(past, after + (s * 2 + 1) * LANES, decay)
+            decay = decay * first if s & inside else _decay(step, rates, rate_at + s * LANES, kind)
+            if s == 0:
+                first = decay
+            new = fma(decay, load(past, before + s * LANES), x * spread(get(B, B_at + s)))
+            store(past, after + s * LANES, new)
+            if kind != MULTIPLES:
+                store(decays, before + s * LANES, decay)
             y = fma(new, spread(get(C, C_at + s)), y)
     return y
 
 
 @_inlined
-def _retreat(past, i, adjoint, at, rates, rate_at, B, B_at, C, C_at, num_places, step, x, dy, dBC, from_zeros):  # type: ignore[no-untyped-def]
+def _retreat(  # type: ignore[no-untyped-def]
+    past, decays, i, adjoint, at, rates, rate_at, B, B_at, C, C_at, num_places, step, x, dy, dBC, from_zeros, kind
+):
     """The reverse of a step; gradients of x = Delta u, and of Delta by way of the decay.
 
-    adjoint [S, 2, LANES] holds the gradient of the state and, added up, that of A; dBC [CHUNK, S, 2, LANES] those of B
-    and C, added up lane by lane.
+    adjoint [S, 2, LANES] holds the gradient of the state and, added up, that of A; dBC [CHUNK, S, 2, HALF] those of B
+    and C, added up over groups and the halves of their lanes.
     """
-    before, after, sums = i * num_places * 2 * LANES, (i + 1) * num_places * 2 * LANES, i * num_places * 2 * LANES
-    dx, dstep = spread(_ZERO), spread(_ZERO)
+    before, after, sums = i * num_places * LANES, (i + 1) * num_places * LANES, i * num_places * 2 * HALF
+    dx, dstep, first, decay = spread(_ZERO), spread(_ZERO), spread(_ONE), spread(_ONE)
     for s in range(num_places):
         pair = s * 2 * LANES
         dh = fma(dy, spread(get(C, C_at + s)), load(adjoint, at + pair))
-        store(dBC, sums + pair, fma(dh, x, load(dBC, sums + pair)))
-        store(dBC, sums + pair + LANES, fma(dy, load(past, after + pair), load(dBC, sums + pair + LANES)))
+        add_halves(dBC, sums + s * 2 * HALF, dh * x)
+        add_halves(dBC, sums + s * 2 * HALF + HALF, dy * load(past, after + s * LANES))
         dx = fma(dh, spread(get(B, B_at + s)), dx)
         if not from_zeros:
-            dh = dh * load(past, after + pair + LANES)
+            if kind != MULTIPLES:
+                decay = load(decays, before + s * LANES)
+            elif s & (RUN - 1) == 0:
+                decay = exp2_of_negative(step * load(rates, rate_at + s * LANES))
+            else:
+                decay = decay * first
+            if s == 0:
+                first = decay
+            dh = dh * decay
             store(adjoint, at + pair, dh)
-            dh = dh * load(past, before + pair)  # now the gradient of Delta A
+            dh = dh * load(past, before + s * LANES)  # now the gradient of Delta A
             dstep = fma(dh, load(rates, rate_at + s * LANES), dstep)
             store(adjoint, at + pair + LANES, fma(dh, step, load(adjoint, at + pair + LANES)))
     return dx, dstep * spread(_LN2)
 
 
 @_inlined
-def _find_starts(r, groups, sizes, u, delta, rates, B, C, bias, has_softplus, state, starts, padded):  # type: ignore[no-untyped-def]
+def _find_starts(r, groups, sizes, u, delta, rates, B, C, bias, has_softplus, state, kind, starts, padded):  # type: ignore[no-untyped-def]
     """The state before every chunk of a track, in starts [chunks, groups, S, LANES]."""
     num_steps, num_channels, num_places = sizes
     group_size = num_places * LANES
@@ -665,19 +764,19 @@ def _find_starts(r, groups, sizes, u, delta, rates, B, C, bias, has_softplus, st
                     step = softplus(step)
                 _advance(
                     starts, h_at, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t), num_places,
-                    step, step * u_t, spread(_ZERO), t == 0 and state == 0,
+                    step, step * u_t, spread(_ZERO), t == 0 and state == 0, kind,
                 )  # fmt: skip
 
 
 def backward_room(num_groups: int, num_steps: int, num_places: int) -> int:
     """Floats that `scan_backward` needs to work in."""
     num_chunks, longest = -(-num_steps // CHUNK), min(CHUNK, num_steps)
-    return LANES * (1 + 4 * longest + (4 * longest + 2 + num_chunks * num_groups) * num_places)
+    return LANES * (1 + 4 * longest + (3 * longest + 1 + num_chunks * num_groups) * num_places)
 
 
 @_compile
 def scan_backward(  # type: ignore[no-untyped-def]
-    tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus, state, dy, dlast_state,
+    tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus, state, kind, dy, dlast_state,
     du, ddelta, dB, dC, dz, dstate, adjoints, sums, room,
 ):  # fmt: skip
     """All gradients for a range of tracks and groups of channels; the arguments up to `state` as for `scan`.
@@ -693,14 +792,15 @@ def scan_backward(  # type: ignore[no-untyped-def]
     is_large = _is_large(tracks, sizes, du) and _is_large(tracks, sizes, ddelta) and _is_large(tracks, sizes, dz)
     padded, kept = room, room + 4 * LANES  # kept: delta + bias, Delta, u, C h + D u of each step
     past = kept + 4 * longest * 4 * LANES
-    dBC = past + 4 * (longest + 1) * 2 * group_size
-    starts = dBC + 4 * longest * 2 * group_size
+    decays = past + 4 * (longest + 1) * group_size
+    dBC = decays + 4 * longest * group_size
+    starts = dBC + 4 * longest * num_places * 2 * HALF
     for r in range(tracks[0], tracks[1]):
-        _find_starts(r, groups, sizes, u, delta, rates, B, C, bias, has_softplus, state, starts, padded)
+        _find_starts(r, groups, sizes, u, delta, rates, B, C, bias, has_softplus, state, kind, starts, padded)
         for chunk in range(num_chunks - 1, -1, -1):
             first_step, past_step = chunk * CHUNK, min((chunk + 1) * CHUNK, num_steps)
-            for i in range(2 * longest * num_places):
-                store(dBC, i * LANES, spread(_ZERO))
+            for i in range(longest * num_places):
+                store(dBC, i * 2 * HALF, spread(_ZERO))
             for group in range(groups[0], groups[1]):
                 channel, own, rate_at = group * LANES, group - groups[0], group * group_size
                 count = min(LANES, num_channels - channel)
@@ -710,7 +810,7 @@ def scan_backward(  # type: ignore[no-untyped-def]
                 elif past_step == num_steps:
                     for s in range(num_places):
                         store(adjoints, adjoint_at + s * 2 * LANES, spread(_ZERO))
-                _copy_state(starts, chunk * chunk_size + own * group_size, num_places, past, 0, 2 * LANES)
+                _copy_state(starts, chunk * chunk_size + own * group_size, num_places, past, 0, LANES)
                 for t in range(first_step, past_step):
                     i, from_zeros = t - first_step, t == 0 and state == 0
                     _fetch_next(u, r, t, channel, LANES)
@@ -724,8 +824,8 @@ def scan_backward(  # type: ignore[no-untyped-def]
                         step = softplus(step)
                     y_t = load(D, channel) * u_t if D != 0 else spread(_ZERO)
                     y_t = _advance_and_keep(
-                        past, i, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t), num_places,
-                        step, step * u_t, y_t, from_zeros,
+                        past, decays, i, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t), num_places,
+                        step, step * u_t, y_t, from_zeros, kind,
                     )  # fmt: skip
                     store(kept, (i * 4 + 1) * LANES, step)
                     store(kept, (i * 4 + 2) * LANES, u_t)
@@ -742,8 +842,8 @@ def scan_backward(  # type: ignore[no-untyped-def]
                         _store_some(dz, at, count, dy_t * load(kept, (i * 4 + 3) * LANES) * slope, padded, is_large)
                         dy_t = dy_t * (gate * opened)
                     dx, dstep = _retreat(
-                        past, i, adjoints, adjoint_at, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t),
-                        num_places, step, step * u_t, dy_t, dBC, from_zeros,
+                        past, decays, i, adjoints, adjoint_at, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t),
+                        num_places, step, step * u_t, dy_t, dBC, from_zeros, kind,
                     )  # fmt: skip
                     dstep = fma(dx, u_t, dstep)
                     if has_softplus:
@@ -760,7 +860,7 @@ def scan_backward(  # type: ignore[no-untyped-def]
                     _write_state(adjoints, adjoint_at, 2 * LANES, count, num_places, dstate, state_at)
             for t in range(first_step, past_step):
                 for s in range(num_places):
-                    lanes_at = ((t - first_step) * num_places + s) * 2 * LANES
-                    put(dB, (r * num_steps + t) * num_places + s, total(load(dBC, lanes_at)))
-                    put(dC, (r * num_steps + t) * num_places + s, total(load(dBC, lanes_at + LANES)))
+                    lanes_at = ((t - first_step) * num_places + s) * 2 * HALF
+                    put(dB, (r * num_steps + t) * num_places + s, total(dBC, lanes_at))
+                    put(dC, (r * num_steps + t) * num_places + s, total(dBC, lanes_at + HALF))
     settle()

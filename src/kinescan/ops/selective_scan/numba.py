@@ -148,6 +148,7 @@ class _Memory:
         self.sizes = (u.shape[1], u.shape[2], A.shape[1])
         bias = torch.zeros(u.shape[2]) if delta_bias is None else delta_bias
         rates = A.detach().float() * _LOG2E
+        kind = kernels.kind_of_rates(self.flat(A), *A.shape) if delta_softplus else kernels.ANY
         if grouped_rates:
             rates = _groups(rates).movedim(1, 2)  # [groups, S, LANES]
         self.addresses = (
@@ -161,6 +162,7 @@ class _Memory:
             self.flat(_groups(bias)),
             delta_softplus,
             self.flat(state),
+            kind,
         )
 
     def rows(self, tensor: Tensor) -> tuple[int, int, int]:
