@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -5,6 +6,8 @@ from kinescan.errors import ConfigError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_CLIP_PIXELS = 2**31
+"""Of a clip's frames together: 24 GiB in float32, before any model has seen it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +41,17 @@ class Preprocessing:
     num_windows: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "size", "frame_stride", "num_windows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name, most in (("num_frames", 2**16), ("size", 2**14), ("frame_stride", 2**31), ("num_windows", 2**31)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ConfigError(f"{name} must be 1 to {most}, got {getattr(self, name)}.")
+        if self.num_frames * self.size**2 > MAX_CLIP_PIXELS:
+            raise ConfigError(
+                f"{self.num_frames} frames of {self.size} x {self.size} are more than the {MAX_CLIP_PIXELS:,} pixels "
+                "that a clip may have. Choose a smaller num_frames or size."
+            )
         if not 0 < self.crop_ratio <= 1:
             raise ConfigError(f"crop_ratio must lie in (0, 1], got {self.crop_ratio}.")
-        if min(self.std) <= 0:
-            raise ConfigError(f"std must be positive in every channel, got {self.std}.")
+        if not all(0 < value < math.inf for value in self.std):
+            raise ConfigError(f"std must be positive and finite in every channel, got {self.std}.")
+        if not all(map(math.isfinite, self.mean)):
+            raise ConfigError(f"mean must be finite in every channel, got {self.mean}.")

@@ -35,7 +35,10 @@ def test_export_as_json_of_a_fixed_batch_on_given_videos(
     assert result.exit_code == 0, result.stderr
     record = json.loads(result.stdout)
     assert (record["batch"], record["check"]["clips"]) == (1, [str(file) for file in files])
-    predicted = kinescan("predict", files[0], "--model", tmp_path / "out", "--top", "1", "--json")
+    refused = kinescan("predict", files[0], "--model", tmp_path / "out")
+    assert refused.exit_code == 1
+    assert "--allow-code" in refused.stderr
+    predicted = kinescan("predict", files[0], "--model", tmp_path / "out", "--allow-code", "--top", "1", "--json")
     assert json.loads(predicted.stdout)[0]["labels"][0] in ("a", "b")
 
 

@@ -26,11 +26,20 @@ def command(
     views: Annotated[str | None, typer.Option(help="Frames x clips x crops to average over, such as 8x2x3.")] = None,
     explain: Annotated[Path | None, typer.Option(help="Folder for pictures of what moved and what changed.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Open a model of torch.export (.pt2), which may run code of its own.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print predictions as JSON.")] = False,
 ) -> None:
     """Name the classes of video files."""
     predictions = predict(
-        model_folder(model), paths, views=views, top=top, device=choose_device(device), explain_folder=explain
+        model_folder(model),
+        paths,
+        views=views,
+        top=top,
+        device=choose_device(device),
+        explain_folder=explain,
+        allow_code=allow_code,
     )
     if as_json:
         print_json([asdict(prediction) for prediction in predictions])

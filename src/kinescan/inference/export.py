@@ -27,7 +27,7 @@ from kinescan.inference.exported import (
 )
 from kinescan.inference.formats import FORMATS, FormatName, Precision, first_line, quiet_exporters
 from kinescan.inference.predictor import read_clips, video_files
-from kinescan.inference.source import ModelSource, resolve_model
+from kinescan.inference.source import ModelSource, holds_export, resolve_model
 from kinescan.models.classifier import VideoClassifier
 from kinescan.settings import closest, to_plain
 from kinescan.version import __version__
@@ -179,9 +179,9 @@ def _earlier_files(folder: Path) -> tuple[str, ...]:
 
 
 def _on_cpu(model: ModelSource) -> VideoClassifier:
+    if isinstance(model, ExportedModel) or (not isinstance(model, VideoClassifier) and holds_export(model)):
+        raise ConfigError(f"{model} is an exported model already. Name the model that it was exported from.")
     resolved = resolve_model(model)
-    if isinstance(resolved, ExportedModel):
-        raise ConfigError(f"{model} is an exported {resolved.name} already. Name the model that it was exported from.")
     dtypes = {parameter.dtype for parameter in resolved.parameters()}
     if dtypes != {torch.float32}:
         kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
@@ -226,7 +226,8 @@ def _clips_to_compare(record: ExportRecord, videos: Sequence[str | Path]) -> tup
 
 def _compare(folder: Path, names: list[str], clips: Tensor, expected: Tensor, tolerance: float) -> ExportCheck:
     """Runs the file as a user would."""
-    exported = load_exported(folder)
+    # What we wrote ourselves.
+    exported = load_exported(folder, allow_code=True)
     given = exported(clips)
     single = exported.config.batch is None
     if single:

@@ -1,4 +1,3 @@
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,14 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kinescan.errors import CheckpointError, ConfigError, ShapeError
-from kinescan.inference.formats import FORMATS, FormatName, Precision, Runner
+from kinescan.errors import CheckpointError, ConfigError, KinescanError, ShapeError
+from kinescan.inference.formats import FORMATS, FormatName, Precision, Runner, first_line
 from kinescan.models.classifier import VideoClassifier
-from kinescan.preprocessing import Preprocessing
+from kinescan.preprocessing import MAX_CLIP_PIXELS, Preprocessing
+from kinescan.runtime.files import inside, read_json_object
 from kinescan.settings import build_settings
 from kinescan.shapes import Clip, Logits
 
 RECORD_FILE = "export.json"
+_MAX_THREADS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,15 @@ class ExportRecord:
     check: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        most = MAX_CLIP_PIXELS // (self.preprocessing.num_frames * self.preprocessing.size**2)
+        if self.batch is not None and not 1 <= self.batch <= most:
+            raise ConfigError(f"batch must be 1 to {most} for such clips, got {self.batch}.")
+        if (self.num_frames, self.size) != (self.preprocessing.num_frames, self.preprocessing.size):
+            raise ConfigError("num_frames and size must be those of preprocessing.")
+        if len(set(self.labels)) < len(self.labels) or not self.labels:
+            raise ConfigError("labels must be one or more, and differ from each other.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedConfig:
@@ -89,7 +99,7 @@ class ExportedModel(VideoClassifier):
         >>> model = create_model("pks4_vit_ti16", labels=["left", "right"], preprocessing={"num_frames": 2}, **sizes)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     record = export(model, folder, to="torch")
-        ...     exported = load_exported(folder)
+        ...     exported = load_exported(folder, allow_code=True)
         >>> exported(torch.zeros(3, 2, 3, 32, 32)).shape, exported.labels
         (torch.Size([3, 2]), ('left', 'right'))
     """
@@ -115,6 +125,7 @@ class ExportedModel(VideoClassifier):
 
         Raises:
             ShapeError: the clip has another size or number of frames than the file takes.
+            CheckpointError: the file fails, or gives something else than logits of these classes.
         """
         self.check_clip(clip)
         wanted = self.config.num_frames
@@ -125,10 +136,27 @@ class ExportedModel(VideoClassifier):
             )
         clip = clip.detach().float().cpu()
         if self.config.batch is None:
-            return self._run(clip)
+            return self._checked(clip)
         size = self.config.batch
         filled = F.pad(clip, (0, 0) * 4 + (0, -clip.shape[0] % size))
-        return torch.cat([self._run(part) for part in filled.split(size)])[: clip.shape[0]]
+        return torch.cat([self._checked(part) for part in filled.split(size)])[: clip.shape[0]]
+
+    def _checked(self, clip: Tensor) -> Tensor:
+        """What the file gives, which may be any file."""
+        try:
+            logits = self._run(clip)
+        # Each runtime has its own errors.
+        except Exception as error:
+            raise CheckpointError(
+                f"the exported {self.name} ({self.record.file}) fails on a clip {list(clip.shape)}: "
+                f"{first_line(error)} Export the model again."
+            ) from error
+        if logits.dtype != torch.float32 or logits.shape != (len(clip), self.config.num_classes):
+            raise CheckpointError(
+                f"the exported {self.name} ({self.record.file}) gives {logits.dtype} {list(logits.shape)} where "
+                f"float32 {[len(clip), self.config.num_classes]} belongs. It is another model's; export it again."
+            )
+        return logits
 
     @property
     def device(self) -> torch.device:
@@ -165,23 +193,32 @@ def read_record(folder: str | Path) -> ExportRecord:
     """What stands beside an exported model.
 
     Raises:
-        CheckpointError: it is missing or damaged, or one of the files is missing.
+        CheckpointError: it is missing or damaged, names files elsewhere, or one of the files is missing.
     """
     path = Path(folder) / RECORD_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {RECORD_FILE}. Give a folder that `kinescan export` wrote.")
+    content = read_json_object(inside(folder, RECORD_FILE, error=CheckpointError), error=CheckpointError)
     try:
-        record = build_settings(ExportRecord, json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, ConfigError) as error:
+        record = build_settings(ExportRecord, content)
+    except ConfigError as error:
         raise CheckpointError(f"{path} is damaged ({error}). Export the model again.") from error
-    lacking = [name for name in record.files if not (path.parent / name).is_file()]
+    usual = FORMATS[record.format].file
+    if record.file != usual:
+        raise CheckpointError(f"{path} is damaged: its file must be {usual!r}, not {record.file!r}. Export it again.")
+    files = {name: inside(folder, name, error=CheckpointError) for name in (record.file, *record.files)}
+    lacking = [name for name in record.files if not files[name].is_file()]
     if lacking:
         raise CheckpointError(f"{folder} lacks {', '.join(lacking)}. Copy the whole folder, or export the model again.")
     return record
 
 
 def load_exported(
-    folder: str | Path, *, precision: Precision | None = None, num_threads: int | None = None
+    folder: str | Path,
+    *,
+    precision: Precision | None = None,
+    num_threads: int | None = None,
+    allow_code: bool = False,
 ) -> ExportedModel:
     """An exported model with its labels and preprocessing, ready to run on the CPU.
 
@@ -189,17 +226,36 @@ def load_exported(
         folder: as `kinescan export` wrote it.
         precision: compute in this one instead of that of the export (OpenVINO only).
         num_threads: how many threads to use; by default torch's number. The torch format follows torch itself.
+        allow_code: open a file that may run code of its own, with the rights of this process: one of torch.export.
+            For files of your own, and of those whom you would let run a program here.
 
     Raises:
-        CheckpointError: the folder is none, or damaged.
-        ConfigError: the format cannot compute in that precision.
+        CheckpointError: the folder is none, or damaged, or its file may run code and `allow_code` is False.
+        ConfigError: the format cannot compute in that precision, or num_threads is below 1.
         DependencyError: the package that runs the file is not installed.
     """
     record = read_record(folder)
     kind = FORMATS[record.format]
     chosen = precision or record.precision
     check_precision(record.format, chosen)
-    run = kind.open(Path(folder) / record.file, chosen, num_threads or torch.get_num_threads())
+    if num_threads is not None and (type(num_threads) is not int or not 1 <= num_threads <= _MAX_THREADS):
+        raise ConfigError(f"num_threads must be 1 to {_MAX_THREADS}, got {num_threads!r}.")
+    path = Path(folder) / record.file
+    if kind.runs_code and not allow_code:
+        raise CheckpointError(
+            f"{path} is a file of torch.export, which may carry code (as pickles) that runs when it is opened. It is "
+            "opened only where you say so: allow_code=True, on the command line --allow-code. Say so for files of "
+            "your own, or of people whose programs you would run. ONNX and OpenVINO files run no code."
+        )
+    try:
+        run = kind.open(path, chosen, num_threads or torch.get_num_threads())
+    except KinescanError:
+        raise
+    # Each runtime has its own errors for a damaged file.
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be opened ({first_line(error)}). It is damaged; export the model again."
+        ) from error
     return ExportedModel(record, run)
 
 

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from kinescan.errors import ExportError
+from kinescan.errors import CheckpointError, ExportError
+from kinescan.inference.graph_limits import check_onnx, check_openvino, limit_onnxruntime
+from kinescan.inference.transformers_folder import read_transformers_folder
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.model_card import TRANSFORMERS_USE, model_card
 from kinescan.ops.backend import plain_torch
+from kinescan.runtime.files import inside
 from kinescan.runtime.optional_package import optional_package
 from kinescan.settings import to_plain
 
@@ -41,6 +44,7 @@ class Format:
         file: name of the file that is opened.
         precisions: what it can compute in.
         fixed_batch: whether the number of clips can be fixed.
+        runs_code: whether opening such a file may run code that it carries.
         write: puts a model that takes clips of a shape into a file, and others beside it.
         open: makes the function that runs such a file.
     """
@@ -48,6 +52,7 @@ class Format:
     file: str
     precisions: tuple[Precision, ...] = ("float32",)
     fixed_batch: bool = True
+    runs_code: bool = False
     write: Callable[[VideoClassifier, Shape, Path], None]
     open: Callable[[Path, Precision, int], Runner]
 
@@ -129,6 +134,11 @@ def _open_onnx(path: Path, precision: Precision, num_threads: int) -> Runner:
     runtime = optional_package("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = num_threads
+    # Errors are raised; what it logs beside them is for its own developers.
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    check_onnx(path)
+    limit_onnxruntime(runtime)
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda clip: torch.from_numpy(session.run([OUTPUT], {INPUT: clip.contiguous().numpy()})[0])
 
@@ -146,7 +156,11 @@ def _open_openvino(path: Path, precision: Precision, num_threads: int) -> Runner
     openvino = optional_package("openvino")
     hint = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}[precision]
     settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": num_threads}
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    inside(path.parent, path.with_suffix(".bin").name, error=CheckpointError)
+    core = openvino.Core()
+    model = core.read_model(path)
+    check_openvino(model, path)
+    compiled = core.compile_model(model, "CPU", settings)
     chosen = compiled.get_property("INFERENCE_PRECISION_HINT")
     if chosen != hint:
         logger.warning("%s: this processor computes in %s instead of %s", path, chosen.to_string(), precision)
@@ -175,11 +189,11 @@ def _write_transformers(model: VideoClassifier, shape: Shape, path: Path) -> Non
 
 
 def _open_transformers(path: Path, precision: Precision, num_threads: int) -> Runner:
-    loaded = _auto_classes().KinescanForVideoClassification.from_pretrained(path.parent)
+    model = read_transformers_folder(path)
 
     def run(clip: Tensor) -> Tensor:
         with torch.no_grad():
-            logits: Tensor = loaded(clip).logits
+            logits: Tensor = model(clip)
         return logits
 
     return run
@@ -190,7 +204,7 @@ FORMATS: Mapping[FormatName, Format] = {
     "openvino": Format(
         file="model.xml", precisions=("float32", "bfloat16"), write=_write_openvino, open=_open_openvino
     ),
-    "torch": Format(file="model.pt2", write=_write_torch, open=_open_torch),
+    "torch": Format(file="model.pt2", runs_code=True, write=_write_torch, open=_open_torch),
     "transformers": Format(
         file="model.safetensors", fixed_batch=False, write=_write_transformers, open=_open_transformers
     ),

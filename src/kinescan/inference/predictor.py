@@ -54,6 +54,7 @@ def predict(
     device: str | torch.device | None = None,
     explain_folder: str | Path | None = None,
     views_per_forward: int = VIEWS_PER_FORWARD,
+    allow_code: bool = False,
 ) -> list[Prediction]:
     """The best classes of each video file.
 
@@ -68,6 +69,7 @@ def predict(
         device: where to compute; by default where the model is.
         explain_folder: draw into this folder, for each file, what moved and what changed; made if need be.
         views_per_forward: how many views go through the model at once.
+        allow_code: open an exported file that may run code of its own, one of torch.export; see `load_exported`.
 
     Returns:
         One prediction a file, in the order of `paths`.
@@ -92,7 +94,7 @@ def predict(
     if top < 1:
         raise ConfigError(f"top must be at least 1, got {top}.")
     files = video_files(paths)
-    resolved = resolve_model(model, device)
+    resolved = resolve_model(model, device, allow_code=allow_code)
     chosen = _chosen_views(views, resolved)
     folder = None if explain_folder is None else _prepared(explain_folder, resolved)
     job = _Job(resolved, chosen, min(top, resolved.config.num_classes), views_per_forward)

@@ -8,6 +8,7 @@ import torch
 from kinescan.errors import ConfigError
 from kinescan.inference.exported import ExportedModel, is_exported, load_exported
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.saved_model import is_saved
 from kinescan.models.zoo import from_pretrained
 
 logger = logging.getLogger(__name__)
@@ -16,17 +17,29 @@ ModelSource = VideoClassifier | str | Path
 """A classifier, or the folder or hub name of a saved one, or the folder of an exported one."""
 
 
-def resolve_model(model: ModelSource, device: str | torch.device | None = None) -> VideoClassifier:
+def holds_export(folder: str | Path) -> bool:
+    """Whether a folder holds an exported model and no saved one; the weights of a saved one go before."""
+    return is_exported(folder) and not is_saved(folder)
+
+
+def resolve_model(
+    model: ModelSource, device: str | torch.device | None = None, *, allow_code: bool = False
+) -> VideoClassifier:
     """The classifier itself, on `device` if one is given.
 
+    Args:
+        model: a classifier, or where one is.
+        device: where it goes; None leaves it.
+        allow_code: open an exported file that may run code of its own; see `load_exported`.
+
     Raises:
-        CheckpointError: a folder or hub name holds no saved model.
+        CheckpointError: a folder or hub name holds no saved model, or one that may run code.
         ConfigError: the device is not available.
     """
     if isinstance(model, VideoClassifier):
         resolved = model
     else:
-        resolved = load_exported(model) if is_exported(model) else from_pretrained(model)
+        resolved = load_exported(model, allow_code=allow_code) if holds_export(model) else from_pretrained(model)
     if device is None:
         return resolved
     if isinstance(resolved, ExportedModel):
