@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from kinescan.errors import BackendError, ShapeError
+from kinescan.errors import BackendError, ConfigError, ShapeError
 from kinescan.ops import backend as backend_module
 from kinescan.ops import selective_scan, selective_scan_step
 
@@ -256,3 +256,112 @@ def test_options_are_what_torch_gives_for_them():
     )
     gated = (by_parts + tensors["D"] * tensors["u"]) * functional.silu(tensors["z"])
     torch.testing.assert_close(y, gated, atol=1e-5, rtol=1e-5)
+
+
+def _small(dtype=torch.float32, num_steps=3):
+    tensors = {name: torch.randn(5, num_steps, 33) for name in ("u", "delta", "z")}
+    tensors |= {name: torch.randn(5, num_steps, 16) for name in ("B", "C")}
+    tensors |= {"A": -torch.rand(33, 16), "D": torch.randn(33), "delta_bias": torch.randn(33)}
+    return {name: x.to(dtype) for name, x in tensors.items()} | {"state": torch.randn(5, 33, 16).to(dtype)}
+
+
+def _room(tensors):
+    wide = torch.float64 if tensors["u"].dtype == torch.float64 else torch.float32
+    return torch.full_like(tensors["u"], torch.nan), torch.full(tensors["state"].shape, torch.nan, dtype=wide)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("backend", [None, "reference", "blockwise"])
+def test_out_holds_what_would_be_returned(backend, dtype):
+    tensors = _small(dtype)
+    expected = selective_scan(**tensors, backend=backend)
+    out = _room(tensors)
+    found = selective_scan(**tensors, backend=backend, out=out)
+    assert found[0] is out[0]
+    assert found[1] is out[1]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(out, expected, strict=True))
+
+
+@pytest.mark.parametrize("num_channels", [32, 33])
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_step_goes_on_in_the_same_memory(backend, num_channels):
+    """Twenty steps; with 32 channels those of a stream, whose kernel reads and writes the state as it lies."""
+    tensors = {name: x[..., :num_channels] for name, x in _small(num_steps=20).items() if x.shape[-1] == 33}
+    tensors |= {"B": torch.randn(5, 20, 16), "C": torch.randn(5, 20, 16), "A": -torch.rand(num_channels, 16)}
+    state = torch.randn(5, num_channels, 16)
+    expected, last = selective_scan(**tensors, state=state, backend=backend)
+    y = torch.empty(5, num_channels)
+    for t in range(20):
+        rows = {name: x[:, t] if x.ndim == 3 else x for name, x in tensors.items()}
+        found = selective_scan_step(**rows, state=state, backend=backend, out=(y, state))
+        assert found[0] is y
+        assert found[1] is state
+        torch.testing.assert_close(y, expected[:, t])
+    torch.testing.assert_close(state, last)
+
+
+def test_out_of_a_scan_may_be_the_state_that_comes_in():
+    tensors = _small(num_steps=40)
+    expected = selective_scan(**tensors)
+    y, _ = _room(tensors)
+    selective_scan(**tensors, out=(y, tensors["state"]))
+    assert torch.equal(y, expected[0])
+    assert torch.equal(tensors["state"], expected[1])
+
+
+@pytest.mark.parametrize("name", ["u", "A", "delta_bias", "state"])
+def test_out_takes_no_gradients(name):
+    tensors = _small()
+    tensors[name].requires_grad_()
+    with pytest.raises(ConfigError, match=r"out .*no_grad"):
+        selective_scan(**tensors, out=_room(tensors))
+    with torch.no_grad():
+        y, _ = selective_scan(**tensors, out=_room(tensors))
+    assert not y.requires_grad
+
+
+def test_graph_that_kept_what_out_overwrites_says_so():
+    """As any operation of torch in place."""
+    tensors, weight = _small(), torch.ones(1, requires_grad=True)
+    out = _room(tensors)
+    product = weight * out[0]
+    selective_scan(**tensors, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda y, state: (y[:, :2], state), r"y must be \[5, 3, 33\]"),
+        (lambda y, state: (y.double(), state), "float64"),
+        (lambda y, state: (y, state.bfloat16()), "last state must be"),
+        (lambda y, state: (y, state.transpose(0, 1).contiguous().transpose(0, 1)), "strides"),
+        (lambda y, state: y, "two tensors"),
+        (lambda y, state: (y,), "two tensors"),
+        (lambda y, state: (y, None), "two tensors"),
+    ],
+)
+def test_wrong_out_is_named(change, message):
+    tensors = _small()
+    with pytest.raises(ShapeError, match=message):
+        selective_scan(**tensors, out=change(*_room(tensors)))
+    rows = {name: x[:, 0] if x.ndim == 3 and name != "state" else x for name, x in tensors.items()}
+    with pytest.raises(ShapeError, match=r"out"):
+        selective_scan_step(**rows, out=_room(tensors))
+
+
+@pytest.mark.parametrize("shared", ["u", "z", "delta", "a part of the state", "each other"])
+def test_out_that_shares_memory_is_an_error(shared):
+    tensors = _small()
+    y, state = _room(tensors)
+    memory = torch.zeros(y.numel() + state.numel())
+    if shared == "a part of the state":
+        tensors["state"] = memory[: state.numel()].view_as(state)
+        state = memory[33 : 33 + state.numel()].view_as(state)
+    elif shared == "each other":
+        y, state = memory[: y.numel()].view_as(y), memory[y.numel() - 1 : -1].view_as(state)
+    else:
+        y = tensors[shared]
+    with pytest.raises(ShapeError, match="shares memory"):
+        selective_scan(**tensors, out=(y, state))

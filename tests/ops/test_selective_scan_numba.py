@@ -386,6 +386,29 @@ def test_compiles_as_one_graph():
     torch.testing.assert_close(outputs["compiled"], outputs["eager"])
 
 
+class _InPlace(torch.nn.Module):
+    def forward(self, u, delta, A, B, C, state, y):
+        y, state = selective_scan(u * 2.0, delta, A, B, C, state=state, out=(y, state))
+        return y.relu()
+
+
+@pytest.mark.compile
+def test_out_compiles_as_one_graph():
+    tensors = draw(2, 5, 8, 4, optional=False)
+    found = {}
+    for name, module in (("eager", _InPlace()), ("compiled", torch.compile(_InPlace(), fullgraph=True))):
+        own = {n: x.clone() for n, x in tensors.items()} | {"y": torch.full((2, 5, 8), torch.nan)}
+        found[name] = (module(**own), own["state"], own["y"])
+    torch.testing.assert_close(found["compiled"], found["eager"])
+
+
+def test_out_is_a_well_behaved_operator():
+    tensors = draw(2, 5, 8, 4)
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+    arguments = (*(tensors[n] for n in names), True, tensors["state"], torch.empty(2, 5, 8), torch.empty(2, 8, 4))
+    opcheck(torch.ops.kinescan.selective_scan_into.default, arguments)
+
+
 def test_exports():
     tensors = draw(2, 5, 8, 4, optional=False)
     program = torch.export.export(_Scan(), (), tensors)

@@ -231,6 +231,7 @@ def _correlation(
 
 _FORMULAS: Mapping[str, Callable[..., Macs]] = {
     "kinescan::selective_scan": _scan,
+    "kinescan::selective_scan_into": _scan,
     "kinescan::local_correlation": _correlation,
     "aten::native_layer_norm": _norm,
     "aten::native_batch_norm": _norm,

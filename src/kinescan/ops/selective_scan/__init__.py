@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinescan.errors import ShapeError
+from kinescan.errors import ConfigError, ShapeError
 from kinescan.ops.backend import Backend, Obstacle, choose_backend, triton_obstacle, without_autocast
 from kinescan.ops.selective_scan import blockwise, numba, reference
 from kinescan.ops.selective_scan.operator import Gradients, ScanInputs, register_scan
@@ -40,6 +40,7 @@ def selective_scan(
     delta_softplus: bool = True,
     state: State | None = None,
     backend: Backend | None = None,
+    out: tuple[Tracks, State] | None = None,
 ) -> tuple[Tracks, State]:
     """What every channel of every track reads from a state that decays and is written to, step by step.
 
@@ -67,12 +68,18 @@ def selective_scan(
         state: [R, D, S], the state to go on from; zeros by default.
         backend: "numba" (CPU), "triton" (CUDA), "blockwise" (pieces of time side by side, for long sequences on any
             device) or "reference"; by default the fastest that runs on this device and dtype.
+        out: y and the last state to write to, of the shapes and dtypes of what is returned, without gaps; no
+            gradients. The last state may be `state` itself, which is then overwritten. Worth it in a loop: a system
+            hands out fresh memory, which large results need at every call, about as fast as "numba" fills it. Other
+            backends, and results that are not float32, are computed as without it, and copied.
 
     Returns:
-        y [R, T, D] in the dtype of u, and the last state [R, D, S] in float32 (float64 for float64).
+        y [R, T, D] in the dtype of u, and the last state [R, D, S] in float32 (float64 for float64); `out`, if given.
 
     Raises:
-        ShapeError: a tensor has a shape, dtype or device that does not go with those of u and A, or T is 0.
+        ConfigError: `out` is given where gradients are to be taken.
+        ShapeError: a tensor has a shape, dtype or device that does not go with those of u and A, or T is 0; what `out`
+            holds shares memory with an input.
         BackendError: the backend asked for cannot run here; the message says why and which can.
 
     Source: Mamba (Gu and Dao, 2024), eq. 1-2 and Algorithm 2; PKS4 (arXiv 2604.26461), eq. 19-25.
@@ -86,8 +93,34 @@ def selective_scan(
         (torch.Size([1, 3, 2]), torch.Size([1, 2, 4]), [2.0, 4.0, 6.0])
     """
     _check(u, A, {"delta": delta, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias, "state": state})
+    if out is not None:
+        _check_out(out, u.shape, u, A, (delta, B, C, D, z, delta_bias, state))
     long = u.shape[1] >= blockwise.LONG
     chosen = choose_backend("selective_scan", backend, _OBSTACLES if long else _OBSTACLES_OF_SHORT, u)
+    if out is not None and chosen == "numba" and u.dtype == torch.float32:
+        numba.scan_into(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state, *out)
+        return out
+    found = _scan(chosen, u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
+    if out is None:
+        return found
+    for written, result in zip(out, found, strict=True):
+        written.copy_(result)
+    return out
+
+
+def _scan(
+    chosen: Backend,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     if chosen in ("numba", "triton"):
         scan = numba.scan if chosen == "numba" else _triton_scan
         return scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
@@ -112,6 +145,7 @@ def selective_scan_step(
     delta_softplus: bool = True,
     state: State | None = None,
     backend: Backend | None = None,
+    out: tuple[Row, State] | None = None,
 ) -> tuple[Row, State]:
     """`selective_scan` of a single step, without the axis of time: constant time and memory, whatever came before.
 
@@ -125,13 +159,16 @@ def selective_scan_step(
         z: [R, D].
         delta_bias: [D].
         delta_softplus: as for `selective_scan`.
-        state: [R, D, S], from the step before; zeros by default. It is not changed.
+        state: [R, D, S], from the step before; zeros by default. It is not changed, unless `out` says so.
         backend: as for `selective_scan`.
+        out: y [R, D] and the next state to write to, as for `selective_scan`; with (y, state) a stream needs no new
+            memory.
 
     Returns:
-        y [R, D] and the next state [R, D, S]: those of `selective_scan` with T = 1, gradients included.
+        y [R, D] and the next state [R, D, S]: those of `selective_scan` with T = 1, gradients included; or `out`.
 
     Raises:
+        ConfigError: as for `selective_scan`.
         ShapeError: u, delta, B, C or z is not of rank 2; else as for `selective_scan`.
         BackendError: as for `selective_scan`.
 
@@ -151,10 +188,14 @@ def selective_scan_step(
                 f"got {list(tensor.shape)}. For several steps call selective_scan."
             )
     gate = None if z is None else z[:, None]
+    if out is not None:
+        _check_out(out, (u.shape[0], A.shape[0]), u, A, (delta, B, C, D, z, delta_bias, state))
+    tracks_out = None if out is None else (out[0][:, None], out[1])
     y, state = selective_scan(
-        u[:, None], delta[:, None], A, B[:, None], C[:, None], D, gate, delta_bias, delta_softplus, state, backend
-    )
-    return y[:, 0], state
+        u[:, None], delta[:, None], A, B[:, None], C[:, None], D, gate, delta_bias, delta_softplus, state, backend,
+        tracks_out,
+    )  # fmt: skip
+    return (y[:, 0], state) if out is None else out
 
 
 def _scan_with_triton(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
@@ -198,6 +239,29 @@ def _check(u: Tensor, A: Tensor, others: Mapping[str, Tensor | None]) -> None:
                     f"{name} must be [{axes}] = {expected} to go with u {list(u.shape)} and A {list(A.shape)}, "
                     f"got {list(tensor.shape)}."
                 )
+
+
+def _check_out(out: object, y_shape: tuple[int, ...], u: Tensor, A: Tensor, others: tuple[Tensor | None, ...]) -> None:
+    if not isinstance(out, tuple | list) or len(out) != 2 or not all(isinstance(x, Tensor) for x in out):
+        raise ShapeError(f"out must be two tensors, y and the last state, got {type(out).__name__}.")
+    wide = torch.float64 if u.dtype == torch.float64 else torch.float32
+    expected = (("y", y_shape, u.dtype), ("the last state", (u.shape[0], *A.shape), wide))
+    for (name, shape, dtype), tensor in zip(expected, out, strict=True):
+        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype or tensor.device != u.device:
+            raise ShapeError(
+                f"out: {name} must be {list(shape)} in {_plain(dtype)} on {u.device}, got {list(tensor.shape)} in "
+                f"{_plain(tensor.dtype)} on {tensor.device}."
+            )
+        if not tensor.is_contiguous():
+            raise ShapeError(
+                f"out: {name} has gaps, its strides are {tensor.stride()}. Give a contiguous tensor, such as "
+                "torch.empty makes."
+            )
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (u, A, *others, *out)):
+        raise ConfigError(
+            "out is given, but an input or a tensor of out requires gradients. Call without out, or within "
+            "torch.no_grad() or torch.inference_mode()."
+        )
 
 
 def _plain(dtype: torch.dtype) -> str:

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kinescan.errors import ShapeError
 from kinescan.ops.huge_pages import empty_for_writing
 from kinescan.ops.selective_scan import kernels
 from kinescan.ops.selective_scan.kernels import LANES, LINE, PLACES
-from kinescan.ops.selective_scan.operator import Gradients, ScanInputs, register_scan
+from kinescan.ops.selective_scan.operator import Gradients, ScanInputs, register_scan, register_scan_into
 
 MIN_WORK = 1 << 18
 """Exponentials that make a thread worth its start."""
@@ -31,8 +32,48 @@ def obstacle(like: Tensor) -> str | None:
 
 def _scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """As `reference.scan`, but half types are computed in float32: y in the dtype of u, the last state in float32."""
+    y, last_state = _fresh(*inputs.u.shape), _fresh(inputs.u.shape[0], *inputs.A.shape)
+    _fill(inputs, y, last_state)
+    return y.to(inputs.u.dtype), last_state
+
+
+def _scan_into(inputs: ScanInputs, y: Tensor, last_state: Tensor) -> None:
+    """As `_scan`, into memory of the caller's: float32, without gaps."""
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "state")
+    read = [(name, x) for name, x in zip(names, inputs.tensors, strict=True) if x is not None]
+    goes_on = inputs.state is not None and _are_same(inputs.state, last_state)
+    others = [(name, x) for name, x in read if not (goes_on and name == "state")]
+    for result, written, beside in (
+        ("y", y, [*read, ("the last state", last_state)]),
+        ("the last state", last_state, others),
+    ):
+        shared = [name for name, x in beside if _overlap(x, written)]
+        if shared:
+            raise ShapeError(
+                f"out: {result} shares memory with {shared[0]}. Give it memory of its own; only the state that comes "
+                "in may be the one that is written, whole."
+            )
+    _fill(inputs, y, last_state)
+
+
+def _are_same(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are the same entries of the same memory."""
+    return (first.data_ptr(), first.dtype, first.stride()) == (second.data_ptr(), second.dtype, second.stride())
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    """Whether the memory from the first to the last entry of two tensors meets."""
+    (first_at, first_past), (second_at, second_past) = _extent(first), _extent(second)
+    return first_at < second_past and second_at < first_past
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _fill(inputs: ScanInputs, y: Tensor, last_state: Tensor) -> None:
     u, num_places = inputs.u, inputs.A.shape[1]
-    y, last_state = _fresh(*u.shape), _fresh(u.shape[0], *inputs.A.shape)
     as_it_lies = (
         (u.shape[1], u.shape[2] % LANES, num_places) == (1, 0, PLACES)
         and inputs.state is not None
@@ -49,7 +90,6 @@ def _scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
         kernels.scan(part.tracks, part.groups, memory.sizes, *memory.addresses, *outputs)
 
     _run(run, list(_parts(u.shape, num_places, whole_tracks=as_it_lies)))
-    return y.to(u.dtype), last_state
 
 
 def _scan_backward(grad_y: Tensor, grad_state: Tensor | None, inputs: ScanInputs) -> Gradients:
@@ -189,3 +229,4 @@ def _groups(per_channel: Tensor) -> Tensor:
 
 
 scan = register_scan("selective_scan", _scan, _scan_backward)
+scan_into = register_scan_into("selective_scan_into", _scan_into)

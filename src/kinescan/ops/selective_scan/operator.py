@@ -45,6 +45,8 @@ class ScanInputs(NamedTuple):
 
 Forward = Callable[[ScanInputs], tuple[Tensor, Tensor]]
 """Gives y in the dtype of u and the last state in float32, both contiguous."""
+Into = Callable[[ScanInputs, Tensor, Tensor], None]
+"""As `Forward`, into a y and a last state that are given: contiguous, y in float32."""
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """In the order of `ScanInputs.tensors` and in their dtypes; that of an absent one has no entries."""
 Backward = Callable[[Tensor, Tensor | None, ScanInputs], Gradients]
@@ -107,6 +109,34 @@ def register_scan(name: str, forward: Forward, backward: Backward) -> Callable[.
     op = name.removesuffix("_triton")
     refuse_second_derivative(scan_backward, op, "numba" if op == name else "triton")
     return scan
+
+
+def register_scan_into(name: str, into: Into) -> Callable[..., None]:
+    """The operator `kinescan::<name>`, without gradients, of a function that fills the results it is given.
+
+    Returns:
+        a function of the fields of `ScanInputs`, y and the last state, which may be the state that comes in.
+    """
+
+    @torch.library.custom_op(f"kinescan::{name}", mutates_args=("y", "last_state"))
+    def scan_into(
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+        state: Tensor | None,
+        y: Tensor,
+        last_state: Tensor,
+    ) -> None:
+        into(ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state), y, last_state)
+
+    scan_into.register_fake(lambda *arguments: None)
+    return scan_into
 
 
 def _fake_scan(*inputs: Any) -> tuple[Tensor, Tensor]:
