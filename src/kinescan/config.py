@@ -14,6 +14,7 @@ from kinescan.data.listing import DATASETS
 from kinescan.data.loader import LoaderConfig
 from kinescan.data.sampling import Views
 from kinescan.data.transforms import AugmentConfig
+from kinescan.data.video import Limits
 from kinescan.errors import ConfigError
 from kinescan.preprocessing import Preprocessing
 from kinescan.settings import build_settings, closest, to_plain
@@ -55,6 +56,8 @@ class DataConfig:
         kept_frames: for few videos: decode each once and keep so many evenly spaced, resized frames of it in memory,
             which training clips are drawn from; 0 decodes anew in every epoch.
         kept_gib: where the kept frames would take more memory than this, in GiB, every epoch decodes anew.
+        timeout_seconds: how long opening a video, and each read of it, may take; a second more for each 100 kB of it.
+        max_pixels: width times height of the largest frame that is decoded.
     """
 
     train: str = ""
@@ -65,8 +68,16 @@ class DataConfig:
     held_out_ratio: float = 0.2
     kept_frames: int = 0
     kept_gib: float = 4.0
+    timeout_seconds: float = Limits.timeout_seconds
+    max_pixels: int = Limits.max_pixels
+
+    @property
+    def limits(self) -> Limits:
+        """What one video may take."""
+        return Limits(timeout_seconds=self.timeout_seconds, max_pixels=self.max_pixels)
 
     def __post_init__(self) -> None:
+        Limits(timeout_seconds=self.timeout_seconds, max_pixels=self.max_pixels)
         if self.reader != "auto" and self.reader not in DATASETS:
             raise ConfigError(f"there is no reader {self.reader!r}. {closest(self.reader, ['auto', *DATASETS])}")
         if self.split < 1:

@@ -58,7 +58,7 @@ def test_check_says_how_far_it_is(kinescan: Any, videos: Path, monkeypatch: pyte
         (["nowhere"], "nowhere does not exist"),
         (["nowhere.toml"], "recipe 'nowhere.toml' cannot be read"),
         (["empty.toml"], "empty.toml does not set data.train. Add --set data.train=VIDEOS."),
-        ([".", "--set", "data.split=2"], "--set replaces settings of a recipe, and . is none"),
+        ([".", "--set", "optim.lr=1"], "--set takes only data.* here: . is no recipe"),
         ([".", "--reader", "ufc101"], "there is no reader 'ufc101'. Did you mean 'ucf101'?"),
     ],
 )
@@ -70,3 +70,14 @@ def test_wrong_usage_exits_with_2(
     result = kinescan("data", "check", *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_limits_are_settings_of_folders_too(kinescan: Any, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinescan.data.video.limits._BYTES_PER_SECOND", float("inf"))
+    for setting in ("data.max_pixels=10", "data.timeout_seconds=1e-9"):
+        found = kinescan("data", "check", str(videos), "--workers", "0", "--set", setting, "--json")
+        assert found.exit_code == 1
+        found_bad = json.loads(found.stdout)["unreadable"]
+        assert len(found_bad) == 12
+        assert all(setting.partition("=")[0] in video["reason"] for video in found_bad)
+    assert kinescan("data", "check", str(videos), "--workers", "0", "--set", "data.max_pixels=0").exit_code == 2

@@ -11,7 +11,7 @@ from kinescan.cli.main import VERBS, build_app
 FLAGS = {
     "train": {"--set", "--output", "--resume", "--dry-run", "--json"},
     "eval": {"--data", "--views", "--output", "--device", "--workers", "--features", "--compare", "--json"},
-    "predict": {"--model", "--top", "--views", "--explain", "--device", "--allow-code", "--json"},
+    "predict": {"--set", "--model", "--top", "--views", "--explain", "--device", "--allow-code", "--json"},
     "stream": {"--model", "--every", "--top", "--device", "--state", "--json"},
     "ask": {"--model", "--policy", "--budget", "--fps", "--storage", "--compare", "--device", "--json"},
     "data make": {

@@ -1,10 +1,13 @@
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kinescan.data import check_videos, list_videos
+from kinescan.data import check_videos, inspect_video, list_videos
 from kinescan.data.check import _in_processes
 from kinescan.data.listing import VideoItem, VideoList
 
@@ -121,9 +124,34 @@ def test_worker_processes_find_the_same_and_survive_a_file_that_ends_one(folder:
     alone = check_videos(parts)
     assert check_videos(parts, num_workers=2).to_json() == alone.to_json()
     paths = [str(folder / "train/run/a.mp4"), EndsItsProcess("bad.mp4"), *(str(folder / f"{n}.mp4") for n in range(9))]
-    done = dict(_in_processes(paths, 1, True))
+    done = dict(_in_processes(paths, 1, inspect_video))
     assert set(done) == set(paths)
     assert done["bad.mp4"] is None
     finished = [inspection for inspection in done.values() if inspection is not None]
     assert {inspection.problem for inspection in finished} <= {None, "missing"}
     assert len(finished) >= 6
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_ends_a_check_and_its_workers(tmp_path: Path) -> None:
+    """Also where workers are in the middle of files that take long."""
+    script = tmp_path / "check.py"
+    script.write_text(
+        "import os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from kinescan.data.check import _in_processes\n"
+        "def slow(path):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    list(_in_processes([str(number) for number in range(9)], 2, slow))\n"
+    )
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [int(process.stdout.readline()) for _ in range(2)]
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert "KeyboardInterrupt" in errors
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kinescan.cli.output import FAILED, print_json, reported
-from kinescan.config import DataConfig, load_recipe
+from kinescan.config import DataConfig, load_recipe, parse_overrides
 from kinescan.data.check import DataCheck, check_videos
 from kinescan.data.listing import choose_layout, list_videos
 from kinescan.errors import ConfigError
@@ -50,7 +50,7 @@ def check(
         test: the same for evaluation; by default the published test part, where there is one.
         reader: how they are laid out, as `data.reader`.
         split: of a published data set, as `data.split`.
-        overrides: "dotted.key=value" each, for a recipe.
+        overrides: "dotted.key=value" each, for a recipe; of other sources, those of `data`.
         num_workers: processes that read files; by default as many as there are cores.
         decode: decode every frame; otherwise damage inside of files does not show.
         output: folder for check.json and check.txt.
@@ -71,6 +71,7 @@ def check(
             same_ids=layout.has_parts,
             num_workers=os.cpu_count() or 1 if num_workers is None else num_workers,
             decode=decode,
+            limits=data.limits,
             progress=progress.update,
         )
     if folder is not None:
@@ -86,9 +87,10 @@ def _data_config(
     given = {"test": test and str(test), "reader": reader, "split": split}
     said = {name: value for name, value in given.items() if value is not None}
     if Path(source).suffix != ".toml":
-        if overrides:
-            raise ConfigError(f"--set replaces settings of a recipe, and {source} is none. Name a .toml file.")
-        return build_settings(DataConfig, {"train": str(source), **said}, where="data")
+        values = parse_overrides(overrides)
+        if values.keys() - {"data"}:
+            raise ConfigError(f"--set takes only data.* here: {source} is no recipe. Name a .toml file for others.")
+        return build_settings(DataConfig, {"train": str(source), **values.get("data", {}), **said}, where="data")
     data = load_recipe(source, [*overrides, *(f"data.{name}={value}" for name, value in said.items())]).data
     if not data.train:
         raise ConfigError(f"{source} does not set data.train. Add --set data.train=VIDEOS.")

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from kinescan.cli.limits import chosen_limits
 from kinescan.cli.output import FAILED, print_json, print_table, reported
 from kinescan.cli.runs import model_folder
 from kinescan.inference.predictor import predict
@@ -22,6 +23,9 @@ def command(
     model: Annotated[
         str | None, typer.Option(help="A run's folder, a saved model or a hub name. By default the newest run.")
     ] = None,
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="data.max_pixels or data.timeout_seconds of a file.")
+    ] = [],  # noqa: B006
     top: Annotated[int, typer.Option(help="How many classes to name.")] = 5,
     views: Annotated[str | None, typer.Option(help="Frames x clips x crops to average over, such as 8x2x3.")] = None,
     explain: Annotated[Path | None, typer.Option(help="Folder for pictures of what moved and what changed.")] = None,
@@ -40,6 +44,7 @@ def command(
         device=choose_device(device),
         explain_folder=explain,
         allow_code=allow_code,
+        limits=chosen_limits(settings),
     )
     if as_json:
         print_json([asdict(prediction) for prediction in predictions])

@@ -114,16 +114,37 @@ def make_training_set(config: RunConfig, items: Sequence[VideoItem], classes: Se
         )
     elif kept:
         return VideoMemory(
-            items, classes, transform, preprocessing=config.preprocessing, kept_frames=kept, seed=config.seed
+            items,
+            classes,
+            transform,
+            preprocessing=config.preprocessing,
+            kept_frames=kept,
+            seed=config.seed,
+            limits=config.data.limits,
         )
-    return VideoDataset(items, classes, transform, preprocessing=config.preprocessing, mode="train", seed=config.seed)
+    return VideoDataset(
+        items,
+        classes,
+        transform,
+        preprocessing=config.preprocessing,
+        mode="train",
+        seed=config.seed,
+        limits=config.data.limits,
+    )
 
 
 def make_test_set(config: RunConfig, items: Sequence[VideoItem], classes: Sequence[str], views: Views) -> VideoDataset:
     """All views of each video."""
     transform = EvalTransform(config.preprocessing, crops=views.crops)
     return VideoDataset(
-        items, classes, transform, preprocessing=config.preprocessing, mode="test", views=views, seed=config.seed
+        items,
+        classes,
+        transform,
+        preprocessing=config.preprocessing,
+        mode="test",
+        views=views,
+        seed=config.seed,
+        limits=config.data.limits,
     )
 
 

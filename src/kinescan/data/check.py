@@ -1,16 +1,20 @@
 """What is wrong with the files of a data set: found out by looking at every one; nothing is changed or deleted."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kinescan.data.listing import VideoItem, VideoList
 from kinescan.data.loader import start_worker, worker_context
-from kinescan.data.video import Inspection, inspect_video
+from kinescan.data.video import Inspection, Limits, inspect_video
+
+Inspect = Callable[[str], Inspection]
 
 PROBLEMS = ("missing", "unreadable", "short")
 _SHOWN = 10
@@ -170,6 +174,7 @@ def check_videos(
     same_ids: bool = False,
     num_workers: int = 0,
     decode: bool = True,
+    limits: Limits | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DataCheck:
     """Looks at every file of a data set.
@@ -179,6 +184,7 @@ def check_videos(
         same_ids: whether equal ids mean the same video in all parts.
         num_workers: processes that read files; 0 reads in this one.
         decode: decode every frame (see `inspect_video`).
+        limits: what one file may take; beyond it, it counts as unreadable.
         progress: is called with how many files are done, of how many.
 
     Returns:
@@ -197,10 +203,11 @@ def check_videos(
     listed = [(part, item) for part, videos in parts.items() for item in videos.items]
     paths = list(dict.fromkeys(str(item.path) for _, item in listed))
     found: dict[str, Inspection] = {}
-    for inspection in _inspect_all(paths, num_workers, decode):
-        found[inspection.path] = inspection
-        if progress is not None:
-            progress(len(found), len(paths))
+    with closing(_inspect_all(paths, num_workers, partial(inspect_video, decode=decode, limits=limits))) as inspections:
+        for inspection in inspections:
+            found[inspection.path] = inspection
+            if progress is not None:
+                progress(len(found), len(paths))
     first = next(iter(parts.values()))
     return DataCheck(
         videos=tuple(
@@ -222,25 +229,30 @@ def _gone(missing: Iterable[str], items: Iterable[VideoItem]) -> tuple[str, ...]
     return tuple(video_id for video_id in missing if video_id not in kept)
 
 
-def _inspect_all(paths: list[str], num_workers: int, decode: bool) -> Iterator[Inspection]:
+def _inspect_all(paths: list[str], num_workers: int, inspect: Inspect) -> Generator[Inspection, None, None]:
     """Inspections in the order in which they are done."""
     if not num_workers:
-        yield from (inspect_video(path, decode=decode) for path in paths)
+        yield from map(inspect, paths)
         return
     lost = []
-    for path, inspection in _in_processes(paths, num_workers, decode):
+    for path, inspection in _in_processes(paths, num_workers, inspect):
         if inspection is None:
             lost.append(path)
         else:
             yield inspection
     for path in lost:
         # one of them ended its process, and took the others that were under way with it
-        [(_, inspection)] = _in_processes([path], 1, decode)
+        [(_, inspection)] = _in_processes([path], 1, inspect)
         yield inspection or Inspection(path=path, problem="unreadable", reason=_CRASH)
 
 
-def _in_processes(paths: list[str], num_workers: int, decode: bool) -> Iterator[tuple[str, Inspection | None]]:
-    """Paths with their inspections; None for those that were under way when a process ended."""
+def _in_processes(
+    paths: list[str], num_workers: int, inspect: Inspect
+) -> Generator[tuple[str, Inspection | None], None, None]:
+    """Paths with their inspections; None for those that were under way when a process ended.
+
+    Where the caller is interrupted or wants no more, the processes are ended in the middle of their files.
+    """
     left = list(reversed(paths))
     while left:
         under_way: dict[Future[Inspection], str] = {}
@@ -248,7 +260,7 @@ def _in_processes(paths: list[str], num_workers: int, decode: bool) -> Iterator[
             try:
                 while left or under_way:
                     while left and len(under_way) < 4 * num_workers:
-                        under_way[pool.submit(inspect_video, left[-1], decode=decode)] = left[-1]
+                        under_way[pool.submit(inspect, left[-1])] = left[-1]
                         left.pop()
                     done, _ = wait(under_way, return_when=FIRST_COMPLETED)
                     for future in done:
@@ -256,6 +268,15 @@ def _in_processes(paths: list[str], num_workers: int, decode: bool) -> Iterator[
                         yield under_way.pop(future), inspection
             except BrokenProcessPool:
                 yield from ((path, None) for path in under_way.values())
+            except BaseException:
+                _end_at_once(pool)
+                raise
+
+
+def _end_at_once(pool: ProcessPoolExecutor) -> None:
+    """What `kill_workers` does from Python 3.14 on: the pool's own end would wait for every file under way."""
+    for process in list((pool._processes or {}).values()):
+        process.kill()
 
 
 def _section(title: str, rows: list[str]) -> list[str]:

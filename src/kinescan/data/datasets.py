@@ -13,7 +13,7 @@ from kinescan.data.listing import DATASETS, VIDEO_SUFFIXES, VideoItem, find_vide
 from kinescan.data.mirroring import mirrored_labels
 from kinescan.data.sampling import Views, clip_indices, view_indices
 from kinescan.data.transforms import EvalTransform, TrainTransform, chance
-from kinescan.data.video import VideoReader
+from kinescan.data.video import Limits, VideoReader
 from kinescan.errors import ConfigError, VideoError
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.torch_internals import shared_storage
@@ -99,6 +99,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         seed: of the draws.
         views: of every video in test; by default one clip and the transform's crops.
         allow_short: take what is there of cut or damaged files (see VideoReader).
+        limits: what one file may take.
 
     Raises:
         ConfigError: there is no item, a label is not among the classes, or views and transform do not fit together.
@@ -115,10 +116,12 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         seed: int = 0,
         views: Views | None = None,
         allow_short: bool = False,
+        limits: Limits | None = None,
     ) -> None:
         self.items, self.classes = tuple(items), tuple(classes)
         self.transform, self.preprocessing = transform, preprocessing
         self.mode, self.seed, self.allow_short = mode, seed, allow_short
+        self.limits = limits or Limits()
         self.epoch = 0
         self._mirrored_labels = mirrored_labels(self.classes)
         crops = transform.crops if isinstance(transform, EvalTransform) else 1
@@ -178,7 +181,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
     def _draw_frames(self, index: int, generator: torch.Generator) -> torch.Tensor:
         """[T, 3, H, W] uint8: the frames of a training clip."""
         item, settings = self.items[index], self.preprocessing
-        with VideoReader(item.path, allow_short=self.allow_short) as video:
+        with VideoReader(item.path, allow_short=self.allow_short, limits=self.limits) as video:
             indices = clip_indices(
                 video.num_frames,
                 settings.num_frames,
@@ -198,7 +201,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
 
     def _read_views(self, item: VideoItem, out: torch.Tensor | None) -> torch.Tensor:
         """[clips * crops, T, 3, size, size], all crops of the first clip first."""
-        with VideoReader(item.path, allow_short=self.allow_short) as video:
+        with VideoReader(item.path, allow_short=self.allow_short, limits=self.limits) as video:
             indices = view_indices(
                 video.num_frames,
                 num_frames=self.views.frames,

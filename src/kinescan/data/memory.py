@@ -8,7 +8,7 @@ import torch
 from kinescan.data.datasets import VideoDataset, VideoItem
 from kinescan.data.sampling import segment_indices
 from kinescan.data.transforms import TrainTransform, resize
-from kinescan.data.video import VideoReader
+from kinescan.data.video import Limits, VideoReader
 from kinescan.errors import ConfigError, VideoError
 from kinescan.preprocessing import Preprocessing
 
@@ -33,6 +33,7 @@ class VideoMemory(VideoDataset):
         preprocessing: how many frames a clip has; `sampling` must be "segments".
         kept_frames: frames of each video; more draw finer.
         seed: of the draws.
+        limits: what one file may take.
 
     Raises:
         ConfigError: the sampling is dense, or fewer frames are kept than a clip has.
@@ -47,8 +48,9 @@ class VideoMemory(VideoDataset):
         preprocessing: Preprocessing,
         kept_frames: int,
         seed: int = 0,
+        limits: Limits | None = None,
     ) -> None:
-        super().__init__(items, classes, transform, preprocessing=preprocessing, mode="train", seed=seed)
+        super().__init__(items, classes, transform, preprocessing=preprocessing, mode="train", seed=seed, limits=limits)
         if preprocessing.sampling != "segments":
             raise ConfigError('frames in memory need preprocessing.sampling = "segments". Set data.kept_frames = 0.')
         if kept_frames < preprocessing.num_frames:
@@ -80,7 +82,7 @@ class VideoMemory(VideoDataset):
     def _read(self, item: VideoItem) -> torch.Tensor | VideoError:
         """[kept_frames, 3, H, W] uint8; fewer where the video has fewer."""
         try:
-            with VideoReader(item.path, allow_short=self.allow_short) as video:
+            with VideoReader(item.path, allow_short=self.allow_short, limits=self.limits) as video:
                 num_kept = min(self.kept_frames, video.num_frames)
                 pixels = video.read(segment_indices(video.num_frames, num_kept, position="middle")).pixels
         except VideoError as error:

@@ -10,7 +10,7 @@ from torch import Tensor
 from kinescan.data.listing import VIDEO_SUFFIXES, find_videos
 from kinescan.data.sampling import Views, view_indices
 from kinescan.data.transforms import EvalTransform
-from kinescan.data.video import VideoReader
+from kinescan.data.video import Limits, VideoReader
 from kinescan.errors import ConfigError, VideoError
 from kinescan.evaluation.mode import in_evaluation
 from kinescan.evaluation.multiview import VIEWS_PER_FORWARD, score_views
@@ -55,6 +55,7 @@ def predict(
     explain_folder: str | Path | None = None,
     views_per_forward: int = VIEWS_PER_FORWARD,
     allow_code: bool = False,
+    limits: Limits | None = None,
 ) -> list[Prediction]:
     """The best classes of each video file.
 
@@ -70,6 +71,7 @@ def predict(
         explain_folder: draw into this folder, for each file, what moved and what changed; made if need be.
         views_per_forward: how many views go through the model at once.
         allow_code: open an exported file that may run code of its own, one of torch.export; see `load_exported`.
+        limits: what one file may take; beyond it, it counts as one that cannot be read.
 
     Returns:
         One prediction a file, in the order of `paths`.
@@ -97,7 +99,7 @@ def predict(
     resolved = resolve_model(model, device, allow_code=allow_code)
     chosen = _chosen_views(views, resolved)
     folder = None if explain_folder is None else _prepared(explain_folder, resolved)
-    job = _Job(resolved, chosen, min(top, resolved.config.num_classes), views_per_forward)
+    job = _Job(resolved, chosen, min(top, resolved.config.num_classes), views_per_forward, limits)
     with in_evaluation(resolved):
         return [job.predict(file, _picture_path(folder, index, file)) for index, file in enumerate(files)]
 
@@ -105,14 +107,17 @@ def predict(
 class _Job:
     """Predicts file after file with one model and one choice of views."""
 
-    def __init__(self, model: VideoClassifier, views: Views, top: int, views_per_forward: int) -> None:
+    def __init__(
+        self, model: VideoClassifier, views: Views, top: int, views_per_forward: int, limits: Limits | None
+    ) -> None:
         self.model, self.views, self.top, self.views_per_forward = model, views, top, views_per_forward
+        self.limits = limits
         self.transform = EvalTransform(model.preprocessing, crops=views.crops)
 
     def predict(self, file: Path, picture: Path | None) -> Prediction:
         started = time.perf_counter()
         try:
-            clips, seconds = read_clips(file, self.model.preprocessing, self.views, self.transform)
+            clips, seconds = read_clips(file, self.model.preprocessing, self.views, self.transform, self.limits)
         except VideoError as error:
             logger.warning("left out, cannot be read: %s", error)
             return Prediction(
@@ -145,7 +150,7 @@ class _Job:
 
 
 def read_clips(
-    file: Path, preprocessing: Preprocessing, views: Views, transform: EvalTransform
+    file: Path, preprocessing: Preprocessing, views: Views, transform: EvalTransform, limits: Limits | None = None
 ) -> tuple[Tensor, list[float]]:
     """The views of a video file, and the times of the first clip's frames.
 
@@ -154,6 +159,7 @@ def read_clips(
         preprocessing: how frames are sampled.
         views: frames, clips and crops.
         transform: how frames become pixels of a clip, with as many crops.
+        limits: what the file may take.
 
     Returns:
         [clips, crops, T, 3, size, size], and T seconds.
@@ -161,7 +167,7 @@ def read_clips(
     Raises:
         VideoError: the file cannot be read.
     """
-    with VideoReader(file) as reader:
+    with VideoReader(file, limits=limits) as reader:
         indices = view_indices(
             reader.num_frames,
             num_frames=views.frames,

@@ -15,6 +15,8 @@ HARMLESS = (
     "data.train",
     "data.test",
     "data.root",
+    "data.timeout_seconds",
+    "data.max_pixels",
     "loader.num_workers",
     "loader.prefetch_batches",
     "loader.start_method",

@@ -56,8 +56,13 @@ def inspect_video(path: str | Path, *, decode: bool = True, limits: Limits | Non
         [None, 'short', 'missing']
     """
     file = Path(path)
-    if not file.exists():
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
         return Inspection(path=str(path), problem="missing", reason="there is no such file.")
+    except (OSError, ValueError):
+        # what is wrong, opening it says
+        pass
     try:
         with VideoReader(file, limits=limits) as video:
             content = video.fingerprint() if decode else _digest(file)
