@@ -2,7 +2,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kinescan.data.readers.files import find_videos, is_hidden, is_video
+from kinescan.data.readers.files import FolderWalk, is_hidden, is_video
 from kinescan.data.readers.lists import read_list
 from kinescan.data.readers.source import LabelledVideo, Listing, Source
 from kinescan.data.readers.split_names import TEST_NAMES, TRAIN_NAMES, held_out_name
@@ -35,7 +35,7 @@ def find_parts(folder: Path) -> FolderParts | None:
     children = _folders(folder)
     names = [name for name in children if _is_part(name) and _folders(folder / name)]
     both = _is_pair(names)
-    if names and (both or not any(find_videos(folder / name) for name in children if name not in names)):
+    if names and (both or not any(FolderWalk(folder).videos(folder / name) for name in children if name not in names)):
         return _parts(folder, names, "folders")
     lists = [path.stem for path in sorted(folder.glob("*.[cC][sS][vV]")) if _is_part(path.stem)]
     if _is_pair(lists):
@@ -71,14 +71,15 @@ def read_folder(source: Source) -> Listing:
     else:
         found = _read_classes(folder, _folders(folder), below=part)
     unused = [name for name in _folders(folder) if not _is_part(name)] if parts.kind == "folders" else []
-    others = (*parts.others, *(name for name in unused if find_videos(folder / name)))
+    others = (*parts.others, *(name for name in unused if FolderWalk(folder).videos(folder / name)))
     said = f"{part} is taken as the {source.part} part; {', '.join(others)} not used"
     return replace(found, notes=(*found.notes, *((said,) if others else ())))
 
 
 def _read_classes(folder: Path, names: Sequence[str], *, above: str = "", below: str = "") -> Listing:
     """Videos of the classes `names`: all below folder/above/NAME/below."""
-    found = {name: find_videos(folder / above / name / below) for name in names}
+    walk = FolderWalk(folder)
+    found = {name: walk.videos(folder / above / name / below) for name in names}
     filled = {name: videos for name, videos in found.items() if videos}
     if not filled:
         place = folder / above
@@ -95,6 +96,7 @@ def _read_classes(folder: Path, names: Sequence[str], *, above: str = "", below:
             for path in videos
         ],
         empty=tuple(sorted(set(found) - set(filled))),
+        notes=walk.notes(),
     )
 
 

@@ -1,27 +1,120 @@
 """Where the files of a data set are: video files below a folder, annotation files by their published names."""
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from kinescan.errors import ConfigError
+from kinescan.runtime.escaping import escape_terminal
+
+logger = logging.getLogger(__name__)
 
 _SUFFIXES = "3gp asf avi divx flv gif m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv"
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _SUFFIXES.split())
 """Endings of files that count as videos in folders; lists may name any file."""
+_Identity = tuple[int, int]
+"""Device and number of a folder."""
+
+
+class FolderWalk:
+    """The video files below a data set's folder; links to folders are followed, each folder is taken once.
+
+    A link to a folder is left alone where it leads to the data set's own folder or one above it, to a folder that the
+    data set holds itself, or to one that another link led to before. So a loop ends, and no video gets the label of a
+    class that is linked to. A link to a file counts as a file.
+
+    Args:
+        root: the data set's folder.
+
+    Attributes:
+        left_alone: links that were not followed so far.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("a", "b"):
+        ...         Path(folder, name).mkdir()
+        ...         Path(folder, name, "1.mp4").touch()
+        ...     Path(folder, "a", "loop").symlink_to("..")
+        ...     walk = FolderWalk(folder)
+        ...     names = [path.name for path in walk.videos(Path(folder, "a"))]
+        ...     names, [link.name for link in walk.left_alone]
+        (['1.mp4'], ['loop'])
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self._root = Path(root)
+        self._linked: set[_Identity] = set()
+        self.left_alone: list[Path] = []
+
+    def videos(self, folder: str | Path) -> list[Path]:
+        """The video files in a folder of the data set and below, sorted; hidden ones are ignored.
+
+        Raises:
+            ConfigError: a folder cannot be read.
+        """
+        start = Path(folder)
+        found: list[Path] = []
+        left = [(start, start != self._root and start.is_symlink())]
+        while left:
+            parent, is_linked = left.pop()
+            if is_linked and not self._enter(parent):
+                continue
+            folders: list[tuple[Path, bool]] = []
+            for entry in _entries(parent):
+                if is_hidden(entry.name):
+                    continue
+                if _is_folder(entry):
+                    folders.append((Path(entry.path), is_linked or entry.is_symlink()))
+                elif is_video(entry.name):
+                    found.append(Path(entry.path))
+            # the first one in the order of names is the next one
+            left += sorted(folders, reverse=True)
+        return sorted(found)
+
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the links."""
+        if not self.left_alone:
+            return ()
+        first = escape_terminal(str(self.left_alone[0]))
+        return (
+            f"{len(self.left_alone)} links are not followed, such as {first}: they lead to folders that are listed "
+            "already, or that the data set lies in",
+        )
+
+    def _enter(self, path: Path) -> bool:
+        """Whether this folder, a link or below one, is a new one; it is none any more."""
+        identity = _identity(path)
+        if identity in self._own or identity in self._linked:
+            self.left_alone.append(path)
+            return False
+        self._linked.add(identity)
+        return True
+
+    @cached_property
+    def _own(self) -> frozenset[_Identity]:
+        """The data set's folder, those above it, and those that it holds without links."""
+        root = Path(os.path.realpath(self._root))
+        below = (Path(parent) for parent, _, _ in os.walk(root))
+        return frozenset(_identity(path) for path in (*root.parents, *below))
 
 
 def find_videos(folder: str | Path) -> list[Path]:
-    """The video files in a folder and below, sorted; hidden ones are ignored.
+    """The video files in a folder and below, sorted; hidden ones are ignored, and each real folder is taken once.
 
     Args:
         folder: an existing folder.
+
+    Raises:
+        ConfigError: a folder cannot be read.
     """
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        found += [Path(parent, name) for name in files if not is_hidden(name) and is_video(name)]
-    return sorted(found)
+    walk = FolderWalk(folder)
+    found = walk.videos(folder)
+    for note in walk.notes():
+        logger.warning("%s: %s", escape_terminal(str(folder)), note)
+    return found
 
 
 def index_videos(folder: Path, *, num_parts: int) -> dict[str, Path]:
@@ -71,6 +164,32 @@ def is_video(name: str) -> bool:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is not meant to be seen."""
     return name.startswith((".", "__MACOSX"))
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be read ({error.strerror or error}). Check its permissions, or move it out of the "
+            "data set's folder."
+        ) from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # a link that leads to itself
+        return False
+
+
+def _identity(path: str | Path) -> _Identity:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 def _folders_in(folder: Path) -> list[Path]:
