@@ -270,9 +270,9 @@ def test_siglip_without_its_head_averages(tmp_path: Path) -> None:
     config = transformers.SiglipVisionConfig(**SIZES, intermediate_size=48, vision_use_head=False)
     transformers.SiglipVisionModel(config).save_pretrained(tmp_path)
     vit = _ours(tmp_path)
-    assert vit.config.pooling == "mean"
+    assert vit.config.pooling == "mean_after_norm"
     tokens = torch.randn(2, 9, 24)
-    torch.testing.assert_close(vit.pool(tokens), vit.ln_post(tokens.mean(1)))
+    torch.testing.assert_close(vit.pool(tokens), vit.ln_post(tokens).mean(1))
 
 
 def test_preprocessing_follows_the_family_unless_a_file_tells(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_new_parts_train_and_sit_at_their_depth() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"class_token": False}, 'pooling="class" needs a class token. Use pooling="mean" or "attention"'),
+        ({"class_token": False}, 'pooling="class" needs a class token. Use pooling="mean", "mean_after_norm" or'),
         ({"num_registers": -1}, "num_registers must be 0 or more, got -1"),
         ({"positions": "rotary", "heads": 4}, "needs heads of a width that 4 divides, got 6"),
         ({"rotary_theta": 1.0}, "rotary_theta must be larger than 1, got 1.0"),

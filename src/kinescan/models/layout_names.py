@@ -38,22 +38,53 @@ PREFIXES = {
     "hugging_face_dinov2_headed": "dinov2.",
     "hugging_face_registers_headed": "dinov2_with_registers.",
 }
+# Layout -> how the name of a tensor in its blocks starts.
+EVIDENCE = {
+    "open_clip_trunk": r"visual\.trunk\.blocks\.0\.",
+    "openai": r"visual\.(transformer\.resblocks\.0\.|layer1\.0\.)",
+    "openai_tower": r"(transformer\.resblocks\.0\.|layer1\.0\.conv1\.)",
+    "hugging_face": r"vision_model\.(encoder\.)?layers?\.0\.",
+    "hugging_face_tower": r"(encoder\.)?layers?\.0\.",
+    "hugging_face_vit": r"(encoder\.|model\.)?layers?\.0\.",
+    "hugging_face_vit_headed": r"vit\.(encoder\.|model\.)?layers?\.0\.",
+    "hugging_face_dinov2_headed": r"dinov2\.(encoder\.|model\.)?layers?\.0\.",
+    "hugging_face_registers_headed": r"dinov2_with_registers\.(encoder\.|model\.)?layers?\.0\.",
+    "hugging_face_dinov3": r"(encoder\.|model\.)?layers?\.0\.",
+    "timm": r"blocks\.0\.",
+}
 PUBLIC_NAMES = {"open_clip_trunk": "open_clip", "openai_tower": "openai"}
 """Layout -> what reports call it, where that is not "hugging_face" or its own name."""
 
 # Parts that VisionTransformer does not have: a pattern that their names match -> what to call them.
 UNSUPPORTED = {
+    r"(^|\.)(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer)\b": "adapters (LoRA) that are not merged",
+    r"\.(SCB|absmax|qweight|qzeros|g_idx|weight_scale|weight_scale_inv|quant_map)$": "quantised weights",
     r"(^|\.)(dist_token|distillation_token|head_dist)": "a distillation token",
-    r"(^|\.)(q_norm|k_norm)\.": "query and key norms",
+    r"(^|\.)(q_norm|k_norm|norm_q|norm_k|q_ln|k_ln)\.": "query and key norms",
     r"(^|\.)mlp\.(w12|w1|w2|gate_proj|fc1_g|weights_in)\.": "a gated MLP",
-    r"(^|\.)(rel_pos_bias|relative_position_bias_table|relative_position_bias)": "relative positions",
+    r"(^|\.)(rel_pos_bias|relative_position_bias_table|relative_position_bias|rel_pos_[hw])": "relative positions",
     r"(^|\.)layer1\.0\.": "a ResNet",
-    r"(^|\.)(temporal_embedding|temporal_pos_embedding)$": "a video model's temporal positions",
+    r"(^|\.)message_(fc|ln|attn)\.": "a video model's messages between frames",
+    r"(^|\.)(temporal|time)_\w+": "a video model's parts that look along time",
+    r"(^|\.)(proj_l|proj_w|blocks_token_only)\b": "attention heads that are mixed (CaiT)",
+    r"(^|\.)lambda_[qk][12]$": "differential attention",
+    r"^attn_pool\.(query$|ln_|attn\.[qkv]_proj_weight)": "an attentional pooler (CoCa)",
+    r"(^|\.)(class_pos_emb|rope\.freqs|freqs|freqs_cis|rope\.inv_freq)\b": "rotary positions of another kind",
+    r"(^|\.)patch_embed\.(backbone|proj\.\d)": "patches made by a convolutional network",
 }
+
+# What may be left out of a tower: masks of pretraining, and heads, poolers and decoders that come after it.
+LEFT_OUT = (
+    r"(embeddings\.)?(mask_token|position_ids)$|(head|head_drop|pre_logits|classifier|fc|pooler\.dense|decoder\w*|neck|"
+    r"local_cls_norm)(\.|$)|decoder_pos_embed$"
+)
+# What stands beside a tower and changes what comes out of it: projections that are not one matrix.
+BESIDE_TOWER = r"(.*\.)?(visual|vision|image)_?(head|proj|projection|projector)?\."
 
 CLIP_MODULES = {
     "embeddings.patch_embedding": "conv1.",
     "pre_layrnorm": "ln_pre.",
+    "pre_layernorm": "ln_pre.",
     "post_layernorm": "ln_post.",
     "head.attention": "attn_pool.attn.",
     "head.attention.out_proj": "attn_pool.attn.out_proj.",
@@ -61,7 +92,7 @@ CLIP_MODULES = {
     "head.mlp.fc1": "attn_pool.mlp.c_fc.",
     "head.mlp.fc2": "attn_pool.mlp.c_proj.",
 }
-CLIP_BLOCK = r"encoder\.layers\.(\d+)\.(.+)"
+CLIP_BLOCK = r"(?:encoder\.)?layers?\.(\d+)\.(.+)"
 CLIP_BLOCK_MODULES = {
     "layer_norm1": "ln_1.",
     "self_attn.q_proj": "attn.q_proj_",
@@ -155,6 +186,8 @@ BLOCK_NAMES = (
 )
 SCALE_NAMES = ("ls_1.gamma", "ls_2.gamma")
 TOWER_NAMES = ("conv1.weight", "class_embedding", "positional_embedding", "ln_post.weight", "ln_post.bias")
+BLOCK_BIASES = ("attn.out_proj.bias", "mlp.c_fc.bias", "mlp.c_proj.bias")
+"""Of products: a layer without one is a layer with zeros."""
 OPTIONAL_NAMES = ("conv1.bias", "ln_pre.weight", "ln_pre.bias", "proj", "register_tokens")
 POOL_NAMES = (
     *("attn_pool.probe", "attn_pool.attn.in_proj_weight", "attn_pool.attn.in_proj_bias"),

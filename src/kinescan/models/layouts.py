@@ -11,8 +11,15 @@ from torch import Tensor
 from kinescan.errors import CheckpointError
 from kinescan.models import layout_names as names_of
 from kinescan.models.layout_names import MARKERS
+from kinescan.models.strangers import (
+    ADVICE,
+    refuse_hidden_rotary,
+    refuse_incomplete,
+    refuse_left_over,
+    refuse_other_parts,
+)
 
-__all__ = ["MARKERS", "Family", "Tower", "describe_layouts", "detect_layout", "translate"]
+__all__ = ["MARKERS", "Family", "Tower", "describe_layouts", "detect_layout", "find_tower", "translate"]
 
 Family = Literal["clip", "siglip", "dinov2", "dinov3", "vit"]
 """Whose conventions hold where nothing tells activation, epsilon or pixels' scale."""
@@ -62,41 +69,60 @@ def translate(tensors: Mapping[str, Tensor], layout: str, source: str) -> Tower:
     prefix = names_of.PREFIXES.get(layout, "")
     inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     outside = [name for name in tensors if not name.startswith(prefix)]
-    _refuse_unsupported(inside, prefix, source)
-    sizes: dict[str, Any] = {}
-    if layout.startswith("openai"):
-        named = dict(inside)
-    elif layout in ("hugging_face", "hugging_face_tower"):
-        named = _rename(inside, names_of.CLIP_MODULES, names_of.CLIP_BLOCK, names_of.CLIP_BLOCK_MODULES)
-        _move_all(named, names_of.CLIP_TENSORS)
-        if "visual_projection.weight" in outside:
-            outside.remove("visual_projection.weight")
-            named["proj"] = tensors["visual_projection.weight"].T
-    elif layout.startswith("hugging_face"):
-        named = _rename(inside, names_of.VIT_MODULES, names_of.VIT_BLOCK, names_of.VIT_BLOCK_MODULES)
-        _move_all(named, names_of.VIT_TENSORS)
-    else:
-        sizes = _read_timm_sizes(inside, source)
-        named = _rename(inside, names_of.TIMM_MODULES, names_of.TIMM_BLOCK, names_of.TIMM_BLOCK_MODULES)
-        _move_all(named, names_of.TIMM_TENSORS)
-        _take_timm_projection(named, tensors, outside)
+    marker, what = MARKERS[layout]
+    refuse_other_parts(inside, prefix, marker.removeprefix(prefix), source)
+    named, sizes = _under_our_names(inside, tensors, outside, layout, source)
     named = _settle(named)
-    family = _family(named, layout)
+    family = _family(named, layout, sizes)
+    _fill_biases(named)
     tower, known = _known_part(named, family)
-    lacking = [name for name in known if name not in tower and name not in names_of.OPTIONAL_NAMES]
-    if lacking:
-        raise CheckpointError(
-            f"{source}: the vision tower ({MARKERS[layout][1]}) is incomplete: under our names it lacks "
-            f"{', '.join(lacking[:4])}{', ...' if len(lacking) > 4 else ''} ({len(lacking)} in all). "
-            "Fetch it again, or give all shards."
-        )
+    refuse_incomplete(
+        (name for name in known if name not in tower and name not in names_of.OPTIONAL_NAMES), what, source
+    )
+    left = [name for name in named if name not in known]
+    refuse_left_over(left, outside, prefix, source)
+    depth = sum(name.endswith(".attn.in_proj_weight") and name.startswith(_block("")[:-1]) for name in tower)
+    refuse_hidden_rotary(inside, tower, depth, source)
     return Tower(
         layout=_public_name(layout),
         family=family,
         tensors=tower,
-        unexpected=(*(prefix + name for name in named if name not in known), *outside),
+        unexpected=(*(prefix + name for name in left), *outside),
         sizes=sizes,
     )
+
+
+def find_tower(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], str | None, tuple[str, ...]]:
+    """The tensors of the part that holds a vision tower, as a layout names them, wherever in a checkpoint it stands.
+
+    Args:
+        tensors: the checkpoint's, by its own names.
+        source: named in errors.
+
+    Returns:
+        The tensors of that part, its layout (None if there is none), and the names of all other tensors.
+
+    Raises:
+        CheckpointError: there are several towers.
+    """
+    layout = detect_layout(tensors)
+    if layout is not None:
+        return dict(tensors), layout, ()
+    for layout, (marker, _) in MARKERS.items():
+        if layout == "kinescan":
+            continue
+        roots = {name.removesuffix(marker) for name in tensors if name.endswith("." + marker)}
+        block = names_of.EVIDENCE[layout]
+        roots = {root for root in roots if any(re.match(re.escape(root) + block, name) for name in tensors)}
+        if len(roots) > 1:
+            raise CheckpointError(
+                f"{source} holds {len(roots)} vision towers: {', '.join(sorted(root + '*' for root in roots)[:4])}. "
+                "Save the tensors of the one that you want into a file of their own."
+            )
+        for root in roots:
+            inside = {name.removeprefix(root): t for name, t in tensors.items() if name.startswith(root)}
+            return inside, layout, tuple(name for name in tensors if not name.startswith(root))
+    return dict(tensors), None, ()
 
 
 def describe_layouts() -> str:
@@ -108,15 +134,29 @@ def _public_name(layout: str) -> str:
     return "hugging_face" if layout.startswith("hugging_face") else names_of.PUBLIC_NAMES.get(layout, layout)
 
 
-def _refuse_unsupported(names: Iterable[str], prefix: str, source: str) -> None:
-    names = list(names)
-    for pattern, what in names_of.UNSUPPORTED.items():
-        found = next((name for name in names if re.search(pattern, name)), None)
-        if found is not None:
-            raise CheckpointError(
-                f"{source}: this vision tower has {what} ({prefix}{found}), which VisionTransformer has not. "
-                "Give one with plain attention and MLP blocks, such as CLIP's, SigLIP's or DINO's up to size L."
-            )
+def _under_our_names(
+    inside: dict[str, Tensor], tensors: Mapping[str, Tensor], outside: list[str], layout: str, source: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tower's tensors renamed, and what its names alone tell; a projection beside it is taken from `outside`."""
+    sizes: dict[str, Any] = {}
+    if layout.startswith("openai"):
+        return dict(inside), sizes
+    if layout in ("hugging_face", "hugging_face_tower"):
+        named = _rename(inside, names_of.CLIP_MODULES, names_of.CLIP_BLOCK, names_of.CLIP_BLOCK_MODULES)
+        _move_all(named, names_of.CLIP_TENSORS, source)
+        if "visual_projection.weight" in outside:
+            outside.remove("visual_projection.weight")
+            named["proj"] = tensors["visual_projection.weight"].T
+    elif layout.startswith("hugging_face"):
+        named = _rename(inside, names_of.VIT_MODULES, names_of.VIT_BLOCK, names_of.VIT_BLOCK_MODULES)
+        _move_all(named, names_of.VIT_TENSORS, source)
+    else:
+        sizes = _read_timm_sizes(inside, source)
+        named = _rename(inside, names_of.TIMM_MODULES, names_of.TIMM_BLOCK, names_of.TIMM_BLOCK_MODULES)
+        _move_all(named, names_of.TIMM_TENSORS, source)
+        _take_timm_projection(named, tensors, outside)
+        _take_positions_of_registers(named)
+    return named, sizes
 
 
 def _rename(
@@ -140,7 +180,13 @@ def _block(index: str | int) -> str:
     return f"transformer.resblocks.{index}."
 
 
-def _move_all(named: dict[str, Tensor], table: Mapping[str, tuple[str, int]]) -> None:
+def _move_all(named: dict[str, Tensor], table: Mapping[str, tuple[str, int]], source: str) -> None:
+    for old, (new, axes) in table.items():
+        if old in named and any(size != 1 for size in named[old].shape[:axes]):
+            raise CheckpointError(
+                f"{source}: {old} is {list(named[old].shape)}, more than one {new.replace('_', ' ')}, which "
+                f"VisionTransformer has not. {ADVICE}"
+            )
     found = [(new, named.pop(old), axes) for old, (new, axes) in table.items() if old in named]
     # Without registers, DINOv3 stores none of them: an empty tensor.
     named |= {new: tensor.reshape(tensor.shape[axes:]) for new, tensor, axes in found if tensor.numel()}
@@ -168,10 +214,13 @@ def _join_projections(named: dict[str, Tensor]) -> None:
         key, value, both = (f"{start}.{part}_proj_{leaf}" for part in ("k", "v", "kv"))
         if both in named:
             named[f"{start}.in_proj_{leaf}"] = torch.cat([named.pop(query), named.pop(both)])
-        elif value in named and (key in named or leaf == "bias"):
-            # DINOv3's keys have no bias.
-            first, last = named.pop(query), named.pop(value)
-            named[f"{start}.in_proj_{leaf}"] = torch.cat([first, named.pop(key, torch.zeros_like(first)), last])
+        elif key in named and value in named:
+            named[f"{start}.in_proj_{leaf}"] = torch.cat([named.pop(name) for name in (query, key, value)])
+    for start in {name.rsplit(".", 1)[0] for name in named if re.search(r"\.[qkv]_proj_bias$", name)}:
+        # Any of the three may have no bias, as DINOv3's keys.
+        weight = named.get(f"{start}.in_proj_weight")
+        if weight is not None:
+            named[f"{start}.in_proj_bias"] = _with_zeros(named, weight, [f"{start}.{part}_proj_bias" for part in "qkv"])
 
 
 def _join_biases(named: dict[str, Tensor]) -> None:
@@ -181,11 +230,37 @@ def _join_biases(named: dict[str, Tensor]) -> None:
         bias, mask = start + "in_proj_bias", named.pop(start + "in_proj_bias_mask", None)
         if mask is not None and bias in named:
             named[bias] = torch.where(mask == 1, named[bias], 0.0)
-        if start + "q_bias" in named and start + "v_bias" in named:
-            first, last = named.pop(start + "q_bias"), named.pop(start + "v_bias")
-            named[bias] = torch.cat([first, named.pop(start + "k_bias", torch.zeros_like(first)), last])
+        parts = [f"{start}{part}_bias" for part in "qkv"]
+        if bias not in named and any(part in named for part in parts):
+            named[bias] = _with_zeros(named, named[weight], parts)
         # Attention without a bias is attention with a bias of zeros.
         named.setdefault(bias, named[weight].new_zeros(named[weight].shape[0]))
+
+
+def _with_zeros(named: dict[str, Tensor], weight: Tensor, parts: list[str]) -> Tensor:
+    """The biases of query, key and value, taken out of `named`, in one; zeros for those that are not there."""
+    missing = weight.new_zeros(weight.shape[0] // 3)
+    return torch.cat([named.pop(part, missing) for part in parts])
+
+
+def _fill_biases(named: dict[str, Tensor]) -> None:
+    """Zeros for biases of products that no block has; those that some blocks have are lost in the others."""
+    for leaf in names_of.BLOCK_BIASES:
+        if not any(name.endswith(leaf) for name in named):
+            weight = leaf.removesuffix("bias") + "weight"
+            found = [name for name in named if name.startswith(_block("")[:-1]) and name.endswith(weight)]
+            named |= {name.removesuffix("weight") + "bias": named[name].new_zeros(len(named[name])) for name in found}
+
+
+def _take_positions_of_registers(named: dict[str, Tensor]) -> None:
+    """Where timm has positions for class token, registers and patches, those of registers go into their tokens."""
+    positions, registers = named.get("positional_embedding"), named.get("register_tokens")
+    if positions is None or registers is None:
+        return
+    before, count = int("class_embedding" in named), len(registers)
+    if _is_square(positions[before + count :]) and not _is_square(positions[before:]) and not _is_square(positions):
+        named["register_tokens"] = registers + positions[before : before + count]
+        named["positional_embedding"] = torch.cat([positions[:before], positions[before + count :]])
 
 
 def _is_square(positions: Tensor | None) -> bool:
@@ -226,23 +301,31 @@ def _take_timm_projection(named: dict[str, Tensor], tensors: Mapping[str, Tensor
             named["proj"] = named.pop("head.weight").T
 
 
-def _family(named: Mapping[str, Tensor], layout: str) -> Family:
-    scaled = any(name.endswith("ls_1.gamma") for name in named)
-    if scaled:
+def _family(named: Mapping[str, Tensor], layout: str, sizes: Mapping[str, Any]) -> Family:
+    if layout.startswith("openai"):
+        return "clip"
+    if any(name.endswith("ls_1.gamma") for name in named):
         return "dinov2" if "positional_embedding" in named else "dinov3"
-    if "class_embedding" not in named and "ln_pre.weight" not in named:
+    if layout.startswith("hugging_face_vit") or "hugging_face_dinov" in layout:
+        return "vit"
+    if "ln_pre.weight" in named:
+        return "clip"
+    timm = layout in ("timm", "open_clip_trunk")
+    if "class_embedding" not in named and "register_tokens" not in named and "pooling" not in sizes:
         return "siglip"
-    plain = layout == "timm" and "ln_pre.weight" not in named
-    return "vit" if plain or layout.startswith("hugging_face_vit") else "clip"
+    return "vit" if timm else "clip"
 
 
 def _known_part(named: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], dict[str, None]]:
     """The tensors of the tower, and every name that a tower as deep as this one has, in order."""
     indices = [int(match[1]) for name in named if (match := re.match(r"transformer\.resblocks\.(\d+)\.", name))]
-    inner = (*names_of.BLOCK_NAMES, *(names_of.SCALE_NAMES if family in ("dinov2", "dinov3") else ()))
+    scaled = any(name.endswith("ls_1.gamma") for name in named)
+    inner = (*names_of.BLOCK_NAMES, *(names_of.SCALE_NAMES if scaled else ()))
     blocks = [_block(index) + name for index in range(max(indices, default=0) + 1) for name in inner]
-    absent = {"siglip": ("class_embedding",), "dinov3": ("positional_embedding",)}.get(family, ())
-    tower = [name for name in names_of.TOWER_NAMES if name not in absent]
+    absent = {"dinov3": "positional_embedding"}.get(family) if family != "clip" else None
+    # CLIP's towers have a class token; others that have none read the patches.
+    optional = "class_embedding" if family != "clip" and "class_embedding" not in named else None
+    tower = [name for name in names_of.TOWER_NAMES if name not in (absent, optional)]
     pool = names_of.POOL_NAMES if "attn_pool.probe" in named else ()
     known = dict.fromkeys((*tower, *names_of.OPTIONAL_NAMES, *pool, *blocks))
     return {name: tensor for name, tensor in named.items() if name in known}, known

@@ -161,17 +161,18 @@ class VisionTransformer(nn.Module):
     def pool(self, tokens: FrameTokens) -> FrameEmbeddings:
         """One embedding a frame, [F, E], from the tokens [F, P + N, W] after the last block, as `pooling` says.
 
-        "class": ln_post(class token); "mean": ln_post(mean of the patches); "attention": what the query reads from
-        ln_post(patches). Then @ proj, where there is one.
+        "class": ln_post(class token); "mean": ln_post(mean of the patches); "mean_after_norm": mean of
+        ln_post(patches); "attention": what the query reads from ln_post(patches). Then @ proj, where there is one.
         """
         pooled: Tensor
+        patches = tokens[:, self.config.num_prefix_tokens :]
         if self.config.pooling == "class":
             pooled = self.ln_post(tokens[:, 0])
+        elif self.config.pooling == "mean":
+            pooled = self.ln_post(patches.mean(dim=1))
         else:
-            patches = tokens[:, self.config.num_prefix_tokens :]
-            pooled = (
-                self.ln_post(patches.mean(dim=1)) if self.attn_pool is None else self.attn_pool(self.ln_post(patches))
-            )
+            normalised = self.ln_post(patches)
+            pooled = normalised.mean(dim=1) if self.attn_pool is None else self.attn_pool(normalised)
         return pooled if self.proj is None else pooled @ self.proj
 
     def forward_features(self, pixels: FramePixels) -> FrameTokens:

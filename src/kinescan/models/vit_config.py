@@ -28,8 +28,9 @@ class ViTConfig:
         layer_scale: a learned factor for each channel at the end of every branch (DINOv2, DINOv3).
         positions: "learned" embeddings, or "rotary": queries and keys of patches are turned by their place (DINOv3).
         rotary_theta: the slowest rotary wave is this many times as long as the quickest.
-        pooling: what a frame's embedding is made of: the "class" token, the "mean" of the patches (then normalised), or
-            what a learned query reads from the normalised patches by "attention" (SigLIP).
+        pooling: what a frame's embedding is made of: the "class" token; the "mean" of the patches, then normalised
+            (fine-tuned MAE, timm's fc_norm), or "mean_after_norm" of the normalised patches (open_clip's "avg", timm's
+            siglip_gap, I-JEPA); or what a learned query reads from the normalised patches by "attention" (SigLIP).
     """
 
     image_size: int = 224
@@ -50,7 +51,7 @@ class ViTConfig:
     layer_scale: bool = False
     positions: Literal["learned", "rotary"] = "learned"
     rotary_theta: float = 100.0
-    pooling: Literal["class", "mean", "attention"] = "class"
+    pooling: Literal["class", "mean", "mean_after_norm", "attention"] = "class"
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "width", "depth", "heads", "mlp_dim"):
@@ -75,7 +76,9 @@ class ViTConfig:
         if self.num_registers < 0:
             raise ConfigError(f"num_registers must be 0 or more, got {self.num_registers}.")
         if self.pooling == "class" and not self.class_token:
-            raise ConfigError('pooling="class" needs a class token. Use pooling="mean" or "attention".')
+            raise ConfigError(
+                'pooling="class" needs a class token. Use pooling="mean", "mean_after_norm" or "attention".'
+            )
         if self.positions == "rotary" and (self.width // self.heads) % 4:
             raise ConfigError(
                 f'positions="rotary" needs heads of a width that 4 divides, got {self.width // self.heads}.'

@@ -12,8 +12,11 @@ from torch.nn import functional as F
 from kinescan.errors import CheckpointError
 from kinescan.models.checkpoint_file import Checkpoint, open_checkpoint, read_checkpoint
 from kinescan.models.conventions import CONVENTIONS
-from kinescan.models.layouts import Family, describe_layouts, detect_layout, translate
+from kinescan.models.layouts import Family, describe_layouts, find_tower, translate
 from kinescan.models.load_report import LoadReport
+from kinescan.models.published_towers import HEADS, NARROW_HEADS, SIGLIP_HEADS
+from kinescan.models.strangers import ADVICE
+from kinescan.models.tower_config import read_settings
 from kinescan.models.vit import ViTConfig
 
 __all__ = [
@@ -30,12 +33,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_HEAD_WIDTH = 64
-_SIGLIP_HEADS = {1152: 16}
-"""Width -> heads of the tower ("so400m") whose heads are not 64 wide."""
 _BLOCKS = "transformer.resblocks."
-_ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
-_HUGGING_FACE_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,36 +76,37 @@ def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretra
     Raises:
         CheckpointError: no layout fits, or the tower has parts that `VisionTransformer` has not.
     """
-    layout = detect_layout(checkpoint.tensors)
+    held, layout, elsewhere = find_tower(checkpoint.tensors, checkpoint.source)
     if layout is None:
-        held = list(checkpoint.tensors)
+        names = list(held)
+        adapter = any("lora_" in name for name in names)
+        merge = " These are adapters (LoRA) alone: merge them into their model and save that." if adapter else ""
         raise CheckpointError(
-            f"{checkpoint.source} fits no layout of a vision transformer. It holds {len(held)} tensors: "
-            f"{', '.join(held[:5])}{', ...' if len(held) > 5 else ''}. Expected one of:\n{describe_layouts()}"
+            f"{checkpoint.source} fits no layout of a vision transformer. It holds {len(names)} tensors: "
+            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}.{merge} Expected one of:\n{describe_layouts()}"
         )
     if layout == "kinescan":
         return _read_own(checkpoint, prefix)
-    tower = translate(checkpoint.tensors, layout, checkpoint.source)
+    tower = translate(held, layout, checkpoint.source)
     name = tower.layout
     if name == "openai" and ("model_cfg" in checkpoint.settings or checkpoint.file.name.startswith("open_clip")):
         name = "open_clip"
-    usual = CONVENTIONS[tower.family]
-    told = _read_settings(checkpoint, name, tower.family)
     sizes = infer_vit_config(tower.tensors, source=checkpoint.source) | tower.sizes
+    told = read_settings(checkpoint, name, tower.family, sizes)
+    conventions = _usual_fields(checkpoint, tower.family, name, layout, sizes)
     if sizes["positions"] == "rotary":
         # Rotary positions do not tell how many there were.
         sizes["image_size"] = told.pop("image_size", sizes["image_size"])
-        sizes.setdefault("rotary_theta", told.pop("rotary_theta", usual.rotary_theta))
-    heads = sizes.pop("heads")
-    conventions = {
-        "pooling": sizes.pop("pooling"),
-        "heads": _SIGLIP_HEADS.get(sizes["width"], heads) if tower.family == "siglip" else heads,
-        "activation": _usual_activation(name, checkpoint) if tower.family == "clip" else usual.activation,
-        "norm_eps": usual.timm_eps if name == "timm" and not sizes["pre_norm"] else usual.norm_eps,
-    }
+        theta = told.pop("rotary_theta", CONVENTIONS[tower.family].rotary_theta)
+        sizes.setdefault("rotary_theta", theta)
+    del sizes["pooling"]
     if "heads" in told:
         del conventions["heads"]
         sizes["heads"] = told.pop("heads")
+    elif sizes["heads"] is None and tower.family == "siglip":
+        conventions["heads"] = SIGLIP_HEADS.get((sizes["width"], sizes["depth"]))
+    if "heads" in conventions:
+        del sizes["heads"]
     if "activation" not in told and tower.family in ("clip", "vit"):
         logger.info(
             "%s: nothing says which activation; %s is usual for the %s layout, activation=... asks for another",
@@ -119,11 +118,25 @@ def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretra
         source=checkpoint.source,
         layout=name,
         tensors={prefix + key: tensor for key, tensor in tower.tensors.items()},
-        unexpected=tower.unexpected,
+        unexpected=(*tower.unexpected, *elsewhere),
         sizes=sizes,
         conventions=conventions | told,
-        preprocessing={**usual.pixels} | _read_preprocessing(checkpoint.settings),
+        preprocessing={**CONVENTIONS[tower.family].pixels} | _read_preprocessing(checkpoint),
     )
+
+
+def _usual_fields(
+    checkpoint: Checkpoint, family: Family, name: str, layout: str, sizes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What holds where no config beside the weights says anything else."""
+    usual = CONVENTIONS[family]
+    timm = layout in ("timm", "open_clip_trunk") and not sizes["pre_norm"]
+    return {
+        "pooling": sizes["pooling"],
+        "heads": sizes["heads"],
+        "activation": _usual_activation(name, checkpoint) if family == "clip" else usual.activation,
+        "norm_eps": usual.timm_eps if timm else usual.norm_eps,
+    }
 
 
 def infer_vit_config(tensors: Mapping[str, Tensor], *, source: str = "the checkpoint") -> dict[str, Any]:
@@ -134,12 +147,12 @@ def infer_vit_config(tensors: Mapping[str, Tensor], *, source: str = "the checkp
         source: named in errors.
 
     Returns:
-        image_size, patch_size, width, depth, heads (width / 64, as in every CLIP tower; None where 64 does not divide
-        it), mlp_dim, embed_dim, pre_norm, patch_bias, class_token, num_registers, layer_scale, positions, pooling.
+        image_size, patch_size, width, depth, heads (those of the towers published in this size; None where there are
+        none), mlp_dim, embed_dim, pre_norm, patch_bias, class_token, num_registers, layer_scale, positions, pooling.
         Without position embeddings, image_size is 224 or the multiple of the patch size below it.
 
     Raises:
-        CheckpointError: patches or the grid of positions are not square.
+        CheckpointError: patches or the grid of positions are not square, or products have other widths than ours.
 
     Example:
         >>> from kinescan.models.vit import VisionTransformer
@@ -157,14 +170,19 @@ def infer_vit_config(tensors: Mapping[str, Tensor], *, source: str = "the checkp
             f"{source}: patches of {patch_rows} x {patch_columns} pixels and {num_patches} positions{beside}; "
             "both must be square. Give a tower that was trained on square images."
         )
-    pooled = "attention" if "attn_pool.probe" in tensors else "class" if class_token else "mean"
+    if "attn_pool.probe" in tensors and class_token:
+        raise CheckpointError(f"{source}: an attention pool beside a class token, which ours does not read. {ADVICE}")
+    pooled = "attention" if "attn_pool.probe" in tensors else "class" if class_token else "mean_after_norm"
+    depth = sum(name.startswith(_BLOCKS) and name.endswith(".attn.in_proj_weight") for name in tensors)
+    mlp_dim = tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
+    _refuse_other_widths(tensors, width, mlp_dim, source)
     return {
         "image_size": side * patch_rows,
         "patch_size": patch_rows,
         "width": width,
-        "depth": sum(name.startswith(_BLOCKS) and name.endswith(".attn.in_proj_weight") for name in tensors),
-        "heads": width // _HEAD_WIDTH if width % _HEAD_WIDTH == 0 else None,
-        "mlp_dim": tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        "depth": depth,
+        "heads": NARROW_HEADS.get((width, depth, mlp_dim), HEADS.get((width, depth))),
+        "mlp_dim": mlp_dim,
         "embed_dim": tensors["proj"].shape[1] if "proj" in tensors else None,
         "pre_norm": "ln_pre.weight" in tensors,
         "patch_bias": "conv1.bias" in tensors,
@@ -174,6 +192,20 @@ def infer_vit_config(tensors: Mapping[str, Tensor], *, source: str = "the checkp
         "positions": "learned" if learned else "rotary",
         "pooling": pooled,
     }
+
+
+def _refuse_other_widths(tensors: Mapping[str, Tensor], width: int, mlp_dim: int, source: str) -> None:
+    """Products whose sizes are not those of plain attention and a plain MLP: gated, grouped, cut or transposed."""
+    expected = {"attn.in_proj_weight": [3 * width, width], "mlp.c_proj.weight": [width, mlp_dim]}
+    for name, tensor in tensors.items():
+        shape = next((shape for end, shape in expected.items() if name.endswith(end)), None)
+        if name.startswith(_BLOCKS) and shape is not None and list(tensor.shape) != shape:
+            gated = name.endswith("c_proj.weight") and 2 * tensor.shape[-1] == mlp_dim
+            what = "a gated MLP (SwiGLU)" if gated else "products of other sizes than plain attention and MLP"
+            raise CheckpointError(
+                f"{source}: this vision tower has {what}: {name}, under our names, is {list(tensor.shape)}, where "
+                f"{shape} would go with a width of {width} and an MLP of {mlp_dim}. {ADVICE}"
+            )
 
 
 def load_pretrained(
@@ -277,48 +309,30 @@ def _read_own(checkpoint: Checkpoint, prefix: str) -> Pretrained:
     )
 
 
-def _read_settings(checkpoint: Checkpoint, layout: str, family: Family) -> dict[str, Any]:
-    """heads, activation, norm_eps and more, where the config files beside the weights tell them."""
-    settings, told = checkpoint.settings, {}
-    if layout == "hugging_face" and "model_type" in settings:
-        vision = settings.get("vision_config") or settings
-        usual = CONVENTIONS[family]
-        # Hugging Face leaves out what equals its default.
-        told["activation"] = _HUGGING_FACE_ACTIVATIONS.get(
-            vision.get("hidden_act", usual.activation), vision.get("hidden_act", usual.activation)
-        )
-        told["norm_eps"] = vision.get("layer_norm_eps", usual.norm_eps)
-        told["heads"] = vision.get("num_attention_heads", usual.heads)
-        if family == "dinov3":
-            told["rotary_theta"] = float(vision.get("rope_theta", usual.rotary_theta))
-            told["image_size"] = vision.get("image_size", 224)
-    elif "model_cfg" in settings:
-        told["activation"] = "quick_gelu" if settings["model_cfg"].get("quick_gelu") else "gelu"
-        vision = settings["model_cfg"].get("vision_cfg", {})
-        if "head_width" in vision and "width" in vision:
-            told["heads"] = vision["width"] // vision["head_width"]
-    elif "architecture" in settings:
-        tag = settings.get("pretrained_cfg", {}).get("tag")
-        # timm keeps OpenAI's weights under names of models with GELU; they were trained with QuickGELU.
-        quick = "quickgelu" in settings["architecture"] or tag == "openai"
-        told["activation"] = "quick_gelu" if quick else "gelu"
-    if told.get("activation", "gelu") not in _ACTIVATIONS:
-        raise CheckpointError(
-            f"{checkpoint.source}: its config asks for the activation {told['activation']!r}; "
-            f"VisionTransformer has {' and '.join(_ACTIVATIONS)}. Give another checkpoint."
-        )
-    return told
-
-
 def _usual_activation(layout: str, checkpoint: Checkpoint) -> str:
     openai = layout in ("openai", "hugging_face") or checkpoint.source.split("@")[0].endswith(".openai")
     return "quick_gelu" if openai else "gelu"
 
 
-def _read_preprocessing(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean and standard deviation of the pixels, where the config files beside the weights tell them."""
+def _read_preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Mean and standard deviation of the pixels, where the config files beside the weights tell them.
+
+    Raises:
+        CheckpointError: they are not three numbers each.
+    """
+    settings = checkpoint.settings
     told = settings.get("preprocess_cfg") or settings.get("pretrained_cfg") or {}
-    found = {"mean": told.get("mean"), "std": told.get("std")}
+    found = {"mean": told.get("mean"), "std": told.get("std")} if isinstance(told, Mapping) else {}
     if "image_mean" in settings:
         found = {"mean": settings["image_mean"], "std": settings.get("image_std")}
-    return {key: tuple(value) for key, value in found.items() if value is not None}
+    read = {}
+    for key, value in found.items():
+        if value is None:
+            continue
+        if not isinstance(value, list | tuple) or not all(isinstance(x, int | float) for x in value) or len(value) != 3:
+            raise CheckpointError(
+                f"{checkpoint.source}: the {key} of the pixels in the config beside the weights must be 3 numbers, got "
+                f"{str(value)[:60]}. Fetch the config again, or take it away."
+            )
+        read[key] = tuple(value)
+    return read
