@@ -1,6 +1,7 @@
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -225,17 +226,38 @@ class VideoClassifier(nn.Module, ABC):
         """
         folder = saved_model.locate(source, revision=revision)
         saved = saved_model.read_config(folder)
-        try:
-            model = cls(
-                build_settings(cls.config_class, saved.config, where="config"),
-                name=saved.model,
-                labels=saved.labels,
-                preprocessing=build_settings(Preprocessing, saved.preprocessing, where="preprocessing"),
-            )
-        except ConfigError as error:
-            raise CheckpointError(f"{folder / saved_model.CONFIG_FILE} does not fit {cls.__name__}: {error}") from error
-        model.load_report = _load_exactly(model, folder)
+        weights = saved_model.read_weights(folder)
+        build = cls.builder(saved, folder)
+        # Before memory is taken for what config.json says, it is compared with the weights.
+        with torch.device("meta"):
+            _refuse_misfits(build(), weights, folder)
+        model = build()
+        model.load_state_dict(weights)
+        model.load_report = LoadReport(source=str(folder), layout="kinescan", loaded=tuple(weights))
         return model.eval()
+
+    @classmethod
+    def builder(cls: type[Classifier], saved: SavedModel, folder: Path) -> Callable[[], Classifier]:
+        """Makes the model that config.json of a saved one describes, with new weights.
+
+        Raises:
+            CheckpointError: the config does not fit this class; or, when called, its labels or preprocessing.
+        """
+
+        def build() -> Classifier:
+            try:
+                return cls(
+                    build_settings(cls.config_class, saved.config, where="config"),
+                    name=saved.model,
+                    labels=saved.labels,
+                    preprocessing=build_settings(Preprocessing, saved.preprocessing, where="preprocessing"),
+                )
+            except ConfigError as error:
+                raise CheckpointError(
+                    f"{folder / saved_model.CONFIG_FILE} does not fit {cls.__name__}: {error}"
+                ) from error
+
+        return build
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, run: str | Path | None = None) -> str:
         """Uploads the saved model to the Hugging Face hub and returns the address of the commit.
@@ -267,15 +289,15 @@ def _checked_labels(labels: Sequence[str] | None, num_classes: int) -> tuple[str
             f"{len(labels)} labels for a model of {num_classes} classes. "
             "Give one label for each class, or leave num_classes out."
         )
-    twice = sorted({label for label in labels if list(labels).count(label) > 1})
+    twice = sorted(label for label, count in Counter(labels).items() if count > 1)
     if twice:
         raise ConfigError(f"labels must differ from each other; given more than once: {', '.join(twice[:5])}.")
     return tuple(labels)
 
 
-def _load_exactly(model: nn.Module, folder: Path) -> LoadReport:
-    """Fills the model from the folder; every tensor must be there, with its shape, and none be left over."""
-    weights, own = saved_model.read_weights(folder), model.state_dict()
+def _refuse_misfits(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Raises an error unless every tensor is there, with its shape, and none is left over."""
+    own = model.state_dict()
     problems = {
         "missing": [name for name in own if name not in weights],
         "left over": [name for name in weights if name not in own],
@@ -291,5 +313,3 @@ def _load_exactly(model: nn.Module, folder: Path) -> LoadReport:
             f"{folder / saved_model.WEIGHTS_FILE} does not fit its {saved_model.CONFIG_FILE}: tensors "
             f"{'; '.join(found)}. One of them was replaced; save or fetch the model again."
         )
-    model.load_state_dict(weights)
-    return LoadReport(source=str(folder), layout="kinescan", loaded=tuple(own))

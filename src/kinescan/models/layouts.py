@@ -302,7 +302,7 @@ def _take_timm_projection(named: dict[str, Tensor], tensors: Mapping[str, Tensor
 
 
 def _family(named: Mapping[str, Tensor], layout: str, sizes: Mapping[str, Any]) -> Family:
-    if layout.startswith("openai"):
+    if layout.startswith("openai") and {"class_embedding", "positional_embedding"} <= set(named):
         return "clip"
     if any(name.endswith("ls_1.gamma") for name in named):
         return "dinov2" if "positional_embedding" in named else "dinov3"
@@ -313,12 +313,14 @@ def _family(named: Mapping[str, Tensor], layout: str, sizes: Mapping[str, Any]) 
     timm = layout in ("timm", "open_clip_trunk")
     if "class_embedding" not in named and "register_tokens" not in named and "pooling" not in sizes:
         return "siglip"
-    return "vit" if timm else "clip"
+    return "vit" if timm or "class_embedding" not in named else "clip"
 
 
 def _known_part(named: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], dict[str, None]]:
     """The tensors of the tower, and every name that a tower as deep as this one has, in order."""
-    indices = [int(match[1]) for name in named if (match := re.match(r"transformer\.resblocks\.(\d+)\.", name))]
+    indices = [int(match[1]) for name in named if (match := re.match(r"transformer\.resblocks\.(\d{1,6})\.", name))]
+    # Names may say anything: no more blocks are looked for than there are tensors.
+    indices = [index for index in indices if index <= len(named)]
     scaled = any(name.endswith("ls_1.gamma") for name in named)
     inner = (*names_of.BLOCK_NAMES, *(names_of.SCALE_NAMES if scaled else ()))
     blocks = [_block(index) + name for index in range(max(indices, default=0) + 1) for name in inner]

@@ -14,12 +14,15 @@ from kinescan.layers.kinematic import KinematicEncoder, KinematicState, Norm
 from kinescan.layers.mamba import MambaState
 from kinescan.layers.scanner import Scanner
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.size_limits import check_at_most, check_sizes
 from kinescan.models.vit import Block, VisionTransformer, ViTConfig
 from kinescan.ops.backend import transformed
 from kinescan.ops.local_correlation import Border
 from kinescan.preprocessing import Preprocessing
 from kinescan.shapes import Clip, Logits, Tokens
 
+SMALLEST_WIDEST = 15
+"""A window up to this is taken on any grid, however small: the default fits everywhere."""
 DEEP = 16
 """From this depth on `recompute` takes blocks in pairs: half of their inputs outweigh what a second block holds."""
 
@@ -81,8 +84,8 @@ class PKS4Config(ViTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_classes < 1:
-            raise ConfigError(f"num_classes must be at least 1, got {self.num_classes}.")
+        check_sizes(self, "num_classes", "kinematic_width", "state_size", "conv_kernel", "expand")
+        check_at_most(self, "context_frames")
         if self.has_module and not 1 <= self.insert_after < self.depth:
             raise ConfigError(
                 f"insert_after must lie in 1 to {self.depth - 1} for {self.depth} blocks, got {self.insert_after}: "
@@ -90,6 +93,12 @@ class PKS4Config(ViTConfig):
             )
         if self.window < 1 or self.window % 2 == 0:
             raise ConfigError(f"window must be odd, got {self.window}. Use 7 or 9: displacement 0 is in the middle.")
+        widest = max(2 * max(self.grid) - 1, SMALLEST_WIDEST)
+        if self.correlation and self.window > widest:
+            raise ConfigError(
+                f"window must be at most {widest} for {self.grid[0]} x {self.grid[1]} patches, got {self.window}: it "
+                "reaches from one end of a frame to the other."
+            )
         if self.causal and self.bidirectional:
             raise ConfigError("a causal model cannot scan backwards: set bidirectional = false or causal = false.")
         if not self.class_token and self.class_token_route not in ("none", "tsm"):
@@ -99,9 +108,6 @@ class PKS4Config(ViTConfig):
             )
         if not 0 < self.average_rate <= 1:
             raise ConfigError(f"average_rate must lie in (0, 1], got {self.average_rate}.")
-        for name in ("kinematic_width", "state_size", "conv_kernel", "expand"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
     @property
     def has_module(self) -> bool:

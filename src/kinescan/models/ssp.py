@@ -11,6 +11,7 @@ from kinescan.layers.prompts import (
     check_heads,
     frame_importance,
 )
+from kinescan.models.size_limits import check_at_most, check_sizes
 from kinescan.models.tuned import TunedVideoMamba, Tuner, join_frames, split_frames
 from kinescan.models.videomamba import VideoMambaConfig
 
@@ -36,13 +37,13 @@ class SSPConfig(VideoMambaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_at_most(self, "num_prompts", "attention_width", "attention_heads")
         if self.num_prompts < 1:
             raise ConfigError(
                 f"num_prompts must be at least 1, got {self.num_prompts}: without prompts nothing spreads between "
                 "frames. For the bare base take a videomamba or head_only_videomamba model."
             )
-        if self.inner_width < 1:
-            raise ConfigError(f"inner_width must be at least 1, got {self.inner_width}.")
+        check_sizes(self, "inner_width")
         check_heads(self.attention_width, self.attention_heads)
 
 

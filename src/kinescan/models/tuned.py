@@ -17,7 +17,6 @@ from kinescan.models.videomamba import VideoMamba, VideoMambaConfig
 from kinescan.models.videomamba_weights import fit_tensors
 from kinescan.models.weights import Pretrained
 from kinescan.preprocessing import Preprocessing
-from kinescan.settings import build_settings
 
 logger = logging.getLogger(__name__)
 
@@ -149,15 +148,16 @@ class TunedVideoMamba(VideoMamba, ABC):
             if base is not None:
                 raise CheckpointError(f"{folder} holds a whole model, which needs no base. Leave base out.")
             return super().from_pretrained(folder)
-        model = cls(
-            build_settings(cls.config_class, saved.config, where="config"),
-            name=saved.model,
-            labels=saved.labels,
-            preprocessing=build_settings(Preprocessing, saved.preprocessing, where="preprocessing"),
-        )
+        build = cls.builder(saved, folder)
+        with torch.device("meta"):
+            skeleton = build()
         pretrained = cls.translate(open_checkpoint(base_identity.find_base(saved.base, folder, base)))
         # Before anything is loaded: a base of another size is another base, too.
         _refuse_other_base(saved.base, folder, source=pretrained.source, sha256=cls._digest_of_base(pretrained))
+        # And before memory is taken for what config.json says.
+        skeleton.load(pretrained, skip=("head.",))
+        skeleton.load_tuned(folder)
+        model = build()
         model.load(pretrained, skip=("head.",))
         model.load_report = model.load_tuned(folder)
         return model.eval()
@@ -197,7 +197,7 @@ class TunedVideoMamba(VideoMamba, ABC):
                 f"{', ...' if len(wrong) > 3 else ''} do not fit. Build the model as its config.json says, or use "
                 "from_pretrained(folder)."
             )
-        self.load_state_dict(fitted, strict=False)
+        self.load_state_dict(fitted, strict=False, assign=any(tensor.is_meta for tensor in own.values()))
         self.labels = None if saved.labels is None else tuple(saved.labels)
         return LoadReport(
             source=str(folder),

@@ -14,6 +14,7 @@ from kinescan.layers.bimamba import BidirectionalMamba
 from kinescan.models.checkpoint_file import Checkpoint
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.load_report import LoadReport
+from kinescan.models.size_limits import check_sizes
 from kinescan.models.videomamba_weights import IMAGENET_MEAN, IMAGENET_STD, load_videomamba, read_videomamba
 from kinescan.models.vit import DropPath
 from kinescan.models.weights import Pretrained
@@ -67,9 +68,7 @@ class VideoMambaConfig:
 
     def __post_init__(self) -> None:
         sizes = ("num_classes", "image_size", "patch_size", "num_frames", "tubelet_frames", "width", "depth")
-        for name in (*sizes, "state_size", "conv_kernel", "expand"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_sizes(self, *sizes, "state_size", "conv_kernel", "expand")
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}. "

@@ -194,7 +194,8 @@ def _refuse_others(tensors: Mapping[str, Tensor], source: str) -> None:
         )
     blocks: dict[int, set[str]] = {}
     for name in held:
-        if match := re.fullmatch(r"layers\.(\d+)\.(.+)", name):
+        # Names may say anything: no more blocks are looked for than there are tensors.
+        if (match := re.fullmatch(r"layers\.(\d{1,6})\.(.+)", name)) and int(match[1]) <= len(held):
             blocks.setdefault(int(match[1]), set()).add(match[2])
     absent = [
         f"layers.{index}.{leaf}"

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kinescan.errors import ConfigError
+from kinescan.models.size_limits import check_at_most, check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +55,7 @@ class ViTConfig:
     pooling: Literal["class", "mean", "mean_after_norm", "attention"] = "class"
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "width", "depth", "heads", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.embed_dim is not None and self.embed_dim < 1:
-            raise ConfigError(f"embed_dim must be at least 1, or None for no projection, got {self.embed_dim}.")
+        check_sizes(self, "image_size", "patch_size", "width", "depth", "heads", "mlp_dim", "embed_dim")
         if self.image_size % self.patch_size:
             down = max(self.image_size // self.patch_size, 1) * self.patch_size
             raise ConfigError(
@@ -73,6 +70,7 @@ class ViTConfig:
             raise ConfigError(f"drop_path must lie in [0, 1), got {self.drop_path}.")
         if self.norm_eps <= 0:
             raise ConfigError(f"norm_eps must be positive, got {self.norm_eps}.")
+        check_at_most(self, "num_registers")
         if self.num_registers < 0:
             raise ConfigError(f"num_registers must be 0 or more, got {self.num_registers}.")
         if self.pooling == "class" and not self.class_token:

@@ -34,6 +34,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _BLOCKS = "transformer.resblocks."
+_OWN_PREFIX = "vit."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretra
             f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}.{merge} Expected one of:\n{describe_layouts()}"
         )
     if layout == "kinescan":
-        return _read_own(checkpoint, prefix)
+        return _read_own(checkpoint)
     tower = translate(held, layout, checkpoint.source)
     name = tower.layout
     if name == "openai" and ("model_cfg" in checkpoint.settings or checkpoint.file.name.startswith("open_clip")):
@@ -247,7 +248,9 @@ def load_pretrained(
             f"{pretrained.source}: none of its {len(pretrained.tensors)} tensors fits the model; it expects "
             f"{', '.join(list(own)[:4])}, ..."
         )
-    model.load_state_dict(fitting, strict=False)
+    # A model on no device only says whether everything fits.
+    fits_only = any(tensor.is_meta for tensor in own.values())
+    model.load_state_dict(fitting, strict=False, assign=fits_only)
     report = LoadReport(
         source=pretrained.source,
         layout=pretrained.layout,
@@ -257,7 +260,8 @@ def load_pretrained(
         resized=(*resized, *(name for name in notes if name in fitting)),
         notes=tuple(notes.values()),
     )
-    logger.info("%s", report)
+    if not fits_only:
+        logger.info("%s", report)
     return report
 
 
@@ -285,17 +289,26 @@ def resize_positions(positions: Tensor, length: int) -> Tensor:
     return torch.cat([positions[:before], grid.flatten(2)[0].T])
 
 
-def _read_own(checkpoint: Checkpoint, prefix: str) -> Pretrained:
+def _read_own(checkpoint: Checkpoint) -> Pretrained:
     """A model of ours; without its config.json the sizes are read from the tensors."""
     settings = checkpoint.settings
-    if "kinescan_version" in settings and isinstance(settings.get("config"), dict):
+    inside = {n.removeprefix(_OWN_PREFIX): t for n, t in checkpoint.tensors.items() if n.startswith(_OWN_PREFIX)}
+    held = infer_vit_config(translate(inside, "openai_tower", checkpoint.source).tensors, source=checkpoint.source)
+    kinds = {"config": dict, "preprocessing": dict, "labels": list, "model": str}
+    for key, kind in kinds.items():
+        if settings.get(key) is not None and "kinescan_version" in settings and not isinstance(settings[key], kind):
+            raise CheckpointError(
+                f"{checkpoint.source}: {key} in its config.json is of the wrong kind. It is damaged; save or fetch the "
+                "model again."
+            )
+    if "kinescan_version" in settings and "config" in settings:
         backbone = {key.name for key in dataclasses.fields(ViTConfig)} - {"drop_path", "position_init"}
         sizes = {key: value for key, value in settings["config"].items() if key in backbone}
+        _refuse_other_sizes(checkpoint.source, sizes, held)
         others = {key: value for key, value in settings["config"].items() if key not in backbone | {"num_classes"}}
     else:
-        inside = {name.removeprefix(prefix): value for name, value in checkpoint.tensors.items()}
-        tower = translate(inside, "openai_tower", checkpoint.source)
-        sizes = infer_vit_config(tower.tensors, source=checkpoint.source)
+        settings = {}
+        sizes = held
         others = {"heads": sizes.pop("heads")}
     return Pretrained(
         source=checkpoint.source,
@@ -303,10 +316,21 @@ def _read_own(checkpoint: Checkpoint, prefix: str) -> Pretrained:
         tensors=checkpoint.tensors,
         sizes=sizes,
         conventions=others,
-        preprocessing=settings.get("preprocessing", {}),
+        preprocessing=settings.get("preprocessing") or {},
         labels=tuple(settings["labels"]) if settings.get("labels") is not None else None,
         model=settings.get("model"),
     )
+
+
+def _refuse_other_sizes(source: str, sizes: Mapping[str, Any], held: Mapping[str, Any]) -> None:
+    """A config.json that describes other tensors than those beside it, before memory is taken for what it says."""
+    told_elsewhere = {"heads", "pooling"} | ({"image_size"} if held["positions"] == "rotary" else set())
+    for key in held.keys() - told_elsewhere:
+        if key in sizes and sizes[key] != held[key]:
+            raise CheckpointError(
+                f"{source}: its config.json has {key} = {str(sizes[key])[:60]}, its weights have {held[key]}. "
+                "One of them was replaced; save or fetch the model again."
+            )
 
 
 def _usual_activation(layout: str, checkpoint: Checkpoint) -> str:

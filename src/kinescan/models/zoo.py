@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models import saved_model
 from kinescan.models.classifier import VideoClassifier
@@ -160,6 +162,14 @@ def create_model(
         usual["num_frames"] = config.num_frames
         inherited.pop("num_frames", None)
     prepared = build_settings(Preprocessing, {**usual, **inherited, **asked}, where="preprocessing")
+    skip: tuple[str, ...] = ()
+    if pretrained is not None:
+        # On no device: sizes that do not fit the weights are refused before memory is taken for them.
+        with torch.device("meta"):
+            skeleton = architecture.model(config, name=name, labels=labels, preprocessing=prepared)
+        ordered = _in_own_order(pretrained, skeleton)
+        skip = () if _same_head(skeleton, ordered) else ("head.",)
+        skeleton.load(ordered, skip=skip)
     model = architecture.model(config, name=name, labels=labels, preprocessing=prepared)
     if pretrained is None and isinstance(model, TunedVideoMamba) and not model.is_trained("cls_token"):
         logger.warning("%s without weights: its frozen base is random. Give weights=... of a VideoMamba", name)
@@ -167,7 +177,7 @@ def create_model(
         if not new_head:
             refuse_other_classes(pretrained, model.labels)
         pretrained = _in_own_order(pretrained, model)
-        report = model.load(pretrained, skip=() if _same_head(model, pretrained) else ("head.",))
+        report = model.load(pretrained, skip=skip)
         model.load_report = dataclasses.replace(report, notes=(*report.notes, *notes))
     return model
 

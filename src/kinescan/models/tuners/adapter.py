@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kinescan.errors import ConfigError
+from kinescan.models.size_limits import check_sizes
 from kinescan.models.tuned import TunedVideoMamba, Tuner
 from kinescan.models.videomamba import VideoMambaConfig
 
@@ -20,8 +20,7 @@ class AdapterConfig(VideoMambaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bottleneck < 1:
-            raise ConfigError(f"bottleneck must be at least 1, got {self.bottleneck}.")
+        check_sizes(self, "bottleneck")
 
 
 class Bottleneck(nn.Module):

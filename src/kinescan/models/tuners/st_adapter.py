@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kinescan.errors import ConfigError
+from kinescan.models.size_limits import check_sizes
 from kinescan.models.tuned import TunedVideoMamba, Tuner, join_frames, split_frames
 from kinescan.models.videomamba import VideoMambaConfig
 
@@ -22,8 +23,7 @@ class STAdapterConfig(VideoMambaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bottleneck < 1:
-            raise ConfigError(f"bottleneck must be at least 1, got {self.bottleneck}.")
+        check_sizes(self, "bottleneck", "taps")
         if self.taps < 1 or self.taps % 2 == 0:
             raise ConfigError(f"taps must be odd, got {self.taps}. Use 3: the frame before, itself, the one after.")
 

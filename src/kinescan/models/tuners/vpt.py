@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kinescan.errors import ConfigError
+from kinescan.models.size_limits import check_at_most
 from kinescan.models.tuned import TunedVideoMamba, Tuner, join_frames, split_frames
 from kinescan.models.videomamba import VideoMambaConfig
 
@@ -23,6 +24,7 @@ class VPTConfig(VideoMambaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_at_most(self, "num_prompts")
         if self.num_prompts < 1:
             raise ConfigError(
                 f"num_prompts must be at least 1, got {self.num_prompts}. For no prompts take head_only_videomamba."

@@ -18,6 +18,8 @@ __all__ = ["Border", "local_correlation", "local_correlation_step"]
 Border = Literal["zeros", "replicate"]
 """What stands for frames outside the clip: nothing, or the clip's end frame."""
 
+WIDEST = 255
+"""From one end to the other of frames of 128 x 128 patches."""
 _OBSTACLES: Mapping[Backend, Obstacle] = {
     "numba": numba.obstacle,
     "triton": triton_obstacle,
@@ -194,6 +196,10 @@ def _check_window(window: int) -> None:
         near = f"{max(window, 2) - 1} or {max(window, 2) + 1}"
         raise ShapeError(
             f"window must be odd and positive, got {window}. Use {near}: the displacement 0 has to be in the middle."
+        )
+    if window > WIDEST:
+        raise ShapeError(
+            f"window must be at most {WIDEST}, got {window}: the result has window * window maps of a frame and offset."
         )
 
 
