@@ -234,3 +234,11 @@ def test_damaged_exports(deployed: Path, tmp_path: Path) -> None:
 
 def test_tolerances_are_those_of_the_documentation() -> None:
     assert TOLERANCES == {"float32": 1e-3, "bfloat16": 0.05}
+
+
+def test_a_model_without_labels_is_exported_without_labels(tmp_path: Path) -> None:
+    model = create_model("vit_ti16", num_classes=2, depth=1, image_size=32, preprocessing={"num_frames": 2})
+    record = export(model, tmp_path, to="onnx")
+    assert (record.labels, record.num_classes) == (None, 2)
+    loaded = load_exported(tmp_path)
+    assert (loaded.labels, loaded.class_names) == (None, ("0", "1"))

@@ -60,8 +60,9 @@ class ExportRecord:
             raise ConfigError(f"batch must be 1 to {most} for such clips, got {self.batch}.")
         if (self.num_frames, self.size) != (self.preprocessing.num_frames, self.preprocessing.size):
             raise ConfigError("num_frames and size must be those of preprocessing.")
-        if len(set(self.labels)) < len(self.labels) or not self.labels:
-            raise ConfigError("labels must be one or more, and differ from each other.")
+        count = len(self.labels or ()) if self.num_classes is None else self.num_classes
+        if count < 1 or (self.labels is not None and len(set(self.labels)) != count):
+            raise ConfigError("labels must be one for each of num_classes, and differ from each other.")
 
 
 @dataclass(frozen=True, kw_only=True)
