@@ -150,3 +150,15 @@ def test_words_in_words_out(family_name, vlm, video, tokenizer):
     with torch.no_grad():
         expected = model(input_ids=ids, **inputs).logits[0, -1]
     torch.testing.assert_close(tokens[0].logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "hf_compat"), [("qwen2_5_vl", False), ("qwen3_vl", True), ("internvl", False)])
+def test_an_opening_keeps_the_marker_of_the_video(name, hf_compat, vlm, tokenizer):
+    with open_stream(vlm(name), tokenizer(), opening="You are a guard.", hf_compat=hf_compat) as stream:
+        text = tokenizer().decode(stream.chat.before_patch(1, 0.0, "first"))
+        assert text.startswith("You are a guard.")
+        marker = stream.family.prompt.video_start
+        assert text.removeprefix("You are a guard.").startswith(marker)
+    if marker:
+        with open_stream(vlm(name), tokenizer(), opening="Guard. " + marker, hf_compat=hf_compat) as stream:
+            assert tokenizer().decode(stream.chat.before_patch(1, 0.0, "first")).count(marker) == text.count(marker)

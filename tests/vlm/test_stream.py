@@ -102,7 +102,7 @@ def test_dynamic_rope_is_pinned_to_the_horizon(vlm, video, plain):
     assert_same(logits, plain_logits(model, inputs))
     # A longer horizon is another set of frequencies, the same in every frame.
     logits, stream = ask(model, frames, budget=None, horizon_frames=40)
-    with pinned_rope(stream.family.decoder, stream.horizon_positions):
+    with pinned_rope(model.model.language_model, stream.horizon_positions):
         expected = plain_logits(model, inputs)
     assert_same(logits, expected)
     plain_logits(model, plain(stream.family, video(1), QUESTION))  # takes the frequencies back to their start
@@ -254,7 +254,7 @@ def test_saved_stream_of_another_model_is_refused(vlm, video, tmp_path):
         stream.save(tmp_path / "stream.safetensors")
     with pytest.raises(CheckpointError, match="saved with another model"):
         load_stream(tmp_path / "stream.safetensors", vlm("llava_onevision"))
-    with pytest.raises(CheckpointError, match="cannot be read as a stream"):
+    with pytest.raises(CheckpointError, match=r"nothing\.safetensors cannot be read"):
         load_stream(tmp_path / "nothing.safetensors", vlm("internvl"))
 
 
@@ -305,8 +305,9 @@ def test_model_is_exactly_as_it_was(name, build_fresh, video, monkeypatch):
         with pytest.raises(RuntimeError, match="out of memory"):
             stream.push(video(2))
         monkeypatch.undo()
-        with pytest.raises(ConfigError, match="interrupted inside a frame"):
-            stream.push(video(2))
+        assert stream.stats.num_frames == 2
+        stream.push(video(2))
+        assert stream.stats.num_frames == 4
     assert_unchanged(before, snapshot_of(model))
 
 

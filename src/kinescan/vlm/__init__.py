@@ -4,7 +4,8 @@ from kinescan.vlm.answer import Answer, AnswerToken, StreamStats
 from kinescan.vlm.config import StreamConfig
 from kinescan.vlm.families import FAMILIES, Features, PixelSettings, Vlm, load_vlm
 from kinescan.vlm.policy import POLICIES, Candidates, Policy, make_policy
-from kinescan.vlm.stream import VideoStream, load_stream, open_stream
+from kinescan.vlm.saved_stream import load_stream
+from kinescan.vlm.stream import VideoStream, open_stream
 
 __all__ = [
     "FAMILIES",

@@ -1,7 +1,8 @@
 """What a stream remembers: every key and value for answering, and a compressed state for the frames to come."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -51,7 +52,7 @@ class CacheShape:
 def check_storage(storage: str) -> None:
     """Raises ConfigError where there is no storage of that name."""
     if storage not in get_args(Storage):
-        raise ConfigError(f"unknown storage {storage!r}. {closest(storage, get_args(Storage))}")
+        raise ConfigError(f"unknown storage {storage!r}. {closest(str(storage), get_args(Storage))}")
 
 
 class KeyValueStore:
@@ -99,6 +100,11 @@ class KeyValueStore:
     def clear(self) -> None:
         """Forgets everything."""
         self.chunks, self.length = [], 0
+
+    def shorten(self, length: int) -> None:
+        """Forgets what was appended behind the first `length` tokens."""
+        self.length = length
+        del self.chunks[-(-length // self.chunk_tokens) :]
 
     def restore(self, chunks: list[tuple[Tensor, ...]], length: int) -> None:
         """Takes chunks as `used_chunks` gives them."""
@@ -308,6 +314,20 @@ class StreamCache:
         if self.budget is not None and not self.answering:
             return layer.state.positions.shape[1]
         return layer.detailed.length + (layer.answer.length if self.answering else 0)
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Within the block the stream may grow; where the block fails, all layers are as they were before."""
+        before = [(layer.detailed.length, replace(layer.state)) for layer in self.layers]
+        pairs = self.query_key_pairs
+        try:
+            yield
+        except BaseException:
+            for layer, (length, state) in zip(self.layers, before, strict=True):
+                layer.detailed.shorten(length)
+                layer.state = state
+            self.query_key_pairs = pairs
+            raise
 
     def keep_answer(self) -> None:
         """Makes the answer in progress part of the stream: stored in detail, and seen by the frames to come."""

@@ -37,7 +37,9 @@ class Chat:
         if getattr(template_owner, "chat_template", None):
             self.format = _from_template(template_owner, family.prompt)
         if opening is not None:
-            self.format = replace(self.format, opening=opening)
+            # without its marker the frames would stand outside of any video
+            marker = family.prompt.video_start
+            self.format = replace(self.format, opening=opening if opening.endswith(marker) else opening + marker)
 
     def before_patch(self, number: int, seconds: float, place: Place) -> list[int]:
         """Token ids before a temporal patch.

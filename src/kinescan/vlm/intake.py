@@ -1,15 +1,20 @@
 """Frames on their way into a stream: checked, timed, grouped into temporal patches and steps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from kinescan.errors import ConfigError, ShapeError
+from kinescan.errors import ConfigError, NonFiniteError, ShapeError
 from kinescan.vlm.config import StreamConfig
 from kinescan.vlm.families import Family, Features
+
+LATEST_SECONDS = 1e10
+"""Seconds since 1970 fit; milliseconds do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +35,24 @@ class PendingPatch:
 class Intake:
     """The frames of one stream that fill no step yet.
 
+    A frame is taken once its step, where it fills one, has gone through: what fails leaves the intake as it was.
+
     Args:
         family: merges frames into temporal patches and runs the vision tower.
         config: of the stream.
+
+    Attributes:
+        num_frames: frames taken, those that wait included.
+        last_seconds: time of the newest that was taken with its time; None before the first.
+        base_seconds: frames without a time follow one another at `fps` from here on.
     """
 
     def __init__(self, family: Family, config: StreamConfig) -> None:
         self.family = family
         self.config = config
         self.num_frames = 0
+        self.last_seconds: float | None = None
+        self.base_seconds = 0.0
         self.frame_size: tuple[int, int] | None = None
         self.grid: tuple[int, int] | None = None
         self.frames: list[tuple[Tensor, float]] = []
@@ -49,45 +63,43 @@ class Intake:
         self.frames.clear()
         self.patches.clear()
 
-    def take_frames(
-        self, frames: UInt8[Tensor, "T 3 H W"], seconds: Sequence[float] | None
-    ) -> Iterator[list[PendingPatch]]:
-        """Frames, one after the other; gives each step as it fills."""
-        times = self._times(len(frames), seconds, spacing=1)
-        self._check_horizon(len(frames))
-        for frame, time in zip(frames, times, strict=True):
-            self.num_frames += 1
-            self.frames.append((frame, time))
-            if len(self.frames) == self.family.temporal_patch:
-                patch = self._encode_waiting()
-                self.frames.clear()
-                yield from self._take_patch(patch)
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Where the block fails, nothing was taken in it."""
+        before = (self.num_frames, self.last_seconds, self.base_seconds, self.grid, [*self.frames], [*self.patches])
+        try:
+            yield
+        except BaseException:
+            self.num_frames, self.last_seconds, self.base_seconds, self.grid, self.frames, self.patches = before
+            raise
 
-    def take_features(
-        self, patches: Sequence[Features], seconds: Sequence[float] | None
-    ) -> Iterator[list[PendingPatch]]:
-        """Temporal patches that the tower has seen already; gives each step as it fills."""
+    def take_frame(self, frame: UInt8[Tensor, "3 H W"], seconds: float) -> list[PendingPatch] | None:
+        """One frame; gives the step that it fills."""
+        self._count(1, seconds)
+        self.frames.append((frame, seconds))
+        if len(self.frames) < self.family.temporal_patch:
+            return None
+        patch = self._encode_waiting()
+        self.frames.clear()
+        return self._take_patch(patch)
+
+    def take_patch(self, features: Features, seconds: float) -> list[PendingPatch] | None:
+        """A temporal patch that the tower has seen already; gives the step that it fills."""
         merged = self.family.temporal_patch
         if self.frames:
             raise ConfigError(f"a frame still waits for another {merged - len(self.frames)}; push that first.")
-        times = self._times(len(patches), seconds, spacing=merged)
-        self._check_horizon(len(patches) * merged)
-        for features, time in zip(patches, times, strict=True):
-            last = time + (merged - 1) / self.config.fps
-            patch = PendingPatch(features=features, number=self.num_frames + 1, seconds=(time, last))
-            self.num_frames += merged
-            yield from self._take_patch(patch)
+        check_features(features, self.family)
+        last = seconds + (merged - 1) / self.config.fps
+        patch = PendingPatch(features=features, number=self.num_frames + 1, seconds=(seconds, last))
+        self._count(merged, seconds)
+        return self._take_patch(patch)
 
     def waiting(self) -> list[PendingPatch]:
         """All that waits, a lone frame repeated as the processors do; it goes on waiting."""
         return [*self.patches, self._encode_waiting()] if self.frames else list(self.patches)
 
-    def check_frames(self, frames: Tensor) -> None:
-        """Raises ShapeError where frames are no uint8 video, or of another size than those before."""
-        if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8 or not len(frames):
-            hint = " One stream holds one video: open a stream for each." if frames.ndim == 5 else ""
-            given = f"{str(frames.dtype).removeprefix('torch.')} {tuple(frames.shape)}"
-            raise ShapeError(f"frames must be uint8 [T, 3, H, W] in RGB, got {given}.{hint}")
+    def check_size(self, frames: UInt8[Tensor, "T 3 H W"]) -> None:
+        """Raises ShapeError where frames are of another size than those before."""
         size = (frames.shape[2], frames.shape[3])
         if self.frame_size is None:
             self.frame_size = size
@@ -97,15 +109,60 @@ class Intake:
                 "Resize them to one size, or open another stream."
             )
 
+    def times(self, count: int, seconds: Any, *, spacing: int) -> list[float]:
+        """A time for each of `count` frames or patches, `spacing` frames apart where none are given.
+
+        Raises:
+            ConfigError: times are not numbers, not as many, or run backwards.
+        """
+        if seconds is None:
+            return [self.base_seconds + self._default_seconds(spacing * index) for index in range(count)]
+        if isinstance(seconds, str | bytes):
+            raise ConfigError(f"seconds must hold {count} ascending times, one for each, got text ({seconds!r}).")
+        try:
+            times = [float(time) for time in (seconds if isinstance(seconds, Iterable) else [seconds])]
+        except (TypeError, ValueError):
+            raise ConfigError(f"seconds must hold {count} ascending times, got {seconds!r}.") from None
+        if len(times) != count or not all(abs(time) <= LATEST_SECONDS for time in times) or sorted(times) != times:
+            raise ConfigError(
+                f"seconds must hold {count} ascending times, one for each, finite and at most {LATEST_SECONDS:g}, "
+                f"got {times}."
+            )
+        if self.last_seconds is not None and times[0] < self.last_seconds:
+            raise ConfigError(
+                f"seconds must ascend over all pushes: the frames before end at {self.last_seconds:g} s, and these "
+                f"begin at {times[0]:g} s. Push frames in their order, or open another stream."
+            )
+        return times
+
+    def check_horizon(self, count: int) -> None:
+        """Raises ConfigError where so many frames more are too many."""
+        horizon = self.config.horizon_frames
+        if horizon is not None and self.num_frames + count > horizon:
+            raise ConfigError(
+                f"the declared horizon of {horizon} frames is exceeded: {self.num_frames} are in the stream, {count} "
+                "were pushed. Open the stream with a larger horizon_frames."
+            )
+
+    def _count(self, num_frames: int, seconds: float) -> None:
+        """Frames of which the first is shown at this time."""
+        if seconds != self.base_seconds + self._default_seconds(0):
+            self.base_seconds = seconds - self._default_seconds(0)
+        self.last_seconds = seconds
+        self.num_frames += num_frames
+
+    def _default_seconds(self, ahead: int) -> float:
+        return (self.num_frames + ahead) / self.config.fps
+
     def _encode_waiting(self) -> PendingPatch:
         frames = torch.stack([frame for frame, _ in self.frames])
         return PendingPatch(
-            features=self.family.encode(frames),
+            features=encoded(self.family, frames),
             number=self.num_frames - len(self.frames) + 1,
             seconds=(self.frames[0][1], self.frames[-1][1]),
         )
 
-    def _take_patch(self, patch: PendingPatch) -> Iterator[list[PendingPatch]]:
+    def _take_patch(self, patch: PendingPatch) -> list[PendingPatch] | None:
         grid = patch.features.grid
         if self.grid is None:
             self.grid = grid
@@ -115,23 +172,43 @@ class Intake:
                 "Resize frames to one size, or open another stream."
             )
         self.patches.append(patch)
-        if len(self.patches) == self.config.patches_per_step:
-            step = list(self.patches)
-            self.patches.clear()
-            yield step
+        if len(self.patches) < self.config.patches_per_step:
+            return None
+        step = list(self.patches)
+        self.patches.clear()
+        return step
 
-    def _times(self, count: int, seconds: Sequence[float] | None, *, spacing: int) -> list[float]:
-        if seconds is None:
-            return [(self.num_frames + spacing * index) / self.config.fps for index in range(count)]
-        times = [float(time) for time in seconds]
-        if len(times) != count or sorted(times) != times:
-            raise ConfigError(f"seconds must hold {count} ascending times, one for each, got {times}.")
-        return times
 
-    def _check_horizon(self, count: int) -> None:
-        horizon = self.config.horizon_frames
-        if horizon is not None and self.num_frames + count > horizon:
-            raise ConfigError(
-                f"the declared horizon of {horizon} frames is exceeded: {self.num_frames} are in the stream, {count} "
-                "were pushed. Open the stream with a larger horizon_frames."
+def encoded(family: Family, frames: UInt8[Tensor, "T 3 H W"]) -> Features:
+    """One temporal patch through the vision tower, checked.
+
+    Raises:
+        NonFiniteError: the tower gives NaN or infinity.
+    """
+    features = family.encode(frames)
+    check_features(features, family)
+    return features
+
+
+def check_features(features: Features, family: Family) -> None:
+    """Raises where features are not those of a temporal patch of this family.
+
+    Raises:
+        ShapeError: they are of another shape.
+        NonFiniteError: they hold NaN or infinity, which would stay in everything that sees them.
+    """
+    if not isinstance(features, Features):
+        raise ShapeError(f"a list of features must hold Features alone, got {type(features).__name__}. See encode.")
+    rows, columns = features.grid
+    width = family.embedding.shape[1]
+    for level in (features.tokens, *features.deepstack):
+        if level.ndim != 2 or tuple(level.shape) != (rows * columns, width) or not level.is_floating_point():
+            raise ShapeError(
+                f"features of {rows} x {columns} tokens must be [{rows * columns}, {width}] for this model, got "
+                f"{list(level.shape)}. Push what encode of a stream of the same model gave."
+            )
+        if not bool(torch.isfinite(level).all()):
+            raise NonFiniteError(
+                "the features of a frame hold NaN or infinity, and were not taken. Use weights that are sound, or "
+                "bfloat16 or float32 where float16 overflows."
             )

@@ -245,6 +245,8 @@ def make_policy(policy: str | Policy) -> Policy:
     """
     if isinstance(policy, Policy):
         return policy
+    if not isinstance(policy, str):
+        raise ConfigError(f"policy must be a name or a Policy, got {policy!r}. Names: {', '.join(POLICIES)}.")
     if policy not in POLICIES:
         raise ConfigError(f"unknown policy {policy!r}. {closest(policy, POLICIES)}")
     return POLICIES[policy]()

@@ -1,39 +1,32 @@
 """A video that enters a frozen VLM frame by frame, and may be asked about at any time."""
 
 import logging
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import torch
-from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from kinescan.errors import CheckpointError, ConfigError, ShapeError
-from kinescan.settings import build_settings, to_plain
+from kinescan.errors import ConfigError, NonFiniteError, ShapeError
+from kinescan.settings import to_plain
 from kinescan.vlm.answer import Answer, AnswerToken, StreamStats
 from kinescan.vlm.attention import attend_through
 from kinescan.vlm.cache import Storage, StreamCache
 from kinescan.vlm.chat import Chat, Place
-from kinescan.vlm.config import StreamConfig
+from kinescan.vlm.config import StreamConfig, check_count
 from kinescan.vlm.families import Family, Features, PixelSettings, Positions, family_class, read_pixel_settings
-from kinescan.vlm.families.door import follows_length, pinned_rope, remember_hooks
-from kinescan.vlm.intake import Intake, PendingPatch
+from kinescan.vlm.families.door import follows_length, pinned_rope, share_weights
+from kinescan.vlm.fingerprint import fingerprint_of
+from kinescan.vlm.frames import to_frames
+from kinescan.vlm.intake import Intake, PendingPatch, encoded
 from kinescan.vlm.policy import Policy, make_policy
 from kinescan.vlm.sequence import Embedded, Patch, Piece, Text, sequence
-from kinescan.vlm.snapshot import (
-    describe_shape,
-    pack_cache,
-    pack_intake,
-    pack_policy,
-    read_snapshot,
-    unpack_cache,
-    unpack_intake,
-    unpack_policy,
-    write_snapshot,
-)
+from kinescan.vlm.snapshot import describe_shape, pack_cache, pack_intake, pack_policy, write_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +62,10 @@ def open_stream(
         chunk_tokens: the detailed cache grows by this many tokens.
         hf_compat: positions and prompts as transformers 5 has them where it departs from how the family was trained.
         pixels: how frames are prepared; by default as the processor says, else as the family's own does.
-        opening: text before the video in place of the chat template's.
+        opening: text before the video in place of the chat template's; the family's own marker of a video's start is
+            added where it is left out.
+
+    The model itself is never changed: the stream runs modules of its own over the same weights.
 
     Raises:
         ConfigError: the family or its layers are not supported, the model is in training mode, or a setting is wrong.
@@ -89,7 +85,7 @@ def open_stream(
     )
     kind = family_class(model)
     pixels = read_pixel_settings(kind, processor) if pixels is None else pixels
-    family = kind(model, pixels=pixels, horizon_frames=horizon_frames, hf_compat=hf_compat)
+    family = kind(share_weights(model), pixels=pixels, horizon_frames=horizon_frames, hf_compat=hf_compat)
     if horizon_frames is None and follows_length(family.decoder):
         raise ConfigError(
             f"{family.model_type}: rotary frequencies of this model follow the length of the video, so they are fixed "
@@ -98,47 +94,14 @@ def open_stream(
     return VideoStream(family, Chat(family, processor, opening=opening), config)
 
 
-def load_stream(
-    path: str | Path,
-    model: nn.Module,
-    processor: Any = None,
-    *,
-    opening: str | None = None,
-) -> "VideoStream":
-    """A stream that `VideoStream.save` wrote, to be pushed and asked as if it had never been put down.
-
-    Args:
-        path: the file.
-        model: the model it was opened with, on any device.
-        processor: as for `open_stream`; frames are prepared as the saved stream did.
-        opening: as for `open_stream`; used only if nothing has been pushed yet.
-
-    Raises:
-        CheckpointError: the file holds no stream, or one of another model.
-    """
-    tensors, facts = read_snapshot(path)
-    config = {**facts["config"], "policy": unpack_policy(facts["config"]["policy"])}
-    pixels = build_settings(PixelSettings, facts["pixels"])
-    stream = open_stream(model, processor, **config, pixels=pixels, opening=opening)
-    given = {"model_type": stream.family.model_type, "shape": describe_shape(stream.cache.shape)}
-    saved = {name: facts[name] for name in given}
-    if given != saved:
-        raise CheckpointError(f"{path} was saved with another model: {saved}, this one is {given}. Load that one.")
-    unpack_cache(stream.cache, tensors, facts["num_tokens"])
-    unpack_intake(stream.intake, tensors, facts["intake"], stream.cache.shape.device)
-    stream.cache.query_key_pairs = facts["query_key_pairs"]
-    stream.positions = Positions(**facts["positions"])
-    stream.horizon_positions = facts["horizon_positions"]
-    stream.place = facts["place"]
-    return stream
-
-
 class VideoStream:
     """One video on its way through a VLM; made by `open_stream`.
 
-    Attention and rotary frequencies are exchanged for one forward at a time, so that between calls the model runs as
-    it always did and several streams may share it, from one thread. `close` takes off the hooks that transformers
-    itself leaves at a model's first forward; then the model is exactly as it was.
+    It runs on a second tree of modules over the model's own weights (`share_weights`), so that nothing in the model is
+    ever changed: streams and plain forwards may overlap, also in other threads, and end in any order. Calls of one
+    stream from several threads follow one another.
+
+    A push that fails, whatever raised, leaves the stream as it was before that push, and others may follow.
     """
 
     def __init__(self, family: Family, chat: Chat, config: StreamConfig) -> None:
@@ -157,9 +120,10 @@ class VideoStream:
         self.positions = Positions()
         self.horizon_positions: int | None = None
         self.place: Place = "first"
-        self._state: Literal["open", "answering", "interrupted", "closed"] = "open"
+        self._state: Literal["open", "answering", "closed"] = "open"
         self._said_small_budget = False
-        self._restore_hooks = remember_hooks(family.model)
+        self._turn = threading.RLock()
+        self._weights: str | None = None
 
     def __enter__(self) -> "VideoStream":
         return self
@@ -170,15 +134,14 @@ class VideoStream:
         self.close()
 
     def close(self) -> None:
-        """Gives the memory back and leaves the model exactly as it was; the stream cannot be used afterwards."""
-        if self._state != "closed":
-            self._restore_hooks()
-        self._state = "closed"
-        for layer in self.cache.layers:
-            layer.detailed.clear()
-            layer.answer.clear()
-        self.cache.layers.clear()
-        self.intake.clear()
+        """Gives the memory back; the stream cannot be used afterwards."""
+        with self._turn:
+            self._state = "closed"
+            for layer in self.cache.layers:
+                layer.detailed.clear()
+                layer.answer.clear()
+            self.cache.layers.clear()
+            self.intake.clear()
 
     @property
     def stats(self) -> StreamStats:
@@ -195,49 +158,59 @@ class VideoStream:
         )
 
     @torch.no_grad()
-    def encode(self, frames: UInt8[Tensor, "T 3 H W"]) -> list[Features]:
+    def encode(self, frames: Any) -> list[Features]:
         """Frames through the vision tower alone, patch by patch; `push` takes the result, also in another stream.
 
         Args:
-            frames: [T, 3, H, W] uint8, RGB; T a multiple of the frames that the family merges.
+            frames: as for `push`; T a multiple of the frames that the family merges.
 
         Raises:
             ShapeError: they are something else.
+            NonFiniteError: the tower gives NaN or infinity.
         """
-        self._check_usable()
-        self.intake.check_frames(frames)
-        merged = self.family.temporal_patch
-        if len(frames) % merged:
-            raise ShapeError(f"{self.family.model_type} merges {merged} frames, got {len(frames)}. Give a multiple.")
-        return [self.family.encode(part) for part in frames.split(merged)]
+        with self._turn:
+            self._check_usable()
+            frames = to_frames(frames)
+            self.intake.check_size(frames)
+            merged = self.family.temporal_patch
+            if len(frames) % merged:
+                raise ShapeError(
+                    f"{self.family.model_type} merges {merged} frames, got {len(frames)}. Give a multiple."
+                )
+            return [encoded(self.family, part) for part in frames.split(merged)]
 
     @torch.no_grad()
-    def push(
-        self,
-        frames: UInt8[Tensor, "T 3 H W"] | Features | Sequence[Features],
-        *,
-        seconds: Sequence[float] | None = None,
-    ) -> None:
+    def push(self, frames: Any, *, seconds: Sequence[float] | float | None = None) -> None:
         """The next frames of the video.
 
         Args:
-            frames: [T, 3, H, W] (or one frame [3, H, W]) uint8, RGB; or what `encode` made of them.
-            seconds: time of each frame, ascending; of the first frame of each patch where features are given.
-                By default frames follow one another at `fps`.
+            frames: [T, 3, H, W] (or one frame [3, H, W]) uint8, RGB; NumPy arrays, images of Pillow or lists of frames
+                (see `to_frames`); or what `encode` made of them.
+            seconds: time of each frame, ascending, over all pushes; of the first frame of each patch where features are
+                given. By default frames follow one another at `fps`, behind the newest that came with a time.
 
         Raises:
             ShapeError: frames are no uint8 video, or their size differs from the frames before.
             ConfigError: the horizon is exceeded, times do not fit, or the stream is closed.
+            NonFiniteError: features or the decoder's output hold NaN or infinity.
         """
-        self._check_usable()
-        if isinstance(frames, Tensor):
-            frames = frames[None] if frames.ndim == 3 else frames
-            self.intake.check_frames(frames)
-            steps = self.intake.take_frames(frames, seconds)
-        else:
-            steps = self.intake.take_features([frames] if isinstance(frames, Features) else list(frames), seconds)
-        for patches in steps:
-            self._step(patches)
+        with self._turn:
+            self._check_usable()
+            intake, merged = self.intake, self.family.temporal_patch
+            parts: Any
+            take: Callable[[Any, float], list[PendingPatch] | None]
+            if isinstance(frames, Features) or (isinstance(frames, list | tuple) and _holds_features(frames)):
+                parts, spacing, take = [frames] if isinstance(frames, Features) else frames, merged, intake.take_patch
+            else:
+                parts, spacing, take = to_frames(frames), 1, intake.take_frame
+                intake.check_size(parts)
+            times = intake.times(len(parts), seconds, spacing=spacing)
+            intake.check_horizon(len(parts) * spacing)
+            with self._all_or_nothing():
+                for part, time in zip(parts, times, strict=True):
+                    step = take(part, time)
+                    if step is not None:
+                        self._step(step)
 
     def ask(self, question: str | Sequence[int] | Tensor, *, max_new_tokens: int = 256, keep: bool = False) -> Answer:
         """The model's answer, each token the likeliest.
@@ -260,28 +233,38 @@ class VideoStream:
     def ask_stepwise(
         self, question: str | Sequence[int] | Tensor, *, max_new_tokens: int = 256, keep: bool = False
     ) -> Iterator[AnswerToken]:
-        """The same answer token by token, the one that ends it included; see `ask`."""
-        self._check_usable()
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
-        if self.intake.num_frames == 0:
-            raise ConfigError("nothing has been pushed into this stream yet. Push frames first, then ask.")
-        behind_answer = self.place == "next_video" and not self.intake.frames and not self.intake.patches
-        ids = self.chat.question(question, behind="answer" if behind_answer else "video")
-        return self._answer(ids, behind_answer, max_new_tokens, keep)
+        """The same answer token by token, the one that ends it included; see `ask`.
+
+        Raises:
+            ConfigError: as `ask`; also while iterating, where the stream was closed in between.
+        """
+        with self._turn:
+            self._check_usable()
+            check_count("max_new_tokens", max_new_tokens)
+            if self.intake.num_frames == 0:
+                raise ConfigError("nothing has been pushed into this stream yet. Push frames first, then ask.")
+            self.chat.question(question, behind="video")
+            return self._answer(question, max_new_tokens, keep)
 
     def save(self, path: str | Path) -> None:
         """Writes the whole stream to one safetensors file; `load_stream` goes on from there.
 
+        An earlier file of that name is there until the new one is whole.
+
         Raises:
-            CheckpointError: the policy is of a class that `POLICIES` does not hold.
+            CheckpointError: the policy is of a class that `POLICIES` does not hold, or the file cannot be written.
         """
-        self._check_usable()
+        with self._turn:
+            self._check_usable()
+            self._save(path)
+
+    def _save(self, path: str | Path) -> None:
         waiting, intake = pack_intake(self.intake)
         config = {**asdict(self.config), "policy": pack_policy(self.policy)}
         facts = {
             "model_type": self.family.model_type,
             "shape": describe_shape(self.cache.shape),
+            "weights": self.fingerprint(),
             "config": config,
             "pixels": to_plain(self.family.pixels),
             "num_tokens": self.cache.num_tokens,
@@ -293,27 +276,33 @@ class VideoStream:
         }
         write_snapshot(path, {**pack_cache(self.cache), **waiting}, facts)
 
-    @torch.no_grad()
-    def _answer(self, ids: list[int], behind_answer: bool, limit: int, keep: bool) -> Iterator[AnswerToken]:
-        self._check_usable()
-        if keep and (waiting := self.intake.waiting()):
-            self.intake.clear()
-            self._step(waiting)
-        positions, pieces = self.positions.copy(), self._patch_pieces(self.intake.waiting())[0]
-        closing = None if behind_answer else self.family.closing_features()
-        if closing is not None:
-            pieces.append(Embedded(closing))
-        pieces.append(Text(ids))
-        self._state = "answering"
+    def _answer(self, question: str | Sequence[int] | Tensor, limit: int, keep: bool) -> Iterator[AnswerToken]:
+        with self._turn, torch.no_grad():
+            self._check_usable()
+            waiting = self.intake.waiting()
+            if keep and waiting:
+                with self._all_or_nothing():
+                    self.intake.clear()
+                    self._step(waiting)
+                waiting = []
+            behind_answer = self.place == "next_video" and not waiting
+            positions, pieces = self.positions.copy(), self._patch_pieces(waiting)[0]
+            closing = None if behind_answer else self.family.closing_features()
+            if closing is not None:
+                pieces.append(Embedded(closing))
+            pieces.append(Text(self.chat.question(question, behind="answer" if behind_answer else "video")))
+            self._state = "answering"
         try:
             yield from self._generate(pieces, positions, limit, keep)
             if keep:
-                self.cache.keep_answer()
-                self.positions, self.place = positions, "next_video"
+                with self._turn, self.cache.all_or_nothing():
+                    self.cache.keep_answer()
+                    self.positions, self.place = positions, "next_video"
         finally:
-            self.cache.drop_answer()
-            if self._state == "answering":
-                self._state = "open"
+            with self._turn:
+                self.cache.drop_answer()
+                if self._state == "answering":
+                    self._state = "open"
 
     def _generate(self, pieces: Sequence[Piece], positions: Positions, limit: int, keep: bool) -> Iterator[AnswerToken]:
         """Tokens until one ends the answer; to be kept, the last one enters the cache too."""
@@ -321,7 +310,7 @@ class VideoStream:
         said: list[int] = []
         shown = ""
         for _ in range(limit):
-            logits = self.family.logits(self._run(pieces, positions, answering=True)[-1:])[0].float().cpu()
+            logits = self._next_logits(pieces, positions)
             chosen = int(logits.argmax())
             text = ""
             if chosen not in stop_ids:
@@ -334,13 +323,43 @@ class VideoStream:
                 return
             pieces = [Text([chosen])]
         if keep:
-            self._run(pieces, positions, answering=True)
+            self._next_logits(pieces, positions)
+
+    @torch.no_grad()
+    def _next_logits(self, pieces: Sequence[Piece], positions: Positions) -> Tensor:
+        with self._turn:
+            if self._state == "closed":
+                self._check_usable()
+            hidden = self._run(pieces, positions, answering=True)[-1:]
+            logits = self.family.logits(hidden)[0].float().cpu()
+        if not bool(torch.isfinite(logits).all()):
+            raise NonFiniteError(
+                "the scores of an answer's next token hold NaN or infinity. Use weights that are sound, or bfloat16 or "
+                "float32 where float16 overflows."
+            )
+        return logits
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Where the block fails, the stream is as it was before."""
+        before = (self.positions, self.place, self.horizon_positions)
+        try:
+            with self.intake.all_or_nothing(), self.cache.all_or_nothing():
+                yield
+        except BaseException:
+            self.positions, self.place, self.horizon_positions = before
+            raise
 
     def _step(self, patches: Sequence[PendingPatch]) -> None:
         pieces, place = self._patch_pieces(patches)
-        self._state = "interrupted"
-        hidden = self._run(pieces, self.positions, answering=False)
-        self._state, self.place = "open", place
+        positions = self.positions.copy()
+        hidden = self._run(pieces, positions, answering=False)
+        if not bool(torch.isfinite(hidden).all()):
+            raise NonFiniteError(
+                f"the decoder gives NaN or infinity for frame {patches[-1].number}, which was not taken. Use weights "
+                "that are sound, or bfloat16 or float32 where float16 overflows."
+            )
+        self.positions, self.place = positions, place
         if self.cache.budget is not None and len(hidden) > self.cache.budget and not self._said_small_budget:
             self._said_small_budget = True
             logger.warning(
@@ -404,6 +423,15 @@ class VideoStream:
             {
                 "closed": "this stream is closed. Open a new one, or load a saved one.",
                 "answering": "an answer of this stream is in progress. Take all its tokens, or close its iterator.",
-                "interrupted": "this stream was interrupted inside a frame. Open a new one, or load a saved one.",
             }[self._state]
         )
+
+    def fingerprint(self) -> str:
+        """Which weights the model has; computed once."""
+        if self._weights is None:
+            self._weights = fingerprint_of(self.family.model)
+        return self._weights
+
+
+def _holds_features(frames: Sequence[Any]) -> bool:
+    return any(isinstance(part, Features) for part in frames)

@@ -1,6 +1,6 @@
 """The families of VLMs that a stream can run, one file each; the only door to transformers."""
 
-import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from kinescan.errors import ConfigError
+from kinescan.errors import CheckpointError, ConfigError
+from kinescan.runtime.files import read_json_object
 from kinescan.vlm.families import door
 from kinescan.vlm.families.base import Family, Features, Positions, PromptFormat, check_ready
+from kinescan.vlm.families.folder import first_line
 from kinescan.vlm.families.internvl import InternVL
 from kinescan.vlm.families.llava_onevision import LlavaOnevision
 from kinescan.vlm.families.pixels import PixelSettings
@@ -29,6 +31,16 @@ __all__ = [
     "load_vlm",
     "read_pixel_settings",
 ]
+
+logger = logging.getLogger(__name__)
+
+_PIXEL_FILES = (
+    ("video_preprocessor_config.json", None),
+    ("processor_config.json", "video_processor"),
+    ("preprocessor_config.json", None),
+    ("processor_config.json", "image_processor"),
+)
+"""Where checkpoints say how frames are prepared, the first that does is taken, and in which part of the file."""
 
 FAMILIES: dict[str, type[Family]] = {
     "internvl": InternVL,
@@ -89,9 +101,12 @@ def load_vlm(
         ConfigError: its family is not supported.
         DependencyError: transformers is not installed.
     """
-    model, tokenizer = door.load_pretrained(str(name), revision=revision, dtype=dtype)
-    pixels = read_pixel_settings(family_class(model), name)
-    return Vlm(model=model.to(device), tokenizer=tokenizer, pixels=pixels)
+    place = _usable(device)
+    model, tokenizer, folder = door.load_pretrained(
+        name, families=FAMILIES, revision=revision, dtype=_dtype_of(dtype), prepare=_read_pixels
+    )
+    pixels = read_pixel_settings(family_class(model), folder)
+    return Vlm(model=model.to(place), tokenizer=tokenizer, pixels=pixels)
 
 
 def read_pixel_settings(family: type[Family], source: Any) -> PixelSettings:
@@ -99,13 +114,25 @@ def read_pixel_settings(family: type[Family], source: Any) -> PixelSettings:
 
     Args:
         family: whose defaults are filled in.
-        source: a folder or hub name, a processor of transformers, or None.
+        source: a model's folder, a processor of transformers, or None.
+
+    Raises:
+        CheckpointError: a file of the folder is damaged, or says something impossible.
     """
     settings = family.default_pixels
     if isinstance(source, str | Path):
-        for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
-            if (path := door.find_file(str(source), name)) is not None:
-                return settings.updated(json.loads(Path(path).read_text()))
+        for name, part in _PIXEL_FILES:
+            path = Path(source) / name
+            if not path.exists():
+                continue
+            stored = read_json_object(path, error=CheckpointError)
+            if part is not None and part not in stored:
+                continue
+            try:
+                return settings.updated(stored if part is None else stored[part])
+            except (ConfigError, TypeError, ValueError, AttributeError, OverflowError) as error:
+                raise CheckpointError(f"{path} says nothing usable about pixels ({error}). Fetch it again.") from None
+        logger.info("%s says nothing about pixels: the family's own settings are used", source)
         return settings
     video_processor = getattr(source, "video_processor", None)
     if video_processor is None:
@@ -113,3 +140,29 @@ def read_pixel_settings(family: type[Family], source: Any) -> PixelSettings:
     size = dict(getattr(video_processor, "size", None) or {})
     stored = {name: getattr(video_processor, name, None) for name in ("image_mean", "image_std")}
     return settings.updated({**stored, "size": size})
+
+
+def _read_pixels(folder: Path, model_type: str) -> None:
+    """Before the weights are read, so that a damaged file is named at once."""
+    read_pixel_settings(FAMILIES[model_type], folder)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    # torch says in several ways that a device is not there
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"device {device!r} cannot be used ({first_line(error)}) Use cpu, or one that is there."
+        ) from None
+    return place
+
+
+def _dtype_of(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, str) and dtype != "auto":
+        found = getattr(torch, dtype.removeprefix("torch."), None)
+        dtype = found if isinstance(found, torch.dtype) else dtype
+    if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ConfigError(f"dtype must be auto, float32, bfloat16 or float16, got {dtype!r}.")
+    return dtype

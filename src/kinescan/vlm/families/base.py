@@ -56,7 +56,9 @@ class PromptFormat:
 
     Attributes:
         video_token: what a chat template writes in place of a video.
-        opening: before the video.
+        opening: before the video, `video_start` included.
+        video_start: marker of a video's start, at the end of `opening` and `next_video`; empty where each patch has its
+            own.
         before_patch: before each temporal patch; {number} counts frames from 1, {seconds} is its mean time.
         after_patch: behind each.
         between: between two.
@@ -68,6 +70,7 @@ class PromptFormat:
 
     video_token: str
     opening: str
+    video_start: str = ""
     before_patch: str = ""
     after_patch: str = ""
     between: str = ""

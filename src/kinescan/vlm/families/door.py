@@ -1,15 +1,32 @@
 """The only place where transformers is imported, and where its private parts are touched."""
 
-from collections.abc import Callable, Iterator
+import copy
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from kinescan.errors import CheckpointError, ConfigError, DependencyError
+from kinescan.errors import ConfigError, DependencyError, KinescanError
+from kinescan.vlm.families.folder import (
+    CONFIG,
+    PATTERNS,
+    Stored,
+    find_folder,
+    first_line,
+    look_through,
+    read_config,
+    refusal,
+)
+
+logger = logging.getLogger(__name__)
 
 ATTENTION_NAME = "kinescan_stream"
+_HOOKED = "_output_capturing_hooks_installed"
 
 
 @contextmanager
@@ -27,10 +44,10 @@ def registered_attention(decoder: nn.Module, attention: Callable[..., Any], mask
     functions = transformers.AttentionInterface._global_mapping
     config: Any = decoder.config
     before = config._attn_implementation
-    # one name for each model: streams of different models may run in different threads
+    # one name for each stream: several may run in different threads
     name = f"{ATTENTION_NAME}_{id(decoder)}"
     if before == name:
-        raise ConfigError("this model is inside another stream's forward already. Use one thread for each model.")
+        raise ConfigError("this stream is inside a forward already. Use one thread for each stream.")
     transformers.AttentionInterface.register(name, attention)
     transformers.AttentionMaskInterface.register(name, mask)
     config._attn_implementation = name
@@ -76,25 +93,35 @@ def pinned_rope(decoder: nn.Module, num_positions: int) -> Iterator[None]:
         rotary.inv_freq, rotary.rope_type, rotary.attention_scaling = frequencies, kind, scaling
 
 
-HOOKED = "_output_capturing_hooks_installed"
+def share_weights(model: nn.Module) -> nn.Module:
+    """A second tree of modules over the same weights.
 
+    Attention and rotary frequencies can be exchanged in it, and transformers can leave its hooks and caches there,
+    without a trace in `model`: other streams and plain forwards of `model`, in any thread, do not meet it. Parameters
+    and buffers are the very tensors of `model`.
 
-def remember_hooks(model: nn.Module) -> Callable[[], None]:
-    """A function that takes off the hooks which transformers leaves on a model at its first forward from now on.
-
-    They collect hidden states for towers whose features come from an inner layer, and would stay for good.
+    Raises:
+        ConfigError: something in the model cannot be copied.
     """
-    before = [(module, set(module._forward_hooks), HOOKED in vars(module)) for module in model.modules()]
-
-    def restore() -> None:
-        for module, hooks, marked in before:
-            for key, hook in list(module._forward_hooks.items()):
-                if key not in hooks and getattr(hook, "__name__", "") == "output_capturing_hook":
-                    del module._forward_hooks[key]
-            if not marked:
-                vars(module).pop(HOOKED, None)
-
-    return restore
+    shared: dict[int, Any] = {}
+    for module in model.modules():
+        for held in (vars(module), module._parameters, module._buffers):
+            shared |= {id(value): value for value in held.values() if isinstance(value, Tensor)}
+    try:
+        twin = copy.deepcopy(model, shared)
+    # Wrappers may hold locks, handles, anything.
+    except Exception as error:
+        raise ConfigError(
+            f"the modules of this {type(model).__name__} cannot be copied ({first_line(error)}) Give the transformers "
+            "model itself, without wrappers."
+        ) from None
+    # what another stream's or a plain forward has left would be put there a second time
+    for module in twin.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__name__", "") == "output_capturing_hook":
+                del module._forward_hooks[key]
+        vars(module).pop(_HOOKED, None)
+    return twin
 
 
 def follows_length(decoder: nn.Module) -> bool:
@@ -116,37 +143,142 @@ def check_layers(model_type: str, config: Any, decoder: nn.Module) -> None:
         raise ConfigError(f"{model_type}: rotary scaling 'longrope' switches with the length and is not supported.")
 
 
-def load_pretrained(name: str, *, revision: str | None, dtype: str | torch.dtype) -> tuple[Any, Any]:
-    """Model and tokenizer from a folder or a hub name; no image or video processor, so that torchvision is not needed.
+def load_pretrained(
+    name: str | Path,
+    *,
+    families: Collection[str],
+    revision: str | None,
+    dtype: str | torch.dtype,
+    prepare: Callable[[Path, str], None],
+) -> tuple[Any, Any, Path]:
+    """Model, tokenizer and folder of a name; no image or video processor, so that torchvision is not needed.
+
+    What can be found out cheaply is found out first: the family from config.json, the tokenizer, whether the weights
+    are whole. No code that the folder brings is run, and pickled weights are read as tensors only.
+
+    Args:
+        name: a folder, or a name on the hub.
+        families: model types that are supported.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights, or "auto".
+        prepare: called with the folder and the model type before the weights are read; raises what it finds.
 
     Raises:
-        CheckpointError: there is none of that name, or it is no image-text-to-text model.
+        CheckpointError: there is none of that name, or it is damaged, incomplete, or brings its own code.
+        ConfigError: the family is not supported.
+        DependencyError: a package that the weights need is not installed.
     """
     transformers = import_transformers()
+    folder = find_folder(name)
+    is_on_hub = folder is None
+    if folder is None:
+        folder = _fetch(str(name), revision, (CONFIG,))
+    stored_config = read_config(folder, families)
+    if is_on_hub:
+        folder = _fetch(str(name), revision, PATTERNS)
+        stored_config = read_config(folder, families)
+    stored = look_through(folder, stored_config)
+    prepare(folder, stored_config["model_type"])
+    with _named(folder):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    check_tokenizer(folder, tokenizer, config)
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is None:
+        _compare_sizes(folder, config, stored)
+    else:
+        _check_quantiser(folder, quantised)
+    with _named(folder):
+        model, report = transformers.AutoModelForImageTextToText.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            weights_only=True,
+            output_loading_info=True,
+        )
+    _check_report(folder, report)
+    return model.eval(), tokenizer, folder
+
+
+def check_tokenizer(folder: Path, tokenizer: Any, config: Any) -> None:
+    """Raises CheckpointError where a tokenizer gives no tokens, or some that the model does not know."""
+    with _named(folder):
+        ids = list(tokenizer.encode("What happens after that?", add_special_tokens=False))
+        vocab_size = int(config.get_text_config(decoder=True).vocab_size)
+    if not ids or max(ids) >= vocab_size or min(ids) < 0:
+        raise refusal(
+            folder,
+            f"its tokenizer gives {ids[:5] or 'no tokens'} for a question, and the model has {vocab_size} tokens. "
+            "Save the tokenizer that the model was trained with beside it.",
+        )
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Whatever transformers raises over a folder becomes an error of ours."""
     try:
-        model = transformers.AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype=dtype)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{name} cannot be loaded as a video VLM: {str(error).strip().splitlines()[0]} "
-            "Give a folder with config.json, weights and tokenizer, or a name on the Hugging Face hub."
+        yield
+    except KinescanError:
+        raise
+    except ImportError as error:
+        raise DependencyError(
+            f"{folder} needs a package that is not installed: {first_line(error)} Install it, or use the weights that "
+            "are not quantised."
         ) from None
-    return model.eval(), tokenizer
+    # Files of others, read by others' code: it may fail in any way.
+    except Exception as error:
+        raise refusal(folder, f"{first_line(error)} Fetch it again, or save it with transformers 5.") from None
 
 
-def find_file(name: str, file_name: str) -> str | None:
-    """Path of a file in a model's folder or hub repository; None where it has none."""
+def _fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    # Connection, names, rights, disk: the hub's own errors are of many kinds.
+    except Exception as error:
+        raise refusal(
+            name,
+            f"there is no such folder, and the hub did not give it: {first_line(error)} Check name and connection.",
+        ) from None
+
+
+def _check_quantiser(folder: Path, settings: Any) -> None:
+    """Raises CheckpointError where weights are quantised in a way that transformers would leave out silently."""
     import_transformers()
-    from transformers.utils import cached_file
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-    found: str | None = cached_file(
-        name,
-        file_name,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return found
+    method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+    method = getattr(method, "value", method)
+    is_old_bitsandbytes = isinstance(settings, dict) and (settings.get("load_in_4bit") or settings.get("load_in_8bit"))
+    if not is_old_bitsandbytes and method not in AUTO_QUANTIZER_MAPPING:
+        raise refusal(
+            folder, f"config.json says weights quantised by {method!r}, which transformers does not know. Use others."
+        )
+
+
+def _compare_sizes(folder: Path, config: Any, stored: Stored) -> None:
+    """Before memory is taken: a model that its weights could not fill by half is not that of these weights."""
+    transformers = import_transformers()
+    with _named(folder), torch.device("meta"):
+        empty = transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    described = sum(parameter.numel() for parameter in empty.parameters())
+    if described > 2 * stored.num_elements:
+        raise refusal(
+            folder,
+            f"config.json describes {described:,} parameters, and the weights hold {stored.num_elements:,} numbers. "
+            "Fetch both again.",
+        )
+
+
+def _check_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where tensors are missing: transformers would fill them with random numbers."""
+    lacking = sorted(str(key) for key in report.get("missing_keys") or ())
+    if lacking:
+        named = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+        raise refusal(folder, f"its weights lack {named}, which would be random. Fetch or save them again.")
+    if left_over := sorted(str(key) for key in report.get("unexpected_keys") or ()):
+        logger.warning("%s: %d tensors belong to no part of the model: %s", folder, len(left_over), left_over[0])
 
 
 def import_transformers() -> Any:

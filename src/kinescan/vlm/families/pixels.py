@@ -14,6 +14,8 @@ from kinescan.errors import ConfigError, ShapeError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
+MAX_SIDE = 8192
+"""Of a frame as it is given to a tower, in pixels; the largest towers of today take 1024."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,19 @@ class PixelSettings:
     size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+                raise ConfigError(f"{name} must be three numbers, one for each colour, got {values!r}.")
+        for name, value in (
+            ("min_pixels", self.min_pixels),
+            ("max_pixels", self.max_pixels),
+            *(("size", side) for side in self.size or ()),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(f"{name} must be whole numbers of pixels, got {value!r}.")
+        if self.size is not None and (len(self.size) != 2 or not all(1 <= side <= MAX_SIDE for side in self.size)):
+            raise ConfigError(f"size must be (height, width) of 1 to {MAX_SIDE} pixels, got {self.size}.")
         if not 1 <= self.min_pixels <= self.max_pixels:
             given = f"min_pixels={self.min_pixels}, max_pixels={self.max_pixels}"
             raise ConfigError(f"1 <= min_pixels <= max_pixels is needed, got {given}.")
@@ -51,8 +66,10 @@ class PixelSettings:
         changes: dict[str, Any] = {}
         for name in ("mean", "std"):
             if stored.get(f"image_{name}") is not None:
-                changes[name] = tuple(stored[f"image_{name}"])
+                changes[name] = tuple(float(value) for value in stored[f"image_{name}"])
         size = stored.get("size") or {}
+        if not isinstance(size, Mapping):
+            raise ConfigError(f"size must be an object such as {{height, width}}, got {size!r}.")
         if size.get("height") and size.get("width"):
             changes["size"] = (size["height"], size["width"])
         lowest = stored.get("min_pixels") or size.get("shortest_edge")

@@ -24,6 +24,7 @@ class Qwen25VL(Family):
     prompt: PromptFormat = PromptFormat(
         video_token="<|video_pad|>",
         opening="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>",
+        video_start="<|vision_start|>",
         closing="<|vision_end|>",
         next_video="<|im_end|>\n<|im_start|>user\n<|vision_start|>",
     )

@@ -48,6 +48,7 @@ class Qwen3VL(Qwen25VL):
                 self.prompt,
                 video_token="<|video_pad|>",
                 opening=self.prompt.opening + "<|vision_start|>",
+                video_start="<|vision_start|>",
                 closing="<|vision_end|>" + self.prompt.closing,
                 next_video=self.prompt.next_video + "<|vision_start|>",
             )

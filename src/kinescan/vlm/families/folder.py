@@ -1,0 +1,212 @@
+"""A VLM's folder, looked through before anything of it is loaded: nothing in it may run, and all has to be there."""
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from kinescan.errors import CheckpointError, ConfigError
+from kinescan.runtime.files import read_json_object, require_regular
+from kinescan.runtime.urls import mask_url, mask_urls
+from kinescan.settings import closest
+
+CONFIG = "config.json"
+PROCESSORS = ("video_preprocessor_config.json", "processor_config.json", "preprocessor_config.json")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.jinja", "*.txt", "tokenizer*")
+
+_SETTINGS = (CONFIG, "tokenizer_config.json", "generation_config.json", *PROCESSORS)
+_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
+_POINTER = b"version https://git-lfs"
+_ADVICE = "Give a folder with config.json, weights and tokenizer, or a name on the Hugging Face hub (user/name)."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What a folder holds.
+
+    Attributes:
+        config: of the model, as it stands in the folder.
+        num_tensors: of the weights; None where they are pickled, and not looked into.
+        num_elements: numbers in the weights; at most this many where they are pickled.
+    """
+
+    config: dict[str, Any]
+    num_tensors: int | None
+    num_elements: int
+
+
+def refusal(name: str | Path, reason: str) -> CheckpointError:
+    """The error for a folder that cannot be loaded."""
+    return CheckpointError(f"{mask_url(name)} cannot be loaded as a video VLM: {reason}")
+
+
+def first_line(error: BaseException) -> str:
+    """Of what a library says, without secrets, ended by a full stop."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return mask_urls(lines[0].rstrip(" .:")) + "."
+
+
+def find_folder(name: str | Path) -> Path | None:
+    """The folder of that name; None for a name on the hub.
+
+    Raises:
+        CheckpointError: it is a file, or a path that leads nowhere.
+    """
+    path = Path(name).expanduser()
+    try:
+        if path.is_dir():
+            return path
+        exists = path.exists()
+    except (OSError, ValueError) as error:
+        raise refusal(name, f"{first_line(error)} {_ADVICE}") from None
+    if exists:
+        raise refusal(name, f"it is not a folder. {_ADVICE}")
+    if _HUB_NAME.fullmatch(str(name)):
+        return None
+    raise refusal(name, f"folder not found. {_ADVICE}")
+
+
+def read_config(folder: Path, families: Collection[str]) -> dict[str, Any]:
+    """The model's config, of a supported family, which names no code of its own.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or something in the folder names code.
+        ConfigError: the family is not supported.
+    """
+    if not (folder / CONFIG).exists():
+        reason = f"it holds no {CONFIG}." if any(folder.iterdir()) else "the folder is empty."
+        if (folder / "adapter_config.json").exists():
+            reason = "it holds an adapter alone. Merge it into its base model and save that."
+        raise refusal(folder, f"{reason} {_ADVICE}")
+    _refuse_pointers(folder)
+    config = read_json_object(folder / CONFIG, error=CheckpointError)
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in families:
+        hint = closest(kind, families) if isinstance(kind, str) else ""
+        raise ConfigError(
+            f"{folder} holds a model of type {kind!r}, which is not supported. A stream runs models of type "
+            f"{', '.join(sorted(families))}. {hint}".rstrip()
+        )
+    for name in _SETTINGS:
+        if (folder / name).exists():
+            _refuse_code(folder, name)
+    return config
+
+
+def look_through(folder: Path, config: dict[str, Any]) -> Stored:
+    """What a folder of a supported family holds: weights that are whole, and a tokenizer.
+
+    Raises:
+        CheckpointError: something is missing or cut.
+    """
+    if not any(all((folder / name).exists() for name in names) for names in _TOKENIZERS):
+        raise refusal(folder, "it holds no tokenizer (tokenizer.json). Save the model's tokenizer beside it.")
+    for strange in (".metadata", "adapter_config.json"):
+        if (folder / strange).exists():
+            raise refusal(folder, f"{strange} belongs to another kind of checkpoint. Save the whole model by itself.")
+    files = _weight_files(folder, config)
+    if files[0].suffix != ".safetensors":
+        return Stored(config=config, num_tensors=None, num_elements=sum(file.stat().st_size for file in files))
+    num_tensors, num_elements = 0, 0
+    for file in files:
+        for shape in _shapes(file):
+            num_tensors += 1
+            num_elements += _product(shape)
+    stored = Stored(config=config, num_tensors=num_tensors, num_elements=num_elements)
+    _refuse_absurd_layers(folder, stored)
+    return stored
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """Git LFS leaves small text files in place of large ones that it has not fetched."""
+    pointers = []
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.stat().st_size < 1024:
+            with path.open("rb") as file:
+                if file.read(len(_POINTER)) == _POINTER:
+                    pointers.append(path.name)
+    if pointers:
+        named = ", ".join(pointers[:3]) + (f" and {len(pointers) - 3} more" if len(pointers) > 3 else "")
+        raise refusal(folder, f"{named}: Git LFS has left a pointer in place of the file. Fetch it: git lfs pull.")
+
+
+def _refuse_code(folder: Path, name: str) -> None:
+    """Nothing that a folder brings is ever run: not its modules, and no kernels that it names on the hub."""
+    waiting: list[Any] = [read_json_object(folder / name, error=CheckpointError)]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting.extend(value)
+        if not isinstance(value, dict):
+            continue
+        for key, inner in value.items():
+            waiting.append(inner)
+            names_kernel = "attn_implementation" in key and "/" in str(inner)
+            if (key == "auto_map" and inner) or names_kernel or key == "transformers_weights":
+                raise refusal(
+                    folder,
+                    f"{name} names code or files of its own ({key}), and no model's code is run here. Use a checkpoint "
+                    "in the layout that transformers knows by itself (names on the hub often end in -hf).",
+                )
+
+
+def _weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
+    single = next((folder / name for name in (WEIGHTS,) if (folder / name).exists()), None)
+    if single is not None:
+        return [single]
+    for index, plain in ((INDEX, None), (None, PICKLED), (PICKLED_INDEX, None)):
+        if plain is not None and (folder / plain).exists():
+            return [folder / plain]
+        if index is not None and (folder / index).exists():
+            return _shards(folder, index)
+    raise refusal(folder, f"it holds no weights ({WEIGHTS}). {_ADVICE}")
+
+
+def _shards(folder: Path, index: str) -> list[Path]:
+    weight_map = read_json_object(folder / index, error=CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise refusal(folder, f"{index} has no weight_map. Fetch it again.")
+    names = sorted({str(name) for name in weight_map.values()})
+    if strange := [name for name in names if Path(name).name != name]:
+        raise refusal(folder, f"{index} names a file outside of the folder ({strange[0]}). Fetch it again.")
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise refusal(
+            folder, f"{len(missing)} of {len(names)} files of weights are missing ({missing[0]}). Fetch them."
+        )
+    return [folder / name for name in names]
+
+
+def _shapes(file: Path) -> Iterator[list[int]]:
+    require_regular(file, error=CheckpointError)
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                yield opened.get_slice(name).get_shape()
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{file} is cut or damaged ({first_line(error)}) Fetch it again.") from None
+
+
+def _refuse_absurd_layers(folder: Path, stored: Stored) -> None:
+    """Layers are built one by one, so that their number is compared with the weights before."""
+    assert stored.num_tensors is not None, "pickled weights are not looked into"
+    for part in (stored.config, *(value for value in stored.config.values() if isinstance(value, dict))):
+        for key in ("num_hidden_layers", "depth"):
+            count = part.get(key)
+            if isinstance(count, int) and count > stored.num_tensors:
+                raise refusal(
+                    folder,
+                    f"{CONFIG} says {key} = {count}, and the weights hold {stored.num_tensors} tensors. Fetch both.",
+                )
+
+
+def _product(shape: list[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product

@@ -1,0 +1,81 @@
+"""A stream from the file that it was saved to."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from torch import nn
+
+from kinescan.errors import CheckpointError
+from kinescan.settings import build_settings
+from kinescan.vlm.chat import Place
+from kinescan.vlm.families import PixelSettings, Positions
+from kinescan.vlm.snapshot import (
+    describe_shape,
+    finite,
+    read_snapshot,
+    understood,
+    unpack_cache,
+    unpack_intake,
+    unpack_policy,
+    whole_number,
+)
+from kinescan.vlm.stream import VideoStream, open_stream
+
+
+def load_stream(
+    path: str | Path,
+    model: nn.Module,
+    processor: Any = None,
+    *,
+    opening: str | None = None,
+) -> VideoStream:
+    """A stream that `VideoStream.save` wrote, to be pushed and asked as if it had never been put down.
+
+    Args:
+        path: the file.
+        model: the model it was opened with, on any device.
+        processor: as for `open_stream`; frames are prepared as the saved stream did.
+        opening: as for `open_stream`; used only if nothing has been pushed yet.
+
+    Raises:
+        CheckpointError: the file holds no stream, or one of another model or of other weights; or parts of it are
+            missing or damaged.
+    """
+    tensors, facts = read_snapshot(path)
+    with understood(path):
+        config = {**facts["config"], "policy": unpack_policy(facts["config"]["policy"])}
+        pixels = build_settings(PixelSettings, facts["pixels"])
+        stream = open_stream(model, processor, **config, pixels=pixels, opening=opening)
+        given = {
+            "model_type": stream.family.model_type,
+            "shape": describe_shape(stream.cache.shape),
+            "weights": stream.fingerprint(),
+        }
+        for name, value in given.items():
+            if facts[name] != value:
+                raise CheckpointError(
+                    f"it was saved with another model: {name} is {facts[name]}, this one's is {value}. Load that one."
+                )
+        num_tokens = whole_number(facts["num_tokens"], "num_tokens")
+        unpack_cache(stream.cache, tensors, num_tokens)
+        unpack_intake(stream.intake, tensors, facts["intake"], stream.cache.shape.device)
+        if tensors:
+            raise CheckpointError(f"{sorted(tensors)[0]} belongs to no part of a stream. Save the stream again.")
+        stream.cache.query_key_pairs = whole_number(facts["query_key_pairs"], "query_key_pairs")
+        stream.positions = _unpack_positions(facts["positions"])
+        horizon = facts["horizon_positions"]
+        stream.horizon_positions = None if horizon is None else whole_number(horizon, "horizon_positions")
+        if facts["place"] not in get_args(Place):
+            raise CheckpointError(f"place must be one of {', '.join(get_args(Place))}, got {facts['place']!r}.")
+        stream.place = facts["place"]
+    return stream
+
+
+def _unpack_positions(facts: Mapping[str, Any]) -> Positions:
+    start = facts["video_start"]
+    return Positions(
+        upcoming=whole_number(facts["upcoming"], "upcoming"),
+        video_start=None if start is None else whole_number(start, "video_start"),
+        video_seconds=finite(facts["video_seconds"], "video_seconds"),
+    )

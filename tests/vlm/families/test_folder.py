@@ -1,0 +1,341 @@
+"""Damaged and hostile model folders: an error of ours before anything runs, and before the weights are read."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kinescan.errors import CheckpointError, ConfigError, DependencyError, KinescanError
+from kinescan.vlm import load_vlm, open_stream
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
+RAN = "ran"
+
+
+@pytest.fixture
+def folder(vlm, tokenizer, tmp_path):
+    """A small random VLM as its folder on disk, one's own."""
+    place = tmp_path / "model"
+    vlm("internvl").save_pretrained(place)
+    tokenizer().save_pretrained(place)
+    (place / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    return place
+
+
+def change(path, **changes):
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, **changes}))
+
+
+def in_text_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"].update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def sharded(folder, keep=True):
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, held in parts.items():
+        save_file({name: tensors[name] for name in held}, folder / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, held in parts.items() for name in held}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+    return sorted(parts)
+
+
+def tensors_changed(folder, work):
+    tensors = load_file(folder / "model.safetensors")
+    work(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def pointer(name):
+    return lambda folder: (folder / name).write_text(POINTER)
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lost_shard(folder):
+    (folder / sharded(folder)[1]).unlink()
+
+
+def cut_shard(folder):
+    path = folder / sharded(folder)[1]
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def shard_elsewhere(folder):
+    sharded(folder)
+    index = folder / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weight_map, "../elsewhere.safetensors")}))
+
+
+def no_weight_map(folder):
+    sharded(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": []}')
+
+
+def lost_tensors(folder):
+    tensors_changed(folder, lambda held: [held.pop(name) for name in sorted(held) if "layers.1" in name])
+
+
+def lost_head(folder):
+    # which is the embedding, stored once
+    tensors_changed(folder, lambda held: [held.pop(name) for name in list(held) if "embed_tokens" in name])
+
+
+def other_shape(folder):
+    tensors_changed(folder, lambda held: held.update({"lm_head.weight": torch.zeros(300, 64)}))
+
+
+def without(name):
+    def remove(folder):
+        (folder / name).unlink()
+
+    return remove
+
+
+def written(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def pipe(name):
+    def make(folder):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return make
+
+
+def no_tokenizer(folder):
+    for path in folder.glob("token*"):
+        path.unlink()
+
+
+def larger_tokenizer(folder):
+    in_text_config(folder, vocab_size=40)
+
+
+def pickled_junk(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"junk" * 10_000)
+
+
+def emptied(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def adapter(folder):
+    emptied(folder)
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "nobody/nothing"}')
+
+
+DAMAGE = {
+    "pointer weights": (pointer("model.safetensors"), CheckpointError, "git lfs pull"),
+    "pointer tokenizer": (pointer("tokenizer.json"), CheckpointError, "git lfs pull"),
+    "pointer config": (pointer("config.json"), CheckpointError, "git lfs pull"),
+    "cut": (cut, CheckpointError, r"model\.safetensors is cut"),
+    "lost shard": (lost_shard, CheckpointError, "1 of 2 files of weights are missing"),
+    "cut shard": (cut_shard, CheckpointError, r"model-00002-of-00002\.safetensors is cut"),
+    "shard elsewhere": (shard_elsewhere, CheckpointError, "outside of the folder"),
+    "no weight map": (no_weight_map, CheckpointError, "weight_map"),
+    "no weights": (without("model.safetensors"), CheckpointError, "no weights"),
+    "weights pipe": (pipe("model.safetensors"), CheckpointError, "a named pipe"),
+    "config pipe": (pipe("config.json"), CheckpointError, "a named pipe"),
+    "lost tensors": (lost_tensors, CheckpointError, r"lack .*layers\.1"),
+    "lost head": (lost_head, CheckpointError, r"lack .*(lm_head|embed_tokens)"),
+    "other shape": (other_shape, CheckpointError, "cannot be loaded as a video VLM"),
+    "no config": (without("config.json"), CheckpointError, "no config.json"),
+    "config text": (written("config.json", "hello"), CheckpointError, "not valid JSON"),
+    "config list": (written("config.json", "[1]"), CheckpointError, "JSON object"),
+    "config deep": (written("config.json", "[" * 5000 + "]" * 5000), CheckpointError, "nested too deep"),
+    "config bytes": (
+        lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe{}"),
+        CheckpointError,
+        "not UTF-8",
+    ),
+    "no type": (written("config.json", "{}"), ConfigError, "None, which is not supported"),
+    "other type": (lambda folder: change(folder / "config.json", model_type="llama"), ConfigError, "'llama'"),
+    "list type": (lambda folder: change(folder / "config.json", model_type=["internvl"]), ConfigError, "internvl"),
+    "text config": (lambda folder: change(folder / "config.json", text_config=3), CheckpointError, "cannot be loaded"),
+    "many layers": (
+        lambda folder: in_text_config(folder, num_hidden_layers=10**9),
+        CheckpointError,
+        "num_hidden_layers",
+    ),
+    "wide": (lambda folder: in_text_config(folder, intermediate_size=10**8), CheckpointError, "parameters"),
+    "quantised": (
+        lambda folder: change(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        (CheckpointError, DependencyError),
+        "model",
+    ),
+    "quantised oddly": (
+        lambda folder: change(folder / "config.json", quantization_config={"quant_method": "nothing"}),
+        CheckpointError,
+        "cannot be loaded",
+    ),
+    "no tokenizer": (no_tokenizer, CheckpointError, "no tokenizer"),
+    "broken tokenizer": (written("tokenizer.json", '{"model": 3}'), CheckpointError, "cannot be loaded"),
+    "broken tokenizer config": (written("tokenizer_config.json", "{"), CheckpointError, "tokenizer_config.json"),
+    "larger tokenizer": (larger_tokenizer, CheckpointError, "tokenizer gives"),
+    "broken preprocessor": (written("preprocessor_config.json", "{"), CheckpointError, "preprocessor_config.json"),
+    "preprocessor list": (written("preprocessor_config.json", "[]"), CheckpointError, "JSON object"),
+    "preprocessor mean": (
+        written("preprocessor_config.json", '{"image_mean": "half"}'),
+        CheckpointError,
+        "preprocessor_config.json",
+    ),
+    "preprocessor two means": (
+        written("video_preprocessor_config.json", '{"image_mean": [0.5, 0.5]}'),
+        CheckpointError,
+        "mean must be three",
+    ),
+    "preprocessor size": (
+        written("processor_config.json", '{"video_processor": {"size": {"height": 1e9, "width": 3}}}'),
+        CheckpointError,
+        "processor_config.json",
+    ),
+    "pickled junk": (pickled_junk, CheckpointError, "cannot be loaded"),
+    "empty": (emptied, CheckpointError, "the folder is empty"),
+    "adapter": (adapter, CheckpointError, "adapter"),
+    "distributed": (written(".metadata", "x"), CheckpointError, ".metadata"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_an_error_that_names_it(folder, damage):
+    work, error, match = DAMAGE[damage]
+    work(folder)
+    with pytest.raises(error, match=match) as raised:
+        load_vlm(folder)
+    assert isinstance(raised.value, KinescanError)
+    assert str(folder) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "damage", ["no tokenizer", "broken tokenizer", "larger tokenizer", "broken preprocessor", "other type", "wide"]
+)
+def test_what_is_cheap_is_found_before_the_weights_are_read(folder, damage, monkeypatch):
+    import transformers
+
+    def read(*args, **options):
+        raise AssertionError("the weights were read")
+
+    DAMAGE[damage][0](folder)
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", read)
+    with pytest.raises(KinescanError):
+        load_vlm(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
+     "video_preprocessor_config.json"],
+)  # fmt: skip
+def test_code_of_a_folder_never_runs(folder, tmp_path, name):
+    """Also where standard input says yes."""
+    mark = tmp_path / RAN
+    (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')\nclass Own: pass\n")
+    kinds = ("AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoModel", "AutoModelForImageTextToText",
+             "AutoVideoProcessor", "AutoImageProcessor")  # fmt: skip
+    auto_map = dict.fromkeys(kinds, "own.Own") | {"AutoTokenizer": ["own.Own", None]}
+    change(folder / name, auto_map=auto_map)
+    script = "import sys\nfrom kinescan.vlm import load_vlm\nload_vlm(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], input="y\n" * 9, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"CheckpointError: {folder} cannot be loaded" in done.stderr
+    assert "auto_map" in done.stderr
+    assert not mark.exists()
+
+
+class Runs:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_weights_run_nothing(folder, tmp_path, zipped):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    assert load_vlm(folder).tokenizer is not None
+    torch.save({**tensors, "x": Runs(str(tmp_path / RAN))}, folder / "pytorch_model.bin",
+               _use_new_zipfile_serialization=zipped)  # fmt: skip
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load_vlm(folder)
+    assert not (tmp_path / RAN).exists()
+
+
+def test_kernels_that_a_config_names_are_refused(folder):
+    in_text_config(folder, _attn_implementation="somebody/kernel")
+    with pytest.raises(CheckpointError, match="names code"):
+        load_vlm(folder)
+
+
+def test_extra_tensors_are_said(folder, caplog):
+    tensors_changed(folder, lambda held: held.update({"of.another": torch.zeros(3)}))
+    load_vlm(folder)
+    assert "1 tensors belong to no part of the model: of.another" in caplog.text
+
+
+def test_shards_and_a_processor_of_transformers_5_are_read(folder):
+    sharded(folder)
+    (folder / "preprocessor_config.json").unlink()
+    written("processor_config.json", json.dumps({"image_processor": {"image_mean": [0.1, 0.2, 0.3]}}))(folder)
+    vlm = load_vlm(folder)
+    assert vlm.pixels.mean == (0.1, 0.2, 0.3)
+    with open_stream(vlm.model, vlm.tokenizer, pixels=vlm.pixels) as stream:
+        stream.push(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+        assert isinstance(stream.ask("What?", max_new_tokens=2).text, str)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("/nowhere/model", "folder not found"),
+        ("./nowhere", "folder not found"),
+        ("nowhere", "folder not found"),
+        ("a/b/c", "folder not found"),
+        ("~/nowhere/model", "folder not found"),
+        ("https://me:hunter2@hub/x/y", "folder not found"),
+        ("nobody/nothing-of-that-name", "no such folder"),
+        ("x" * 5000, "folder not found|name too long"),
+        (__file__, "it is not a folder"),
+    ],
+)
+def test_names_that_lead_nowhere(name, match):
+    with pytest.raises(CheckpointError, match=f"(?i){match}") as raised:
+        load_vlm(name)
+    assert "Repo id" not in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"dtype": "float17"}, "dtype must be auto"),
+        ({"dtype": torch.int8}, "dtype must be auto"),
+        ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used"),
+    ],
+)
+def test_wrong_places_are_named_before_anything_is_read(options, match):
+    with pytest.raises(ConfigError, match=match):
+        load_vlm("/nowhere", **options)

@@ -1,0 +1,46 @@
+import math
+
+import numpy as np
+import pytest
+
+from kinescan.errors import ConfigError
+from kinescan.vlm import StreamConfig, open_stream
+
+
+@pytest.mark.parametrize(
+    "name", ["budget", "horizon_frames", "horizon_text_tokens", "patches_per_step", "chunk_tokens"]
+)
+@pytest.mark.parametrize("value", [True, "8", 0, -1, 1.5, float("nan"), 8.0, [8]], ids=repr)
+def test_counts_are_whole_numbers(name, value):
+    with pytest.raises(ConfigError, match=f"{name} must be"):
+        StreamConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", [True, "2", 0, -1.0, math.nan, math.inf, None, 1e9], ids=repr)
+def test_frame_rates_are_positive_numbers(value):
+    with pytest.raises(ConfigError, match="fps must be positive"):
+        StreamConfig(fps=value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"policy": 5}, {"policy": ["statekv"]}, {"policy": None}, {"storage": None}, {"storage": 8}, {"hf_compat": "no"},
+     {"horizon_text_tokens": None}, {"chunk_tokens": 2**40}],
+    ids=str,
+)  # fmt: skip
+def test_other_settings_are_named(options, vlm):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        open_stream(vlm("internvl"), **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = StreamConfig(budget=np.int64(8), fps=np.float32(2))
+    assert (type(config.budget), config.budget, config.fps) == (int, 8, 2.0)
+
+
+@pytest.mark.parametrize("limit", [True, 0, 1.5, "8", None], ids=repr)
+def test_lengths_of_answers_are_whole_numbers(limit, vlm, video):
+    with open_stream(vlm("internvl")) as stream:
+        stream.push(video(1))
+        with pytest.raises(ConfigError, match="max_new_tokens must be"):
+            stream.ask([1, 2], max_new_tokens=limit)

@@ -1,0 +1,159 @@
+import json
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from kinescan.errors import CheckpointError, KinescanError
+from kinescan.vlm import PixelSettings, load_stream, open_stream
+from kinescan.vlm.fingerprint import fingerprint_of
+
+PIXELS = PixelSettings(min_pixels=64, max_pixels=10_000)
+QUESTION = [5, 17, 200, 41, 8]
+
+
+@pytest.fixture
+def saved(vlm, video, tmp_path):
+    """A saved stream with a waiting frame and a waiting patch."""
+    path = tmp_path / "stream.safetensors"
+    with open_stream(vlm("qwen3_vl"), pixels=PIXELS, budget=9, policy="h2o", chunk_tokens=8, patches_per_step=2) as one:
+        one.push(video(7))
+        one.save(path)
+    return path
+
+
+def parts_of(path):
+    with safe_open(path, "pt") as file:
+        return load_file(path), json.loads(file.metadata()["kinescan_stream"])
+
+
+def write(path, tensors, facts):
+    save_file(tensors, path, metadata={"kinescan_stream": json.dumps(facts)})
+
+
+def test_other_weights_of_the_same_shape_are_refused(saved, vlm, build_fresh):
+    model = vlm("qwen3_vl")
+    torch.manual_seed(1)
+    other = build_fresh("qwen3_vl")
+    with load_stream(saved, other) as stream:
+        assert stream.stats.num_frames == 7
+    with torch.no_grad():
+        other.model.language_model.layers[1].mlp.down_proj.weight[3, 5] += 1e-3
+    with pytest.raises(CheckpointError, match="another model: weights"):
+        load_stream(saved, other)
+    assert fingerprint_of(model) != fingerprint_of(other)
+
+
+def test_every_missing_tensor_is_named(saved, vlm):
+    tensors, facts = parts_of(saved)
+    assert {"frame0", "patch0.tokens", "patch0.deepstack1", "layer0.state.history"} <= tensors.keys()
+    for name in tensors:
+        write(saved, {key: value for key, value in tensors.items() if key != name}, facts)
+        with pytest.raises(CheckpointError, match=name.replace(".", r"\.").removesuffix("tokens")):
+            load_stream(saved, vlm("qwen3_vl"))
+
+
+def test_every_missing_fact_is_named(saved, vlm):
+    tensors, facts = parts_of(saved)
+    for holder in (facts, facts["intake"], facts["positions"]):
+        for name in list(holder):
+            value = holder.pop(name)
+            write(saved, tensors, facts)
+            with pytest.raises(CheckpointError, match=str(saved)):
+                load_stream(saved, vlm("qwen3_vl"))
+            holder[name] = value
+    write(saved, tensors, facts)
+    load_stream(saved, vlm("qwen3_vl"))
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda tensor: tensor[..., :-1].contiguous(),
+        lambda tensor: tensor.double() if tensor.is_floating_point() else tensor.float(),
+        lambda tensor: tensor * float("nan") if tensor.is_floating_point() else tensor.int() - 1000,
+        lambda tensor: tensor[None].contiguous(),
+    ],
+)
+def test_every_damaged_tensor_is_named(saved, vlm, work):
+    tensors, facts = parts_of(saved)
+    for name in tensors:
+        write(saved, {**tensors, name: work(tensors[name])}, facts)
+        with pytest.raises(CheckpointError):
+            load_stream(saved, vlm("qwen3_vl"))
+
+
+def test_more_than_a_stream_is_refused(saved, vlm):
+    tensors, facts = parts_of(saved)
+    write(saved, {**tensors, "layer7.state.keys": torch.zeros(1)}, facts)
+    with pytest.raises(CheckpointError, match=r"layer7\.state\.keys"):
+        load_stream(saved, vlm("qwen3_vl"))
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-5, 2**70), st.floats(), st.text(max_size=3),
+    st.lists(st.integers(-2, 9), max_size=3), st.just({}),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_fact_may_be_anything(saved, vlm, data):
+    tensors, facts = parts_of(saved)
+    original = json.dumps(facts)
+    holder = data.draw(st.sampled_from([facts, facts["intake"], facts["positions"], facts["config"], facts["pixels"]]))
+    name = data.draw(st.sampled_from(sorted(holder)))
+    holder[name] = data.draw(VALUES)
+    write(saved, tensors, facts)
+    try:
+        load_stream(saved, vlm("qwen3_vl")).close()
+    except KinescanError:
+        pass
+    finally:
+        write(saved, tensors, json.loads(original))
+
+
+@pytest.mark.parametrize("header", ["[" * 5000, "{", "[]", "3", '{"format": 1}', '{"format": 9}', "{}"])
+def test_headers_that_are_none(header, saved, vlm):
+    save_file(parts_of(saved)[0], saved, metadata={"kinescan_stream": header})
+    with pytest.raises(CheckpointError, match=str(saved)):
+        load_stream(saved, vlm("qwen3_vl"))
+
+
+def test_files_that_are_none(saved, vlm, tmp_path):
+    saved.write_bytes(saved.read_bytes()[:-10])
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "text").write_text("hello")
+    for path in (saved, tmp_path, tmp_path / "pipe", tmp_path / "text", tmp_path / "missing"):
+        with pytest.raises(CheckpointError, match=str(path)):
+            load_stream(path, vlm("qwen3_vl"))
+
+
+def test_a_save_that_fails_leaves_the_old_file(vlm, video, tmp_path, monkeypatch):
+    path = tmp_path / "stream.safetensors"
+    with open_stream(vlm("internvl")) as stream:
+        stream.push(video(2))
+        stream.save(path)
+        before = path.read_bytes()
+
+        def full(tensors, file, metadata):
+            file.write_bytes(b"part")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("kinescan.vlm.snapshot.save_file", full)
+        with pytest.raises(CheckpointError, match="No space left"):
+            stream.save(path)
+        monkeypatch.undo()
+        assert [one.name for one in tmp_path.iterdir()] == [path.name]
+        assert path.read_bytes() == before
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "file").write_text("")
+        for place in (tmp_path / "folder", tmp_path / "file" / "a.safetensors"):
+            with pytest.raises(CheckpointError, match="cannot be written"):
+                stream.save(place)
+        assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "folder", path.name]
+        stream.push(video(1))
