@@ -58,6 +58,8 @@ class DataConfig:
         kept_gib: where the kept frames would take more memory than this, in GiB, every epoch decodes anew.
         timeout_seconds: how long opening a video, and each read of it, may take; a second more for each 100 kB of it.
         max_pixels: width times height of the largest frame that is decoded.
+        allow_short: use what can be decoded of cut or damaged videos, in training and evaluation; without it, they are
+            left out and named.
     """
 
     train: str = ""
@@ -70,6 +72,7 @@ class DataConfig:
     kept_gib: float = 4.0
     timeout_seconds: float = Limits.timeout_seconds
     max_pixels: int = Limits.max_pixels
+    allow_short: bool = False
 
     @property
     def limits(self) -> Limits:

@@ -155,3 +155,14 @@ def test_ctrl_c_ends_a_check_and_its_workers(tmp_path: Path) -> None:
     for worker in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)
+
+
+def test_what_is_unusual_is_noted_and_no_fault(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    path = make_video("run/a.ts", codec="mpeg2video")
+    path.write_bytes(path.read_bytes() + path.read_bytes())
+    found = check_videos({"train": list_videos(tmp_path)})
+    [noted] = found.to_json()["notes"]
+    assert noted["path"] == str(path)
+    assert ["clock" in note for note in noted["notes"]] == [True]
+    assert f"{path}: {noted['notes'][0]}" in found.to_text()
+    assert found.is_sound()

@@ -249,6 +249,9 @@ def command(
     storage: Annotated[
         str, typer.Option(help="Where all keys and values are kept: memory, offload or int8.")
     ] = "memory",
+    allow_short: Annotated[
+        bool, typer.Option("--allow-short", help="Use what can be decoded of a cut or damaged file.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -258,7 +261,7 @@ def command(
     StreamConfig(budget=budget, policy=policy, fps=fps, storage=storage)  # type: ignore[arg-type]
     refuse_terminal(video)
     if not is_live(video):
-        VideoReader(video).close()
+        VideoReader(video, allow_short=allow_short).close()
     vlm = load_vlm(model, device=choose_device(device))
     with _Bar(shown=not as_json) as bar:
         said = _Speaker(shown=not as_json, before=bar.stop)
@@ -272,6 +275,7 @@ def command(
             compare=compare,  # type: ignore[arg-type]
             storage=storage,  # type: ignore[arg-type]
             max_new_tokens=MAX_NEW_TOKENS,
+            allow_short=allow_short,
             on_progress=bar.update,
             on_text=said,
         )

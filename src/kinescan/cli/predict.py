@@ -29,6 +29,9 @@ def command(
     top: Annotated[int, typer.Option(help="How many classes to name.")] = 5,
     views: Annotated[str | None, typer.Option(help="Frames x clips x crops to average over, such as 8x2x3.")] = None,
     explain: Annotated[Path | None, typer.Option(help="Folder for pictures of what moved and what changed.")] = None,
+    allow_short: Annotated[
+        bool, typer.Option("--allow-short", help="Use what can be decoded of cut or damaged files.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Open a model of torch.export (.pt2), which may run code of its own.")
@@ -45,6 +48,7 @@ def command(
         explain_folder=explain,
         allow_code=allow_code,
         limits=chosen_limits(settings),
+        allow_short=allow_short,
     )
     if as_json:
         print_json([asdict(prediction) for prediction in predictions])

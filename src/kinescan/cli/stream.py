@@ -30,6 +30,9 @@ def command(
     ] = None,
     every: Annotated[int, typer.Option(help="Feed every n-th frame and skip the others.")] = 1,
     top: Annotated[int, typer.Option(help="How many classes to name.")] = 1,
+    allow_short: Annotated[
+        bool, typer.Option("--allow-short", help="Use what can be decoded of a cut or damaged file.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     state: Annotated[
         Path | None, typer.Option(help="File to go on from where it is there; written every minute and at the end.")
@@ -41,7 +44,13 @@ def command(
     with Interruption() as stop:
         stop.immediate = True
         predictions = stream(
-            model_folder(model), source, every=every, top=top, device=choose_device(device), state=state
+            model_folder(model),
+            source,
+            every=every,
+            top=top,
+            device=choose_device(device),
+            state=state,
+            allow_short=allow_short,
         )
         with closing(predictions):
             _print_as_they_come(predictions, as_json)

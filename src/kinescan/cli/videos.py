@@ -121,6 +121,7 @@ def make_training_set(config: RunConfig, items: Sequence[VideoItem], classes: Se
             kept_frames=kept,
             seed=config.seed,
             limits=config.data.limits,
+            allow_short=config.data.allow_short,
         )
     return VideoDataset(
         items,
@@ -130,6 +131,7 @@ def make_training_set(config: RunConfig, items: Sequence[VideoItem], classes: Se
         mode="train",
         seed=config.seed,
         limits=config.data.limits,
+        allow_short=config.data.allow_short,
     )
 
 
@@ -145,6 +147,7 @@ def make_test_set(config: RunConfig, items: Sequence[VideoItem], classes: Sequen
         views=views,
         seed=config.seed,
         limits=config.data.limits,
+        allow_short=config.data.allow_short,
     )
 
 

@@ -115,6 +115,7 @@ class DataCheck:
             "decoded": self.decoded,
             "parts": {part: self._count(part) for part in self.parts},
             **{problem: [video.to_json() for video in self.with_problem(problem)] for problem in PROBLEMS},
+            "notes": [video.to_json() | {"notes": list(video.file.notes)} for video in self.videos if video.file.notes],
             "gone": {part: list(ids) for part, ids in self.gone.items()},
             "listed_twice": {part: list(ids) for part, ids in self.repeated.items()},
             "classes_without_videos": self.without_videos(),
@@ -140,6 +141,10 @@ class DataCheck:
         for part in self.parts:
             lines += _section(f"listed more than once in {part}", list(self.repeated[part]))
             lines += _section(f"classes of {part} without a readable video", self.without_videos()[part])
+        lines += _section(
+            "worth knowing, and no fault",
+            [f"{video.file.path}: {note}" for video in self.videos for note in video.file.notes],
+        )
         lines += _section("the same pictures in several files", list(map(_named, self.duplicates())))
         lines += _section("in training and in test", list(map(_named, self.overlap())))
         if not self.decoded:

@@ -34,6 +34,7 @@ class VideoMemory(VideoDataset):
         kept_frames: frames of each video; more draw finer.
         seed: of the draws.
         limits: what one file may take.
+        allow_short: take what is there of cut or damaged files (see VideoReader).
 
     Raises:
         ConfigError: the sampling is dense, or fewer frames are kept than a clip has.
@@ -49,8 +50,18 @@ class VideoMemory(VideoDataset):
         kept_frames: int,
         seed: int = 0,
         limits: Limits | None = None,
+        allow_short: bool = False,
     ) -> None:
-        super().__init__(items, classes, transform, preprocessing=preprocessing, mode="train", seed=seed, limits=limits)
+        super().__init__(
+            items,
+            classes,
+            transform,
+            preprocessing=preprocessing,
+            mode="train",
+            seed=seed,
+            limits=limits,
+            allow_short=allow_short,
+        )
         if preprocessing.sampling != "segments":
             raise ConfigError('frames in memory need preprocessing.sampling = "segments". Set data.kept_frames = 0.')
         if kept_frames < preprocessing.num_frames:

@@ -56,6 +56,7 @@ def predict(
     views_per_forward: int = VIEWS_PER_FORWARD,
     allow_code: bool = False,
     limits: Limits | None = None,
+    allow_short: bool = False,
 ) -> list[Prediction]:
     """The best classes of each video file.
 
@@ -72,6 +73,7 @@ def predict(
         views_per_forward: how many views go through the model at once.
         allow_code: open an exported file that may run code of its own, one of torch.export; see `load_exported`.
         limits: what one file may take; beyond it, it counts as one that cannot be read.
+        allow_short: predict from what can be decoded of cut or damaged files (see VideoReader).
 
     Returns:
         One prediction a file, in the order of `paths`.
@@ -99,7 +101,14 @@ def predict(
     resolved = resolve_model(model, device, allow_code=allow_code)
     chosen = _chosen_views(views, resolved)
     folder = None if explain_folder is None else _prepared(explain_folder, resolved)
-    job = _Job(resolved, chosen, min(top, resolved.config.num_classes), views_per_forward, limits)
+    job = _Job(
+        resolved,
+        chosen,
+        min(top, resolved.config.num_classes),
+        views_per_forward,
+        limits=limits,
+        allow_short=allow_short,
+    )
     with in_evaluation(resolved):
         return [job.predict(file, _picture_path(folder, index, file)) for index, file in enumerate(files)]
 
@@ -108,16 +117,25 @@ class _Job:
     """Predicts file after file with one model and one choice of views."""
 
     def __init__(
-        self, model: VideoClassifier, views: Views, top: int, views_per_forward: int, limits: Limits | None
+        self,
+        model: VideoClassifier,
+        views: Views,
+        top: int,
+        views_per_forward: int,
+        *,
+        limits: Limits | None,
+        allow_short: bool,
     ) -> None:
         self.model, self.views, self.top, self.views_per_forward = model, views, top, views_per_forward
-        self.limits = limits
+        self.limits, self.allow_short = limits, allow_short
         self.transform = EvalTransform(model.preprocessing, crops=views.crops)
 
     def predict(self, file: Path, picture: Path | None) -> Prediction:
         started = time.perf_counter()
         try:
-            clips, seconds = read_clips(file, self.model.preprocessing, self.views, self.transform, self.limits)
+            clips, seconds = read_clips(
+                file, self.model.preprocessing, self.views, self.transform, self.limits, allow_short=self.allow_short
+            )
         except VideoError as error:
             logger.warning("left out, cannot be read: %s", error)
             return Prediction(
@@ -150,7 +168,13 @@ class _Job:
 
 
 def read_clips(
-    file: Path, preprocessing: Preprocessing, views: Views, transform: EvalTransform, limits: Limits | None = None
+    file: Path,
+    preprocessing: Preprocessing,
+    views: Views,
+    transform: EvalTransform,
+    limits: Limits | None = None,
+    *,
+    allow_short: bool = False,
 ) -> tuple[Tensor, list[float]]:
     """The views of a video file, and the times of the first clip's frames.
 
@@ -160,6 +184,7 @@ def read_clips(
         views: frames, clips and crops.
         transform: how frames become pixels of a clip, with as many crops.
         limits: what the file may take.
+        allow_short: read what can be decoded of a cut or damaged file (see VideoReader).
 
     Returns:
         [clips, crops, T, 3, size, size], and T seconds.
@@ -167,7 +192,7 @@ def read_clips(
     Raises:
         VideoError: the file cannot be read.
     """
-    with VideoReader(file, limits=limits) as reader:
+    with VideoReader(file, limits=limits, allow_short=allow_short) as reader:
         indices = view_indices(
             reader.num_frames,
             num_frames=views.frames,

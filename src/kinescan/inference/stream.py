@@ -133,6 +133,7 @@ def stream(
     top: int = 5,
     device: str | torch.device | None = None,
     state: PKS4State | str | Path | None = None,
+    allow_short: bool = False,
 ) -> Generator[StreamPrediction, None, None]:
     """A prediction after each frame, at constant time and memory per frame, however long the source.
 
@@ -149,6 +150,7 @@ def stream(
         device: where to compute; by default where the model is.
         state: where to go on from; None starts anew. A path is a file to go on from where it is there, and to write
             every minute and when the iterator ends, however it ends: at the source's end, by an error, or closed.
+        allow_short: take what can be decoded of a cut or damaged file (see VideoReader).
 
     Returns:
         An iterator; nothing is decoded before the first `next`.
@@ -172,14 +174,15 @@ def stream(
     """
     if every < 1:
         raise ConfigError(f"every must be at least 1, got {every}.")
+    frames = _frames_of(source, allow_short) if isinstance(source, str | Path) else source
     if not isinstance(state, str | Path):
-        return _predictions(StreamSession(model, top=top, device=device, state=state), source, every)
+        return _predictions(StreamSession(model, top=top, device=device, state=state), frames, every)
     path = Path(state)
     if not os.access(path.parent, os.W_OK):
         raise ConfigError(f"state: {path.parent} is no folder that can be written to. Make it, or name another file.")
     begun = load_stream_state(path) if path.exists() else None
     session = StreamSession(model, top=top, device=device, state=begun)
-    return _kept(_predictions(session, source, every), session, path)
+    return _kept(_predictions(session, frames, every), session, path)
 
 
 def save_stream_state(state: PKS4State, path: str | Path) -> None:
@@ -232,8 +235,9 @@ def _state_of(tensors: Mapping[str, Tensor], frames_seen: int) -> PKS4State:
     )
 
 
-def _predictions(session: StreamSession, source: FrameSource, every: int) -> Generator[StreamPrediction, None, None]:
-    frames = _frames_of(source) if isinstance(source, str | Path) else source
+def _predictions(
+    session: StreamSession, frames: Iterable[Tensor | tuple[Tensor, float]], every: int
+) -> Generator[StreamPrediction, None, None]:
     for frame_index, entry in enumerate(frames):
         if frame_index % every == 0:
             frame, seconds = entry if isinstance(entry, tuple) else (entry, None)
@@ -258,8 +262,8 @@ def _kept(
             logger.info("the state after %d frames: %s", session.state.frames_seen, path)
 
 
-def _frames_of(source: str | Path) -> Iterator[tuple[Tensor, float]]:
-    with LiveVideo(source) if is_live(source) else VideoReader(source) as video:
+def _frames_of(source: str | Path, allow_short: bool) -> Iterator[tuple[Tensor, float]]:
+    with LiveVideo(source) if is_live(source) else VideoReader(source, allow_short=allow_short) as video:
         yield from video
 
 

@@ -2,8 +2,9 @@ from fractions import Fraction
 
 import pytest
 
+from kinescan.data.video.pictures import is_hidden
 from kinescan.data.video.reader import plan_runs
-from kinescan.data.video.table import FrameTable, PacketTable, is_hidden, lay_out_frames
+from kinescan.data.video.table import FrameTable, PacketTable, lay_out_frames
 
 
 def packets(pts: list[int | None], key: list[int], *, dts: list[int | None] | None = None) -> PacketTable:
@@ -16,8 +17,10 @@ def packets(pts: list[int | None], key: list[int], *, dts: list[int | None] | No
         sizes=[50] * count,
         key=[place in key for place in range(count)],
         shown=[True] * count,
+        is_b=[False] * count,
         time_base=Fraction(1, 10),
         frame_seconds=0.1,
+        reorder_depth=2,
     )
 
 

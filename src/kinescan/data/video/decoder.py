@@ -1,6 +1,7 @@
 import copy
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -10,8 +11,17 @@ from av.stream import Discard, Disposition
 
 from kinescan.data.video.limits import Clock, Limits
 from kinescan.data.video.opening import open_file
-from kinescan.data.video.table import SKIPPABLE_CODECS, FrameTable, PacketTable, lay_out_frames, read_packets
-from kinescan.errors import ConfigError, VideoError
+from kinescan.data.video.table import (
+    SKIPPABLE_CODECS,
+    FrameTable,
+    PacketTable,
+    counts_frames,
+    lay_out_decoded,
+    lay_out_frames,
+    read_packets,
+)
+from kinescan.data.video.transport import is_whole
+from kinescan.errors import ConfigError, KinescanError, VideoError
 
 # After a seek the demuxer may land a little before the packet asked for; farther off, the file is read from its start.
 _MAX_PACKETS_TO_LAND = 64
@@ -20,6 +30,25 @@ _FORMATS_WITH_DURATION = frozenset({"mov", "mp4", "matroska", "webm", "avi", "fl
 
 class Undecodable(Exception):
     """A packet that is needed cannot be decoded, or not without damage."""
+
+
+@contextmanager
+def only_video_errors(path: str | Path) -> Iterator[None]:
+    """Turns whatever reading a file raises into a VideoError of that file: one file never ends a run.
+
+    Raises:
+        VideoError: instead of anything that is not an error of ours.
+    """
+    try:
+        yield
+    except (KinescanError, Undecodable):
+        raise
+    except Exception as error:
+        raise VideoError(
+            path,
+            f"cannot be read: {type(error).__name__}: {error}. Convert it (ffmpeg -i FILE -c:v libx264 OUT.mp4), or "
+            "leave it out.",
+        ) from error
 
 
 class Decoder:
@@ -40,20 +69,29 @@ class Decoder:
         self.clock = Clock(path, self.limits)
         self.refused_a_size = False
         self._stream_index = stream_index
-        self._open()
+        with only_video_errors(path):
+            self._open()
+            try:
+                self._read_tables()
+            except BaseException:
+                self.close()
+                raise
+
+    def _read_tables(self) -> None:
         self.codec: str = self.stream.codec_context.codec.canonical_name
         self.packets: PacketTable = read_packets(self._demux(), self.stream)
-        flags = self._container.format.flags
-        self.frames: FrameTable = lay_out_frames(
-            self.packets,
-            codec=self.codec,
-            format_name=self._container.format.name,
-            has_times=not flags & Flags.no_timestamps.value,
-        )
         # what tells a packet from the others when it is met again after a seek
         places = zip(self.packets.pts, self.packets.positions, self.packets.sizes, strict=True)
         self._ordinals = {place: ordinal for ordinal, place in enumerate(places) if place[1] is not None}
-        self._drop_early_frames()
+        self._show_whole_packets()
+        self.frames: FrameTable = self._lay_out(self.packets)
+        lost = self._lost_at_start()
+        self.num_lost_at_start = len(lost)
+        if lost:
+            self.packets = self.packets.with_shown(lost, False)
+            self.frames = self._lay_out(self.packets)
+        if not counts_frames(self.packets):
+            self.frames = lay_out_decoded(self.packets, [frame.pts for _, frame in self.decode(0, strict=False)])
 
     @property
     def num_promised_frames(self) -> int:
@@ -73,6 +111,11 @@ class Decoder:
         return 0.0 if start is None else start / av.time_base
 
     @property
+    def format_name(self) -> str:
+        """FFmpeg's name of the container."""
+        return self._container.format.name
+
+    @property
     def stores_duration(self) -> bool:
         """Whether the format's header holds the duration; for others FFmpeg guesses it."""
         return not _FORMATS_WITH_DURATION.isdisjoint(self._container.format.name.split(","))
@@ -87,7 +130,7 @@ class Decoder:
     def end_of_all_streams_seconds(self) -> float:
         """When the last packet of any stream ends: reads the whole file."""
         end = 0.0
-        with open_file(self.path, self.limits, self.clock) as container:
+        with only_video_errors(self.path), open_file(self.path, self.limits, self.clock) as container:
             try:
                 for packet in self.clock.watch(container.demux()):
                     if packet.pts is not None and packet.size and not packet.is_corrupt:
@@ -110,15 +153,19 @@ class Decoder:
             wanted: identities that matter: others may be left out, and decoding ends after the last of them.
             strict: raise Undecodable at the first damage; otherwise damaged packets and frames are left out.
         """
+        with only_video_errors(self.path):
+            yield from self._decode(start, wanted, strict)
+
+    def _decode(self, start: int, wanted: set[int] | None, strict: bool) -> Iterator[tuple[int, av.VideoFrame]]:
         codec, table = self.stream.codec_context, self.frames
         skippable = wanted is not None and not table.by_rank and self.codec in SKIPPABLE_CODECS
         missing = None if wanted is None else set(wanted)
         rank, last_damage = -1, -1
         # a frame needs no packet that comes after its own: draining then gives what the decoder still holds back
-        last = None if wanted is None or table.by_rank else max(wanted)
+        last = None if wanted is None or table.by_rank else self._last_packet(max(wanted))
         for ordinal, packet in self._packets_from(start, last):
             if skippable and wanted is not None:
-                codec.skip_frame = "DEFAULT" if ordinal in wanted or ordinal == start else "NONREF"
+                codec.skip_frame = "DEFAULT" if self._belongs_to(ordinal, wanted) or ordinal == start else "NONREF"
             images, damaged = _decode_packet(codec, packet)
             if damaged:
                 last_damage = ordinal
@@ -147,6 +194,13 @@ class Decoder:
         if strict and (missing or last_damage >= 0):
             raise Undecodable
 
+    def _last_packet(self, identity: int) -> int:
+        """The last packet that a frame's picture is in."""
+        return identity + 1 if identity + 1 in self.packets.second_fields else identity
+
+    def _belongs_to(self, ordinal: int, wanted: set[int]) -> bool:
+        return ordinal in wanted or (ordinal in self.packets.second_fields and ordinal - 1 in wanted)
+
     def _packets_from(self, start: int, last: int | None) -> Iterator[tuple[int, av.Packet | None]]:
         """Packets from `start` to `last`, stamped with their ordinals; then None, which drains the decoder."""
         ordinal, packets = self._land(start)
@@ -169,7 +223,8 @@ class Decoder:
         """Seeks to the packet `start` or somewhat before; opens the file anew where seeking does not get there."""
         self.stream.codec_context.skip_frame = "DEFAULT"
         times = [time for time in (self.packets.pts[start], self.packets.dts[start]) if time is not None]
-        if times:
+        # what comes along with the first packets, such as a palette, comes only once: a seek would lose it
+        if times and not self.packets.lasting:
             try:
                 self._container.seek(min(times), stream=self.stream)
                 packets = self._demux()
@@ -185,32 +240,54 @@ class Decoder:
         self._open()
         return 0, self._demux()
 
-    def _drop_early_frames(self) -> None:
-        """Takes frames out of the table that need something from before the file's first key packet."""
-        packets, table = self.packets, self.frames
-        first_key = packets.key.index(True) if True in packets.key else 0
-        key_tick = packets.pts[first_key] if packets.pts else None
-        early = {
-            ordinal
-            for ordinal, (tick, shown) in enumerate(zip(packets.pts, packets.shown, strict=True))
-            if shown
-            and (
-                ordinal < first_key
-                or (not table.by_rank and tick is not None and key_tick is not None and tick < key_tick)
-            )
-        }
-        if not early:
+    def _lay_out(self, packets: PacketTable) -> FrameTable:
+        return lay_out_frames(
+            packets,
+            codec=self.codec,
+            format_name=self._container.format.name,
+            has_times=not self._container.format.flags & Flags.no_timestamps.value,
+        )
+
+    def _show_whole_packets(self) -> None:
+        """Those that are marked as damaged only because another recording follows."""
+        packets = self.packets
+        if not packets.marked or self._container.format.name != "mpegts":
             return
-        seen = set()
+        following = [*packets.positions[1:], None]
+        whole = [
+            ordinal
+            for ordinal in packets.marked
+            if (start := packets.positions[ordinal]) is not None and is_whole(self.path, start, following[ordinal])
+        ]
+        self.packets = packets.with_shown(whole, True)
+
+    def _lost_at_start(self) -> set[int]:
+        """Packets whose frames need something from before the file's first key packet, and do not come out.
+
+        Such are the first frames of a recording that was cut out of another, at a key frame that others before it on
+        the screen, but behind it in the file, refer across ("open group of pictures"), or in a gradual refresh.
+        """
+        packets = self.packets
+        if True not in packets.key:
+            return set()
+        first_key = packets.key.index(True)
+        next_key = next((i for i in range(first_key + 1, len(packets.key)) if packets.key[i]), len(packets.key))
+        head = [ordinal for ordinal, shown in enumerate(packets.shown[:next_key]) if shown]
+        timeless = {ordinal for ordinal in head if packets.pts[ordinal] is None}
+        table = self._lay_out(packets.with_shown(timeless, False)) if timeless else self.frames
+        place_of = {} if table.by_rank else {ordinal: place for place, ordinal in enumerate(table.identities)}
+        early = {i for i in head if i < first_key} | timeless | _before(first_key, place_of)
+        if packets.clean[first_key] and not early:
+            return set()
+        seen: set[int] = set()
         for _, frame in self.decode(0, strict=False):
-            if frame.pts in early:
-                seen.add(frame.pts)
-            elif frame.pts > first_key:
+            seen.add(frame.pts)
+            if table.by_rank and frame.pts == next_key:
                 break
-        if table.by_rank:
-            self.frames = table.without_first(len(early - seen))
-        else:
-            self.frames = table.keep(set(table.identities) - (early - seen))
+            if not table.by_rank and frame.pts not in early:
+                # frames come in the order of display: what comes before this one and is not there yet, does not come
+                return (early | _before(frame.pts, place_of)) - seen
+        return set(head) - seen if seen else set()
 
     def _demux(self) -> Iterator[av.Packet]:
         return self.clock.watch(self._container.demux(self.stream))
@@ -224,6 +301,12 @@ class Decoder:
         self.stream.thread_type = "NONE"
         self.stream.codec_context.thread_count = 1
         self.header_size = (self.stream.codec_context.width, self.stream.codec_context.height)
+
+
+def _before(ordinal: int, place_of: dict[int, int]) -> set[int]:
+    """The packets that are shown before this one."""
+    first = place_of.get(ordinal, 0)
+    return {other for other, place in place_of.items() if place < first}
 
 
 def _decode_packet(codec: av.CodecContext, packet: av.Packet | None) -> tuple[list[av.VideoFrame], bool]:

@@ -24,6 +24,7 @@ class Inspection:
         reason: why, in words.
         num_frames: frames that the file holds.
         seconds: how long it is.
+        notes: what is unusual about it and no problem, in words.
         content: text that is the same for the same pictures, or with `decode=False` for the same bytes.
     """
 
@@ -33,6 +34,7 @@ class Inspection:
     num_frames: int = 0
     seconds: float = 0.0
     content: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def inspect_video(path: str | Path, *, decode: bool = True, limits: Limits | None = None) -> Inspection:
@@ -68,7 +70,11 @@ def inspect_video(path: str | Path, *, decode: bool = True, limits: Limits | Non
             content = video.fingerprint() if decode else _digest(file)
             missing = video.missing_seconds()
             found = Inspection(
-                path=str(path), num_frames=video.num_frames, seconds=video.duration_seconds, content=content
+                path=str(path),
+                num_frames=video.num_frames,
+                seconds=video.duration_seconds,
+                content=content,
+                notes=video.notes,
             )
     except CutVideoError as error:
         return Inspection(path=str(path), problem="short", reason=error.reason)

@@ -1,12 +1,19 @@
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import av.error
 import numpy as np
 import torch
+from av.buffer import Buffer
+from av.filter import Graph
+from av.sidedata.sidedata import Type
 from av.video.reformatter import VideoReformatter
 
 from kinescan.errors import VideoError
+
+# How many kinds FFmpeg may have more than PyAV knows of.
+_MAX_UNKNOWN_KINDS = 32
 
 
 def to_rgb(
@@ -26,7 +33,7 @@ def to_rgb(
     width, height = (frame.width, frame.height) if size is None else size
     try:
         rgb = reformatter.reformat(frame, width=width, height=height, format="rgb24")
-    except (av.error.FFmpegError, ValueError) as error:
+    except (av.error.FFmpegError, ValueError, MemoryError) as error:
         reason = f"its pixels ({frame.format.name}) cannot be converted to RGB: {error}."
         raise VideoError(source, reason) from error
     plane = rgb.planes[0]
@@ -36,13 +43,39 @@ def to_rgb(
 
 def turn(image: torch.Tensor, frame: av.VideoFrame) -> torch.Tensor:
     """Carries out the frame's display matrix, to the nearest quarter turn, with mirroring: [H, W, 3] upright."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix = _display_matrix(frame)
     if matrix is None:
         return image
     # x' = a x + c y, y' = b x + d y, with x to the right and y down
-    a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5].tolist()
+    a, b, _, c, d = np.frombuffer(memoryview(matrix), dtype=np.int32)[:5].tolist()
     if abs(b) > abs(a):
         image = image.transpose(0, 1)
         a, d = c, b
     flipped = [axis for axis, scale in ((0, d), (1, a)) if scale < 0]
     return image.flip(flipped) if flipped else image
+
+
+def _display_matrix(frame: av.VideoFrame) -> Buffer | None:
+    try:
+        return frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV reads none of a frame's side data where it has no name for one of them (Exif, views of a stereo pair)
+        return _with_known_side_data(frame).side_data.get("DISPLAYMATRIX")
+
+
+def _with_known_side_data(frame: av.VideoFrame) -> av.VideoFrame:
+    """The same picture without the side data of kinds that PyAV has no name for."""
+    graph = Graph()
+    last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000))
+    first_unknown = len(Type)
+    for kind in range(first_unknown, first_unknown + _MAX_UNKNOWN_KINDS):
+        step = graph.add("sidedata", f"mode=delete:type={kind}")
+        last.link_to(step)
+        last = step
+    sink = graph.add("buffersink")
+    last.link_to(sink)
+    graph.configure()
+    graph.push(frame)
+    known = graph.pull()
+    assert isinstance(known, av.VideoFrame)
+    return known

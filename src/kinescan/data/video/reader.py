@@ -1,4 +1,5 @@
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
-from kinescan.data.video.decoder import Decoder, Undecodable
+from kinescan.data.video.decoder import Decoder, Undecodable, only_video_errors
 from kinescan.data.video.limits import Limits
 from kinescan.data.video.picture import to_rgb, turn
 from kinescan.data.video.structure import missing_bytes
@@ -22,7 +23,17 @@ from kinescan.shapes import Pixels
 
 # Frames that a file may give out of the order of their times before it counts as damaged.
 _MAX_FRAMES_AHEAD = 64
-_CUT_ADVICE = "The file is cut or damaged; fetch it again, or pass allow_short=True to use what is there."
+_CUT = "The file is cut or damaged; fetch it again"
+_CUT_ADVICE = (
+    f"{_CUT}, or use what is there: --allow-short on the command line, data.allow_short = true in a recipe, "
+    "allow_short=True in Python."
+)
+
+# Files whose notes were said, so that none is said in every epoch.
+_said: set[tuple[Path, str]] = set()
+_MAX_SAID = 10_000
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -158,6 +169,23 @@ class VideoReader:
         """By how much stored frames are turned to stand upright, counter-clockwise: 0, 90, 180 or 270."""
         return self._geometry[2]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is unusual about the file, in words: its clock starts anew, or its first frames do not decode."""
+        notes = []
+        restarts, lost = self._decoder.frames.num_restarts, self._decoder.num_lost_at_start
+        if restarts:
+            notes.append(
+                f"its clock starts anew {restarts} time(s), as in recordings that were joined; frames are in the "
+                "file's order, and their times go on from there"
+            )
+        if lost:
+            notes.append(
+                f"{lost} frames at its start refer to frames before it, as in a cut out of a longer recording; they "
+                "cannot be decoded and are left out"
+            )
+        return tuple(notes)
+
     def close(self) -> None:
         """Closes the file; a second call does nothing."""
         self._decoder.close()
@@ -179,6 +207,7 @@ class VideoReader:
         if not places or min(places) < 0 or max(places) >= self.num_frames:
             raise ConfigError(f"{self.path}: indices must lie in [0, {self.num_frames}), got {places}.")
         self._decoder.clock.restart()
+        self._say_notes()
         slots: dict[int, list[int]] = {}
         for slot, place in enumerate(places):
             slots.setdefault(self._decoder.frames.identities[place], []).append(slot)
@@ -186,7 +215,8 @@ class VideoReader:
         for identity, frame in self._decode_wanted(sorted(set(places))):
             image = self._to_rgb(frame)
             if not pixels.numel():
-                pixels = torch.empty(len(places), *image.shape, dtype=torch.uint8)
+                with only_video_errors(self.path):
+                    pixels = torch.empty(len(places), *image.shape, dtype=torch.uint8)
             for slot in slots[identity]:
                 pixels[slot] = image
         return Frames(pixels.permute(0, 3, 1, 2), self.pts_seconds[places])
@@ -215,6 +245,7 @@ class VideoReader:
 
     def __iter__(self) -> Iterator[tuple[Pixels, float]]:
         """Frame after frame ([3, H, W], uint8) with its time in seconds; never more than a few in memory."""
+        self._say_notes()
         times = self.pts_seconds.tolist()
         table = self._decoder.frames
         place_of = {identity: place for place, identity in enumerate(table.identities)}
@@ -264,7 +295,8 @@ class VideoReader:
                 if identity in wanted:
                     wanted.discard(identity)
                     digest.update(f"{frame.width}x{frame.height} {frame.format.name}".encode())
-                    digest.update(_some_rows(frame))
+                    with only_video_errors(self.path):
+                        digest.update(_some_rows(frame))
         except Undecodable:
             raise self._explain() from None
         finally:
@@ -279,7 +311,10 @@ class VideoReader:
         promised = decoder.promised_seconds
         if not decoder.stores_duration or promised <= self.duration_seconds:
             return 0.0
-        return max(0.0, promised - (decoder.end_of_all_streams_seconds() - decoder.start_seconds))
+        end = decoder.end_of_all_streams_seconds()
+        # Matroska's duration may count from 0, also where the first frame comes later
+        counts_from_zero = decoder.start_seconds > 0 and "matroska" in decoder.format_name
+        return max(0.0, promised - (end if counts_from_zero else end - decoder.start_seconds))
 
     @cached_property
     def _geometry(self) -> tuple[int, int, int]:
@@ -327,11 +362,18 @@ class VideoReader:
             size = self._first_frame.width, self._first_frame.height
         return to_rgb(self.path, frame, self._reformatter, size)
 
+    def _say_notes(self) -> None:
+        """Once for each file."""
+        for note in self.notes:
+            if (self.path, note) not in _said and len(_said) < _MAX_SAID:
+                _said.add((self.path, note))
+                logger.warning("%s: %s", self.path, note)
+
     def _keep_what_decodes(self) -> None:
         table = self._decoder.frames
         decodable = [identity for identity, _ in self._decoder.decode(0, strict=False)]
         if table.identities and not decodable:
-            raise VideoError(self.path, f"none of its {len(table.identities)} frames can be decoded.")
+            raise self._explain()
         self._decoder.frames = table.keep(decodable)
 
     def _refuse_cut(self) -> None:
@@ -365,10 +407,20 @@ class VideoReader:
             given = [place_of[identity] for identity, _ in decoder.decode(0, strict=False) if identity in place_of]
         finally:
             decoder.close()
-        last = f"the last at {float(self.pts_seconds[max(given)]):.2f} s of " if given else ""
-        advice = _CUT_ADVICE
-        if decoder.refused_a_size:
-            advice += f" Frames of more than {decoder.limits.max_pixels:,} pixels (data.max_pixels) are not decoded."
+        larger = decoder.limits.max_pixels
+        hint = (
+            f" Frames of more than {larger:,} pixels (data.max_pixels) are not decoded."
+            if decoder.refused_a_size
+            else ""
+        )
+        if not given:
+            return CutVideoError(
+                self.path,
+                f"none of its {self.num_frames} frames can be decoded: what describes them is missing, or they are "
+                f"damaged. Fetch the file again.{hint}",
+            )
+        last = f"the last at {float(self.pts_seconds[max(given)]):.2f} s of "
+        advice = (f"{_CUT}." if self._allow_short else _CUT_ADVICE) + hint
         return CutVideoError(
             self.path,
             f"{len(given)} of {self.num_frames} frames can be decoded ({last}{self._index_end:.2f} s). {advice}",

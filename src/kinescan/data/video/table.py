@@ -6,10 +6,15 @@ import av
 import av.error
 import torch
 
+from kinescan.data.video.pictures import Field, PictureReader, is_hidden
+from kinescan.data.video.timeline import TimedPacket, Timeline, read_timeline
+
 # Codecs whose frames that nothing refers to can be left undecoded without touching the others.
 SKIPPABLE_CODECS = frozenset({"h264", "mpeg4", "mpeg2video", "mpeg1video"})
 # A packet of this size in MPEG-4 says "nothing new": filler after a packet that packs two frames.
 _MPEG4_FILLER_BYTES = 8
+# What a packet may bring along that the decoder keeps: lost when decoding starts behind it.
+_LASTING = ("palette", "new_extradata", "param_change")
 
 
 @dataclass(frozen=True)
@@ -23,9 +28,17 @@ class PacketTable:
         positions: byte offsets in the file.
         sizes: in bytes.
         key: decoding can start here.
-        shown: the packet gives a frame to look at (not discarded by an edit list, hidden, or cut).
+        shown: the packet gives a frame to look at (not discarded by an edit list, hidden, cut, or the second field of
+            a frame).
+        is_b: the packet's frame may be shown before one that is decoded earlier.
+        clean: a key packet from which on nothing refers to what comes before it, as far as the codec tells.
+        second_fields: packets that complete the frame of the packet before them.
+        marked: packets that the container marks as damaged; they are not shown.
+        lasting: packets that bring along what the decoder keeps for those behind: a palette, a new header.
+        num_pictures: that all packets hold, by their start codes; only for MPEG-4, where two may share a packet.
         time_base: seconds in a tick.
         frame_seconds: distance of two frames by the header's average rate; 0 where it has none.
+        reorder_depth: how many frames the decoder holds back to put them in order.
     """
 
     pts: list[int | None] = field(default_factory=list)
@@ -35,11 +48,23 @@ class PacketTable:
     sizes: list[int] = field(default_factory=list)
     key: list[bool] = field(default_factory=list)
     shown: list[bool] = field(default_factory=list)
+    is_b: list[bool] = field(default_factory=list)
+    clean: list[bool] = field(default_factory=list)
+    second_fields: set[int] = field(default_factory=set)
+    marked: list[int] = field(default_factory=list)
+    lasting: list[int] = field(default_factory=list)
+    num_pictures: list[int] = field(default_factory=list)
     time_base: Fraction = Fraction(1)
     frame_seconds: float = 0.0
+    reorder_depth: int = 0
 
     def __repr__(self) -> str:
         return f"PacketTable({len(self.pts)} packets, {sum(self.key)} key, {sum(self.shown)} shown)"
+
+    def with_shown(self, ordinals: Iterable[int], shown: bool) -> "PacketTable":
+        """The table with these packets shown, or not."""
+        changed = set(ordinals)
+        return replace(self, shown=[shown if i in changed else value for i, value in enumerate(self.shown)])
 
 
 @dataclass(frozen=True)
@@ -49,10 +74,14 @@ class FrameTable:
     Attributes:
         identities: of every frame in the order of display: the ordinal of its packet or, with `by_rank`, its rank in
             the decoder's output.
-        pts_seconds: [N], float64: when each frame is shown, by the file's own clock.
+        pts_seconds: [N], float64: when each frame is shown, by the file's own clock; where that clock starts anew, as
+            in recordings that were joined, times go on from there.
         starts: for every packet of the file, the packet at which decoding has to start for it.
         last_seconds: how long the last frame is shown.
         by_rank: the file's times do not tell which packet is shown when; frames are counted as the decoder gives them.
+        num_restarts: how often the file's clock starts anew.
+        from_first: decoding always has to start at the first packet: it, or a later one, brings along what the decoder
+            keeps for all behind it.
     """
 
     identities: list[int]
@@ -60,13 +89,15 @@ class FrameTable:
     starts: list[int]
     last_seconds: float
     by_rank: bool
+    num_restarts: int = 0
+    from_first: bool = False
 
     def __repr__(self) -> str:
         return f"FrameTable({len(self.identities)} frames, by_rank={self.by_rank})"
 
     def start(self, place: int) -> int:
         """The packet at which to start for the frame at this place; counting has to start at the first."""
-        return 0 if self.by_rank else self.starts[self.identities[place]]
+        return 0 if self.by_rank or self.from_first else self.starts[self.identities[place]]
 
     def keep(self, identities: Iterable[int]) -> "FrameTable":
         """The table of only those frames that are named."""
@@ -76,47 +107,45 @@ class FrameTable:
             self, identities=[self.identities[place] for place in places], pts_seconds=self.pts_seconds[places]
         )
 
-    def without_first(self, num_frames: int) -> "FrameTable":
-        """The table of a stream whose decoder does not give the first frames; only where frames are counted."""
-        rest = len(self.identities) - num_frames
-        return replace(self, identities=self.identities[:rest], pts_seconds=self.pts_seconds[num_frames:])
-
 
 def read_packets(packets: Iterable[av.Packet], stream: av.VideoStream) -> PacketTable:
     """The table of a stream's packets; a demuxing error in the middle ends it there."""
     rate = stream.average_rate or stream.guessed_rate
-    table = PacketTable(time_base=stream.time_base, frame_seconds=float(1 / rate) if rate else 0.0)
-    codec = stream.codec_context.codec.canonical_name
+    context = stream.codec_context
+    codec, reorder_depth = context.codec.canonical_name, context.reorder_depth
+    table = PacketTable(
+        time_base=stream.time_base, frame_seconds=float(1 / rate) if rate else 0.0, reorder_depth=reorder_depth
+    )
+    pictures, first_field = PictureReader(codec, context.extradata), None
     try:
         for packet in packets:
             # the decoder takes an empty packet for the end of the stream
             if packet.size == 0:
                 continue
+            data, ordinal = memoryview(packet), len(table.pts)
+            second_field, first_field = _second_field(first_field, pictures.lone_field(data))
             table.pts.append(packet.pts)
             table.dts.append(packet.dts)
             table.durations.append(packet.duration or 0)
             table.positions.append(packet.pos)
             table.sizes.append(packet.size)
             table.key.append(packet.is_keyframe)
-            table.shown.append(not (packet.is_discard or packet.is_corrupt or is_hidden(codec, packet)))
+            hidden = packet.is_discard or packet.is_corrupt or second_field or is_hidden(codec, data)
+            table.shown.append(not hidden)
+            table.is_b.append(reorder_depth > 0 and pictures.is_b(data))
+            table.clean.append(packet.is_keyframe and pictures.starts_clean(data))
+            if second_field:
+                table.second_fields.add(ordinal)
+                table.durations[ordinal - 1] += 0 if packet.pts == table.pts[ordinal - 1] else table.durations[ordinal]
+            if packet.is_corrupt:
+                table.marked.append(ordinal)
+            if any(packet.has_sidedata(kind) for kind in _LASTING):
+                table.lasting.append(ordinal)
+            if codec == "mpeg4":
+                table.num_pictures.append(pictures.num_pictures(data))
     except av.error.FFmpegError:
         pass
     return table
-
-
-def is_hidden(codec: str, packet: bytes | av.Packet) -> bool:
-    """Whether a VP8 or VP9 packet only holds a picture for others to refer to ("alternate reference")."""
-    data = memoryview(packet)
-    if codec == "vp8":
-        return not data[0] & 0x10
-    if codec == "vp9":
-        # a superframe (marked by its last byte) holds the hidden picture and the shown one
-        if data[-1] & 0xE0 == 0xC0:
-            return False
-        # bits from the top: marker 2, profile 2, [reserved 1 in profile 3], show existing, frame type, show frame
-        shift = 2 if data[0] & 0x30 == 0x30 else 3
-        return not (data[0] >> shift | data[0] >> (shift - 2)) & 1
-    return False
 
 
 def lay_out_frames(packets: PacketTable, *, codec: str, format_name: str, has_times: bool) -> FrameTable:
@@ -129,53 +158,112 @@ def lay_out_frames(packets: PacketTable, *, codec: str, format_name: str, has_ti
         has_times: whether the container stores times at all (raw streams do not).
     """
     shown = [ordinal for ordinal, is_shown in enumerate(packets.shown) if is_shown]
-    by_rank = not has_times or _times_mislead(packets, shown, codec, format_name)
-    if by_rank:
-        identities = list(range(len(shown)))
-        ticks = _ticks_by_rank(packets, shown)
-    else:
-        ticks_of = {ordinal: tick for ordinal in shown if (tick := packets.pts[ordinal]) is not None}
-        identities = sorted(shown, key=ticks_of.__getitem__)
-        ticks = [ticks_of[ordinal] for ordinal in identities]
-    seconds = torch.tensor([float(tick * packets.time_base) for tick in ticks], dtype=torch.float64)
-    if by_rank and not ticks:
-        seconds = torch.arange(len(shown), dtype=torch.float64) * (packets.frame_seconds or 0.04)
-    last = float(packets.durations[identities[-1]] * packets.time_base) if shown and not by_rank else 0.0
-    starts = _starts(packets, by_time=not by_rank)
-    return FrameTable(identities, seconds, starts, last or packets.frame_seconds, by_rank)
+    timeline = _timeline(packets, shown, codec, format_name) if has_times else None
+    if timeline is None:
+        return FrameTable(
+            list(range(len(shown))),
+            _times_by_rank(packets, shown),
+            _starts(packets, None),
+            packets.frame_seconds,
+            by_rank=True,
+        )
+    ticks_of = {ordinal: tick for ordinal in shown if (tick := timeline.ticks[ordinal]) is not None}
+    identities = sorted(shown, key=ticks_of.__getitem__)
+    seconds = torch.tensor([float(ticks_of[i] * packets.time_base) for i in identities], dtype=torch.float64)
+    last = float(packets.durations[identities[-1]] * packets.time_base) if shown else 0.0
+    return FrameTable(
+        identities,
+        seconds,
+        _starts(packets, timeline.ticks),
+        last or packets.frame_seconds,
+        by_rank=False,
+        num_restarts=len(timeline.restarts),
+        from_first=bool(packets.lasting),
+    )
 
 
-def _times_mislead(packets: PacketTable, shown: list[int], codec: str, format_name: str) -> bool:
-    pts = [packets.pts[ordinal] for ordinal in shown]
-    if None in pts or len(set(pts)) < len(pts):
-        return True
-    if format_name == "avi" and any(packets.pts[ordinal] != packets.dts[ordinal] for ordinal in shown):
+def lay_out_decoded(packets: PacketTable, order: list[int]) -> FrameTable:
+    """The table of a stream that was decoded once, since its packets do not tell how many frames they give.
+
+    Args:
+        packets: of the stream.
+        order: the packet of each frame, in the order in which the decoder gave them.
+    """
+    places: list[int | None] = [None] * len(packets.pts)
+    for place, ordinal in enumerate(order):
+        places[ordinal] = place
+    starts = _starts(packets, places)
+    return FrameTable(
+        order,
+        _times_by_rank(packets, order),
+        starts,
+        packets.frame_seconds,
+        by_rank=False,
+        from_first=bool(packets.lasting),
+    )
+
+
+def counts_frames(packets: PacketTable) -> bool:
+    """Whether there are as many frames as packets to show: MPEG-4 may say in a packet that there is no new frame."""
+    fillers = sum(size <= _MPEG4_FILLER_BYTES for size in packets.sizes)
+    return not packets.num_pictures or not fillers or sum(packets.num_pictures) - fillers == sum(packets.shown)
+
+
+def _second_field(first: Field | None, lone: Field | None) -> tuple[bool, Field | None]:
+    """Whether a packet completes the frame of the one before it, and the field that waits for its other one."""
+    if lone is None or first is None:
+        return False, lone
+    completes = lone.frame_number == first.frame_number and lone.bottom != first.bottom
+    return completes, None if completes else lone
+
+
+def _timeline(packets: PacketTable, shown: list[int], codec: str, format_name: str) -> Timeline | None:
+    timed = [
+        TimedPacket(
+            ordinal=ordinal,
+            pts=pts,
+            dts=packets.dts[ordinal],
+            duration=packets.durations[ordinal],
+            key=packets.key[ordinal],
+            is_b=packets.is_b[ordinal],
+        )
+        for ordinal in shown
+        if (pts := packets.pts[ordinal]) is not None
+    ]
+    if len(timed) < len(shown):
+        return None
+    if format_name == "avi" and any(packet.pts != packet.dts for packet in timed):
         # AVI stores no presentation times: with reordered frames FFmpeg guesses them
-        return True
-    return codec == "mpeg4" and any(packets.sizes[ordinal] <= _MPEG4_FILLER_BYTES for ordinal in shown)
+        return None
+    if codec == "mpeg4" and any(packets.sizes[ordinal] <= _MPEG4_FILLER_BYTES for ordinal in shown):
+        return None
+    return read_timeline(
+        timed, packets.pts, codec=codec, time_base=packets.time_base, reorder_depth=packets.reorder_depth
+    )
 
 
-def _ticks_by_rank(packets: PacketTable, shown: list[int]) -> list[int]:
+def _times_by_rank(packets: PacketTable, shown: list[int]) -> torch.Tensor:
+    """[N], float64, seconds: the stream's times in order, or the frame rate's where they are missing or doubled."""
     for times in (packets.pts, packets.dts):
         ticks = {tick for ordinal in shown if (tick := times[ordinal]) is not None}
-        if len(ticks) == len(shown):
-            return sorted(ticks)
-    return []
+        if shown and len(ticks) == len(shown):
+            return torch.tensor([float(tick * packets.time_base) for tick in sorted(ticks)], dtype=torch.float64)
+    return torch.arange(len(shown), dtype=torch.float64) * (packets.frame_seconds or 0.04)
 
 
-def _starts(packets: PacketTable, *, by_time: bool) -> list[int]:
-    """For each packet the last key packet that comes before it in the file and, `by_time`, also on the screen.
+def _starts(packets: PacketTable, ticks: list[int | None] | None) -> list[int]:
+    """For each packet the last key packet that comes before it in the file and, where `ticks` tell, on the screen.
 
     A frame that follows a key packet in the file but is shown before it may refer to frames before that key packet.
     """
     starts: list[int] = []
     keys = [0]
-    for ordinal, (tick, key) in enumerate(zip(packets.pts, packets.key, strict=True)):
+    for ordinal, key in enumerate(packets.key):
         if key and ordinal:
             keys.append(ordinal)
-        start = keys[-1]
-        if by_time and tick is not None:
-            ticks = ((candidate, packets.pts[candidate]) for candidate in reversed(keys))
-            start = next((candidate for candidate, first in ticks if first is not None and first <= tick), 0)
+        start, tick = keys[-1], None if ticks is None else ticks[ordinal]
+        if ticks is not None and tick is not None:
+            times = ((candidate, ticks[candidate]) for candidate in reversed(keys))
+            start = next((candidate for candidate, first in times if first is not None and first <= tick), 0)
         starts.append(start)
     return starts
