@@ -86,9 +86,9 @@ def test_dump_recipe_refuses_what_toml_cannot_hold() -> None:
         ("qqqqqq.x=3", "unknown key 'qqqqqq'. Tables of a recipe: augment, data, evaluation, loader, model, optim"),
         ("optim.lr=fast", 'optim.lr: input should be a valid number, got "fast"'),
         ("optim.epochs=1.5", "optim.epochs: .*integer.*, got 1.5"),
-        ("optim.lr=-1", "optim: lr must be positive, got -1.0"),
+        ("optim.lr=-1", "optim.lr must be positive, got -1.0"),
         ("optim=3", "optim: .*, got 3"),
-        ("data.held_out_ratio=1.0", "data: held_out_ratio must lie between 0 and 1, got 1.0"),
+        ("data.held_out_ratio=1.0", "data.held_out_ratio must lie between 0 and 1, got 1.0"),
         ("optim.lr", "--set takes key=value, such as optim.lr=1e-3, got 'optim.lr'"),
         ("optim..lr=1", "--set takes key=value"),
         ("optim.betas=[0.9, ", "--set optim.betas=.*: the value is not valid TOML"),
@@ -109,7 +109,7 @@ def test_load_recipe_names_the_recipes_beside_a_missing_one(tmp_path: Path) -> N
 
 
 def test_load_recipe_says_where_toml_is_broken(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"recipe.toml is not valid TOML: .*line 2"):
+    with pytest.raises(ConfigError, match=r"recipe.toml is not valid TOML .*line 2"):
         load_recipe(_recipe(tmp_path, "seed = 1\nmodel = \n"))
 
 

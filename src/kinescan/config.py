@@ -1,5 +1,7 @@
 import dataclasses
 import difflib
+import errno
+import os
 import tomllib
 import types
 import typing
@@ -16,7 +18,9 @@ from kinescan.data.sampling import Views
 from kinescan.data.transforms import AugmentConfig
 from kinescan.data.video import Limits
 from kinescan.errors import ConfigError
+from kinescan.fields import MAX_SEED, check_most, check_types
 from kinescan.preprocessing import Preprocessing
+from kinescan.runtime.files import read_toml
 from kinescan.settings import build_settings, closest, to_plain
 from kinescan.training.engine import TrainConfig
 from kinescan.training.optim import OptimConfig
@@ -38,6 +42,9 @@ class ModelConfig:
     weights: str = ""
     new_head: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +87,16 @@ class DataConfig:
         return Limits(timeout_seconds=self.timeout_seconds, max_pixels=self.max_pixels)
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_most(self, split=10**6, kept_frames=2**16, kept_gib=2**20)
         Limits(timeout_seconds=self.timeout_seconds, max_pixels=self.max_pixels)
         if self.reader != "auto" and self.reader not in DATASETS:
             raise ConfigError(f"there is no reader {self.reader!r}. {closest(self.reader, ['auto', *DATASETS])}")
         if self.split < 1:
             raise ConfigError(f"split must be at least 1, got {self.split}.")
-        if self.kept_frames < 0:
-            raise ConfigError(f"kept_frames must be 0 or more, got {self.kept_frames}.")
+        for name in ("kept_frames", "kept_gib"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
         if not 0 < self.held_out_ratio < 1:
             raise ConfigError(f"held_out_ratio must lie between 0 and 1, got {self.held_out_ratio}.")
 
@@ -104,6 +114,7 @@ class EvaluationConfig:
     views_while_training: str = ""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for views in (self.views, self.views_while_training):
             if views:
                 Views.parse(views)
@@ -137,6 +148,11 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"seed must be 0 to {MAX_SEED}, got {self.seed}.")
+
     def views(self) -> Views:
         """Views of the final report."""
         return Views.parse(self.evaluation.views or f"{self.preprocessing.num_frames}x2x3")
@@ -159,15 +175,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file is missing or no TOML, a key is unknown (the closest is named), or a value is wrong.
     """
     path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    if not path.exists():
         there = ", ".join(str(near) for near in sorted(path.parent.glob("*.toml"))) or "none in its folder"
-        reason = error.strerror or error
-        raise ConfigError(f"recipe {str(path)!r} cannot be read ({reason}). Recipes there: {there}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
-    return build_run(values, overrides)
+        reason = os.strerror(errno.ENOENT)
+        raise ConfigError(f"recipe {str(path)!r} cannot be read ({reason}). Recipes there: {there}.")
+    return build_run(read_toml(path), overrides)
 
 
 def build_run(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
@@ -246,7 +258,7 @@ def _value(text: str, override: str) -> Any:
     """`text` as TOML; what does not look like a list, table or quoted text is taken as it stands."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
         if text[:1] in ("[", "{", '"', "'"):
             raise ConfigError(f"--set {override}: the value is not valid TOML: {error}.") from None
         return text

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kinescan.errors import ConfigError
+from kinescan.fields import check_types
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -41,6 +42,7 @@ class Preprocessing:
     num_windows: int = 8
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, most in (("num_frames", 2**16), ("size", 2**14), ("frame_stride", 2**31), ("num_windows", 2**31)):
             if not 1 <= getattr(self, name) <= most:
                 raise ConfigError(f"{name} must be 1 to {most}, got {getattr(self, name)}.")

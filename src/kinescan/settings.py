@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from kinescan.errors import ConfigError
 
 T = TypeVar("T")
+_MOST_SHOWN = 200
 
 
 def build_settings(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
@@ -35,12 +36,18 @@ def build_settings(cls: type[T], values: Mapping[str, Any], *, where: str = "") 
         >>> build_settings(Preprocessing, {"num_frames": 16}).num_frames
         16
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or cls.__name__} must be a table of settings, got {type(values).__name__}.")
     _refuse_unknown_keys(cls, values, where)
     try:
-        built: T = _adapter(cast(Any, cls)).validate_json(json.dumps(values, default=_plain), strict=True)
+        text = json.dumps(values, default=_plain)
+    except (ValueError, RecursionError, TypeError) as error:
+        raise ConfigError(f"{where or cls.__name__} holds a value that is none of a setting ({error}).") from None
+    try:
+        built: T = _adapter(cast(Any, cls)).validate_json(text, strict=True)
         return built
     except ValidationError as error:
-        raise ConfigError(_first_problem(error, where)) from None
+        raise ConfigError(_first_problem(error, cls, where)) from None
 
 
 def to_plain(settings: Any) -> dict[str, Any]:
@@ -91,12 +98,21 @@ def _dataclass_in(hint: Any) -> Any:
     return next((option for option in options if dataclasses.is_dataclass(option)), None)
 
 
-def _first_problem(error: ValidationError, where: str) -> str:
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
+def _first_problem(error: ValidationError, cls: Any, where: str) -> str:
     problem = error.errors()[0]
     parts = [where] if where else []
     dotted = ".".join(parts + [str(part) for part in problem["loc"]])
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
+        for part in problem["loc"]:
+            cls = _dataclass_in(typing.get_type_hints(cls).get(str(part))) if dataclasses.is_dataclass(cls) else None
+        if dotted and dataclasses.is_dataclass(cls) and str(cause).split(" ")[0] in typing.get_type_hints(cls):
+            return f"{dotted}.{cause}"
         return f"{dotted}: {cause}" if dotted else str(cause)
-    given = json.dumps(problem["input"], default=str)
+    given = _shown(problem["input"])
     return f"{dotted}: {problem['msg'].lower()}, got {given}."

@@ -96,7 +96,7 @@ def test_what_is_mirrored_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     ("values", "message"),
     [
         ({"reader": "ssv3"}, r"data: there is no reader 'ssv3'\. Did you mean 'ssv2'\?"),
-        ({"split": 0}, "data: split must be at least 1, got 0"),
+        ({"split": 0}, "data.split must be at least 1, got 0"),
     ],
 )
 def test_wrong_settings_are_refused(values: dict[str, Any], message: str) -> None:

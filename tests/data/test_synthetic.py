@@ -316,7 +316,7 @@ def test_shapes_do_not_look_the_same_turned(shape):
         ({"frame_size": 8}, "frame_size must be at least 16, got 8"),
         ({"num_frames": 1}, "num_frames must be at least 2, got 1"),
         ({"noise_levels": -1}, "noise_levels must be at least 0, got -1"),
-        ({"noise_levels": float("nan")}, "noise_levels must be at least 0, got nan"),
+        ({"noise_levels": float("nan")}, "noise_levels must be a finite number, got nan"),
         ({"fps": 0}, "fps must be positive, got 0"),
         ({"workers": 0}, "workers must be at least 1, got 0"),
         ({"shake_pixels": 40}, "shake_pixels must be at most a quarter of frame_size 64, got 40"),

@@ -138,7 +138,7 @@ def test_trainable_only_refuses_a_pattern_without_a_match() -> None:
             r"lr_scales: 'head.\*' must be positive, got 0.0. To keep weights as they are",
         ),
         ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\), got 1.0"),
-        ({"clip_norm": float("nan")}, "clip_norm must be 0 or more, got nan"),
+        ({"clip_norm": float("nan")}, "clip_norm must be a finite number, got nan"),
     ],
 )
 def test_optim_config_refuses_values_out_of_range(values: dict[str, object], message: str) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from kinescan.data.datasets import Sample, Samples, Unreadable, VideoDataset, stable_seed
 from kinescan.errors import ConfigError
+from kinescan.fields import check_most, check_types
 
 StartMethod = Literal["auto", "spawn", "forkserver", "fork"]
 
@@ -33,6 +34,8 @@ class LoaderConfig:
     start_method: StartMethod = "auto"
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_most(self, batch_size=2**20, num_workers=1024, prefetch_batches=1024)
         for name, least in (("batch_size", 1), ("num_workers", 0), ("prefetch_batches", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")

@@ -7,6 +7,7 @@ from typing import Literal, Self
 import torch
 
 from kinescan.errors import ConfigError
+from kinescan.fields import check_most, check_types
 from kinescan.shapes import FrameIndices
 
 Sampling = Literal["segments", "dense", "windows"]
@@ -33,6 +34,8 @@ class Views:
     crops: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_most(self, frames=2**16, clips=2**12, crops=2**8)
         if min(self.frames, self.clips, self.crops) < 1:
             raise ConfigError(f"views must have at least 1 frame, 1 clip and 1 crop, got {self}.")
 
@@ -51,7 +54,7 @@ class Views:
         Raises:
             ConfigError: the text is not of this form, or a number is 0.
         """
-        match = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*x\s*(\d+)\s*", text)
+        match = re.fullmatch(r"\s*(\d{1,9})\s*x\s*(\d{1,9})\s*x\s*(\d{1,9})\s*", text)
         if match is None:
             raise ConfigError(f'views are written frames x clips x crops, as in "8x2x3", got {text!r}.')
         frames, clips, crops = (int(number) for number in match.groups())

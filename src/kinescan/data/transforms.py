@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kinescan.data.rand_augment import MAX_MAGNITUDE, OPERATIONS, rand_augment
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError
+from kinescan.fields import check_types
 from kinescan.preprocessing import Preprocessing
 from kinescan.shapes import Pixels
 
@@ -48,18 +49,19 @@ class AugmentConfig:
     mix_rate: float = 1.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ConfigError(f"crop_scale must be increasing shares in (0, 1], got {self.crop_scale}.")
+        if not 1e-4 <= low <= high <= 1:
+            raise ConfigError(f"crop_scale must be increasing shares from 0.0001 to 1, got {self.crop_scale}.")
         low, high = self.crop_aspect
-        if not 0 < low <= high:
-            raise ConfigError(f"crop_aspect must be increasing positive ratios, got {self.crop_aspect}.")
+        if not 1e-2 <= low <= high <= 1e2:
+            raise ConfigError(f"crop_aspect must be increasing ratios from 0.01 to 100, got {self.crop_aspect}.")
         for name in ("flip_rate", "erase_rate", "mix_rate", "color_jitter"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
         for name in ("mixup_alpha", "cutmix_alpha"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must be 0 or positive, got {getattr(self, name)}.")
+            if getattr(self, name) != 0 and not 1e-2 <= getattr(self, name) <= 1e3:
+                raise ConfigError(f"{name} must be 0, or lie in 0.01 to 1000, got {getattr(self, name)}.")
         if not 0 <= self.rand_augment_operations <= len(OPERATIONS):
             raise ConfigError(
                 f"rand_augment_operations must lie in [0, {len(OPERATIONS)}], got {self.rand_augment_operations}."

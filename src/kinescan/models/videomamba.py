@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kinescan.errors import ConfigError, ShapeError
+from kinescan.fields import check_most, check_types
 from kinescan.layers.bimamba import BidirectionalMamba
 from kinescan.models.checkpoint_file import Checkpoint
 from kinescan.models.classifier import VideoClassifier
@@ -67,6 +68,8 @@ class VideoMambaConfig:
     recompute: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_most(self, norm_eps=1.0)
         sizes = ("num_classes", "image_size", "patch_size", "num_frames", "tubelet_frames", "width", "depth")
         check_sizes(self, *sizes, "state_size", "conv_kernel", "expand")
         if self.image_size % self.patch_size:

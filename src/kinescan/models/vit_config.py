@@ -2,6 +2,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kinescan.errors import ConfigError
+from kinescan.fields import check_most, check_types
 from kinescan.models.size_limits import check_at_most, check_sizes
 
 
@@ -55,6 +56,8 @@ class ViTConfig:
     pooling: Literal["class", "mean", "mean_after_norm", "attention"] = "class"
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_most(self, norm_eps=1.0, rotary_theta=1e9)
         check_sizes(self, "image_size", "patch_size", "width", "depth", "heads", "mlp_dim", "embed_dim")
         if self.image_size % self.patch_size:
             down = max(self.image_size // self.patch_size, 1) * self.patch_size

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from kinescan.errors import ConfigError, DependencyError
+from kinescan.fields import MAX_COUNT, check_most, check_types
 from kinescan.runtime.accelerate_internals import forget_accelerator_state
 from kinescan.settings import closest
 
@@ -55,6 +56,9 @@ class TrainConfig:
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_most(self, eval_every=MAX_COUNT, log_every=MAX_COUNT, accumulate_batches=2**20, keep_checkpoints=2**20)
+        check_most(self, checkpoint_minutes=MAX_COUNT, early_stop_evaluations=MAX_COUNT)
         for name in ("eval_every", "log_every", "accumulate_batches", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kinescan.errors import ConfigError
+from kinescan.fields import MAX_COUNT, check_most, check_types
 
 NOT_DECAYED = ("A_log", "D", "class_embedding", "positional_embedding", "register_tokens")
 """Last parts of names of parameters that get no weight decay whatever their shape."""
@@ -53,6 +54,9 @@ class OptimConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_most(self, lr=1e3, eps=1.0, weight_decay=1e6, clip_norm=1e12)
+        check_most(self, lr_batch_size=MAX_COUNT, epochs=MAX_COUNT, warmup_epochs=MAX_COUNT)
         for name in ("lr", "eps"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
@@ -65,7 +69,7 @@ class OptimConfig:
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay must lie in (0, 1], got {self.layer_decay}; 1.0 switches it off.")
         for pattern, scale in self.lr_scales.items():
-            if not 0 < scale < math.inf:
+            if not 0 < scale <= 1e6:
                 raise ConfigError(
                     f"lr_scales: {pattern!r} must be positive, got {scale}. To keep weights as they are, name them in "
                     "train.frozen."

@@ -9,6 +9,7 @@ from typing import Literal
 
 from kinescan.data.video import write_video
 from kinescan.errors import ConfigError
+from kinescan.fields import MAX_SEED, check_most, check_types
 from kinescan.settings import to_plain
 from kinescan.shapes import Pixels
 from kinescan.version import __version__
@@ -48,6 +49,9 @@ class SyntheticConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_most(self, frame_size=2**12, num_frames=2**16, fps=1e3, noise_levels=255, workers=1024, seed=MAX_SEED)
+        check_most(self, train_per_class=2**20, test_per_class=2**20)
         lowest = {"frame_size": 16, "num_frames": 2, "train_per_class": 0, "test_per_class": 0, "seed": 0, "workers": 1}
         for name, least in {**lowest, "noise_levels": 0, "shake_pixels": 0}.items():
             if not getattr(self, name) >= least:
