@@ -32,7 +32,7 @@ from kinescan.training.loop import fit
 from ssp_tuners import MemoryClips, to_clips
 
 WORK = Path("runs/kinematic_norm")
-RECIPES = measure.HERE.parent / "recipes"
+RECIPES = measure.HERE.parent / "src" / "kinescan" / "recipes"
 NORMS, SEEDS = ("batch", "group"), (0, 1, 2)
 TRAIN_PER_CLASS, TEST_PER_CLASS, EPOCHS, STILLS_PER_EPOCH = 80, 25, 8, 3200
 

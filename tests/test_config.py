@@ -103,7 +103,7 @@ def test_load_recipe_refuses_wrong_overrides(tmp_path: Path, override: str, mess
 def test_load_recipe_names_the_recipes_beside_a_missing_one(tmp_path: Path) -> None:
     path = _recipe(tmp_path)
     with pytest.raises(
-        ConfigError, match=r"cannot be read \(No such file or directory\). Recipes there: .*recipe.toml"
+        ConfigError, match=r"receipt.toml'.*no such file.*Beside it: recipe.toml.*`kinescan list recipes`"
     ):
         load_recipe(path.with_name("receipt.toml"))
 

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinescan.config import RunConfig, load_recipe
+from kinescan.config import RunConfig, load_recipe, packaged_recipes
 from kinescan.models.zoo import MODELS, create_model
 
-RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.toml"))
+RECIPES = sorted(packaged_recipes().values())
 PAPER = [
     ("ssv2_pks4_b16_8f", 8, 7e-4, 20, 91_693_550, "8x2x3"),
     ("ssv2_pks4_b16_32f", 32, 7e-4, 20, 91_693_550, "32x1x3"),

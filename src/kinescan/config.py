@@ -1,7 +1,5 @@
 import dataclasses
 import difflib
-import errno
-import os
 import tomllib
 import types
 import typing
@@ -19,11 +17,16 @@ from kinescan.data.transforms import AugmentConfig
 from kinescan.data.video import Limits
 from kinescan.errors import ConfigError
 from kinescan.fields import MAX_SEED, check_most, check_types
+from kinescan.models.location import RECIPE_FILE
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.files import read_toml
 from kinescan.settings import build_settings, closest, to_plain
 from kinescan.training.engine import TrainConfig
 from kinescan.training.optim import OptimConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+"""Those that come with the package."""
+MOST_NAMED = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,18 +171,58 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     `model = "name"` is short for `[model]` with `name`. Paths are relative to the folder that the program runs in.
 
     Args:
-        path: the recipe.
+        path: the recipe, see `find_recipe`.
         overrides: "dotted.key=value" each; values are TOML, and bare words are taken as text.
 
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown (the closest is named), or a value is wrong.
     """
-    path = Path(path)
-    if not path.exists():
-        there = ", ".join(str(near) for near in sorted(path.parent.glob("*.toml"))) or "none in its folder"
-        reason = os.strerror(errno.ENOENT)
-        raise ConfigError(f"recipe {str(path)!r} cannot be read ({reason}). Recipes there: {there}.")
-    return build_run(read_toml(path), overrides)
+    return build_run(read_toml(find_recipe(path)), overrides)
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name.
+
+    Example:
+        >>> "own_videos_cpu" in packaged_recipes()
+        True
+    """
+    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: the one that is named, or else the one that comes with the package.
+
+    Args:
+        name: a TOML file; or NAME, NAME.toml or recipes/NAME.toml of a packaged recipe, where no such file is here.
+
+    Raises:
+        ConfigError: there is neither; the closest name is in the message.
+
+    Example:
+        >>> find_recipe("own_videos_cpu").name, find_recipe("recipes/own_videos_cpu.toml").name
+        ('own_videos_cpu.toml', 'own_videos_cpu.toml')
+    """
+    path, packaged = Path(name), packaged_recipes()
+    if path.is_file():
+        return path
+    plain = path.parent in (Path("."), Path(RECIPES.name)) and path.suffix in ("", ".toml")
+    if plain and path.stem in packaged:
+        return packaged[path.stem]
+    if (path / RECIPE_FILE).is_file():
+        raise ConfigError(
+            f"{name} is the folder of a run. To continue it: kinescan train {name} --resume; for a new run with its "
+            f"settings: kinescan train {path / RECIPE_FILE} --output ANOTHER"
+        )
+    if path.exists() and path.suffix == ".toml":
+        # A folder or a pipe of that name: reading it says so.
+        return path
+    beside = sorted(path.parent.glob("*.toml")) if path.parent.is_dir() else []
+    there = f" Beside it: {', '.join(near.name for near in beside[:MOST_NAMED])}." if beside else ""
+    raise ConfigError(
+        f"recipe {str(name)!r}: no such file, and no recipe of that name comes with kinescan. "
+        f"{closest(path.stem, packaged)}{there} `kinescan list recipes` shows all."
+    )
 
 
 def build_run(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
@@ -274,6 +317,16 @@ def _refuse_unknown_keys(values: Mapping[str, Any]) -> None:
         tables = sorted(key for key, cls in known.items() if dataclasses.is_dataclass(cls))
         hint = f"Did you mean {near[0]!r}?" if near else f"Tables of a recipe: {', '.join(tables)}."
         raise ConfigError(f"unknown key {dotted!r}. {hint}")
+
+
+def setting_names() -> list[str]:
+    """Every setting of a recipe, dotted; tables themselves are left out.
+
+    Example:
+        >>> "optim.epochs" in setting_names(), "optim" in setting_names()
+        (True, False)
+    """
+    return [name for name, hint in _known_keys(RunConfig, "") if not dataclasses.is_dataclass(hint)]
 
 
 def _known_keys(cls: Any, where: str) -> Iterator[tuple[str, Any]]:

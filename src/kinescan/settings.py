@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -115,4 +116,9 @@ def _first_problem(error: ValidationError, cls: Any, where: str) -> str:
             return f"{dotted}.{cause}"
         return f"{dotted}: {cause}" if dotted else str(cause)
     given = _shown(problem["input"])
-    return f"{dotted}: {problem['msg'].lower()}, got {given}."
+    hint = ""
+    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
+        allowed = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        near = difflib.get_close_matches(problem["input"].lower(), allowed, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{dotted}: {problem['msg'].lower()}, got {given}.{hint}"

@@ -47,16 +47,16 @@ def test_check_takes_a_recipe_and_published_layouts(kinescan: Any, videos: Path,
 
 
 def test_check_says_how_far_it_is(kinescan: Any, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinescan.cli.check._SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr("kinescan.cli.progress.SECONDS_BETWEEN_LINES", -1.0)
     found = kinescan("data", "check", videos, "--workers", "0", "--quick")
-    assert found.stderr.splitlines()[::11] == ["checked 1 of 12 files", "checked 12 of 12 files"]
+    assert found.stderr.splitlines()[::11] == ["checking: 1 of 12 files", "checking: 12 of 12 files"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere does not exist"),
-        (["nowhere.toml"], "recipe 'nowhere.toml' cannot be read"),
+        (["nowhere.toml"], "recipe 'nowhere.toml': no such file"),
         (["empty.toml"], "empty.toml does not set data.train. Add --set data.train=VIDEOS."),
         ([".", "--set", "optim.lr=1"], "--set takes only data.* here: . is no recipe"),
         ([".", "--reader", "ufc101"], "there is no reader 'ufc101'. Did you mean 'ucf101'?"),

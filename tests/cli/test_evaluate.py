@@ -14,7 +14,9 @@ from kinescan.cli.evaluate import evaluate
 from kinescan.config import build_run, dump_recipe
 from kinescan.errors import ConfigError
 from kinescan.evaluation.predictions import read_predictions
-from kinescan.models.zoo import create_model
+from kinescan.inference.export import export
+from kinescan.inference.predictor import predict
+from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.preprocessing import Preprocessing
 
 SIZES = {"patch_size": 16, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "embed_dim": 16, "image_size": 32}
@@ -47,6 +49,22 @@ def test_eval_says_that_the_held_out_videos_chose_the_checkpoint(make_run: Any) 
     assert [CHOSEN in note for note in report.notes] == [True]
     assert f"**Note.** The checkpoint {CHOSEN}" in (run / "evaluation" / "report.md").read_text(encoding="utf-8")
     assert evaluate(make_run("unchosen", checkpoint="last")).notes == ()
+
+
+def test_every_verb_and_function_takes_a_run_or_an_export(make_run: Any, videos: Path, tmp_path: Path) -> None:
+    run, exported = make_run("run"), tmp_path / "exported"
+    export(run, exported, to="torch")
+    of_run, of_export = (
+        evaluate(source, data=videos, views="4x1x1", allow_code=True).evaluation for source in (run, exported)
+    )
+    assert torch.allclose(of_run.scores, of_export.scores, atol=1e-5)
+    [one] = predict(run, videos / "dark" / "0.mp4")
+    [other] = predict(exported, videos / "dark" / "0.mp4", allow_code=True)
+    assert one.labels == other.labels
+    assert not from_pretrained(run).training
+    assert torch.equal(create_model("vit_ti16", weights=run).head.weight, from_pretrained(run).head.weight)
+    with pytest.raises(ConfigError, match="no head whose features could be taken"):
+        evaluate(exported, data=videos, features=tmp_path / "f.safetensors", allow_code=True)
 
 
 def test_eval_finds_the_runs_own_videos_in_other_data(make_run: Any, videos: Path, tmp_path: Path) -> None:
@@ -156,10 +174,10 @@ def test_eval_compare_says_what_is_missing_or_too_much(
     with pytest.raises(ConfigError, match=r"run holds no report\.json with a predictions\.jsonl\. Score it first: kin"):
         compare_reports(run, run)
     evaluate(run)
-    with pytest.raises(ConfigError, match=r"the comparison cannot be written to .*Choose another --output"):
+    with pytest.raises(ConfigError, match=r"cannot be written .*Choose another --output"):
         compare_reports(run, run, output=run / "recipe.toml" / "deep")
     (run / "evaluation" / "report.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"report\.json cannot be read .* Write it again: kinescan eval"):
+    with pytest.raises(ConfigError, match=r"report\.json is not valid JSON .* Write it again: kinescan eval"):
         compare_reports(run, run)
     for arguments, message in (
         ([run], "--compare takes two runs and neither a model nor --features"),

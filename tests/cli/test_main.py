@@ -10,7 +10,10 @@ from kinescan.cli.main import VERBS, build_app
 
 FLAGS = {
     "train": {"--set", "--output", "--resume", "--dry-run", "--json"},
-    "eval": {"--data", "--views", "--output", "--device", "--workers", "--features", "--compare", "--json"},
+    "eval": {
+        *("--data", "--views", "--output", "--device", "--workers", "--features"),
+        *("--compare", "--allow-code", "--json"),
+    },
     "predict": {
         *("--set", "--model", "--top", "--views", "--explain", "--allow-short", "--device", "--allow-code", "--json"),
     },
@@ -24,6 +27,7 @@ FLAGS = {
     },
     "data check": {"--set", "--test", "--reader", "--split", "--workers", "--quick", "--output", "--json"},
     "list": {"--recipes", "--json"},
+    "recipe": {"--json"},
     "doctor": {"--json"},
     "export": {"--to", "--batch", "--frames", "--precision", "--video", "--tolerance", "--json"},
     "bench": {"--quick", "--output", "--list", "--json"},
@@ -39,7 +43,7 @@ def _commands() -> dict[str, Any]:
     return found
 
 
-def test_flags_are_these_and_at_most_eight_beside_set() -> None:
+def test_flags_are_these_and_at_most_eight_beside_set_and_json() -> None:
     flags = {
         name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
         - {"--help"}
@@ -85,7 +89,7 @@ def test_wrong_usage_exits_with_2(kinescan: Any, arguments: list[str]) -> None:
 def test_errors_of_ours_are_one_line_on_standard_error(kinescan: Any) -> None:
     result = kinescan("train", "no.toml")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("ConfigError: recipe 'no.toml' cannot be read (No such file or directory).")
+    assert result.stderr.startswith("ConfigError: recipe 'no.toml': no such file")
     assert result.stderr.count("\n") == 1
     result = kinescan("predict", "a.mp4", "--model", "nowhere/at/all")
     assert result.exit_code == 1

@@ -274,7 +274,10 @@ def test_predict_without_a_model_says_what_to_name(
     monkeypatch.chdir(tmp_path)
     result = kinescan("predict", "a.mp4")
     assert result.exit_code == 2
-    assert "no model was given, and ./runs holds no run with a checkpoint. Name one with --model." in result.stderr
+    assert "holds no run with a checkpoint. Name one: --model RUN." in result.stderr
+    assert str(tmp_path / "runs") in result.stderr
+    scored = kinescan("eval")
+    assert (scored.exit_code, "Name one: kinescan eval RUN." in scored.stderr) == (2, True)
 
 
 def test_folders_that_look_like_placeholders_are_labels_like_any_other(

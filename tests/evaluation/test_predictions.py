@@ -53,7 +53,7 @@ def test_features_file_wants_features_and_a_place(brightness_model, make_dataset
     ):
         save_features(evaluate_model(brightness_model(), make_dataset(views="4x1x1")), tmp_path / "f.safetensors")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"features cannot be written to .*Choose another file"):
+    with pytest.raises(ConfigError, match=r"cannot be written .*Choose another file for the features"):
         save_features(evaluation, tmp_path / "file" / "f.safetensors")
 
 

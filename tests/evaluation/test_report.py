@@ -44,7 +44,7 @@ def test_report_page_shows_classes_mistakes_and_unreadable_files(report):
     assert "| top-1 | **83.3 %** |" in page
     assert "the top 5 are the top 3" in page
     assert "**1 of 7 files could not be read**; no number here counts them" in page
-    assert "broken.mp4`: " in page
+    assert "broken.mp4: " in page
     assert "| grey\\|ish | 0 | 0 | no videos |" in page
     assert "| bright | dark | 1 | 25.0 % |" in page
     assert "seed 3" in page

@@ -51,7 +51,7 @@ def test_export_holds_what_both_sides_need(folder: Path) -> None:
     assert (config["model_type"], config["architectures"]) == ("kinescan", ["KinescanForVideoClassification"])
     assert list(config["id2label"].values()) == list(LABELS)
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert 'pipeline("video-classification", model="FOLDER_OR_HUB_NAME")' in card
+    assert 'pipeline("video-classification", model=".")' in card
 
 
 def test_auto_model_gives_the_logits_and_the_loss(folder: Path, model: PKS4) -> None:

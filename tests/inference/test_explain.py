@@ -108,11 +108,12 @@ def test_draw_strip_writes_a_picture_with_a_column_a_frame(model, tmp_path, num_
 
 def test_draw_strip_says_that_it_cannot_write(model, tmp_path):
     clip = torch.randn(1, 2, 3, 32, 32)
+    (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be written"):
         draw_strip(
             clip[0],
             kinematic_maps(model, clip),
-            tmp_path / "absent" / "strip.png",
+            tmp_path / "file" / "strip.png",
             preprocessing=model.preprocessing,
             title="",
         )

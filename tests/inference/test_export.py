@@ -1,3 +1,4 @@
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ from kinescan.inference import formats
 from kinescan.inference.export import TOLERANCES, export
 from kinescan.inference.exported import ExportedModel, load_exported
 from kinescan.inference.predictor import predict
+from kinescan.inference.stream import StreamSession
 from kinescan.models.pks4 import PKS4
-from kinescan.models.zoo import create_model
+from kinescan.models.zoo import create_model, from_pretrained
 
 from .conftest import LABELS, tiny_model
 
@@ -242,3 +244,27 @@ def test_a_model_without_labels_is_exported_without_labels(tmp_path: Path) -> No
     assert (record.labels, record.num_classes) == (None, 2)
     loaded = load_exported(tmp_path)
     assert (loaded.labels, loaded.class_names) == (None, ("0", "1"))
+
+
+def test_exported_files_can_be_read_by_whom_new_files_can(deployed: Path, small: PKS4, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    usual = (tmp_path / "new").stat().st_mode
+    assert {file.stat().st_mode for file in deployed.iterdir()} == {usual}
+    if importlib.util.find_spec("transformers"):
+        export(small, tmp_path / "other", to="transformers")
+        assert {file.stat().st_mode for file in (tmp_path / "other").iterdir()} == {usual}
+
+
+def test_a_causal_export_is_called_causal(bare: PKS4, deployed: Path, tmp_path: Path) -> None:
+    assert load_exported(deployed, allow_code=True).record.causal is False
+    with pytest.raises(ConfigError, match="is exported: an exported file takes whole clips"):
+        StreamSession(deployed)
+    causal = tiny_model(depth=1, scanner=False, correlation=False, variation=False, causal=True)
+    export(causal, tmp_path / "causal", to="torch")
+    with pytest.raises(ConfigError, match=r"is causal, but exported.*that it was exported from"):
+        StreamSession(tmp_path / "causal")
+
+
+def test_from_pretrained_says_how_an_export_is_loaded(deployed: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds an exported model.*load_exported"):
+        from_pretrained(deployed)

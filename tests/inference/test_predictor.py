@@ -123,7 +123,7 @@ def test_predict_says_that_the_folder_of_pictures_cannot_be_made(model, videos):
 
 
 def test_predict_says_that_there_is_no_model(videos, tmp_path):
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match="no such file or folder"):
         predict(tmp_path / "absent", videos)
 
 

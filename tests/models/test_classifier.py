@@ -218,9 +218,12 @@ def test_missing_and_damaged_weights_are_errors(saved: Path) -> None:
 
 
 def test_places_that_hold_no_model_are_errors(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"is a file. Give the folder that save_pretrained wrote"):
-        Average.from_pretrained(saved / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"no such folder. Give one that save_pretrained wrote, or a hub name"):
+    alone = saved.parent / "alone" / "model.safetensors"
+    alone.parent.mkdir()
+    alone.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"is a file and belongs to no saved model. Give the folder that save_pr"):
+        Average.from_pretrained(alone)
+    with pytest.raises(CheckpointError, match=r"absent: no such file or folder.*of a saved model.* or a hub name"):
         Average.from_pretrained(saved / "absent")
 
 

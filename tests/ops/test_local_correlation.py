@@ -174,8 +174,8 @@ def test_default_backend_follows_the_dtype_and_is_announced_once(monkeypatch, ca
         for dtype in (torch.float32, torch.float32, torch.float64):
             local_correlation(torch.randn(1, 2, 3, 4, 4, dtype=dtype), (0,), 3)
     assert caplog.messages == [
-        "local_correlation runs with the numba backend on cpu, torch.float32",
-        "local_correlation runs with the dense backend on cpu, torch.float64",
+        "local_correlation runs with the numba backend on cpu",
+        "local_correlation runs with the dense backend on cpu",
     ]
 
 

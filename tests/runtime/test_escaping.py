@@ -22,7 +22,22 @@ def test_terminal_text_is_one_line_that_steers_nothing(text, shown):
 
 
 def test_markdown_shows_tags_pipes_and_links_as_text():
-    assert escape_markdown("<img src=x>|[a](http://b)") == r"\<img src=x\>\|\[a\]\(http&#8203;://b\)"
+    assert escape_markdown("<img src=x>|[a](http://b)") == r"\<img src=x\>\|\[a\](http&#8203;://b)"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("my_own_videos (2), a+b!", "my_own_videos (2), a+b!"),
+        ("_private_", r"\_private\_"),
+        ("# head", r"\# head"),
+        ("- item", r"\- item"),
+        ("1. item", r"1\. item"),
+        ("$x$ `code` ![a](b)", r"\$x\$ \`code\` !\[a\](b)"),
+    ],
+)
+def test_markdown_escapes_what_would_mean_something_there(text, shown):
+    assert escape_markdown(text) == shown
 
 
 def test_html_cannot_leave_an_attribute():

@@ -23,6 +23,15 @@ def test_progress_bar_shows_loss_accuracy_speed_memory_and_time_left() -> None:
         assert shown in text
 
 
+def test_progress_bar_of_a_narrow_terminal_keeps_the_time_left() -> None:
+    screen = io.StringIO()
+    _run(Console(file=screen, force_terminal=True, width=80, no_color=True))
+    text = screen.getvalue()
+    for shown in ("2/2", "4/4", "loss 0.500", "75% right", "0:00:00 left"):
+        assert shown in text
+    assert "…" not in text
+
+
 def test_progress_without_a_terminal_is_log_lines(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

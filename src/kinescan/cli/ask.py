@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from kinescan.cli.output import print_json, reported
+from kinescan.cli.output import is_quiet, print_json, reported
 from kinescan.cli.watched import Group, open_watched
 from kinescan.data.video import VideoReader, is_live, refuse_terminal
 from kinescan.errors import ConfigError
 from kinescan.training.engine import choose_device
+from kinescan.training.progress import WIDE
 from kinescan.vlm import StreamConfig, StreamStats, VideoStream, Vlm, load_vlm, open_stream
 from kinescan.vlm.cache import Storage
 
@@ -291,14 +292,16 @@ class _Bar:
 
     def __init__(self, *, shown: bool) -> None:
         self._started = time.perf_counter()
+        console = Console(file=sys.stderr)
+        self._narrow = console.width <= WIDE
         self._progress = Progress(
             TextColumn("frames"),
-            BarColumn(),
+            BarColumn(bar_width=8 if self._narrow else 40),
             MofNCompleteColumn(),
             TextColumn("{task.fields[sizes]}"),
-            TimeRemainingColumn(),
-            console=Console(file=sys.stderr),
-            disable=not shown,
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not shown or is_quiet(),
         )
         self._task = self._progress.add_task("frames", total=None, sizes="")
 
@@ -314,10 +317,12 @@ class _Bar:
 
     def update(self, done: int, total: int | None, stats: StreamStats) -> None:
         rate = done / (time.perf_counter() - self._started)
-        sizes = (
-            f"{rate:.2f} frames/s, state {stats.state_tokens} tokens {_size(stats.state_bytes)}, "
-            f"cache {stats.num_tokens} tokens {_size(stats.detailed_bytes)}"
-        )
+        sizes = f"{rate:.1f}/s, state {_size(stats.state_bytes)}, cache {_size(stats.detailed_bytes)}"
+        if not self._narrow:
+            sizes = (
+                f"{rate:.2f} frames/s, state {stats.state_tokens} tokens {_size(stats.state_bytes)}, "
+                f"cache {stats.num_tokens} tokens {_size(stats.detailed_bytes)}"
+            )
         self._progress.update(self._task, completed=done, total=total, sizes=sizes)
 
 

@@ -14,7 +14,8 @@ import torch
 import typer
 
 import kinescan
-from kinescan.cli.output import FAILED, print_json, print_table, reported
+from kinescan.cli.output import FAILED, print_json, reported
+from kinescan.cli.terminal import print_table
 from kinescan.errors import ConfigError
 from kinescan.settings import build_settings, closest
 from kinescan.training.journal import prepare_output

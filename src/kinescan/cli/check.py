@@ -1,22 +1,21 @@
-import json
 import logging
 import os
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Self
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from kinescan.cli.output import FAILED, print_json, reported
+from kinescan.cli.progress import Counter
+from kinescan.cli.terminal import print_text
 from kinescan.config import DataConfig, load_recipe, parse_overrides
 from kinescan.data.check import DataCheck, check_videos
 from kinescan.data.listing import choose_layout, list_videos
 from kinescan.errors import ConfigError
+from kinescan.runtime.atomic_write import write_text
+from kinescan.runtime.escaping import to_json
 from kinescan.settings import build_settings
 from kinescan.training.journal import prepare_output
 
@@ -28,7 +27,6 @@ EXAMPLES = (
     "kinescan data check recipes/ssv2_pks4_b16_8f.toml --quick --json",
 )
 JSON_FILE, TEXT_FILE = "check.json", "check.txt"
-_SECONDS_BETWEEN_LINES = 30.0
 
 
 def check(
@@ -65,7 +63,7 @@ def check(
     parts = {"train": read(data.train)}
     if data.test or layout.has_parts:
         parts["test"] = read(data.test or data.train, part="test", classes=parts["train"].classes)
-    with _Progress() as progress:
+    with Counter("checking", "files") as progress:
         found = check_videos(
             parts,
             same_ids=layout.has_parts,
@@ -75,9 +73,24 @@ def check(
             progress=progress.update,
         )
     if folder is not None:
-        (folder / JSON_FILE).write_text(json.dumps(found.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
-        (folder / TEXT_FILE).write_text(found.to_text() + "\n", encoding="utf-8")
+        try:
+            save(found, folder)
+        except ConfigError:
+            # Hours of reading are not lost to a full disk.
+            for line in found.to_text().splitlines():
+                logger.warning("%s", line)
+            raise
     return found
+
+
+def save(found: DataCheck, folder: str | Path) -> None:
+    """Writes check.json and check.txt.
+
+    Raises:
+        ConfigError: one of them cannot be written.
+    """
+    write_text(Path(folder) / JSON_FILE, to_json(found.to_json(), indent=1) + "\n")
+    write_text(Path(folder) / TEXT_FILE, found.to_text() + "\n")
 
 
 def _data_config(
@@ -97,31 +110,6 @@ def _data_config(
     return data
 
 
-class _Progress:
-    """Files done: a live bar on a terminal, a log line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._bar = Progress(console=self._console, transient=True, disable=not self._console.is_terminal)
-        self._task = self._bar.add_task("checking", total=None)
-        self._last_line = time.monotonic()
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def update(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total)
-        if not self._console.is_terminal and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            logger.info("checked %d of %d files", done, total)
-
-
 @reported
 def command(
     source: Annotated[Path, typer.Argument(help="Folder per class, csv, folder of a published data set, or a recipe.")],
@@ -139,19 +127,16 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Find broken, cut, missing and doubled videos; nothing is deleted. Exits with 1 where something was found."""
+    folder = None if output is None else prepare_output(output)
     found = check(
-        source,
-        test=test,
-        reader=reader,
-        split=split,
-        overrides=settings,
-        num_workers=workers,
-        decode=not quick,
-        output=output,
+        source, test=test, reader=reader, split=split, overrides=settings, num_workers=workers, decode=not quick
     )
+    # Printed first: the disk may be full by now.
     if as_json:
         print_json(found.to_json())
     else:
-        print(found.to_text())
+        print_text(found.to_text().splitlines())
+    if folder is not None:
+        save(found, folder)
     if not found.is_sound():
         raise typer.Exit(FAILED)

@@ -1,4 +1,3 @@
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +6,9 @@ from kinescan.errors import ConfigError
 from kinescan.evaluation.comparison import Comparison, compare
 from kinescan.evaluation.predictions import PREDICTIONS_FILE, VideoPrediction, read_predictions
 from kinescan.evaluation.report import REPORT_FILE
+from kinescan.runtime.atomic_write import write_text
+from kinescan.runtime.escaping import to_json
+from kinescan.runtime.files import read_json_object
 
 COMPARISON_FILE = "comparison.json"
 COMPARISON_PAGE = "comparison.md"
@@ -57,12 +59,8 @@ def _read(source: str | Path) -> _Scored:
             f"{source} holds no {REPORT_FILE} with a {PREDICTIONS_FILE}. Score it first: kinescan eval {source}"
         )
     folder = max(found, key=lambda folder: (folder / PREDICTIONS_FILE).stat().st_mtime)
-    try:
-        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder / REPORT_FILE} cannot be read ({error}). Write it again: kinescan eval {source}"
-        ) from error
+    advice = f"Write it again: kinescan eval {source}"
+    report = read_json_object(folder / REPORT_FILE, error=lambda text: ConfigError(f"{text} {advice}"))
     return _Scored(name=str(source), predictions=read_predictions(folder / PREDICTIONS_FILE), report=report)
 
 
@@ -84,11 +82,6 @@ def _notes(a: _Scored, b: _Scored) -> list[str]:
 
 
 def _write(folder: Path, found: Comparison) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / COMPARISON_FILE).write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
-        (folder / COMPARISON_PAGE).write_text(found.to_markdown(), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"the comparison cannot be written to {folder}: {error.strerror or error}. Choose another --output."
-        ) from error
+    advice = "Choose another --output."
+    write_text(folder / COMPARISON_FILE, to_json(found.to_json(), indent=1) + "\n", advice=advice)
+    write_text(folder / COMPARISON_PAGE, found.to_markdown(), advice=advice)

@@ -5,6 +5,7 @@ import typer
 
 from kinescan.cli import check
 from kinescan.cli.output import copy_lines, print_json, reported
+from kinescan.cli.usage import Verb
 from kinescan.config import parse_overrides
 from kinescan.data.synthetic import AppearanceConfig, MotionConfig, SyntheticReport, make_appearance, make_motion
 from kinescan.settings import build_settings
@@ -72,8 +73,8 @@ def command(
 
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, epilog=copy_lines(EXAMPLES))
-app.command("make", epilog=copy_lines(EXAMPLES))(command)
-app.command("check", epilog=copy_lines(check.EXAMPLES))(check.command)
+app.command("make", cls=Verb, epilog=copy_lines(EXAMPLES))(command)
+app.command("check", cls=Verb, epilog=copy_lines(check.EXAMPLES))(check.command)
 
 
 @app.callback()

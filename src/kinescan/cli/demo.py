@@ -1,4 +1,3 @@
-import json
 import logging
 import shutil
 import time
@@ -34,6 +33,8 @@ from kinescan.evaluation.metrics import pair_accuracy
 from kinescan.evaluation.report import Report
 from kinescan.inference.predictor import Prediction, predict
 from kinescan.models.zoo import create_model
+from kinescan.runtime.atomic_write import write_text
+from kinescan.runtime.escaping import to_json
 from kinescan.settings import to_plain
 from kinescan.training.loop import fit
 
@@ -153,7 +154,7 @@ def demo(
         prediction=prediction,
         seconds=clock.seconds | {"all": sum(clock.seconds.values())},
     )
-    (output / RESULT_FILE).write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+    write_text(output / RESULT_FILE, to_json(result.to_json(), indent=1) + "\n")
     write_page(result.to_json(), label=label, folder=output)
     return result
 

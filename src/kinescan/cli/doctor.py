@@ -10,7 +10,8 @@ import torch
 import typer
 from torch import Tensor
 
-from kinescan.cli.output import FAILED, print_json, print_table, reported
+from kinescan.cli.output import FAILED, print_json, reported
+from kinescan.cli.terminal import print_table, print_text
 from kinescan.data.video import probe_decoders
 from kinescan.errors import BackendError
 from kinescan.evaluation.environment import describe_environment
@@ -188,9 +189,9 @@ def command(
 
 def _print(diagnosis: Diagnosis) -> None:
     here = diagnosis.environment
-    print(f"kinescan {here['kinescan']}, commit {here['commit'] or 'unknown'}, Python {here['python']}")
-    print(f"{here['system']}: {here['cpu']}, {here['num_cores']} cores, {here['memory_gib']} GiB")
-    print(f"devices: {', '.join((*diagnosis.devices, *here['accelerators']))}\n")
+    print_text([f"kinescan {here['kinescan']}, commit {here['commit'] or 'unknown'}, Python {here['python']}"])
+    print_text([f"{here['system']}: {here['cpu']}, {here['num_cores']} cores, {here['memory_gib']} GiB"])
+    print_text([f"devices: {', '.join((*diagnosis.devices, *here['accelerators']))}", ""])
     versions = [*here["packages"].items(), *((k, v or "not installed") for k, v in diagnosis.optional.items())]
     print_table(("package", "version"), versions)
     print()
@@ -200,5 +201,5 @@ def _print(diagnosis: Diagnosis) -> None:
     print_table(("decoder", "note"), list(diagnosis.decoders.items()))
     print()
     for problem in diagnosis.problems:
-        print(f"problem: {problem}")
+        print_text([f"problem: {problem}"])
     print("all is well" if not diagnosis.problems else f"{len(diagnosis.problems)} to repair")

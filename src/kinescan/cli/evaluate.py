@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from kinescan.cli.compare import compare_reports
+from kinescan.cli.finished import Finished
 from kinescan.cli.output import is_main_process, print_json, reported
-from kinescan.cli.runs import RECIPE_FILE, model_folder, run_of
+from kinescan.cli.runs import model_folder, run_of
+from kinescan.cli.terminal import print_page
 from kinescan.cli.videos import evaluated_on, make_test_set, read_videos
 from kinescan.config import RunConfig, load_recipe
 from kinescan.data.datasets import VideoItem, read_items
@@ -24,13 +25,19 @@ from kinescan.evaluation.cost import count_cost
 from kinescan.evaluation.multiview import evaluate_model
 from kinescan.evaluation.predictions import save_features
 from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
-from kinescan.models.zoo import from_pretrained
+from kinescan.inference.exported import ExportedModel
+from kinescan.inference.source import resolve_model
+from kinescan.models.classifier import VideoClassifier
+from kinescan.models.location import RECIPE_FILE
 from kinescan.training.engine import choose_device
+from kinescan.training.interruption import Interruption
 from kinescan.training.journal import prepare_output
 from kinescan.training.lock import locked
 from kinescan.training.processes import open_processes
 
 logger = logging.getLogger(__name__)
+
+HINT = "kinescan eval RUN"
 
 EXAMPLES = (
     "kinescan eval runs/own_videos_cpu",
@@ -48,20 +55,22 @@ def evaluate(
     device: str = "auto",
     num_workers: int = 0,
     features: str | Path | None = None,
+    allow_code: bool = False,
 ) -> Report:
     """Scores a saved model on labelled videos and writes report.json, report.md, two pictures and predictions.jsonl.
 
     Started by torchrun, each process scores its share of the videos, and the first one writes.
 
     Args:
-        model: a run's folder (its best checkpoint is taken), a saved model, or a hub name; None for the newest run
-            under ./runs.
+        model: a run's folder (its best checkpoint is taken), a saved or exported model, or a hub name; None for the
+            newest run under ./runs.
         data: a folder with one folder of videos per class, or a csv of path,label; by default what the run held out.
         views: frames x clips x crops; by default the run's, or the model's frames x 2 x 3.
         output: folder of the report; by default `evaluation` in the run's folder, or nothing is written.
         device: "auto", "cpu", "cuda" or "mps".
         num_workers: processes that read videos.
         features: safetensors file for what the head takes of each video, and every score; None writes none.
+        allow_code: open an exported file that may run code of its own, one of torch.export; see `load_exported`.
 
     Raises:
         ConfigError: no data is known, a class is unknown to the model, or the output cannot be written or another
@@ -69,7 +78,7 @@ def evaluate(
         CheckpointError: there is no such model.
         VideoError: none of the videos could be read.
     """
-    folder = model_folder(model)
+    folder = model_folder(model, hint=HINT)
     run = run_of(folder)
     if output is None and run is not None:
         output = run / "evaluation"
@@ -79,39 +88,60 @@ def evaluate(
         processes = stack.enter_context(open_processes(choose_device(device)))
         if output is not None:
             stack.enter_context(locked(Path(output), processes))
-        report = _scored(folder, run, data, views, processes.device, num_workers, with_features=features is not None)
-        if processes.is_main and output is not None:
-            report.save(output)
-            logger.info("report: %s", Path(output) / "report.md")
-        if processes.is_main and features is not None:
-            save_features(report.evaluation, features)
-            logger.info("features and scores: %s", features)
+        model_here = resolve_model(folder, processes.device, allow_code=allow_code)
+        with Finished(None if output is None else Path(output), model_here.class_names) as finished:
+            report = _scored(
+                model_here, folder, run, data, views, num_workers, finished, with_features=features is not None
+            )
+            if processes.is_main:
+                _save(report, None if output is None else Path(output), features)
     return report
 
 
+def _save(report: Report, output: Path | None, features: str | Path | None) -> None:
+    """Writes the report and the features, as far as they are wanted.
+
+    Raises:
+        ConfigError: a file cannot be written; then the report is in the log.
+    """
+    try:
+        if output is not None:
+            report.save(output)
+            logger.info("report: %s", output / "report.md")
+        if features is not None:
+            save_features(report.evaluation, features)
+            logger.info("features and scores: %s", features)
+    except ConfigError:
+        # The work of hours is not lost to a full disk.
+        for line in report.to_markdown().splitlines():
+            logger.warning("%s", line)
+        raise
+
+
 def _scored(
+    model: VideoClassifier,
     folder: str,
     run: Path | None,
     data: str | Path | None,
     views: Views | str | None,
-    device: torch.device,
     num_workers: int,
+    finished: Finished,
     *,
     with_features: bool,
 ) -> Report:
     """The report of a model in a folder, which may belong to a run; of several processes, all get the whole."""
-    model = from_pretrained(folder).to(device)
     recipe = load_recipe(run / RECIPE_FILE) if run is not None else None
     items, classes, origin = _items(data, recipe)
     chosen = _views(views, recipe, model.preprocessing.num_frames)
     dataset = make_test_set(RunConfig(preprocessing=model.preprocessing), items, classes, chosen)
     loader = replace(LoaderConfig() if recipe is None else recipe.loader, num_workers=num_workers)
     return make_report(
-        evaluate_model(model, dataset, loader=loader, with_features=with_features),
+        evaluate_model(model, dataset, loader=loader, with_features=with_features, on_scored=finished.add),
         model=model.name,
         data=origin,
         seed=None if recipe is None else recipe.seed,
-        cost=count_cost(model),
+        # What an exported file computes cannot be counted.
+        cost=None if isinstance(model, ExportedModel) else count_cost(model),
         notes=() if recipe is None else tuple(_notes(items, data, recipe, chosen_best=Path(folder).name == "best")),
     )
 
@@ -146,7 +176,10 @@ def _items(data: str | Path | None, recipe: RunConfig | None) -> tuple[list[Vide
         origin = f"the {layout.test_name} part of {data}" if layout.has_parts else str(data)
         return *read_items(data, part="test"), origin
     if recipe is None:
-        raise ConfigError("no data to evaluate on. Name a folder with one folder of videos per class with --data.")
+        raise ConfigError(
+            "no data to evaluate on. Name a folder with one folder of videos per class: --data VIDEOS; in Python "
+            "data=VIDEOS."
+        )
     _, held_out, classes = read_videos(recipe)
     return held_out, classes, evaluated_on(recipe)
 
@@ -178,21 +211,34 @@ def command(
         tuple[str, str] | None,
         typer.Option(metavar="RUN RUN", help="Two runs or reports: their gap video by video, and whether it is noise."),
     ] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Open a model of torch.export (.pt2), which may run code of its own.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Score a model on labelled videos and write a report; or compare two that were scored."""
-    if compare is None:
-        found: Report | Comparison = evaluate(
-            model, data=data, views=views, output=output, device=device, num_workers=workers, features=features
-        )
-    else:
-        found = _compared(compare, model, data, views, output, device, workers, features)
+    # SIGTERM ends it as Ctrl-C does: with what is done kept
+    with Interruption() as stop:
+        stop.immediate = True
+        if compare is None:
+            found: Report | Comparison = evaluate(
+                model,
+                data=data,
+                views=views,
+                output=output,
+                device=device,
+                num_workers=workers,
+                features=features,
+                allow_code=allow_code,
+            )
+        else:
+            found = _compared(compare, model, data, views, output, device, workers, features)
     if not is_main_process():
         return
     if as_json:
         print_json(found.to_json())
     else:
-        print(found.to_markdown())
+        print_page(found.to_markdown())
 
 
 def _compared(
@@ -211,7 +257,7 @@ def _compared(
     if model is not None or features is not None:
         raise ConfigError("--compare takes two runs and neither a model nor --features. Score one by itself for those.")
     if data is not None or views is not None:
-        placeless = [run for run in pair if run_of(model_folder(run)) is None]
+        placeless = [run for run in pair if run_of(model_folder(run, hint=HINT)) is None]
         if placeless:
             raise ConfigError(
                 f"{placeless[0]} is no run's folder, so its new report has no place. Score it first, kinescan eval "

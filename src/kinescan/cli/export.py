@@ -5,6 +5,7 @@ import typer
 
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.runs import model_folder
+from kinescan.cli.terminal import print_text
 from kinescan.errors import ConfigError
 from kinescan.inference.export import export
 from kinescan.inference.exported import ExportRecord
@@ -36,11 +37,11 @@ def command(
 ) -> None:
     """Write a model for deployment, checked against the model itself: it fails where they differ."""
     options: Any = {"to": to, "precision": precision, "num_frames": frames, "videos": videos, "tolerance": tolerance}
-    record = export(model_folder(model), folder, batch=_batch(batch), **options)
+    record = export(model_folder(model, hint="kinescan export RUN FOLDER"), folder, batch=_batch(batch), **options)
     if as_json:
         print_json(to_plain(record))
     else:
-        print(describe(record, folder))
+        print_text(describe(record, folder).splitlines())
 
 
 def describe(record: ExportRecord, folder: Path) -> str:

@@ -1,18 +1,22 @@
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
 from kinescan.cli.output import print_json, reported
+from kinescan.cli.terminal import print_text
+from kinescan.config import packaged_recipes
 from kinescan.data.listing import DATASETS
+from kinescan.errors import ConfigError
 from kinescan.models.zoo import MODELS, list_models
 from kinescan.ops.backend import Backend
+from kinescan.runtime.files import read_text, read_toml
+from kinescan.settings import closest
 
 EXAMPLES = (
     "kinescan list",
-    "kinescan list --json",
-    "kinescan list --recipes path/to/recipes",
+    "kinescan list recipes",
+    "kinescan list models --json",
 )
 
 MADE = {
@@ -21,15 +25,18 @@ MADE = {
 }
 
 
-def list_all(recipes: str | Path = "recipes") -> dict[str, Any]:
+def list_all(recipes: str | Path | None = None) -> dict[str, Any]:
     """What can be named: models, recipes, data sets, backends.
 
     Args:
-        recipes: folder to look for recipes in.
+        recipes: folder to look for recipes in; None for those that come with kinescan.
     """
+    found = (
+        packaged_recipes() if recipes is None else {str(path): path for path in sorted(Path(recipes).glob("*.toml"))}
+    )
     return {
         "models": {name: _summary(MODELS[name].settings) for name in list_models()},
-        "recipes": {str(path): _first_comment(path) for path in sorted(Path(recipes).glob("*.toml"))},
+        "recipes": {name: _first_comment(path) for name, path in found.items()},
         "datasets": {name: layout.summary for name, layout in DATASETS.items()} | MADE,
         "backends": list(get_args(Backend)),
     }
@@ -41,28 +48,38 @@ def _summary(settings: Any) -> str:
 
 def _first_comment(path: Path) -> str:
     """The recipe's first line where it is a comment, else the model that it trains."""
-    text = path.read_text(encoding="utf-8")
-    first = text.partition("\n")[0]
+    first = read_text(path).partition("\n")[0]
     if first.startswith("#"):
         return first.lstrip("# ")
-    model = tomllib.loads(text).get("model", {})
+    model = read_toml(path).get("model", {})
     return str(model if isinstance(model, str) else model.get("name", ""))
 
 
 @reported
 def command(
-    recipes: Annotated[Path, typer.Option(help="Folder to look for recipes in.")] = Path("recipes"),
+    kind: Annotated[
+        str | None, typer.Argument(help="models, recipes, datasets or backends. By default all of them.")
+    ] = None,
+    recipes: Annotated[
+        Path | None, typer.Option(help="Folder to look for recipes in. By default those that come with kinescan.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the lists as JSON.")] = False,
 ) -> None:
     """List models, recipes, data sets and backends."""
     lists = list_all(recipes)
+    if kind is not None:
+        if kind not in lists:
+            raise ConfigError(f"cannot list {kind!r}. {closest(kind, lists)}")
+        lists = {kind: lists[kind]}
     if as_json:
         print_json(lists)
         return
-    for kind, entries in lists.items():
-        print(kind)
+    for name, entries in lists.items():
+        print_text([name])
         pairs = entries.items() if isinstance(entries, dict) else [(entry, "") for entry in entries]
-        width = max((len(name) for name, _ in pairs), default=0)
-        for name, summary in pairs:
-            print(f"  {name.ljust(width)}  {summary}".rstrip())
-    print("`kinescan doctor` says which backends run here.")
+        width = max((len(entry) for entry, _ in pairs), default=0)
+        print_text(f"  {entry.ljust(width)}  {summary}".rstrip() for entry, summary in pairs)
+    if "backends" in lists:
+        print_text(["`kinescan doctor` says which backends run here."])
+    if "recipes" in lists:
+        print_text(["`kinescan recipe NAME > my.toml` copies a recipe."])

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kinescan.cli.output import TRACEBACK, copy_lines
+from kinescan.cli.output import GLOBAL, QUIET, TRACEBACK, copy_lines
+from kinescan.cli.usage import Verb
 from kinescan.version import __version__
 
 VERBS = {
@@ -15,6 +16,7 @@ VERBS = {
     "ask": ("kinescan.cli.ask", "Answer questions about a long video with a pretrained VLM."),
     "data": ("kinescan.cli.data", "Make data sets, and check them."),
     "list": ("kinescan.cli.list", "List models, recipes, data sets and backends."),
+    "recipe": ("kinescan.cli.recipe", "Print a recipe, to copy and change."),
     "doctor": ("kinescan.cli.doctor", "Say what works on this machine, and why other things do not."),
     "demo": ("kinescan.cli.demo", "Run the whole job on data that it makes itself."),
     "export": ("kinescan.cli.export", "Write a model for deployment, checked against the model itself."),
@@ -55,13 +57,13 @@ def build_app(only: str | None = None) -> typer.Typer:
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name, help=summary)
         else:
-            app.command(name, help=summary, epilog=copy_lines(module.EXAMPLES))(module.command)
+            app.command(name, cls=Verb, help=summary, epilog=copy_lines(module.EXAMPLES))(module.command)
     return app
 
 
 def main() -> None:
     """The program `kinescan`."""
-    arguments = [argument for argument in sys.argv[1:] if argument != TRACEBACK]
+    arguments = [argument for argument in sys.argv[1:] if argument not in GLOBAL]
     verb = next((argument for argument in arguments if not argument.startswith("-")), "")
     build_app(only=verb)(args=arguments, prog_name="kinescan")
 
@@ -84,6 +86,9 @@ def _options(
     ] = False,
     traceback: Annotated[
         bool, typer.Option(TRACEBACK, help="Show where an error came from; allowed anywhere on the line.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option(QUIET, help="Print results, warnings and errors only; allowed anywhere on the line.")
     ] = False,
 ) -> None:
     pass

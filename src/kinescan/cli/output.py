@@ -1,17 +1,18 @@
 """What every verb prints: results on standard output, everything else on standard error."""
 
 import functools
-import json
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from types import TracebackType
+from typing import Any, ParamSpec, Self
 
 import typer
 
 from kinescan.errors import ConfigError, KinescanError
+from kinescan.runtime.escaping import escape_terminal, to_json
 from kinescan.runtime.urls import mask_urls
 
 P = ParamSpec("P")
@@ -25,12 +26,17 @@ class _StandardError(logging.Handler):
     """Writes to whatever standard error is at that moment, so that a live bar can keep itself below the lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(mask_urls(self.format(record)), file=sys.stderr)
+        print(escape_terminal(mask_urls(self.format(record))), file=sys.stderr)
 
 
 def is_main_process() -> bool:
     """Whether this is the one that tells how it goes: the first of those that torchrun started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def is_quiet() -> bool:
+    """Whether only results, warnings and errors are wanted: no log lines and no bars."""
+    return QUIET in sys.argv
 
 
 def start_logging() -> None:
@@ -39,20 +45,33 @@ def start_logging() -> None:
         handler = _StandardError()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO if is_main_process() else logging.WARNING)
+    logger.setLevel(logging.INFO if is_main_process() and not is_quiet() else logging.WARNING)
 
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    print(to_json(value, indent=1))
 
 
-def print_table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    """Columns of text, as wide as their contents."""
-    cells = [header, *[tuple(str(cell) for cell in row) for row in rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+class JsonList:
+    """One JSON list on standard output, an entry a line, each printed as it comes; closed however the block ends."""
+
+    def __init__(self) -> None:
+        self._num_entries = 0
+
+    def __enter__(self) -> Self:
+        print("[", end="", flush=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        print("\n]", flush=True)
+
+    def add(self, value: Any) -> None:
+        """The next entry."""
+        print(("," if self._num_entries else "") + "\n" + to_json(value), end="", flush=True)
+        self._num_entries += 1
 
 
 def copy_lines(examples: tuple[str, ...]) -> str:
@@ -76,10 +95,10 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
         except KinescanError as error:
             if TRACEBACK in sys.argv:
                 print(mask_urls(traceback.format_exc()), file=sys.stderr, end="")
-            print(mask_urls(f"{type(error).__name__}: {error}"), file=sys.stderr)
+            print(escape_terminal(mask_urls(f"{type(error).__name__}: {error}")), file=sys.stderr)
             raise typer.Exit(USAGE if isinstance(error, ConfigError) else FAILED) from None
         except KeyboardInterrupt:
-            print("stopped at once", file=sys.stderr)
+            print("stopped; what was printed or written until then is kept", file=sys.stderr)
             raise typer.Exit(FAILED) from None
         except BrokenPipeError:
             raise typer.Exit(FAILED) from None
@@ -89,3 +108,7 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
 
 TRACEBACK = "--traceback"
 """Anywhere on the command line: shows where an error of ours came from."""
+QUIET = "--quiet"
+"""Anywhere on the command line: only results, warnings and errors are printed."""
+GLOBAL = (TRACEBACK, QUIET)
+"""Options that every verb has."""

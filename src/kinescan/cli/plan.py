@@ -2,7 +2,8 @@
 
 from dataclasses import asdict
 
-from kinescan.cli.output import is_main_process, print_json, print_table
+from kinescan.cli.output import is_main_process, print_json
+from kinescan.cli.terminal import print_table
 from kinescan.config import RunConfig, dump_recipe
 from kinescan.settings import to_plain
 from kinescan.training.plan import GroupPlan, Plan

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -5,23 +6,31 @@ from typing import Annotated
 import typer
 
 from kinescan.cli.limits import chosen_limits
-from kinescan.cli.output import FAILED, print_json, print_table, reported
+from kinescan.cli.output import FAILED, JsonList, reported
 from kinescan.cli.runs import model_folder
-from kinescan.inference.predictor import predict
+from kinescan.cli.terminal import Table, line_limit, shown_length
+from kinescan.inference.predictor import Prediction, predict, video_files
+from kinescan.inference.source import resolve_model
+from kinescan.models.classifier import VideoClassifier
 from kinescan.training.engine import choose_device
+from kinescan.training.interruption import Interruption
 
 EXAMPLES = (
     "kinescan predict a.mp4",
     "kinescan predict a.mp4 folder/ --model runs/own_videos_cpu --top 5 --json",
     "kinescan predict a.mp4 --explain pictures/",
 )
+HEADER = ("file", "class", "score", "time")
+WIDTHS = (len("100.0 %"), len("10.00 s"))
+"""Of score and time."""
 
 
 @reported
 def command(
     paths: Annotated[list[Path], typer.Argument(help="Video files, and folders of them.")],
     model: Annotated[
-        str | None, typer.Option(help="A run's folder, a saved model or a hub name. By default the newest run.")
+        str | None,
+        typer.Option(help="A run's folder, a saved or exported model or a hub name. By default the newest run."),
     ] = None,
     settings: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="data.max_pixels or data.timeout_seconds of a file.")
@@ -38,27 +47,42 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print predictions as JSON.")] = False,
 ) -> None:
-    """Name the classes of video files."""
-    predictions = predict(
-        model_folder(model),
-        paths,
-        views=views,
-        top=top,
-        device=choose_device(device),
-        explain_folder=explain,
-        allow_code=allow_code,
-        limits=chosen_limits(settings),
-        allow_short=allow_short,
-    )
-    if as_json:
-        print_json([asdict(prediction) for prediction in predictions])
-    else:
-        rows = [
-            (prediction.path, label, f"{100 * score:.1f} %", f"{prediction.seconds:.2f} s")
-            for prediction in predictions
-            for label, score in zip(prediction.labels, prediction.scores, strict=True)
-        ]
-        unreadable = [(prediction.path, "-", "-", prediction.error) for prediction in predictions if prediction.error]
-        print_table(("file", "class", "score", "time"), rows + unreadable)
-    if all(prediction.error is not None for prediction in predictions):
+    """Name the classes of video files; each prediction is printed as soon as it is made."""
+    limits = chosen_limits(settings)
+    resolved = resolve_model(model_folder(model, hint="--model RUN"), choose_device(device), allow_code=allow_code)
+    files = video_files(paths)
+    # SIGTERM ends it as Ctrl-C does: with whole lines
+    with Interruption() as stop:
+        stop.immediate = True
+        with JsonList() if as_json else nullcontext() as entries:
+            rows = _Rows(resolved, files)
+            found = predict(
+                resolved,
+                files,
+                views=views,
+                top=top,
+                explain_folder=explain,
+                limits=limits,
+                allow_short=allow_short,
+                on_prediction=rows.add if entries is None else lambda prediction: entries.add(asdict(prediction)),
+            )
+    if all(prediction.error is not None for prediction in found):
         raise typer.Exit(FAILED)
+
+
+class _Rows:
+    """A table that grows with every prediction."""
+
+    def __init__(self, model: VideoClassifier, files: list[Path]) -> None:
+        longest = [max(shown_length(str(name)) for name in names) for names in (files, model.class_names)]
+        self._table = Table(HEADER, (*longest, *WIDTHS), limit=line_limit())
+        self._begun = False
+
+    def add(self, prediction: Prediction) -> None:
+        if not self._begun:
+            self._table.print_header()
+            self._begun = True
+        if prediction.error:
+            self._table.print_row((prediction.path, "-", "-", prediction.error))
+        for label, score in zip(prediction.labels, prediction.scores, strict=True):
+            self._table.print_row((prediction.path, label, f"{100 * score:.1f} %", f"{prediction.seconds:.2f} s"))

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from kinescan.cli.output import print_json, print_table, reported
-from kinescan.cli.runs import best_checkpoint
+from kinescan.cli.output import print_json, reported
+from kinescan.cli.terminal import print_table, print_text
 from kinescan.config import parse_overrides
 from kinescan.errors import ConfigError
 from kinescan.evaluation.activations import activation_bytes_by_part
@@ -122,12 +122,12 @@ def profile(
 
 def _resolve(model: str | Path, wanted: dict[str, int], options: Mapping[str, Any] | None) -> VideoClassifier:
     path = Path(model)
-    if path.is_dir():
+    if str(model) not in MODELS and (path.exists() or path.parent != Path(".")):
         fixed = sorted(set(wanted) & {"image_size", "num_classes"})
         if fixed or options:
             raise ConfigError(f"{path} is a saved model: {', '.join(fixed) or 'its options'} cannot be chosen.")
         with torch.device("cpu"):
-            return from_pretrained(best_checkpoint(path) or path)
+            return from_pretrained(path)
     name = str(model)
     if name in MODELS and "num_frames" not in _config_fields(name):
         # Any number of frames can be given to such a model; it does not belong to its config.
@@ -183,35 +183,44 @@ def command(
     _print_models(profiles)
     for found in profiles:
         _print_parts(found)
-    print("\n1 MAC is 2 FLOPs; GMACs leave attention's own products out, as the counters of the field do.")
-    print("as published: by the convention of the PKS4 paper's tables, norms and whole products of frames among them.")
-    print("kept: what a training step keeps of one clip for its backward pass, in float32.")
+    print_text(
+        (
+            "",
+            "1 MAC is 2 FLOPs; GMACs leave attention's own products out, as the counters of the field do.",
+            "as published: by the convention of the PKS4 paper's tables, norms and whole products of frames included.",
+            "kept: what a training step keeps of one clip for its backward pass, in float32.",
+        )
+    )
 
 
 def _print_models(profiles: list[Profile]) -> None:
-    timed = any(found.speed is not None for found in profiles)
-    columns = ("model", "frames", "pixels", "parameters", "trained", *MACS, "as published", "kept")
-    rows: list[tuple[Any, ...]] = []
-    for found in profiles:
-        cost = found.cost
-        row: tuple[Any, ...] = (
-            cost.model,
-            cost.num_frames,
-            cost.image_size,
-            f"{cost.num_parameters / 1e6:.2f} M",
-            "all" if not cost.num_frozen else f"{cost.num_trained / 1e6:.2f} M",
-            f"{cost.macs.without_attention / 1e9:.2f}",
-            f"{cost.macs.with_attention / 1e9:.2f}",
-            f"{cost.macs.published / 1e9:.2f}",
-            _mebibytes(sum(found.kept_bytes.values())),
-        )
-        speed = found.speed
-        if speed is not None:
-            peak = "unknown" if speed.peak_bytes is None else _mebibytes(speed.peak_bytes)
-            time = f"{1000 * speed.latency_seconds:.1f} ms"
-            row += (time, f"{speed.views_per_second:.2f}", speed.num_clips, peak, speed.device)
-        rows.append(row)
-    print_table((*columns, "time a view", "views/s", "batch", "peak", "device") if timed else columns, rows)
+    """A column for each model, a row for each number: as many models as fit stand side by side."""
+    named = [_numbers(found) for found in profiles]
+    rows = [(name, *(numbers.get(name, "-") for numbers in named)) for name in named[0] | named[-1]]
+    print_table(("model", *(found.cost.model for found in profiles)), rows)
+
+
+def _numbers(found: Profile) -> dict[str, str]:
+    cost, speed = found.cost, found.speed
+    numbers = {
+        "frames": f"{cost.num_frames}",
+        "pixels": f"{cost.image_size}",
+        "parameters": f"{cost.num_parameters / 1e6:.2f} M",
+        "trained": "all" if not cost.num_frozen else f"{cost.num_trained / 1e6:.2f} M",
+        MACS[0]: f"{cost.macs.without_attention / 1e9:.2f}",
+        MACS[1]: f"{cost.macs.with_attention / 1e9:.2f}",
+        "as published": f"{cost.macs.published / 1e9:.2f}",
+        "kept": _mebibytes(sum(found.kept_bytes.values())),
+    }
+    if speed is not None:
+        numbers |= {
+            "time a view": f"{1000 * speed.latency_seconds:.1f} ms",
+            "views/s": f"{speed.views_per_second:.2f}",
+            "batch": f"{speed.num_clips}",
+            "peak": "unknown" if speed.peak_bytes is None else _mebibytes(speed.peak_bytes),
+            "device": speed.device,
+        }
+    return numbers
 
 
 def _print_parts(found: Profile) -> None:

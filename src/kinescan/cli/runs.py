@@ -2,41 +2,35 @@ import logging
 from pathlib import Path
 
 from kinescan.errors import ConfigError
+from kinescan.models import location
+from kinescan.models.location import RECIPE_FILE, WEIGHTS_FILE, best_checkpoint, locate_model
 from kinescan.training.lock import is_locked
 
 logger = logging.getLogger(__name__)
 
-RUNS = Path("runs")
-RECIPE_FILE = "recipe.toml"
-WEIGHTS_FILE = "model.safetensors"
+RUNS = Path(location.RUNS)
 
 
-def model_folder(source: str | Path | None) -> str:
-    """Where the model is that a user means: a run's best checkpoint, a saved model, or a hub name.
+def model_folder(source: str | Path | None, *, hint: str) -> str:
+    """Where the model is that a user means: a run's best checkpoint, a saved or exported model, or a hub name.
 
     Args:
         source: a run's folder, a model's folder, or a hub name; None for the newest run under ./runs.
+        hint: how the verb takes a model, such as "--model RUN".
 
     Raises:
         ConfigError: None was given and there is no run.
+        CheckpointError: there is no model of that name.
     """
     if source is None:
         run = newest_run(RUNS)
         if run is None:
-            raise ConfigError("no model was given, and ./runs holds no run with a checkpoint. Name one with --model.")
+            raise ConfigError(
+                f"no model was given, and {RUNS.resolve()} holds no run with a checkpoint. Name one: {hint}."
+            )
         logger.info("model: %s (the newest run)", run)
         source = run
-    checkpoint = best_checkpoint(Path(source))
-    return str(source if checkpoint is None else checkpoint)
-
-
-def best_checkpoint(run: Path) -> Path | None:
-    """The best checkpoint of a run, or its last one where nothing was evaluated; None where there is neither."""
-    for name in ("best", "last"):
-        folder = run / "checkpoints" / name
-        if (folder / WEIGHTS_FILE).is_file():
-            return folder
-    return None
+    return locate_model(source)
 
 
 def newest_run(runs: Path) -> Path | None:

@@ -1,4 +1,3 @@
-import json
 import time
 from collections.abc import Iterable
 from contextlib import closing
@@ -10,6 +9,7 @@ import typer
 from kinescan.cli.output import reported
 from kinescan.cli.runs import model_folder
 from kinescan.inference.stream import StreamPrediction, stream
+from kinescan.runtime.escaping import escape_terminal, to_json
 from kinescan.training.engine import choose_device
 from kinescan.training.interruption import Interruption
 
@@ -44,7 +44,7 @@ def command(
     with Interruption() as stop:
         stop.immediate = True
         predictions = stream(
-            model_folder(model),
+            model_folder(model, hint="--model RUN"),
             source,
             every=every,
             top=top,
@@ -69,8 +69,8 @@ def _print_as_they_come(predictions: Iterable[StreamPrediction], as_json: bool) 
                 "scores": prediction.scores,
                 "milliseconds": round(milliseconds, 3),
             }
-            print(json.dumps(values, ensure_ascii=False), flush=True)
+            print(to_json(values), flush=True)
         else:
             pairs = zip(prediction.labels, prediction.scores, strict=True)
-            listed = "  ".join(f"{label} {100 * score:.1f} %" for label, score in pairs)
+            listed = "  ".join(f"{escape_terminal(label)} {100 * score:.1f} %" for label, score in pairs)
             print(f"{prediction.seconds:8.3f} s  {listed}  ({milliseconds:.0f} ms)", flush=True)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kinescan.cli.output import is_main_process, print_json, reported
 from kinescan.cli.plan import show_plan
-from kinescan.cli.runs import RECIPE_FILE, choose_output
+from kinescan.cli.runs import choose_output
+from kinescan.cli.terminal import print_page
 from kinescan.cli.videos import evaluated_on, make_test_set, make_training_set, read_videos
 from kinescan.config import RunConfig, dump_recipe, load_recipe
 from kinescan.data.datasets import VideoDataset, VideoItem
@@ -23,6 +24,7 @@ from kinescan.evaluation.cost import count_cost
 from kinescan.evaluation.multiview import evaluate_model
 from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.location import RECIPE_FILE
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.settings import to_plain
 from kinescan.training.engine import choose_device
@@ -85,7 +87,8 @@ def train(
     report.json, report.md, and unreadable.json where videos could not be read.
 
     Args:
-        recipe: a TOML file, or the configuration itself.
+        recipe: a TOML file, the name of a recipe that comes with kinescan, or the configuration itself; to resume, also
+            the folder of the run.
         overrides: "dotted.key=value" each, for a file.
         output: folder of the run; by default the recipe's, or the next free one under runs/.
         resume: goes on from the run's last checkpoint.
@@ -96,6 +99,9 @@ def train(
         VideoError: no video could be read.
         NonFiniteError, CheckpointError, TrainingInterrupted: as `kinescan.training.fit` raises them.
     """
+    if resume and isinstance(recipe, str | Path) and (Path(recipe) / RECIPE_FILE).is_file():
+        # A run's folder says both: which recipe, and where.
+        recipe, output = Path(recipe) / RECIPE_FILE, output or recipe
     config, name = _resolve(recipe, overrides)
     with open_processes(choose_device(config.train.device)) as processes:
         chosen = processes.share(str(output or config.output or choose_output(name, resume=resume)))
@@ -215,7 +221,12 @@ def _final_report(config: RunConfig, result: FitResult, dataset: VideoDataset) -
 
 @reported
 def command(
-    recipe: Annotated[Path, typer.Argument(help="A TOML file; see recipes/.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="A recipe: a name (`kinescan list recipes`) or a TOML file; with --resume, also a run's folder."
+        ),
+    ],
     settings: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, such as optim.lr=1e-3.")
     ] = [],  # noqa: B006
@@ -238,4 +249,4 @@ def command(
     if as_json:
         print_json(result.to_json())
     else:
-        print(result.report.to_markdown())
+        print_page(result.report.to_markdown())

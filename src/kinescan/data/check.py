@@ -13,6 +13,7 @@ from typing import Any
 from kinescan.data.listing import VideoItem, VideoList
 from kinescan.data.loader import start_worker, worker_context
 from kinescan.data.video import Inspection, Limits, inspect_video
+from kinescan.runtime.escaping import escape_terminal
 
 Inspect = Callable[[str], Inspection]
 
@@ -288,7 +289,7 @@ def _section(title: str, rows: list[str]) -> list[str]:
     if not rows:
         return []
     more = [f"  ... and {len(rows) - _SHOWN:,} more"] if len(rows) > _SHOWN else []
-    return [f"{title} ({len(rows):,}):", *(f"  {row}" for row in rows[:_SHOWN]), *more]
+    return [f"{title} ({len(rows):,}):", *(f"  {escape_terminal(row)}" for row in rows[:_SHOWN]), *more]
 
 
 def _named(group: list[CheckedVideo]) -> str:

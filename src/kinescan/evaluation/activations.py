@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from kinescan.evaluation.cuda_autocast import cuda_autocast_rules
-from kinescan.evaluation.mode import in_training
+from kinescan.evaluation.mode import training_view
 from kinescan.evaluation.parts import watch_parts
 from kinescan.models.classifier import VideoClassifier
 from kinescan.runtime.torch_internals import FakeTensorMode
@@ -67,7 +67,8 @@ def activation_bytes_by_part(
     """
     frames = model.preprocessing.num_frames if num_frames is None else num_frames
     size = model.config.image_size
-    with FakeTensorMode(), torch.enable_grad(), in_training(model), watch_parts(model) as parts:
+    model = training_view(model)
+    with FakeTensorMode(), torch.enable_grad(), watch_parts(model) as parts:
         state = {name: _without_memory(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         clip = torch.empty(num_clips, frames, 3, size, size, device="cpu")
         with _kept_storages(state.values(), lambda: parts.current) as kept, _autocast(device, precision):

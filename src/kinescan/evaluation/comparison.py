@@ -9,6 +9,7 @@ import numpy as np
 
 from kinescan.errors import ConfigError
 from kinescan.evaluation.predictions import VideoPrediction
+from kinescan.runtime.escaping import escape_markdown
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -88,7 +89,7 @@ class Comparison:
     def to_markdown(self) -> str:
         """The comparison as a page."""
         rows = [
-            f"# {self.name_a} (A) against {self.name_b} (B)\n",
+            f"# {escape_markdown(self.name_a)} (A) against {escape_markdown(self.name_b)} (B)\n",
             "| | |\n|---|---|",
             f"| top-1 of A | {100 * self.top1_a:.1f} % |",
             f"| top-1 of B | {100 * self.top1_b:.1f} % |",
@@ -104,7 +105,7 @@ class Comparison:
                 f"\n**Only the {self.num_videos} videos that both scored are compared**; "
                 f"{self.num_only_a} more were scored for A only, {self.num_only_b} for B only."
             )
-        rows += [f"\n**Note.** {note}" for note in self.notes]
+        rows += [f"\n**Note.** {escape_markdown(note)}" for note in self.notes]
         rows.append(f"\nPaired bootstrap over videos, {self.resamples} draws, seed {self.seed}.")
         return "\n".join(rows) + "\n"
 

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import flop_registry
 
 from kinescan.errors import ConfigError
-from kinescan.evaluation.mode import in_evaluation
+from kinescan.evaluation.mode import evaluation_view
 from kinescan.evaluation.parts import Parts, watch_parts
 from kinescan.models.classifier import VideoClassifier
 from kinescan.runtime.torch_internals import FakeTensorMode, TorchDispatchMode
@@ -149,7 +149,8 @@ def count_cost(model: VideoClassifier, *, num_frames: int | None = None) -> Cost
     num_frames = model.preprocessing.num_frames if num_frames is None else num_frames
     if num_frames < 1:
         raise ConfigError(f"num_frames must be at least 1, got {num_frames}.")
-    with watch_parts(model) as parts, torch.no_grad(), FakeTensorMode(), in_evaluation(model):
+    model = evaluation_view(model)
+    with watch_parts(model) as parts, torch.no_grad(), FakeTensorMode():
         counter = _MacCounter(parts)
         weights = {name: _like(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         clip = torch.empty(1, num_frames, 3, model.config.image_size, model.config.image_size, device="cpu")

@@ -15,7 +15,7 @@ from kinescan.data.loader import Batch, LoaderConfig, make_loader
 from kinescan.data.sampling import Views
 from kinescan.errors import ConfigError, KinescanError, NonFiniteError, ShapeError, VideoError
 from kinescan.evaluation.metrics import Metrics, compute_metrics
-from kinescan.evaluation.mode import in_evaluation
+from kinescan.evaluation.mode import evaluation_view
 from kinescan.models.classifier import VideoClassifier
 
 logger = logging.getLogger(__name__)
@@ -80,16 +80,9 @@ class Evaluation:
     @cached_property
     def videos(self) -> tuple[VideoScore, ...]:
         """What the model says of each video, in the order of `items`."""
-        best = self.scores.argmax(1).tolist()
         return tuple(
-            VideoScore(
-                item=item,
-                label=self.labels[target],
-                prediction=self.labels[index],
-                score=float(scores[index]),
-                scores=scores,
-            )
-            for item, target, index, scores in zip(self.items, self.targets.tolist(), best, self.scores, strict=True)
+            _video_score(item, self.labels[target], self.labels, scores)
+            for item, target, scores in zip(self.items, self.targets.tolist(), self.scores, strict=True)
         )
 
 
@@ -102,6 +95,7 @@ def evaluate_model(
     device: str | torch.device | None = None,
     views_per_forward: int = VIEWS_PER_FORWARD,
     with_features: bool = False,
+    on_scored: Callable[[VideoScore, int, int], None] | None = None,
 ) -> Evaluation:
     """Scores every video of a data set once: softmax averaged over its views.
 
@@ -119,6 +113,8 @@ def evaluate_model(
         device: where to compute, and where the model stays; by default where it is.
         views_per_forward: how many views go through the model at once.
         with_features: keep what the head takes of every video, averaged over its views.
+        on_scored: called with each video as it is scored, how many of this process's videos are done (unreadable ones
+            among them), and how many there are, so that nothing is lost if the rest never comes.
 
     Returns:
         Scores, labels and metrics, and the files that could not be read.
@@ -137,7 +133,16 @@ def evaluate_model(
     if device is not None:
         model = model.to(device)
     settings = loader or LoaderConfig(num_workers=0)
-    whole = _from_all(lambda: _score_share(model, dataset, settings, views_per_forward, with_features=with_features))
+
+    def tell(index: int, scores: Tensor, done: int, total: int) -> None:
+        if on_scored is not None:
+            item = dataset.items[index]
+            label = model_labels[places[item.label]]
+            on_scored(_video_score(item, label, model_labels, scores), done, total)
+
+    whole = _from_all(
+        lambda: _score_share(model, dataset, settings, views_per_forward, with_features=with_features, tell=tell)
+    )
     scored = whole.scores
     if whole.unreadable:
         num_lost = len(whole.unreadable)
@@ -157,6 +162,11 @@ def evaluate_model(
         seconds=time.perf_counter() - started,
         features=torch.stack([whole.features[index] for index in order]) if with_features else None,
     )
+
+
+def _video_score(item: VideoItem, label: str, labels: Sequence[str], scores: Tensor) -> VideoScore:
+    best = int(scores.argmax())
+    return VideoScore(item=item, label=label, prediction=labels[best], score=float(scores[best]), scores=scores)
 
 
 @dataclass
@@ -194,7 +204,13 @@ def _from_all(score: Callable[[], _Share]) -> _Share:
 
 
 def _score_share(
-    model: VideoClassifier, dataset: VideoDataset, loader: LoaderConfig, views_per_forward: int, *, with_features: bool
+    model: VideoClassifier,
+    dataset: VideoDataset,
+    loader: LoaderConfig,
+    views_per_forward: int,
+    *,
+    with_features: bool,
+    tell: Callable[[int, Tensor, int, int], None],
 ) -> _Share:
     """The videos that fall to this process."""
     several = distributed.is_available() and distributed.is_initialized()
@@ -206,11 +222,17 @@ def _score_share(
         num_processes=distributed.get_world_size() if several else 1,
         process_index=distributed.get_rank() if several else 0,
     )
-    share = _Share()
-    with in_evaluation(model), _features_of(model, wanted=with_features) as features:
+    share, num_done = _Share(), 0
+    num_own = -(-len(dataset.items) // (distributed.get_world_size() if several else 1))
+    model = evaluation_view(model)
+    with _features_of(model, wanted=with_features) as features:
         for batch in batches:
             share.unreadable += batch.unreadable
-            share.scores |= _score_batch(model, dataset, batch, views_per_forward)
+            scored = _score_batch(model, dataset, batch, views_per_forward)
+            share.scores |= scored
+            num_done += len(batch.unreadable) + len(scored)
+            for index, scores in scored.items():
+                tell(index, scores, min(num_done, num_own), num_own)
             if with_features and batch.item_indices:
                 own = torch.cat(features).unflatten(0, batch.clips.shape[:2]).mean(1)  # [B, D]
                 share.features |= dict(zip(batch.item_indices, own.clone(), strict=True))
@@ -226,7 +248,13 @@ def _features_of(model: nn.Module, *, wanted: bool) -> Iterator[list[Tensor]]:
     def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         taken.append(inputs[0].detach().float().cpu())
 
-    handle = model.get_submodule("head").register_forward_pre_hook(take) if wanted else None
+    head = getattr(model, "head", None)
+    if wanted and not isinstance(head, nn.Module):
+        raise ConfigError(
+            f"{type(model).__name__} has no head whose features could be taken. Leave features out, or evaluate the "
+            "model that it was exported from."
+        )
+    handle = head.register_forward_pre_hook(take) if wanted and isinstance(head, nn.Module) else None
     try:
         yield taken
     finally:

@@ -5,11 +5,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from kinescan.evaluation.metrics import ConfusionMatrix, ReliabilityBin
+from kinescan.runtime.escaping import escape_plot
+from kinescan.runtime.figure import save_figure
 
 MOST_COUNTS = 20
 """Up to so many classes, every cell shows its count."""
 MOST_NAMES = 60
 """Up to so many classes, every row and column has its name."""
+MOST_LETTERS = 32
+"""A longer name loses its middle."""
 
 
 def plot_confusion(matrix: ConfusionMatrix, labels: Sequence[str], path: str | Path) -> None:
@@ -31,7 +35,7 @@ def plot_confusion(matrix: ConfusionMatrix, labels: Sequence[str], path: str | P
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if num_classes <= MOST_NAMES:
-        names = [_shortened(label) for label in labels]
+        names = [escape_plot(label, length=MOST_LETTERS) for label in labels]
         size = 9 if num_classes <= MOST_COUNTS else 7
         axes.set_xticks(range(num_classes), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=size)
         axes.set_yticks(range(num_classes), names, fontsize=size)
@@ -44,7 +48,7 @@ def plot_confusion(matrix: ConfusionMatrix, labels: Sequence[str], path: str | P
                 if count:
                     colour = "white" if shares[row, column] > 0.55 else "black"
                     axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def plot_reliability(bins: Sequence[ReliabilityBin], path: str | Path) -> None:
@@ -66,11 +70,4 @@ def plot_reliability(bins: Sequence[ReliabilityBin], path: str | Path) -> None:
     upper.legend(loc="upper left", fontsize=8)
     lower.bar(lows, [entry.num_videos for entry in filled], widths, align="edge", color="grey")
     lower.set(xlabel="score of the best class", ylabel="videos")
-    figure.savefig(path, dpi=120)
-
-
-def _shortened(label: str, length: int = 32) -> str:
-    """Without its middle: labels of one data set often begin alike."""
-    if len(label) <= length:
-        return label
-    return f"{label[: length // 2]}…{label[-(length - length // 2 - 1) :]}"
+    save_figure(figure, path, dpi=120)

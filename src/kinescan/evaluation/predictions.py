@@ -1,7 +1,6 @@
 """What a model said of each video, as files: a line each to read and compare, tensors for everything else."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,10 @@ import torch
 from safetensors.torch import save
 
 from kinescan.errors import ConfigError
-from kinescan.evaluation.multiview import Evaluation
+from kinescan.evaluation.multiview import Evaluation, VideoScore
+from kinescan.runtime.atomic_write import atomic_write
+from kinescan.runtime.escaping import to_json
+from kinescan.runtime.files import parse_json, read_text
 
 PREDICTIONS_FILE = "predictions.jsonl"
 TOP = 5
@@ -40,16 +42,26 @@ class VideoPrediction:
 def prediction_lines(evaluation: Evaluation) -> Iterator[str]:
     """A JSON object for each video: video_id, path, label, prediction, right, and the five best classes' scores."""
     for video in evaluation.videos:
-        best = video.scores.argsort(descending=True, stable=True)[:TOP].tolist()
-        line = {
-            "video_id": video.item.video_id,
-            "path": str(video.item.path),
-            "label": video.label,
-            "prediction": video.prediction,
-            "right": video.right,
-            "scores": {evaluation.labels[index]: round(float(video.scores[index]), 6) for index in best},
-        }
-        yield json.dumps(line, ensure_ascii=False) + "\n"
+        yield prediction_line(video, evaluation.labels)
+
+
+def prediction_line(video: VideoScore, labels: Sequence[str]) -> str:
+    """The line of one video.
+
+    Args:
+        video: what the model says of it.
+        labels: the model's classes, in the order of the scores.
+    """
+    best = video.scores.argsort(descending=True, stable=True)[:TOP].tolist()
+    line = {
+        "video_id": video.item.video_id,
+        "path": str(video.item.path),
+        "label": video.label,
+        "prediction": video.prediction,
+        "right": video.right,
+        "scores": {labels[index]: round(float(video.scores[index]), 6) for index in best},
+    }
+    return to_json(line) + "\n"
 
 
 def read_predictions(path: str | Path) -> tuple[VideoPrediction, ...]:
@@ -58,16 +70,16 @@ def read_predictions(path: str | Path) -> tuple[VideoPrediction, ...]:
     Raises:
         ConfigError: the file is missing, or a line is not one of ours.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}). Score the model first: kinescan eval RUN.") from error
-    return tuple(_read_line(path, number, line) for number, line in enumerate(lines, start=1))
+    # Not splitlines: labels may hold signs that it takes for ends of lines.
+    lines = read_text(path, error=lambda text: ConfigError(f"{text} Score the model first: kinescan eval RUN.")).split(
+        "\n"
+    )
+    return tuple(_read_line(path, number, line) for number, line in enumerate(lines, start=1) if line.strip())
 
 
 def _read_line(path: str | Path, number: int, line: str) -> VideoPrediction:
     try:
-        values: dict[str, Any] = json.loads(line)
+        values: dict[str, Any] = parse_json(line, path)
         return VideoPrediction(**{key: str(values[key]) for key in ("video_id", "label", "prediction")})
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -96,15 +108,9 @@ def save_features(evaluation: Evaluation, path: str | Path) -> None:
         "targets": evaluation.targets,
     }
     metadata = {
-        "video_ids": json.dumps([item.video_id for item in evaluation.items], ensure_ascii=False),
-        "labels": json.dumps(evaluation.labels, ensure_ascii=False),
+        "video_ids": to_json([item.video_id for item in evaluation.items]),
+        "labels": to_json(evaluation.labels),
         "views": str(evaluation.views),
     }
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(save(tensors, metadata))
-    except OSError as error:
-        raise ConfigError(
-            f"features cannot be written to {path}: {error.strerror or error}. Choose another file."
-        ) from error
+    with atomic_write(path, advice="Choose another file for the features.") as aside:
+        aside.write_bytes(save(tensors, metadata))

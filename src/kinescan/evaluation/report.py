@@ -1,4 +1,3 @@
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,9 @@ from kinescan.evaluation.metrics import Metrics, confusion_matrix
 from kinescan.evaluation.multiview import Evaluation
 from kinescan.evaluation.plots import plot_confusion, plot_reliability
 from kinescan.evaluation.predictions import PREDICTIONS_FILE, prediction_lines
+from kinescan.runtime.atomic_write import write_text
+from kinescan.runtime.escaping import escape_markdown, to_json
+from kinescan.runtime.files import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +108,9 @@ class Report:
             folder.mkdir(parents=True, exist_ok=True)
             plain = self.to_json()
             _set_aside_others(folder, plain)
-            _write(folder / REPORT_FILE, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
-            _write(folder / PAGE_FILE, self.to_markdown())
-            _write(folder / PREDICTIONS_FILE, "".join(prediction_lines(evaluation)))
+            write_text(folder / REPORT_FILE, to_json(plain, indent=1) + "\n")
+            write_text(folder / PAGE_FILE, self.to_markdown())
+            write_text(folder / PREDICTIONS_FILE, "".join(prediction_lines(evaluation)))
             plot_confusion(matrix, evaluation.labels, folder / CONFUSION_FILE)
             plot_reliability(evaluation.metrics.reliability, folder / RELIABILITY_FILE)
         except OSError as error:
@@ -119,7 +121,7 @@ class Report:
 
     def _headline(self) -> Iterator[str]:
         metrics, evaluation = self.evaluation.metrics, self.evaluation
-        yield f"# {self.model} on {self.data}\n"
+        yield f"# {escape_markdown(self.model)} on {escape_markdown(self.data)}\n"
         yield "| | |\n|---|---|"
         yield f"| top-1 | **{_percent(metrics.top1)}** |"
         yield f"| top-{metrics.top5_classes} | {_percent(metrics.top5)} |"
@@ -135,7 +137,7 @@ class Report:
                 f"({macs.with_attention / 1e9:.2f} with attention products) |"
             )
         for note in self.notes:
-            yield f"\n**Note.** {note}"
+            yield f"\n**Note.** {escape_markdown(note)}"
         if metrics.top5_classes < 5:
             yield f"\nThere are {len(evaluation.labels)} classes, so the top 5 are the top {metrics.top5_classes}."
         if evaluation.unreadable:
@@ -143,7 +145,7 @@ class Report:
             missing = len(evaluation.unreadable)
             yield f"\n**{missing} of {total} files could not be read**; no number here counts them:\n"
             for file in evaluation.unreadable[:MOST_LISTED]:
-                yield f"- `{file.path}`: {file.reason}"
+                yield f"- {escape_markdown(str(file.path))}: {escape_markdown(file.reason)}"
             if len(evaluation.unreadable) > MOST_LISTED:
                 yield f"- and {len(evaluation.unreadable) - MOST_LISTED} more, in {REPORT_FILE}"
 
@@ -151,7 +153,7 @@ class Report:
         yield "\n## Classes\n\n| class | videos | right | accuracy |\n|---|---:|---:|---:|"
         for entry in self.evaluation.metrics.classes:
             accuracy = "no videos" if entry.accuracy is None else _percent(entry.accuracy)
-            yield f"| {_cell(entry.label)} | {entry.num_videos} | {entry.num_right} | {accuracy} |"
+            yield f"| {escape_markdown(entry.label)} | {entry.num_videos} | {entry.num_right} | {accuracy} |"
 
     def _mistakes(self) -> Iterator[str]:
         metrics: Metrics = self.evaluation.metrics
@@ -160,7 +162,8 @@ class Report:
             yield "\n## Commonest mistakes\n\n| class | taken for | videos | of the class |\n|---|---|---:|---:|"
         for entry in metrics.confusions:
             share = _percent(entry.ratio)
-            yield f"| {_cell(entry.label)} | {_cell(entry.taken_for)} | {entry.num_videos} | {share} |"
+            taken_for = escape_markdown(entry.taken_for)
+            yield f"| {escape_markdown(entry.label)} | {taken_for} | {entry.num_videos} | {share} |"
 
     def _calibration(self) -> Iterator[str]:
         metrics = self.evaluation.metrics
@@ -222,10 +225,10 @@ def make_report(
 def _set_aside_others(folder: Path, report: Mapping[str, Any]) -> None:
     """Moves a report of another model, of other data or views out of the way."""
     try:
-        there = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        there = read_json_object(folder / REPORT_FILE)
+    except ConfigError:
         return
-    if not isinstance(there, dict) or all(there.get(key) == report[key] for key in ("model", "data", "views")):
+    if all(there.get(key) == report[key] for key in ("model", "data", "views")):
         return
     earlier = next(path for number in count(1) if not (path := folder / f"earlier-{number}").exists())
     earlier.mkdir()
@@ -247,15 +250,5 @@ def _plain_cost(cost: Cost) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
 def _percent(ratio: float) -> str:
     return f"{100 * ratio:.1f} %"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kinescan.errors import ConfigError
-from kinescan.evaluation.mode import in_evaluation
+from kinescan.evaluation.mode import evaluation_view
 from kinescan.evaluation.parts import watch_parts
 from kinescan.models.classifier import VideoClassifier
 
@@ -71,8 +71,8 @@ def measure_speed(
     frames = model.preprocessing.num_frames if num_frames is None else num_frames
     size = model.config.image_size
     clip = torch.randn(num_clips, frames, 3, size, size).to(place)
-    model.to(place)
-    with in_evaluation(model), torch.inference_mode():
+    model = evaluation_view(model.to(place))
+    with torch.inference_mode():
         latency = _median(lambda: _forward(model, clip[:1]), repeats)
         batch = latency if num_clips == 1 else _median(lambda: _forward(model, clip), repeats)
         part_seconds = _part_seconds(model, clip[:1], min(repeats, PASSES_FOR_PARTS))

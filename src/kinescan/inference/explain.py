@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinescan.errors import ConfigError, ShapeError
-from kinescan.evaluation.mode import in_evaluation
+from kinescan.evaluation.mode import evaluation_view
 from kinescan.models.pks4 import PKS4
 from kinescan.ops import local_correlation
 from kinescan.shapes import Clip
@@ -68,7 +68,8 @@ def kinematic_maps(model: PKS4, clip: Clip) -> KinematicMaps:
         raise ConfigError(f"kinematic maps need a PKS4 model, got {type(model).__name__}. Leave the explanation out.")
     if clip.ndim != 5 or clip.shape[0] != 1 or clip.shape[1] < 2:
         raise ShapeError(f"a clip to explain is [1, T, 3, H, W] with T from 2, got {list(clip.shape)}.")
-    with in_evaluation(model), torch.no_grad(), _recorded_maps(model) as seen:
+    model = evaluation_view(model)
+    with torch.no_grad(), _recorded_maps(model) as seen:
         logits = model(clip)[0]
         maps = seen[-1]  # [T, W, Hp, Wp]
         operators = (getattr(model.kinematic, name, None) for name in ("correlation", "variation"))

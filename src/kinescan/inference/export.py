@@ -1,5 +1,4 @@
 import copy
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from kinescan.data.sampling import Views
 from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, render_motion
 from kinescan.data.transforms import EvalTransform
 from kinescan.errors import ConfigError, ExportError, KinescanError
-from kinescan.evaluation.mode import in_evaluation
+from kinescan.evaluation.mode import evaluation_view
 from kinescan.inference.exported import (
     RECORD_FILE,
     ExportedModel,
@@ -29,6 +28,8 @@ from kinescan.inference.formats import FORMATS, FormatName, Precision, first_lin
 from kinescan.inference.predictor import read_clips, video_files
 from kinescan.inference.source import ModelSource, holds_export, resolve_model
 from kinescan.models.classifier import VideoClassifier
+from kinescan.runtime.atomic_write import new_file_mode, write_text
+from kinescan.runtime.escaping import to_json
 from kinescan.settings import closest, to_plain
 from kinescan.version import __version__
 
@@ -85,7 +86,8 @@ def export(
     `ks.register_transformers()`, with our operators and any batch and number of frames.
 
     Args:
-        model: a classifier, or the folder or hub name of a saved one; left as it was.
+        model: a classifier; the folder or hub name of a saved one; the folder of a run (its best checkpoint). It is
+            left as it is.
         folder: made if need be; an earlier export in it is replaced.
         to: "onnx", "openvino", "torch" (torch.export) or "transformers".
         batch: clips that go in at once, or "dynamic" for any number.
@@ -109,7 +111,7 @@ def export(
     target = Path(folder).resolve()
     _check_arguments(to, batch, num_frames, precision, tolerance)
     earlier = _earlier_files(target)
-    resolved = _on_cpu(model)
+    resolved = evaluation_view(_on_cpu(model))
     preprocessing = replace(resolved.preprocessing, num_frames=num_frames or resolved.preprocessing.num_frames)
     record = ExportRecord(
         kinescan_version=__version__,
@@ -124,10 +126,11 @@ def export(
         num_frames=preprocessing.num_frames,
         size=preprocessing.size,
         precision=precision,
+        causal=getattr(resolved.config, "causal", None),
         versions=_versions(),
     )
     names, clips = _clips_to_compare(record, videos)
-    with in_evaluation(resolved), torch.no_grad():
+    with torch.no_grad():
         expected = resolved(clips)
     allowed = TOLERANCES[precision] if tolerance is None else tolerance
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -192,20 +195,22 @@ def _on_cpu(model: ModelSource) -> VideoClassifier:
 def _write(model: VideoClassifier, record: ExportRecord, folder: Path) -> ExportRecord:
     shape = (record.batch, record.num_frames, 3, record.size, record.size)
     try:
-        with in_evaluation(model), quiet_exporters():
+        with quiet_exporters():
             FORMATS[record.format].write(model, shape, folder / record.file)
     except (RuntimeError, ValueError, TypeError) as error:
         if isinstance(error, KinescanError):
             raise
         raise ExportError(f"{record.model} cannot be written as {record.format}: {first_line(error)}") from error
-    record = replace(record, files=tuple(sorted(entry.name for entry in folder.iterdir())))
+    files = [entry for entry in sorted(folder.iterdir()) if entry.is_file()]
+    for file in files:
+        file.chmod(new_file_mode())
+    record = replace(record, files=tuple(file.name for file in files))
     _write_record(record, folder)
     return record
 
 
 def _write_record(record: ExportRecord, folder: Path) -> None:
-    text = json.dumps(to_plain(record), indent=2, ensure_ascii=False)
-    (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / RECORD_FILE, to_json(to_plain(record), indent=2) + "\n")
 
 
 def _clips_to_compare(record: ExportRecord, videos: Sequence[str | Path]) -> tuple[list[str], Tensor]:

@@ -9,12 +9,13 @@ from torch import Tensor
 from kinescan.errors import CheckpointError, ConfigError, KinescanError, ShapeError
 from kinescan.inference.formats import FORMATS, FormatName, Precision, Runner, first_line
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.location import EXPORT_FILE
 from kinescan.preprocessing import MAX_CLIP_PIXELS, Preprocessing
 from kinescan.runtime.files import inside, read_json_object
 from kinescan.settings import build_settings
 from kinescan.shapes import Clip, Logits
 
-RECORD_FILE = "export.json"
+RECORD_FILE = EXPORT_FILE
 _MAX_THREADS = 4096
 
 
@@ -35,6 +36,7 @@ class ExportRecord:
         size: side of a frame in pixels.
         precision: what it computes in; inputs and logits are float32 always.
         num_classes: number of logits; None in records of before, which have labels.
+        causal: whether the model looks at no frame to come; None for models where the question does not arise.
         check: how it was compared with the model: clips, largest difference, what was allowed.
         versions: of the packages that wrote it.
     """
@@ -51,6 +53,7 @@ class ExportRecord:
     size: int
     precision: Precision
     num_classes: int | None = None
+    causal: bool | None = None
     check: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -1,6 +1,6 @@
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from kinescan.data.sampling import Views, view_indices
 from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import Limits, VideoReader
 from kinescan.errors import ConfigError, VideoError
-from kinescan.evaluation.mode import in_evaluation
+from kinescan.evaluation.mode import evaluation_view
 from kinescan.evaluation.multiview import VIEWS_PER_FORWARD, score_views
 from kinescan.inference.explain import kinematic_maps
 from kinescan.inference.source import ModelSource, resolve_model
@@ -57,13 +57,15 @@ def predict(
     allow_code: bool = False,
     limits: Limits | None = None,
     allow_short: bool = False,
+    on_prediction: Callable[[Prediction], None] | None = None,
 ) -> list[Prediction]:
     """The best classes of each video file.
 
     A file that cannot be read is listed with its reason and stops none of the others; none is swapped for another.
 
     Args:
-        model: a classifier, or the folder or hub name of a saved one; used in evaluation mode, left as it was.
+        model: a classifier; the folder or hub name of a saved one; the folder of a run (its best checkpoint) or of an
+            exported one. It is used in evaluation mode and left as it is, so that threads may share it.
         paths: video files; a folder stands for the video files in it and below, in order of their names.
         views: frames x clips x crops to average over, such as "8x2x3"; by default one clip of as many frames as the
             model's preprocessing takes, cropped in the middle.
@@ -74,6 +76,7 @@ def predict(
         allow_code: open an exported file that may run code of its own, one of torch.export; see `load_exported`.
         limits: what one file may take; beyond it, it counts as one that cannot be read.
         allow_short: predict from what can be decoded of cut or damaged files (see VideoReader).
+        on_prediction: called with each prediction as it is made, so that nothing is lost if the rest never comes.
 
     Returns:
         One prediction a file, in the order of `paths`.
@@ -102,15 +105,19 @@ def predict(
     chosen = _chosen_views(views, resolved)
     folder = None if explain_folder is None else _prepared(explain_folder, resolved)
     job = _Job(
-        resolved,
+        evaluation_view(resolved),
         chosen,
         min(top, resolved.config.num_classes),
         views_per_forward,
         limits=limits,
         allow_short=allow_short,
     )
-    with in_evaluation(resolved):
-        return [job.predict(file, _picture_path(folder, index, file)) for index, file in enumerate(files)]
+    predictions = []
+    for index, file in enumerate(files):
+        predictions.append(job.predict(file, _picture_path(folder, index, file)))
+        if on_prediction is not None:
+            on_prediction(predictions[-1])
+    return predictions
 
 
 class _Job:

@@ -6,20 +6,36 @@ from pathlib import Path
 import torch
 
 from kinescan.errors import ConfigError
-from kinescan.inference.exported import ExportedModel, is_exported, load_exported
+from kinescan.inference.exported import ExportedModel, ExportRecord, is_exported, load_exported, read_record
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.location import locate_model
 from kinescan.models.saved_model import is_saved
 from kinescan.models.zoo import from_pretrained
 
 logger = logging.getLogger(__name__)
 
 ModelSource = VideoClassifier | str | Path
-"""A classifier, or the folder or hub name of a saved one, or the folder of an exported one."""
+"""A classifier; the folder or hub name of a saved one; the folder of a run (its best checkpoint) or of an exported
+model."""
 
 
 def holds_export(folder: str | Path) -> bool:
     """Whether a folder holds an exported model and no saved one; the weights of a saved one go before."""
     return is_exported(folder) and not is_saved(folder)
+
+
+def record_of_export(model: ModelSource) -> ExportRecord | None:
+    """The record of an exported model, whose file is not opened; None for any other model.
+
+    Raises:
+        CheckpointError: there is no such model, or the record is damaged.
+    """
+    if isinstance(model, ExportedModel):
+        return model.record
+    if isinstance(model, VideoClassifier):
+        return None
+    place = locate_model(model)
+    return read_record(place) if holds_export(place) else None
 
 
 def resolve_model(
@@ -39,7 +55,8 @@ def resolve_model(
     if isinstance(model, VideoClassifier):
         resolved = model
     else:
-        resolved = load_exported(model, allow_code=allow_code) if holds_export(model) else from_pretrained(model)
+        place = locate_model(model)
+        resolved = load_exported(place, allow_code=allow_code) if holds_export(place) else from_pretrained(place)
     if device is None:
         return resolved
     if isinstance(resolved, ExportedModel):

@@ -14,9 +14,9 @@ from torch import Tensor
 from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import LiveVideo, VideoReader, is_live
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
-from kinescan.evaluation.mode import in_evaluation
+from kinescan.evaluation.mode import evaluation_view
 from kinescan.evaluation.multiview import check_finite
-from kinescan.inference.source import ModelSource, resolve_model
+from kinescan.inference.source import ModelSource, record_of_export, resolve_model
 from kinescan.layers.kinematic import KinematicState
 from kinescan.layers.mamba import MambaState
 from kinescan.models.pks4 import PKS4, PKS4State
@@ -54,7 +54,8 @@ class StreamSession:
     """A causal model with the state of one stream; each frame costs the same time, and the state never grows.
 
     Args:
-        model: a causal PKS4, or the folder or hub name of a saved one; used in evaluation mode.
+        model: a causal PKS4, or the folder or hub name of a saved one, or a run's folder; used in evaluation mode, left
+            as it is. Moved to another device later, it needs a new session.
         top: how many classes a prediction names.
         device: where to compute; by default where the model is.
         state: where to go on from, as `load_stream_state` reads it; None starts anew.
@@ -82,6 +83,14 @@ class StreamSession:
     ) -> None:
         if top < 1:
             raise ConfigError(f"top must be at least 1, got {top}.")
+        exported = record_of_export(model)
+        if exported is not None:
+            kind = "causal, but exported" if exported.causal else "exported"
+            raise ConfigError(
+                f"{exported.model} is {kind}: an exported file takes whole clips of {exported.num_frames} frames "
+                "and keeps no state between them. Give the run or the saved model that it was exported from, or score "
+                "whole files with predict()."
+            )
         resolved = resolve_model(model, device)
         if not isinstance(resolved, PKS4) or not resolved.config.causal:
             raise ConfigError(
@@ -90,6 +99,7 @@ class StreamSession:
                 "create_model(..., causal=True)), or score whole files with predict()."
             )
         self.model: PKS4 = resolved
+        self._view = evaluation_view(resolved)
         self.top = min(top, resolved.config.num_classes)
         self.state = PKS4State() if state is None else _fitting_state(state, resolved)
         self._transform = EvalTransform(resolved.preprocessing, crops=1)
@@ -108,10 +118,9 @@ class StreamSession:
         """
         frame_index = self.state.frames_seen if frame_index is None else frame_index
         _check_frame(frame, frame_index)
-        device = next(self.model.parameters()).device
-        clip = self._transform(frame[None]).to(device)  # [1, 1, 3, size, size]
-        with in_evaluation(self.model), torch.no_grad():
-            prefixes, state = self.model.forward_stream(clip, self.state)
+        clip = self._transform(frame[None]).to(self.model.device)  # [1, 1, 3, size, size]
+        with torch.no_grad():
+            prefixes, state = self._view.forward_stream(clip, self.state)
         logits = prefixes[0, -1].float().cpu()
         check_finite(logits, clip, name=f"frame {frame_index}")
         self.state = state
@@ -140,7 +149,7 @@ def stream(
     The logits after a frame are those that `model` gives for the clip of all frames up to it.
 
     Args:
-        model: a causal PKS4, or the folder or hub name of a saved one.
+        model: a causal PKS4, or the folder or hub name of a saved one, or a run's folder (its best checkpoint).
         source: a video file, decoded as it goes; a live source, read as it comes (see `LiveVideo`): "-" for standard
             input, a URL such as rtsp://..., or a named pipe; or an iterable of frames uint8 [3, H, W], each alone or as
             a pair with its time in seconds.

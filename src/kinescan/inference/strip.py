@@ -11,13 +11,16 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kinescan.errors import ConfigError
 from kinescan.inference.explain import KinematicMaps
 from kinescan.preprocessing import Preprocessing
+from kinescan.runtime.escaping import escape_plot
+from kinescan.runtime.figure import save_figure
 
 MOST_FRAMES = 8
 """A longer clip shows so many of its frames, evenly spread."""
 CELL_INCHES = 1.9
+MOST_LETTERS = 120
+"""A longer title loses its middle."""
 ROWS = ("frame", "moved", "changed")
 CAPTION = "moved: where each patch is found in the next frame · changed: how far its features are from the next frame's"
 
@@ -53,7 +56,7 @@ def draw_strip(
     shown = np.linspace(0, num_frames - 1, min(num_frames, MOST_FRAMES)).round().astype(int)
     figure = Figure(figsize=(CELL_INCHES * len(shown) + 0.6, CELL_INCHES * len(ROWS) + 0.75), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(escape_plot(title, length=MOST_LETTERS), fontsize=11)
     figure.supxlabel(CAPTION, fontsize=8)
     grid = figure.subplots(len(ROWS), len(shown), squeeze=False)
     brightest = float(maps.change.quantile(0.995).clamp(min=1e-6))
@@ -70,10 +73,7 @@ def draw_strip(
         if t < num_frames - 1:
             _draw_movement(grid[1, column], maps.displacement[t], pixels.shape[1])
             _draw_change(grid[2, column], maps.change[t] / brightest, pixels.shape[1])
-    try:
-        figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror or error}. Choose another folder.") from error
+    save_figure(figure, path, dpi=110)
 
 
 def _draw_movement(axes: Any, displacement: Tensor, side: int) -> None:

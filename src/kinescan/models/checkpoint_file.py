@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from kinescan.errors import CheckpointError
-from kinescan.models.hub import download, is_hub_name
+from kinescan.models.hub import download
+from kinescan.models.location import best_checkpoint, locate_model
 from kinescan.models.tensor_file import PickleRefused, read_safetensors, read_saved
 from kinescan.models.torchscript import is_torchscript, read_torchscript
 from kinescan.runtime.files import inside, read_head, read_json, read_json_object
@@ -63,8 +64,8 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     No file runs code: see `tensor_file` for pickles, `torchscript` for TorchScript archives.
 
     Args:
-        source: a file (.safetensors, .pt, .pth, .bin, TorchScript archive, index of shards), a folder that holds one,
-            or a name on the Hugging Face hub: "user/name" or "user/name@revision".
+        source: a file (.safetensors, .pt, .pth, .bin, TorchScript archive, index of shards), a folder that holds one, a
+            run's folder (its best checkpoint), or a name on the Hugging Face hub: "user/name" or "user/name@revision".
         revision: branch, tag or commit on the hub.
 
     Raises:
@@ -72,12 +73,11 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     """
     path = Path(source)
     if not path.exists():
-        if not is_hub_name(str(source)):
-            raise CheckpointError(
-                f"{source}: no such file or folder. Give a checkpoint file, a folder that holds one, "
-                "or a hub name (user/name)."
-            )
-        path = _download(str(source), revision)
+        wanted = "a checkpoint file, a folder that holds one, a run's folder, or a hub name (ORG/NAME)"
+        path = _download(locate_model(source, wanted=wanted), revision)
+    elif path.is_dir():
+        # The folder of a run stands for its best checkpoint.
+        path = best_checkpoint(path) or path
     file = _find_weights(path) if path.is_dir() else path
     content = _read_shards(file) if file.name.endswith(".index.json") else _read_file(file)
     tensors = _unwrap(content)

@@ -182,12 +182,13 @@ class VideoClassifier(nn.Module, ABC):
                 f"Resize them, or build the model with image_size={clip.shape[3]}."
             )
 
-    def save_pretrained(self, folder: str | Path, *, run: str | Path | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, *, run: str | Path | None = None, repo_id: str | None = None) -> None:
         """Writes model.safetensors, config.json and README.md (a model card); existing ones are replaced at the end.
 
         Args:
             folder: made if need be.
             run: the folder of the run that trained the model: its recipe and scores go into the card.
+            repo_id: the name that the model will have on the Hugging Face hub, for the card.
 
         Raises:
             CheckpointError: the folder cannot be written, or `run` is no run's folder.
@@ -210,6 +211,7 @@ class VideoClassifier(nn.Module, ABC):
             num_parameters=self.num_parameters,
             base=base,
             run=None if run is None else read_run(run),
+            repo_id=repo_id,
         )
         saved_model.write(Path(folder), saved, tensors, card)
 
@@ -271,7 +273,7 @@ class VideoClassifier(nn.Module, ABC):
             CheckpointError: not logged in, no right to write there, no connection, or `run` is no run's folder.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, run=run)
+            self.save_pretrained(folder, run=run, repo_id=repo_id)
             return upload(Path(folder), repo_id, private=private)
 
 

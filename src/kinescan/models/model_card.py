@@ -1,23 +1,28 @@
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from kinescan.models.run_record import RunRecord
+from kinescan.runtime.escaping import escape_markdown, escape_terminal
 
 _SHOWN_LABELS = 40
+_HERE = '"."'
 _RECIPE = "With this, `kinescan train` trained it; of folders, only the last name is shown."
 _TAGS = ["video-classification", "kinescan"]
 KINESCAN_USE = """import kinescan as ks
 
-model = ks.from_pretrained("FOLDER_OR_HUB_NAME")
+model = ks.from_pretrained(".")
 for prediction in ks.predict(model, ["video.mp4"]):
     print(prediction.labels, prediction.scores)"""
+"""Run in the folder of the card; "." becomes the name on the hub where it has one."""
 TRANSFORMERS_USE = """import kinescan as ks  # pip install "kinescan[vlm]"
 from transformers import pipeline
 
 ks.register_transformers()  # once: transformers' pipelines and Auto classes know the model from then on
-classify = pipeline("video-classification", model="FOLDER_OR_HUB_NAME")
+classify = pipeline("video-classification", model=".")
 print(classify("video.mp4"))  # or frames as bytes [T, H, W, 3]"""
 
 
@@ -31,6 +36,7 @@ def model_card(
     base: Mapping[str, Any] | None = None,
     run: RunRecord | None = None,
     use: str = KINESCAN_USE,
+    repo_id: str | None = None,
 ) -> str:
     """The README.md of a saved model: what it is, its labels, how pixels get in, and how to use it.
 
@@ -42,7 +48,8 @@ def model_card(
         num_parameters: parameters in all.
         base: for a tuned part, "source" and "sha256" of the weights that it belongs to.
         run: the run that trained it: its recipe and its scores.
-        use: Python code that uses it.
+        use: Python code that uses it from its own folder, ".".
+        repo_id: the name on the Hugging Face hub, where it goes there.
 
     Returns:
         Markdown with the front matter that the Hugging Face hub reads.
@@ -53,7 +60,8 @@ def model_card(
         f"A video classifier of kinescan: {num_parameters:,} parameters.",
         *([] if base is None else [_base(base)]),
         "## How to use",
-        f"```python\n{use}\n```",
+        *(["In this folder:"] if repo_id is None else []),
+        f"```python\n{use if repo_id is None else use.replace(_HERE, json.dumps(repo_id))}\n```",
         *([] if run is None or not run.reports else ["## Scores", _scores(run), *_notes(run)]),
         "## Labels",
         _label_list(labels),
@@ -61,7 +69,7 @@ def model_card(
         _table(preprocessing),
         "## Architecture",
         _table(config),
-        *([] if run is None else ["## Recipe", _RECIPE, f"```toml\n{run.published_recipe()}\n```"]),
+        *([] if run is None else ["## Recipe", _RECIPE, _fenced(run.published_recipe(), "toml")]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -71,8 +79,8 @@ def _metadata(name: str, run: RunRecord | None) -> str:
     results = [
         EvalResult(
             task_type="video-classification",
-            dataset_type=report.data,
-            dataset_name=report.data,
+            dataset_type=escape_terminal(report.data),
+            dataset_name=escape_terminal(report.data),
             metric_type="accuracy",
             metric_name=f"top-1, views {report.views}",
             metric_value=round(report.top1, 4),
@@ -121,6 +129,13 @@ def _label_list(labels: Sequence[str] | None) -> str:
     return "\n".join(lines)
 
 
+def _fenced(text: str, language: str) -> str:
+    """A block that no line of the text can end."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
 def _table(values: Mapping[str, Any]) -> str:
     return "\n".join(
         ["| field | value |", "|---|---|"] + [f"| {key} | {_plain(value)} |" for key, value in values.items()]
@@ -129,7 +144,4 @@ def _table(values: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     """One line that Markdown leaves alone."""
-    text = " ".join(str(value).split())
-    for sign in "\\`*_<>|[]":
-        text = text.replace(sign, "\\" + sign)
-    return text
+    return escape_markdown(" ".join(str(value).split()))

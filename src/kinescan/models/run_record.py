@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kinescan.errors import CheckpointError
+from kinescan.models.location import RECIPE_FILE
 
-RECIPE_FILE = "recipe.toml"
 REPORT_FILES = ("report.json", "evaluation/report.json")
 """Written at the end of the training, and by `kinescan eval`."""
 

@@ -1,4 +1,3 @@
-import json
 import os
 import re
 import shutil
@@ -13,13 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kinescan.errors import CheckpointError
-from kinescan.models.hub import download, is_hub_name
+from kinescan.models import location
+from kinescan.models.hub import download
+from kinescan.models.location import EXPORT_FILE, locate_model
 from kinescan.models.tensor_file import read_safetensors
+from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import inside, read_json_object
 from kinescan.version import __version__
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = location.CONFIG_FILE, location.WEIGHTS_FILE
 CARD_FILE = "README.md"
 
 
@@ -48,19 +49,18 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
     """The local folder of a saved model, fetched from the Hugging Face hub if `source` names none here.
 
     Raises:
-        CheckpointError: neither a folder nor a repository that can be fetched.
+        CheckpointError: neither a saved model (see `locate_model`) nor a repository that can be fetched.
     """
-    path = Path(source)
-    if path.is_dir():
-        return path
-    if path.exists():
+    found = locate_model(source)
+    path = Path(found)
+    if not path.is_dir():
+        return download(found, patterns=(CONFIG_FILE, WEIGHTS_FILE), revision=revision)
+    if (path / EXPORT_FILE).is_file() and not is_saved(path):
         raise CheckpointError(
-            f"{source} is a file. Give the folder that save_pretrained wrote ({WEIGHTS_FILE}, {CONFIG_FILE}); "
-            "for the weights of a backbone use create_model(name, weights=file)."
+            f"{source} holds an exported model, which can be run and not be trained. Use load_exported(FOLDER); "
+            "predict, evaluate and the command line take the folder as it is."
         )
-    if is_hub_name(str(source)):
-        return download(str(source), patterns=(CONFIG_FILE, WEIGHTS_FILE), revision=revision)
-    raise CheckpointError(f"{source}: no such folder. Give one that save_pretrained wrote, or a hub name (user/name).")
+    return path
 
 
 def is_saved(folder: str | Path) -> bool:
@@ -133,7 +133,7 @@ def write(folder: Path, saved: SavedModel, weights: Mapping[str, Tensor], card: 
         folder.mkdir(parents=True, exist_ok=True)
         save_file(separate(weights), aside[WEIGHTS_FILE], metadata={"format": "pt"})
         content = {key: value for key, value in asdict(saved).items() if value is not None or key == "labels"}
-        aside[CONFIG_FILE].write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside[CONFIG_FILE].write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
         aside[CARD_FILE].write_text(card, encoding="utf-8")
         # safetensors makes files that only their owner may read.
         shutil.copymode(aside[CONFIG_FILE], aside[WEIGHTS_FILE])

@@ -188,7 +188,8 @@ def from_pretrained(
     """A model that `save_pretrained` wrote, whatever its class; on the CPU, in evaluation mode.
 
     Args:
-        source: folder, or name on the Hugging Face hub (user/name).
+        source: folder of a saved model, or of a run (its best checkpoint is taken); or name on the Hugging Face hub
+            (user/name).
         revision: branch, tag or commit on the hub.
         base: for what was tuned on top of a frozen model: where that model's weights are now, if they were moved.
 

@@ -25,7 +25,7 @@ PLAIN: tuple[Backend, ...] = ("dense", "reference", "blockwise")
 """Backends of plain torch operations."""
 
 _plain_only = False
-_announced: set[tuple[str, str, str, str]] = set()
+_announced: set[tuple[str, str, str]] = set()
 
 
 @contextmanager
@@ -195,7 +195,8 @@ def _check_requested(op: str, requested: Backend, obstacles: Mapping[Backend, Ob
 
 
 def _announce(op: str, chosen: str, like: Tensor) -> None:
-    key = (op, chosen, like.device.type, str(like.dtype))
+    # Not the dtype: in one run an op meets several, and the line says nothing new.
+    key = (op, chosen, like.device.type)
     if key not in _announced:
         _announced.add(key)
-        logger.info("%s runs with the %s backend on %s, %s", *key)
+        logger.info("%s runs with the %s backend on %s", *key)

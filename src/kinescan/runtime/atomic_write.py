@@ -88,10 +88,15 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def new_file_mode() -> int:
+    """The permissions that a new file gets here. Some writers, such as that of safetensors, make private files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
 def _mode_of(path: Path) -> int:
     """The permissions of the file that is replaced, or those that a new file gets."""
     with suppress(OSError):
         return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+    return new_file_mode()

@@ -6,7 +6,8 @@ import re
 import unicodedata
 from typing import Any
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&$])")
+# A sign inside of a word, or one that means something at the start of a line only, stays as it is elsewhere.
+_MARKDOWN = re.compile(r"([\\`*\[\]|<>~&$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[#+=-]|(?<=^\d)[.)])")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _AUTOLINK = re.compile(r"(?i)\b(https?|ftp|mailto|www)([:.])")
 
@@ -41,14 +42,21 @@ def escape_html(text: str) -> str:
     return html.escape(escape_terminal(text), quote=True)
 
 
-def escape_plot(text: str) -> str:
-    r"""The text as a label of a plot that is not read as a formula.
+def escape_plot(text: str, *, length: int = 40) -> str:
+    r"""The text as a label of a plot that is not read as a formula; of a long one, both ends.
+
+    Args:
+        text: the label.
+        length: a longer one loses its middle: labels of one data set often begin alike.
 
     Example:
         >>> print(escape_plot(r"$\frac{x$"))
         \$\frac{x\$
     """
-    return escape_terminal(text).replace("$", r"\$")
+    shown = escape_terminal(text)
+    if len(shown) > length:
+        shown = f"{shown[: length // 2]}…{shown[-(length - length // 2 - 1) :]}"
+    return shown.replace("$", r"\$")
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
+WIDE = 110
+"""A terminal with fewer columns gets fewer numbers."""
 
 
 class ProgressBar:
@@ -26,7 +28,8 @@ class ProgressBar:
     def __init__(
         self, num_epochs: int, batches_per_epoch: int, *, console: Console | None = None, shown: bool = True
     ) -> None:
-        self._shown = shown
+        # The command line sets the level; --quiet raises it.
+        self._shown = shown and logging.getLogger("kinescan").level <= logging.INFO
         self._num_epochs = num_epochs
         self._per_epoch = batches_per_epoch
         self._console = Console(stderr=True) if console is None else console
@@ -40,7 +43,7 @@ class ProgressBar:
         if self._shown and self._console.is_terminal:
             columns = (
                 TextColumn("epoch {task.fields[epoch]}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=24 if self._console.width > WIDE else 8),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[text]}"),
             )
@@ -65,11 +68,13 @@ class ProgressBar:
             accuracy: mean of the epoch so far, in [0, 1].
             clips_per_second: of the epoch so far.
         """
+        left = f"{self._time_left(epoch, batches_done)} left"
         text = (
-            f"loss {loss:.3f}  accuracy {accuracy:.1%}  {clips_per_second:.1f} clips/s  "
-            f"{memory_gib():.1f} GiB  {self._time_left(epoch, batches_done)} left"
+            f"loss {loss:.3f}  accuracy {accuracy:.1%}  {clips_per_second:.1f} clips/s  {memory_gib():.1f} GiB  {left}"
         )
         if self._progress is not None:
+            if self._console.width <= WIDE:
+                text = f"loss {loss:.3f}  {accuracy:.0%} right  {clips_per_second:.1f}/s  {left}"
             label = f"{epoch + 1}/{self._num_epochs}"
             self._progress.update(self._task, completed=batches_done, epoch=label, text=text)
         elif self._shown and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:

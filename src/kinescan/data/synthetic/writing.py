@@ -136,7 +136,8 @@ def _prepare(folder: Path, overwrite: bool) -> None:
         present = sorted(path.name for path in folder.iterdir())
         if present and not overwrite:
             raise ConfigError(
-                f"{folder} is not empty ({present[0]}, ...). Name another folder, or pass overwrite=True."
+                f"{folder} is not empty ({present[0]}, ...). Name another folder, or let it be "
+                "replaced: kinescan data make ... --set overwrite=true; in Python overwrite=True."
             )
         if present and META not in present:
             raise ConfigError(

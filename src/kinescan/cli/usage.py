@@ -1,0 +1,97 @@
+"""What a wrong command line is answered with, beyond what is wrong: the option or the setting that was meant."""
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from kinescan.cli.output import GLOBAL
+from kinescan.config import setting_names
+
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""Of the library that parses command lines, which typer carries with it or depends on, by version."""
+
+_RECIPE_VERBS = ("train", "demo")
+_OTHER_NAMES = {
+    "data": "data.train",
+    "videos": "data.train",
+    "model": "model.name",
+    "workers": "loader.num_workers",
+    "learning_rate": "optim.lr",
+    "gpu": "train.device",
+    "frames": "preprocessing.num_frames",
+    "views": "evaluation.views",
+}
+_MODEL_FIRST = {"eval": "kinescan eval RUN", "export": "kinescan export RUN FOLDER", "profile": "kinescan profile RUN"}
+
+
+class Verb(TyperCommand):
+    """A verb whose usage errors say what to write instead."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The same, with advice where something cannot be understood."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            flags = sorted({flag for parameter in self.params for flag in parameter.opts if flag.startswith("--")})
+            advice = _advice(error, str(ctx.info_name), given, [*flags, *GLOBAL])
+            if advice:
+                error.message = f"{error.message} {advice}"
+                if hasattr(error, "possibilities"):
+                    error.possibilities = None
+            raise
+
+
+def _advice(error: Any, verb: str, given: Sequence[str], flags: Sequence[str]) -> str:
+    option = getattr(error, "option_name", None)
+    if isinstance(option, str):
+        return _for_option(option, verb, given, flags)
+    if isinstance(error, typer.BadParameter):
+        # Such as: 'moton' is not one of 'motion', 'appearance'.
+        said, _, allowed = str(error.message).partition(" is not one of ")
+        return _did_you_mean(said.rpartition(" ")[2].strip("'\""), re.findall(r"'([^']+)'", allowed))
+    settings = [word for word in given if re.fullmatch(r"[A-Za-z_][\w.]*=.*", word, re.DOTALL)]
+    if settings and "--set" in flags and given[given.index(settings[0]) - 1] != "--set":
+        return f"Settings are given with --set: --set {settings[0]}"
+    paths = [word for word in given[1:] if os.path.exists(word)]
+    if verb == "eval" and paths:
+        return f"Videos are given with --data: --data {paths[-1]}"
+    return ""
+
+
+def _for_option(option: str, verb: str, given: Sequence[str], flags: Sequence[str]) -> str:
+    name = option.lstrip("-").replace("-", "_")
+    if name == "model" and verb in _MODEL_FIRST:
+        return f"The model is an argument: {_MODEL_FIRST[verb]}"
+    near = _did_you_mean(option, flags)
+    if near or verb not in _RECIPE_VERBS:
+        return near or f"Options: {', '.join(flags)}"
+    names = setting_names()
+    meant = [dotted for dotted in names if dotted.rpartition(".")[2] == name] or [
+        dotted for dotted in (_OTHER_NAMES.get(name),) if dotted
+    ]
+    if not meant:
+        leaves = {dotted.rpartition(".")[2]: dotted for dotted in names}
+        meant = [leaves[leaf] for leaf in difflib.get_close_matches(name, leaves, n=1, cutoff=0.7)]
+    if not meant:
+        return f"Options: {', '.join(flags)}; settings of the recipe are given as --set KEY=VALUE"
+    return f"Settings of the recipe are given with --set: --set {meant[0]}={_value_of(option, given)}"
+
+
+def _value_of(option: str, given: Sequence[str]) -> str:
+    for place, word in enumerate(given):
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+        if word == option and place + 1 < len(given) and not given[place + 1].startswith("-"):
+            return given[place + 1]
+    return "VALUE"
+
+
+def _did_you_mean(word: str, allowed: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
+    return f"Did you mean {near[0]}?" if near else ""
