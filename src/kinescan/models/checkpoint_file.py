@@ -80,7 +80,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
         path = best_checkpoint(path) or path
     file = _find_weights(path) if path.is_dir() else path
     content = _read_shards(file) if file.name.endswith(".index.json") else _read_file(file)
-    tensors = _unwrap(content)
+    tensors = _unwrap(content, str(file))
     if not tensors:
         held = ", ".join(_names(content)) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(f"{file} holds no tensors by name; it holds: {held or 'nothing'}. Give a state dict.")
@@ -185,13 +185,32 @@ def _refusal(path: Path, refused: PickleRefused) -> str:
     )
 
 
-def _unwrap(content: Any) -> dict[str, Tensor]:
+def _only_part(content: Mapping[Any, Any], source: str) -> Mapping[Any, Any] | None:
+    """The one dict of tensors under a key of its own, where `content` has no tensors itself."""
+    if any(isinstance(value, Tensor) for value in content.values()):
+        return None
+    parts = {
+        key: value
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, Mapping) and any(isinstance(t, Tensor) for t in value.values())
+    }
+    if len(parts) > 1:
+        raise CheckpointError(
+            f"{source} holds several state dicts: {', '.join(_names(parts))}. Save the one that you want into a file "
+            "of its own."
+        )
+    return next(iter(parts.values()), None)
+
+
+def _unwrap(content: Any, source: str) -> dict[str, Tensor]:
     """The dict of tensors inside `content`; empty if there is none."""
     # A dict may hold itself: wrappers are taken off so often and no more.
     for _ in range(_MAX_WRAPPERS):
         if not isinstance(content, Mapping):
             return {}
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            inner = _only_part(content, source)
         if inner is None:
             break
         content = inner

@@ -14,6 +14,7 @@ from kinescan.models.hub import upload
 from kinescan.models.model_card import model_card
 from kinescan.models.run_record import read_run
 from kinescan.models.saved_model import SavedModel
+from kinescan.models.vit import check_dtype
 from kinescan.models.weights import Checkpoint, LoadReport, Pretrained, load_pretrained, read_vision_tower
 from kinescan.preprocessing import Preprocessing
 from kinescan.settings import build_settings, to_plain
@@ -160,7 +161,8 @@ class VideoClassifier(nn.Module, ABC):
         """Passes a clip that `forward` can take.
 
         Args:
-            clip: [B, T, 3, H, W], floating point, T at least 1, H = W = image_size.
+            clip: [B, T, 3, H, W], in the dtype of the model (autocast converts others than float64), B and T at least
+                1, H = W = image_size.
 
         Raises:
             ShapeError: it is something else; the message says what.
@@ -172,6 +174,10 @@ class VideoClassifier(nn.Module, ABC):
             raise ShapeError(f"a clip must have 5 axes, got {list(clip.shape)}. {wanted}.{hint}")
         if not clip.is_floating_point():
             raise ShapeError(f"a clip must be floating point, got {str(clip.dtype).removeprefix('torch.')}. {wanted}.")
+        check_dtype(clip, next(self.parameters(), None), "a clip")
+        # An exported model may leave the batch open, which a comparison would close.
+        if not torch.compiler.is_compiling() and clip.shape[0] < 1:
+            raise ShapeError(f"a batch must have at least 1 clip, got {list(clip.shape)}. {wanted}.")
         if clip.shape[1] < 1:
             raise ShapeError(f"a clip must have at least 1 frame, got {list(clip.shape)}. {wanted}.")
         if clip.shape[2] != 3:

@@ -194,6 +194,7 @@ class VisionTransformer(nn.Module):
                 f"pixels must be floating point, got {str(pixels.dtype).removeprefix('torch.')}. "
                 "Scale them to [0, 1] and normalise by the model's preprocessing mean and std first."
             )
+        check_dtype(pixels, self.conv1.weight, "pixels")
         if pixels.shape[1] != 3:
             raise ShapeError(
                 f"pixels must have 3 colour channels, got {pixels.shape[1]}: {list(pixels.shape)}. {wanted}."
@@ -203,6 +204,30 @@ class VisionTransformer(nn.Module):
                 f"pixels must be {size} x {size}, got {pixels.shape[2]} x {pixels.shape[3]}. "
                 f"Resize the frames, or build the model with image_size={pixels.shape[2]}."
             )
+
+
+def check_dtype(pixels: Tensor, weight: Tensor | None, what: str) -> None:
+    """Passes pixels in the dtype and on the device of a model's weights, or such as autocast converts.
+
+    Args:
+        pixels: floating point.
+        weight: one of the model's; None where it has none.
+        what: what the pixels are called in the error.
+
+    Raises:
+        ShapeError: the dtype or the device is another one.
+    """
+    if weight is None:
+        return
+    if pixels.device != weight.device:
+        raise ShapeError(
+            f"{what} is on {pixels.device}, the model on {weight.device}. Move one of them, as by "
+            f".to({str(weight.device)!r})."
+        )
+    converted = torch.is_autocast_enabled(pixels.device.type) and pixels.dtype != torch.float64
+    if pixels.dtype != weight.dtype and not converted:
+        given, own = (str(dtype).removeprefix("torch.") for dtype in (pixels.dtype, weight.dtype))
+        raise ShapeError(f"{what} of {given} was given, the model is {own}. Convert: .to(torch.{own}).")
 
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Float[Tensor, "N1 W_"]:
