@@ -1,6 +1,7 @@
 """Upper limits of models' sizes: far above every published model, and far below what fills a machine's memory."""
 
 from kinescan.errors import ConfigError
+from kinescan.fields import check_most
 
 LIMITS = {
     "image_size": 4096,
@@ -57,7 +58,4 @@ def check_at_most(config: object, *names: str) -> None:
     Raises:
         ConfigError: one is larger.
     """
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value > LIMITS[name]:
-            raise ConfigError(f"{name} must be at most {LIMITS[name]}, got {value}.")
+    check_most(config, **{name: LIMITS[name] for name in names})
