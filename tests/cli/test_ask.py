@@ -1,11 +1,14 @@
 import importlib.util
 import itertools
 import json
+import logging
 import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -14,9 +17,9 @@ pytest.importorskip("transformers")
 
 from kinescan.cli.ask import ask
 from kinescan.cli.main import build_app
-from kinescan.cli.watched import sample_times
+from kinescan.cli.watched import _Fitted, sample_times
 from kinescan.data.video import LiveVideo, VideoReader, write_video
-from kinescan.errors import CheckpointError, ConfigError, CutVideoError, VideoError
+from kinescan.errors import CheckpointError, ConfigError, CutVideoError, NonFiniteError, ShapeError, VideoError
 from kinescan.vlm import PixelSettings, VideoStream, load_vlm, open_stream
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "vlm" / "conftest.py")
@@ -80,7 +83,8 @@ def test_the_command_prints_answers_and_costs(saved, clip, monkeypatch):
     assert result.stdout.index("> What moves?") < result.stdout.index("> Where?")
     for text in ("with full attention:", "largest difference of logits:", "prefill ", "query-key pairs"):
         assert text in result.stdout
-    assert "frames/s" in result.stderr
+    # as wide as the terminal allows
+    assert "/s, state " in result.stderr
     assert "state 12 tokens" in result.stderr
 
 
@@ -126,6 +130,103 @@ def test_a_live_source_that_breaks_off_is_asked_about_what_came(saved, clip, mon
     report = ask(f"file://{clip}", ["What moves?"], vlm=load_vlm(saved), budget=20, fps=2.0, max_new_tokens=6)
     assert report.num_frames == 4
     assert "nothing came for 30 s. The questions are about what came until then." in caplog.text
+
+
+def joined_transport_streams(path, *clips, **options):
+    """One file of several streams of MPEG-TS, one behind the other."""
+    parts = []
+    for index, clip in enumerate(clips):
+        part = path.with_name(f"part{index}.ts")
+        write_video(part, clip, fps=10, **options)
+        parts.append(part.read_bytes())
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+@pytest.mark.parametrize("size", [(48, 64), (16, 64), (64, 16)])
+def test_a_live_source_that_changes_its_size_is_watched_on(saved, tmp_path, caplog, size):
+    first = torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8)
+    path = joined_transport_streams(tmp_path / "a.ts", first, torch.randint(0, 256, (40, 3, *size), dtype=torch.uint8))
+    with caplog.at_level(logging.WARNING):
+        report = ask(f"file://{path}", ["What moves?"], vlm=load_vlm(saved), budget=20, fps=2.0, max_new_tokens=4,
+                     compare="full")  # fmt: skip
+    assert 13 <= report.num_frames <= 15
+    assert len(report.asked) == 1
+    assert caplog.text.count(f"frames change from 32 x 32 to {size[1]} x {size[0]}") == 1
+
+
+@pytest.mark.parametrize("changes", [1, 3])
+def test_frames_of_every_size_get_the_first_one(changes):
+    fitted = _Fitted("camera")
+    first = torch.full((3, 12, 16), 50, dtype=torch.uint8)
+    assert fitted(first) is first
+    for height, width in ((24, 32), (6, 8), (16, 12), (1, 1), (12, 400))[: changes + 2]:
+        frame = fitted(torch.full((3, height, width), 200, dtype=torch.uint8))
+        assert frame.shape == (3, 12, 16)
+        assert frame.dtype == torch.uint8
+        assert set(frame.unique().tolist()) <= {0, 200}
+        assert (frame == 200).any()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("out of memory"),
+        NonFiniteError("NaN"),
+        ShapeError("other"),
+        ConfigError("horizon"),
+        OSError("gone"),
+    ],
+)
+@pytest.mark.parametrize("where", ["push", "encode", "frames"])
+def test_whatever_happens_what_was_watched_is_asked_about(saved, clip, monkeypatch, caplog, error, where):
+    owner, name = {"push": (VideoStream, "push"), "encode": (VideoStream, "encode"), "frames": (LiveVideo, "__iter__")}[
+        where
+    ]
+    whole, calls = getattr(owner, name), []
+
+    def fails(self, *args, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise error
+        return whole(self, *args, **options)
+
+    def breaks_off(self):
+        for index, frame in enumerate(whole(self)):
+            if index == 25:
+                raise error
+            yield frame
+
+    monkeypatch.setattr(owner, name, breaks_off if where == "frames" else fails)
+    report = ask(f"file://{clip}", ["What moves?"], vlm=load_vlm(saved), budget=20, fps=2.0, max_new_tokens=4)
+    assert 2 <= report.num_frames <= 5
+    assert report.asked[0].question == "What moves?"
+    assert str(error) in caplog.text
+    assert "The questions are about what came until then." in caplog.text
+
+
+def test_a_clock_that_jumps_forward_adds_no_frames(saved, tmp_path, caplog):
+    """24 s at 10 fps, with two hours in the middle."""
+    path = tmp_path / "jump.ts"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg2video", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for index in range(240):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), index, np.uint8), format="rgb24")
+            frame.pts = index
+            for packet in stream.encode(frame):
+                if index >= 120:
+                    packet.pts += int(7200 / packet.time_base)
+                    packet.dts += int(7200 / packet.time_base)
+                container.mux(packet)
+        for packet in stream.encode():
+            packet.pts += int(7200 / packet.time_base)
+            packet.dts += int(7200 / packet.time_base)
+            container.mux(packet)
+    with caplog.at_level(logging.WARNING):
+        report = ask(f"file://{path}", ["What moves?"], vlm=load_vlm(saved), budget=20, fps=1.0, max_new_tokens=4)
+    assert report.num_frames == 24
+    assert caplog.text.count("its clock jumps by +7200") == 1
 
 
 def test_a_live_source_is_watched_until_ctrl_c(saved, clip, monkeypatch, caplog):

@@ -13,13 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from kinescan.cli.output import is_quiet, print_json, reported
-from kinescan.cli.watched import Group, open_watched
+from kinescan.cli.watched import Group, Live, Recorded, open_watched
 from kinescan.data.video import VideoReader, is_live, refuse_terminal
 from kinescan.errors import ConfigError
 from kinescan.training.engine import choose_device
 from kinescan.training.progress import WIDE
 from kinescan.vlm import StreamConfig, StreamStats, VideoStream, Vlm, load_vlm, open_stream
 from kinescan.vlm.cache import Storage
+from kinescan.vlm.config import check_fps
 
 EXAMPLES = (
     'kinescan ask a.mp4 "What happens?" --model Qwen/Qwen3-VL-2B-Instruct',
@@ -151,12 +152,7 @@ def ask(
             )
             for chosen in (policy, "none")
         )
-        for group in _timed(watched.groups(stream), clocks, "vision"):
-            _push(stream, group, clocks, "prefill")
-            if compare:
-                _push(full, group, clocks, "full")
-            if on_progress is not None:
-                on_progress(stream.stats.num_frames, watched.num_frames, stream.stats)
+        _watch(watched, stream, full if compare else None, clocks, on_progress)
         prefill = Prefill(policy=policy, seconds=clocks["prefill"], stats=stream.stats)
         full_prefill = Prefill(policy="none", seconds=clocks["full"], stats=full.stats) if compare else None
         other = full if compare else None
@@ -174,10 +170,30 @@ def ask(
 def _check(questions: Sequence[str], fps: float, compare: str | None) -> None:
     if not questions:
         raise ConfigError("there is no question. Give at least one, in quotes.")
-    if not fps > 0:
-        raise ConfigError(f"fps must be positive, got {fps}.")
+    check_fps(fps)
     if compare not in (None, "full"):
         raise ConfigError(f"compare can be 'full', got {compare!r}.")
+
+
+def _watch(
+    watched: Recorded | Live,
+    stream: VideoStream,
+    full: VideoStream | None,
+    clocks: dict[str, float],
+    on_progress: Progressed | None,
+) -> None:
+    """Pushes all that comes. Of a live source, what came before an error, whatever it is, is kept."""
+    try:
+        for group in _timed(watched.groups(stream), clocks, "vision"):
+            _push(stream, group, clocks, "prefill")
+            if full is not None:
+                _push(full, group, clocks, "full")
+            if on_progress is not None:
+                on_progress(stream.stats.num_frames, watched.num_frames, stream.stats)
+    except Exception as error:
+        if not isinstance(watched, Live) or not stream.stats.num_frames:
+            raise
+        watched.ended_by(error)
 
 
 def _timed(groups: Iterator[Group], clocks: dict[str, float], name: str) -> Iterator[Group]:

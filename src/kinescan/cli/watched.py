@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kinescan.data.video import LiveVideo, VideoReader, is_live, shown_every
-from kinescan.errors import VideoError
+from kinescan.errors import KinescanError, VideoError
+from kinescan.runtime.urls import mask_urls
 from kinescan.training.interruption import Interruption
 from kinescan.vlm import Features, VideoStream
 
@@ -69,16 +71,21 @@ class Live:
     def groups(self, stream: VideoStream) -> Iterator[Group]:
         """Frames that went through the vision tower of the stream's model, as soon as they fill a temporal patch."""
         merged = stream.family.temporal_patch
+        fitted = _Fitted(self.name)
         frames: list[Tensor] = []
         seconds: list[float] = []
         for pixels, time in shown_every(self._frames(), self._seconds):
-            frames.append(pixels)
+            frames.append(fitted(pixels))
             seconds.append(time)
             if len(frames) == merged:
                 yield from _groups_of(torch.stack(frames), seconds, stream)
                 frames, seconds = [], []
         if frames:
             yield from _groups_of(torch.stack(frames), seconds, stream)
+
+    def ended_by(self, error: Exception) -> None:
+        """Says that the questions are about what was watched until an error."""
+        logger.warning("%s: %s The questions are about what came until then.", self.name, _sentence(error))
 
     def _frames(self) -> Iterator[tuple[Tensor, float]]:
         """Ends without an error, once there are frames."""
@@ -87,12 +94,62 @@ class Live:
                 for frame in self._video:
                     yield frame
                     if stop.requested is not None:
-                        logger.warning("%s: watched until %s", self._video.source, stop.requested)
+                        logger.warning("%s: watched until %s", self.name, stop.requested)
                         return
-            except VideoError as error:
+            # What a source sends may break a decoder in any way; hours of watching are not lost for it.
+            except Exception as error:
                 if not self._video.num_frames:
                     raise
-                logger.warning("%s The questions are about what came until then.", error)
+                self.ended_by(error)
+
+
+class _Fitted:
+    """Brings every frame to the size of the first: the whole picture, black beside it where its shape differs."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._size: tuple[int, int] | None = None
+        self._told = False
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        size = (pixels.shape[1], pixels.shape[2])
+        if self._size is None:
+            self._size = size
+        if size == self._size:
+            return pixels
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "%s: frames change from %d x %d to %d x %d (width x height); they are brought to the first size",
+                *(self._name, *self._size[::-1], *size[::-1]),
+            )
+        return fit(pixels, self._size)
+
+
+def fit(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """A frame [3, H, W] as uint8 [3, *size], whole and undistorted, in the middle of black.
+
+    Example:
+        >>> fit(torch.full((3, 10, 20), 9, dtype=torch.uint8), (20, 20))[0, :, 0].tolist()
+        [0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 0, 0, 0, 0, 0]
+    """
+    scale = min(side / given for side, given in zip(size, pixels.shape[1:], strict=True))
+    height, width = (max(1, round(scale * given)) for given in pixels.shape[1:])
+    resized = functional.interpolate(
+        pixels[None].float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False
+    )
+    fitted = pixels.new_zeros(3, *size)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    fitted[:, top : top + height, left : left + width] = resized[0].round().clamp(0, 255).to(torch.uint8)
+    return fitted
+
+
+def _sentence(error: Exception) -> str:
+    """What happened, ended by a full stop; the source's name before it is left out."""
+    reason = error.reason if isinstance(error, VideoError) else str(error)
+    kind = "" if isinstance(error, KinescanError) else f"{type(error).__name__}: "
+    text = mask_urls(kind + (reason.strip() or "it ended"))
+    return text if text.endswith(".") else f"{text}."
 
 
 @contextmanager

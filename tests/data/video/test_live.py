@@ -1,4 +1,5 @@
 import http.server
+import io
 import logging
 import os
 import subprocess
@@ -8,11 +9,12 @@ import time
 import traceback
 import wave
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import pytest
 import torch
 
@@ -197,6 +199,73 @@ def test_a_clock_that_jumps_back_goes_on(tmp_path, transport_stream):
     # where the second one was joined, frames are missing
     assert steps.max() < 1.0
     assert times[-1] - times[0] == pytest.approx(0.1 * (len(times) - 1), abs=1.0)
+
+
+def raw_packets(codec: str, form: str, num_frames: int) -> list[bytes]:
+    """Packets of a stream without a container, a frame each."""
+    container = av.open(io.BytesIO(), "w", format=form)
+    stream = container.add_stream(codec, rate=25, options={"tune": "zerolatency"} if codec == "libx264" else {})
+    stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    packets = []
+    for index, pixels in enumerate(noise(num_frames)):
+        frame = av.VideoFrame.from_ndarray(pixels.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
+        frame.pts = index
+        packets += [bytes(packet) for packet in stream.encode(frame)]
+    return packets + [bytes(packet) for packet in stream.encode() if packet.size]
+
+
+@pytest.mark.parametrize(("codec", "form"), [("libx264", "h264"), ("mjpeg", "mjpeg")])
+def test_a_pipe_without_times_is_timed_as_it_comes(tmp_path, caplog, codec, form):
+    packets = raw_packets(codec, form, 12)
+    with (
+        caplog.at_level(logging.WARNING),
+        written_to_a_pipe(tmp_path, *packets, pause_seconds=0.15) as pipe,
+        LiveVideo(pipe) as video,
+    ):
+        times = torch.tensor([seconds for _, seconds in video], dtype=torch.float64)
+    assert len(times) == 12
+    # FFmpeg would say 0.04, and has read all of it before it gave the first one
+    assert times.diff().median() == pytest.approx(0.15, abs=0.08)
+    assert times[-1] - times[0] == pytest.approx(11 * 0.15, abs=0.8)
+    assert caplog.text.count("carries no times, so frames are timed as they come") == 1
+
+
+def test_a_file_without_times_is_counted(tmp_path, caplog):
+    path = tmp_path / "a.h264"
+    path.write_bytes(b"".join(raw_packets("libx264", "h264", 12)))
+    with caplog.at_level(logging.WARNING), LiveVideo(f"file://{path}") as video:
+        times = torch.tensor([seconds for _, seconds in video], dtype=torch.float64)
+    assert times.tolist() == pytest.approx([index / 25 for index in range(12)])
+    assert "carries no times, so frames are counted at 25 a second" in caplog.text
+
+
+def test_pictures_of_a_server_are_timed_as_they_come(caplog):
+    pictures = raw_packets("mjpeg", "mjpeg", 14)
+
+    class Camera(http.server.BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+            self.end_headers()
+            for picture in pictures:
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+                self.wfile.write(head.encode() + picture + b"\r\n")
+                time.sleep(0.15)
+
+    times = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with LiveVideo(f"http://127.0.0.1:{server.server_address[1]}/video") as video, suppress(VideoError):
+            for _, seconds in video:
+                times.append(seconds)
+        server.shutdown()
+    assert len(times) >= 12
+    # what was read while the source was opened came at once
+    assert times[-1] - times[4] == pytest.approx((len(times) - 5) * 0.15, abs=0.5)
+    assert "mpjpeg carries no times" in caplog.text
 
 
 def test_joined_on_its_way_a_source_starts_at_a_key_frame(tmp_path, transport_stream):

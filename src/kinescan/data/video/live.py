@@ -15,6 +15,7 @@ import av
 import av.error
 from av.video.reformatter import VideoReformatter
 
+from kinescan.data.video.clock import LiveClock
 from kinescan.data.video.decoder import choose_stream
 from kinescan.data.video.limits import Limits
 from kinescan.data.video.opening import NOT_ALLOWED, bound_frames, open_pipe, open_url
@@ -30,6 +31,7 @@ _BEHIND_SECONDS = 2.0
 """Lag behind the source's clock that is worth a line in the log."""
 _SLACK_SECONDS = 1e-6
 _MAX_PACKETS_IN_DECODER = 256
+_MAX_READS_AHEAD = 65536
 _MP4_ADVICE = (
     "An mp4 with its index at the end has to be gone back in, which a pipe and most servers do not allow. Give the "
     "file by its name, or send it as MPEG-TS (ffmpeg -i a.mp4 -c copy -f mpegts -)."
@@ -95,13 +97,14 @@ class LiveVideo:
             raise ConfigError(f"timeout_seconds must be positive, got {timeout_seconds}.")
         refuse_terminal(source)
         self.source = mask_url(source)
-        self._has_secrets = self.source != str(source)
+        self._given = str(source)
+        self._has_secrets = self.source != self._given
         self.num_frames = 0
         self.num_left_out = 0
         self._timeout_seconds = timeout_seconds
         self._limits = limits or Limits()
         self._pipe: _Pipe | None = None
-        self._container = self._open(str(source))
+        self._container = self._open(self._given)
         try:
             self._stream = choose_stream(self.source, self._container, None)
             bound_frames(self.source, self._container, self._limits)
@@ -111,8 +114,6 @@ class LiveVideo:
         # threads would hold frames back
         self._stream.thread_type = "NONE"
         self._stream.codec_context.thread_count = 1
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        self._frame_seconds = float(1 / rate) if rate else 0.04
 
     def __enter__(self) -> Self:
         return self
@@ -134,19 +135,19 @@ class LiveVideo:
     def __iter__(self) -> Iterator[tuple[Pixels, float]]:
         """Frame after frame ([3, H, W], uint8) with its time in seconds, by the source's own clock.
 
-        Times increase: where that clock jumps back, as when a camera starts anew, it is taken to go on from there, and
-        frames without a time are counted on at the rate that the source names.
+        Times increase. Where that clock jumps, forward or back, as when a camera starts anew, times go on from there,
+        and it is said once; frames of a source without a clock are timed as they come (see `LiveClock`).
         """
-        reformatter, lag = VideoReformatter(), _Lag(self.source)
-        seconds, jumped_seconds = 0.0, 0.0
+        reformatter, lag, clock = VideoReformatter(), _Lag(self.source), self._clock()
+        frames = self._whole_frames()
         try:
-            for frame, time_seconds in self._whole_frames():
-                following = seconds + self._frame_seconds if self.num_frames else 0.0
-                shown = following if time_seconds is None else time_seconds + jumped_seconds
-                if self.num_frames and shown <= seconds:
-                    jumped_seconds += following - shown
-                    shown = following
-                seconds = shown
+            while True:
+                asked = time.monotonic()
+                entry = next(frames, None)
+                if entry is None:
+                    break
+                frame, raw_seconds, arrived = entry
+                seconds = clock.time_of(raw_seconds, now=arrived, waited=max(0.0, arrived - asked))
                 self.num_frames += 1
                 lag.look(seconds)
                 yield to_rgb(self.source, frame, reformatter).permute(2, 0, 1), seconds
@@ -163,13 +164,32 @@ class LiveVideo:
                 "frames.",
             )
 
-    def _whole_frames(self) -> Iterator[tuple[av.VideoFrame, float | None]]:
-        """Frames with their times. Packets are known by their ordinals, which the decoder hands on to the frames."""
-        codec, damage, started = self._stream.codec_context, _Damage(), time.monotonic()
-        times: dict[int, float | None] = {}
+    def _clock(self) -> LiveClock:
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        frame_seconds = float(1 / rate) if rate else None
+        has_clock = not _invents_times(self._container.format)
+        is_recording = is_url(self._given) and self._given.startswith("file:")
+        is_recording |= self._pipe is not None and self._pipe.file is not None
+        if not has_clock:
+            how = f"counted at {float(rate or 25):g} a second" if is_recording else "timed as they come"
+            logger.warning(
+                "%s: %s carries no times, so frames are %s. Send MPEG-TS to have them timed by their source.",
+                *(self.source, self._container.format.name, how),
+            )
+        return LiveClock(self.source, frame_seconds=frame_seconds, by_arrival=not has_clock and not is_recording)
+
+    def _whole_frames(self) -> Iterator[tuple[av.VideoFrame, float | None, float]]:
+        """Frames with their times by the source's clock, and by the wall's when they came.
+
+        Packets are known by their ordinals, which the decoder hands on to the frames.
+        """
+        codec, damage, asked = self._stream.codec_context, _Damage(), time.monotonic()
+        times: dict[int, tuple[float | None, float]] = {}
         for ordinal, packet in enumerate(self._packets()):
+            arrived = self._arrived(packet)
             if packet.size:
-                times[ordinal] = None if packet.pts is None else float(packet.pts * packet.time_base)
+                raw_seconds = None if packet.pts is None else float(packet.pts * packet.time_base)
+                times[ordinal] = raw_seconds, arrived
                 packet.pts = packet.dts = ordinal
             try:
                 frames, is_damaged = codec.decode(packet), packet.is_corrupt
@@ -179,12 +199,14 @@ class LiveVideo:
                 damage.add(ordinal)
             for frame in frames:
                 self._limits.check_size(self.source, frame.width, frame.height)
+                if frame.pts is None:
+                    frame.pts = ordinal
                 if damage.spares(frame):
-                    yield frame, times.get(frame.pts)
+                    yield frame, *times.get(frame.pts, (None, arrived))
+                    asked = time.monotonic()
                 else:
                     self.num_left_out += 1
-            if not self.num_frames:
-                self._refuse_to_wait(time.monotonic() - started)
+            self._refuse_to_wait(time.monotonic() - asked)
             # what the decoder has given up is not waited for
             while len(times) > _MAX_PACKETS_IN_DECODER:
                 del times[next(iter(times))]
@@ -207,8 +229,14 @@ class LiveVideo:
                 return
             yield packet
 
+    def _arrived(self, packet: av.Packet) -> float:
+        """When it came, by the wall's clock; FFmpeg reads seconds of a pipe before it hands on the first packet."""
+        if self._pipe is None or packet.pos is None:
+            return time.monotonic()
+        return self._pipe.arrived(packet.pos + packet.size)
+
     def _refuse_to_wait(self, waited_seconds: float) -> None:
-        """For the first whole frame."""
+        """For the next whole frame."""
         if waited_seconds > self._timeout_seconds:
             raise VideoError(
                 self.source,
@@ -273,6 +301,12 @@ def shown_every(frames: Iterable[tuple[Pixels, float]], seconds: float) -> Itera
         count += 1
 
 
+def _invents_times(kind: av.ContainerFormat) -> bool:
+    """Whether FFmpeg counts frames of this format at a rate of its own: streams and pictures without a container."""
+    is_raw = bool(kind.flags & av.format.Flags.no_timestamps.value)
+    return is_raw or kind.name.endswith("_pipe") or kind.name in ("image2pipe", "rawvideo")
+
+
 class _Damage:
     """Which frames are whole: those behind a key frame in the order of the packets, without damage in between."""
 
@@ -307,6 +341,9 @@ class _Pipe:
         self._descriptor = os.dup(sys.stdin.fileno()) if is_standard else os.open(source, os.O_RDONLY)
         is_file = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
         self._came: KeyboardInterrupt | None = None
+        self._num_bytes = 0
+        # where each read ended, and when it was: of what FFmpeg has read ahead, which it bounds
+        self._reads: deque[tuple[int, float]] = deque(maxlen=_MAX_READS_AHEAD)
         # standard input that is a file can be gone back in: some formats have their index at the end
         self.file = os.fdopen(self._descriptor, "rb", closefd=False) if is_file else None
 
@@ -320,11 +357,20 @@ class _Pipe:
             # Windows can only wait for sockets
             if os.name == "posix" and not select.select([self._descriptor], [], [], self._timeout_seconds)[0]:
                 raise TimeoutError
-            return os.read(self._descriptor, num_bytes)
+            content = os.read(self._descriptor, num_bytes)
+            self._num_bytes += len(content)
+            self._reads.append((self._num_bytes, time.monotonic()))
+            return content
         except KeyboardInterrupt as error:
             # FFmpeg, which called this, would swallow it
             self._came = error
             return b""
+
+    def arrived(self, position: int) -> float:
+        """When the bytes before this one had come; positions ascend from call to call."""
+        while len(self._reads) > 1 and self._reads[0][0] < position:
+            self._reads.popleft()
+        return self._reads[0][1] if self._reads else time.monotonic()
 
     def raise_what_came(self) -> None:
         """Raises the KeyboardInterrupt that came while `read` waited."""
