@@ -7,9 +7,11 @@ from kinescan.data.video.bits import Bits
 
 # Enough for the start of any slice, and for a parameter set with scaling lists.
 _HEADER_BYTES, _SET_BYTES = 40, 600
+_START_BYTES = 4096
 _START_CODE = b"\x00\x00\x01"
 # H.264: slices, the first slice of an instantaneous refresh (a clean start), and the sets that describe them
 _SLICES, _H264_REFRESH, _SEQUENCE_SET, _PICTURE_SET = (1, 2, 5), 5, 7, 8
+_SEQUENCE_STARTS = tuple(_START_CODE + bytes([_SEQUENCE_SET | importance << 5]) for importance in (1, 2, 3))
 _HEVC_REFRESH, _HEVC_SLICES = (19, 20), range(32)
 _WITH_CHROMA_FORMAT = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244})
 
@@ -62,7 +64,7 @@ class PictureReader:
     def is_b(self, data: memoryview) -> bool:
         """Whether the packet's picture may be shown before one that was decoded earlier; True where nothing tells."""
         if self.codec == "h264":
-            return any(_slice_type(unit) % 5 == 1 for unit in self._slices(data))
+            return any(_slice_type(unit) % 5 == 1 for unit in self._slices(data[:_START_BYTES]))
         if self.codec == "mpeg4":
             found = _after(data, b"\x00\x00\x01\xb6")
             return bool(found) and found[0] >> 6 == 2
@@ -84,11 +86,12 @@ class PictureReader:
         """The field that a packet of H.264 holds, None where it holds a whole frame."""
         if self.codec != "h264":
             return None
-        if not self._interlaced:
-            if b"\x67" not in bytes(data[:64]):
-                return None
-            self._read_sets(self._units(bytes(data[:4096])))
+        if not self._length_bytes and any(start in bytes(data[:256]) for start in _SEQUENCE_STARTS):
+            # streams without a header of their own repeat it, and may change it
+            self._read_sets(self._units(bytes(data[:_START_BYTES])))
             self._interlaced = self._may_hold_fields()
+        if not self._interlaced:
+            return None
         fields = {self._field(unit) for unit in self._slices(data)}
         return fields.pop() if len(fields) == 1 else None
 
@@ -218,5 +221,5 @@ def _unescaped(unit: bytes) -> bytes:
 
 def _after(data: memoryview, code: bytes) -> bytes:
     """The two bytes behind a start code."""
-    start = bytes(data[:4096]).find(code)
+    start = bytes(data[:_START_BYTES]).find(code)
     return b"" if start < 0 else bytes(data[start + len(code) : start + len(code) + 2])

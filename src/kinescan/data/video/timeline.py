@@ -10,7 +10,8 @@ _WRAP_TICKS = 2**33
 _LEAST_LEAP_TICKS = 60 * 90_000
 # H.264 need not say by how much it reorders; FFmpeg then guesses it from the first frames.
 _LEAST_REORDERING = 2
-_B_COMES_BEFORE = frozenset({"mpeg4", "mpeg1video", "mpeg2video"})
+# Codecs whose B frames are always shown before one that was decoded earlier.
+B_COMES_BEFORE = frozenset({"mpeg4", "mpeg1video", "mpeg2video"})
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _is_believable(part: Sequence[TimedPacket], codec: str, reorder_depth: int) 
         depth = len(before) - place
         if depth > deepest or (depth and before[place] == packet.pts):
             return False
-        if codec in _B_COMES_BEFORE and packet.is_b and not depth:
+        if codec in B_COMES_BEFORE and packet.is_b and not depth:
             return False
         overtaken = overtaken or depth > 0
         before.insert(place, packet.pts)
