@@ -26,7 +26,7 @@ FLAGS = {
         *("--seed", "--noise", "--shake", "--json"),
     },
     "data check": {"--set", "--test", "--reader", "--split", "--workers", "--quick", "--output", "--json"},
-    "list": {"--recipes", "--json"},
+    "list": {"--recipes", "--markdown", "--json"},
     "recipe": {"--json"},
     "doctor": {"--json"},
     "export": {"--to", "--batch", "--frames", "--precision", "--video", "--tolerance", "--json"},

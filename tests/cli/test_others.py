@@ -72,3 +72,16 @@ def test_doctor_finds_a_torchvision_that_does_not_load(tmp_path: Path, monkeypat
     assert "does not load beside torch" in problem
     assert "operator torchvision::nms does not exist" in problem
     assert "pip uninstall torchvision" in problem
+
+
+def test_list_settings_shows_every_key_of_a_recipe(kinescan: Any) -> None:
+    keys = json.loads(kinescan("list", "settings", "--json").stdout)
+    assert {"key": "data.held_out_ratio", "default": "0.2"}.items() <= next(
+        key for key in keys if key["key"] == "data.held_out_ratio"
+    ).items()
+    assert "optim.lr" in kinescan("list", "settings").stdout
+    assert kinescan("list", "settings", "--markdown").stdout.startswith("# Settings")
+    refused = kinescan("list", "--markdown")
+    assert refused.exit_code == 2
+    assert "--markdown goes with settings" in refused.stderr
+    assert "settings" in kinescan("list", "setings").stderr

@@ -1,3 +1,4 @@
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -10,19 +11,23 @@ from kinescan.data.listing import DATASETS
 from kinescan.errors import ConfigError
 from kinescan.models.zoo import MODELS, list_models
 from kinescan.ops.backend import Backend
+from kinescan.runs.recipe_reference import recipe_keys, reference_page
 from kinescan.runtime.files import read_text, read_toml
 from kinescan.settings import closest
 
 EXAMPLES = (
     "kinescan list",
     "kinescan list recipes",
-    "kinescan list models --json",
+    "kinescan list settings",
 )
 
 MADE = {
     "motion": "kinescan data make motion OUT: only the motion tells the class",
     "appearance": "kinescan data make appearance OUT: only the look tells the class",
 }
+
+
+SETTINGS = "settings"
 
 
 def list_all(recipes: str | Path | None = None) -> dict[str, Any]:
@@ -58,18 +63,25 @@ def _first_comment(path: Path) -> str:
 @reported
 def command(
     kind: Annotated[
-        str | None, typer.Argument(help="models, recipes, datasets or backends. By default all of them.")
+        str | None,
+        typer.Argument(help="models, recipes, datasets, backends or settings. By default all but settings."),
     ] = None,
     recipes: Annotated[
         Path | None, typer.Option(help="Folder to look for recipes in. By default those that come with kinescan.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the lists as JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the settings as a Markdown page.")] = False,
 ) -> None:
-    """List models, recipes, data sets and backends."""
+    """List models, recipes, data sets, backends, and every key of a recipe."""
+    if markdown and kind != SETTINGS:
+        raise ConfigError("--markdown goes with settings only: kinescan list settings --markdown")
+    if kind == SETTINGS:
+        _print_settings(as_json=as_json, markdown=markdown)
+        return
     lists = list_all(recipes)
     if kind is not None:
         if kind not in lists:
-            raise ConfigError(f"cannot list {kind!r}. {closest(kind, lists)}")
+            raise ConfigError(f"cannot list {kind!r}. {closest(kind, [*lists, SETTINGS])}")
         lists = {kind: lists[kind]}
     if as_json:
         print_json(lists)
@@ -83,3 +95,14 @@ def command(
         print_text(["`kinescan doctor` says which backends run here."])
     if "recipes" in lists:
         print_text(["`kinescan recipe NAME > my.toml` copies a recipe."])
+
+
+def _print_settings(*, as_json: bool, markdown: bool) -> None:
+    if as_json:
+        print_json([asdict(key) for key in recipe_keys()])
+    elif markdown:
+        print(reference_page(), end="")
+    else:
+        for key in recipe_keys():
+            default = f" = {key.default}" if key.default else ""
+            print_text([f"{key.key}{default}  ({key.kind})", f"    {key.meaning}"])
