@@ -1,14 +1,16 @@
 """How benchmarks here measure: peers in turn, medians, wall and CPU time, peak memory, one JSON with where and when."""
 
+import ctypes
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +40,8 @@ class Timing:
         cpu_seconds_min: smallest of them.
         cpu_seconds_max: largest of them.
         repetitions: how many calls were timed, after one that was not.
+        processes: how many processes did so; of several, seconds are the median of their medians, and min and max the
+            lowest and the highest of these.
     """
 
     wall_seconds: float
@@ -45,6 +49,7 @@ class Timing:
     cpu_seconds_min: float
     cpu_seconds_max: float
     repetitions: int
+    processes: int = 1
 
 
 def time_in_turn(candidates: Mapping[str, Callable[[], Any]], repetitions: int, warmups: int = 1) -> dict[str, Timing]:
@@ -71,6 +76,79 @@ def time_in_turn(candidates: Mapping[str, Callable[[], Any]], repetitions: int, 
         )
         for name in candidates
     }
+
+
+def keep_freed_memory() -> None:
+    """From now on the allocator hands freed memory out again instead of giving it back to the system (glibc).
+
+    How long a system takes to hand over fresh memory differs by a factor of ten, from machine to machine and from one
+    moment to the next; whoever needs more of it wins or loses by that.
+    """
+    libc = ctypes.CDLL(None)
+    mmap_threshold, trim_threshold, largest = -3, -1, 2**31 - 1
+    if not (libc.mallopt(mmap_threshold, largest) and libc.mallopt(trim_threshold, largest)):
+        raise SystemExit("this C library has no mallopt")
+
+
+def in_processes(script: str, arguments: Sequence[str], processes: int) -> list[dict[str, Any]]:
+    """What a script finds in several processes, one after the other; says how far it is.
+
+    Args:
+        script: file in this folder; with `--process FILE` it measures once and writes a JSON there.
+        arguments: beside that.
+        processes: how many.
+
+    Returns:
+        the JSON of each, with `Timing`s where they were.
+    """
+    found = []
+    for number in range(1, processes + 1):
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "found.json"
+            command = [sys.executable, str(HERE / script), *arguments, "--process", str(path)]
+            if subprocess.run(command, check=False).returncode:
+                raise SystemExit(f"process {number} of {processes} failed: {' '.join(command)}")
+            found.append(_with_timings(json.loads(path.read_text())))
+        print(f"process {number} of {processes}: {time.perf_counter() - start:.0f} s", flush=True)
+    return found
+
+
+def write_found(path: Path, found: Mapping[str, Any]) -> None:
+    """What `in_processes` reads."""
+    path.write_text(json.dumps(found, default=_plain))
+
+
+def over_processes(timings: Sequence[Timing]) -> Timing:
+    """One timing of those of several processes."""
+    seconds = [timing.cpu_seconds for timing in timings]
+    return Timing(
+        wall_seconds=statistics.median(timing.wall_seconds for timing in timings),
+        cpu_seconds=statistics.median(seconds),
+        cpu_seconds_min=min(seconds),
+        cpu_seconds_max=max(seconds),
+        repetitions=timings[0].repetitions,
+        processes=len(timings),
+    )
+
+
+def ratios(times: Sequence[Mapping[str, Timing]], names: Sequence[str], below: str = "ours") -> dict[str, Any]:
+    """CPU time of some candidates over that of one, within each process.
+
+    Returns:
+        a mapping by name each for the median, the lowest and the highest of the processes.
+    """
+    found = {name: [one[name].cpu_seconds / one[below].cpu_seconds for one in times] for name in names}
+    kinds = {"": statistics.median, "_lowest": min, "_highest": max}
+    return {kind: {name: round(of(values), 3) for name, values in found.items()} for kind, of in kinds.items()}
+
+
+def _with_timings(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    if values.keys() == {field.name for field in fields(Timing)}:
+        return Timing(**values)
+    return {key: _with_timings(value) for key, value in values.items()}
 
 
 def peak_extra_bytes(run: Callable[[], Any]) -> int:

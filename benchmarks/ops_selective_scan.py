@@ -1,12 +1,17 @@
 """Selective scan on one CPU thread: against a compiled loop, an eager loop and a parallel scan in torch, after parity.
 
-Run: python benchmarks/ops_selective_scan.py [--tracks 1568] [--repetitions 5]
+Run: python benchmarks/ops_selective_scan.py [--tracks 1568] [--repetitions 3] [--processes 5]
 Writes results/ops_selective_scan_cpu.json.
+
+Each process times all candidates in turn, first in fresh memory, which is told and not claimed, then in memory that its
+allocator keeps (`measure.keep_freed_memory`). A time is the median of the processes' medians, a ratio that of their
+ratios, each with the lowest and the highest. Rates are those of a trained block, a little beside 1, 2, 3 ... times the
+first, and, beside, those before training, exactly so, for which our kernels need fewer exponentials.
 """
 
 import argparse
-import ctypes
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -18,18 +23,32 @@ from torch import Tensor
 from kinescan.evaluation.activations import kept_bytes
 from kinescan.ops import selective_scan, selective_scan_step
 from kinescan.ops.selective_scan import kernels, reference
-from measure import Timing, peak_extra_bytes, time_in_turn, write_result
+from measure import (
+    Timing,
+    in_processes,
+    keep_freed_memory,
+    over_processes,
+    peak_extra_bytes,
+    ratios,
+    time_in_turn,
+    write_found,
+    write_result,
+)
 
 SEED = 0
 NUM_STEPS, NUM_CHANNELS, NUM_PLACES = 8, 1536, 16
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+SIZES = ("tracks", "training-tracks", "few-tracks", "repetitions")
+FLOORS = {"exp_roof": "share_of_exp_roof", "state_read_and_write": "share_of_read_and_write_floor"}
 ORDER = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
 
-def draw(num_tracks: int, num_steps: int = NUM_STEPS, num_channels: int = NUM_CHANNELS) -> dict[str, Tensor]:
-    """Inputs as a Mamba block makes them at the start: A = -(1 .. S), step sizes around 0.03."""
+def draw(
+    num_tracks: int, num_steps: int = NUM_STEPS, num_channels: int = NUM_CHANNELS, *, trained: bool = True
+) -> dict[str, Tensor]:
+    """Inputs as a Mamba block makes them: step sizes around 0.03, A = -(1 .. S), in a trained one 5 % beside that."""
     tracks = (num_tracks, num_steps)
-    return {
+    tensors = {
         "u": torch.randn(*tracks, num_channels),
         "delta": torch.randn(*tracks, num_channels),
         "A": -torch.arange(1.0, NUM_PLACES + 1).repeat(num_channels, 1),
@@ -39,6 +58,9 @@ def draw(num_tracks: int, num_steps: int = NUM_STEPS, num_channels: int = NUM_CH
         "z": torch.randn(*tracks, num_channels),
         "delta_bias": torch.full((num_channels,), -3.5),
     }
+    if trained:
+        tensors["A"] *= 1 + 0.05 * torch.randn(tensors["A"].shape)
+    return tensors
 
 
 def ours(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -49,7 +71,8 @@ def eager_loop(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return reference.scan(*(tensors[name] for name in ORDER), True, tensors.get("state"))
 
 
-_compiled = torch.compile(reference.scan, fullgraph=True)
+# Each size of its own, which is the faster way; the same one may come with and without gradients.
+_compiled = torch.compile(reference.scan, fullgraph=True, dynamic=False)
 
 
 def compiled_loop(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -88,7 +111,11 @@ def forward_and_backward(
 
 def check_parity() -> dict[str, float]:
     """Largest error of outputs and gradients against float64; stops where a tolerance is broken."""
-    tensors = draw(4, 11, 200)
+    before, after = (_parity(draw(4, 11, 200, trained=trained)) for trained in (False, True))
+    return {name: max(before[name], after[name]) for name in before}
+
+
+def _parity(tensors: dict[str, Tensor]) -> dict[str, float]:
     grad_y = torch.randn(4, 11, 200)
     exact = forward_and_backward(eager_loop, {n: x.double() for n, x in tensors.items()}, grad_y.double())
     errors = {}
@@ -122,61 +149,57 @@ def state_traffic(state: Tensor) -> Callable[[], Any]:
     return lambda: np.copyto(target.numpy(), state.numpy())
 
 
-def keep_freed_memory() -> None:
-    """From now on the allocator hands freed memory out again instead of giving it back to the system (glibc)."""
-    libc = ctypes.CDLL(None)
-    mmap_threshold, trim_threshold, largest = -3, -1, 2**31 - 1
-    if not (libc.mallopt(mmap_threshold, largest) and libc.mallopt(trim_threshold, largest)):
-        raise SystemExit("this C library has no mallopt")
-
-
-def ratio(above: Timing, below: Timing) -> float:
-    return round(above.cpu_seconds / below.cpu_seconds, 2)
-
-
-def measure_forward(num_tracks: int, repetitions: int, peers: tuple[str, ...]) -> dict[str, Any]:
-    tensors = draw(num_tracks)
-    count = num_tracks * NUM_STEPS * NUM_CHANNELS * NUM_PLACES
+def time_forward(
+    num_tracks: int, repetitions: int, peers: tuple[str, ...], *, trained: bool = True
+) -> dict[str, Timing]:
+    tensors = draw(num_tracks, trained=trained)
     scans = {"ours": ours, **{name: PEERS[name] for name in peers}}
-    runs = {name: (lambda scan=scan: scan(tensors)) for name, scan in scans.items()}
+    runs: dict[str, Callable[[], Any]] = {name: (lambda scan=scan: scan(tensors)) for name, scan in scans.items()}
+    out = (torch.empty_like(tensors["u"]), torch.empty(num_tracks, NUM_CHANNELS, NUM_PLACES))
+    runs["ours, out="] = lambda: selective_scan(**tensors, backend="numba", out=out)
+    runs["exp_roof"] = exponentials(num_tracks * NUM_STEPS * NUM_CHANNELS * NUM_PLACES)
     with torch.no_grad():
-        times = time_in_turn({**runs, "exp_roof": exponentials(count)}, repetitions)
-    return {
-        "tracks": num_tracks,
-        "times": times,
-        "times_faster_than": {name: ratio(times[name], times["ours"]) for name in peers},
-        "share_of_exp_roof": ratio(times["exp_roof"], times["ours"]),
-        "exp_per_second": round(count / times["exp_roof"].cpu_seconds),
-    }
+        return time_in_turn(runs, repetitions)
 
 
-def measure_training(num_tracks: int, repetitions: int, peers: tuple[str, ...]) -> dict[str, Any]:
-    tensors = draw(num_tracks)
+def time_training(
+    num_tracks: int, repetitions: int, peers: tuple[str, ...], *, trained: bool = True
+) -> dict[str, Timing]:
+    tensors = draw(num_tracks, trained=trained)
     grad_y = torch.randn(num_tracks, NUM_STEPS, NUM_CHANNELS)
     scans = {"ours": ours, **{name: PEERS[name] for name in peers}}
-    runs = {name: (lambda scan=scan: forward_and_backward(scan, tensors, grad_y)) for name, scan in scans.items()}
-    times = time_in_turn(runs, repetitions)
-    peaks = {name: peak_extra_bytes(run) for name, run in runs.items()}
+    return time_in_turn(
+        {name: (lambda scan=scan: forward_and_backward(scan, tensors, grad_y)) for name, scan in scans.items()},
+        repetitions,
+    )
+
+
+def memory_of_training(num_tracks: int) -> dict[str, Any]:
+    """Counted once: it is the same in every process."""
+    tensors, grad_y = draw(num_tracks), torch.randn(num_tracks, NUM_STEPS, NUM_CHANNELS)
+    scans = {"ours": ours, "compiled_loop": compiled_loop, "eager_loop": eager_loop}
+    peaks = {
+        name: peak_extra_bytes(lambda scan=scan: forward_and_backward(scan, tensors, grad_y))
+        for name, scan in scans.items()
+    }
     leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
-    saved = {name: kept_bytes(lambda scan=scan: scan(leaves)) for name, scan in scans.items()}
     return {
-        "tracks": num_tracks,
-        "times": times,
-        "times_faster_than": {name: ratio(times[name], times["ours"]) for name in peers},
         "peak_extra_bytes": peaks,
-        "peak_share_of": {name: round(peaks["ours"] / peaks[name], 3) for name in peers},
-        "saved_for_backward_bytes": saved,
+        "peak_share_of": {name: round(peaks["ours"] / peak, 3) for name, peak in peaks.items() if name != "ours"},
+        "saved_for_backward_bytes": {name: kept_bytes(lambda scan=scan: scan(leaves)) for name, scan in scans.items()},
         "input_bytes": sum(tensor.nbytes for tensor in tensors.values()),
     }
 
 
-def measure_step(num_tracks: int, repetitions: int) -> dict[str, Any]:
+def time_step(num_tracks: int, repetitions: int) -> dict[str, Timing]:
     """A step of a stream: each candidate hands its state on from call to call."""
     tensors = draw(num_tracks, 1)
     rows = {name: x[:, 0] if x.ndim == 3 else x for name, x in tensors.items()}
     state = torch.randn(num_tracks, NUM_CHANNELS, NUM_PLACES)
+    own, y = state.clone(), torch.empty_like(rows["u"])
     steps: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
         "ours": lambda state: selective_scan_step(**rows, state=state, backend="numba"),
+        "ours, out=": lambda state: selective_scan_step(**rows, state=own, backend="numba", out=(y, own)),
         "compiled_step": lambda state: compiled_loop({**tensors, "state": state}),
         "eager_step": lambda state: eager_loop({**tensors, "state": state}),
     }
@@ -187,7 +210,7 @@ def measure_step(num_tracks: int, repetitions: int) -> dict[str, Any]:
         return y
 
     with torch.no_grad():
-        times = time_in_turn(
+        return time_in_turn(
             {
                 **{name: (lambda name=name: go_on(name)) for name in steps},
                 "state_read_and_write": state_traffic(state),
@@ -196,13 +219,42 @@ def measure_step(num_tracks: int, repetitions: int) -> dict[str, Any]:
             repetitions,
             warmups=3,
         )
-    return {
-        "tracks": num_tracks,
-        "times": times,
-        "times_faster_than": {name: ratio(times[name], times["ours"]) for name in ("compiled_step", "eager_step")},
-        "share_of_read_and_write_floor": ratio(times["state_read_and_write"], times["ours"]),
-        "share_of_exp_roof": ratio(times["exp_roof"], times["ours"]),
+
+
+def measure_once(given: argparse.Namespace) -> dict[str, dict[str, Timing]]:
+    """What one process does: times of every part."""
+    torch.manual_seed(SEED)
+    torch.set_num_threads(1)
+    n, tracks, training = given.repetitions, given.tracks, given.training_tracks
+    compiled, loops = ("compiled_loop",), ("compiled_loop", "eager_loop")
+    found = {
+        "forward_in_fresh_memory": time_forward(tracks, n, compiled),
+        "forward_and_backward_in_fresh_memory": time_training(training, n, compiled),
     }
+    keep_freed_memory()
+    return found | {
+        "forward_in_kept_memory": time_forward(tracks, n, loops),
+        "forward_and_backward_in_kept_memory": time_training(training, n, loops),
+        "step_in_kept_memory": time_step(196, 10 * n),
+        "forward_before_training": time_forward(tracks, n, compiled, trained=False),
+        "forward_and_backward_before_training": time_training(training, n, compiled, trained=False),
+        "forward_of_few_tracks": time_forward(given.few_tracks, n, tuple(PEERS)),
+    }
+
+
+def summary(part: str, tracks: int, times: list[dict[str, Timing]]) -> dict[str, Any]:
+    """A part of the results from its times in every process."""
+    peers = [name for name in times[0] if not name.startswith("ours") and name not in FLOORS]
+    faster = ratios(times, peers)
+    found: dict[str, Any] = {
+        "tracks": tracks,
+        "times": {name: over_processes([one[name] for one in times]) for name in times[0]},
+        **{f"times_faster_than{kind}": values for kind, values in faster.items()},
+    }
+    for name, share in FLOORS.items():
+        if name in times[0] and not part.endswith("before_training"):  # which needs fewer exponentials than that
+            found |= {f"{share}{kind}": values[name] for kind, values in ratios(times, [name]).items()}
+    return found
 
 
 def main() -> None:
@@ -210,33 +262,35 @@ def main() -> None:
     parser.add_argument("--tracks", type=int, default=1568)
     parser.add_argument("--training-tracks", type=int, default=784, help="half: the eager loop keeps 4 GB for these")
     parser.add_argument("--few-tracks", type=int, default=98, help="for the parallel scan, which needs 0.1 GB for 10")
-    parser.add_argument("--repetitions", type=int, default=5)
-    arguments = parser.parse_args()
+    parser.add_argument("--repetitions", type=int, default=3, help="of a process")
+    parser.add_argument("--processes", type=int, default=5)
+    parser.add_argument("--process", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.process is not None:
+        write_found(given.process, measure_once(given))
+        return
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
-    loops, everyone, n = ("compiled_loop", "eager_loop"), tuple(PEERS), arguments.repetitions
-    results: dict[str, Any] = {
-        "parity": check_parity(),
-        "forward": measure_forward(arguments.tracks, n, loops),
-        "forward_and_backward": measure_training(arguments.training_tracks, n, loops),
-        "forward_of_few_tracks": measure_forward(arguments.few_tracks, n, everyone),
-        "forward_and_backward_of_few_tracks": measure_training(arguments.few_tracks, n, everyone),
-        "step": measure_step(196, 10 * n),
-    }
-    # Results are large: mapping fresh memory for them takes the system as long as the scan takes the processor.
-    keep_freed_memory()
-    results["forward_in_kept_memory"] = measure_forward(arguments.tracks, n, loops)
-    results["forward_and_backward_in_kept_memory"] = measure_training(arguments.training_tracks, n, loops)
-    results["step_in_kept_memory"] = measure_step(196, 10 * n)
+    results: dict[str, Any] = {"parity": check_parity()}
+    print("parity holds", flush=True)
+    options = [f"--{name}={getattr(given, name.replace('-', '_'))}" for name in SIZES]
+    runs = in_processes(Path(__file__).name, options, given.processes)
+    for part in runs[0]:
+        tracks = 196 if part.startswith("step") else given.few_tracks if "few" in part else given.tracks
+        tracks = given.training_tracks if "backward" in part else tracks
+        results[part] = summary(part, tracks, [run[part] for run in runs])
+    results["forward_and_backward_in_kept_memory"] |= memory_of_training(given.training_tracks)
     settings = {
         "steps": NUM_STEPS,
         "channels": NUM_CHANNELS,
         "places": NUM_PLACES,
         "dtype": "float32",
-        "ratios": "of median process CPU time, one thread",
-        "repetitions_of_the_step": 10 * n,
+        "processes": given.processes,
+        "memory": "kept by the allocator (mallopt) but where a part is called fresh",
+        "ratios": "of median process CPU time, one thread: median, lowest and highest of the processes",
+        "repetitions_of_the_step": 10 * given.repetitions,
     }
-    path = write_result("ops_selective_scan_cpu", seed=SEED, n=n, settings=settings, results=results)
+    path = write_result("ops_selective_scan_cpu", seed=SEED, n=given.repetitions, settings=settings, results=results)
     for part, found in results.items():
         times = {name: round(time.cpu_seconds, 4) for name, time in found.get("times", {}).items()}
         print(part, times, {key: value for key, value in found.items() if key != "times"})

@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md and its plots from benchmarks/results/*.json.
+"""Writes docs/benchmarks.md, its plots and README's measured table from benchmarks/results/*.json.
 
 Run: python benchmarks/render.py            (--check fails where the page or a plot is not what the results say)
      python benchmarks/render.py --results FOLDER --page FOLDER/benchmarks.md     (of a run of your own)
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import curves
+import headlines
 from findings import Curves, Table, findings, is_timing, said, words
 
 ROOT = Path(__file__).parents[1]
@@ -47,9 +48,21 @@ TIME = "pks4_cpu_time_over"
 LONG = "pks4_vit_ti16, 4 blocks, 64 pixels"
 B16, L14 = "B16, 32 x 8 frames, bfloat16", "L14, 16 x 8 frames, bfloat16"
 AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
-    ("scan forward: share of the exp roof", SCAN, ("forward", "share_of_exp_roof"), ">=", 0.25),
-    ("scan forward: over the compiled loop", SCAN, ("forward", "times_faster_than", "compiled_loop"), ">=", 5),
-    ("scan forward: over the eager loop", SCAN, ("forward", "times_faster_than", "eager_loop"), ">=", 20),
+    ("scan forward: share of the exp roof", SCAN, ("forward_in_kept_memory", "share_of_exp_roof"), ">=", 0.25),
+    (
+        "scan forward: over the compiled loop",
+        SCAN,
+        ("forward_in_kept_memory", "times_faster_than", "compiled_loop"),
+        ">=",
+        5,
+    ),
+    (
+        "scan forward: over the eager loop",
+        SCAN,
+        ("forward_in_kept_memory", "times_faster_than", "eager_loop"),
+        ">=",
+        20,
+    ),
     (
         "scan forward, 98 tracks: over a pure-torch parallel scan",
         SCAN,
@@ -60,19 +73,25 @@ AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
     (
         "scan with backward: over the compiled loop",
         SCAN,
-        ("forward_and_backward", "times_faster_than", "compiled_loop"),
+        ("forward_and_backward_in_kept_memory", "times_faster_than", "compiled_loop"),
         ">=",
         5,
     ),
     (
         "scan with backward: peak memory over the eager loop's",
         SCAN,
-        ("forward_and_backward", "peak_share_of", "eager_loop"),
+        ("forward_and_backward_in_kept_memory", "peak_share_of", "eager_loop"),
         "<=",
         0.125,
     ),
-    ("one step: share of the read and write floor", SCAN, ("step", "share_of_read_and_write_floor"), ">=", 0.35),
-    ("one step: over the eager step", SCAN, ("step", "times_faster_than", "eager_step"), ">=", 4),
+    (
+        "one step: share of the read and write floor",
+        SCAN,
+        ("step_in_kept_memory", "share_of_read_and_write_floor"),
+        ">=",
+        0.35,
+    ),
+    ("one step: over the eager step", SCAN, ("step_in_kept_memory", "times_faster_than", "eager_step"), ">=", 4),
     (
         "correlation 14x14: share of the sgemm roof",
         CORRELATION,
@@ -237,10 +256,20 @@ SECTIONS: Mapping[str, Section] = {
     SCAN: Section(
         title="Selective scan, CPU",
         says="8 steps, 1536 channels, 16 states each, one thread. The floor is the time of the exponentials alone. "
-        "Results lie in fresh memory, as a caller gets them, and how long a system takes to hand that over differs: in "
-        "three runs on this machine, forward was 4.6x, 4.9x and 5.3x over the compiled loop, and with backward 17x, "
-        "3.8x and 17x; this is the last. In memory that the allocator keeps (the full list) they agree within a tenth.",
-        parts=("forward", "forward and backward", "forward of few tracks", "step"),
+        "What is claimed is measured in memory that the allocator keeps (`mallopt`, thresholds at 2 GiB): how long "
+        "a system takes to hand over fresh memory differs widely, from machine to machine and from one moment to the "
+        "next, and the compiled loop needs more of it. Fresh memory is told beside. A virtual machine may have to get "
+        "pages from its host first, which can take longer than the scan; `out=` is the way round.",
+        parts=(
+            "forward in kept memory",
+            "forward and backward in kept memory",
+            "step in kept memory",
+            "forward before training",
+            "forward and backward before training",
+            "forward of few tracks",
+            "forward in fresh memory",
+            "forward and backward in fresh memory",
+        ),
     ),
     CORRELATION: Section(
         title="Local correlation, CPU",
@@ -477,6 +506,9 @@ def main() -> int:
     parser.add_argument("--note", default="", help="what a reader has to know before the numbers")
     given = parser.parse_args()
     stale = render(given.results, given.page, check=given.check, note=given.note)
+    if (given.results, given.page) == (RESULTS, PAGE):
+        documents = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")}
+        stale += [headlines.README] if headlines.update(documents, check=given.check) else []
     if given.check and stale:
         names = ", ".join(map(str, stale))
         print(f"not what {given.results} says: {names}. Run python benchmarks/render.py", file=sys.stderr)

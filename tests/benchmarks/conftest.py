@@ -12,6 +12,7 @@ BENCHMARKS = ROOT / "benchmarks"
 NAMES = (
     "curves",
     "findings",
+    "headlines",
     "measure",
     "models_cpu",
     "models_gpu",

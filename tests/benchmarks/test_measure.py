@@ -32,3 +32,39 @@ def test_a_system_that_does_not_tell_ends_the_benchmark(
     monkeypatch.setattr(speed, "CLEAR_REFS", tmp_path / "no folder" / "file")
     with pytest.raises(SystemExit, match="does not tell a process its peak memory: run the benchmark on Linux"):
         getattr(script("measure"), name)(list)
+
+
+def test_times_of_several_processes_are_the_median_of_their_medians_with_the_range(script: Any) -> None:
+    measure = script("measure")
+    times = [
+        {
+            name: measure.Timing(
+                wall_seconds=2 * own, cpu_seconds=own, cpu_seconds_min=0.0, cpu_seconds_max=9.0, repetitions=3
+            )
+            for name, own in (("ours", ours), ("peer", peer))
+        }
+        for ours, peer in ((1.0, 4.0), (2.0, 4.0), (1.5, 9.0))
+    ]
+    merged = measure.over_processes([one["peer"] for one in times])
+    assert (merged.cpu_seconds, merged.cpu_seconds_min, merged.cpu_seconds_max) == (4.0, 4.0, 9.0)
+    assert (merged.wall_seconds, merged.repetitions, merged.processes) == (8.0, 3, 3)
+    found = measure.ratios(times, ["peer"])
+    assert found == {"": {"peer": 4.0}, "_lowest": {"peer": 2.0}, "_highest": {"peer": 6.0}}, "of ratios, not of times"
+
+
+def test_processes_hand_over_what_they_found(script: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = script("measure")
+    timing = measure.Timing(wall_seconds=1.0, cpu_seconds=1.0, cpu_seconds_min=1.0, cpu_seconds_max=2.0, repetitions=2)
+    measure.write_found(tmp_path / "once.json", {"part": {"ours": timing}})
+    (tmp_path / "once.py").write_text(
+        "import shutil, sys\n"
+        "shutil.copy('once.json', sys.argv[sys.argv.index('--process') + 1])\n"
+        "assert sys.argv[1] == '--tracks=1'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure, "HERE", tmp_path)
+    [first, second] = measure.in_processes("once.py", ["--tracks=1"], 2)
+    assert first == second == {"part": {"ours": timing}}
+    (tmp_path / "once.py").write_text("raise SystemExit(3)")
+    with pytest.raises(SystemExit, match="process 1 of 1 failed"):
+        measure.in_processes("once.py", [], 1)
