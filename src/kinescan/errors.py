@@ -57,5 +57,9 @@ class TrainingInterrupted(KinescanError):
     """Training was asked to stop; the message says which checkpoint it left."""
 
 
+class WorkerError(KinescanError, RuntimeError):
+    """A process that reads videos was ended by the system, such as for lack of memory."""
+
+
 class DependencyError(KinescanError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""

@@ -330,6 +330,7 @@ def test_fit_whose_log_cannot_be_written_says_so(
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
     monkeypatch.setattr(Journal, "__init__", full)
+    monkeypatch.setattr(Journal, "_keep_file", lambda _: None)
     with pytest.raises(CheckpointError, match=r"log.jsonl cannot be written \(No space left.*go on with --resume"):
         fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM)
 
@@ -465,6 +466,56 @@ def test_fit_resume_lists_harmless_changes(
         "changed since the checkpoint, harmless: data.train was 'a', is 'b'; "
         "train.keep_checkpoints was not set, is 2" in caplog.text
     )
+
+
+def test_fit_resume_with_more_epochs_follows_the_longer_schedule(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(epochs: int, output: Path, model: Any) -> list[float]:
+        optim = dataclasses.replace(OPTIM, epochs=epochs)
+        settings = {"optim": {"epochs": epochs}}
+        fit(model, noise_clips(), output=output, train=TRAIN, optim=optim, settings=settings, resume=True)
+        return [line["lr"] for line in _log(output) if line["kind"] == "step"]
+
+    fresh = type(tiny_model)(tiny_model.config)
+    short, whole = run(2, tmp_path / "run", tiny_model), run(4, tmp_path / "whole", fresh)
+    longer = run(4, tmp_path / "run", tiny_model)
+    assert longer == [*short, *whole[8:]]
+    assert "optim.epochs was 2, is 4" in caplog.text
+    assert f"{whole[8]:.3g}" in caplog.text
+    assert load_state(tmp_path / "run" / "checkpoints" / "last").epoch == 4
+    with pytest.raises(ConfigError, match=r"optim.epochs was 4, is 3; optim.epochs can be raised, not lowered"):
+        run(3, tmp_path / "run", tiny_model)
+
+
+def test_fit_resume_says_what_changes_the_last_digits(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM)
+    fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, resume=True)
+    assert "computed otherwise" not in caplog.text
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert f"computed otherwise than before: threads was {threads}, is {threads + 1}. From here on" in caplog.text
+
+
+def test_fit_resume_goes_on_after_an_early_stop_with_more_patience(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(patience: int, *top1: float) -> int:
+        train = TrainConfig(device="cpu", trackers=(), early_stop_evaluations=patience)
+        return fit(
+            tiny_model, noise_clips(), output=tmp_path, train=train, optim=OPTIM, evaluate=Scores(*top1), resume=True
+        ).steps
+
+    assert run(1, 0.5, 0.4) == 8
+    assert run(1) == 8
+    assert "nothing is trained. Raise train.early_stop_evaluations" in caplog.text
+    assert run(3, 0.4, 0.6) == 16
 
 
 def test_fit_resume_refuses_other_classes(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What every verb prints: results on standard output, everything else on standard error."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -26,7 +27,9 @@ class _StandardError(logging.Handler):
     """Writes to whatever standard error is at that moment, so that a live bar can keep itself below the lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(escape_terminal(mask_urls(self.format(record))), file=sys.stderr)
+        # A closed terminal ends no run: what it computes is worth more than the line.
+        with contextlib.suppress(OSError):
+            print(escape_terminal(mask_urls(self.format(record))), file=sys.stderr)
 
 
 def is_main_process() -> bool:

@@ -12,6 +12,7 @@ import torch
 from kinescan.data.listing import DATASETS, VIDEO_SUFFIXES, VideoItem, find_videos, read_items
 from kinescan.data.mirroring import mirrored_labels
 from kinescan.data.sampling import Views, clip_indices, view_indices
+from kinescan.data.storage import is_gone
 from kinescan.data.transforms import EvalTransform, TrainTransform, chance
 from kinescan.data.video import Limits, VideoReader
 from kinescan.errors import ConfigError, VideoError
@@ -61,11 +62,13 @@ class Unreadable:
         path: the file.
         reason: why.
         item_index: place among the data set's items.
+        gone: the file is not there, or the system cannot read it; otherwise what it holds is broken.
     """
 
     path: str
     reason: str
     item_index: int
+    gone: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,11 +175,15 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
             generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch, item.video_id))
             pixels = self._draw_frames(index, generator)
         except VideoError as error:
-            return Unreadable(str(item.path), error.reason, index)
+            return Unreadable(str(item.path), error.reason, index, gone=self._is_gone(index))
         assert isinstance(self.transform, TrainTransform)
         label = self._draw_mirrored_label(item, epoch)
         clip = self.transform(pixels, generator=generator, mirror=label is not None, out=out)
         return Sample(clip, item.label if label is None else label, index)
+
+    def _is_gone(self, index: int) -> bool:
+        """Of an item that could not be read: whether its file is gone."""
+        return is_gone(self.items[index].path)
 
     def _draw_frames(self, index: int, generator: torch.Generator) -> torch.Tensor:
         """[T, 3, H, W] uint8: the frames of a training clip."""

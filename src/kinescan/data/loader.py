@@ -1,7 +1,10 @@
 """Samples in batches, read by worker processes, in an order that nothing but seed and epoch decides."""
 
 import multiprocessing
+import multiprocessing.connection
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.context import BaseContext
@@ -10,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 
 from kinescan.data.datasets import Sample, Samples, Unreadable, VideoDataset, stable_seed
-from kinescan.errors import ConfigError
+from kinescan.errors import ConfigError, WorkerError
 from kinescan.fields import check_most, check_types
 
 StartMethod = Literal["auto", "spawn", "forkserver", "fork"]
@@ -154,7 +157,23 @@ class VideoLoader:
         return len(self._order)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
+        """The batches of the epoch.
+
+        Raises:
+            WorkerError: a worker was ended by the system.
+        """
+        batches = iter(self._loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                lost = worker_lost(error)
+                if lost is None:
+                    raise
+                raise lost from error
+            yield batch
 
 
 def make_loader(
@@ -236,6 +255,17 @@ class _BatchOrder:
         return together[unit * start : unit * end]
 
 
+def worker_lost(error: RuntimeError) -> WorkerError | None:
+    """What to raise for torch's error where a worker was ended by the system; None for every other error."""
+    # torch has no type of its own for this.
+    if isinstance(error, WorkerError) or "DataLoader worker" not in str(error):
+        return None
+    return WorkerError(
+        f"a process that reads videos was ended by the system ({str(error).splitlines()[0]}), most likely for lack of "
+        "memory. Lower loader.num_workers, loader.prefetch_batches or loader.batch_size."
+    )
+
+
 def worker_context(start_method: StartMethod = "auto") -> BaseContext:
     """How worker processes are started here.
 
@@ -263,3 +293,20 @@ def start_worker(_: int = 0) -> None:
     torch.set_num_threads(1)
     # Ctrl-C is for the main process, which ends the workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        # So is a closed terminal.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker process as soon as the one that reads from it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, name="end with parent", daemon=True).start()

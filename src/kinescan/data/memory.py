@@ -7,6 +7,7 @@ import torch
 
 from kinescan.data.datasets import VideoDataset, VideoItem
 from kinescan.data.sampling import segment_indices
+from kinescan.data.storage import is_gone
 from kinescan.data.transforms import TrainTransform, resize
 from kinescan.data.video import Limits, VideoReader
 from kinescan.errors import ConfigError, VideoError
@@ -71,12 +72,19 @@ class VideoMemory(VideoDataset):
             )
         self.kept_frames = kept_frames
         self._kept: list[torch.Tensor | VideoError] | None = None
+        self._gone: frozenset[int] = frozenset()
 
     def fill(self) -> None:
         """Decodes every video, as many at a time as there are cores; the first sample does it if nobody did."""
         logger.info("reading %d videos into memory, %d frames of each", len(self.items), self.kept_frames)
         with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
             self._kept = list(threads.map(self._read, self.items))
+        # Asked now: when a sample is drawn, the storage may be back.
+        self._gone = frozenset(
+            index
+            for index, entry in enumerate(self._kept)
+            if isinstance(entry, VideoError) and is_gone(self.items[index].path)
+        )
         num_bytes = sum(entry.numel() for entry in self._kept if isinstance(entry, torch.Tensor))
         logger.info("%d videos take %.2f GiB", len(self.items), num_bytes / 2**30)
 
@@ -89,6 +97,9 @@ class VideoMemory(VideoDataset):
             raise frames
         places = segment_indices(len(frames), self.preprocessing.num_frames, position="random", generator=generator)
         return frames[places]
+
+    def _is_gone(self, index: int) -> bool:
+        return index in self._gone
 
     def _read(self, item: VideoItem) -> torch.Tensor | VideoError:
         """[kept_frames, 3, H, W] uint8; fewer where the video has fewer."""

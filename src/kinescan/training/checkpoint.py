@@ -23,6 +23,8 @@ from kinescan.runtime.files import inside, read_json_object
 STATE_FILE = "training_state.pt"
 CHECKSUM_FILE = "checksums.json"
 FORMAT = 2
+_LATER = ("absent",)
+"""Fields that states of earlier versions lack."""
 EARLIER = "step-"
 """Start of the names of checkpoints that were last before; the step follows, in ten digits."""
 
@@ -42,6 +44,7 @@ class TrainState:
         epoch_sums: running sums of this epoch's log line.
         log_lines: lines of log.jsonl that belong to this state; later ones are written again.
         unreadable: path -> why it could not be read, as met so far.
+        absent: items whose files were not there when the run began; None where nobody looked.
         optimizer: the optimizer's state dict.
         weights: with averaged weights, those that are trained, by name; the folder's model holds the averages.
         rng: the random generators' states, of each process.
@@ -58,6 +61,7 @@ class TrainState:
     epoch_sums: dict[str, float] = field(default_factory=dict)
     log_lines: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
+    absent: list[int] | None = None
     optimizer: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     rng: list[dict[str, Any]] = field(default_factory=list)
@@ -163,6 +167,12 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def checkpoint_left(checkpoints: Path) -> str:
+    """A sentence for errors: which checkpoint of a run there is."""
+    saved = find_checkpoint(checkpoints / "last")
+    return f"The checkpoint is {saved}; go on with --resume." if saved else "There is no checkpoint yet."
+
+
 def load_state(folder: Path) -> TrainState:
     """The training state of a checkpoint that `find_checkpoint` gave.
 
@@ -186,7 +196,7 @@ def _checked(values: dict[Any, Any], path: Path) -> TrainState:
     """The state with every field of its type, numbers 0 or more."""
     hints = typing.get_type_hints(TrainState)
     unknown = [key for key in values if key not in hints]
-    lacking = [key for key in hints if key not in values]
+    lacking = [key for key in hints if key not in values and key not in _LATER]
     wrong = [key for key in hints if key in values and not _is_of(values[key], hints[key])]
     if unknown or lacking or wrong:
         places = ", ".join([*map(str, lacking), *wrong, *(f"{str(key)[:40]} (unknown)" for key in unknown)][:5])

@@ -1,16 +1,26 @@
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 
+def _signals() -> Iterator[int]:
+    """The signals that ask a run to stop."""
+    yield from (signal.SIGINT, signal.SIGTERM)
+    hangup = getattr(signal, "SIGHUP", None)
+    # nohup ignores it, so that a run goes on when its terminal is closed.
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        yield hangup
+
+
 class Interruption:
-    """Notices Ctrl-C and SIGTERM without breaking off a training step; a context manager.
+    """Notices Ctrl-C, SIGTERM and SIGHUP without breaking off a training step; a context manager.
 
     Between `with` and its end, the first signal only sets `requested`, so that the loop can finish its step and leave
-    a checkpoint. A second one, or one that comes while `immediate` is True, raises KeyboardInterrupt at once. The
-    handlers found are put back at the end. Outside the main thread, where Python lets nobody handle signals, nothing
-    is changed.
+    a checkpoint. A second one (SIGHUP aside), or one that comes while `immediate` is True, raises KeyboardInterrupt at
+    once. The handlers found are put back at the end. Outside the main thread, where Python lets nobody handle signals,
+    nothing is changed. Nor is SIGHUP where it is ignored, as under nohup.
 
     Args:
         repeats: False takes further signals for the first one: with several processes, Ctrl-C reaches each of them from
@@ -29,7 +39,7 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _signals():
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -41,7 +51,8 @@ class Interruption:
         self._before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again = self._repeats and self.requested is not None
+        # A closing terminal sends SIGHUP from several sides: that is no second wish.
+        again = self._repeats and self.requested is not None and number != getattr(signal, "SIGHUP", None)
         self.requested = signal.Signals(number).name
         if again or self.immediate:
             raise KeyboardInterrupt

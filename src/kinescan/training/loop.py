@@ -1,21 +1,28 @@
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from kinescan.data.loader import Batch
-from kinescan.errors import CheckpointError, ConfigError, NonFiniteError, TrainingInterrupted, VideoError
+from kinescan.data.loader import Batch, worker_lost
+from kinescan.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteError,
+    TrainingInterrupted,
+    VideoError,
+    WorkerError,
+)
 from kinescan.models.classifier import VideoClassifier
-from kinescan.training.changes import refuse_changes, refuse_other_labels
+from kinescan.training.changes import describe_computing, describe_longer, refuse_changes, refuse_other_labels
 from kinescan.training.checkpoint import (
     TrainState,
+    checkpoint_left,
     earlier_name,
     find_checkpoint,
     load_state,
@@ -24,13 +31,17 @@ from kinescan.training.checkpoint import (
     save_checkpoint,
     write_rng,
 )
+from kinescan.training.clips import ClipSource
 from kinescan.training.engine import TrainConfig, choose_device, open_accelerator
 from kinescan.training.interruption import Interruption
 from kinescan.training.journal import Journal, prepare_output, write_unreadable
 from kinescan.training.lock import locked
-from kinescan.training.optim import OptimConfig, lr_ratio, trainable_only
+from kinescan.training.optim import OptimConfig, refuse_other_groups, trainable_only
+from kinescan.training.outage import OutageWatch
 from kinescan.training.processes import Processes, open_processes
-from kinescan.training.progress import ProgressBar, memory_gib
+from kinescan.training.progress import ProgressBar, listed, means, memory_gib
+from kinescan.training.result import FitResult
+from kinescan.training.schedule import Schedule
 from kinescan.training.step import Mix, NonFinite, Stepper, StepResult, Task
 from kinescan.training.synchronised import SynchronisedNorms
 
@@ -38,52 +49,6 @@ logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[VideoClassifier], Mapping[str, float]]
 """Scores of a model, "top1" among them, in [0, 1]; called by every process at once, with the same result in each."""
-
-
-class ClipSource(Protocol):
-    """Training clips in batches, in an order that depends on the epoch (and the source's seed) only.
-
-    Of several processes, each has a source of its own: as many batches as the others, and its share of each.
-    """
-
-    @property
-    def num_batches(self) -> int:
-        """Batches in an epoch."""
-
-    @property
-    def batch_size(self) -> int:
-        """Clips in a full batch of this process."""
-
-    @property
-    def num_classes(self) -> int:
-        """Classes; every label is below it."""
-
-    def batches(self, epoch: int, first_batch: int) -> Iterable[Batch]:
-        """The batches of an epoch from `first_batch` on."""
-
-    def path(self, item_index: int) -> str:
-        """The video of an item, for messages."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitResult:
-    """What a run left behind.
-
-    Attributes:
-        last: checkpoint after the last epoch.
-        best: checkpoint with the best top-1 on the evaluation's videos; None without evaluation.
-        best_score: its top-1 in [0, 1].
-        best_epoch: its epoch, from 0.
-        steps: optimizer steps taken.
-        unreadable: path -> reason of videos that could not be read.
-    """
-
-    last: Path
-    best: Path | None
-    best_score: float | None
-    best_epoch: int | None
-    steps: int
-    unreadable: dict[str, str]
 
 
 def fit(
@@ -99,6 +64,7 @@ def fit(
     seed: int = 0,
     resume: bool = False,
     settings: Mapping[str, Any] | None = None,
+    on_start: Callable[[], None] | None = None,
 ) -> FitResult:
     """Trains a model; its weights are those after the last epoch when this returns, averaged with `optim.ema_decay`.
 
@@ -117,6 +83,7 @@ def fit(
         seed: of mixup and cutmix. Dropout and new weights follow torch's global generator.
         resume: goes on from `output`/checkpoints/last, or starts anew where there is none.
         settings: plain settings of the run, kept in checkpoints; on resume, changes are refused unless harmless.
+        on_start: is called before the first step, when a resumption was accepted.
 
     Returns:
         Where the checkpoints are and how good the best one was.
@@ -126,8 +93,9 @@ def fit(
             nothing, settings changed, or a model without labels is to be evaluated.
         CheckpointError: a checkpoint cannot be written, or the one to resume from is damaged or does not fit.
         NonFiniteError: loss or gradients became NaN or infinite; names epoch, step and videos.
-        VideoError: not one training video could be read.
-        TrainingInterrupted: Ctrl-C or SIGTERM came; the message says which checkpoint was left.
+        VideoError: not one training video could be read, or files that were there are gone.
+        WorkerError: a process that reads videos was ended by the system; a checkpoint was left.
+        TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP came; the message says which checkpoint was left.
     """
     train, optim = train or TrainConfig(), optim or OptimConfig()
     output = prepare_output(output)
@@ -163,7 +131,15 @@ def fit(
                 run.restore(last)
             elif resume:
                 logger.warning("%s holds no checkpoint: starting anew", output)
+            if on_start is not None:
+                on_start()
             run.go()
+        except RuntimeError as error:
+            # Workers that this process started itself end with a signal that comes in the middle of a step.
+            lost = worker_lost(error)
+            if lost is None:
+                raise
+            raise WorkerError(f"{lost} {checkpoint_left(run.checkpoints)}") from error
         finally:
             run.close()
             model.to(home)
@@ -212,10 +188,13 @@ class _Run:
         self.model, self.clips, self.accelerator, self.processes = model, clips, accelerator, processes
         self.stepper, self.stop, self.train, self.optim, self.evaluate = stepper, stop, train, optim, evaluate
         self.checkpoints, self.output = output / "checkpoints", output
-        self.state = TrainState(settings={**settings, "processes": processes.count})
-        clips_per_step = clips.batch_size * train.accumulate_batches * processes.count
-        self.peak_lr = optim.peak_lr(clips_per_step)
-        self.steps_per_epoch = -(-clips.num_batches // train.accumulate_batches)
+        computed_by = describe_computing(accelerator.device, accelerator.mixed_precision)
+        self.state = TrainState(settings={**settings, "processes": processes.count, "computed_by": computed_by})
+        self.schedule = Schedule(
+            optim=optim,
+            clips_per_step=clips.batch_size * train.accumulate_batches * processes.count,
+            steps_per_epoch=-(-clips.num_batches // train.accumulate_batches),
+        )
         self.journal: Journal | None = None
         self.saved_at, self.saved_step = time.monotonic(), 0
 
@@ -230,20 +209,36 @@ class _Run:
             self.model.load_state_dict(saved.state_dict())
             if self.stepper.average is not None:
                 self.stepper.average.restore(state.weights)
-            _refuse_other_groups(state.optimizer, optimizer.state_dict())
+            refuse_other_groups(state.optimizer, optimizer.state_dict())
             optimizer.load_state_dict(state.optimizer)
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{folder} does not fit this model: {error}. Start anew in another output."
             ) from error
         write_rng(state.rng[self.processes.index])
+        describe_longer(self.schedule, state.settings, state.step)
         state.settings = self.state.settings
+        self._take_up_early_stop(state)
         self.state, self.saved_step = state, state.step
         logger.info("resumed from %s: epoch %d, batch %d", folder, state.epoch + 1, state.batches_done)
+
+    def _take_up_early_stop(self, state: TrainState) -> None:
+        """A run that stopped early goes on where more patience is given to it now."""
+        patience = self.train.early_stop_evaluations
+        if state.stopped_early and (not patience or state.evaluations_without_gain < patience):
+            state.stopped_early = False
+        elif state.stopped_early and state.epoch < self.optim.epochs:
+            logger.warning(
+                "the run had stopped early, after %d evaluations without a better top-1: nothing is trained. Raise "
+                "train.early_stop_evaluations to go on",
+                state.evaluations_without_gain,
+            )
 
     def go(self) -> None:
         """Runs every epoch that is left."""
         state = self.state
+        self.watch = OutageWatch(self.clips, self.processes, state.absent)
+        state.absent = self.watch.absent
         if self.processes.is_main:
             self.journal = Journal(self.output / "log.jsonl", keep_lines=state.log_lines)
         with ProgressBar(self.optim.epochs, self.clips.num_batches, shown=self.processes.is_main) as bar:
@@ -311,8 +306,10 @@ class _Run:
             sizes = [*(len(part.labels) for part in parts), *(len(part.unreadable) for part in parts)]
             counts, num_unreadable = self.processes.stack(sizes).split(len(parts), dim=1)
             if num_unreadable.any():
+                self._refuse_outage(parts, any_clip=bool(counts.any()))
                 self._note_unreadable(parts)
-            lr = self.peak_lr * self._lr_ratio()
+            self._note_readable(parts)
+            lr = self.schedule.lr(state.step)
             asked, due = self.stop.requested is not None, self._save_due()
             result = self.stepper.take(parts, counts, step=state.step, lr=lr, stop=asked, save=due)
             if result.problem is not None:
@@ -325,7 +322,7 @@ class _Run:
                 epoch=state.epoch,
                 batches_done=state.batches_done,
                 clips_per_second=rate,
-                **_means(state.epoch_sums),
+                **means(state.epoch_sums),
             )
             self._log_step(result, rate)
             if state.batches_done < self.clips.num_batches:
@@ -340,12 +337,42 @@ class _Run:
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError:
-                if self.stop.requested is None:
-                    raise
-                self._leave()
+            except RuntimeError as error:
+                if self.stop.requested is not None:
+                    self._leave()
+                if isinstance(error, WorkerError):
+                    # Others wait for this process in the middle of a step, so that only one alone can save.
+                    raise self._without_worker(error, save=self.processes.count == 1) from error
+                raise
             else:
                 yield batch
+
+    def _without_worker(self, error: WorkerError, *, save: bool) -> WorkerError:
+        if save:
+            self.save()
+        return WorkerError(f"{error} {checkpoint_left(self.checkpoints)}")
+
+    def _refuse_outage(self, parts: Sequence[Batch], *, any_clip: bool) -> None:
+        """Ends the run where files are gone, so that no step is taken without them; nothing is saved."""
+        try:
+            self.watch.check(parts, frozenset(self.state.unreadable), any_clip=any_clip)
+        except VideoError as error:
+            where = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}"
+            raise VideoError(
+                error.path,
+                f"{error.reason} ({where}). Nothing was trained on this batch, since the weights would not be those of "
+                f"an undisturbed run. Bring the files back. {checkpoint_left(self.checkpoints)}",
+            ) from error
+
+    def _note_readable(self, parts: Sequence[Batch]) -> None:
+        """Takes videos that can be read again from the list of those that cannot."""
+        self.watch.note_sound(parts)
+        if not self.state.unreadable:
+            return
+        own = [self.clips.path(int(index)) for part in parts for index in part.item_indices]
+        for path in {path for paths in self.processes.gather(own) for path in paths} & self.state.unreadable.keys():
+            logger.info("can be read again: %s", path)
+            del self.state.unreadable[path]
 
     def _note_unreadable(self, parts: Sequence[Batch]) -> None:
         """Lists the videos that could not be read, each once; every process learns of them."""
@@ -360,41 +387,29 @@ class _Run:
         if self.state.step % self.train.log_every == 0 and result.sums["clips"]:
             lr = max(group["lr"] for group in self.stepper.optimizer.param_groups)
             norm = result.sums["norm"]
-            self._log("step", {**_means(result.sums), "lr": lr, "gradient_norm": norm, "clips_per_second": rate})
+            self._log("step", {**means(result.sums), "lr": lr, "gradient_norm": norm, "clips_per_second": rate})
 
     def _finish_epoch(self, rate: float, seconds: float) -> None:
         """The epoch's line; a checkpoint at this place is written only after it, so that none lacks it."""
         state = self.state
         if not state.epoch_sums.get("clips"):
             self._refuse_unreadable()
-        state.batches_done, means = self.clips.num_batches, _means(state.epoch_sums)
+        state.batches_done, epoch_means = self.clips.num_batches, means(state.epoch_sums)
         norm = state.epoch_sums["norm"] / state.epoch_sums["steps"]
         speed = {"clips_per_second": rate, "seconds": seconds}
-        self._log("epoch", {**means, "gradient_norm": norm, **speed, "unreadable": len(state.unreadable)})
+        self._log("epoch", {**epoch_means, "gradient_norm": norm, **speed, "unreadable": len(state.unreadable)})
         logger.info(
             "epoch %d/%d  loss %.4f  accuracy %.1f %%  %.1f clips/s  %.1f GiB",
-            state.epoch + 1, self.optim.epochs, means["loss"], 100 * means["accuracy"], rate, memory_gib(),
+            state.epoch + 1, self.optim.epochs, epoch_means["loss"], 100 * epoch_means["accuracy"], rate, memory_gib(),
         )  # fmt: skip
         if self._stop_requested():
             self._leave()
 
-    def _lr_ratio(self) -> float:
-        return lr_ratio(
-            self.state.step,
-            num_steps=self.optim.epochs * self.steps_per_epoch,
-            warmup_steps=self.optim.warmup_epochs * self.steps_per_epoch,
-            min_ratio=self.optim.min_lr_ratio,
-        )
-
     def _refuse_non_finite(self, problem: NonFinite) -> None:
-        source = "pixels are finite" if problem.pixels_finite else "pixels hold NaN or infinity"
-        videos = ", ".join(self.clips.path(index) for index in problem.item_indices)
         saved = find_checkpoint(self.checkpoints / "last")
         left = f"The last good checkpoint is {saved}" if saved else "There is no checkpoint yet"
-        raise NonFiniteError(
-            f"{problem.what} is {problem.value} in epoch {self.state.epoch + 1}, step {self.state.step + 1}; {source}; "
-            f"videos: {videos}. {left}. Check these videos; with finite pixels try a lower optim.lr or optim.clip_norm."
-        )
+        where = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}"
+        raise NonFiniteError(problem.describe(where, left, self.clips.path))
 
     def _evaluation_due(self) -> bool:
         done = self.state.epoch + 1
@@ -410,14 +425,18 @@ class _Run:
             scores = self._scores(evaluate)
             write_rng(rng)
             self._log("evaluation", scores)
-            logger.info("epoch %d/%d  evaluation  %s", self.state.epoch + 1, self.optim.epochs, _listed(scores))
+            logger.info("epoch %d/%d  evaluation  %s", self.state.epoch + 1, self.optim.epochs, listed(scores))
             self._keep_best(float(scores["top1"]))
 
     def _scores(self, evaluate: Evaluate) -> Mapping[str, float]:
         self.stop.immediate = True
         try:
             return evaluate(self.model)
+        except VideoError as error:
+            raise VideoError(error.path, f"{error.reason} {checkpoint_left(self.checkpoints)}") from error
         except (KeyboardInterrupt, RuntimeError) as error:
+            if isinstance(error, WorkerError) and self.stop.requested is None:
+                raise self._without_worker(error, save=False) from error
             if self.stop.requested is None:
                 raise
             raise self._interrupted() from error
@@ -478,19 +497,3 @@ class _Run:
         if self.journal is not None:
             self.journal.write(kind, {"epoch": self.state.epoch + 1, "step": self.state.step, **values})
         self.accelerator.log({f"{kind}/{key}": value for key, value in values.items()}, step=self.state.step)
-
-
-def _means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Loss and accuracy per clip."""
-    clips = max(sums.get("clips", 0.0), 1.0)
-    return {"loss": sums.get("loss", 0.0) / clips, "accuracy": sums.get("correct", 0.0) / clips}
-
-
-def _listed(scores: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
-
-
-def _refuse_other_groups(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    names = [[group["param_names"] for group in state["param_groups"]] for state in (saved, own)]
-    if names[0] != names[1]:
-        raise ValueError("its optimizer holds other parameters, or in another order")

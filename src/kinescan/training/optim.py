@@ -181,6 +181,17 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_scale"]
 
 
+def refuse_other_groups(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Passes when two optimizer states are of the same parameters, in the same order.
+
+    Raises:
+        ValueError: they are not.
+    """
+    names = [[group["param_names"] for group in state["param_groups"]] for state in (saved, own)]
+    if names[0] != names[1]:
+        raise ValueError("its optimizer holds other parameters, or in another order")
+
+
 @contextmanager
 def trainable_only(
     model: nn.Module, patterns: Sequence[str], *, frozen: Sequence[str] = (), stem: Collection[str] = ()

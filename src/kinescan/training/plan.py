@@ -12,8 +12,8 @@ from torch import Tensor
 from kinescan.evaluation.activations import activation_bytes
 from kinescan.evaluation.cost import count_cost, training_flops
 from kinescan.models.classifier import VideoClassifier
+from kinescan.training.clips import ClipSource
 from kinescan.training.engine import TrainConfig, choose_device, choose_precision
-from kinescan.training.loop import ClipSource
 from kinescan.training.optim import OptimConfig, parameter_groups, trainable_only
 
 TIMED_CLIPS_ON_CPU = 2

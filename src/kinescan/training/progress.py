@@ -1,5 +1,7 @@
 import logging
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +15,8 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 30.0
 WIDE = 110
 """A terminal with fewer columns gets fewer numbers."""
+_TERMINAL_GONE = (OSError, SystemExit)
+"""What drawing raises when the terminal was closed (rich raises SystemExit); a run does not end for it."""
 
 
 class ProgressBar:
@@ -49,14 +53,16 @@ class ProgressBar:
             )
             self._progress = Progress(*columns, console=self._console, transient=True)
             self._task = self._progress.add_task("train", total=self._per_epoch, epoch="", text="starting")
-            self._progress.start()
+            with suppress(*_TERMINAL_GONE):
+                self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._progress is not None:
-            self._progress.stop()
+            with suppress(*_TERMINAL_GONE):
+                self._progress.stop()
 
     def update(self, *, epoch: int, batches_done: int, loss: float, accuracy: float, clips_per_second: float) -> None:
         """Shows where the run stands after a batch.
@@ -76,7 +82,8 @@ class ProgressBar:
             if self._console.width <= WIDE:
                 text = f"loss {loss:.3f}  {accuracy:.0%} right  {clips_per_second:.1f}/s  {left}"
             label = f"{epoch + 1}/{self._num_epochs}"
-            self._progress.update(self._task, completed=batches_done, epoch=label, text=text)
+            with suppress(*_TERMINAL_GONE):
+                self._progress.update(self._task, completed=batches_done, epoch=label, text=text)
         elif self._shown and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             logger.info(
@@ -98,3 +105,14 @@ def memory_gib() -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     resident: int = psutil.Process().memory_info().rss
     return resident / 2**30
+
+
+def means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Loss and accuracy per clip."""
+    clips = max(sums.get("clips", 0.0), 1.0)
+    return {"loss": sums.get("loss", 0.0) / clips, "accuracy": sums.get("correct", 0.0) / clips}
+
+
+def listed(scores: Mapping[str, float]) -> str:
+    """Scores as one line."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in scores.items())

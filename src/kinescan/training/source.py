@@ -1,9 +1,10 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from kinescan.data.datasets import VideoDataset
+from kinescan.data.datasets import Sample, VideoDataset
 from kinescan.data.loader import Batch, LoaderConfig, make_loader
 from kinescan.data.memory import VideoMemory
+from kinescan.data.readers.lists import files_there
 from kinescan.training.processes import Processes
 
 
@@ -41,6 +42,20 @@ class DatasetClips:
         """The batches of an epoch from `first_batch` on."""
         self._loader.set_epoch(epoch, start_item=first_batch * self._loader.global_batch_size)
         return self._loader
+
+    @property
+    def num_items(self) -> int:
+        """Videos in all."""
+        return len(self._dataset)
+
+    def absent(self) -> list[int]:
+        """Items whose files are not there now."""
+        there = files_there([item.path for item in self._dataset.items])
+        return [index for index, found in enumerate(there) if not found]
+
+    def is_readable(self, item_index: int) -> bool:
+        """Whether an item's file can be read now."""
+        return isinstance(self._dataset[item_index], Sample)
 
     def path(self, item_index: int) -> str:
         """The video of an item."""

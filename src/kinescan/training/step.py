@@ -41,6 +41,15 @@ class NonFinite:
     pixels_finite: bool
     item_indices: list[int]
 
+    def describe(self, where: str, left: str, path: Callable[[int], str]) -> str:
+        """The message of the error: what was met in which step, by which videos, and what to do."""
+        source = "pixels are finite" if self.pixels_finite else "pixels hold NaN or infinity"
+        videos = ", ".join(map(path, self.item_indices))
+        return (
+            f"{self.what} is {self.value} in {where}; {source}; videos: {videos}. {left}. Check these videos; with "
+            "finite pixels try a lower optim.lr or optim.clip_norm."
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:

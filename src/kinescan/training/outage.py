@@ -1,0 +1,80 @@
+"""Tells broken files from a storage that is gone: through the one a run goes on, through the other it must not."""
+
+from collections.abc import Sequence
+
+from kinescan.data.loader import Batch
+from kinescan.errors import VideoError
+from kinescan.training.clips import StoredClips
+from kinescan.training.processes import Processes
+
+_TRIED = 4
+"""Other videos that are tried before a first batch without a clip is called an outage."""
+
+
+class OutageWatch:
+    """Looks at every batch with unreadable videos; knows which files were there when the run began.
+
+    Args:
+        clips: the source; nothing is watched where it does not know its files.
+        processes: that train together; all call every method.
+        absent: items whose files were not there when the run began; None looks now.
+
+    Attributes:
+        absent: the same; None where nothing is watched.
+    """
+
+    def __init__(self, clips: object, processes: Processes, absent: list[int] | None = None) -> None:
+        self._clips = clips if isinstance(clips, StoredClips) else None
+        self._processes = processes
+        self._sound: int | None = None
+        if absent is None and self._clips is not None:
+            absent = processes.share(self._clips.absent())
+        self.absent = absent
+        self._absent = frozenset(absent or ())
+
+    def note_sound(self, parts: Sequence[Batch]) -> None:
+        """Remembers a video that could be read."""
+        indices = next((part.item_indices for part in parts if len(part.item_indices)), None)
+        if indices is not None:
+            self._sound = int(indices[0])
+
+    def check(self, parts: Sequence[Batch], known: frozenset[str], *, any_clip: bool) -> None:
+        """Passes when the unreadable videos of a batch are broken files, one by one.
+
+        Args:
+            parts: of the batch in this process.
+            known: paths of videos that were unreadable before.
+            any_clip: whether a process got a clip of this batch.
+
+        Raises:
+            VideoError: files that were there when the run began are gone, or nothing can be read any more.
+        """
+        if self._clips is None:
+            return
+        unreadable = [problem for part in parts for problem in part.unreadable]
+        lost = [
+            problem
+            for problem in unreadable
+            if problem.gone and problem.item_index not in self._absent and problem.path not in known
+        ]
+        found = [
+            entry for own in self._processes.gather([(entry.path, entry.reason) for entry in lost]) for entry in own
+        ]
+        if found:
+            (path, reason), number = found[0], len(found)
+            raise VideoError(
+                path, f"{reason}; {number} files of this batch that were there when the run began are gone"
+            )
+        if not any_clip and not any(self._processes.gather(self._reads_another(unreadable))):
+            problem = next(entry for own in self._processes.gather(unreadable) for entry in own)
+            raise VideoError(problem.path, f"{problem.reason}; and no other video can be read now")
+
+    def _reads_another(self, unreadable: Sequence[object]) -> bool:
+        """Whether a video beside those of the batch can be read: one that could be read before, or one of a few."""
+        assert self._clips is not None
+        if self._sound is not None:
+            return self._clips.is_readable(self._sound)
+        inside = {getattr(problem, "item_index", None) for problem in unreadable}
+        others = [index for index in range(self._clips.num_items) if index not in inside and index not in self._absent]
+        step = max(1, len(others) // _TRIED)
+        return any(self._clips.is_readable(index) for index in others[::step][:_TRIED])
