@@ -30,6 +30,12 @@ def kinescan() -> Any:
 
 
 @pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Settings of a run of a second."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of six files each: dark and bright noise, 32x32."""
     folder = tmp_path_factory.mktemp("videos")

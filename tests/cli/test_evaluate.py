@@ -12,7 +12,7 @@ from safetensors import safe_open
 from kinescan.cli.compare import compare_reports
 from kinescan.cli.evaluate import evaluate
 from kinescan.config import build_run, dump_recipe
-from kinescan.errors import ConfigError
+from kinescan.errors import CheckpointError, ConfigError
 from kinescan.evaluation.predictions import read_predictions
 from kinescan.inference.export import export
 from kinescan.inference.predictor import predict
@@ -190,3 +190,22 @@ def test_eval_compare_says_what_is_missing_or_too_much(
     refused = kinescan("eval", "--compare", run, tmp_path / "model", "--data", videos)
     assert refused.exit_code == 2
     assert "is no run's folder, so its new report has no place" in refused.stderr
+
+
+def test_eval_on_a_folder_of_parts_scores_the_one_that_is_held_out(make_run: Any, videos: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    shutil.copytree(videos, parts / "train")
+    for label in ("dark", "bright"):
+        (parts / "test" / label).mkdir(parents=True)
+        (parts / "train" / label / "0.mp4").rename(parts / "test" / label / "0.mp4")
+    report = evaluate(make_run("run"), data=parts)
+    assert sorted(item.video_id for item in report.evaluation.items) == ["test/bright/0.mp4", "test/dark/0.mp4"]
+    assert report.data == f"the test part of {parts}"
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"format": 2}', '{"format": 1, "classes": [], "train": [1]}'])
+def test_a_damaged_list_of_videos_is_an_error(make_run: Any, content: str) -> None:
+    run = make_run("run")
+    (run / "videos.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"videos\.json"):
+        evaluate(run)

@@ -71,9 +71,9 @@ def test_train_refuses_to_write_over_a_run(kinescan: Any, train_arguments: list[
     again = kinescan(*train_arguments, "--output", output)
     assert again.exit_code == 2
     assert "holds a run already. Go on with it (--resume), or choose another output folder." in again.stderr
-    changed = kinescan(*train_arguments, "--output", output, "--resume")
+    changed = kinescan(*train_arguments, "--output", output, "--resume", "--set", "optim.lr=0.5")
     assert changed.exit_code == 2
-    assert "optim.epochs was 1, is 2" in changed.stderr
+    assert "optim.lr was 0.0007, is 0.5" in changed.stderr
     assert tomllib.loads((output / "recipe.toml").read_text())["optim"]["epochs"] == 1
 
 

@@ -11,10 +11,11 @@ import typer
 from kinescan.cli.compare import compare_reports
 from kinescan.cli.finished import Finished
 from kinescan.cli.output import is_main_process, print_json, reported
-from kinescan.cli.runs import model_folder, run_of
+from kinescan.cli.run_videos import held_out_items, seen_notes
+from kinescan.cli.runs import model_folder, recipe_of, run_of
 from kinescan.cli.terminal import print_page
-from kinescan.cli.videos import evaluated_on, make_test_set, read_videos
-from kinescan.config import RunConfig, load_recipe
+from kinescan.cli.videos import make_test_set
+from kinescan.config import RunConfig
 from kinescan.data.datasets import VideoItem, read_items
 from kinescan.data.listing import choose_layout
 from kinescan.data.loader import LoaderConfig
@@ -28,7 +29,6 @@ from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
 from kinescan.inference.exported import ExportedModel
 from kinescan.inference.source import resolve_model
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.location import RECIPE_FILE
 from kinescan.training.engine import choose_device
 from kinescan.training.interruption import Interruption
 from kinescan.training.journal import prepare_output
@@ -130,8 +130,8 @@ def _scored(
     with_features: bool,
 ) -> Report:
     """The report of a model in a folder, which may belong to a run; of several processes, all get the whole."""
-    recipe = load_recipe(run / RECIPE_FILE) if run is not None else None
-    items, classes, origin = _items(data, recipe)
+    recipe = None if run is None else recipe_of(run)
+    items, classes, origin = _items(data, run, recipe)
     chosen = _views(views, recipe, model.preprocessing.num_frames)
     dataset = make_test_set(RunConfig(preprocessing=model.preprocessing), items, classes, chosen)
     loader = replace(LoaderConfig() if recipe is None else recipe.loader, num_workers=num_workers)
@@ -142,46 +142,33 @@ def _scored(
         seed=None if recipe is None else recipe.seed,
         # What an exported file computes cannot be counted.
         cost=None if isinstance(model, ExportedModel) else count_cost(model),
-        notes=() if recipe is None else tuple(_notes(items, data, recipe, chosen_best=Path(folder).name == "best")),
+        notes=() if run is None else tuple(_notes(items, data, run, recipe, chosen_best=Path(folder).name == "best")),
     )
 
 
 def _notes(
-    items: Sequence[VideoItem], data: str | Path | None, recipe: RunConfig, *, chosen_best: bool
+    items: Sequence[VideoItem], data: str | Path | None, run: Path, recipe: RunConfig | None, *, chosen_best: bool
 ) -> Iterator[str]:
     """What the run has seen of the videos that it is scored on."""
-    if data is None:
-        if chosen_best:
-            yield CHOSEN_ON_THESE
-        return
-    try:
-        training, held_out, _ = read_videos(recipe, announced=False)
-    except ConfigError:
-        yield "The run's own videos are not there any more, so nobody knows whether some of these are among them."
-        return
-    paths = {os.path.abspath(item.path) for item in items}
-    seen = sum(os.path.abspath(item.path) in paths for item in training)
-    if seen:
-        yield f"{seen} of the {len(items)} videos are training videos of this run: the score says little about others."
-    chosen = sum(os.path.abspath(item.path) in paths for item in held_out) if chosen_best else 0
-    if chosen == len(items):
+    if data is not None:
+        yield from seen_notes(run, recipe, items, chosen_best=chosen_best)
+    elif chosen_best:
         yield CHOSEN_ON_THESE
-    elif chosen:
-        yield f"{chosen} of the {len(items)} videos chose this checkpoint as the best of its run."
 
 
-def _items(data: str | Path | None, recipe: RunConfig | None) -> tuple[list[VideoItem], tuple[str, ...], str]:
+def _items(
+    data: str | Path | None, run: Path | None, recipe: RunConfig | None
+) -> tuple[list[VideoItem], tuple[str, ...], str]:
     if data is not None:
         layout = choose_layout(data)
         origin = f"the {layout.test_name} part of {data}" if layout.has_parts else str(data)
         return *read_items(data, part="test"), origin
-    if recipe is None:
+    if run is None:
         raise ConfigError(
             "no data to evaluate on. Name a folder with one folder of videos per class: --data VIDEOS; in Python "
             "data=VIDEOS."
         )
-    _, held_out, classes = read_videos(recipe)
-    return held_out, classes, evaluated_on(recipe)
+    return held_out_items(run, recipe)
 
 
 def _views(views: Views | str | None, recipe: RunConfig | None, num_frames: int) -> Views:

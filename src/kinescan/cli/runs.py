@@ -1,6 +1,7 @@
 import logging
 from pathlib import Path
 
+from kinescan.config import RunConfig, load_recipe
 from kinescan.errors import ConfigError
 from kinescan.models import location
 from kinescan.models.location import RECIPE_FILE, WEIGHTS_FILE, best_checkpoint, locate_model
@@ -45,6 +46,19 @@ def run_of(model: str | Path) -> Path | None:
     for folder in (path, *path.resolve().parents[:2]):
         if (folder / RECIPE_FILE).is_file() and (folder / "checkpoints").is_dir():
             return folder
+    return None
+
+
+def recipe_of(run: Path) -> RunConfig | None:
+    """The settings of a run; None where its recipe was not written to its end.
+
+    Raises:
+        ConfigError: the recipe is damaged.
+    """
+    config = load_recipe(run / RECIPE_FILE)
+    if config.data.train:
+        return config
+    logger.warning("%s is empty: the run's settings are not known, and those of the model are taken", run / RECIPE_FILE)
     return None
 
 

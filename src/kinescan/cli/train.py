@@ -1,4 +1,3 @@
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,26 +12,31 @@ from torch import Tensor
 
 from kinescan.cli.output import is_main_process, print_json, reported
 from kinescan.cli.plan import show_plan
+from kinescan.cli.run_videos import TRAINING_VIDEOS, training_digest, videos_of_run
 from kinescan.cli.runs import choose_output
 from kinescan.cli.terminal import print_page
 from kinescan.cli.videos import evaluated_on, make_test_set, make_training_set, read_videos
 from kinescan.config import RunConfig, dump_recipe, load_recipe
-from kinescan.data.datasets import VideoDataset, VideoItem
+from kinescan.data.datasets import VideoItem
+from kinescan.data.provenance import RunVideos
+from kinescan.data.sampling import Views
 from kinescan.data.transforms import AugmentConfig, mix
-from kinescan.errors import ConfigError
+from kinescan.errors import ConfigError, VideoError
 from kinescan.evaluation.cost import count_cost
-from kinescan.evaluation.multiview import evaluate_model
+from kinescan.evaluation.multiview import Evaluation, evaluate_model
 from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.location import RECIPE_FILE
 from kinescan.models.zoo import create_model, from_pretrained
+from kinescan.runtime.atomic_write import write_text
 from kinescan.settings import to_plain
 from kinescan.training.engine import choose_device
 from kinescan.training.journal import prepare_output
 from kinescan.training.lock import locked
-from kinescan.training.loop import FitResult, fit, refuse_existing_run
+from kinescan.training.loop import fit, refuse_existing_run
 from kinescan.training.plan import Plan, make_plan
 from kinescan.training.processes import Processes, open_processes
+from kinescan.training.result import FitResult
 from kinescan.training.source import DatasetClips
 
 logger = logging.getLogger(__name__)
@@ -84,7 +88,8 @@ def train(
     """Trains as a recipe says, evaluates the best checkpoint and writes the report.
 
     The folder of the run holds recipe.toml (resolved), log.jsonl, tensorboard/, checkpoints/last, checkpoints/best,
-    report.json, report.md, and unreadable.json where videos could not be read.
+    report.json, report.md, videos.json (what was trained on and what was held out), and unreadable.json where videos
+    could not be read.
 
     Args:
         recipe: a TOML file, the name of a recipe that comes with kinescan, or the configuration itself; to resume, also
@@ -122,8 +127,14 @@ def _train_into(folder: Path, config: RunConfig, processes: Processes, *, resume
     clips = DatasetClips(
         make_training_set(config, training, classes), config.loader, seed=config.seed, processes=processes
     )
-    if processes.is_main and not (resume and (folder / RECIPE_FILE).exists()):
-        (folder / RECIPE_FILE).write_text(dump_recipe(config), encoding="utf-8")
+    videos = processes.share(videos_of_run(folder, config, training, held_out, classes) if processes.is_main else None)
+    scores = HeldOutScores(config, held_out, classes, videos)
+
+    def keep_settings() -> None:
+        if processes.is_main:
+            write_text(folder / RECIPE_FILE, dump_recipe(config))
+            videos.save(folder)
+
     result = fit(
         model,
         clips,
@@ -131,12 +142,13 @@ def _train_into(folder: Path, config: RunConfig, processes: Processes, *, resume
         train=config.train,
         optim=config.optim,
         mix=partial(_mixed, config.augment),
-        evaluate=partial(_scores, make_test_set(config, held_out, classes, config.views_while_training()), config),
+        evaluate=scores,
         seed=config.seed,
         resume=resume,
-        settings=_settings(config, training),
+        settings={**to_plain(config), TRAINING_VIDEOS: training_digest(training)},
+        on_start=keep_settings,
     )
-    report = _final_report(config, result, make_test_set(config, held_out, classes, config.views()))
+    report = _final_report(config, result, scores)
     if processes.is_main:
         report.save(folder)
     return result, report
@@ -172,12 +184,6 @@ def _resolve(recipe: str | Path | RunConfig, overrides: Sequence[str]) -> tuple[
     return config, config.model.name if isinstance(recipe, RunConfig) else Path(recipe).stem
 
 
-def _settings(config: RunConfig, training: Sequence[VideoItem]) -> dict[str, Any]:
-    """What a resumption is compared with: all settings, and which videos there are, wherever they are now."""
-    digest = hashlib.sha256("\n".join(f"{item.video_id}\t{item.label}" for item in training).encode()).hexdigest()
-    return {**to_plain(config), "training_videos": f"{len(training)} videos, SHA-256 {digest[:16]}"}
-
-
 def _make_model(config: RunConfig, classes: Sequence[str]) -> VideoClassifier:
     model = create_model(
         config.model.name,
@@ -199,20 +205,58 @@ def _mixed(
     return mix(clips, labels, augment, generator, places=places)
 
 
-def _scores(dataset: VideoDataset, config: RunConfig, model: VideoClassifier) -> dict[str, float]:
-    metrics = evaluate_model(model, dataset, loader=config.loader).metrics
-    return {"top1": metrics.top1, "top5": metrics.top5}
+class HeldOutScores:
+    """Scores on the held-out videos; one that is gone ends the run, since the others' score means something else.
+
+    Args:
+        config: of the run.
+        held_out: the videos.
+        classes: label texts.
+        recorded: what the run knows of its videos: which files were there when it began.
+    """
+
+    def __init__(
+        self, config: RunConfig, held_out: Sequence[VideoItem], classes: Sequence[str], recorded: RunVideos
+    ) -> None:
+        self._config, self._held_out, self._classes = config, held_out, classes
+        self._absent = {video.video_id for video in recorded.held_out if not video.fingerprint}
+        self._scored: set[str] = set()
+
+    def __call__(self, model: VideoClassifier) -> dict[str, float]:
+        """Scores after an epoch, as `fit` takes them."""
+        metrics = self.evaluate(model, self._config.views_while_training()).metrics
+        return {"top1": metrics.top1, "top5": metrics.top5}
+
+    def evaluate(self, model: VideoClassifier, views: Views) -> Evaluation:
+        """All held-out videos, scored with some views.
+
+        Raises:
+            VideoError: one that was there when the run began, or that was scored before, is gone.
+        """
+        dataset = make_test_set(self._config, self._held_out, self._classes, views)
+        evaluation = evaluate_model(model, dataset, loader=self._config.loader)
+        lost = []
+        for problem in evaluation.unreadable:
+            video_id = self._held_out[problem.item_index].video_id
+            if video_id in self._scored or (problem.gone and video_id not in self._absent):
+                lost.append(problem)
+        if lost:
+            raise VideoError(
+                lost[0].path,
+                f"{lost[0].reason}; {len(lost)} held-out videos that were there before are gone. Bring them back: a "
+                "score without them cannot be compared with the others of the run.",
+            )
+        self._scored.update(item.video_id for item in evaluation.items)
+        return evaluation
 
 
-def _final_report(config: RunConfig, result: FitResult, dataset: VideoDataset) -> Report:
+def _final_report(config: RunConfig, result: FitResult, scores: HeldOutScores) -> Report:
     """The best checkpoint, scored with the final views."""
     model = from_pretrained(result.best or result.last).to(choose_device(config.train.device))
-    evaluation = evaluate_model(model, dataset, loader=config.loader)
-    data = evaluated_on(config)
     return make_report(
-        evaluation,
+        scores.evaluate(model, config.views()),
         model=model.name,
-        data=data,
+        data=evaluated_on(config),
         seed=config.seed,
         cost=count_cost(model),
         notes=() if result.best is None else (CHOSEN_ON_THESE,),
