@@ -58,7 +58,7 @@ def run(folder: Path) -> None:
     """Goes on with the run in `folder`, or begins it."""
     fixtures = _fixtures()
     set_seed(0)
-    model = fixtures.TinyClassifier(fixtures.TinyConfig(dropout=0.3))
+    model = fixtures.TinyClassifier(fixtures.TinyConfig(dropout=0.3), labels=("minus", "plus"))
     clips = fixtures.NoiseClips(num_batches=7, batch_size=4)
     fit(model, clips, output=folder, train=TRAIN, optim=OPTIM, mix=mix, evaluate=score, seed=3, resume=True)
 
