@@ -7,7 +7,8 @@ import torch
 from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import VideoReader, write_video
 from kinescan.errors import CheckpointError, ConfigError, NonFiniteError, ShapeError, VideoError
-from kinescan.inference.stream import StreamSession, load_stream_state, save_stream_state, stream
+from kinescan.inference.stream import StreamSession, stream
+from kinescan.inference.stream_state import load_stream_state, save_stream_state
 
 
 def random_frames(num_frames: int, height: int = 40, width: int = 48) -> torch.Tensor:
@@ -258,4 +259,8 @@ def test_save_stream_state_says_that_it_cannot_write(causal_model, tmp_path):
     session = StreamSession(causal_model)
     session.push(random_frames(1)[0])
     with pytest.raises(CheckpointError, match="the stream's state cannot be written"):
-        save_stream_state(session.state, tmp_path / "absent" / "state.safetensors")
+        save_stream_state(session.state, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="the stream's state cannot be written"):
+        save_stream_state(session.state, tmp_path / "file" / "state.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from kinescan.errors import CheckpointError, KinescanError
+from kinescan.runtime.fingerprint import fingerprint_of
 from kinescan.vlm import PixelSettings, load_stream, open_stream
-from kinescan.vlm.fingerprint import fingerprint_of
 
 PIXELS = PixelSettings(min_pixels=64, max_pixels=10_000)
 QUESTION = [5, 17, 200, 41, 8]

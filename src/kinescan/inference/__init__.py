@@ -4,7 +4,8 @@ from kinescan.inference.explain import KinematicMaps, kinematic_maps
 from kinescan.inference.export import ExportCheck, export
 from kinescan.inference.exported import ExportedModel, ExportRecord, load_exported
 from kinescan.inference.predictor import Prediction, predict
-from kinescan.inference.stream import StreamPrediction, StreamSession, load_stream_state, save_stream_state, stream
+from kinescan.inference.stream import StreamPrediction, StreamSession, stream
+from kinescan.inference.stream_state import load_stream_state, save_stream_state
 from kinescan.inference.strip import draw_strip
 
 __all__ = [

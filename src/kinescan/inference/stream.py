@@ -1,14 +1,13 @@
 import logging
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from kinescan.data.transforms import EvalTransform
@@ -17,8 +16,7 @@ from kinescan.errors import CheckpointError, ConfigError, ShapeError
 from kinescan.evaluation.mode import evaluation_view
 from kinescan.evaluation.multiview import check_finite
 from kinescan.inference.source import ModelSource, record_of_export, resolve_model
-from kinescan.layers.kinematic import KinematicState
-from kinescan.layers.mamba import MambaState
+from kinescan.inference.stream_state import fitting_state, load_stream_state, save_stream_state
 from kinescan.models.pks4 import PKS4, PKS4State
 
 logger = logging.getLogger(__name__)
@@ -81,8 +79,7 @@ class StreamSession:
         device: str | torch.device | None = None,
         state: PKS4State | None = None,
     ) -> None:
-        if top < 1:
-            raise ConfigError(f"top must be at least 1, got {top}.")
+        _check_count("top", top)
         exported = record_of_export(model)
         if exported is not None:
             kind = "causal, but exported" if exported.causal else "exported"
@@ -101,7 +98,7 @@ class StreamSession:
         self.model: PKS4 = resolved
         self._view = evaluation_view(resolved)
         self.top = min(top, resolved.config.num_classes)
-        self.state = PKS4State() if state is None else _fitting_state(state, resolved)
+        self.state = PKS4State() if state is None else fitting_state(state, resolved)
         self._transform = EvalTransform(resolved.preprocessing, crops=1)
 
     def push(self, frame: Tensor, *, frame_index: int | None = None, seconds: float | None = None) -> StreamPrediction:
@@ -181,67 +178,17 @@ def stream(
         >>> [prediction.frame_index for prediction in stream(model, frames, every=2)]
         [0, 2, 4]
     """
-    if every < 1:
-        raise ConfigError(f"every must be at least 1, got {every}.")
+    _check_count("every", every)
     frames = _frames_of(source, allow_short) if isinstance(source, str | Path) else source
     if not isinstance(state, str | Path):
         return _predictions(StreamSession(model, top=top, device=device, state=state), frames, every)
     path = Path(state)
     if not os.access(path.parent, os.W_OK):
         raise ConfigError(f"state: {path.parent} is no folder that can be written to. Make it, or name another file.")
-    begun = load_stream_state(path) if path.exists() else None
-    session = StreamSession(model, top=top, device=device, state=begun)
+    session = StreamSession(model, top=top, device=device)
+    if path.exists():
+        session.state = fitting_state(load_stream_state(path, model=session.model), session.model)
     return _kept(_predictions(session, frames, every), session, path)
-
-
-def save_stream_state(state: PKS4State, path: str | Path) -> None:
-    """Writes a stream's state to a safetensors file, to go on later or elsewhere.
-
-    An earlier file is there until the new one is whole.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
-    aside = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.part")
-    try:
-        save_file(tensors, aside, metadata={"kinescan_stream_state": "1", "frames_seen": str(state.frames_seen)})
-        aside.replace(path)
-    except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"the stream's state cannot be written to {path}: {error}. Name a file in a folder with room."
-        ) from error
-
-
-def load_stream_state(path: str | Path) -> PKS4State:
-    """Reads what `save_stream_state` wrote; give it to `stream` or `StreamSession` with the same model.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or something else.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: the stream's state cannot be read: {error}") from error
-    if "kinescan_stream_state" not in metadata:
-        raise CheckpointError(f"{path} holds tensors, but no stream's state. Give a file that save_stream_state wrote.")
-    return _state_of(tensors, int(metadata["frames_seen"]))
-
-
-def _state_of(tensors: Mapping[str, Tensor], frames_seen: int) -> PKS4State:
-    """The inverse of `PKS4State.tensors`."""
-    route = "class_tokens."
-    scan = tensors.get("scanner.scan")
-    return PKS4State(
-        frames_seen=frames_seen,
-        class_tokens={int(name.removeprefix(route)): tensors[name] for name in tensors if name.startswith(route)},
-        kinematic=KinematicState(tensors.get("kinematic.correlation"), tensors.get("kinematic.variation")),
-        scanner=None if scan is None else MambaState(scan, tensors["scanner.conv_tail"]),
-        average=tensors.get("average"),
-    )
 
 
 def _predictions(
@@ -263,11 +210,15 @@ def _kept(
             for prediction in predictions:
                 yield prediction
                 if time.monotonic() - written > _STATE_SECONDS:
-                    save_stream_state(session.state, path)
                     written = time.monotonic()
+                    # room may be made until the next minute: the stream goes on meanwhile
+                    try:
+                        save_stream_state(session.state, path, model=session.model)
+                    except CheckpointError as error:
+                        logger.warning("%s The stream goes on.", error)
     finally:
         if session.state is not begun:
-            save_stream_state(session.state, path)
+            save_stream_state(session.state, path, model=session.model)
             logger.info("the state after %d frames: %s", session.state.frames_seen, path)
 
 
@@ -276,34 +227,21 @@ def _frames_of(source: str | Path, allow_short: bool) -> Iterator[tuple[Tensor, 
         yield from video
 
 
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be at least 1, got {value!r}. Give a whole number.")
+
+
 def _check_frame(frame: Tensor, frame_index: int) -> None:
-    if not isinstance(frame, Tensor) or frame.dtype != torch.uint8 or frame.ndim != 3 or frame.shape[0] != 3:
+    if (
+        not isinstance(frame, Tensor)
+        or frame.dtype != torch.uint8
+        or frame.ndim != 3
+        or frame.shape[0] != 3
+        or not frame.numel()
+    ):
         given = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, Tensor) else type(frame).__name__
         raise ShapeError(
             f"frame {frame_index} must be a uint8 tensor [3, H, W], got {given.removeprefix('torch.')}. "
             "For an array [H, W, 3] use torch.from_numpy(array).permute(2, 0, 1)."
         )
-
-
-def _fitting_state(state: PKS4State, model: PKS4) -> PKS4State:
-    """The state on the model's device.
-
-    Raises:
-        CheckpointError: it is the state of another model, or of several streams.
-    """
-    device = next(model.parameters()).device
-    moved = _state_of({name: tensor.to(device) for name, tensor in state.tensors().items()}, state.frames_seen)
-    rows, columns = model.vit.grid
-    expected: dict[str, tuple[int, ...]] = {"average": (1, model.head.in_features)}
-    if model.scanner is not None:
-        inner, size = model.scanner.mamba.A_log.shape
-        expected["scanner.scan"] = (rows * columns, inner, size)
-    tensors = moved.tensors()
-    for name, shape in expected.items():
-        given = tuple(tensors[name].shape) if name in tensors else None
-        if moved.frames_seen and given != shape:
-            raise CheckpointError(
-                f"the state does not fit {model.name}: {name} is {given}, but this model's is {shape}. "
-                "Give the state of one stream of the same model."
-            )
-    return moved

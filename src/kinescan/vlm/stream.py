@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError
+from kinescan.runtime.fingerprint import fingerprint_of
 from kinescan.settings import to_plain
 from kinescan.vlm.answer import Answer, AnswerToken, StreamStats
 from kinescan.vlm.attention import attend_through
@@ -21,7 +22,6 @@ from kinescan.vlm.chat import Chat, Place
 from kinescan.vlm.config import StreamConfig, check_count
 from kinescan.vlm.families import Family, Features, PixelSettings, Positions, family_class, read_pixel_settings
 from kinescan.vlm.families.door import follows_length, pinned_rope, share_weights
-from kinescan.vlm.fingerprint import fingerprint_of
 from kinescan.vlm.frames import to_frames
 from kinescan.vlm.intake import Intake, PendingPatch, encoded
 from kinescan.vlm.policy import Policy, make_policy

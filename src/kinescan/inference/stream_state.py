@@ -1,0 +1,144 @@
+"""The state of one stream through a causal model as a file: written whole, read part by part."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kinescan.errors import CheckpointError
+from kinescan.evaluation.mode import evaluation_view
+from kinescan.layers.kinematic import KinematicState
+from kinescan.layers.mamba import MambaState
+from kinescan.models.pks4 import PKS4, PKS4State
+from kinescan.runtime.atomic_write import atomic_write
+from kinescan.runtime.files import require_regular
+from kinescan.runtime.fingerprint import fingerprint_of
+
+_MARK, _SEEN, _WEIGHTS = "kinescan_stream_state", "frames_seen", "weights"
+_ROUTE = "class_tokens."
+_NAMES = ("kinematic.correlation", "kinematic.variation", "scanner.scan", "scanner.conv_tail", "average")
+_ADVICE = "Name a file in a folder with room."
+_ANEW = "Give the file of a stream of this model, or start anew without it."
+
+
+def save_stream_state(state: PKS4State, path: str | Path, *, model: PKS4 | None = None) -> None:
+    """Writes a stream's state to a safetensors file, to go on later or elsewhere.
+
+    An earlier file is there until the new one is whole.
+
+    Args:
+        state: of the stream.
+        path: the file.
+        model: whose weights the state belongs to; `load_stream_state` can compare them then.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
+    metadata = {_MARK: "1", _SEEN: str(state.frames_seen)}
+    if model is not None:
+        metadata[_WEIGHTS] = fingerprint_of(model)
+
+    def refused(reason: str) -> CheckpointError:
+        return CheckpointError(f"the stream's state cannot be written: {reason}")
+
+    with atomic_write(path, error=refused, advice=_ADVICE) as aside:
+        try:
+            save_file(tensors, aside, metadata=metadata)
+        except SafetensorError as error:
+            raise refused(f"{path} ({error}). {_ADVICE}") from None
+
+
+def load_stream_state(path: str | Path, *, model: PKS4 | None = None) -> PKS4State:
+    """Reads what `save_stream_state` wrote; give it to `stream` or `StreamSession` with the same model.
+
+    Args:
+        path: the file.
+        model: where the file says whose weights it belongs to, this model's are compared.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or something else; or it belongs to other weights.
+    """
+
+    def refused(reason: str) -> CheckpointError:
+        return CheckpointError(f"{path}: the stream's state cannot be read: {reason}")
+
+    require_regular(path, error=refused)
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise refused(f"{error}. {_ANEW}") from None
+    if _MARK not in metadata:
+        raise CheckpointError(f"{path} holds tensors, but no stream's state. Give a file that save_stream_state wrote.")
+    seen = metadata.get(_SEEN, "")
+    if not (seen.isascii() and seen.isdigit() and len(seen) < 19):
+        raise refused(f"{_SEEN} is {seen!r}, and must be a number of frames. {_ANEW}")
+    weights = metadata.get(_WEIGHTS)
+    if model is not None and weights is not None and weights != fingerprint_of(model):
+        raise CheckpointError(f"{path} was written with other weights than those of {model.name}. {_ANEW}")
+    try:
+        return state_of(tensors, int(seen))
+    except CheckpointError as error:
+        raise refused(str(error)) from None
+
+
+def state_of(tensors: Mapping[str, Tensor], frames_seen: int) -> PKS4State:
+    """The inverse of `PKS4State.tensors`.
+
+    Raises:
+        CheckpointError: a tensor belongs to no part of a state, is half of a part, or holds NaN or infinity.
+    """
+    routes = {name: name.removeprefix(_ROUTE) for name in tensors if name.startswith(_ROUTE)}
+    unknown = sorted(name for name in tensors if name not in _NAMES and not routes.get(name, "").isdecimal())
+    if unknown:
+        raise CheckpointError(f"{unknown[0]} belongs to no part of a stream's state. {_ANEW}")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{name} holds other values than finite numbers. {_ANEW}")
+    scan, conv_tail = tensors.get("scanner.scan"), tensors.get("scanner.conv_tail")
+    if (scan is None) != (conv_tail is None):
+        raise CheckpointError(f"scanner.{'scan' if scan is None else 'conv_tail'} is missing. {_ANEW}")
+    if bool(frames_seen) != bool(tensors):
+        raise CheckpointError(f"it holds {len(tensors)} tensors after {frames_seen} frames. {_ANEW}")
+    return PKS4State(
+        frames_seen=frames_seen,
+        class_tokens={int(place): tensors[name] for name, place in routes.items()},
+        kinematic=KinematicState(tensors.get("kinematic.correlation"), tensors.get("kinematic.variation")),
+        scanner=None if scan is None or conv_tail is None else MambaState(scan, conv_tail),
+        average=tensors.get("average"),
+    )
+
+
+def fitting_state(state: PKS4State, model: PKS4) -> PKS4State:
+    """The state on the model's device.
+
+    Raises:
+        CheckpointError: it is the state of another model, or of several streams.
+    """
+    device = next(model.parameters()).device
+    given = {name: tensor.to(device) for name, tensor in state.tensors().items()}
+    if state.frames_seen:
+        expected = _shapes_after_a_frame(model)
+        for name in sorted(expected.keys() | given.keys()):
+            shape = tuple(given[name].shape) if name in given else None
+            if shape != expected.get(name):
+                raise CheckpointError(
+                    f"the state does not fit {model.name}: {name} is {shape}, but this model's is "
+                    f"{expected.get(name)}. Give the state of one stream of the same model."
+                )
+    return state_of(given, state.frames_seen)
+
+
+def _shapes_after_a_frame(model: PKS4) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the model's state, whose sizes are those of the first frame for good."""
+    size = model.preprocessing.size
+    like = next(model.parameters())
+    frame = torch.zeros(1, 1, 3, size, size, device=like.device, dtype=like.dtype)
+    with torch.no_grad():
+        _, state = evaluation_view(model).forward_stream(frame, PKS4State())
+    return {name: tuple(tensor.shape) for name, tensor in state.tensors().items()}
