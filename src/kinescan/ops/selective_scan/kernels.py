@@ -509,12 +509,15 @@ def kind_of_rates(rates, num_channels, num_places):  # type: ignore[no-untyped-d
     kind = MULTIPLES if num_places > 1 else NEGATIVE
     for channel in range(num_channels):
         first = get(rates, channel * num_places)
+        num_others, num_beside = 0, 0
         for s in range(num_places):
             rate = get(rates, channel * num_places + s)
-            if not -_LARGEST <= rate < _ZERO:  # NaN is none of it
-                return ANY
-            if kind == MULTIPLES and abs(rate - np.float32(s + 1) * first) > _SAME_RATE * -rate:
-                kind = NEGATIVE
+            num_others += not (rate >= -_LARGEST and rate < _ZERO)  # NaN, too
+            num_beside += not (abs(rate - np.float32(s + 1) * first) <= _SAME_RATE * -rate)
+        if num_others > 0:
+            return ANY
+        if num_beside > 0:
+            kind = NEGATIVE
     return kind
 
 

@@ -40,36 +40,33 @@ def _scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
 def _scan_into(inputs: ScanInputs, y: Tensor, last_state: Tensor) -> None:
     """As `_scan`, into memory of the caller's: float32, without gaps."""
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "state")
-    read = [(name, x) for name, x in zip(names, inputs.tensors, strict=True) if x is not None]
-    goes_on = inputs.state is not None and _are_same(inputs.state, last_state)
-    others = [(name, x) for name, x in read if not (goes_on and name == "state")]
-    for result, written, beside in (
-        ("y", y, [*read, ("the last state", last_state)]),
-        ("the last state", last_state, others),
-    ):
-        shared = [name for name, x in beside if _overlap(x, written)]
-        if shared:
-            raise ShapeError(
-                f"out: {result} shares memory with {shared[0]}. Give it memory of its own; only the state that comes "
-                "in may be the one that is written, whole."
-            )
+    read = {name: _extent(x) for name, x in zip(names, inputs.tensors, strict=True) if x is not None}
+    written = {"y": _extent(y), "the last state": _extent(last_state)}
+    if inputs.state is not None and inputs.state.is_contiguous() and read["state"] == written["the last state"]:
+        del read["state"]  # goes on in place
+    pairs = [(result, name) for result in written for name in read if _meet(written[result], read[name])]
+    if _meet(written["y"], written["the last state"]):
+        pairs.append(("y", "the last state"))
+    if pairs:
+        result, name = pairs[0]
+        raise ShapeError(
+            f"out: {result} shares memory with {name}. Give it memory of its own; only the state that comes in may be "
+            "the one that is written, whole."
+        )
     _fill(inputs, y, last_state)
 
 
-def _are_same(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors are the same entries of the same memory."""
-    return (first.data_ptr(), first.dtype, first.stride()) == (second.data_ptr(), second.dtype, second.stride())
-
-
-def _overlap(first: Tensor, second: Tensor) -> bool:
-    """Whether the memory from the first to the last entry of two tensors meets."""
-    (first_at, first_past), (second_at, second_past) = _extent(first), _extent(second)
-    return first_at < second_past and second_at < first_past
-
-
 def _extent(tensor: Tensor) -> tuple[int, int]:
+    """The memory from the first to behind the last entry of a tensor."""
+    first = tensor.data_ptr()
+    if tensor.is_contiguous():
+        return first, first + tensor.nbytes
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+    return first, first + (last + 1) * tensor.element_size()
+
+
+def _meet(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    return first[0] < second[1] and second[0] < first[1]
 
 
 def _fill(inputs: ScanInputs, y: Tensor, last_state: Tensor) -> None:
@@ -188,7 +185,9 @@ class _Memory:
         self.sizes = (u.shape[1], u.shape[2], A.shape[1])
         bias = torch.zeros(u.shape[2]) if delta_bias is None else delta_bias
         rates = A.detach().float() * _LOG2E
-        kind = kernels.kind_of_rates(self.flat(A), *A.shape) if delta_softplus else kernels.ANY
+        # A step as it lies is as fast as memory, whatever the rates.
+        is_looked_up = delta_softplus and grouped_rates
+        kind = kernels.kind_of_rates(self.flat(A), *A.shape) if is_looked_up else kernels.ANY
         if grouped_rates:
             rates = _groups(rates).movedim(1, 2)  # [groups, S, LANES]
         self.addresses = (
