@@ -1,0 +1,1 @@
+"""What a verb does with a run's folder and its recipe."""
