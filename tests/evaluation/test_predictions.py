@@ -26,11 +26,11 @@ def test_predictions_are_read_as_they_were_written(evaluation, tmp_path):
 
 
 def test_read_predictions_says_what_is_wrong(tmp_path):
-    with pytest.raises(ConfigError, match=r"none\.jsonl cannot be read .* kinescan eval RUN"):
+    with pytest.raises(ConfigError, match=r"none\.jsonl cannot be read .* path"):
         read_predictions(tmp_path / "none.jsonl")
     path = tmp_path / "other.jsonl"
     path.write_text('{"video_id": "a", "label": "x", "prediction": "x"}\n{"path": "b"}\n')
-    with pytest.raises(ConfigError, match=r"other\.jsonl, line 2: needs video_id, label and prediction"):
+    with pytest.raises(ConfigError, match=r"other\.jsonl, line 2: needs video_id, label, prediction, each"):
         read_predictions(path)
 
 

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import kinescan
 from kinescan.cli.output import FAILED, print_json, reported
 from kinescan.cli.terminal import print_table
 from kinescan.errors import ConfigError
+from kinescan.runtime.files import read_toml
 from kinescan.settings import build_settings, closest
 from kinescan.training.journal import prepare_output
 
@@ -144,11 +144,7 @@ def read_suite(root: Path) -> dict[str, Benchmark]:
     Raises:
         ConfigError: suite.toml is no TOML, or an entry has unknown or missing keys.
     """
-    path = root / "benchmarks" / "suite.toml"
-    try:
-        entries: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    entries = read_toml(root / "benchmarks" / "suite.toml")
     return {name: build_settings(Benchmark, entry, where=name) for name, entry in entries.items()}
 
 

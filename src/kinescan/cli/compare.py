@@ -61,6 +61,9 @@ def _read(source: str | Path) -> _Scored:
     folder = max(found, key=lambda folder: (folder / PREDICTIONS_FILE).stat().st_mtime)
     advice = f"Write it again: kinescan eval {source}"
     report = read_json_object(folder / REPORT_FILE, error=lambda text: ConfigError(f"{text} {advice}"))
+    notes = report.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise ConfigError(f"{folder / REPORT_FILE}: notes must be texts. {advice}")
     return _Scored(name=str(source), predictions=read_predictions(folder / PREDICTIONS_FILE), report=report)
 
 

@@ -53,11 +53,14 @@ def _summary(settings: Any) -> str:
 
 def _first_comment(path: Path) -> str:
     """The recipe's first line where it is a comment, else the model that it trains."""
-    first = read_text(path).partition("\n")[0]
-    if first.startswith("#"):
-        return first.lstrip("# ")
-    model = read_toml(path).get("model", {})
-    return str(model if isinstance(model, str) else model.get("name", ""))
+    try:
+        first = read_text(path).partition("\n")[0]
+        if first.startswith("#"):
+            return first.lstrip("# ")
+        model = read_toml(path).get("model", {})
+    except ConfigError as error:
+        return f"cannot be read: {error}"
+    return str(model.get("name", "") if isinstance(model, dict) else model)
 
 
 @reported

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from safetensors.torch import save
@@ -15,6 +15,7 @@ from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import parse_json, read_text
 
 PREDICTIONS_FILE = "predictions.jsonl"
+_KEYS = ("video_id", "label", "prediction")
 TOP = 5
 """How many classes a line scores; the file of tensors has all."""
 
@@ -70,21 +71,23 @@ def read_predictions(path: str | Path) -> tuple[VideoPrediction, ...]:
     Raises:
         ConfigError: the file is missing, or a line is not one of ours.
     """
-    # Not splitlines: labels may hold signs that it takes for ends of lines.
-    lines = read_text(path, error=lambda text: ConfigError(f"{text} Score the model first: kinescan eval RUN.")).split(
-        "\n"
-    )
-    return tuple(_read_line(path, number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    # Not splitlines: JSON leaves separators that only Unicode knows inside of texts.
+    lines = [line for line in read_text(path, error=_unread).split("\n") if line.strip()]
+    return tuple(_read_line(path, number, line) for number, line in enumerate(lines, start=1))
+
+
+def _unread(text: str) -> ConfigError:
+    return ConfigError(f"{text} Score the model first: kinescan eval RUN.")
 
 
 def _read_line(path: str | Path, number: int, line: str) -> VideoPrediction:
-    try:
-        values: dict[str, Any] = parse_json(line, path)
-        return VideoPrediction(**{key: str(values[key]) for key in ("video_id", "label", "prediction")})
-    except (ValueError, KeyError, TypeError) as error:
+    values = parse_json(line, f"{path}, line {number}")
+    texts = {key: values.get(key) for key in _KEYS} if isinstance(values, dict) else {}
+    if not texts or not all(isinstance(text, str) for text in texts.values()):
         raise ConfigError(
-            f"{path}, line {number}: needs video_id, label and prediction ({error!r}). Write it again: kinescan eval."
-        ) from error
+            f"{path}, line {number}: needs {', '.join(_KEYS)}, each a text. Write it again: kinescan eval."
+        )
+    return VideoPrediction(**cast(dict[str, str], texts))
 
 
 def save_features(evaluation: Evaluation, path: str | Path) -> None:

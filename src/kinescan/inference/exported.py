@@ -1,3 +1,4 @@
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,7 @@ class ExportedModel(VideoClassifier):
 
 def is_exported(folder: str | Path) -> bool:
     """Whether a folder holds an exported model."""
-    return (Path(folder) / RECORD_FILE).is_file()
+    return os.path.isfile(Path(folder) / RECORD_FILE)
 
 
 def read_record(folder: str | Path) -> ExportRecord:

@@ -1,6 +1,7 @@
 """Which weights a tuned part belongs to: where they were, and their SHA-256."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,8 @@ def find_base(recorded: Mapping[str, Any], folder: Path, given: str | Path | Non
         return str(given)
     source = str(recorded.get("source"))
     for candidate in (Path(source), folder / Path(source).name):
-        if candidate.exists():
+        # Not Path.exists, which raises where a name is too long.
+        if os.path.exists(candidate):
             return str(candidate)
     if is_hub_name(source):
         return source

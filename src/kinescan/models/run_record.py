@@ -1,13 +1,14 @@
 """What a run's folder tells of the model that it trained: the recipe, and how well it did."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import get_type_hints
 
 from kinescan.errors import CheckpointError
+from kinescan.fields import fits
 from kinescan.models.location import RECIPE_FILE
+from kinescan.runtime.files import read_json_object, read_text
 
 REPORT_FILES = ("report.json", "evaluation/report.json")
 """Written at the end of the training, and by `kinescan eval`."""
@@ -73,27 +74,21 @@ def read_run(folder: str | Path) -> RunRecord:
     if not (path / RECIPE_FILE).is_file():
         raise CheckpointError(f"{folder} has no {RECIPE_FILE}. Give the folder of a run, as `kinescan train` wrote it.")
     reports = [path / name for name in REPORT_FILES if (path / name).is_file()]
-    recipe = (path / RECIPE_FILE).read_text(encoding="utf-8")
+    recipe = read_text(path / RECIPE_FILE, error=CheckpointError)
     return RunRecord(recipe=recipe, reports=tuple(_read_report(file) for file in reports))
 
 
 def _read_report(path: Path) -> ReportedScore:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return ReportedScore(
-            data=_without_folders(content["data"]),
-            views=content["views"],
-            num_videos=int(content["num_videos"]),
-            top1=float(content["top1"]),
-            top5=float(content["top5"]),
-            top5_classes=int(content["top5_classes"]),
-            calibration_error=float(content["calibration_error"]),
-            notes=tuple(content.get("notes", ())),
-        )
-    except (ValueError, KeyError, TypeError) as error:
+    content = read_json_object(path, error=CheckpointError)
+    hints = get_type_hints(ReportedScore)
+    values = {"notes": [], **{name: content[name] for name in hints if name in content}}
+    wrong = [name for name, hint in hints.items() if not fits(values.get(name), hint)]
+    if wrong:
         raise CheckpointError(
-            f"{path} is no report of kinescan ({error!r}). Evaluate once more: kinescan eval"
-        ) from error
+            f"{path} is no report of kinescan: {', '.join(wrong)} missing or of the wrong kind. Evaluate once more: "
+            "kinescan eval"
+        )
+    return ReportedScore(**{**values, "data": _without_folders(values["data"]), "notes": tuple(values["notes"])})
 
 
 def _without_folders(data: str) -> str:

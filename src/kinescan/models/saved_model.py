@@ -66,7 +66,7 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
 def is_saved(folder: str | Path) -> bool:
     """Whether a folder holds a saved model; one that is damaged counts, too."""
     path = Path(folder) / CONFIG_FILE
-    if not path.is_file() or not (Path(folder) / WEIGHTS_FILE).is_file():
+    if not os.path.isfile(path) or not os.path.isfile(Path(folder) / WEIGHTS_FILE):
         return False
     try:
         return "kinescan_version" in read_json_object(path, error=CheckpointError)

@@ -43,6 +43,8 @@ def atomic_write(
     aside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # What is there under that name was left by a killed process, or is a link that would lead elsewhere.
+        aside.unlink(missing_ok=True)
         yield aside
         _sync(aside)
         aside.chmod(_mode_of(path))

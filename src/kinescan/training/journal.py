@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -8,8 +9,11 @@ from typing import Any, TextIO
 
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.runtime.atomic_write import write_text
+from kinescan.runtime.files import read_bytes
 
 logger = logging.getLogger(__name__)
+
+_MAX_BYTES = 2**30
 
 
 def prepare_output(folder: str | Path) -> Path:
@@ -27,9 +31,9 @@ def prepare_output(folder: str | Path) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        # A new file of a name that nobody else has.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-"):
+            pass
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(
@@ -113,6 +117,8 @@ class Journal:
         """Writes the lines so far and opens the file behind them."""
         with _reported(self._path):
             aside = self._path.with_name(f".{self._path.name}.new")
+            # A link of that name would lead elsewhere.
+            aside.unlink(missing_ok=True)
             aside.write_text("".join(line + "\n" for line in self._lines), encoding="utf-8", newline="\n")
             os.replace(aside, self._path)
             self._file = self._path.open("a", encoding="utf-8", newline="\n")
@@ -138,11 +144,11 @@ def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
 
 def _lines(path: Path) -> list[str]:
     """Every whole line."""
-    if not path.is_file():
+    if not path.exists():
         return []
-    with _reported(path):
-        # Whoever wrote something else into it: the lines that belong to the run are still found.
-        return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    # Whoever wrote something else into it: the lines that belong to the run are still found.
+    content = read_bytes(path, max_bytes=_MAX_BYTES, error=CheckpointError)
+    return content.decode("utf-8", errors="replace").split("\n")[:-1]
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kinescan.errors import ConfigError
+from kinescan.runtime.atomic_write import write_text
+from kinescan.runtime.files import read_json_object
 from kinescan.training.processes import Processes
 
 logger = logging.getLogger(__name__)
@@ -18,6 +20,7 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = ".lock"
 HOLDER_FILE = ".lock-holder.json"
 """Who holds the lock, for messages: the lock file itself cannot be read on every system while it is held."""
+_HOLDER_BYTES = 4096
 PATIENCE_SECONDS = 0.5
 """Longer than another run looks whether the folder is free."""
 NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
@@ -94,14 +97,14 @@ def _take(lock: FileLock, folder: Path) -> str | None:
         return None
     if lock.lock_counter == 1:
         holder = {"process": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat("T", "seconds")}
-        with suppress(OSError):
-            (folder / HOLDER_FILE).write_text(json.dumps(holder) + "\n", encoding="utf-8")
+        with suppress(ConfigError):
+            write_text(folder / HOLDER_FILE, json.dumps(holder) + "\n")
     return None
 
 
 def _holder(folder: Path) -> str:
     try:
-        said = json.loads((folder / HOLDER_FILE).read_text(encoding="utf-8"))
+        said = read_json_object(folder / HOLDER_FILE, max_bytes=_HOLDER_BYTES)
         return f"process {said['process']} on {said['host']} (since {said['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ConfigError, KeyError):
         return "another process"
