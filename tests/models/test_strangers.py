@@ -1,6 +1,7 @@
 """Files that look like a vision tower of ours and are not, or are stored in other ways: right, or refused by name."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from tests.models.towers import openai_state, timm_state
 from torch import Tensor
 
-from kinescan.errors import CheckpointError
+from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models.vit import VisionTransformer, ViTConfig
 from kinescan.models.weights import Checkpoint, Pretrained, load_pretrained, read_vision_tower
 from kinescan.models.zoo import create_model
@@ -185,3 +186,42 @@ def test_biases_of_queries_keys_and_values_may_be_there_or_not(kept: str) -> Non
         assert torch.equal(bias, expected)
     # Products without a bias in any block are products with zeros.
     assert not tensors["transformer.resblocks.0.mlp.c_fc.bias"].any()
+
+
+def _odd(tensor: Tensor, way: int) -> Tensor:
+    """The tensor in another shape."""
+    return (
+        tensor.flatten()[:1],
+        tensor.flatten()[0],
+        tensor[None],
+        tensor[:0],
+        tensor.repeat(2, *[1] * (tensor.dim() - 1)),
+        tensor.flatten(),
+    )[way]
+
+
+@pytest.mark.parametrize("kind", ["timm", "openai", "videomamba"])
+def test_tensors_of_any_shape_are_read_or_refused(kind: str) -> None:
+    model = create_model("videomamba_tiny", depth=2, width=16, image_size=16, patch_size=8, num_classes=2)
+    made = {"timm": timm_state, "openai": openai_state, "videomamba": model.state_dict}
+    state = made[kind]()
+    for name, tensor in state.items():
+        for way in range(6 if tensor.dim() else 0):
+            checkpoint = Checkpoint(source="x", file=Path("x.pt"), tensors=state | {name: _odd(tensor, way)})
+            # Anything but our own error fails the test.
+            with suppress(CheckpointError, ConfigError):
+                if kind == "videomamba":
+                    model.load(model.translate(checkpoint))
+                else:
+                    _load(checkpoint.tensors)
+
+
+def test_a_videomamba_with_more_in_its_blocks_is_refused() -> None:
+    model = create_model("videomamba_tiny", depth=2, width=16, image_size=16, patch_size=8, num_classes=2)
+    more = {f"layers.{i}.mixer.in_proj.bias": torch.ones(64) for i in range(2)}
+    tensors = model.state_dict() | more
+    pretrained = model.translate(Checkpoint(source="x", file=Path("x.pt"), tensors=tensors))
+    with pytest.raises(
+        CheckpointError, match=r"nothing would use 2 tensors of its blocks: layers.0.mixer.in_proj.bias"
+    ):
+        model.load(pretrained)

@@ -52,7 +52,7 @@ def test_towers_that_were_not_published_ask_for_their_heads(tmp_path: Path) -> N
     for sizes in ({"width": 128}, {"width": 768, "depth": 2}, {"width": 1536, "depth": 40, "device": "meta"}):
         assert _read(timm_state(**sizes))["heads"] is None
     torch.save(timm_state(64, 2, 128), tmp_path / "tiny.pt")
-    with pytest.raises(ConfigError, match=r"how many attention heads a tower of width 64 has.*heads="):
+    with pytest.raises(ConfigError, match=r"how many attention heads a tower of width 64 and depth 2 has.*heads="):
         create_model("vit_b16", weights=tmp_path / "tiny.pt", num_classes=2)
     assert create_model("vit_b16", weights=tmp_path / "tiny.pt", num_classes=2, heads=2).config.heads == 2
 

@@ -14,7 +14,7 @@ from kinescan.errors import CheckpointError
 from kinescan.models.checkpoint_file import Checkpoint
 from kinescan.models.load_report import LoadReport
 from kinescan.models.saved_model import WEIGHTS_FILE
-from kinescan.models.weights import Pretrained, load_pretrained
+from kinescan.models.weights import Pretrained, load_pretrained, refuse_wrong_kinds, shapes_that_fit
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -22,6 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _PREFIXES = ("module.", "model.", "backbone.", "encoder.")
 _PROMPTS = ("inner_prompt.", "dynamic_scales.", "prompt_attentions.")
 """Names of the published state-space prompts, which stand under `tuner.` in our models."""
+_BACKBONE = r"(layers|patch_embed|norm_f)\."
 GATE_KERNEL = "tuner.inner_prompt.inter.convs.weight"
 """The one tuned tensor that is tied to the grid of patches."""
 
@@ -39,6 +40,7 @@ def read_videomamba(checkpoint: Checkpoint) -> Pretrained:
         CheckpointError: it is no VideoMamba, incomplete, or holds only what a tuner trained.
     """
     settings, source = checkpoint.settings, checkpoint.source
+    refuse_wrong_kinds(checkpoint)
     # A base may lie in the folder of what was tuned on top of it, beside that one's config.json.
     own = "kinescan_version" in settings and checkpoint.file.name == WEIGHTS_FILE
     if own and settings.get("base"):
@@ -48,14 +50,16 @@ def read_videomamba(checkpoint: Checkpoint) -> Pretrained:
         )
     tensors = {_our_name(name): tensor for name, tensor in checkpoint.tensors.items()}
     _refuse_others(tensors, source)
-    sizes = _sizes(tensors, source)
+    with shapes_that_fit(source):
+        sizes = _sizes(tensors, source)
+        conventions = {"num_classes": tensors["head.weight"].shape[0]} if "head.weight" in tensors else {}
     image = tensors["patch_embed.proj.weight"].ndim == 4
     return Pretrained(
         source=source,
         layout="kinescan" if own else "videomamba_image" if image else "videomamba",
         tensors=tensors,
         sizes=sizes,
-        conventions={"num_classes": tensors["head.weight"].shape[0]} if "head.weight" in tensors else {},
+        conventions=conventions,
         preprocessing=settings.get("preprocessing", {}) if own else {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         labels=tuple(settings["labels"]) if own and settings.get("labels") is not None else None,
         model=settings.get("model") if own else None,
@@ -80,8 +84,15 @@ def load_videomamba(
         CheckpointError: a tensor fits neither as it is nor interpolated.
     """
     own = model.state_dict()
-    tensors, notes = fit_tensors(pretrained.tensors, own, inflation=inflation)
-    if any(name.startswith(skip) for name in tensors) and skip:
+    stray = [name for name in pretrained.tensors if re.match(_BACKBONE, name) and name not in own]
+    if stray:
+        raise CheckpointError(
+            f"{pretrained.source}: nothing would use {len(stray)} tensors of its blocks: {', '.join(stray[:4])}"
+            f"{', ...' if len(stray) > 4 else ''}. It is a Mamba of another kind. Give a checkpoint of VideoMamba."
+        )
+    with shapes_that_fit(pretrained.source):
+        tensors, notes = fit_tensors(pretrained.tensors, own, inflation=inflation)
+    if skip and "head.weight" in tensors and "head.weight".startswith(skip):
         given = pretrained.tensors["head.weight"].shape[0]
         notes["head.weight"] = f"head: {given} classes in the checkpoint are not those of the model; it starts anew"
     if "temporal_pos_embedding" not in tensors:

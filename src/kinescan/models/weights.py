@@ -1,7 +1,8 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kinescan.errors import CheckpointError
+from kinescan.errors import CheckpointError, KinescanError
 from kinescan.models.checkpoint_file import Checkpoint, open_checkpoint, read_checkpoint
 from kinescan.models.conventions import CONVENTIONS
 from kinescan.models.layouts import Family, describe_layouts, find_tower, translate
@@ -88,11 +89,12 @@ def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretra
         )
     if layout == "kinescan":
         return _read_own(checkpoint)
-    tower = translate(held, layout, checkpoint.source)
+    with shapes_that_fit(checkpoint.source):
+        tower = translate(held, layout, checkpoint.source)
+        sizes = infer_vit_config(tower.tensors, source=checkpoint.source) | tower.sizes
     name = tower.layout
     if name == "openai" and ("model_cfg" in checkpoint.settings or checkpoint.file.name.startswith("open_clip")):
         name = "open_clip"
-    sizes = infer_vit_config(tower.tensors, source=checkpoint.source) | tower.sizes
     told = read_settings(checkpoint, name, tower.family, sizes)
     conventions = _usual_fields(checkpoint, tower.family, name, layout, sizes)
     if sizes["positions"] == "rotary":
@@ -124,6 +126,24 @@ def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretra
         conventions=conventions | told,
         preprocessing={**CONVENTIONS[tower.family].pixels} | _read_preprocessing(checkpoint),
     )
+
+
+@contextmanager
+def shapes_that_fit(source: str) -> Iterator[None]:
+    """Within the block, tensors are put together by their names; those that do not go together are an error of ours.
+
+    Raises:
+        CheckpointError: torch could not put them together.
+    """
+    try:
+        yield
+    except KinescanError:
+        raise
+    except (RuntimeError, IndexError, ValueError, TypeError, KeyError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{source}: its tensors have shapes that do not go together ({str(error).partition(chr(10))[0][:200]}). "
+            "It is damaged, or a model of another kind; fetch it again, or give another."
+        ) from error
 
 
 def _usual_fields(
@@ -293,14 +313,9 @@ def _read_own(checkpoint: Checkpoint) -> Pretrained:
     """A model of ours; without its config.json the sizes are read from the tensors."""
     settings = checkpoint.settings
     inside = {n.removeprefix(_OWN_PREFIX): t for n, t in checkpoint.tensors.items() if n.startswith(_OWN_PREFIX)}
-    held = infer_vit_config(translate(inside, "openai_tower", checkpoint.source).tensors, source=checkpoint.source)
-    kinds = {"config": dict, "preprocessing": dict, "labels": list, "model": str}
-    for key, kind in kinds.items():
-        if settings.get(key) is not None and "kinescan_version" in settings and not isinstance(settings[key], kind):
-            raise CheckpointError(
-                f"{checkpoint.source}: {key} in its config.json is of the wrong kind. It is damaged; save or fetch the "
-                "model again."
-            )
+    with shapes_that_fit(checkpoint.source):
+        held = infer_vit_config(translate(inside, "openai_tower", checkpoint.source).tensors, source=checkpoint.source)
+    refuse_wrong_kinds(checkpoint)
     if "kinescan_version" in settings and "config" in settings:
         backbone = {key.name for key in dataclasses.fields(ViTConfig)} - {"drop_path", "position_init"}
         sizes = {key: value for key, value in settings["config"].items() if key in backbone}
@@ -320,6 +335,22 @@ def _read_own(checkpoint: Checkpoint) -> Pretrained:
         labels=tuple(settings["labels"]) if settings.get("labels") is not None else None,
         model=settings.get("model"),
     )
+
+
+def refuse_wrong_kinds(checkpoint: Checkpoint) -> None:
+    """Passes the config.json of a saved model whose parts are of the kinds that they are saved in.
+
+    Raises:
+        CheckpointError: one is of another kind.
+    """
+    kinds = {"config": dict, "preprocessing": dict, "labels": list, "model": str, "base": dict}
+    for key, kind in kinds.items():
+        value = checkpoint.settings.get(key)
+        if "kinescan_version" in checkpoint.settings and value is not None and not isinstance(value, kind):
+            raise CheckpointError(
+                f"{checkpoint.source}: {key} in its config.json is of the wrong kind. It is damaged; save or fetch the "
+                "model again."
+            )
 
 
 def _refuse_other_sizes(source: str, sizes: Mapping[str, Any], held: Mapping[str, Any]) -> None:

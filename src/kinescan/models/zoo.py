@@ -306,8 +306,9 @@ def _merge(
         told = ({} if foreign else dict(pretrained.conventions)) | pretrained.sizes
         if "heads" in told and told["heads"] is None and "heads" not in options:
             raise ConfigError(
-                f"{pretrained.source}: nothing says how many attention heads a tower of width {told['width']} has. "
-                "Add heads=..."
+                f"{pretrained.source}: nothing says how many attention heads a tower of width {told['width']} and "
+                f"depth {told['depth']} has, and none was published in this size. Add heads=... (in a recipe "
+                "model.options.heads), or put its config.json beside the weights."
             )
     merged: dict[str, Any] = {**named, **told, **options}
     if not merged.get("class_token", True) and "class_token_route" not in {*told, *options}:
