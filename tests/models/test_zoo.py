@@ -121,7 +121,7 @@ def test_a_checkpoint_beside_its_config_needs_no_heads(
 
 
 def test_heads_that_nothing_tells_must_be_given(clip_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"how many attention heads a tower of width 24 has. Add heads=..."):
+    with pytest.raises(ConfigError, match=r"how many attention heads a tower of width 24 and depth 2 has.*Add heads="):
         create_model("vit_b16", weights=clip_file)
 
 
