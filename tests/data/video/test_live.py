@@ -1,5 +1,6 @@
 import http.server
 import io
+import itertools
 import logging
 import os
 import subprocess
@@ -109,6 +110,17 @@ def test_live_frames_of_standard_input(transport_stream, make_video):
     with make_video("a.mp4", num_frames=12).open("rb") as file:
         redirected = subprocess.run(command, stdin=file, capture_output=True, check=True)
     assert redirected.stdout.split() == [b"12"], redirected.stderr
+
+
+def test_live_frames_of_joined_recordings_are_all_there(tmp_path, transport_stream):
+    data = transport_stream.read_bytes()
+    with written_to_a_pipe(tmp_path, data, data, data) as pipe, LiveVideo(pipe) as video:
+        live = list(video)
+    expected = [pixels for pixels, _ in frames_of(transport_stream)]
+    assert len(live) == 120
+    assert video.num_left_out == 0
+    assert all(torch.equal(pixels, expected[place % 40]) for place, (pixels, _) in enumerate(live))
+    assert all(later > earlier for (_, earlier), (_, later) in itertools.pairwise(live))
 
 
 def test_live_frames_of_a_server(tmp_path, transport_stream):

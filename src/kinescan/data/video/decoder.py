@@ -20,7 +20,7 @@ from kinescan.data.video.table import (
     lay_out_frames,
     read_packets,
 )
-from kinescan.data.video.transport import is_whole
+from kinescan.data.video.transport import LARGEST_PACKET_BYTES, is_whole
 from kinescan.errors import ConfigError, KinescanError, VideoError
 
 # After a seek the demuxer may land a little before the packet asked for; farther off, the file is read from its start.
@@ -253,12 +253,13 @@ class Decoder:
         packets = self.packets
         if not packets.marked or self._container.format.name != "mpegts":
             return
-        following = [*packets.positions[1:], None]
-        whole = [
-            ordinal
-            for ordinal in packets.marked
-            if (start := packets.positions[ordinal]) is not None and is_whole(self.path, start, following[ordinal])
-        ]
+        whole = []
+        with open(self.path, "rb") as file:
+            for ordinal in packets.marked:
+                start = packets.positions[ordinal]
+                if start is not None:
+                    file.seek(start)
+                    whole += [ordinal] if is_whole(file.read(LARGEST_PACKET_BYTES)) else []
         self.packets = packets.with_shown(whole, True)
 
     def _lost_at_start(self) -> set[int]:

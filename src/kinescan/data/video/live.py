@@ -20,6 +20,7 @@ from kinescan.data.video.decoder import choose_stream
 from kinescan.data.video.limits import Limits
 from kinescan.data.video.opening import NOT_ALLOWED, bound_frames, open_pipe, open_url
 from kinescan.data.video.picture import to_rgb
+from kinescan.data.video.transport import LARGEST_PACKET_BYTES, is_whole
 from kinescan.errors import ConfigError, VideoError
 from kinescan.runtime.urls import is_url, mask_url, mask_urls
 from kinescan.shapes import Pixels
@@ -192,7 +193,7 @@ class LiveVideo:
                 times[ordinal] = raw_seconds, arrived
                 packet.pts = packet.dts = ordinal
             try:
-                frames, is_damaged = codec.decode(packet), packet.is_corrupt
+                frames, is_damaged = codec.decode(packet), packet.is_corrupt and not self._is_whole(packet)
             except av.error.FFmpegError:
                 frames, is_damaged = [], True
             if is_damaged:
@@ -210,6 +211,11 @@ class LiveVideo:
             # what the decoder has given up is not waited for
             while len(times) > _MAX_PACKETS_IN_DECODER:
                 del times[next(iter(times))]
+
+    def _is_whole(self, packet: av.Packet) -> bool:
+        """Whether a packet is marked as damaged only because another recording follows; of addresses, nobody knows."""
+        known = self._pipe is not None and self._container.format.name == "mpegts" and packet.pos is not None
+        return known and is_whole(self._pipe.bytes_from(packet.pos))  # type: ignore[union-attr, arg-type]
 
     def _packets(self) -> Iterator[av.Packet]:
         """Those of the video, the last of them empty, which drains the decoder."""
@@ -344,6 +350,8 @@ class _Pipe:
         self._num_bytes = 0
         # where each read ended, and when it was: of what FFmpeg has read ahead, which it bounds
         self._reads: deque[tuple[int, float]] = deque(maxlen=_MAX_READS_AHEAD)
+        self._latest: deque[bytes] = deque()
+        self._num_latest = 0
         # standard input that is a file can be gone back in: some formats have their index at the end
         self.file = os.fdopen(self._descriptor, "rb", closefd=False) if is_file else None
 
@@ -360,6 +368,7 @@ class _Pipe:
             content = os.read(self._descriptor, num_bytes)
             self._num_bytes += len(content)
             self._reads.append((self._num_bytes, time.monotonic()))
+            self._keep(content)
             return content
         except KeyboardInterrupt as error:
             # FFmpeg, which called this, would swallow it
@@ -371,6 +380,20 @@ class _Pipe:
         while len(self._reads) > 1 and self._reads[0][0] < position:
             self._reads.popleft()
         return self._reads[0][1] if self._reads else time.monotonic()
+
+    def bytes_from(self, position: int) -> bytes:
+        """What came from this place on; nothing where that is long ago."""
+        if self.file is not None:
+            # Windows has no way to look without moving on
+            return b"" if os.name != "posix" else os.pread(self._descriptor, LARGEST_PACKET_BYTES, position)
+        start = position - (self._num_bytes - self._num_latest)
+        return b"".join(self._latest)[start:] if start >= 0 else b""
+
+    def _keep(self, data: bytes) -> None:
+        self._latest.append(data)
+        self._num_latest += len(data)
+        while self._num_latest - len(self._latest[0]) > LARGEST_PACKET_BYTES:
+            self._num_latest -= len(self._latest.popleft())
 
     def raise_what_came(self) -> None:
         """Raises the KeyboardInterrupt that came while `read` waited."""

@@ -1,29 +1,27 @@
-from pathlib import Path
-
 _SYNC, _BLOCK_BYTES = 0x47, (188, 192, 204)
-_MAX_BYTES = 1 << 24
+
+LARGEST_PACKET_BYTES = 1 << 22
+"""How many bytes from its start on have to be looked at to find a packet's end."""
 
 
-def is_whole(path: str | Path, start: int, end: int | None) -> bool:
-    """Whether an MPEG-TS file holds a packet's bytes from the first to the last, whatever its counters say then.
+def is_whole(data: bytes) -> bool:
+    """Whether MPEG-TS holds the whole of a packet, whatever its counters say behind it.
 
     FFmpeg marks a packet as damaged when the counter of the transport stream jumps behind it. That happens where data
     was lost, and where two recordings were joined. A packet's last block is filled up to its size, so that one whose
     counters do not jump, and which ends with a block that is filled up, is whole.
 
     Args:
-        path: the file.
-        start: where the packet starts.
-        end: where the next one of the same stream does; None at the end of the file.
+        data: bytes from the packet's first on, and some behind it.
+
+    Example:
+        >>> block = bytes([0x47, 0x41, 0x00, 0x30, 183]) + bytes(183)
+        >>> is_whole(block + block), is_whole(block[:3] + bytes([0x10]) + bytes(184) + block)
+        (True, False)
     """
-    with open(path, "rb") as file:
-        file.seek(start)
-        data = file.read(_MAX_BYTES if end is None else min(max(0, end - start) + max(_BLOCK_BYTES) + 1, _MAX_BYTES))
     step = next((size for size in _BLOCK_BYTES if len(data) == size or data[size : size + 1] == bytes([_SYNC])), 0)
     if not step or data[0] != _SYNC:
         return False
-    if end is not None:
-        data = data[: end - start]
     stream, counter, filled = _stream_of(data[:4]), None, False
     for place in range(0, len(data) - _BLOCK_BYTES[0] + 1, step):
         block = data[place : place + 6]
