@@ -215,7 +215,7 @@ class LiveVideo:
     def _is_whole(self, packet: av.Packet) -> bool:
         """Whether a packet is marked as damaged only because another recording follows; of addresses, nobody knows."""
         known = self._pipe is not None and self._container.format.name == "mpegts" and packet.pos is not None
-        return known and is_whole(self._pipe.bytes_from(packet.pos))  # type: ignore[union-attr, arg-type]
+        return known and is_whole(self._pipe.bytes_from(packet.pos))  # type: ignore[union-attr]
 
     def _packets(self) -> Iterator[av.Packet]:
         """Those of the video, the last of them empty, which drains the decoder."""
