@@ -11,6 +11,7 @@ from av.stream import Discard, Disposition
 
 from kinescan.data.video.limits import Clock, Limits
 from kinescan.data.video.opening import open_file
+from kinescan.data.video.structure import is_animated_webp, is_encrypted_mp4
 from kinescan.data.video.table import (
     SKIPPABLE_CODECS,
     FrameTable,
@@ -26,6 +27,7 @@ from kinescan.errors import ConfigError, KinescanError, VideoError
 # After a seek the demuxer may land a little before the packet asked for; farther off, the file is read from its start.
 _MAX_PACKETS_TO_LAND = 64
 _FORMATS_WITH_DURATION = frozenset({"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"})
+_ENCRYPTED = "is encrypted (DRM): its pictures cannot be decoded without the key. Use a copy without encryption."
 
 
 class Undecodable(Exception):
@@ -80,6 +82,8 @@ class Decoder:
     def _read_tables(self) -> None:
         self.codec: str = self.stream.codec_context.codec.canonical_name
         self.packets: PacketTable = read_packets(self._demux(), self.stream)
+        if self.packets.encrypted:
+            raise VideoError(self.path, _ENCRYPTED)
         # what tells a packet from the others when it is met again after a seek
         places = zip(self.packets.pts, self.packets.positions, self.packets.sizes, strict=True)
         self._ordinals = {place: ordinal for ordinal, place in enumerate(places) if place[1] is not None}
@@ -295,7 +299,19 @@ class Decoder:
 
     def _open(self) -> None:
         self._container = open_file(self.path, self.limits, self.clock)
-        self.stream = choose_stream(self.path, self._container, self._stream_index)
+        if self._container.format.name == "webp_pipe" and is_animated_webp(self.path):
+            self._container.close()
+            raise VideoError(
+                self.path,
+                "is an animated webp, which this FFmpeg cannot decode. Convert it to gif, png or mp4 with another "
+                "program, such as Pillow or ImageMagick.",
+            )
+        try:
+            self.stream = choose_stream(self.path, self._container, self._stream_index)
+        except VideoError as error:
+            if "mp4" in self._container.format.name and is_encrypted_mp4(self.path):
+                raise VideoError(self.path, _ENCRYPTED) from error
+            raise
         for other in self._container.streams:
             if other.index != self.stream.index:
                 other.discard = Discard.all

@@ -1,9 +1,13 @@
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 _EBML_HEADER = bytes.fromhex("1A45DFA3")
 _EBML_SEGMENT = bytes.fromhex("18538067")
 _MP4_BOXES = frozenset(b"ftyp moov mdat free skip wide moof mfra sidx styp uuid meta emsg ssix prft pdin udta".split())
+# What mp4 calls encrypted video.
+_ENCRYPTED_TAGS = (b"encv", b"drmi")
+_MAX_INDEX_BYTES = 1 << 26
 
 
 def missing_bytes(path: str | Path) -> int:
@@ -41,8 +45,27 @@ def missing_bytes(path: str | Path) -> int:
     return max(0, end - size)
 
 
-def _mp4_end(file: BinaryIO, size: int) -> int:
-    """Walks the boxes of the top level."""
+def is_animated_webp(path: str | Path) -> bool:
+    """Whether a file is a webp of several pictures: its extended header says so."""
+    with open(path, "rb") as file:
+        head = file.read(21)
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 21 and bool(head[20] & 2)
+
+
+def is_encrypted_mp4(path: str | Path) -> bool:
+    """Whether the index of an mp4 calls its video encrypted, in a way that hides what it is coded in."""
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        for kind, position, length in _boxes(file, size):
+            if kind == b"moov":
+                file.seek(position)
+                index = file.read(min(length, _MAX_INDEX_BYTES))
+                return any(tag in index for tag in _ENCRYPTED_TAGS)
+    return False
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, length) of the boxes of the top level, up to the first that is none or lies to the end."""
     position = 0
     while position + 8 <= size:
         file.seek(position)
@@ -52,9 +75,18 @@ def _mp4_end(file: BinaryIO, size: int) -> int:
             length = int.from_bytes(header[8:16], "big")
         if length < 8 or kind not in _MP4_BOXES:
             # length 0 means "to the end of the file"; anything else is no box, and promises nothing
-            return 0
+            yield b"", position, 0
+            return
+        yield kind, position, length
         position += length
-    return position
+
+
+def _mp4_end(file: BinaryIO, size: int) -> int:
+    """Where the last box of the top level ends; 0 where something is no box."""
+    end = 0
+    for kind, position, length in _boxes(file, size):
+        end = position + length if kind else 0
+    return end
 
 
 def _matroska_end(file: BinaryIO) -> int:

@@ -35,6 +35,7 @@ class PacketTable:
         second_fields: packets that complete the frame of the packet before them.
         marked: packets that the container marks as damaged; they are not shown.
         lasting: packets that bring along what the decoder keeps for those behind: a palette, a new header.
+        encrypted: packets are encrypted, and the key is not at hand.
         num_pictures: that all packets hold, by their start codes; only for MPEG-4, where two may share a packet.
         time_base: seconds in a tick.
         frame_seconds: distance of two frames by the header's average rate; 0 where it has none.
@@ -54,6 +55,7 @@ class PacketTable:
     marked: list[int] = field(default_factory=list)
     lasting: list[int] = field(default_factory=list)
     num_pictures: list[int] = field(default_factory=list)
+    encrypted: bool = False
     time_base: Fraction = Fraction(1)
     frame_seconds: float = 0.0
     reorder_depth: int = 0
@@ -117,7 +119,7 @@ def read_packets(packets: Iterable[av.Packet], stream: av.VideoStream) -> Packet
         time_base=stream.time_base, frame_seconds=float(1 / rate) if rate else 0.0, reorder_depth=reorder_depth
     )
     pictures, first_field = PictureReader(codec, context.extradata), None
-    highest, falls_back = 0, False
+    highest, falls_back, encrypted = 0, False, False
     try:
         for packet in packets:
             # the decoder takes an empty packet for the end of the stream
@@ -144,13 +146,15 @@ def read_packets(packets: Iterable[av.Packet], stream: av.VideoStream) -> Packet
                 table.durations[ordinal - 1] += 0 if packet.pts == table.pts[ordinal - 1] else table.durations[ordinal]
             if packet.is_corrupt:
                 table.marked.append(ordinal)
-            if any(True for _ in packet.iter_sidedata()) and any(map(packet.has_sidedata, _LASTING)):
-                table.lasting.append(ordinal)
+            if any(True for _ in packet.iter_sidedata()):
+                if any(map(packet.has_sidedata, _LASTING)):
+                    table.lasting.append(ordinal)
+                encrypted = encrypted or packet.has_sidedata("encryption_info")
             if codec == "mpeg4":
                 table.num_pictures.append(pictures.num_pictures(data))
     except av.error.FFmpegError:
         pass
-    return table
+    return replace(table, encrypted=encrypted)
 
 
 def lay_out_frames(packets: PacketTable, *, codec: str, format_name: str, has_times: bool) -> FrameTable:
