@@ -29,6 +29,8 @@ class Preprocessing:
         frame_stride: distance of two frames in frames, for `sampling="dense"`.
         num_windows: a window is as long as the video over this number, for `sampling="windows"`; with as many clips in
             test, they cover the whole video.
+        square_pixels: stretch frames whose pixels are not square, as a player does; published models saw them as they
+            are stored, which is the default.
     """
 
     num_frames: int = 8
@@ -40,6 +42,7 @@ class Preprocessing:
     sampling: Literal["segments", "dense", "windows"] = "segments"
     frame_stride: int = 4
     num_windows: int = 8
+    square_pixels: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)

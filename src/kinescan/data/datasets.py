@@ -188,7 +188,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
     def _draw_frames(self, index: int, generator: torch.Generator) -> torch.Tensor:
         """[T, 3, H, W] uint8: the frames of a training clip."""
         item, settings = self.items[index], self.preprocessing
-        with VideoReader(item.path, allow_short=self.allow_short, limits=self.limits) as video:
+        with self._open(item) as video:
             indices = clip_indices(
                 video.num_frames,
                 settings.num_frames,
@@ -206,9 +206,17 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         wanted = chance(self.transform.augment.flip_rate, generator)
         return self._mirrored_labels[item.label] if wanted else None
 
+    def _open(self, item: VideoItem) -> VideoReader:
+        return VideoReader(
+            item.path,
+            allow_short=self.allow_short,
+            limits=self.limits,
+            square_pixels=self.preprocessing.square_pixels,
+        )
+
     def _read_views(self, item: VideoItem, out: torch.Tensor | None) -> torch.Tensor:
         """[clips * crops, T, 3, size, size], all crops of the first clip first."""
-        with VideoReader(item.path, allow_short=self.allow_short, limits=self.limits) as video:
+        with self._open(item) as video:
             indices = view_indices(
                 video.num_frames,
                 num_frames=self.views.frames,

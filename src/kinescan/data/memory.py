@@ -9,7 +9,7 @@ from kinescan.data.datasets import VideoDataset, VideoItem
 from kinescan.data.sampling import segment_indices
 from kinescan.data.storage import is_gone
 from kinescan.data.transforms import TrainTransform, resize
-from kinescan.data.video import Limits, VideoReader
+from kinescan.data.video import Limits
 from kinescan.errors import ConfigError, VideoError
 from kinescan.preprocessing import Preprocessing
 
@@ -104,7 +104,7 @@ class VideoMemory(VideoDataset):
     def _read(self, item: VideoItem) -> torch.Tensor | VideoError:
         """[kept_frames, 3, H, W] uint8; fewer where the video has fewer."""
         try:
-            with VideoReader(item.path, allow_short=self.allow_short, limits=self.limits) as video:
+            with self._open(item) as video:
                 num_kept = min(self.kept_frames, video.num_frames)
                 pixels = video.read(segment_indices(video.num_frames, num_kept, position="middle")).pixels
         except VideoError as error:

@@ -199,7 +199,8 @@ def read_clips(
     Raises:
         VideoError: the file cannot be read.
     """
-    with VideoReader(file, limits=limits, allow_short=allow_short) as reader:
+    square_pixels = preprocessing.square_pixels
+    with VideoReader(file, limits=limits, allow_short=allow_short, square_pixels=square_pixels) as reader:
         indices = view_indices(
             reader.num_frames,
             num_frames=views.frames,

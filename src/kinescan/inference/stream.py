@@ -179,16 +179,16 @@ def stream(
         [0, 2, 4]
     """
     _check_count("every", every)
-    frames = _frames_of(source, allow_short) if isinstance(source, str | Path) else source
     if not isinstance(state, str | Path):
-        return _predictions(StreamSession(model, top=top, device=device, state=state), frames, every)
+        session = StreamSession(model, top=top, device=device, state=state)
+        return _predictions(session, _frames_of(source, session, allow_short), every)
     path = Path(state)
     if not os.access(path.parent, os.W_OK):
         raise ConfigError(f"state: {path.parent} is no folder that can be written to. Make it, or name another file.")
     session = StreamSession(model, top=top, device=device)
     if path.exists():
         session.state = fitting_state(load_stream_state(path, model=session.model), session.model)
-    return _kept(_predictions(session, frames, every), session, path)
+    return _kept(_predictions(session, _frames_of(source, session, allow_short), every), session, path)
 
 
 def _predictions(
@@ -222,8 +222,20 @@ def _kept(
             logger.info("the state after %d frames: %s", session.state.frames_seen, path)
 
 
-def _frames_of(source: str | Path, allow_short: bool) -> Iterator[tuple[Tensor, float]]:
-    with LiveVideo(source) if is_live(source) else VideoReader(source, allow_short=allow_short) as video:
+def _frames_of(
+    source: FrameSource, session: StreamSession, allow_short: bool
+) -> Iterable[Tensor | tuple[Tensor, float]]:
+    if not isinstance(source, str | Path):
+        return source
+    return _decoded(source, allow_short=allow_short, square_pixels=session.model.preprocessing.square_pixels)
+
+
+def _decoded(source: str | Path, *, allow_short: bool, square_pixels: bool) -> Iterator[tuple[Tensor, float]]:
+    if is_live(source):
+        opened: LiveVideo | VideoReader = LiveVideo(source, square_pixels=square_pixels)
+    else:
+        opened = VideoReader(source, allow_short=allow_short, square_pixels=square_pixels)
+    with opened as video:
         yield from video
 
 

@@ -34,6 +34,8 @@ def encode(path: Path, codec: str, *, num_frames: int = 40, gop: int = 10, seed:
         if codec not in ("ffv1", "mjpeg"):
             stream.codec_context.max_b_frames = 2
         quiet = {"libx265": {"x265-params": "log-level=none:pools=none:frame-threads=1"}, "libx264": {"threads": "1"}}
+        if "aspect" in options:
+            stream.codec_context.sample_aspect_ratio = Fraction(options.pop("aspect"))
         stream.options = {**quiet.get(codec, {}), **options}
         for index, image in enumerate(pixels.mul(255).byte().permute(0, 2, 3, 1)):
             frame = av.VideoFrame.from_ndarray(image.contiguous().numpy(), format="rgb24")
@@ -369,3 +371,50 @@ def test_a_file_of_which_nothing_decodes_is_not_offered_as_short(make_video: Cal
         ):
             video.read([0])
         assert "allow" not in caught.value.reason
+
+
+# What a file is -----------------------------------------------------------------------------------------------------
+
+
+def test_an_animated_webp_is_called_one(tmp_path: Path) -> None:
+    head = b"WEBPVP8X" + struct.pack("<IB3x", 10, 2) + bytes(6)
+    (tmp_path / "a.webp").write_bytes(b"RIFF" + struct.pack("<I", 2000) + head + b"ANIM" + bytes(1970))
+    with pytest.raises(VideoError, match="animated webp"):
+        VideoReader(tmp_path / "a.webp")
+
+
+@pytest.mark.parametrize("tag", [b"encv", b"drmi"])
+def test_an_encrypted_file_is_called_so(make_video: Callable[..., Path], tag: bytes) -> None:
+    path = make_video("a.mp4")
+    data = path.read_bytes()
+    entry = data.index(b"avc1", data.index(b"stsd"))
+    path.write_bytes(data[:entry] + tag + data[entry + 4 :])
+    with pytest.raises(VideoError, match="encrypted"):
+        VideoReader(path)
+
+
+def test_common_encryption_is_called_so(tmp_path: Path) -> None:
+    options = {
+        "encryption_scheme": "cenc-aes-ctr",
+        "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb",
+        "encryption_kid": "a7e61c373e219033c21091fa607bf3b8",
+    }
+    source = encode(tmp_path / "plain.mp4", "libx264", num_frames=5)
+    path = tmp_path / "a.mp4"
+    with av.open(str(source)) as given, av.open(str(path), "w", options=options) as made:
+        stream = made.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                made.mux(packet)
+    assert inspect_video(path).problem == "unreadable"
+    assert "encrypted" in inspect_video(path).reason
+
+
+@pytest.mark.parametrize(("aspect", "size"), [("2/1", (48, 128)), ("1/2", (96, 64)), ("1/1", (48, 64))])
+def test_pixels_are_made_square_on_demand(tmp_path: Path, aspect: str, size: tuple[int, int]) -> None:
+    path = encode(tmp_path / "a.mkv", "libx264", num_frames=4, aspect=aspect)
+    with VideoReader(path) as stored, VideoReader(path, square_pixels=True) as square:
+        assert stored.pixel_aspect == Fraction(aspect)
+        assert (stored.height, stored.width) == stored.read([0]).pixels.shape[2:] == (48, 64)
+        assert (square.height, square.width) == square.read([0]).pixels.shape[2:] == size

@@ -19,7 +19,7 @@ from kinescan.data.video.clock import LiveClock
 from kinescan.data.video.decoder import choose_stream
 from kinescan.data.video.limits import Limits
 from kinescan.data.video.opening import NOT_ALLOWED, bound_frames, open_pipe, open_url
-from kinescan.data.video.picture import to_rgb
+from kinescan.data.video.picture import square_size, to_rgb
 from kinescan.data.video.transport import LARGEST_PACKET_BYTES, is_whole
 from kinescan.errors import ConfigError, VideoError
 from kinescan.runtime.urls import is_url, mask_url, mask_urls
@@ -72,6 +72,7 @@ class LiveVideo:
             pipe.
         timeout_seconds: how long to wait for the source to open, for data to come, and for the first whole frame.
         limits: on the size of frames.
+        square_pixels: stretch frames whose pixels are not square, as a player does (see VideoReader).
 
     Attributes:
         source: its name for messages, without the secrets that a URL may hold (see `mask_url`).
@@ -93,7 +94,14 @@ class LiveVideo:
         [[3, 24, 32], [3, 24, 32]] 5
     """
 
-    def __init__(self, source: str | Path, *, timeout_seconds: float = 30.0, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        timeout_seconds: float = 30.0,
+        limits: Limits | None = None,
+        square_pixels: bool = False,
+    ) -> None:
         if not timeout_seconds > 0:
             raise ConfigError(f"timeout_seconds must be positive, got {timeout_seconds}.")
         refuse_terminal(source)
@@ -104,6 +112,7 @@ class LiveVideo:
         self.num_left_out = 0
         self._timeout_seconds = timeout_seconds
         self._limits = limits or Limits()
+        self._square_pixels = square_pixels
         self._pipe: _Pipe | None = None
         self._container = self._open(self._given)
         try:
@@ -151,7 +160,7 @@ class LiveVideo:
                 seconds = clock.time_of(raw_seconds, now=arrived, waited=max(0.0, arrived - asked))
                 self.num_frames += 1
                 lag.look(seconds)
-                yield to_rgb(self.source, frame, reformatter).permute(2, 0, 1), seconds
+                yield to_rgb(self.source, frame, reformatter, self._shown_size(frame)).permute(2, 0, 1), seconds
         finally:
             if self.num_left_out:
                 logger.warning(
@@ -211,6 +220,13 @@ class LiveVideo:
             # what the decoder has given up is not waited for
             while len(times) > _MAX_PACKETS_IN_DECODER:
                 del times[next(iter(times))]
+
+    def _shown_size(self, frame: av.VideoFrame) -> tuple[int, int]:
+        width, height = frame.width, frame.height
+        if self._square_pixels:
+            width, height = square_size((width, height), self._stream.sample_aspect_ratio)
+            self._limits.check_size(self.source, width, height)
+        return width, height
 
     def _is_whole(self, packet: av.Packet) -> bool:
         """Whether a packet is marked as damaged only because another recording follows; of addresses, nobody knows."""

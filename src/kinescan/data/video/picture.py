@@ -41,6 +41,23 @@ def to_rgb(
     return turn(torch.from_numpy(rows[:, : width * 3].reshape(height, width, 3)), frame)
 
 
+def square_size(size: tuple[int, int], aspect: Fraction | None) -> tuple[int, int]:
+    """The stored size at which pixels are square: the shorter side of a pixel is stretched, nothing is shrunk.
+
+    Args:
+        size: stored (width, height).
+        aspect: width of a pixel over its height; None or 0 where the file does not say it.
+
+    Example:
+        >>> square_size((720, 576), Fraction(64, 45)), square_size((720, 480), Fraction(8, 9))
+        ((1024, 576), (720, 540))
+    """
+    width, height = size
+    if not aspect or aspect == 1:
+        return size
+    return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
+
+
 def turn(image: torch.Tensor, frame: av.VideoFrame) -> torch.Tensor:
     """Carries out the frame's display matrix, to the nearest quarter turn, with mirroring: [H, W, 3] upright."""
     matrix = _display_matrix(frame)

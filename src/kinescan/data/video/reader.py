@@ -2,6 +2,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from av.video.reformatter import VideoReformatter
 
 from kinescan.data.video.decoder import Decoder, Undecodable, only_video_errors
 from kinescan.data.video.limits import Limits
-from kinescan.data.video.picture import to_rgb, turn
+from kinescan.data.video.picture import square_size, to_rgb, turn
 from kinescan.data.video.structure import missing_bytes
 from kinescan.data.video.table import FrameTable
 from kinescan.errors import ConfigError, CutVideoError, ShapeError, VideoError
@@ -73,6 +74,8 @@ class VideoReader:
         allow_short: accept a cut or damaged file: it is decoded once in full when opened, and the frames that come
             out of that, without those marked as damaged, are the video.
         limits: on the time that opening and each read may take, and on the size of frames.
+        square_pixels: stretch frames whose pixels are not square (anamorphic video of DV, DVD and camcorders) as a
+            player does; without it, frames come as they are stored.
 
     Raises:
         VideoError: the file is missing, empty or holds no video.
@@ -97,8 +100,10 @@ class VideoReader:
         stream_index: int | None = None,
         allow_short: bool = False,
         limits: Limits | None = None,
+        square_pixels: bool = False,
     ) -> None:
         self.path = Path(path)
+        self._square_pixels = square_pixels
         self._allow_short = allow_short
         self._decoder = Decoder(path, stream_index=stream_index, limits=limits)
         self._reformatter = VideoReformatter()
@@ -168,6 +173,11 @@ class VideoReader:
     def rotation_degrees(self) -> int:
         """By how much stored frames are turned to stand upright, counter-clockwise: 0, 90, 180 or 270."""
         return self._geometry[2]
+
+    @property
+    def pixel_aspect(self) -> Fraction:
+        """Width of a stored pixel over its height; 1 where the file does not say it."""
+        return self._decoder.stream.sample_aspect_ratio or Fraction(1)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -320,7 +330,8 @@ class VideoReader:
     def _geometry(self) -> tuple[int, int, int]:
         """Height, width and rotation of the first frame."""
         frame = self._first_frame
-        height, width = turn(torch.empty(frame.height, frame.width, 3, dtype=torch.uint8), frame).shape[:2]
+        stored_width, stored_height = self._shown_size(frame)
+        height, width = turn(torch.empty(stored_height, stored_width, 3, dtype=torch.uint8), frame).shape[:2]
         return height, width, round(frame.rotation) % 360
 
     @cached_property
@@ -357,10 +368,16 @@ class VideoReader:
 
     def _to_rgb(self, frame: av.VideoFrame) -> torch.Tensor:
         """Upright [H, W, 3] pixels, as large as the first frame's."""
-        size = None
-        if (frame.width, frame.height) != self._decoder.header_size:
-            size = self._first_frame.width, self._first_frame.height
-        return to_rgb(self.path, frame, self._reformatter, size)
+        first = frame if (frame.width, frame.height) == self._decoder.header_size else self._first_frame
+        return to_rgb(self.path, frame, self._reformatter, self._shown_size(first))
+
+    def _shown_size(self, frame: av.VideoFrame) -> tuple[int, int]:
+        """Stored (width, height) that frames are scaled to."""
+        if not self._square_pixels:
+            return frame.width, frame.height
+        width, height = square_size((frame.width, frame.height), self.pixel_aspect)
+        self._decoder.limits.check_size(self.path, width, height)
+        return width, height
 
     def _say_notes(self) -> None:
         """Once for each file."""

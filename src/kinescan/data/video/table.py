@@ -135,9 +135,9 @@ def read_packets(packets: Iterable[av.Packet], stream: av.VideoStream) -> Packet
             table.key.append(packet.is_keyframe)
             hidden = packet.is_discard or packet.is_corrupt or second_field or is_hidden(codec, data)
             table.shown.append(not hidden)
-            falls_back = falls_back or (packet.pts is not None and packet.pts < highest)
-            highest = max(highest, packet.pts or 0)
-            # only MPEG's older codecs have to say it of every packet: see `read_timeline`
+            # once times are out of order behind a key packet, only MPEG's older codecs matter: see `read_timeline`
+            falls_back = not packet.is_keyframe and (falls_back or (packet.pts is not None and packet.pts < highest))
+            highest = (packet.pts or 0) if packet.is_keyframe else max(highest, packet.pts or 0)
             matters = reorder_depth > 0 and (codec in B_COMES_BEFORE or not falls_back)
             table.is_b.append(matters and pictures.is_b(data))
             table.clean.append(packet.is_keyframe and pictures.starts_clean(data))
