@@ -65,7 +65,7 @@ def test_video_memory_depends_on_seed_epoch_and_video_only(items: list[VideoItem
 def test_video_memory_decodes_once(items: list[VideoItem], monkeypatch: pytest.MonkeyPatch) -> None:
     memory = _memory(items)
     memory.fill()
-    monkeypatch.setattr("kinescan.data.memory.VideoReader", None)
+    monkeypatch.setattr("kinescan.data.datasets.VideoReader", None)
     assert isinstance(memory[0], Sample)
 
 

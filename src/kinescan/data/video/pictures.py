@@ -64,7 +64,9 @@ class PictureReader:
     def is_b(self, data: memoryview) -> bool:
         """Whether the packet's picture may be shown before one that was decoded earlier; True where nothing tells."""
         if self.codec == "h264":
-            return any(_slice_type(unit) % 5 == 1 for unit in self._slices(data[:_START_BYTES]))
+            # a slice starts with its place, 0 (the bit 1), and its kind: 1 (010) or 6 (00111) is B
+            start = self._first_slice(data)
+            return start >> 7 == 1 and (start >> 4 & 7 == 0b010 or start >> 2 & 31 == 0b00111)
         if self.codec == "mpeg4":
             found = _after(data, b"\x00\x00\x01\xb6")
             return bool(found) and found[0] >> 6 == 2
@@ -122,6 +124,18 @@ class PictureReader:
             elif kind == _PICTURE_SET:
                 self._sequence_of[bits.golomb()] = bits.golomb()
 
+    def _first_slice(self, data: memoryview) -> int:
+        """The first byte of the first slice in a packet of H.264; 0 where there is none near its start."""
+        if not self._length_bytes:
+            return next((unit[1] for unit in self._slices(data[:_START_BYTES]) if len(unit) > 1), 0)
+        place, length_bytes, end = 0, self._length_bytes, len(data) - self._length_bytes - 1
+        while place < end:
+            unit = place + length_bytes
+            if data[unit] & 31 in _SLICES:
+                return data[unit + 1]
+            place = unit + int.from_bytes(data[place:unit])
+        return 0
+
     def _slices(self, data: memoryview) -> Iterator[bytes]:
         """The starts of the slices in a packet of H.264."""
         return (unit for unit in self._units(bytes(data)) if unit and unit[0] & 31 in _SLICES)
@@ -153,12 +167,6 @@ def is_hidden(codec: str, data: bytes | memoryview) -> bool:
         shift = 2 if data[0] & 0x30 == 0x30 else 3
         return not (data[0] >> shift | data[0] >> (shift - 2)) & 1
     return False
-
-
-def _slice_type(unit: bytes) -> int:
-    bits = Bits(_unescaped(unit[1:_HEADER_BYTES]))
-    bits.golomb()
-    return bits.golomb()
 
 
 def _read_sequence_set(bits: Bits) -> tuple[int, _SequenceSet]:

@@ -7,7 +7,7 @@ import av.error
 import torch
 
 from kinescan.data.video.pictures import Field, PictureReader, is_hidden
-from kinescan.data.video.timeline import B_COMES_BEFORE, TimedPacket, Timeline, read_timeline
+from kinescan.data.video.timeline import TimedPacket, Timeline, read_timeline
 
 # Codecs whose frames that nothing refers to can be left undecoded without touching the others.
 SKIPPABLE_CODECS = frozenset({"h264", "mpeg4", "mpeg2video", "mpeg1video"})
@@ -119,7 +119,7 @@ def read_packets(packets: Iterable[av.Packet], stream: av.VideoStream) -> Packet
         time_base=stream.time_base, frame_seconds=float(1 / rate) if rate else 0.0, reorder_depth=reorder_depth
     )
     pictures, first_field = PictureReader(codec, context.extradata), None
-    highest, falls_back, encrypted = 0, False, False
+    encrypted = False
     try:
         for packet in packets:
             # the decoder takes an empty packet for the end of the stream
@@ -135,11 +135,7 @@ def read_packets(packets: Iterable[av.Packet], stream: av.VideoStream) -> Packet
             table.key.append(packet.is_keyframe)
             hidden = packet.is_discard or packet.is_corrupt or second_field or is_hidden(codec, data)
             table.shown.append(not hidden)
-            # once times are out of order behind a key packet, only MPEG's older codecs matter: see `read_timeline`
-            falls_back = not packet.is_keyframe and (falls_back or (packet.pts is not None and packet.pts < highest))
-            highest = (packet.pts or 0) if packet.is_keyframe else max(highest, packet.pts or 0)
-            matters = reorder_depth > 0 and (codec in B_COMES_BEFORE or not falls_back)
-            table.is_b.append(matters and pictures.is_b(data))
+            table.is_b.append(reorder_depth > 0 and pictures.is_b(data))
             table.clean.append(packet.is_keyframe and pictures.starts_clean(data))
             if second_field:
                 table.second_fields.add(ordinal)
