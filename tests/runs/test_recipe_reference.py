@@ -33,4 +33,6 @@ def test_the_page_has_a_row_for_each_key() -> None:
 
 def test_the_page_in_docs_is_the_generated_one() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
-    assert page.read_text(encoding="utf-8") == reference_page(), "run: kinescan list settings --markdown > docs/settings.md"
+    assert page.read_text(encoding="utf-8") == reference_page(), (
+        "run: kinescan list settings --markdown > docs/settings.md"
+    )

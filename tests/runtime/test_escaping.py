@@ -1,8 +1,10 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 
+from kinescan.runtime import escaping
 from kinescan.runtime.escaping import escape_html, escape_markdown, escape_plot, escape_terminal, to_json
 
 
@@ -56,3 +58,10 @@ def test_json_is_valid_utf8_and_gives_names_back():
     name = os.fsdecode(b"caf\xe9/\xff.mp4") + "ä"
     text = to_json({"path": name, "score": float("inf"), "rows": [float("nan"), 1.5]})
     assert json.loads(text.encode("utf-8")) == {"path": name, "score": None, "rows": [None, 1.5]}
+
+
+def test_json_with_letters_is_made_here_alone() -> None:
+    """Elsewhere, `ensure_ascii=False` would let bytes of names that are no UTF-8 into a file, or end what writes it."""
+    source = Path(escaping.__file__).parents[1]
+    others = [path for path in source.rglob("*.py") if "ensure_ascii=False" in path.read_text(encoding="utf-8")]
+    assert others == [Path(escaping.__file__)]

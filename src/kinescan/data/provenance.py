@@ -1,7 +1,6 @@
 """Which videos a run was trained on and which it held out, known again wherever they lie later."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any
 from kinescan.data.listing import VideoItem
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.runtime.atomic_write import write_text
+from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_json_object
 
 VIDEOS_FILE = "videos.json"
@@ -74,7 +74,7 @@ class RunVideos:
             for name, videos in (("train", self.train), ("held_out", self.held_out))
         }
         content = {"format": FORMAT, "held_out_is": self.origin, "classes": list(self.classes), **parts}
-        text = json.dumps(content, indent=1, ensure_ascii=False)
+        text = to_json(content, indent=1)
         write_text(folder / VIDEOS_FILE, text + "\n", error=ConfigError)
 
 
@@ -136,9 +136,12 @@ def fingerprint(path: str | Path) -> str | None:
     """What tells a file's content from others at the cost of one look: a hash of its size and both ends (4 KiB each).
 
     Returns:
-        32 hexadecimal digits; None where the file cannot be read.
+        32 hexadecimal digits; None where the file cannot be read, or is no regular file.
     """
     try:
+        # a named pipe would be waited for without end
+        if not os.path.isfile(path):
+            return None
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             digest = hashlib.blake2b(f"{size}\0".encode() + file.read(_END), digest_size=16)

@@ -1,5 +1,7 @@
 """Whether the system gives out a file at all, apart from what the file holds."""
 
+import os
+import stat
 from pathlib import Path
 
 _CHUNK = 2**20
@@ -16,6 +18,9 @@ def is_gone(path: str | Path) -> bool:
         (True, False)
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            # a named pipe would be waited for without end
+            return False
         with open(path, "rb") as file:
             for _ in range(_MOST_CHUNKS):
                 if not file.read(_CHUNK):

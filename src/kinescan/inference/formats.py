@@ -185,7 +185,7 @@ def _write_transformers(model: VideoClassifier, shape: Shape, path: Path) -> Non
         num_parameters=model.num_parameters,
         use=TRANSFORMERS_USE,
     )
-    (path.parent / "README.md").write_text(card, encoding="utf-8")
+    (path.parent / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
 
 
 def _open_transformers(path: Path, precision: Precision, num_threads: int) -> Runner:

@@ -134,7 +134,7 @@ def write(folder: Path, saved: SavedModel, weights: Mapping[str, Tensor], card: 
         save_file(separate(weights), aside[WEIGHTS_FILE], metadata={"format": "pt"})
         content = {key: value for key, value in asdict(saved).items() if value is not None or key == "labels"}
         aside[CONFIG_FILE].write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
-        aside[CARD_FILE].write_text(card, encoding="utf-8")
+        aside[CARD_FILE].write_text(card, encoding="utf-8", errors="backslashreplace")
         # safetensors makes files that only their owner may read.
         shutil.copymode(aside[CONFIG_FILE], aside[WEIGHTS_FILE])
         for path in aside.values():

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.runtime.atomic_write import write_text
+from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_bytes
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
     """Lists videos that could not be read, with the reason of each, as JSON; no list, no file."""
     if unreadable:
         rows = [{"path": video, "reason": reason} for video, reason in sorted(unreadable.items())]
-        write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n", error=CheckpointError)
+        write_text(path, to_json(rows, indent=1) + "\n", error=CheckpointError)
     else:
         with suppress(OSError):
             path.unlink(missing_ok=True)
