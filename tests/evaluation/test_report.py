@@ -51,6 +51,17 @@ def test_report_page_shows_classes_mistakes_and_unreadable_files(report):
     assert "GMACs a view" in page
 
 
+def test_report_names_classes_that_are_right_no_more_often_than_a_guess(report):
+    assert "no more often than a guess" not in report.to_markdown()
+    evaluation = report.evaluation
+    scores = evaluation.scores.clone()
+    lost = int(evaluation.targets[0])
+    scores[evaluation.targets == lost] = torch.ones(3, dtype=scores.dtype).index_fill(0, torch.tensor(lost), 0) / 2
+    page = dataclasses.replace(report, evaluation=dataclasses.replace(evaluation, scores=scores)).to_markdown()
+    assert "**1 of 3 classes are right no more often than a guess** (33.3 %)" in page
+    assert f"says: {evaluation.labels[lost]}." in page
+
+
 def test_report_saves_page_numbers_picture_and_predictions(report, tmp_path):
     folder = report.save(tmp_path / "deep" / "report")
     assert {file.name for file in folder.iterdir()} == {

@@ -7,6 +7,10 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from kinescan.runtime.atomic_write import write_text
+from kinescan.runtime.escaping import escape_markdown
+from kinescan.runtime.figure import save_figure
+
 PAGE_FILE = "README.md"
 PICTURE_FILE = "comparison.png"
 MOST_WITHIN_PAIRS, LEAST_MOTION, MOST_LOST = 0.55, 0.85, 0.02
@@ -24,7 +28,7 @@ def write_page(result: Mapping[str, Any], *, label: str, folder: Path) -> None:
     """
     draw_comparison(result["scores"], folder / PICTURE_FILE)
     lines = [opening(result), *_table(result), *_pairs(result), *_explanation(result, label, folder), *_ending(result)]
-    (folder / PAGE_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / PAGE_FILE, "\n".join(lines) + "\n")
 
 
 def opening(result: Mapping[str, Any]) -> str:
@@ -38,7 +42,22 @@ def opening(result: Mapping[str, Any]) -> str:
         f"{_percent(pks4['within_pairs'])} within pairs, **{_percent(pks4['motion'])}** of all classes.\n\n"
         f"Where only the look tells the class: {_percent(averaging['appearance'])} without the module, "
         f"**{_percent(pks4['appearance'])}** with it.\n\n"
-        f"{_verdict(averaging, pks4)}"
+        f"{_verdict(averaging, pks4)}{_at_chance(result)}"
+    )
+
+
+def _at_chance(result: Mapping[str, Any]) -> str:
+    """Which pairs PKS4 tells apart no better than a coin: an average would hide them."""
+    pairs = result["scores"]["pks4"]["pairs"]
+    num_files = result["num_test"]["motion"] / max(len(pairs), 1)
+    # What a coin stays below in 39 runs of 40.
+    bound = 0.5 + 1.96 * (0.25 / max(num_files, 1)) ** 0.5
+    lost = [f"{pair} ({_percent(share)})" for pair, share in pairs.items() if share <= bound]
+    if not lost:
+        return ""
+    return (
+        f"\n\n**Not learnt**: of {len(pairs)} pairs, PKS4 tells {len(lost)} apart no better than a coin "
+        f"(up to {_percent(bound)} of {num_files:.0f} files can be luck): {', '.join(lost)}."
     )
 
 
@@ -76,7 +95,7 @@ def draw_comparison(scores: Mapping[str, Any], path: Path) -> None:
     axes.set_title("all 12 classes, and within each pair of a motion and its reversal (dotted: a coin)", fontsize=10)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def _table(result: Mapping[str, Any]) -> Iterator[str]:
@@ -103,10 +122,11 @@ def _pairs(result: Mapping[str, Any]) -> Iterator[str]:
 def _explanation(result: Mapping[str, Any], label: str, folder: Path) -> Iterator[str]:
     prediction = result["prediction"]
     named = ", ".join(
-        f"{name} {_percent(score)}" for name, score in zip(prediction["labels"], prediction["scores"], strict=True)
+        f"{escape_markdown(name)} {_percent(score)}"
+        for name, score in zip(prediction["labels"], prediction["scores"], strict=True)
     )
     yield "\n## One file explained\n"
-    yield f"`{Path(prediction['path']).name}` of class **{label}**: {named}.\n"
+    yield f"{escape_markdown(Path(prediction['path']).name)} of class **{escape_markdown(label)}**: {named}.\n"
     if prediction["explanation"] is not None:
         picture = Path(prediction["explanation"])
         place = picture.relative_to(folder) if picture.is_relative_to(folder) else picture

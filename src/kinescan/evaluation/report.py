@@ -154,6 +154,18 @@ class Report:
         for entry in self.evaluation.metrics.classes:
             accuracy = "no videos" if entry.accuracy is None else _percent(entry.accuracy)
             yield f"| {escape_markdown(entry.label)} | {entry.num_videos} | {entry.num_right} | {accuracy} |"
+        chance = 1 / len(self.evaluation.labels)
+        lost = [
+            escape_markdown(entry.label)
+            for entry in self.evaluation.metrics.classes
+            if entry.accuracy is not None and entry.accuracy <= chance
+        ]
+        if lost:
+            more = f", and {len(lost) - MOST_LISTED} more" if len(lost) > MOST_LISTED else ""
+            yield (
+                f"\n**{len(lost)} of {len(self.evaluation.labels)} classes are right no more often than a guess** "
+                f"({_percent(chance)}), whatever the average says: {', '.join(lost[:MOST_LISTED])}{more}."
+            )
 
     def _mistakes(self) -> Iterator[str]:
         metrics: Metrics = self.evaluation.metrics
