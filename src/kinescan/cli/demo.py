@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from kinescan.cli.demo_page import opening, write_page
 from kinescan.cli.output import print_json, reported
+from kinescan.cli.terminal import print_page, print_text
 from kinescan.cli.train import train
 from kinescan.config import RunConfig, load_recipe
 from kinescan.data.synthetic import (
@@ -274,5 +275,5 @@ def command(
     if as_json:
         print_json(result.to_json())
     else:
-        print(opening(result.to_json()))
-        print(f"\nThe whole page: {result.page}")
+        print_page(opening(result.to_json()))
+        print_text(["", f"The whole page: {result.page}"])

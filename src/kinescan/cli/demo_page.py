@@ -51,7 +51,7 @@ def _at_chance(result: Mapping[str, Any]) -> str:
     pairs = result["scores"]["pks4"]["pairs"]
     num_files = result["num_test"]["motion"] / max(len(pairs), 1)
     # What a coin stays below in 39 runs of 40.
-    bound = 0.5 + 1.96 * (0.25 / max(num_files, 1)) ** 0.5
+    bound = min(1.0, 0.5 + 1.96 * (0.25 / max(num_files, 1)) ** 0.5)
     lost = [f"{pair} ({_percent(share)})" for pair, share in pairs.items() if share <= bound]
     if not lost:
         return ""
