@@ -98,6 +98,7 @@ BOMBS = {
     "sparse": held(call(name("torch._utils", "_rebuild_sparse_tensor"), MUCH)),
     # A tuple of twice a tuple of twice ...: comparing it as a key of a dict would take for ever.
     "doubling": held(number(1), b")" + b"".join(b"q%ch%ch%c\x86" % (i, i, i) for i in range(60))),
+    "doubling lists": held(b"]q\x00" + b"".join(b"]q%c(h%ch%ce" % (i + 1, i, i) for i in range(60))),
     "deep": held(number(1), b")" + b"\x85" * 1_000_000),
     "numbered": b"\x80\x02}r\xff\xff\xff\x7f.",
     "more than was given": b"\x80\x02}R.",

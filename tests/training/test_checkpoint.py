@@ -27,6 +27,8 @@ from kinescan.training.checkpoint import (
 )
 
 Save = Callable[..., None]
+LOOP: list[Any] = []
+LOOP.append(LOOP)
 
 
 @pytest.fixture
@@ -231,6 +233,8 @@ def test_write_rng_puts_every_generator_back(tmp_path: Path) -> None:
         ({"optimizer": []}, "optimizer"),
         ({"other": 1}, r"other \(unknown\)"),
         ({"step": None}, "step"),
+        ({"settings": {"a": LOOP}}, "settings"),
+        ({"settings": {"a": torch.zeros(1)}}, "settings"),
     ],
 )
 def test_load_state_refuses_fields_of_the_wrong_kind(

@@ -1,8 +1,9 @@
 import dataclasses
+import hashlib
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -644,3 +645,30 @@ def test_a_model_without_labels_is_refused_before_the_first_step(
         fit(bare, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, evaluate=lambda model: {"top1": 1.0})
     assert not (tmp_path / "checkpoints").exists()
     fit(bare, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda values: values["optimizer"]["state"][0].update(exp_avg=torch.zeros(7)),
+        lambda values: values["optimizer"]["state"].update({0: 3}),
+        lambda values: values["optimizer"].update(param_groups=[]),
+        lambda values: values["optimizer"].update(param_groups=None),
+        lambda values: values.update(optimizer={}),
+        lambda values: values.update(rng=[]),
+        lambda values: values["rng"][0].update(torch=torch.zeros(3)),
+    ],
+)
+def test_resume_refuses_states_of_other_shapes_and_kinds(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path, damage: Callable[[dict[str, Any]], None]
+) -> None:
+    fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM)
+    last = tmp_path / "checkpoints" / "last"
+    values = torch.load(last / "training_state.pt")
+    damage(values)
+    torch.save(values, last / "training_state.pt")
+    sums = json.loads((last / "checksums.json").read_text())
+    sums["training_state.pt"] = hashlib.sha256((last / "training_state.pt").read_bytes()).hexdigest()
+    (last / "checksums.json").write_text(json.dumps(sums))
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, resume=True)

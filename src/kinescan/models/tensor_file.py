@@ -145,10 +145,9 @@ def check_pickle(file: Any, allowed: Callable[[str], Any] = ALLOWED_NAMES.fullma
     Raises:
         PickleRefused: it needs more.
     """
-    # Of each value on the pickle machine's stack: how many values it holds, and how deep they are nested.
-    stack: list[tuple[int, int]] = []
+    stack: list[_Held] = []
     marks: list[int] = []
-    memo: dict[int, tuple[int, int]] = {}
+    memo: dict[int, _Held] = {}
     for opcode, value, _ in pickletools.genops(file):
         name, argument = opcode.name, cast(Any, value)
         if name == "GLOBAL" and not allowed(str(argument)):
@@ -166,11 +165,13 @@ def check_pickle(file: Any, allowed: Callable[[str], Any] = ALLOWED_NAMES.fullma
             stack.append(memo[int(argument)])
         elif name in _APPENDING:
             items = _popped(stack, marks, opcode.stack_before[1:])
-            stack[-1] = _joined([*items, (stack[-1][0], stack[-1][1] - 1)])
+            stack[-1].add(items)
         else:
             items = _popped(stack, marks, opcode.stack_before)
-            stack.extend([_joined(items)] * len(opcode.stack_after))
-        if stack and (stack[-1][1] > MAX_DEPTH or stack[-1][0] > MAX_VALUES):
+            if opcode.stack_after:
+                stack.append(_Held())
+                stack[-1].add(items)
+        if stack and (stack[-1].depth > MAX_DEPTH or stack[-1].size > MAX_VALUES):
             raise PickleRefused("its values are nested without end")
 
 
@@ -200,7 +201,19 @@ def check_tensor(tensor: Tensor) -> None:
         )
 
 
-def _popped(stack: list[tuple[int, int]], marks: list[int], before: list[Any]) -> list[tuple[int, int]]:
+class _Held:
+    """A value on the pickle machine's stack: how many values it holds, and how deep they are nested."""
+
+    def __init__(self) -> None:
+        self.size, self.depth = 1, 1
+
+    def add(self, items: list["_Held"]) -> None:
+        # It may be among them: then it counts as it was.
+        size, depth = sum(item.size for item in items), max((item.depth for item in items), default=0)
+        self.size, self.depth = self.size + size, max(self.depth, depth + 1)
+
+
+def _popped(stack: list[_Held], marks: list[int], before: list[Any]) -> list[_Held]:
     """Takes off the stack what an instruction takes."""
     start = marks.pop() if any(kind.name == "mark" for kind in before) else len(stack) - len(before)
     if start < 0:
@@ -208,10 +221,6 @@ def _popped(stack: list[tuple[int, int]], marks: list[int], before: list[Any]) -
     items = stack[start:]
     del stack[start:]
     return items
-
-
-def _joined(items: list[tuple[int, int]]) -> tuple[int, int]:
-    return 1 + sum(size for size, _ in items), 1 + max((depth for _, depth in items), default=0)
 
 
 def _first_line(error: BaseException) -> str:

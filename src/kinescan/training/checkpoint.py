@@ -25,6 +25,7 @@ CHECKSUM_FILE = "checksums.json"
 FORMAT = 2
 _LATER = ("absent",)
 """Fields that states of earlier versions lack."""
+_MOST_SETTINGS = 100_000
 EARLIER = "step-"
 """Start of the names of checkpoints that were last before; the step follows, in ten digits."""
 
@@ -198,6 +199,7 @@ def _checked(values: dict[Any, Any], path: Path) -> TrainState:
     unknown = [key for key in values if key not in hints]
     lacking = [key for key in hints if key not in values and key not in _LATER]
     wrong = [key for key in hints if key in values and not _is_of(values[key], hints[key])]
+    wrong += [] if "settings" in wrong or _is_plain(values.get("settings", {})) else ["settings"]
     if unknown or lacking or wrong:
         places = ", ".join([*map(str, lacking), *wrong, *(f"{str(key)[:40]} (unknown)" for key in unknown)][:5])
         raise CheckpointError(
@@ -205,6 +207,20 @@ def _checked(values: dict[Any, Any], path: Path) -> TrainState:
             "start anew."
         )
     return TrainState(**values)
+
+
+def _is_plain(settings: Any) -> bool:
+    """Whether settings are made of what JSON has, and end however one walks through them."""
+    waiting, met = [settings], 0
+    while waiting and met < _MOST_SETTINGS:
+        value, met = waiting.pop(), met + 1
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
+        elif not (value is None or isinstance(value, str | bool | int | float)):
+            return False
+    return not waiting
 
 
 def _is_of(value: Any, hint: Any) -> bool:

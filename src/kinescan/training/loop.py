@@ -36,7 +36,7 @@ from kinescan.training.engine import TrainConfig, choose_device, open_accelerato
 from kinescan.training.interruption import Interruption
 from kinescan.training.journal import Journal, prepare_output, write_unreadable
 from kinescan.training.lock import locked
-from kinescan.training.optim import OptimConfig, refuse_other_groups, trainable_only
+from kinescan.training.optim import OptimConfig, refuse_other_groups, refuse_other_shapes, trainable_only
 from kinescan.training.outage import OutageWatch
 from kinescan.training.processes import Processes, open_processes
 from kinescan.training.progress import ProgressBar, listed, means, memory_gib
@@ -211,11 +211,12 @@ class _Run:
                 self.stepper.average.restore(state.weights)
             refuse_other_groups(state.optimizer, optimizer.state_dict())
             optimizer.load_state_dict(state.optimizer)
-        except (RuntimeError, ValueError, KeyError) as error:
+            refuse_other_shapes(optimizer)
+            write_rng(state.rng[self.processes.index])
+        except Exception as error:  # whatever the file holds in their place
             raise CheckpointError(
                 f"{folder} does not fit this model: {error}. Start anew in another output."
             ) from error
-        write_rng(state.rng[self.processes.index])
         describe_longer(self.schedule, state.settings, state.step)
         state.settings = self.state.settings
         self._take_up_early_stop(state)

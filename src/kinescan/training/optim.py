@@ -192,6 +192,18 @@ def refuse_other_groups(saved: Mapping[str, Any], own: Mapping[str, Any]) -> Non
         raise ValueError("its optimizer holds other parameters, or in another order")
 
 
+def refuse_other_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """Passes when what an optimizer keeps of a parameter is a number, or has the parameter's shape.
+
+    Raises:
+        ValueError: it has another shape, as that of another model.
+    """
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, torch.Tensor) and value.numel() != 1 and value.shape != parameter.shape:
+                raise ValueError(f"its optimizer's {name} has the shape {list(value.shape)}")
+
+
 @contextmanager
 def trainable_only(
     model: nn.Module, patterns: Sequence[str], *, frozen: Sequence[str] = (), stem: Collection[str] = ()
