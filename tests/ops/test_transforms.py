@@ -152,3 +152,16 @@ def test_long_attention_is_summed_in_float32_under_autocast(monkeypatch: pytest.
     expected = _mass(x, "blockwise")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(_mass(x, "blockwise"), expected, atol=0, rtol=0)
+
+
+@pytest.mark.compile
+def test_compiled_functions_give_the_same_tangents() -> None:
+    x, direction = torch.randn(1, 2, 4, 3, 3), torch.randn(1, 2, 4, 3, 3)
+
+    def tangent(x: Tensor, direction: Tensor) -> Tensor:
+        return torch.func.jvp(_correlate, (x,), (direction,))[1]
+
+    compiled = torch.compile(tangent, backend="eager")
+    torch.testing.assert_close(compiled(x, direction), tangent(x, direction), atol=1e-5, rtol=1e-4)
+    plain = torch.compile(_correlate, backend="eager")
+    torch.testing.assert_close(plain(x), _correlate(x), atol=1e-6, rtol=1e-5)

@@ -68,6 +68,21 @@ def test_memory_of_training_on_a_gpu_needs_the_autocast_kernels() -> None:
     assert not internals.has_cpu_autocast_rule("abs")
 
 
+def test_ops_under_torch_func_need_to_know_of_it() -> None:
+    seen: list[tuple[str, ...]] = [internals.active_transforms()]
+
+    def look(x: torch.Tensor) -> torch.Tensor:
+        seen.append(internals.active_transforms())
+        return x.sum()
+
+    x = torch.ones(2, 3)
+    torch.vmap(torch.func.grad(look))(x)
+    torch.func.jvp(look, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        look(x)
+    assert [set(names) for names in seen] == [set(), {"vmap", "grad"}, {"jvp", "forward"}, {"forward"}]
+
+
 def test_counting_memory_needs_trees() -> None:
     assert internals.tree_leaves(internals.tree_map(lambda n: n + 1, {"a": [1, (2,)]})) == [2, 3]
 

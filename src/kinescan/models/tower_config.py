@@ -11,7 +11,12 @@ from kinescan.models.layouts import Family
 from kinescan.models.published_towers import HUGGING_FACE_DEFAULTS, ROTARY_NAMES
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
-_OTHER_NAMES = {"gelu_pytorch_tanh": "gelu_tanh", "quickgelu": "quick_gelu", "gelu_python": "gelu"}
+_OTHER_NAMES = {
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "quickgelu": "quick_gelu",
+    "gelu_python": "gelu",
+}
 _TIMM_POOLING = {"token": "class", "avg": "mean", "map": "attention"}
 
 

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from kinescan.errors import BackendError
+from kinescan.runtime.torch_internals import active_transforms
 
 logger = logging.getLogger(__name__)
 
@@ -102,21 +102,14 @@ def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
 def differentiated_by_transform() -> bool:
     """Whether a gradient is taken here by torch.func (grad, vjp, jvp, ...) or in forward mode.
 
-    Kernels that torch knows only through `register_autograd` would give tangents of zero, or torch's own errors. Under
-    torch.compile it cannot be told.
+    Kernels that torch knows only through `register_autograd` would give tangents of zero, or torch's own errors.
     """
-    if torch.compiler.is_compiling():
-        return False
-    kinds = (level.key() for level in torch._C._functorch.get_interpreter_stack() or ())
-    differentiating = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
-    return forward_ad._current_level >= 0 or any(kind in differentiating for kind in kinds)
+    return any(name in ("grad", "jvp", "forward") for name in active_transforms())
 
 
 def transformed() -> bool:
     """Whether anything of torch.func runs here, torch.vmap among them, or a gradient is taken in forward mode."""
-    if torch.compiler.is_compiling():
-        return False
-    return differentiated_by_transform() or bool(torch._C._functorch.get_interpreter_stack())
+    return any(name != "functionalize" for name in active_transforms())
 
 
 def refuse_second_derivative(backward: Any, op: str, backend: str) -> None:

@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = [
     "FakeTensorMode",
     "TorchDispatchMode",
+    "active_transforms",
     "has_cpu_autocast_rule",
     "lerp_all_",
     "shared_storage",
@@ -52,6 +55,17 @@ def without_cpu_autocast() -> AbstractContextManager[Any]:
         torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
     )
     return guard
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def active_transforms() -> tuple[str, ...]:
+    """What of torch.func runs here ("grad", "jvp", "vmap", "functionalize"), and "forward" for forward mode.
+
+    torch.compile asks while it traces, and compiles anew for other transforms.
+    """
+    levels = _functorch.get_interpreter_stack() or ()
+    names = tuple(level.key().name.lower() for level in levels)
+    return (*names, "forward") if forward_ad._current_level >= 0 else names
 
 
 @contextmanager
