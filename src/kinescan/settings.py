@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from kinescan.errors import ConfigError
 
 T = TypeVar("T")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST_SHOWN = 200
 
 
@@ -89,6 +90,12 @@ def _refuse_unknown_keys(cls: Any, values: Mapping[str, Any], where: str) -> Non
         dotted = f"{where}.{key}" if where else key
         if key not in hints:
             raise ConfigError(f"unknown key {dotted!r}. {closest(key, hints)}")
+        if isinstance(value, str) and _SURROGATE.search(value):
+            shown = value.encode("utf-8", "backslashreplace").decode()
+            raise ConfigError(
+                f"{dotted} holds bytes that are no UTF-8, which a recipe cannot hold: {shown!r}. Rename the file or "
+                "folder, or give a link to it."
+            )
         nested = _dataclass_in(hints[key])
         if nested is not None and isinstance(value, Mapping):
             _refuse_unknown_keys(nested, value, dotted)

@@ -80,3 +80,18 @@ def test_training_evaluation_and_prediction_with_odd_names(kinescan: Any, odd: P
     assert is_clean(table.stdout)
     assert is_clean(table.stderr)
     assert r"line\nbreak.mp4" in table.stdout
+
+
+def test_the_data_sets_own_folder_may_have_such_a_name(kinescan: Any, odd: Path, tmp_path: Path) -> None:
+    named = odd.rename(tmp_path / "odd\udcff")
+    for arguments in ([named], [tmp_path / "link", "--test", named]):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(named)
+        found = kinescan("data", "check", *arguments, "--workers", "0", "--quick", "--json")
+        assert len(json.loads(found.stdout)["unreadable"]) >= 4
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text('model = "pks4_vit_ti16"\n', encoding="utf-8")
+    refused = kinescan("train", recipe, "--set", f"data.train={named}", "--dry-run")
+    assert refused.exit_code == 2
+    assert "data.train holds bytes that are no UTF-8" in refused.stderr
+    assert is_clean(refused.stderr)

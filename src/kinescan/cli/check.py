@@ -1,6 +1,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -103,7 +104,10 @@ def _data_config(
         values = parse_overrides(overrides)
         if values.keys() - {"data"}:
             raise ConfigError(f"--set takes only data.* here: {source} is no recipe. Name a .toml file for others.")
-        return build_settings(DataConfig, {"train": str(source), **values.get("data", {}), **said}, where="data")
+        said.pop("test", None)
+        data = build_settings(DataConfig, {**values.get("data", {}), **said}, where="data")
+        # as they are: their names may have bytes that no recipe could hold
+        return replace(data, train=str(source), test=str(test) if test else data.test)
     data = load_recipe(source, [*overrides, *(f"data.{name}={value}" for name, value in said.items())]).data
     if not data.train:
         raise ConfigError(f"{source} does not set data.train. Add --set data.train=VIDEOS.")
