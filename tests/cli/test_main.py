@@ -1,3 +1,5 @@
+import logging
+import os
 import re
 import subprocess
 import sys
@@ -6,7 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-from kinescan.cli.main import VERBS, build_app
+from kinescan.cli.main import VERBS, build_app, main
 
 FLAGS = {
     "train": {"--set", "--output", "--resume", "--dry-run", "--json"},
@@ -106,3 +108,39 @@ def test_program_starts_one_verb_and_shows_tracebacks_when_asked() -> None:
     assert failed.returncode == 2
     assert "Traceback" in failed.stderr
     assert failed.stderr.rstrip().splitlines()[-1].startswith("ConfigError: /dev/null/x cannot be written")
+
+
+def test_quiet_is_allowed_anywhere_and_leaves_results_and_warnings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["kinescan", "list", "--quiet", "backends"])
+    logger = logging.getLogger("kinescan")
+    before = logger.level
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        logger.info("a line of progress")
+        logger.warning("a warning")
+    finally:
+        logger.setLevel(before)
+    shown = capsys.readouterr()
+    assert "numba" in shown.out
+    assert shown.err == "a warning\n"
+
+
+def test_names_that_the_terminal_cannot_show_end_nothing() -> None:
+    program = [
+        sys.executable,
+        "-c",
+        "from kinescan.cli.main import main; main()",
+        "predict",
+        "日本/ä.mp4",
+        "--model",
+        ".",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run(program, capture_output=True, timeout=120, env=environment, check=False)
+    assert run.returncode in (1, 2)
+    assert b"Error: " in run.stderr
+    assert b"Traceback" not in run.stderr

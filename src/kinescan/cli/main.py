@@ -1,4 +1,5 @@
 import importlib
+import io
 import sys
 from typing import Annotated, Any
 
@@ -64,6 +65,10 @@ def build_app(only: str | None = None) -> typer.Typer:
 def main() -> None:
     """The program `kinescan`."""
     arguments = [argument for argument in sys.argv[1:] if argument not in GLOBAL]
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks is shown as a code, and ends nothing.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     verb = next((argument for argument in arguments if not argument.startswith("-")), "")
     build_app(only=verb)(args=arguments, prog_name="kinescan")
 
