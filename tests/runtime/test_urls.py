@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from kinescan.runtime.urls import is_url, mask_url, mask_urls
+from kinescan.errors import ConfigError, VideoError
+from kinescan.runtime.urls import is_url, mask_url, mask_urls, refuse_url
 
 
 @pytest.mark.parametrize(
@@ -137,3 +140,14 @@ def test_no_password_is_shown(password, around):
 @pytest.mark.parametrize(("source", "expected"), [("rtsp://a", True), ("a:b.mp4", False), ("concat:a.mp4", False)])
 def test_is_url(source, expected):
     assert is_url(source) is expected
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_address_in_place_of_a_file_is_named(kind, tmp_path):
+    with pytest.raises(ConfigError, match=r"rtsp:/+\*\*\*@cam/1 is an address, not a file\. Use another\."):
+        refuse_url(kind("rtsp://me:hunter2@cam/1"), "Use another.")
+    with pytest.raises(VideoError):
+        refuse_url("https://host/a.mp4", "Use another.", error=lambda reason: VideoError("a", reason))
+    (tmp_path / "odd:").mkdir()
+    for name in (tmp_path / "odd:" / "a.mp4", "a:b.mp4", "C:/a.mp4", "2026-11-29T10:30:00.mp4"):
+        refuse_url(name, "Use another.")

@@ -22,6 +22,7 @@ from kinescan.data.readers.files import VIDEO_SUFFIXES, find_videos
 from kinescan.data.readers.lists import list_held_out_name
 from kinescan.data.readers.source import Part
 from kinescan.errors import ConfigError
+from kinescan.runtime.urls import refuse_url
 from kinescan.settings import closest
 
 __all__ = [
@@ -257,6 +258,7 @@ def choose_layout(source: str | Path, reader: str = "auto") -> Layout:
     if source.is_file() and reader in ("auto", "list"):
         return _with_parts(DATASETS["list"], list_held_out_name(source))
     if reader in ("auto", "list"):
+        refuse_url(source, "Fetch the videos first, and name their folder or a csv.")
         raise ConfigError(f"{source} does not exist. Name a folder with one folder of videos per class, or a csv.")
     raise ConfigError(f"{source} is no folder. Name the folder of the data set for data.reader = {reader!r}.")
 

@@ -20,6 +20,7 @@ from kinescan.inference.strip import draw_strip
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.pks4 import PKS4
 from kinescan.preprocessing import Preprocessing
+from kinescan.runtime.urls import refuse_url
 
 logger = logging.getLogger(__name__)
 
@@ -219,13 +220,14 @@ def video_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """The files that paths stand for: a folder for the videos in it and below, in order of their names.
 
     Raises:
-        ConfigError: there is no path, or a folder holds no video.
+        ConfigError: there is no path, a folder holds no video, or a path is a URL.
     """
     given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not given:
         raise ConfigError("there is no path to predict. Give video files, or folders that hold some.")
     files: list[Path] = []
     for path in given:
+        refuse_url(path, "Classify a live source with kinescan stream, or fetch the file first.")
         found = find_videos(path) if path.is_dir() else [path]
         if not found:
             known = ", ".join(sorted(VIDEO_SUFFIXES))

@@ -1,13 +1,18 @@
 """Sources that are URLs: told from files, and shown without their secrets."""
 
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+
+from kinescan.errors import ConfigError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 # one slash, or none, is a slip of the pen that FFmpeg's own messages repeat
 _NETWORK = r"(?:rtsp[su]?|rtmp\w{0,2}|https?|srt|s?ftps?|tcp|udp|tls|rtp|mms\w?)"
 _BEGIN = re.compile(rf"[A-Za-z][A-Za-z0-9+.\-]*://|(?<![\w.\-]){_NETWORK}:/?(?=[^\s/])", re.IGNORECASE)
 _BEGIN_IN_TEXT = re.compile(rf"[A-Za-z][A-Za-z0-9+.\-]*://|(?<![\w.\-]){_NETWORK}:/(?=[^\s/])", re.IGNORECASE)
+_COLLAPSED = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 _MASK = "***"
 _AT_IN_AUTHORITY = re.compile(r"@|%(?:25)*40", re.IGNORECASE)
 _AT_HOST = re.compile(r"@(?=[\w\[%.])")
@@ -23,6 +28,21 @@ _LONGEST_PUNCTUATION = 2
 def is_url(source: str | Path) -> bool:
     """Whether a source begins like a URL ("rtsp://..."), and not merely with a name that has a colon."""
     return isinstance(source, str) and _URL.match(source) is not None
+
+
+def refuse_url(source: str | Path, what: str, *, error: Callable[[str], Exception] = ConfigError) -> None:
+    """Raises where a file is needed and a URL was given, also one that a `Path` has made "rtsp:/..." of.
+
+    Args:
+        source: what was given.
+        what: what is needed and what to do; ends the message.
+        error: makes the error to raise.
+
+    Raises:
+        ConfigError: (or what `error` makes) it is a URL.
+    """
+    if _COLLAPSED.match(str(source)) and not os.path.exists(source):
+        raise error(f"{mask_url(source)} is an address, not a file. {what}")
 
 
 def mask_url(source: str | Path) -> str:

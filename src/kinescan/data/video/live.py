@@ -78,6 +78,7 @@ class LiveVideo:
         source: its name for messages, without the secrets that a URL may hold (see `mask_url`).
         num_frames: whole frames so far.
         num_left_out: frames left out so far.
+        num_refused: packets so far of which the decoder made nothing.
 
     Raises:
         ConfigError: timeout_seconds is not positive, or standard input is a terminal.
@@ -110,6 +111,7 @@ class LiveVideo:
         self._has_secrets = self.source != self._given
         self.num_frames = 0
         self.num_left_out = 0
+        self.num_refused = 0
         self._timeout_seconds = timeout_seconds
         self._limits = limits or Limits()
         self._square_pixels = square_pixels
@@ -167,6 +169,11 @@ class LiveVideo:
                     "%s: %d of %d frames were damaged or came before a key frame, and were left out",
                     *(self.source, self.num_left_out, self.num_left_out + self.num_frames),
                 )
+            if self.num_refused:
+                logger.warning(
+                    "%s: %d packets could not be decoded; a source that changes its codec has to be opened anew",
+                    *(self.source, self.num_refused),
+                )
         if not self.num_frames:
             raise VideoError(
                 self.source,
@@ -205,6 +212,7 @@ class LiveVideo:
                 frames, is_damaged = codec.decode(packet), packet.is_corrupt and not self._is_whole(packet)
             except av.error.FFmpegError:
                 frames, is_damaged = [], True
+                self.num_refused += 1
             if is_damaged:
                 damage.add(ordinal)
             for frame in frames:

@@ -15,6 +15,7 @@ from kinescan.errors import ConfigError, DependencyError, KinescanError
 from kinescan.vlm.families.folder import (
     CONFIG,
     PATTERNS,
+    PICKLED_PATTERNS,
     Stored,
     find_folder,
     first_line,
@@ -176,6 +177,8 @@ def load_pretrained(
     stored_config = read_config(folder, families)
     if is_on_hub:
         folder = _fetch(str(name), revision, PATTERNS)
+        if not any(folder.glob("*.safetensors")):
+            folder = _fetch(str(name), revision, PICKLED_PATTERNS)
         stored_config = read_config(folder, families)
     stored = look_through(folder, stored_config)
     prepare(folder, stored_config["model_type"])

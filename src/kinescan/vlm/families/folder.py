@@ -17,7 +17,8 @@ CONFIG = "config.json"
 PROCESSORS = ("video_preprocessor_config.json", "processor_config.json", "preprocessor_config.json")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.jinja", "*.txt", "tokenizer*")
+PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer*")
+PICKLED_PATTERNS = ("pytorch_model*.bin",)
 
 _SETTINGS = (CONFIG, "tokenizer_config.json", "generation_config.json", *PROCESSORS)
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
