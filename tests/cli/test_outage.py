@@ -152,7 +152,7 @@ def test_workers_end_with_their_process_and_a_killed_one_is_an_error_of_ours(
         started = psutil.Process(process.pid).children(recursive=True)
         assert len(started) >= 2
         process.kill()
-    _, alive = psutil.wait_procs(started, timeout=10)
+    _, alive = psutil.wait_procs(started, timeout=60)
     assert not alive
 
     def kill_worker() -> None:
