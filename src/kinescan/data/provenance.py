@@ -18,6 +18,7 @@ VIDEOS_FILE = "videos.json"
 FORMAT = 1
 _END = 4096
 _THREADS = 16
+_MAX_BYTES = 8 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ def read_run_videos(folder: Path) -> RunVideos | None:
     file = folder / VIDEOS_FILE
     if not file.exists():
         return None
-    content = read_json_object(file, error=CheckpointError)
+    content = read_json_object(file, max_bytes=_MAX_BYTES, error=CheckpointError)
     try:
         if content["format"] != FORMAT or not all(isinstance(name, str) for name in content["classes"]):
             raise ValueError
