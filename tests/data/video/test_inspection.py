@@ -106,3 +106,45 @@ def test_real_files_are_sound_but_for_the_damaged_one(shared: Path) -> None:
     assert [inspect_video(shared / "videos" / name).problem for name in names] == [None, None, None]
     found = inspect_video(shared / "videos/odd/decord__corrupted.mp4")
     assert (found.problem, found.reason[:36]) == ("short", "28 of 50 frames can be decoded (the l"[:36])
+
+
+def test_a_gif_without_its_last_bytes_is_short(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.gif"), "w") as container:
+        stream = container.add_stream("gif", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "rgb8"
+        for index in range(6):
+            picture = av.VideoFrame(32, 24, "rgb8")
+            picture.planes[0].update(bytes([40 * index]) * picture.planes[0].buffer_size)
+            picture.pts = index
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    assert inspect_video(tmp_path / "a.gif").problem is None
+    for share in (0.5, 0.999):
+        found = inspect_video(cut(tmp_path / "a.gif", share))
+        assert (found.problem, "bytes are missing" in found.reason) == ("short", True)
+
+
+def test_a_second_file_that_is_not_read_is_a_fault_and_one_that_is_read_is_noted(
+    make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name, codec, problem in (("a.mp4", "libx264", "short"), ("a.avi", "mpeg4", None)):
+        path = make_video(name, codec=codec)
+        size = path.stat().st_size
+        path.write_bytes(path.read_bytes() + path.read_bytes())
+        found = inspect_video(path, decode=False)
+        assert found.problem == problem
+        assert f"byte {size:,}" in " ".join((found.reason, *found.notes))
+
+
+def test_an_index_with_fewer_frames_than_the_header_says_is_short(make_video: Callable[..., Path]) -> None:
+    path = make_video("a.avi", 60, codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    # the number of frames in the header of the stream
+    length = data.index(b"strh") + 8 + 32
+    assert data[length : length + 4] == (60).to_bytes(4, "little")
+    for promised, problem in ((62, None), (64, "short")):
+        data[length : length + 4] = promised.to_bytes(4, "little")
+        path.write_bytes(data)
+        found = inspect_video(path, decode=False)
+        assert found.problem == problem
+    assert "4 frames fewer" in found.reason

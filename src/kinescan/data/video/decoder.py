@@ -100,7 +100,7 @@ class Decoder:
     @property
     def num_promised_frames(self) -> int:
         """The header's count, 0 where it has none."""
-        return int(self.stream.frames)
+        return int(self.stream.frames) if self.stores_duration else 0
 
     @property
     def promised_seconds(self) -> float:

@@ -1,5 +1,5 @@
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ Problem = Literal["missing", "unreadable", "short"]
 
 # A header that is off by less than this is not called wrong: durations are rounded, and sound ends where it likes.
 _SLACK_SECONDS, _SLACK_SHARE = 0.5, 0.05
+_SLACK_FRAMES, _SLACK_FRAMES_SHARE = 2, 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,8 @@ def inspect_video(path: str | Path, *, decode: bool = True, limits: Limits | Non
         with VideoReader(file, limits=limits) as video:
             content = video.fingerprint() if decode else _digest(file)
             missing = video.missing_seconds()
+            lost_frames = video.missing_frames()
+            joined = video.next_file()
             found = Inspection(
                 path=str(path),
                 num_frames=video.num_frames,
@@ -80,6 +83,15 @@ def inspect_video(path: str | Path, *, decode: bool = True, limits: Limits | Non
         return Inspection(path=str(path), problem="short", reason=error.reason)
     except VideoError as error:
         return Inspection(path=str(path), problem="unreadable", reason=error.reason)
+    if joined is not None and not joined.is_read:
+        reason = f"another file begins at byte {joined.position:,}, behind its end, and is not read. Take them apart."
+        return replace(found, problem="short", reason=reason, content="")
+    if lost_frames > max(_SLACK_FRAMES, _SLACK_FRAMES_SHARE * found.num_frames):
+        reason = f"its index has {lost_frames} frames fewer than its header says."
+        return replace(found, problem="short", reason=reason, content="")
+    if joined is not None:
+        note = f"another file begins at byte {joined.position:,}, behind its end; its frames follow those of the first"
+        found = replace(found, notes=(*found.notes, note))
     if missing > max(_SLACK_SECONDS, _SLACK_SHARE * found.seconds):
         return Inspection(
             path=str(path),

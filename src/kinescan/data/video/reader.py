@@ -10,14 +10,13 @@ from typing import Self
 
 import av
 import av.error
-import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
 from kinescan.data.video.decoder import Decoder, Undecodable, only_video_errors
 from kinescan.data.video.limits import Limits
-from kinescan.data.video.picture import square_size, to_rgb, turn
-from kinescan.data.video.structure import missing_bytes
+from kinescan.data.video.picture import some_rows, square_size, to_rgb, turn
+from kinescan.data.video.structure import missing_bytes, next_file
 from kinescan.data.video.table import FrameTable
 from kinescan.errors import ConfigError, CutVideoError, ShapeError, VideoError
 from kinescan.shapes import Pixels
@@ -35,6 +34,19 @@ _said: set[tuple[Path, str]] = set()
 _MAX_SAID = 10_000
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NextFile:
+    """Another file behind a file's end.
+
+    Attributes:
+        position: the byte at which it begins.
+        is_read: its frames follow those of the first, as FFmpeg reads them.
+    """
+
+    position: int
+    is_read: bool
 
 
 @dataclass(frozen=True)
@@ -306,7 +318,7 @@ class VideoReader:
                     wanted.discard(identity)
                     digest.update(f"{frame.width}x{frame.height} {frame.format.name}".encode())
                     with only_video_errors(self.path):
-                        digest.update(_some_rows(frame))
+                        digest.update(some_rows(frame))
         except Undecodable:
             raise self._explain() from None
         finally:
@@ -314,6 +326,19 @@ class VideoReader:
         if wanted:
             raise self._explain()
         return digest.hexdigest()
+
+    def missing_frames(self) -> int:
+        """How many packets fewer than its header says the file's index has; 0 where the header does not say it."""
+        packets = self._decoder.packets
+        return max(0, self._decoder.num_promised_frames - len(packets.pts) - packets.num_empty)
+
+    def next_file(self) -> NextFile | None:
+        """Another file that begins behind this one's end, as where two were written into one."""
+        position = next_file(self.path)
+        if position is None:
+            return None
+        places = self._decoder.packets.positions
+        return NextFile(position, is_read=any(place is not None and place >= position for place in places))
 
     def missing_seconds(self) -> float:
         """How much earlier the last stream ends than the header says; 0 where the format's header does not say it."""
@@ -402,7 +427,8 @@ class VideoReader:
         num_frames = len(table.identities)
         promised = self._decoder.num_promised_frames
         if not promised and num_frames:
-            seconds = self._decoder.promised_seconds
+            # of other formats, FFmpeg makes the duration up from what is there
+            seconds = self._decoder.promised_seconds if self._decoder.stores_duration else 0.0
             short = seconds - self._decoder.end_of_all_streams_seconds()
             if seconds and short < 0.75 * table.last_seconds:
                 return
@@ -469,11 +495,3 @@ def plan_runs(table: FrameTable, places: Sequence[int]) -> list[tuple[int, set[i
             runs.append((start, {identity}))
         last_needed = max(last_needed, identity)
     return runs
-
-
-def _some_rows(frame: av.VideoFrame) -> bytes:
-    """Every eighth row of the first plane, without the padding at the ends of rows."""
-    plane, layout = frame.planes[0], frame.format
-    bits = layout.components[0].bits if layout.is_planar else layout.padded_bits_per_pixel
-    rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)
-    return rows[: plane.height : 8, : plane.width * -(-bits // 8)].tobytes()

@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+_GIF = b"GIF8"
 _EBML_HEADER = bytes.fromhex("1A45DFA3")
 _EBML_SEGMENT = bytes.fromhex("18538067")
 _MP4_BOXES = frozenset(b"ftyp moov mdat free skip wide moof mfra sidx styp uuid meta emsg ssix prft pdin udta".split())
@@ -11,7 +12,7 @@ _MAX_INDEX_BYTES = 1 << 26
 
 
 def missing_bytes(path: str | Path) -> int:
-    """How many bytes the outer structure of an mp4/mov, Matroska/WebM or AVI file promises beyond its end.
+    """How many bytes the outer structure of an mp4/mov, Matroska/WebM, AVI or gif file promises beyond its end.
 
     A file that was cut while it was fetched or written still carries the sizes that its whole was to have. This is no
     proof that frames are missing (an index at the end may be all that is lost), but a file without missing bytes is
@@ -38,11 +39,41 @@ def missing_bytes(path: str | Path) -> int:
             end = _matroska_end(file)
         elif start[:4] == b"RIFF":
             end = _riff_end(file, size)
+        elif start[:4] == _GIF:
+            end = _gif_end(file)
         elif start[4:8] in _MP4_BOXES:
             end = _mp4_end(file, size)
         else:
             return 0
     return max(0, end - size)
+
+
+def next_file(path: str | Path) -> int | None:
+    """Where another file of the same kind begins behind a file's end, as where two were written into one.
+
+    Args:
+        path: an mp4/mov, Matroska/WebM, AVI or gif.
+
+    Returns:
+        The byte; None where there is no other file, or where the format does not tell.
+    """
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(12)
+        if start[4:8] in _MP4_BOXES:
+            boxes = [(kind, position) for kind, position, _ in _boxes(file, size)]
+            index = next((place for place, (kind, _) in enumerate(boxes) if kind in (b"moov", b"mdat")), len(boxes))
+            return next((position for kind, position in boxes[index:] if kind == b"ftyp"), None)
+        if start[:4] == _EBML_HEADER:
+            end = _matroska_end(file)
+        elif start[:4] == b"RIFF":
+            return next((place for place, kind in _riff_chunks(file, size) if place and kind != b"AVIX"), None)
+        elif start[:4] == _GIF:
+            end = _gif_end(file)
+        else:
+            return None
+        file.seek(end)
+        return end if 0 < end < size and file.read(4) == start[:4] else None
 
 
 def is_animated_webp(path: str | Path) -> bool:
@@ -111,6 +142,46 @@ def _read_length(file: BinaryIO) -> int | None:
     value = int.from_bytes(first + file.read(num_bytes - 1), "big")
     mask = (1 << (7 * num_bytes)) - 1
     return None if value & mask == mask else value & mask
+
+
+def _gif_end(file: BinaryIO) -> int:
+    """Walks the blocks of a gif to the byte that ends it; beyond the file's end where that is not there."""
+    file.seek(10)
+    flags = file.read(3)[:1]
+    file.seek(13 + _color_table_bytes(flags))
+    while kind := file.read(1):
+        if kind == b";":
+            return file.tell()
+        if kind == b",":
+            flags = file.read(9)[8:]
+            # and the size of its codes
+            file.seek(_color_table_bytes(flags) + 1, 1)
+        elif kind == b"!":
+            file.read(1)
+        else:
+            # no block: what a decoder makes of it, shows when it is decoded
+            return 0
+        while length := file.read(1)[:1].strip(b"\0"):
+            file.seek(length[0], 1)
+    # at least that one byte is missing
+    return file.tell() + 1
+
+
+def _color_table_bytes(flags: bytes) -> int:
+    return 3 << (1 + (flags[0] & 7)) if flags and flags[0] & 0x80 else 0
+
+
+def _riff_chunks(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
+    """(start, kind) of the RIFF chunks."""
+    position = 0
+    while position + 12 <= size:
+        file.seek(position)
+        header = file.read(12)
+        if header[:4] != b"RIFF":
+            return
+        yield position, header[8:12]
+        length = int.from_bytes(header[4:8], "little")
+        position += 8 + length + length % 2
 
 
 def _riff_end(file: BinaryIO, size: int) -> int:

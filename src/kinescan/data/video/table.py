@@ -35,6 +35,7 @@ class PacketTable:
         second_fields: packets that complete the frame of the packet before them.
         marked: packets that the container marks as damaged; they are not shown.
         lasting: packets that bring along what the decoder keeps for those behind: a palette, a new header.
+        num_empty: packets without content: "nothing new" in AVI.
         encrypted: packets are encrypted, and the key is not at hand.
         num_pictures: that all packets hold, by their start codes; only for MPEG-4, where two may share a packet.
         time_base: seconds in a tick.
@@ -55,6 +56,7 @@ class PacketTable:
     marked: list[int] = field(default_factory=list)
     lasting: list[int] = field(default_factory=list)
     num_pictures: list[int] = field(default_factory=list)
+    num_empty: int = 0
     encrypted: bool = False
     time_base: Fraction = Fraction(1)
     frame_seconds: float = 0.0
@@ -119,11 +121,12 @@ def read_packets(packets: Iterable[av.Packet], stream: av.VideoStream) -> Packet
         time_base=stream.time_base, frame_seconds=float(1 / rate) if rate else 0.0, reorder_depth=reorder_depth
     )
     pictures, first_field = PictureReader(codec, context.extradata), None
-    encrypted = False
+    num_empty, encrypted = 0, False
     try:
         for packet in packets:
             # the decoder takes an empty packet for the end of the stream
             if packet.size == 0:
+                num_empty += packet.pos is not None and packet.pos >= 0
                 continue
             data, ordinal = memoryview(packet), len(table.pts)
             second_field, first_field = _second_field(first_field, pictures.lone_field(data))
@@ -150,7 +153,7 @@ def read_packets(packets: Iterable[av.Packet], stream: av.VideoStream) -> Packet
                 table.num_pictures.append(pictures.num_pictures(data))
     except av.error.FFmpegError:
         pass
-    return replace(table, encrypted=encrypted)
+    return replace(table, num_empty=num_empty, encrypted=encrypted)
 
 
 def lay_out_frames(packets: PacketTable, *, codec: str, format_name: str, has_times: bool) -> FrameTable:
