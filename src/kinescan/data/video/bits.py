@@ -21,13 +21,13 @@ class Bits:
         return shifted & ((1 << num_bits) - 1)
 
     def golomb(self) -> int:
-        """The next Exp-Golomb number, `ue(v)` in the standards of H.264 and HEVC."""
+        """The next Exp-Golomb number, the unsigned kind in the standards of H.264 and HEVC."""
         zeros = 0
         while self._left > 0 and not self.take(1):
             zeros += 1
         return (1 << zeros) - 1 + self.take(zeros)
 
     def signed_golomb(self) -> int:
-        """The next signed Exp-Golomb number, `se(v)`."""
+        """The next signed Exp-Golomb number."""
         number = self.golomb()
         return (number + 1) // 2 if number % 2 else -(number // 2)
