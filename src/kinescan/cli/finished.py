@@ -54,7 +54,9 @@ class Finished:
             return
         try:
             if self._file is None:
-                self._file = self._path.open("w", encoding="utf-8", newline="\n")
+                # In a stranger's folder it may be a link to anywhere.
+                self._path.unlink(missing_ok=True)
+                self._file = self._path.open("x", encoding="utf-8", newline="\n")
             self._file.write(prediction_line(video, self._labels))
             self._file.flush()
         except OSError as error:
