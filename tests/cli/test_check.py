@@ -81,3 +81,11 @@ def test_limits_are_settings_of_folders_too(kinescan: Any, videos: Path, monkeyp
         assert len(found_bad) == 12
         assert all(setting.partition("=")[0] in video["reason"] for video in found_bad)
     assert kinescan("data", "check", str(videos), "--workers", "0", "--set", "data.max_pixels=0").exit_code == 2
+
+
+def test_check_says_what_is_odd_in_a_list(kinescan: Any, videos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text(f"{videos}/dark/0.mp4,Dark\n{videos}/dark/1.mp4,dark\nlost.mp4,dark\n")
+    result = kinescan("data", "check", file, "--quick")
+    assert "'Dark' and 'dark' differ only in case" in result.stderr
+    assert "lines 3 are not there" in result.stderr

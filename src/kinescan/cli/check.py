@@ -64,6 +64,9 @@ def check(
     parts = {"train": read(data.train)}
     if data.test or layout.has_parts:
         parts["test"] = read(data.test or data.train, part="test", classes=parts["train"].classes)
+    for name, videos in parts.items():
+        for note in videos.notes:
+            logger.warning("%s: %s", name, note)
     with Counter("checking", "files") as progress:
         found = check_videos(
             parts,
