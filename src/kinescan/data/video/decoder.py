@@ -187,11 +187,9 @@ class Decoder:
                     # not whole again before the next key packet
                     continue
                 if missing is None:
-                    with self.clock.paused():
-                        yield identity, image
+                    yield identity, image
                 elif identity in missing:
-                    with self.clock.paused():
-                        yield identity, image
+                    yield identity, image
                     missing.discard(identity)
                     if not missing:
                         return

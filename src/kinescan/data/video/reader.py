@@ -280,7 +280,9 @@ class VideoReader:
                 if identity in place_of:
                     ahead[place_of[identity]] = self._to_rgb(frame)
                 while place in ahead:
-                    yield ahead.pop(place).permute(2, 0, 1), times[place]
+                    pixels = ahead.pop(place).permute(2, 0, 1)
+                    with decoder.clock.paused():
+                        yield pixels, times[place]
                     place += 1
                 if len(ahead) > _MAX_FRAMES_AHEAD:
                     break
