@@ -47,7 +47,7 @@ def test_check_takes_a_recipe_and_published_layouts(kinescan: Any, videos: Path,
 
 
 def test_check_says_how_far_it_is(kinescan: Any, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinescan.cli.progress.SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr("kinescan.runtime.counter.SECONDS_BETWEEN_LINES", -1.0)
     found = kinescan("data", "check", videos, "--workers", "0", "--quick")
     assert found.stderr.splitlines()[::11] == ["checking: 1 of 12 files", "checking: 12 of 12 files"]
 

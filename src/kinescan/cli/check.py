@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from kinescan.cli.output import FAILED, print_json, reported
-from kinescan.cli.progress import Counter
 from kinescan.cli.terminal import print_text
 from kinescan.config import DataConfig, load_recipe, parse_overrides
 from kinescan.data.check import DataCheck, check_videos
 from kinescan.data.listing import choose_layout, list_videos
 from kinescan.errors import ConfigError
 from kinescan.runtime.atomic_write import write_text
+from kinescan.runtime.counter import Counter
 from kinescan.runtime.escaping import to_json
 from kinescan.settings import build_settings
 from kinescan.training.journal import prepare_output

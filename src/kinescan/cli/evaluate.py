@@ -1,5 +1,4 @@
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,7 +9,7 @@ import typer
 
 from kinescan.cli.compare import compare_reports
 from kinescan.cli.finished import Finished
-from kinescan.cli.output import is_main_process, print_json, reported
+from kinescan.cli.output import print_json, reported
 from kinescan.cli.run_videos import held_out_items, seen_notes
 from kinescan.cli.runs import model_folder, recipe_of, run_of
 from kinescan.cli.terminal import print_page
@@ -29,6 +28,7 @@ from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
 from kinescan.inference.exported import ExportedModel
 from kinescan.inference.source import resolve_model
 from kinescan.models.classifier import VideoClassifier
+from kinescan.runtime.launch import is_main_process, world_size
 from kinescan.training.engine import choose_device
 from kinescan.training.interruption import Interruption
 from kinescan.training.journal import prepare_output
@@ -239,7 +239,7 @@ def _compared(
     features: Path | None,
 ) -> Comparison:
     """Of the reports that are there; with data or views, of runs scored anew."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise ConfigError("--compare is work for one process. Score both runs with torchrun, then compare without it.")
     if model is not None or features is not None:
         raise ConfigError("--compare takes two runs and neither a model nor --features. Score one by itself for those.")

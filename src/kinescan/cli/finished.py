@@ -1,16 +1,16 @@
 """What an evaluation has done so far: shown, and kept in a file until the report is written."""
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from kinescan.cli.progress import Counter
 from kinescan.errors import ConfigError
 from kinescan.evaluation.multiview import VideoScore
 from kinescan.evaluation.predictions import prediction_line
+from kinescan.runtime.counter import Counter
+from kinescan.runtime.launch import is_main_process, rank
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,7 @@ class Finished:
     """
 
     def __init__(self, folder: Path | None, labels: Sequence[str]) -> None:
-        rank = os.environ.get("RANK", "0")
-        name = FINISHED_FILE if rank == "0" else FINISHED_FILE.replace(".jsonl", f".{rank}.jsonl")
+        name = FINISHED_FILE if is_main_process() else FINISHED_FILE.replace(".jsonl", f".{rank()}.jsonl")
         self._path = None if folder is None else folder / name
         self._labels = labels
         self._file: IO[str] | None = None

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import typer
 
 from kinescan.errors import ConfigError, KinescanError
 from kinescan.runtime.escaping import escape_terminal, to_json
+from kinescan.runtime.launch import is_main_process
 from kinescan.runtime.urls import mask_urls
 
 P = ParamSpec("P")
@@ -30,11 +30,6 @@ class _StandardError(logging.Handler):
         # A closed terminal ends no run: what it computes is worth more than the line.
         with contextlib.suppress(OSError):
             print(escape_terminal(mask_urls(self.format(record))), file=sys.stderr)
-
-
-def is_main_process() -> bool:
-    """Whether this is the one that tells how it goes: the first of those that torchrun started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def is_quiet() -> bool:

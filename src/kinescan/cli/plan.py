@@ -2,9 +2,10 @@
 
 from dataclasses import asdict
 
-from kinescan.cli.output import is_main_process, print_json
+from kinescan.cli.output import print_json
 from kinescan.cli.terminal import print_table
 from kinescan.config import RunConfig, dump_recipe
+from kinescan.runtime.launch import is_main_process
 from kinescan.settings import to_plain
 from kinescan.training.plan import GroupPlan, Plan
 

@@ -10,7 +10,7 @@ import typer
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from kinescan.cli.output import is_main_process, print_json, reported
+from kinescan.cli.output import print_json, reported
 from kinescan.cli.plan import show_plan
 from kinescan.cli.run_videos import TRAINING_VIDEOS, training_digest, videos_of_run
 from kinescan.cli.runs import choose_output
@@ -29,6 +29,7 @@ from kinescan.models.classifier import VideoClassifier
 from kinescan.models.location import RECIPE_FILE
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.runtime.atomic_write import write_text
+from kinescan.runtime.launch import is_main_process
 from kinescan.settings import to_plain
 from kinescan.training.engine import choose_device
 from kinescan.training.journal import prepare_output

@@ -1,6 +1,5 @@
 import datetime
 import gc
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, distributed
 
 from kinescan.errors import ConfigError
 from kinescan.runtime.accelerate_internals import forget_processes
+from kinescan.runtime.launch import world_size
 
 PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for the others, such as while one of them writes a checkpoint or reads slow videos."""
@@ -87,7 +87,7 @@ def open_processes(device: torch.device) -> Iterator[Processes]:
     Raises:
         ConfigError: there are several, on a device that they cannot share.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not distributed.is_initialized():
+    if world_size() == 1 and not distributed.is_initialized():
         yield Processes(device=device)
         return
     known = distributed.is_initialized()

@@ -8,8 +8,6 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from kinescan.cli.output import is_main_process, is_quiet
-
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -26,7 +24,8 @@ class Counter:
     def __init__(self, doing: str, things: str) -> None:
         self._doing, self._things = doing, things
         self._console = Console(stderr=True)
-        shown = self._console.is_terminal and not is_quiet() and is_main_process()
+        # The command line sets the level; --quiet raises it, and so does every process but the first.
+        shown = self._console.is_terminal and logger.isEnabledFor(logging.INFO)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),

@@ -1,0 +1,23 @@
+"""How this process was started: the one place that reads what torchrun and `accelerate launch` say of it."""
+
+import os
+
+
+def rank() -> int:
+    """The index of this process among those that were started together, from 0; alone, 0."""
+    return _number("RANK", 0)
+
+
+def world_size() -> int:
+    """How many processes were started together; alone, 1."""
+    return _number("WORLD_SIZE", 1)
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes and shows: the first of those that were started together, or the only one."""
+    return rank() == 0
+
+
+def _number(name: str, alone: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else alone
