@@ -14,7 +14,7 @@ def world_size() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes and shows: the first of those that were started together, or the only one."""
+    """Whether this is the process that writes and shows: the first of several, or the only one."""
     return rank() == 0
 
 
