@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 import measure
-from kinescan.cli.demo import train_on_stills
 from kinescan.config import RunConfig, load_recipe
 from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, render_motion
-from kinescan.evaluation.mode import in_evaluation
+from kinescan.models.mode import in_evaluation
 from kinescan.models.zoo import create_model
+from kinescan.runs.demo import train_on_stills
 from kinescan.training.loop import fit
 from ssp_tuners import MemoryClips, to_clips
 

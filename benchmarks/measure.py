@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from kinescan.evaluation import speed
+from kinescan.profiling import speed
 
 HERE = Path(__file__).parent
 PUBLISHED = HERE / "results"
@@ -152,7 +152,7 @@ def _with_timings(values: Any) -> Any:
 
 
 def peak_extra_bytes(run: Callable[[], Any]) -> int:
-    """Memory that a call needs at its peak, as `kinescan.evaluation.speed` tells it; fails where nobody tells."""
+    """Memory that a call needs at its peak, as `kinescan.profiling.speed` tells it; fails where nobody tells."""
     return _told(speed.peak_extra_bytes(run, CPU))
 
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kinescan.evaluation.activations import kept_bytes
 from kinescan.ops import local_correlation
 from kinescan.ops.local_correlation import local_correlation_step
+from kinescan.profiling.activations import kept_bytes
 from measure import Timing, peak_extra_bytes, time_in_turn, write_result
 
 OFFSETS, WINDOW, SEED = (-2, -1, 0, 1, 2), 9, 0

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kinescan.evaluation.activations import kept_bytes
 from kinescan.ops import selective_scan, selective_scan_step
 from kinescan.ops.selective_scan import kernels, reference
+from kinescan.profiling.activations import kept_bytes
 from measure import (
     Timing,
     in_processes,

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 import measure
 from kinescan.evaluation import count_cost
-from kinescan.evaluation.activations import kept_bytes
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.zoo import create_model
+from kinescan.profiling.activations import kept_bytes
 
 BARE, OURS = "vit_b16", "pks4_vit_b16"
 NAME = "pks4_over_vit_cpu"

@@ -38,12 +38,12 @@ from kinescan.data.loader import Batch
 from kinescan.data.synthetic.appearance import AppearanceConfig, render_appearance
 from kinescan.data.synthetic.motion import MotionConfig, render_motion
 from kinescan.errors import TrainingInterrupted
-from kinescan.evaluation.activations import kept_bytes
-from kinescan.evaluation.mode import in_evaluation
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.videomamba import VideoMamba
+from kinescan.models.mode import in_evaluation
+from kinescan.models.videomamba.videomamba import VideoMamba
 from kinescan.models.zoo import create_model
-from kinescan.training.engine import TrainConfig
+from kinescan.profiling.activations import kept_bytes
+from kinescan.training.accelerator import TrainConfig
 from kinescan.training.loop import fit
 from kinescan.training.optim import OptimConfig
 

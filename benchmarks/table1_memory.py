@@ -37,11 +37,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import measure
-from kinescan.evaluation.cuda_autocast import cuda_autocast_rules
 from kinescan.layers import pieces
 from kinescan.models.pks4 import PKS4Config
-from kinescan.models.vit import ViTConfig
+from kinescan.models.vit.vit import ViTConfig
 from kinescan.models.zoo import create_model
+from kinescan.profiling.cuda_autocast import cuda_autocast_rules
 from peers import PEERS
 
 NAME = "table1_memory"

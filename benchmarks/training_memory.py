@@ -9,8 +9,8 @@ from contextlib import nullcontext
 import torch
 
 import measure
-from kinescan.evaluation.activations import activation_bytes
 from kinescan.models.zoo import create_model
+from kinescan.profiling.activations import activation_bytes
 from kinescan.training.optim import trainable_only
 
 MODELS = {"pks4_vit_b16": 8, "pks4_vit_l14": 8, "videomamba_middle": 8}

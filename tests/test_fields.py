@@ -21,7 +21,7 @@ from kinescan.models.pks4 import PKS4Config
 from kinescan.models.zoo import MODELS
 from kinescan.preprocessing import Preprocessing
 from kinescan.settings import build_settings, to_plain
-from kinescan.training.engine import TrainConfig
+from kinescan.training.accelerator import TrainConfig
 from kinescan.training.optim import OptimConfig
 
 CLASSES = [

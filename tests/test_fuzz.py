@@ -18,23 +18,23 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from kinescan.cli.bench import read_suite
-from kinescan.cli.compare import compare_reports
 from kinescan.config import build_run, dump_recipe, load_recipe
 from kinescan.data.datasets import read_items
 from kinescan.data.sampling import Views
 from kinescan.errors import KinescanError
 from kinescan.inference.exported import ExportRecord, read_record
-from kinescan.inference.source import resolve_model
+from kinescan.inference.model_source import resolve_model
 from kinescan.inference.stream import save_stream_state
 from kinescan.inference.transformers_folder import read_transformers_folder
-from kinescan.models.checkpoint_file import read_checkpoint
 from kinescan.models.pks4 import PKS4State
-from kinescan.models.run_record import read_run
+from kinescan.models.saving.run_record import read_run
+from kinescan.models.weights.checkpoint_file import read_checkpoint
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.preprocessing import Preprocessing
+from kinescan.runs.compare import compare_reports
 from kinescan.settings import to_plain
 from kinescan.training.checkpoint import TrainState, find_checkpoint, load_state, read_rng, save_checkpoint, write_rng
-from kinescan.training.journal import Journal
+from kinescan.training.run_log import Journal
 
 EXAMPLES = int(os.environ.get("KINESCAN_FUZZ_EXAMPLES", "60"))
 TINY: dict[str, Any] = {"depth": 2, "image_size": 32, "insert_after": 1, "window": 3, "width": 16, "heads": 1}

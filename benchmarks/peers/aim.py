@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kinescan.models.vit import Block, ViTConfig
+from kinescan.models.vit.vit import Block, ViTConfig
 from peers.frozen import FrozenViT
 
 MLP_ADAPTER_SCALE = 0.5

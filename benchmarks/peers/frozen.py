@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kinescan.models.vit import VisionTransformer, ViTConfig
+from kinescan.models.vit.vit import VisionTransformer, ViTConfig
 
 
 @dataclass

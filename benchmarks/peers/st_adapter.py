@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from kinescan.models.vit import ViTConfig
+from kinescan.models.vit.vit import ViTConfig
 from peers.frozen import FrozenViT
 
 

@@ -14,8 +14,8 @@ _PLACES = {
     "export": "kinescan.inference.export",
     "load_exported": "kinescan.inference.exported",
     "register_transformers": "kinescan.inference.registration",
-    "train": "kinescan.cli.train",
-    "evaluate": "kinescan.cli.evaluate",
+    "train": "kinescan.runs.train",
+    "evaluate": "kinescan.runs.evaluate",
     "Preprocessing": "kinescan.preprocessing",
     "RunConfig": "kinescan.config",
 }

@@ -17,11 +17,11 @@ from kinescan.data.transforms import AugmentConfig
 from kinescan.data.video import Limits
 from kinescan.errors import ConfigError
 from kinescan.fields import MAX_SEED, check_most, check_types
-from kinescan.models.location import RECIPE_FILE
+from kinescan.models.saving.location import RECIPE_FILE
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.files import read_toml
 from kinescan.settings import build_settings, closest, to_plain
-from kinescan.training.engine import TrainConfig
+from kinescan.training.accelerator import TrainConfig
 from kinescan.training.optim import OptimConfig
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from kinescan.evaluation import speed
+from kinescan.profiling import speed
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its peak and sets it back")

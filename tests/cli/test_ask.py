@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 pytest.importorskip("transformers")
 
-from kinescan.cli.ask import ask
 from kinescan.cli.main import build_app
-from kinescan.cli.watched import _Fitted, sample_times
 from kinescan.data.video import LiveVideo, VideoReader, write_video
 from kinescan.errors import CheckpointError, ConfigError, CutVideoError, NonFiniteError, ShapeError, VideoError
+from kinescan.inference.ask import ask
+from kinescan.inference.frame_source import _Fitted, sample_times
 from kinescan.vlm import PixelSettings, VideoStream, load_vlm, open_stream
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "vlm" / "conftest.py")
@@ -50,7 +50,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
-    monkeypatch.setattr("kinescan.cli.ask.MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr("kinescan.inference.ask.MAX_NEW_TOKENS", 6)
 
 
 def run(*arguments):
@@ -76,7 +76,7 @@ def test_answers_are_those_of_a_stream(saved, clip):
 
 
 def test_the_command_prints_answers_and_costs(saved, clip, monkeypatch):
-    monkeypatch.setattr("kinescan.cli.watched.FRAMES_AT_ONCE", 3)
+    monkeypatch.setattr("kinescan.inference.frame_source.FRAMES_AT_ONCE", 3)
     result = run(clip, "What moves?", "Where?", "--model", saved, "--budget", 12, "--fps", 2, "--compare", "full",
                  "--device", "cpu")  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -273,7 +273,7 @@ def test_a_video_that_breaks_off_leaves_the_model_as_it_was(saved, clip, monkeyp
     hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in vlm.model.modules()]
     closed = []
     close = VideoStream.close
-    monkeypatch.setattr("kinescan.cli.watched.FRAMES_AT_ONCE", 2)
+    monkeypatch.setattr("kinescan.inference.frame_source.FRAMES_AT_ONCE", 2)
 
     def watched(stream):
         closed.append(stream)

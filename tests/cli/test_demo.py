@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinescan.cli.demo import clear_output, demo, still_task
-from kinescan.cli.demo_page import opening
 from kinescan.config import RECIPES, load_recipe
 from kinescan.data.sampling import segment_indices
 from kinescan.data.synthetic import NUM_STILL_TARGETS, MotionConfig
 from kinescan.errors import ConfigError
 from kinescan.models.zoo import from_pretrained
+from kinescan.runs.demo import clear_output, demo, still_task
+from kinescan.runs.demo_page import opening
 
 DEMO_RECIPES = ("stills", "motion_vit", "motion_pks4", "appearance_vit", "appearance_pks4")
 

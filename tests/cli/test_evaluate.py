@@ -9,8 +9,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from kinescan.cli.compare import compare_reports
-from kinescan.cli.evaluate import evaluate
 from kinescan.config import build_run, dump_recipe
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.evaluation.predictions import read_predictions
@@ -18,6 +16,8 @@ from kinescan.inference.export import export
 from kinescan.inference.predictor import predict
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.preprocessing import Preprocessing
+from kinescan.runs.compare import compare_reports
+from kinescan.runs.evaluate import evaluate
 
 SIZES = {"patch_size": 16, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "embed_dim": 16, "image_size": 32}
 SETTINGS = ["preprocessing.size=32", "preprocessing.num_frames=4", "loader.num_workers=0", "evaluation.views=4x1x1"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kinescan.inference import formats
+from kinescan.inference import export_formats as formats
 from kinescan.models.zoo import create_model
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from kinescan.cli.profile import profile
 from kinescan.errors import ConfigError
 from kinescan.models.zoo import create_model
+from kinescan.runs.profile import profile
 
 SMALL = ["--set", "depth=2", "--size", "32", "--frames", "2", "--device", "cpu"]
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from kinescan.cli.evaluate import evaluate
-from kinescan.cli.train import train
 from kinescan.config import build_run
 from kinescan.data.synthetic import MotionConfig, make_motion
 from kinescan.inference.predictor import predict
 from kinescan.models.zoo import create_model, from_pretrained
+from kinescan.runs.evaluate import evaluate
+from kinescan.runs.train import train
 
 SIZES = {"image_size": 32, "patch_size": 16, "depth": 2, "width": 16, "num_frames": 4}
 

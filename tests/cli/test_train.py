@@ -82,7 +82,7 @@ def test_a_folder_that_another_run_writes_into_is_left_alone(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
-    code = "import sys, time, pathlib; from kinescan.training.lock import locked\n"
+    code = "import sys, time, pathlib; from kinescan.runtime.folder_lock import locked\n"
     code += "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(300)"
     command = [sys.executable, "-c", code, "runs/tiny"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
@@ -112,7 +112,7 @@ def test_train_leaves_a_checkpoint_on_ctrl_c_and_goes_on_from_it(
     whole = tmp_path / "whole"
     assert kinescan(*train_arguments, "--output", whole).exit_code == 0
 
-    from kinescan.training.source import DatasetClips
+    from kinescan.training.dataset_clips import DatasetClips
 
     original = DatasetClips.batches
 

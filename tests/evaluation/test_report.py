@@ -7,12 +7,12 @@ from PIL import Image
 
 from kinescan.data.datasets import VideoItem
 from kinescan.errors import ConfigError
-from kinescan.evaluation.cost import count_cost
-from kinescan.evaluation.environment import describe_environment
 from kinescan.evaluation.metrics import confusion_matrix
 from kinescan.evaluation.multiview import evaluate_model
 from kinescan.evaluation.plots import plot_confusion
 from kinescan.evaluation.report import CHOSEN_ON_THESE, make_report
+from kinescan.profiling.cost import count_cost
+from kinescan.profiling.environment import describe_environment
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 
 from kinescan.data.video import write_video
 from kinescan.errors import CheckpointError, ConfigError, ExportError, ShapeError, VideoError
-from kinescan.inference import formats
+from kinescan.inference import export_formats as formats
 from kinescan.inference.export import TOLERANCES, export
 from kinescan.inference.exported import ExportedModel, load_exported
 from kinescan.inference.predictor import predict

@@ -18,7 +18,7 @@ import kinescan as ks
 from kinescan.errors import CheckpointError, ConfigError, KinescanError
 from kinescan.inference.export import export
 from kinescan.inference.exported import load_exported, read_record
-from kinescan.inference.source import holds_export, resolve_model
+from kinescan.inference.model_source import holds_export, resolve_model
 from kinescan.models.pks4 import PKS4
 
 from .conftest import tiny_model

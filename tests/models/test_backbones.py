@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kinescan.errors import CheckpointError, ConfigError
-from kinescan.models.checkpoint_file import open_checkpoint
-from kinescan.models.layouts import translate
 from kinescan.models.pks4 import PKS4
-from kinescan.models.vit import VisionTransformer, ViTConfig
-from kinescan.models.weights import load_pretrained, read_vision_tower, resize_positions
+from kinescan.models.vit.vit import VisionTransformer, ViTConfig
+from kinescan.models.weights.checkpoint_file import open_checkpoint
+from kinescan.models.weights.layouts import translate
+from kinescan.models.weights.vit_weights import load_pretrained, read_vision_tower, resize_positions
 from kinescan.models.zoo import create_model
 
 State = dict[str, Tensor]

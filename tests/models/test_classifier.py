@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.vit import VisionTransformer, ViTConfig
+from kinescan.models.vit.vit import VisionTransformer, ViTConfig
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.preprocessing import Preprocessing
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kinescan.errors import CheckpointError
-from kinescan.models.checkpoint_file import open_checkpoint
-from kinescan.models.vit import VisionTransformer, ViTConfig
-from kinescan.models.weights import load_pretrained, read_vision_tower
+from kinescan.models.vit.vit import VisionTransformer, ViTConfig
+from kinescan.models.weights.checkpoint_file import open_checkpoint
+from kinescan.models.weights.vit_weights import load_pretrained, read_vision_tower
 
 transformers = pytest.importorskip("transformers")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

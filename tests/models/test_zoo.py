@@ -10,7 +10,7 @@ from torch import Tensor
 import kinescan as ks
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models.pks4 import PKS4, PKS4Config
-from kinescan.models.weights import resize_positions
+from kinescan.models.weights.vit_weights import resize_positions
 from kinescan.models.zoo import MODELS, Architecture, create_model, from_pretrained, list_models
 from kinescan.preprocessing import Preprocessing
 

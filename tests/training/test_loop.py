@@ -22,7 +22,7 @@ from kinescan.models.classifier import VideoClassifier
 from kinescan.models.zoo import create_model
 from kinescan.training import OptimConfig, TrainConfig, fit
 from kinescan.training.checkpoint import load_state
-from kinescan.training.journal import Journal
+from kinescan.training.run_log import Journal
 
 TRAIN = TrainConfig(device="cpu", log_every=1, trackers=())
 OPTIM = OptimConfig(lr=0.05, lr_batch_size=8, epochs=4, warmup_epochs=1, layer_decay=1.0)

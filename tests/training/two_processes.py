@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from kinescan.errors import KinescanError
-from kinescan.models.base_identity import digest
+from kinescan.models.saving.base_identity import digest
+from kinescan.runtime.distributed import Processes, open_processes
 from kinescan.training import OptimConfig, TrainConfig, checkpoint, fit
-from kinescan.training.processes import Processes, open_processes
 
 TRAIN = TrainConfig(device="cpu", trackers=(), accumulate_batches=2, log_every=1)
 OPTIM = OptimConfig(lr=0.05, lr_batch_size=8, epochs=2, layer_decay=1.0)

@@ -17,8 +17,8 @@ from kinescan.cli.output import FAILED, print_json, reported
 from kinescan.cli.terminal import print_table
 from kinescan.errors import ConfigError
 from kinescan.runtime.files import read_toml
+from kinescan.runtime.output_folder import prepare_output
 from kinescan.settings import build_settings, closest
-from kinescan.training.journal import prepare_output
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,3 @@
-import logging
-import os
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,111 +5,14 @@ import typer
 
 from kinescan.cli.output import FAILED, print_json, reported
 from kinescan.cli.terminal import print_text
-from kinescan.config import DataConfig, load_recipe, parse_overrides
-from kinescan.data.check import DataCheck, check_videos
-from kinescan.data.listing import choose_layout, list_videos
-from kinescan.errors import ConfigError
-from kinescan.runtime.atomic_write import write_text
-from kinescan.runtime.counter import Counter
-from kinescan.runtime.escaping import to_json
-from kinescan.settings import build_settings
-from kinescan.training.journal import prepare_output
-
-logger = logging.getLogger(__name__)
+from kinescan.runs.check import check, save
+from kinescan.runtime.output_folder import prepare_output
 
 EXAMPLES = (
     "kinescan data check VIDEOS --test OTHER_VIDEOS --workers 8",
     "kinescan data check data/ucf101 --reader ucf101 --split 2 --output reports/ucf101",
     "kinescan data check recipes/ssv2_pks4_b16_8f.toml --quick --json",
 )
-JSON_FILE, TEXT_FILE = "check.json", "check.txt"
-
-
-def check(
-    source: str | Path,
-    *,
-    test: str | Path | None = None,
-    reader: str | None = None,
-    split: int | None = None,
-    overrides: Sequence[str] = (),
-    num_workers: int | None = None,
-    decode: bool = True,
-    output: str | Path | None = None,
-) -> DataCheck:
-    """Looks at every file of a data set: unreadable, cut, missing, doubled, in training and in test.
-
-    Args:
-        source: a folder with one folder of videos per class, a csv of path,label, the folder of a published data set,
-            or a recipe, whose `[data]` is taken.
-        test: the same for evaluation; by default the published test part, where there is one.
-        reader: how they are laid out, as `data.reader`.
-        split: of a published data set, as `data.split`.
-        overrides: "dotted.key=value" each, for a recipe; of other sources, those of `data`.
-        num_workers: processes that read files; by default as many as there are cores.
-        decode: decode every frame; otherwise damage inside of files does not show.
-        output: folder for check.json and check.txt.
-
-    Raises:
-        ConfigError: a source cannot be understood, or the output cannot be written.
-    """
-    data = _data_config(source, overrides, test=test, reader=reader, split=split)
-    folder = None if output is None else prepare_output(output)
-    layout = choose_layout(data.train, data.reader)
-    read = partial(list_videos, root=data.root or None, reader=data.reader, split=data.split)
-    parts = {"train": read(data.train)}
-    if data.test or layout.has_parts:
-        parts["test"] = read(data.test or data.train, part="test", classes=parts["train"].classes)
-    for name, videos in parts.items():
-        for note in videos.notes:
-            logger.warning("%s: %s", name, note)
-    with Counter("checking", "files") as progress:
-        found = check_videos(
-            parts,
-            same_ids=layout.has_parts,
-            num_workers=os.cpu_count() or 1 if num_workers is None else num_workers,
-            decode=decode,
-            limits=data.limits,
-            progress=progress.update,
-        )
-    if folder is not None:
-        try:
-            save(found, folder)
-        except ConfigError:
-            # Hours of reading are not lost to a full disk.
-            for line in found.to_text().splitlines():
-                logger.warning("%s", line)
-            raise
-    return found
-
-
-def save(found: DataCheck, folder: str | Path) -> None:
-    """Writes check.json and check.txt.
-
-    Raises:
-        ConfigError: one of them cannot be written.
-    """
-    write_text(Path(folder) / JSON_FILE, to_json(found.to_json(), indent=1) + "\n")
-    write_text(Path(folder) / TEXT_FILE, found.to_text() + "\n")
-
-
-def _data_config(
-    source: str | Path, overrides: Sequence[str], *, test: str | Path | None, reader: str | None, split: int | None
-) -> DataConfig:
-    """`[data]` of a recipe, or that of a folder or list, with what was said beside it."""
-    given = {"test": test and str(test), "reader": reader, "split": split}
-    said = {name: value for name, value in given.items() if value is not None}
-    if Path(source).suffix != ".toml":
-        values = parse_overrides(overrides)
-        if values.keys() - {"data"}:
-            raise ConfigError(f"--set takes only data.* here: {source} is no recipe. Name a .toml file for others.")
-        said.pop("test", None)
-        data = build_settings(DataConfig, {**values.get("data", {}), **said}, where="data")
-        # as they are: their names may have bytes that no recipe could hold
-        return replace(data, train=str(source), test=str(test) if test else data.test)
-    data = load_recipe(source, [*overrides, *(f"data.{name}={value}" for name, value in said.items())]).data
-    if not data.train:
-        raise ConfigError(f"{source} does not set data.train. Add --set data.train=VIDEOS.")
-    return data
 
 
 @reported

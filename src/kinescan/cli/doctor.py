@@ -14,9 +14,9 @@ from kinescan.cli.output import FAILED, print_json, reported
 from kinescan.cli.terminal import print_table, print_text
 from kinescan.data.video import probe_decoders
 from kinescan.errors import BackendError
-from kinescan.evaluation.environment import describe_environment
 from kinescan.ops import attention_mass, local_correlation, selective_scan
 from kinescan.ops.backend import Backend
+from kinescan.profiling.environment import describe_environment
 
 EXAMPLES = (
     "kinescan doctor",

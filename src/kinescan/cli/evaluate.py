@@ -1,182 +1,24 @@
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kinescan.cli.compare import compare_reports
-from kinescan.cli.finished import Finished
 from kinescan.cli.output import print_json, reported
-from kinescan.cli.run_videos import held_out_items, seen_notes
-from kinescan.cli.runs import model_folder, recipe_of, run_of
 from kinescan.cli.terminal import print_page
-from kinescan.cli.videos import make_test_set
-from kinescan.config import RunConfig
-from kinescan.data.datasets import VideoItem, read_items
-from kinescan.data.listing import choose_layout
-from kinescan.data.loader import LoaderConfig
-from kinescan.data.sampling import Views
 from kinescan.errors import ConfigError
 from kinescan.evaluation.comparison import Comparison
-from kinescan.evaluation.cost import count_cost
-from kinescan.evaluation.multiview import evaluate_model
-from kinescan.evaluation.predictions import save_features
-from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
-from kinescan.inference.exported import ExportedModel
-from kinescan.inference.source import resolve_model
-from kinescan.models.classifier import VideoClassifier
+from kinescan.evaluation.report import Report
+from kinescan.runs.compare import compare_reports
+from kinescan.runs.evaluate import HINT, evaluate
+from kinescan.runs.folder import model_folder, run_of
 from kinescan.runtime.launch import is_main_process, world_size
-from kinescan.training.engine import choose_device
-from kinescan.training.interruption import Interruption
-from kinescan.training.journal import prepare_output
-from kinescan.training.lock import locked
-from kinescan.training.processes import open_processes
-
-logger = logging.getLogger(__name__)
-
-HINT = "kinescan eval RUN"
+from kinescan.runtime.signals import Interruption
 
 EXAMPLES = (
     "kinescan eval runs/own_videos_cpu",
     "kinescan eval my_model --data VIDEOS --views 8x2x3 --output reports/my_model --features features.safetensors",
     "kinescan eval --compare runs/first runs/second",
 )
-
-
-def evaluate(
-    model: str | Path | None = None,
-    *,
-    data: str | Path | None = None,
-    views: Views | str | None = None,
-    output: str | Path | None = None,
-    device: str = "auto",
-    num_workers: int = 0,
-    features: str | Path | None = None,
-    allow_code: bool = False,
-) -> Report:
-    """Scores a saved model on labelled videos and writes report.json, report.md, two pictures and predictions.jsonl.
-
-    Started by torchrun, each process scores its share of the videos, and the first one writes.
-
-    Args:
-        model: a run's folder (its best checkpoint is taken), a saved or exported model, or a hub name; None for the
-            newest run under ./runs.
-        data: a folder with one folder of videos per class, or a csv of path,label; by default what the run held out.
-        views: frames x clips x crops; by default the run's, or the model's frames x 2 x 3.
-        output: folder of the report; by default `evaluation` in the run's folder, or nothing is written.
-        device: "auto", "cpu", "cuda" or "mps".
-        num_workers: processes that read videos.
-        features: safetensors file for what the head takes of each video, and every score; None writes none.
-        allow_code: open an exported file that may run code of its own, one of torch.export; see `load_exported`.
-
-    Raises:
-        ConfigError: no data is known, a class is unknown to the model, or the output cannot be written or another
-            process writes into it.
-        CheckpointError: there is no such model.
-        VideoError: none of the videos could be read.
-    """
-    folder = model_folder(model, hint=HINT)
-    run = run_of(folder)
-    if output is None and run is not None:
-        output = run / "evaluation"
-    if output is not None:
-        output = prepare_output(output)
-    with ExitStack() as stack:
-        processes = stack.enter_context(open_processes(choose_device(device)))
-        if output is not None:
-            stack.enter_context(locked(Path(output), processes))
-        model_here = resolve_model(folder, processes.device, allow_code=allow_code)
-        with Finished(None if output is None else Path(output), model_here.class_names) as finished:
-            report = _scored(
-                model_here, folder, run, data, views, num_workers, finished, with_features=features is not None
-            )
-            if processes.is_main:
-                _save(report, None if output is None else Path(output), features)
-    return report
-
-
-def _save(report: Report, output: Path | None, features: str | Path | None) -> None:
-    """Writes the report and the features, as far as they are wanted.
-
-    Raises:
-        ConfigError: a file cannot be written; then the report is in the log.
-    """
-    try:
-        if output is not None:
-            report.save(output)
-            logger.info("report: %s", output / "report.md")
-        if features is not None:
-            save_features(report.evaluation, features)
-            logger.info("features and scores: %s", features)
-    except ConfigError:
-        # The work of hours is not lost to a full disk.
-        for line in report.to_markdown().splitlines():
-            logger.warning("%s", line)
-        raise
-
-
-def _scored(
-    model: VideoClassifier,
-    folder: str,
-    run: Path | None,
-    data: str | Path | None,
-    views: Views | str | None,
-    num_workers: int,
-    finished: Finished,
-    *,
-    with_features: bool,
-) -> Report:
-    """The report of a model in a folder, which may belong to a run; of several processes, all get the whole."""
-    recipe = None if run is None else recipe_of(run)
-    items, classes, origin = _items(data, run, recipe)
-    chosen = _views(views, recipe, model.preprocessing.num_frames)
-    dataset = make_test_set(RunConfig(preprocessing=model.preprocessing), items, classes, chosen)
-    loader = replace(LoaderConfig() if recipe is None else recipe.loader, num_workers=num_workers)
-    return make_report(
-        evaluate_model(model, dataset, loader=loader, with_features=with_features, on_scored=finished.add),
-        model=model.name,
-        data=origin,
-        seed=None if recipe is None else recipe.seed,
-        # What an exported file computes cannot be counted.
-        cost=None if isinstance(model, ExportedModel) else count_cost(model),
-        notes=() if run is None else tuple(_notes(items, data, run, recipe, chosen_best=Path(folder).name == "best")),
-    )
-
-
-def _notes(
-    items: Sequence[VideoItem], data: str | Path | None, run: Path, recipe: RunConfig | None, *, chosen_best: bool
-) -> Iterator[str]:
-    """What the run has seen of the videos that it is scored on."""
-    if data is not None:
-        yield from seen_notes(run, recipe, items, chosen_best=chosen_best)
-    elif chosen_best:
-        yield CHOSEN_ON_THESE
-
-
-def _items(
-    data: str | Path | None, run: Path | None, recipe: RunConfig | None
-) -> tuple[list[VideoItem], tuple[str, ...], str]:
-    if data is not None:
-        layout = choose_layout(data)
-        origin = f"the {layout.test_name} part of {data}" if layout.has_parts else str(data)
-        return *read_items(data, part="test"), origin
-    if run is None:
-        raise ConfigError(
-            "no data to evaluate on. Name a folder with one folder of videos per class: --data VIDEOS; in Python "
-            "data=VIDEOS."
-        )
-    return held_out_items(run, recipe)
-
-
-def _views(views: Views | str | None, recipe: RunConfig | None, num_frames: int) -> Views:
-    if isinstance(views, Views):
-        return views
-    if views is not None:
-        return Views.parse(views)
-    return Views.parse(f"{num_frames}x2x3") if recipe is None else recipe.views()
 
 
 @reported

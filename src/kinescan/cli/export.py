@@ -4,11 +4,11 @@ from typing import Annotated, Any
 import typer
 
 from kinescan.cli.output import print_json, reported
-from kinescan.cli.runs import model_folder
 from kinescan.cli.terminal import print_text
 from kinescan.errors import ConfigError
 from kinescan.inference.export import export
 from kinescan.inference.exported import ExportRecord
+from kinescan.runs.folder import model_folder
 from kinescan.settings import to_plain
 
 EXAMPLES = (

@@ -7,7 +7,7 @@ from kinescan.cli.terminal import print_table
 from kinescan.config import RunConfig, dump_recipe
 from kinescan.runtime.launch import is_main_process
 from kinescan.settings import to_plain
-from kinescan.training.plan import GroupPlan, Plan
+from kinescan.training.dry_run import GroupPlan, Plan
 
 GIB = 2**30
 

@@ -7,13 +7,14 @@ import typer
 
 from kinescan.cli.limits import chosen_limits
 from kinescan.cli.output import FAILED, JsonList, reported
-from kinescan.cli.runs import model_folder
 from kinescan.cli.terminal import Table, line_limit, shown_length
-from kinescan.inference.predictor import Prediction, predict, video_files
-from kinescan.inference.source import resolve_model
+from kinescan.data.clips import video_files
+from kinescan.inference.model_source import resolve_model
+from kinescan.inference.predictor import Prediction, predict
 from kinescan.models.classifier import VideoClassifier
-from kinescan.training.engine import choose_device
-from kinescan.training.interruption import Interruption
+from kinescan.runs.folder import model_folder
+from kinescan.runtime.device import choose_device
+from kinescan.runtime.signals import Interruption
 
 EXAMPLES = (
     "kinescan predict a.mp4",

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from kinescan.cli.output import reported
-from kinescan.cli.runs import model_folder
 from kinescan.inference.stream import StreamPrediction, stream
+from kinescan.runs.folder import model_folder
+from kinescan.runtime.device import choose_device
 from kinescan.runtime.escaping import escape_terminal, to_json
-from kinescan.training.engine import choose_device
-from kinescan.training.interruption import Interruption
+from kinescan.runtime.signals import Interruption
 
 EXAMPLES = (
     "kinescan stream a.mp4 --model runs/causal",

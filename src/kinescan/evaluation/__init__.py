@@ -1,11 +1,11 @@
 """One prediction per video, the numbers they give, what they cost, and the report of it all."""
 
 from kinescan.evaluation.comparison import Comparison, compare
-from kinescan.evaluation.cost import Cost, Macs, count_cost, training_flops
 from kinescan.evaluation.metrics import Metrics, compute_metrics, pair_accuracy
 from kinescan.evaluation.multiview import Evaluation, evaluate_model
 from kinescan.evaluation.predictions import VideoPrediction, read_predictions, save_features
 from kinescan.evaluation.report import Report, make_report
+from kinescan.profiling.cost import Cost, Macs, count_cost, training_flops
 
 __all__ = [
     "Comparison",

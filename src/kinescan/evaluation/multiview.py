@@ -15,8 +15,8 @@ from kinescan.data.loader import Batch, LoaderConfig, make_loader
 from kinescan.data.sampling import Views
 from kinescan.errors import ConfigError, KinescanError, NonFiniteError, ShapeError, VideoError
 from kinescan.evaluation.metrics import Metrics, compute_metrics
-from kinescan.evaluation.mode import evaluation_view
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.mode import evaluation_view
 
 logger = logging.getLogger(__name__)
 

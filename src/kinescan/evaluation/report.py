@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from kinescan.errors import ConfigError
-from kinescan.evaluation.cost import Cost
-from kinescan.evaluation.environment import Environment, describe_environment
 from kinescan.evaluation.metrics import Metrics, confusion_matrix
 from kinescan.evaluation.multiview import Evaluation
 from kinescan.evaluation.plots import plot_confusion, plot_reliability
 from kinescan.evaluation.predictions import PREDICTIONS_FILE, prediction_lines
+from kinescan.profiling.cost import Cost
+from kinescan.profiling.environment import Environment, describe_environment
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import escape_markdown, to_json
 from kinescan.runtime.files import read_json_object

@@ -1,8 +1,8 @@
 """A trained model on files and streams, and pictures of what it looks at."""
 
 from kinescan.inference.explain import KinematicMaps, kinematic_maps
-from kinescan.inference.export import ExportCheck, export
-from kinescan.inference.exported import ExportedModel, ExportRecord, load_exported
+from kinescan.inference.export import export
+from kinescan.inference.exported import ExportCheck, ExportedModel, ExportRecord, load_exported
 from kinescan.inference.predictor import Prediction, predict
 from kinescan.inference.stream import StreamPrediction, StreamSession, stream
 from kinescan.inference.stream_state import load_stream_state, save_stream_state

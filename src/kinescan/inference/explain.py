@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinescan.errors import ConfigError, ShapeError
-from kinescan.evaluation.mode import evaluation_view
+from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4
 from kinescan.ops import local_correlation
 from kinescan.shapes import Clip

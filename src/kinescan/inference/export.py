@@ -2,7 +2,7 @@ import copy
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,13 +10,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from kinescan.data.clips import read_clips, video_files
 from kinescan.data.sampling import Views
 from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, render_motion
 from kinescan.data.transforms import EvalTransform
 from kinescan.errors import ConfigError, ExportError, KinescanError
-from kinescan.evaluation.mode import evaluation_view
+from kinescan.inference.export_formats import FORMATS, FormatName, Precision, first_line, quiet_exporters
 from kinescan.inference.exported import (
     RECORD_FILE,
+    ExportCheck,
     ExportedModel,
     ExportRecord,
     check_precision,
@@ -24,10 +26,9 @@ from kinescan.inference.exported import (
     load_exported,
     read_record,
 )
-from kinescan.inference.formats import FORMATS, FormatName, Precision, first_line, quiet_exporters
-from kinescan.inference.predictor import read_clips, video_files
-from kinescan.inference.source import ModelSource, holds_export, resolve_model
+from kinescan.inference.model_source import ModelSource, holds_export, resolve_model
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.mode import evaluation_view
 from kinescan.runtime.atomic_write import new_file_mode, write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.settings import closest, to_plain
@@ -37,32 +38,6 @@ TOLERANCES: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.05}
 """How far logits may be off, as a share of the largest (and at least of 1)."""
 NUM_DRAWN_CLIPS = 3
 _SMALLEST_DRAWN_FRAME = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportCheck:
-    """How an exported file compares with the model on clips.
-
-    Attributes:
-        clips: where they came from: files, or "drawn".
-        largest_logit: largest absolute logit of the model.
-        largest_difference: largest absolute difference of a logit.
-        allowed_difference: what was allowed.
-        same_top1: on how many clips the best class is the same.
-        single_clip: whether clips were also given one by one (with any number at once).
-    """
-
-    clips: tuple[str, ...]
-    largest_logit: float
-    largest_difference: float
-    allowed_difference: float
-    same_top1: int
-    single_clip: bool
-
-    @property
-    def passed(self) -> bool:
-        """Whether no logit is too far off and every best class is the same."""
-        return self.largest_difference <= self.allowed_difference and self.same_top1 == len(self.clips)
 
 
 def export(

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kinescan.errors import CheckpointError, ConfigError, KinescanError, ShapeError
-from kinescan.inference.formats import FORMATS, FormatName, Precision, Runner, first_line
+from kinescan.inference.export_formats import FORMATS, FormatName, Precision, Runner, first_line
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.location import EXPORT_FILE
+from kinescan.models.saving.location import EXPORT_FILE
 from kinescan.preprocessing import MAX_CLIP_PIXELS, Preprocessing
 from kinescan.runtime.files import inside, read_json_object
 from kinescan.settings import build_settings
@@ -275,3 +275,29 @@ def check_precision(name: FormatName, precision: Precision) -> None:
         raise ConfigError(
             f"{name} computes in {' or '.join(allowed)}, not in {precision}. For bfloat16 export to openvino."
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCheck:
+    """How an exported file compares with the model on clips.
+
+    Attributes:
+        clips: where they came from: files, or "drawn".
+        largest_logit: largest absolute logit of the model.
+        largest_difference: largest absolute difference of a logit.
+        allowed_difference: what was allowed.
+        same_top1: on how many clips the best class is the same.
+        single_clip: whether clips were also given one by one (with any number at once).
+    """
+
+    clips: tuple[str, ...]
+    largest_logit: float
+    largest_difference: float
+    allowed_difference: float
+    same_top1: int
+    single_clip: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether no logit is too far off and every best class is the same."""
+        return self.largest_difference <= self.allowed_difference and self.same_top1 == len(self.clips)

@@ -7,20 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kinescan.data.listing import VIDEO_SUFFIXES, find_videos
-from kinescan.data.sampling import Views, view_indices
+from kinescan.data.clips import read_clips, video_files
+from kinescan.data.sampling import Views
 from kinescan.data.transforms import EvalTransform
-from kinescan.data.video import Limits, VideoReader
+from kinescan.data.video import Limits
 from kinescan.errors import ConfigError, VideoError
-from kinescan.evaluation.mode import evaluation_view
 from kinescan.evaluation.multiview import VIEWS_PER_FORWARD, score_views
 from kinescan.inference.explain import kinematic_maps
-from kinescan.inference.source import ModelSource, resolve_model
+from kinescan.inference.model_source import ModelSource, resolve_model
 from kinescan.inference.strip import draw_strip
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4
-from kinescan.preprocessing import Preprocessing
-from kinescan.runtime.urls import refuse_url
 
 logger = logging.getLogger(__name__)
 
@@ -173,67 +171,6 @@ class _Job:
             title=f"{Path(prediction.path).name}: {prediction.labels[0]} {100 * prediction.scores[0]:.1f} %",
             seconds=seconds,
         )
-
-
-def read_clips(
-    file: Path,
-    preprocessing: Preprocessing,
-    views: Views,
-    transform: EvalTransform,
-    limits: Limits | None = None,
-    *,
-    allow_short: bool = False,
-) -> tuple[Tensor, list[float]]:
-    """The views of a video file, and the times of the first clip's frames.
-
-    Args:
-        file: the video.
-        preprocessing: how frames are sampled.
-        views: frames, clips and crops.
-        transform: how frames become pixels of a clip, with as many crops.
-        limits: what the file may take.
-        allow_short: read what can be decoded of a cut or damaged file (see VideoReader).
-
-    Returns:
-        [clips, crops, T, 3, size, size], and T seconds.
-
-    Raises:
-        VideoError: the file cannot be read.
-    """
-    square_pixels = preprocessing.square_pixels
-    with VideoReader(file, limits=limits, allow_short=allow_short, square_pixels=square_pixels) as reader:
-        indices = view_indices(
-            reader.num_frames,
-            num_frames=views.frames,
-            num_clips=views.clips,
-            sampling=preprocessing.sampling,
-            frame_stride=preprocessing.frame_stride,
-            num_windows=preprocessing.num_windows,
-        )
-        frames = reader.read(indices.flatten())
-    crops = transform(frames.pixels)  # [crops, clips * T, 3, size, size]
-    clips = crops.unflatten(1, tuple(indices.shape)).transpose(0, 1)
-    return clips, frames.pts_seconds[: indices.shape[1]].tolist()
-
-
-def video_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """The files that paths stand for: a folder for the videos in it and below, in order of their names.
-
-    Raises:
-        ConfigError: there is no path, a folder holds no video, or a path is a URL.
-    """
-    given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    if not given:
-        raise ConfigError("there is no path to predict. Give video files, or folders that hold some.")
-    files: list[Path] = []
-    for path in given:
-        refuse_url(path, "Classify a live source with kinescan stream, or fetch the file first.")
-        found = find_videos(path) if path.is_dir() else [path]
-        if not found:
-            known = ", ".join(sorted(VIDEO_SUFFIXES))
-            raise ConfigError(f"{path} holds no video file (those end in {known}). Name other files one by one.")
-        files += found
-    return files
 
 
 def _chosen_views(views: Views | str | None, model: VideoClassifier) -> Views:

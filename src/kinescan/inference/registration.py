@@ -19,4 +19,4 @@ def register_transformers() -> None:
         'kinescan'
     """
     optional_package("transformers", extra="vlm")
-    importlib.import_module("kinescan.inference.auto_classes").register()
+    importlib.import_module("kinescan.inference.transformers_classes").register()

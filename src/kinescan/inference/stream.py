@@ -13,10 +13,10 @@ from torch import Tensor
 from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import LiveVideo, VideoReader, is_live
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
-from kinescan.evaluation.mode import evaluation_view
 from kinescan.evaluation.multiview import check_finite
-from kinescan.inference.source import ModelSource, record_of_export, resolve_model
+from kinescan.inference.model_source import ModelSource, record_of_export, resolve_model
 from kinescan.inference.stream_state import fitting_state, load_stream_state, save_stream_state
+from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4, PKS4State
 
 logger = logging.getLogger(__name__)

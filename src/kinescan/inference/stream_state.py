@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kinescan.errors import CheckpointError
-from kinescan.evaluation.mode import evaluation_view
 from kinescan.layers.kinematic import KinematicState
 from kinescan.layers.mamba import MambaState
+from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4, PKS4State
 from kinescan.runtime.atomic_write import atomic_write
 from kinescan.runtime.files import require_regular

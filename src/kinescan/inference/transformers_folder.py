@@ -11,7 +11,7 @@ import torch
 
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.tensor_file import read_safetensors
+from kinescan.models.weights.tensor_file import read_safetensors
 from kinescan.models.zoo import MODELS
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.files import inside, read_json_object

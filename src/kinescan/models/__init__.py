@@ -1,13 +1,13 @@
 """Models from clips to class logits, their weights, and the zoo that makes them by name."""
 
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.load_report import LoadReport
 from kinescan.models.pks4 import PKS4, PKS4Config, PKS4State
-from kinescan.models.ssp import SSPConfig, SSPVideoMamba
-from kinescan.models.tuned import TunedVideoMamba
-from kinescan.models.videomamba import VideoMamba, VideoMambaConfig
-from kinescan.models.vit import VisionTransformer, ViTConfig
-from kinescan.models.weights import read_checkpoint
+from kinescan.models.videomamba.tuned import TunedVideoMamba
+from kinescan.models.videomamba.tuners.ssp import SSPConfig, SSPVideoMamba
+from kinescan.models.videomamba.videomamba import VideoMamba, VideoMambaConfig
+from kinescan.models.vit.vit import VisionTransformer, ViTConfig
+from kinescan.models.weights.load_report import LoadReport
+from kinescan.models.weights.vit_weights import read_checkpoint
 from kinescan.models.zoo import create_model, from_pretrained, list_models
 
 __all__ = [

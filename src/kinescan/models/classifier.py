@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
-from kinescan.models import saved_model
-from kinescan.models.hub import upload
-from kinescan.models.model_card import model_card
-from kinescan.models.run_record import read_run
-from kinescan.models.saved_model import SavedModel
-from kinescan.models.vit import check_dtype
-from kinescan.models.weights import Checkpoint, LoadReport, Pretrained, load_pretrained, read_vision_tower
+from kinescan.models.saving import saved_model
+from kinescan.models.saving.model_card import model_card
+from kinescan.models.saving.run_record import read_run
+from kinescan.models.saving.saved_model import SavedModel
+from kinescan.models.vit.vit import check_dtype
+from kinescan.models.weights.hub import upload
+from kinescan.models.weights.vit_weights import Checkpoint, LoadReport, Pretrained, load_pretrained, read_vision_tower
 from kinescan.preprocessing import Preprocessing
 from kinescan.settings import build_settings, to_plain
 from kinescan.shapes import Clip, Logits

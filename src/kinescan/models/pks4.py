@@ -15,7 +15,7 @@ from kinescan.layers.mamba import MambaState
 from kinescan.layers.scanner import Scanner
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.size_limits import check_at_most, check_sizes
-from kinescan.models.vit import Block, VisionTransformer, ViTConfig
+from kinescan.models.vit.vit import Block, VisionTransformer, ViTConfig
 from kinescan.ops.backend import transformed
 from kinescan.ops.local_correlation import Border
 from kinescan.preprocessing import Preprocessing

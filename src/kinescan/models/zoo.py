@@ -8,21 +8,21 @@ from typing import Any
 import torch
 
 from kinescan.errors import CheckpointError, ConfigError
-from kinescan.models import saved_model
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.labels import refuse_other_classes, reorder_head
 from kinescan.models.pks4 import PKS4
-from kinescan.models.ssp import SSPVideoMamba
-from kinescan.models.tuned import TunedVideoMamba
-from kinescan.models.tuners import (
+from kinescan.models.saving import saved_model
+from kinescan.models.videomamba.tuned import TunedVideoMamba
+from kinescan.models.videomamba.tuners import (
     AdapterVideoMamba,
     FullVideoMamba,
     HeadOnlyVideoMamba,
     STAdapterVideoMamba,
     VPTVideoMamba,
 )
-from kinescan.models.videomamba import VideoMamba
-from kinescan.models.weights import Pretrained, open_checkpoint
+from kinescan.models.videomamba.tuners.ssp import SSPVideoMamba
+from kinescan.models.videomamba.videomamba import VideoMamba
+from kinescan.models.weights.labels import refuse_other_classes, reorder_head
+from kinescan.models.weights.vit_weights import Pretrained, open_checkpoint
 from kinescan.preprocessing import Preprocessing
 from kinescan.settings import build_settings, closest, to_plain
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kinescan.errors import CheckpointError
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.tensor_file import PickleRefused, read_saved
+from kinescan.models.weights.tensor_file import PickleRefused, read_saved
 from kinescan.runtime.files import inside, read_json_object
 
 STATE_FILE = "training_state.pt"

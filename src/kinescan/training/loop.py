@@ -19,7 +19,12 @@ from kinescan.errors import (
     WorkerError,
 )
 from kinescan.models.classifier import VideoClassifier
-from kinescan.training.changes import describe_computing, describe_longer, refuse_changes, refuse_other_labels
+from kinescan.runtime.device import choose_device
+from kinescan.runtime.distributed import Processes, open_processes
+from kinescan.runtime.folder_lock import locked
+from kinescan.runtime.output_folder import prepare_output
+from kinescan.runtime.signals import Interruption
+from kinescan.training.accelerator import TrainConfig, open_accelerator
 from kinescan.training.checkpoint import (
     TrainState,
     checkpoint_left,
@@ -32,18 +37,15 @@ from kinescan.training.checkpoint import (
     write_rng,
 )
 from kinescan.training.clips import ClipSource
-from kinescan.training.engine import TrainConfig, choose_device, open_accelerator
-from kinescan.training.interruption import Interruption
-from kinescan.training.journal import Journal, prepare_output, write_unreadable
-from kinescan.training.lock import locked
 from kinescan.training.optim import OptimConfig, refuse_other_groups, refuse_other_shapes, trainable_only
 from kinescan.training.outage import OutageWatch
-from kinescan.training.processes import Processes, open_processes
 from kinescan.training.progress import ProgressBar, listed, means, memory_gib
 from kinescan.training.result import FitResult
+from kinescan.training.resume_check import describe_computing, describe_longer, refuse_changes, refuse_other_labels
+from kinescan.training.run_log import Journal, write_unreadable
 from kinescan.training.schedule import Schedule
 from kinescan.training.step import Mix, NonFinite, Stepper, StepResult, Task
-from kinescan.training.synchronised import SynchronisedNorms
+from kinescan.training.sync_batch_norm import SynchronisedNorms
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from kinescan.data.loader import Batch
 from kinescan.errors import VideoError
+from kinescan.runtime.distributed import Processes
 from kinescan.training.clips import StoredClips
-from kinescan.training.processes import Processes
 
 _TRIED = 4
 """Other videos that are tried before a first batch without a clip is called an outage."""

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from kinescan.data.loader import Batch
 from kinescan.models.classifier import VideoClassifier
-from kinescan.training.average import WeightAverage
+from kinescan.runtime.distributed import Processes
+from kinescan.training.ema import WeightAverage
 from kinescan.training.optim import OptimConfig, make_optimizer, parameter_groups, set_lr
-from kinescan.training.processes import Processes
-from kinescan.training.synchronised import SynchronisedNorms
+from kinescan.training.sync_batch_norm import SynchronisedNorms
 
 Mix = Callable[[Tensor, Tensor, torch.Generator, Sequence[int] | None], tuple[Tensor, Tensor]]
 """Clips [B, T, 3, H, W], soft labels [B, K] and `Batch.places` -> clips and labels, mixed.

@@ -1,0 +1,197 @@
+"""A classifier under transformers' Auto classes; see `registration.register_transformers`.
+
+The second place that imports transformers, beside `vlm.families`: its base classes have to be inherited from.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForVideoClassification,
+    BatchFeature,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
+
+# Not from the top: there it is a stand-in that asks for torchvision.
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from transformers.video_processing_utils import BaseVideoProcessor
+
+from kinescan.data.clips import read_clips
+from kinescan.data.sampling import Views, view_indices
+from kinescan.data.transforms import EvalTransform
+from kinescan.errors import ConfigError, ShapeError
+from kinescan.layers.class_token import ClassTokenShift
+from kinescan.models.classifier import VideoClassifier
+from kinescan.models.zoo import MODELS
+from kinescan.preprocessing import Preprocessing
+from kinescan.settings import build_settings, closest, to_plain
+
+MODEL_TYPE = "kinescan"
+
+
+class KinescanConfig(PreTrainedConfig):  # type: ignore[misc]
+    """What transformers' config.json says of a classifier of ours.
+
+    Args:
+        architecture: its name in the zoo.
+        options: every field of its config.
+        preprocessing: every field of its `Preprocessing`.
+        num_frames: frames of a clip.
+        **kwargs: what transformers keeps: id2label, label2id, ...
+    """
+
+    model_type = MODEL_TYPE
+
+    def __init__(
+        self,
+        architecture: str = "",
+        options: dict[str, Any] | None = None,
+        preprocessing: dict[str, Any] | None = None,
+        num_frames: int = 8,
+        **kwargs: Any,
+    ) -> None:
+        self.architecture = architecture
+        self.options = options or {}
+        self.preprocessing = preprocessing or {}
+        self.num_frames = num_frames
+        super().__init__(**kwargs)
+
+
+class KinescanForVideoClassification(PreTrainedModel):  # type: ignore[misc]
+    """A classifier with transformers' names: pixel_values [B, T, 3, H, W] in, `logits` (and `loss`) out.
+
+    Args:
+        config: names the model in the zoo.
+    """
+
+    config_class = KinescanConfig
+    main_input_name = "pixel_values"
+    base_model_prefix = "classifier"
+
+    def __init__(self, config: KinescanConfig) -> None:
+        super().__init__(config)
+        if config.architecture not in MODELS:
+            raise ConfigError(
+                f"config.json: unknown model {config.architecture!r}. {closest(config.architecture, MODELS)}"
+            )
+        model = MODELS[config.architecture].model
+        self.classifier = model(
+            build_settings(model.config_class, config.options, where="options"),
+            name=config.architecture,
+            labels=[config.id2label[index] for index in range(config.num_labels)],
+            preprocessing=build_settings(Preprocessing, config.preprocessing, where="preprocessing"),
+        )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The classifier has drawn its weights; only what is in no checkpoint is made again after loading."""
+        if isinstance(module, ClassTokenShift):
+            module.reset_buffers()
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
+        """Logits [B, K], and the cross entropy where labels [B] are given."""
+        logits = self.classifier(pixel_values)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+
+class KinescanVideoProcessor(BaseVideoProcessor):  # type: ignore[misc]
+    """Videos to pixel_values [1, T, 3, size, size], by our own decoder and transforms; torchvision is not needed.
+
+    Args:
+        preprocessing: every field of the model's `Preprocessing`.
+        **kwargs: what transformers keeps.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012  (transformers' own attribute)
+
+    # Not BaseVideoProcessor's: its settings and its methods are those of torchvision.
+    def __init__(self, preprocessing: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.preprocessing = preprocessing or to_plain(Preprocessing())
+        self._processor_class = kwargs.pop("processor_class", None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved."""
+        return {"video_processor_type": type(self).__name__, "preprocessing": self.preprocessing}
+
+    def __call__(self, videos: Any, num_frames: int | None = None, **kwargs: Any) -> BatchFeature:
+        """One clip of each video.
+
+        Args:
+            videos: a path, or an array or tensor of bytes [T, H, W, 3] or [T, 3, H, W]; or a list of them.
+            num_frames: frames to sample; by default the model's.
+            **kwargs: what the pipeline passes; torch tensors are returned in any case.
+
+        Raises:
+            ShapeError: an array is something else.
+            VideoError: a file cannot be read.
+        """
+        settings = build_settings(
+            Preprocessing,
+            self.preprocessing | ({} if num_frames is None else {"num_frames": num_frames}),
+            where="preprocessing",
+        )
+        several = videos if isinstance(videos, list | tuple) else [videos]
+        return BatchFeature({"pixel_values": torch.stack([_clip(video, settings) for video in several])})
+
+    preprocess = __call__
+
+
+def register() -> None:
+    """Puts our classes on transformers' lists; more than once changes nothing."""
+    AutoConfig.register(MODEL_TYPE, KinescanConfig, exist_ok=True)
+    AutoModelForVideoClassification.register(KinescanConfig, KinescanForVideoClassification, exist_ok=True)
+    AutoVideoProcessor.register(KinescanConfig, KinescanVideoProcessor, exist_ok=True)
+    # The pipeline compares the model's class with this list of names, and complains of others.
+    MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES.setdefault(MODEL_TYPE, KinescanForVideoClassification.__name__)
+
+
+def wrap(model: VideoClassifier, num_frames: int) -> tuple[KinescanForVideoClassification, KinescanVideoProcessor]:
+    """The classifier (its own tensors, not copies) and its preprocessing under transformers' classes."""
+    labels = dict(enumerate(model.class_names))
+    preprocessing = to_plain(model.preprocessing) | {"num_frames": num_frames}
+    config = KinescanConfig(
+        architecture=model.name,
+        options=to_plain(model.config),
+        preprocessing=preprocessing,
+        num_frames=num_frames,
+        id2label=labels,
+        label2id={label: index for index, label in labels.items()},
+    )
+    with torch.device("meta"):
+        wrapped = KinescanForVideoClassification(config)
+    wrapped.classifier = model
+    return wrapped, KinescanVideoProcessor(preprocessing=preprocessing)
+
+
+def _clip(video: Any, settings: Preprocessing) -> Tensor:
+    """One clip [T, 3, size, size]."""
+    transform = EvalTransform(settings)
+    if isinstance(video, str | Path):
+        views = Views(frames=settings.num_frames, clips=1, crops=1)
+        return read_clips(Path(video), settings, views, transform)[0][0, 0]
+    pixels = torch.from_numpy(np.ascontiguousarray(video)) if isinstance(video, np.ndarray) else video
+    if not isinstance(pixels, Tensor) or pixels.ndim != 4 or 3 not in (pixels.shape[1], pixels.shape[3]):
+        given = f"{list(pixels.shape)}" if isinstance(pixels, Tensor) else type(video).__name__
+        raise ShapeError(
+            f"a video must be a path, or bytes [T, H, W, 3] or [T, 3, H, W], got {given}. "
+            "Give frames as one array; a local file instead of an address."
+        )
+    if pixels.shape[1] != 3:
+        pixels = pixels.permute(0, 3, 1, 2)
+    indices = view_indices(
+        len(pixels),
+        num_frames=settings.num_frames,
+        num_clips=1,
+        sampling=settings.sampling,
+        frame_stride=settings.frame_stride,
+    )
+    return transform(pixels[indices[0]])[0]

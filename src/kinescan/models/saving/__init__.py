@@ -1,0 +1,1 @@
+"""Our own checkpoints: a folder with weights, settings, card and the record of the run."""

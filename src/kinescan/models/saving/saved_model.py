@@ -1,0 +1,191 @@
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kinescan.errors import CheckpointError
+from kinescan.models.saving import location
+from kinescan.models.saving.location import EXPORT_FILE, locate_model
+from kinescan.models.weights.hub import download
+from kinescan.models.weights.tensor_file import read_safetensors
+from kinescan.runtime.escaping import to_json
+from kinescan.runtime.files import inside, read_json_object
+from kinescan.version import __version__
+
+CONFIG_FILE, WEIGHTS_FILE = location.CONFIG_FILE, location.WEIGHTS_FILE
+CARD_FILE = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """What config.json of a saved model says.
+
+    Attributes:
+        kinescan_version: version that wrote it.
+        model: name in the zoo.
+        config: every field of the model's config.
+        labels: class names in the order of the logits; None where nobody knew them.
+        preprocessing: every field of `Preprocessing`.
+        base: for a tuned part, the weights that it belongs to: "source" and "sha256"; None for a whole model.
+    """
+
+    kinescan_version: str
+    model: str
+    config: dict[str, Any]
+    labels: list[str] | None
+    preprocessing: dict[str, Any]
+    base: dict[str, Any] | None = None
+
+
+def locate(source: str | Path, *, revision: str | None = None) -> Path:
+    """The local folder of a saved model, fetched from the Hugging Face hub if `source` names none here.
+
+    Raises:
+        CheckpointError: neither a saved model (see `locate_model`) nor a repository that can be fetched.
+    """
+    found = locate_model(source)
+    path = Path(found)
+    if not path.is_dir():
+        return download(found, patterns=(CONFIG_FILE, WEIGHTS_FILE), revision=revision)
+    if (path / EXPORT_FILE).is_file() and not is_saved(path):
+        raise CheckpointError(
+            f"{source} holds an exported model, which can be run and not be trained. Use load_exported(FOLDER); "
+            "predict, evaluate and the command line take the folder as it is."
+        )
+    return path
+
+
+def is_saved(folder: str | Path) -> bool:
+    """Whether a folder holds a saved model; one that is damaged counts, too."""
+    path = Path(folder) / CONFIG_FILE
+    if not os.path.isfile(path) or not os.path.isfile(Path(folder) / WEIGHTS_FILE):
+        return False
+    try:
+        return "kinescan_version" in read_json_object(path, error=CheckpointError)
+    except CheckpointError:
+        return False
+
+
+def read_config(folder: Path) -> SavedModel:
+    """What config.json in `folder` says, checked.
+
+    Raises:
+        CheckpointError: it is missing, broken, of something else, or of a newer kinescan.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
+        raise CheckpointError(
+            f"{folder} has no {CONFIG_FILE}; it holds: {held}. A saved model has {WEIGHTS_FILE} and {CONFIG_FILE}; "
+            "for the weights of a backbone use create_model(name, weights=folder)."
+        )
+    content = read_json_object(inside(folder, CONFIG_FILE, error=CheckpointError), error=CheckpointError)
+    if "kinescan_version" not in content:
+        raise CheckpointError(
+            f"{path} is not the config of a kinescan model. "
+            "For the weights of a backbone use create_model(name, weights=folder)."
+        )
+    _refuse_newer(path, content["kinescan_version"])
+    kinds = {"model": str, "config": dict, "labels": list, "preprocessing": dict}
+    wrong = [
+        key
+        for key, kind in kinds.items()
+        if not (isinstance(content.get(key), kind) or (key == "labels" and content.get(key, "") is None))
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {', '.join(wrong)} is missing or of the wrong kind. It is damaged; save or fetch the model again."
+        )
+    if not all(isinstance(label, str) for label in content["labels"] or ()):
+        raise CheckpointError(f"{path}: labels must all be text. It is damaged; save or fetch the model again.")
+    named = {key: content[key] for key in kinds}
+    return SavedModel(kinescan_version=content["kinescan_version"], base=_base(path, content.get("base")), **named)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors in `folder`, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}. Save or fetch the model again.")
+    return read_safetensors(inside(folder, WEIGHTS_FILE, error=CheckpointError))
+
+
+def write(folder: Path, saved: SavedModel, weights: Mapping[str, Tensor], card: str) -> None:
+    """Writes a saved model: every file aside first, then renamed, so that a failure leaves the old ones.
+
+    Raises:
+        CheckpointError: the folder cannot be made or written.
+    """
+    aside = {name: folder / f".{name}.{os.getpid()}.tmp" for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(separate(weights), aside[WEIGHTS_FILE], metadata={"format": "pt"})
+        content = {key: value for key, value in asdict(saved).items() if value is not None or key == "labels"}
+        aside[CONFIG_FILE].write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
+        aside[CARD_FILE].write_text(card, encoding="utf-8", errors="backslashreplace")
+        # safetensors makes files that only their owner may read.
+        shutil.copymode(aside[CONFIG_FILE], aside[WEIGHTS_FILE])
+        for path in aside.values():
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+        for name, path in aside.items():
+            path.replace(folder / name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder}: cannot write the model ({error}). Choose a folder that you may write to, on a disk with space."
+        ) from error
+    finally:
+        for path in aside.values():
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors on the CPU, contiguous, no two sharing memory (safetensors stores each on its own)."""
+    seen: set[int] = set()
+    separated = {}
+    for name, tensor in weights.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        separated[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return separated
+
+
+def _base(path: Path, recorded: Any) -> dict[str, Any] | None:
+    kept = None if recorded is None else {"source", "sha256"}
+    if kept is not None and not (
+        isinstance(recorded, dict) and all(isinstance(recorded.get(key), str) and recorded[key] for key in kept)
+    ):
+        raise CheckpointError(
+            f"{path}: base must have a source and a sha256, both text. It is damaged; save or fetch the model again."
+        )
+    return recorded
+
+
+def _refuse_newer(path: Path, version: object) -> None:
+    ours, theirs = _release(__version__), _release(str(version))
+    if theirs is None:
+        raise CheckpointError(f"{path}: kinescan_version {version!r} is no version. The file is damaged.")
+    if ours is not None and theirs > ours:
+        raise CheckpointError(
+            f"{path} was written by kinescan {version}; this is {__version__}, which may not know all of it. "
+            "Upgrade: pip install -U kinescan"
+        )
+
+
+def _release(version: str) -> tuple[int, int] | None:
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else None

@@ -1,0 +1,1 @@
+"""Other people's checkpoints: files, layouts, conventions, and what was taken from them."""

@@ -1,0 +1,1 @@
+"""What a model costs: parameters, MACs, memory, speed; and on which machine that was measured."""

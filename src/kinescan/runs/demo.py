@@ -1,0 +1,258 @@
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+from torch import Tensor
+from torch.nn import functional as F
+
+from kinescan.config import RunConfig, load_recipe
+from kinescan.data.synthetic import (
+    MOTION_PAIRS,
+    NUM_COLOUR_TARGETS,
+    NUM_POSE_TARGETS,
+    NUM_STILL_TARGETS,
+    AppearanceConfig,
+    MotionConfig,
+    StillClips,
+    SyntheticReport,
+    make_appearance,
+    make_motion,
+)
+from kinescan.errors import ConfigError
+from kinescan.evaluation.metrics import pair_accuracy
+from kinescan.evaluation.report import Report
+from kinescan.inference.predictor import Prediction, predict
+from kinescan.models.zoo import create_model
+from kinescan.runs.demo_page import write_page
+from kinescan.runs.train import train
+from kinescan.runtime.atomic_write import write_text
+from kinescan.runtime.escaping import to_json
+from kinescan.settings import to_plain
+from kinescan.training.loop import fit
+
+logger = logging.getLogger(__name__)
+
+
+RESULT_FILE = "demo.json"
+
+
+STILLS_PER_EPOCH = 3200
+
+
+RUNS = {
+    "motion_vit": ("motion", "averaging"),
+    "motion_pks4": ("motion", "pks4"),
+    "appearance_vit": ("appearance", "averaging"),
+    "appearance_pks4": ("appearance", "pks4"),
+}
+"""Run -> its data set and its model; the recipe is demo_RUN.toml."""
+
+
+PAIRS = [tuple(sorted(pair)) for pair in MOTION_PAIRS.values()]
+
+
+FAMILY_WEIGHT = 0.1
+
+
+FOUND = 0.125
+"""A still's centre counts as found within half a patch of 8 in 64 pixels, where the frame is 2 wide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoScores:
+    """What one model reached on held-out files; all in [0, 1].
+
+    Attributes:
+        motion: top-1 where only the motion tells the class.
+        within_pairs: the share that is right when only a class and its reversal are to be told apart; 0.5 is chance.
+        appearance: top-1 where only the look tells the class.
+        pairs: `within_pairs` of each pair, by its classes.
+    """
+
+    motion: float
+    within_pairs: float
+    appearance: float
+    pairs: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What the demo showed.
+
+    Attributes:
+        page: the page to read.
+        scores: by model: "averaging" (the frame-averaging ViT) and "pks4".
+        num_test: held-out files of each of the two data sets.
+        prediction: of the file that was explained.
+        seconds: wall time of each part.
+    """
+
+    page: Path
+    scores: dict[str, DemoScores]
+    num_test: dict[str, int]
+    prediction: Prediction
+    seconds: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain values."""
+        return asdict(self) | {"page": str(self.page)}
+
+
+def demo(
+    output: str | Path = "runs/demo",
+    *,
+    recipes: str | Path = "recipes",
+    train_per_class: int = 160,
+    test_per_class: int = 40,
+    stills_per_epoch: int = STILLS_PER_EPOCH,
+    overrides: Sequence[str] = (),
+) -> DemoResult:
+    """Runs the whole job on data that it makes itself, and writes a page with what it shows.
+
+    Makes the data sets motion and appearance, trains a small ViT on stills, fine-tunes it on both data sets as it is
+    (averaging frames) and with PKS4's module, scores the four models on held-out files, and explains one prediction.
+
+    Args:
+        output: folder of everything; an earlier demo in it is replaced.
+        recipes: folder with the demo's recipes.
+        train_per_class: training files of each motion; looks get half as many.
+        test_per_class: held-out files of each class.
+        stills_per_epoch: pictures in an epoch of the image training.
+        overrides: "dotted.key=value", for every training run.
+
+    Raises:
+        ConfigError: a recipe is missing, a setting is wrong, or the folder holds something else or cannot be written.
+    """
+    configs = {name: load_recipe(Path(recipes) / f"demo_{name}.toml", overrides) for name in ("stills", *RUNS)}
+    output = clear_output(Path(output))
+    clock = _Clock()
+    with clock.part("data"):
+        made = _make_data(output / "data", train_per_class, test_per_class)
+    with clock.part("stills"):
+        weights = train_on_stills(configs["stills"], output, stills_per_epoch)
+    reports = {}
+    for name, (data, _) in RUNS.items():
+        with clock.part(name):
+            folder = output / "data" / data
+            paths = replace(configs[name].data, train=str(folder / "train"), test=str(folder / "test"))
+            model = replace(configs[name].model, weights=str(weights))
+            reports[name] = train(replace(configs[name], data=paths, model=model), output=output / name).report
+    with clock.part("explanation"):
+        label = PAIRS[0][1]
+        video = output / "data" / "motion" / "test" / label / "0000.mp4"
+        best = output / "motion_pks4" / "checkpoints" / "best"
+        [prediction] = predict(str(best), [video], top=3, explain_folder=output / "explained")
+    result = DemoResult(
+        page=output / "README.md",
+        scores={
+            model: _scores({data: reports[name] for name, (data, own) in RUNS.items() if own == model})
+            for model in ("averaging", "pks4")
+        },
+        num_test={data: report.num_test for data, report in made.items()},
+        prediction=prediction,
+        seconds=clock.seconds | {"all": sum(clock.seconds.values())},
+    )
+    write_text(output / RESULT_FILE, to_json(result.to_json(), indent=1) + "\n")
+    write_page(result.to_json(), label=label, folder=output)
+    return result
+
+
+def train_on_stills(config: RunConfig, output: Path, stills_per_epoch: int) -> Path:
+    """The folder of a ViT that has learnt from single pictures."""
+    set_seed(config.seed)
+    model = create_model(
+        config.model.name, num_classes=NUM_STILL_TARGETS, preprocessing=config.preprocessing, **config.model.options
+    )
+    batch_size = config.loader.batch_size
+    stills = StillClips(
+        config.preprocessing,
+        num_batches=max(1, stills_per_epoch // batch_size),
+        batch_size=batch_size,
+        seed=config.seed,
+    )
+    result = fit(
+        model,
+        stills,
+        output=output / "stills",
+        train=config.train,
+        optim=config.optim,
+        task=still_task,
+        seed=config.seed,
+        settings=to_plain(config),
+    )
+    return result.last
+
+
+def still_task(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared error of pose and colour, and a tenth of the texture family's cross-entropy.
+
+    A still is right where its centre was found.
+    """
+    numbers = NUM_POSE_TARGETS + NUM_COLOUR_TARGETS
+    error = (outputs[:, :numbers] - targets[:, :numbers]) ** 2
+    family = F.cross_entropy(outputs[:, numbers:], targets[:, numbers:])
+    return error.mean() + FAMILY_WEIGHT * family, error[:, :2].detach().amax(1) < FOUND**2
+
+
+def _make_data(folder: Path, train_per_class: int, test_per_class: int) -> dict[str, SyntheticReport]:
+    """Both data sets; looks are learnt from half as many files as motions."""
+    motion = MotionConfig(train_per_class=train_per_class, test_per_class=test_per_class, workers=2)
+    half = -(-train_per_class // 2)
+    appearance = AppearanceConfig(train_per_class=half, test_per_class=test_per_class, workers=2)
+    return {
+        "motion": make_motion(folder / "motion", motion),
+        "appearance": make_appearance(folder / "appearance", appearance),
+    }
+
+
+def _scores(reports: dict[str, Report]) -> DemoScores:
+    evaluation = reports["motion"].evaluation
+    places = {label: index for index, label in enumerate(evaluation.labels)}
+
+    def within(pairs: Sequence[tuple[str, ...]]) -> float:
+        indices = [(places[first], places[second]) for first, second in pairs]
+        return pair_accuracy(evaluation.scores, evaluation.targets, indices)
+
+    return DemoScores(
+        motion=evaluation.metrics.top1,
+        within_pairs=within(PAIRS),
+        appearance=reports["appearance"].evaluation.metrics.top1,
+        pairs={" / ".join(pair): within([pair]) for pair in PAIRS},
+    )
+
+
+def clear_output(output: Path) -> Path:
+    """An empty folder; what is removed on the way is an earlier demo, never anything else."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        marker = output / RESULT_FILE
+        if any(output.iterdir()) and not marker.exists():
+            raise ConfigError(f"{output} is not empty and holds no earlier demo. Name another folder with --output.")
+        for path in output.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+        marker.write_text("{}\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{output} cannot be written: {error.strerror or error}. Name another folder.") from error
+    return output
+
+
+class _Clock:
+    """Wall time of the parts, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Times what happens inside."""
+        logger.info("demo: %s", name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start

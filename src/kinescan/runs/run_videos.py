@@ -1,0 +1,181 @@
+"""The videos of a run, known again when it is evaluated or resumed later or elsewhere."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from kinescan.config import RunConfig
+from kinescan.data.datasets import VideoItem
+from kinescan.data.provenance import VIDEOS_FILE, RecordedVideo, RunVideos, fingerprints, read_run_videos, record_videos
+from kinescan.errors import CheckpointError, ConfigError
+from kinescan.evaluation.report import CHOSEN_ON_THESE
+from kinescan.runs.datasets import evaluated_on, read_videos
+from kinescan.training.checkpoint import load_state
+
+logger = logging.getLogger(__name__)
+
+TRAINING_VIDEOS = "training_videos"
+"""Key of the digest of the training videos among the settings in a checkpoint."""
+
+
+def training_digest(training: Sequence[VideoItem]) -> str:
+    """Which videos a run is trained on, wherever they lie: their number and a hash of ids and labels."""
+    lines = "\n".join(f"{item.video_id}\t{item.label}" for item in training)
+    digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{len(training)} videos, SHA-256 {digest[:16]}"
+
+
+def videos_of_run(
+    folder: Path,
+    config: RunConfig,
+    training: Sequence[VideoItem],
+    held_out: Sequence[VideoItem],
+    classes: Sequence[str],
+) -> RunVideos:
+    """The record of a run that begins, or that of one that is resumed, with the places where its videos are now.
+
+    Raises:
+        ConfigError: most training videos have other content than when the run began.
+        CheckpointError: the record is damaged.
+    """
+    now = record_videos(training, held_out, classes, origin=evaluated_on(config))
+    before = read_run_videos(folder)
+    if before is None:
+        return now
+    known = {video.video_id: video.fingerprint for video in (*before.train, *before.held_out)}
+    there = [video for video in now.train if video.fingerprint and known.get(video.video_id)]
+    changed = [video for video in there if video.fingerprint != known[video.video_id]]
+    if changed:
+        said = (
+            f"{len(changed)} of the {len(there)} training videos have other content than when the run in {folder} "
+            f"began, such as {changed[0].path}"
+        )
+        if 2 * len(changed) > len(there):
+            raise ConfigError(
+                f"{said}. Name the folder of its videos with data.train, or start anew in another output."
+            )
+        logger.warning("%s. The weights will not be those of an undisturbed run", said)
+
+    def kept(videos: Sequence[RecordedVideo]) -> tuple[RecordedVideo, ...]:
+        return tuple(replace(video, fingerprint=known.get(video.video_id, video.fingerprint)) for video in videos)
+
+    return replace(now, train=kept(now.train), held_out=kept(now.held_out))
+
+
+def held_out_items(run: Path, recipe: RunConfig | None) -> tuple[list[VideoItem], tuple[str, ...], str]:
+    """What a run held out, as it was when the run began: the videos, the classes, and what they are called.
+
+    Videos that were added meanwhile are not among them.
+
+    Args:
+        run: its folder.
+        recipe: its settings; None where they are lost.
+
+    Raises:
+        ConfigError: the videos are not there, or others are in their place.
+        CheckpointError: the record is damaged.
+    """
+    recorded = read_run_videos(run)
+    if recorded is None:
+        if recipe is None:
+            raise ConfigError(f"{run} does not say what it held out. Name videos with --data.")
+        training, held_out, classes = read_videos(recipe)
+        _refuse_other_training_videos(run, training)
+        return held_out, classes, evaluated_on(recipe)
+    elsewhere: dict[str, VideoItem] | None = None
+    items, changed, missing = [], [], []
+    prints = fingerprints([video.path for video in recorded.held_out])
+    for video, found in zip(recorded.held_out, prints, strict=True):
+        item = video.item()
+        if video.fingerprint and found != video.fingerprint:
+            if elsewhere is None:
+                elsewhere = _items_now(recipe)
+            other = elsewhere.get(video.video_id)
+            [there] = fingerprints([other.path]) if other is not None else [None]
+            if other is not None and there == video.fingerprint:
+                item = video.item(other.path)
+            elif found or there:
+                changed.append(video.path if found or other is None else str(other.path))
+            else:
+                missing.append(video.path)
+        items.append(item)
+    advice = "Bring them back, or name others with --data: they are compared with what the run was trained on."
+    if changed:
+        raise ConfigError(
+            f"{len(changed)} of the {len(items)} videos that {run} held out have other content than when it began, "
+            f"such as {changed[0]}. {advice}"
+        )
+    if len(missing) == len(items):
+        raise ConfigError(
+            f"none of the {len(items)} videos that {run} held out is there; the first was {missing[0]}. {advice}"
+        )
+    return items, recorded.classes, recorded.origin
+
+
+def seen_notes(run: Path, recipe: RunConfig | None, items: Sequence[VideoItem], *, chosen_best: bool) -> Iterator[str]:
+    """What a run has seen of other videos that it is scored on, for a report.
+
+    Args:
+        run: its folder.
+        recipe: its settings; None where they are lost.
+        items: the videos.
+        chosen_best: the checkpoint was chosen as the best of its run.
+    """
+    recorded = read_run_videos(run)
+    if recorded is not None:
+        prints = fingerprints([item.path for item in items])
+        training, held_out = (
+            sum(found is not None and found in {video.fingerprint for video in videos} for found in prints)
+            for videos in (recorded.train, recorded.held_out)
+        )
+    else:
+        try:
+            known = None if recipe is None else read_videos(recipe, announced=False)
+        except ConfigError:
+            known = None
+        if known is None:
+            yield "The run's own videos are not there any more, so nobody knows whether some of these are among them."
+            return
+        paths = {os.path.abspath(item.path) for item in items}
+        training, held_out = (sum(os.path.abspath(item.path) in paths for item in part) for part in known[:2])
+    if training:
+        yield (
+            f"{training} of the {len(items)} videos are training videos of this run: the score says little about "
+            "others."
+        )
+    if held_out == len(items) and chosen_best:
+        yield CHOSEN_ON_THESE
+    elif held_out and chosen_best:
+        yield f"{held_out} of the {len(items)} videos chose this checkpoint as the best of its run."
+
+
+def _items_now(recipe: RunConfig | None) -> dict[str, VideoItem]:
+    """The videos that the recipe's data holds now, by id; none where it is not there."""
+    try:
+        training, held_out, _ = ([], [], ()) if recipe is None else read_videos(recipe, announced=False)
+    except ConfigError:
+        return {}
+    return {item.video_id: item for item in (*training, *held_out)}
+
+
+def _refuse_other_training_videos(run: Path, training: Sequence[VideoItem]) -> None:
+    """Of a run of an earlier version, only a digest of its training videos is known.
+
+    Raises:
+        ConfigError: the videos that are there now would be divided in another way.
+    """
+    try:
+        recorded = load_state(run / "checkpoints" / "last").settings.get(TRAINING_VIDEOS)
+    except CheckpointError:
+        logger.warning("%s does not say which videos it was trained on: they may be among those that are scored", run)
+        return
+    now = training_digest(training)
+    if recorded is not None and recorded != now:
+        raise ConfigError(
+            f"{run} was trained on {recorded}; its data gives {now} now, and it has no {VIDEOS_FILE} that says which "
+            "videos it held out. Some of these may be training videos: put the videos back as they were, or name "
+            "others with --data."
+        )

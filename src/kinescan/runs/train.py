@@ -1,0 +1,253 @@
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from kinescan.config import RunConfig, dump_recipe, load_recipe
+from kinescan.data.datasets import VideoItem
+from kinescan.data.provenance import RunVideos
+from kinescan.data.sampling import Views
+from kinescan.data.transforms import AugmentConfig, mix
+from kinescan.errors import ConfigError, VideoError
+from kinescan.evaluation.multiview import Evaluation, evaluate_model
+from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
+from kinescan.models.classifier import VideoClassifier
+from kinescan.models.saving.location import RECIPE_FILE
+from kinescan.models.zoo import create_model, from_pretrained
+from kinescan.profiling.cost import count_cost
+from kinescan.runs.datasets import evaluated_on, make_test_set, make_training_set, read_videos
+from kinescan.runs.folder import choose_output
+from kinescan.runs.run_videos import TRAINING_VIDEOS, training_digest, videos_of_run
+from kinescan.runtime.atomic_write import write_text
+from kinescan.runtime.device import choose_device
+from kinescan.runtime.distributed import Processes, open_processes
+from kinescan.runtime.folder_lock import locked
+from kinescan.runtime.output_folder import prepare_output
+from kinescan.settings import to_plain
+from kinescan.training.dataset_clips import DatasetClips
+from kinescan.training.dry_run import Plan, make_plan
+from kinescan.training.loop import fit, refuse_existing_run
+from kinescan.training.result import FitResult
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a training run left.
+
+    Attributes:
+        output: folder of the run.
+        fit: checkpoints and the best score while training.
+        report: of the best checkpoint with the final views.
+    """
+
+    output: Path
+    fit: FitResult
+    report: Report
+
+    def to_json(self) -> dict[str, Any]:
+        """The run as plain values."""
+        metrics = self.report.evaluation.metrics
+        return {
+            "output": str(self.output),
+            "checkpoint": str(self.fit.best or self.fit.last),
+            "best_epoch": None if self.fit.best_epoch is None else self.fit.best_epoch + 1,
+            "steps": self.fit.steps,
+            "top1": metrics.top1,
+            "top5": metrics.top5,
+            "num_videos": metrics.num_videos,
+            "unreadable_training": self.fit.unreadable,
+            "unreadable_test": {str(file.path): file.reason for file in self.report.evaluation.unreadable},
+        }
+
+
+def train(
+    recipe: str | Path | RunConfig,
+    *,
+    overrides: Sequence[str] = (),
+    output: str | Path | None = None,
+    resume: bool = False,
+) -> TrainResult:
+    """Trains as a recipe says, evaluates the best checkpoint and writes the report.
+
+    The folder of the run holds recipe.toml (resolved), log.jsonl, tensorboard/, checkpoints/last, checkpoints/best,
+    report.json, report.md, videos.json (what was trained on and what was held out), and unreadable.json where videos
+    could not be read.
+
+    Args:
+        recipe: a TOML file, the name of a recipe that comes with kinescan, or the configuration itself; to resume, also
+            the folder of the run.
+        overrides: "dotted.key=value" each, for a file.
+        output: folder of the run; by default the recipe's, or the next free one under runs/.
+        resume: goes on from the run's last checkpoint.
+
+    Raises:
+        ConfigError: a setting is wrong, the output cannot be written or another process writes into it, or there are no
+            classes to tell apart.
+        VideoError: no video could be read.
+        NonFiniteError, CheckpointError, TrainingInterrupted: as `kinescan.training.fit` raises them.
+    """
+    if resume and isinstance(recipe, str | Path) and (Path(recipe) / RECIPE_FILE).is_file():
+        # A run's folder says both: which recipe, and where.
+        recipe, output = Path(recipe) / RECIPE_FILE, output or recipe
+    config, name = _resolve(recipe, overrides)
+    with open_processes(choose_device(config.train.device)) as processes:
+        chosen = processes.share(str(output or config.output or choose_output(name, resume=resume)))
+        config = replace(config, output=chosen)
+        folder = prepare_output(chosen)
+        with locked(folder, processes):
+            result, report = _train_into(folder, config, processes, resume=resume)
+    logger.info("top-1 %.1f %% on %s: %s", 100 * report.evaluation.metrics.top1, report.data, folder / "report.md")
+    return TrainResult(output=folder, fit=result, report=report)
+
+
+def _train_into(folder: Path, config: RunConfig, processes: Processes, *, resume: bool) -> tuple[FitResult, Report]:
+    """The run itself, in a folder that is its own."""
+    refuse_existing_run(folder, resume=resume)
+    training, held_out, classes = read_videos(config)
+    set_seed(config.seed)
+    model = _make_model(config, classes)
+    clips = DatasetClips(
+        make_training_set(config, training, classes), config.loader, seed=config.seed, processes=processes
+    )
+    videos = processes.share(videos_of_run(folder, config, training, held_out, classes) if processes.is_main else None)
+    scores = HeldOutScores(config, held_out, classes, videos)
+
+    def keep_settings() -> None:
+        if processes.is_main:
+            write_text(folder / RECIPE_FILE, dump_recipe(config))
+            videos.save(folder)
+
+    result = fit(
+        model,
+        clips,
+        output=folder,
+        train=config.train,
+        optim=config.optim,
+        mix=partial(_mixed, config.augment),
+        evaluate=scores,
+        seed=config.seed,
+        resume=resume,
+        settings={**to_plain(config), TRAINING_VIDEOS: training_digest(training)},
+        on_start=keep_settings,
+    )
+    report = _final_report(config, result, scores)
+    if processes.is_main:
+        report.save(folder)
+    return result, report
+
+
+def plan(recipe: str | Path | RunConfig, *, overrides: Sequence[str] = ()) -> tuple[RunConfig, Plan]:
+    """What `train` would do with the same recipe: the resolved recipe, groups, memory and time; nothing is written.
+
+    Args:
+        recipe: a TOML file, or the configuration itself.
+        overrides: "dotted.key=value" each, for a file.
+
+    Raises:
+        ConfigError: a setting is wrong, or there are no classes to tell apart.
+    """
+    config, _ = _resolve(recipe, overrides)
+    with open_processes(choose_device(config.train.device)) as processes:
+        training, _, classes = read_videos(config)
+        set_seed(config.seed)
+        clips = DatasetClips(
+            make_training_set(config, training, classes), config.loader, seed=config.seed, processes=processes
+        )
+        model = _make_model(config, classes)
+        planned = make_plan(model, clips, train=config.train, optim=config.optim, num_processes=processes.count)
+    return config, planned
+
+
+def _resolve(recipe: str | Path | RunConfig, overrides: Sequence[str]) -> tuple[RunConfig, str]:
+    """The configuration and the run's usual name."""
+    config = recipe if isinstance(recipe, RunConfig) else load_recipe(recipe, overrides)
+    if not config.data.train:
+        raise ConfigError("data.train is not set. Name a folder with one folder of videos per class, or a csv.")
+    return config, config.model.name if isinstance(recipe, RunConfig) else Path(recipe).stem
+
+
+def _make_model(config: RunConfig, classes: Sequence[str]) -> VideoClassifier:
+    model = create_model(
+        config.model.name,
+        labels=classes,
+        weights=config.model.weights or None,
+        preprocessing=config.preprocessing,
+        new_head=config.model.new_head,
+        **config.model.options,
+    )
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    part = "" if trained == model.num_parameters else f" ({trained / 1e6:.2f} M trained, the rest frozen)"
+    logger.info("%s: %.2f M parameters%s, %d classes", model.name, model.num_parameters / 1e6, part, len(classes))
+    return model
+
+
+def _mixed(
+    augment: AugmentConfig, clips: Tensor, labels: Tensor, generator: torch.Generator, places: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
+    return mix(clips, labels, augment, generator, places=places)
+
+
+class HeldOutScores:
+    """Scores on the held-out videos; one that is gone ends the run, since the others' score means something else.
+
+    Args:
+        config: of the run.
+        held_out: the videos.
+        classes: label texts.
+        recorded: what the run knows of its videos: which files were there when it began.
+    """
+
+    def __init__(
+        self, config: RunConfig, held_out: Sequence[VideoItem], classes: Sequence[str], recorded: RunVideos
+    ) -> None:
+        self._config, self._held_out, self._classes = config, held_out, classes
+        self._absent = {video.video_id for video in recorded.held_out if not video.fingerprint}
+        self._scored: set[str] = set()
+
+    def __call__(self, model: VideoClassifier) -> dict[str, float]:
+        """Scores after an epoch, as `fit` takes them."""
+        metrics = self.evaluate(model, self._config.views_while_training()).metrics
+        return {"top1": metrics.top1, "top5": metrics.top5}
+
+    def evaluate(self, model: VideoClassifier, views: Views) -> Evaluation:
+        """All held-out videos, scored with some views.
+
+        Raises:
+            VideoError: one that was there when the run began, or that was scored before, is gone.
+        """
+        dataset = make_test_set(self._config, self._held_out, self._classes, views)
+        evaluation = evaluate_model(model, dataset, loader=self._config.loader)
+        lost = []
+        for problem in evaluation.unreadable:
+            video_id = self._held_out[problem.item_index].video_id
+            if video_id in self._scored or (problem.gone and video_id not in self._absent):
+                lost.append(problem)
+        if lost:
+            raise VideoError(
+                lost[0].path,
+                f"{lost[0].reason}; {len(lost)} held-out videos that were there before are gone. Bring them back: a "
+                "score without them cannot be compared with the others of the run.",
+            )
+        self._scored.update(item.video_id for item in evaluation.items)
+        return evaluation
+
+
+def _final_report(config: RunConfig, result: FitResult, scores: HeldOutScores) -> Report:
+    """The best checkpoint, scored with the final views."""
+    model = from_pretrained(result.best or result.last).to(choose_device(config.train.device))
+    return make_report(
+        scores.evaluate(model, config.views()),
+        model=model.name,
+        data=evaluated_on(config),
+        seed=config.seed,
+        cost=count_cost(model),
+        notes=() if result.best is None else (CHOSEN_ON_THESE,),
+    )

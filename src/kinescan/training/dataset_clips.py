@@ -1,0 +1,62 @@
+from collections.abc import Iterable
+from dataclasses import replace
+
+from kinescan.data.datasets import Sample, VideoDataset
+from kinescan.data.loader import Batch, LoaderConfig, make_loader
+from kinescan.data.memory import VideoMemory
+from kinescan.data.readers.lists import files_there
+from kinescan.runtime.distributed import Processes
+
+
+class DatasetClips:
+    """Training batches of a data set, for `fit`; its workers live on from epoch to epoch.
+
+    Args:
+        dataset: videos with mode="train".
+        config: batches and workers.
+        seed: of the order.
+        processes: those that share every batch out between them; None for this one alone.
+    """
+
+    def __init__(
+        self, dataset: VideoDataset, config: LoaderConfig, *, seed: int, processes: Processes | None = None
+    ) -> None:
+        self._dataset = dataset
+        if isinstance(dataset, VideoMemory):
+            # Nothing is left to decode, and workers would each take a copy.
+            config = replace(config, num_workers=0)
+        processes = processes or Processes()
+        self._loader = make_loader(
+            dataset,
+            config,
+            shuffle=True,
+            seed=seed,
+            num_processes=processes.count,
+            process_index=processes.index,
+        )
+        self.batch_size = config.batch_size
+        self.num_batches = len(self._loader)
+        self.num_classes = len(dataset.classes)
+
+    def batches(self, epoch: int, first_batch: int) -> Iterable[Batch]:
+        """The batches of an epoch from `first_batch` on."""
+        self._loader.set_epoch(epoch, start_item=first_batch * self._loader.global_batch_size)
+        return self._loader
+
+    @property
+    def num_items(self) -> int:
+        """Videos in all."""
+        return len(self._dataset)
+
+    def absent(self) -> list[int]:
+        """Items whose files are not there now."""
+        there = files_there([item.path for item in self._dataset.items])
+        return [index for index, found in enumerate(there) if not found]
+
+    def is_readable(self, item_index: int) -> bool:
+        """Whether an item's file can be read now."""
+        return isinstance(self._dataset[item_index], Sample)
+
+    def path(self, item_index: int) -> str:
+        """The video of an item."""
+        return str(self._dataset.items[item_index].path)

@@ -1,0 +1,83 @@
+"""One rule for what a model's name means, wherever it is given."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kinescan.errors import CheckpointError
+from kinescan.models.saving.location import locate_model
+
+
+def _checkpoint(folder: Path, *, at: float = 0) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "config.json").write_text("{}")
+    os.utime(folder / "model.safetensors", (at, at))
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    _checkpoint(Path("runs/a/checkpoints/best"), at=1)
+    _checkpoint(Path("runs/a/checkpoints/last"), at=2)
+    _checkpoint(Path("runs/b/checkpoints/last"), at=3)
+    _checkpoint(Path("saved"))
+    Path("exported").mkdir()
+    Path("exported/export.json").write_text("{}")
+    Path("exported/model.onnx").write_bytes(b"")
+    Path("runs/begun").mkdir()
+    Path("runs/begun/recipe.toml").write_text("")
+    Path("weights.pt").write_bytes(b"")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("runs/a", "runs/a/checkpoints/best"),
+        ("runs/a/", "runs/a/checkpoints/best"),
+        ("./runs/a", "runs/a/checkpoints/best"),
+        ("runs/a/checkpoints", "runs/a/checkpoints/best"),
+        ("runs/a/checkpoints/last", "runs/a/checkpoints/last"),
+        ("runs/a/checkpoints/last/model.safetensors", "runs/a/checkpoints/last"),
+        ("runs/b", "runs/b/checkpoints/last"),
+        (Path("saved"), "saved"),
+        ("saved/config.json", "saved"),
+        ("exported", "exported"),
+        ("exported/model.onnx", "exported"),
+        ("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch16"),
+        ("user/model@v1.2", "user/model@v1.2"),
+        ("hf-hub:saved/model", "hf-hub:saved/model"),
+    ],
+)
+def test_names_that_mean_a_model(here: Path, given: str, meant: str) -> None:
+    assert locate_model(given) == meant
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("runs/nope", r"runs/nope: no such file or folder\. Runs there: runs/b, runs/a\..*hf-hub:runs/nope"),
+        ("saved/nope", r"saved/nope: no such file or folder.*hf-hub:saved/nope"),
+        ("nope", r"nope: no such file or folder\. Runs there: runs/b, runs/a\."),
+        ("/nope/nope", r"/nope/nope: no such file or folder"),
+        ("a/b/c", r"a/b/c: no such file or folder"),
+        ("https://hf.co/a/b", "no such file or folder"),
+        ("runs", r"runs is a folder of runs and no model. Name one of them: runs/b, runs/a\."),
+        ("runs/begun", r"runs/begun is the folder of a run without a checkpoint yet.*--output runs/begun --resume"),
+        ("weights.pt", r"weights.pt is a file and belongs to no saved model"),
+        ("", "name is empty"),
+        ("x" * 5000, "cannot be looked at"),
+    ],
+)
+def test_names_that_mean_none_are_errors_that_say_what_there_is(here: Path, given: str, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        locate_model(given)
+
+
+def test_runs_are_never_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="runs/nope: no such file or folder"):
+        locate_model("runs/nope")

@@ -1,0 +1,100 @@
+"""Each tuner: its parameter count, that it starts as its base, and what it refuses."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from kinescan.errors import ConfigError
+from kinescan.models.videomamba.tuned import split_frames
+from kinescan.models.zoo import create_model
+
+SIZES: dict[str, Any] = {"image_size": 16, "patch_size": 8, "depth": 2, "width": 16, "num_frames": 4}
+CLIP = torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("tuner", "options", "added"),
+    [
+        ("full", {}, 0),
+        ("head_only", {}, 0),
+        ("adapter", {}, 2_379_776),  # the paper's table: 2.40 M
+        ("st_adapter", {}, 2_684_160),  # 2.69 M
+        ("vpt", {}, 1_474_560),  # 1.50 M
+        ("vpt", {"deep": False}, 46_080),
+    ],
+)
+def test_added_parameters_on_the_middle_size(tuner: str, options: dict[str, Any], added: int) -> None:
+    with torch.device("meta"):
+        model = create_model(f"{tuner}_videomamba_middle", num_classes=174, **options)
+    assert sum(parameter.numel() for parameter in model.tuner.parameters()) == added
+    head, norm = 174 * 577, 0 if tuner == "head_only" else 576
+    assert model.num_trained == (73_745_454 if tuner == "full" else added + head + norm)
+
+
+@pytest.mark.parametrize("tuner", ["full", "head_only", "adapter", "st_adapter"])
+def test_start_is_the_base(tuner: str) -> None:
+    torch.manual_seed(0)
+    base = create_model("videomamba_tiny", num_classes=3, **SIZES).eval()
+    model = create_model(f"{tuner}_videomamba_tiny", num_classes=3, **SIZES).eval()
+    model.load_state_dict(base.state_dict(), strict=False)
+    assert torch.equal(model(CLIP), base(CLIP))
+
+
+def test_adapter_is_a_bottleneck_on_the_output_of_each_block() -> None:
+    model = create_model("adapter_videomamba_tiny", num_classes=3, bottleneck=4, **SIZES)
+    adapter = model.tuner.adapters[1]
+    torch.nn.init.normal_(adapter.up.weight)
+    hidden = torch.randn(1, 17, 16)
+    expected = (
+        hidden + torch.nn.functional.gelu(hidden @ adapter.down.weight.T + adapter.down.bias) @ adapter.up.weight.T
+    )
+    torch.testing.assert_close(model.tuner.leave(1, hidden), expected)
+
+
+def test_st_adapter_mixes_neighbouring_frames_of_a_patch_and_leaves_the_class_token() -> None:
+    model = create_model("st_adapter_videomamba_tiny", num_classes=3, bottleneck=4, **SIZES)
+    adapter = model.tuner.adapters[0]
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter)
+    patches = torch.randn(1, 4, 4, 16)
+    maps = adapter.fc1(patches).permute(0, 3, 1, 2)[..., None]  # [B, C, T, N, 1]
+    torch.testing.assert_close(adapter(patches), adapter.fc2(adapter.conv(maps)[..., 0].permute(0, 2, 3, 1)))
+    hidden = torch.randn(1, 17, 16)
+    entered, _ = model.tuner.enter(0, hidden, None)
+    assert torch.equal(entered[:, 0], hidden[:, 0])
+
+
+def test_deep_prompts_replace_what_blocks_made_of_theirs_and_shallow_ones_stay() -> None:
+    for deep in (True, False):
+        model = create_model("vpt_videomamba_tiny", num_classes=3, num_prompts=2, deep=deep, **SIZES)
+        hidden = model.tuner.begin(model.embed(CLIP))
+        frames = split_frames(hidden, model.config)[1]
+        assert torch.equal(frames[0, :, 4:], model.tuner.prompts[0])
+        hidden, residual = model.blocks[0](hidden, None)
+        entered, summed = model.tuner.enter(1, hidden, residual)
+        if deep:
+            assert torch.equal(split_frames(entered, model.config)[1][0, :, 4:], model.tuner.prompts[1])
+            assert torch.count_nonzero(split_frames(summed, model.config)[1][:, :, 4:]) == 0
+            assert torch.equal(
+                split_frames(summed, model.config)[1][:, :, :4], split_frames(residual, model.config)[1][:, :, :4]
+            )
+        else:
+            assert torch.equal(entered, hidden)
+            assert torch.equal(summed, residual)
+
+
+@pytest.mark.parametrize(
+    ("tuner", "options", "message"),
+    [
+        ("adapter", {"bottleneck": 0}, "bottleneck must be at least 1, got 0."),
+        ("st_adapter", {"bottleneck": 0}, "bottleneck must be at least 1, got 0."),
+        ("st_adapter", {"taps": 2}, "taps must be odd, got 2. Use 3"),
+        ("vpt", {"num_prompts": 0}, "num_prompts must be at least 1, got 0. For no prompts take head_only"),
+        ("adapter", {"botleneck": 3}, "adapter_videomamba_tiny has no option 'botleneck'. Did you mean 'bottleneck'?"),
+    ],
+)
+def test_impossible_tuners_are_refused(tuner: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        create_model(f"{tuner}_videomamba_tiny", **SIZES, **options)

@@ -1,0 +1,134 @@
+"""What a run knows of its videos, when they were added to, moved, or replaced."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kinescan.config import load_recipe
+from kinescan.data.provenance import read_run_videos
+from kinescan.errors import ConfigError
+from kinescan.runs.evaluate import evaluate
+from kinescan.runs.train import train
+
+
+@pytest.fixture(scope="module")
+def original(tiny: list[str], videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch on `own`, a folder beside it that is named relative to the working folder."""
+    folder = tmp_path_factory.mktemp("original")
+    shutil.copytree(videos, folder / "own")
+    (folder / "tiny.toml").write_text('model = "pks4_vit_ti16"\n', encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train("tiny.toml", overrides=[*tiny, "optim.epochs=1", "data.train=own"], output="run")
+    return folder
+
+
+@pytest.fixture
+def trained(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same run, as if it had been trained here."""
+    here = tmp_path / "here"
+    shutil.copytree(original, here)
+    record = here / "run" / "videos.json"
+    record.write_text(record.read_text().replace(str(original), str(here)))
+    monkeypatch.chdir(here)
+    return here / "run"
+
+
+def scored(report: Any) -> list[str]:
+    return sorted(item.video_id for item in report.evaluation.items)
+
+
+def test_eval_scores_what_was_held_out_whatever_was_added_or_moved(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, first = trained.parent / "own", evaluate(trained)
+    recorded = read_run_videos(trained)
+    assert recorded is not None
+    assert scored(first) == sorted(video.video_id for video in recorded.held_out)
+    for index in range(10, 40):
+        shutil.copy(own / "dark" / "1.mp4", own / "dark" / f"{index}.mp4")
+    # the division by shares would be another one now
+    again = evaluate(trained)
+    assert (scored(again), again.data) == (scored(first), first.data)
+    # another working folder, with other videos of the same names
+    (tmp_path / "there").mkdir()
+    shutil.copytree(own, tmp_path / "there" / "own")
+    for path in (tmp_path / "there" / "own").rglob("*.mp4"):
+        path.write_bytes(path.read_bytes() + b"other")
+    monkeypatch.chdir(tmp_path / "there")
+    assert {item.path.parent.parent for item in evaluate(trained).evaluation.items} == {own}
+    # moved, and found again where the recipe says
+    shutil.rmtree("own")
+    own.rename(tmp_path / "there" / "own")
+    assert {item.path.parent.parent for item in evaluate(trained).evaluation.items} == {Path("own")}
+
+
+def test_eval_refuses_other_videos_in_the_place_of_those_held_out(trained: Path) -> None:
+    own = trained.parent / "own"
+    content = {path: path.read_bytes() for path in own.rglob("*.mp4")}
+    for path in content:
+        path.write_bytes(content[path] + b"other")
+    with pytest.raises(ConfigError, match=r"2 of the 2 videos that .*run held out have other content .*--data"):
+        evaluate(trained)
+    shutil.rmtree(own)
+    with pytest.raises(ConfigError, match=r"none of the 2 videos that .*run held out is there; .*--data"):
+        evaluate(trained)
+
+
+def test_eval_names_training_videos_by_their_content(trained: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(trained.parent / "own", moved)
+    (moved / "dark" / "1.mp4").rename(moved / "dark" / "renamed.mp4")
+    shutil.rmtree(trained.parent / "own")
+    notes = [note.split(":")[0] for note in evaluate(trained, data=moved).notes]
+    assert notes == [
+        "10 of the 12 videos are training videos of this run",
+        "2 of the 12 videos chose this checkpoint as the best of its run.",
+    ]
+
+
+def test_eval_of_an_earlier_version_compares_the_digest(trained: Path) -> None:
+    own = trained.parent / "own"
+    (trained / "videos.json").unlink()
+    assert evaluate(trained).evaluation.metrics.num_videos == 2
+    for index in range(10, 40):
+        shutil.copy(own / "dark" / "1.mp4", own / "dark" / f"{index}.mp4")
+    with pytest.raises(ConfigError, match=r"was trained on 10 videos, SHA-256 .*its data gives .* now.*--data"):
+        evaluate(trained)
+
+
+def test_eval_with_an_empty_recipe_reads_nothing_else(trained: Path, videos: Path, caplog: Any) -> None:
+    (trained / "recipe.toml").write_text("")
+    assert evaluate(trained, views="4x1x1").evaluation.metrics.num_videos == 2
+    assert "recipe.toml is empty" in caplog.text
+    (trained / "videos.json").unlink()
+    with pytest.raises(ConfigError, match="does not say what it held out"):
+        evaluate(trained)
+    report = evaluate(trained, data=videos, views="4x1x1")
+    assert ["nobody knows whether some" in note for note in report.notes] == [True]
+
+
+def test_resume_refuses_other_videos_of_the_same_names(trained: Path, tiny: list[str], caplog: Any) -> None:
+    own = trained.parent / "own"
+    changed = sorted(own.rglob("*.mp4"))
+
+    def resume() -> Any:
+        settings = [*tiny, "optim.epochs=2", "data.train=own"]
+        return train("tiny.toml", overrides=settings, output="run", resume=True)
+
+    recorded = read_run_videos(trained)
+    assert recorded is not None
+    one = Path(recorded.train[0].path)
+    one.write_bytes(one.read_bytes() + b"other")
+    assert resume().fit.steps == 6
+    assert (
+        f"1 of the 10 training videos have other content than when the run in run began, such as {one}" in caplog.text
+    )
+    assert load_recipe(trained / "recipe.toml").optim.epochs == 2
+    assert read_run_videos(trained) == recorded
+    for path in changed:
+        path.write_bytes(path.read_bytes() + b"others")
+    with pytest.raises(ConfigError, match="10 of the 10 training videos have other content"):
+        resume()

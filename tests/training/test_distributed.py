@@ -1,0 +1,174 @@
+"""Two real processes train together and get what one gets alone."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kinescan.config import load_recipe
+from kinescan.data.video import write_video
+from kinescan.errors import ConfigError
+from kinescan.runs.train import train
+from kinescan.runtime.distributed import Processes, open_processes
+
+RECIPE = """
+[model]
+name = "pks4_vit_ti16"
+
+[model.options]
+patch_size = 16
+width = 16
+depth = 2
+heads = 2
+mlp_dim = 16
+embed_dim = 16
+insert_after = 1
+kinematic_width = 8
+window = 3
+
+[preprocessing]
+size = 32
+num_frames = 4
+
+[augment]
+mixup_alpha = 0.8
+cutmix_alpha = 1.0
+
+[data]
+train = "{videos}"
+
+[loader]
+batch_size = {batch_size}
+num_workers = 0
+
+[optim]
+lr = 1e-2
+lr_batch_size = 8
+epochs = 2
+warmup_epochs = 0
+ema_decay = 0.9
+eps = 1e-4
+
+[train]
+device = "cpu"
+accumulate_batches = 2
+log_every = 1
+trackers = []
+
+[evaluation]
+views = "4x1x1"
+"""
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of nine files each, one of which cannot be read."""
+    folder = tmp_path_factory.mktemp("videos")
+    generator = torch.Generator().manual_seed(0)
+    for label, low in (("bright", 156), ("dark", 0)):
+        for index in range(9):
+            pixels = torch.randint(low, low + 100, (4, 3, 32, 32), generator=generator, dtype=torch.uint8)
+            write_video(folder / label / f"{index}.mp4", pixels, fps=8)
+    (folder / "dark" / "3.mp4").write_text("no video")
+    return folder
+
+
+def _log(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("clips_per_second", "seconds")} for line in lines]
+
+
+def test_two_processes_give_the_losses_weights_and_scores_of_one(videos: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "two.toml"
+    recipe.write_text(RECIPE.format(videos=videos.as_posix(), batch_size=2))
+    torchrun = [
+        sys.executable,
+        "-W",
+        "error::FutureWarning:kinescan",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+    ]
+    command = [*torchrun, "-m", "kinescan", "train", str(recipe), "--output", str(tmp_path / "two"), "--json"]
+    together = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert together.returncode == 0, together.stderr
+    assert "Warning" not in together.stderr
+    one = tmp_path / "one.toml"
+    one.write_text(RECIPE.format(videos=videos.as_posix(), batch_size=4))
+    alone = train(one, output=tmp_path / "one")
+
+    said = json.loads(together.stdout)
+    assert said["steps"] == alone.fit.steps == 4
+    assert (said["top1"], said["num_videos"]) == (alone.report.evaluation.metrics.top1, 4)
+    assert said["unreadable_training"].keys() == alone.fit.unreadable.keys()
+    assert load_recipe(tmp_path / "two" / "recipe.toml").loader.batch_size == 2
+    logs = _log(tmp_path / "one"), _log(tmp_path / "two")
+    assert [line["kind"] for line in logs[0]] == ["step", "step", "epoch", "evaluation"] * 2
+    for own, other in zip(*logs, strict=True):
+        assert own.pop("kind") == other.pop("kind")
+        assert own == pytest.approx(other, rel=1e-4)
+    for checkpoint in ("last", "best"):
+        weights = [_weights(tmp_path / run / "checkpoints" / checkpoint) for run in ("one", "two")]
+        for name, tensor in weights[0].items():
+            torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_what_one_process_meets_ends_the_run_in_both(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("two_processes.py")), str(tmp_path)],
+            env={**os.environ, **together, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=280) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    first, second = (json.loads(out) for out, _ in said)
+    assert first["whole"] == second["whole"] == first["resumed"] == second["resumed"]
+    # threads that are left may abort Python at its end
+    assert first["threads left"] == second["threads left"] == []
+    nan = (
+        r"NonFiniteError: loss is nan in epoch 2, step 5; pixels hold NaN or infinity; videos: videos/30.mp4. The last"
+    )
+    full = r"CheckpointError: .*last: the checkpoint could not be written .*No space left on device"
+    for met in (first, second):
+        assert re.match(nan, met["nan"]), met["nan"]
+        assert re.match(full, met["full"]), met["full"]
+    stopped = "in epoch 2 of 2, after 4 steps. The checkpoint is"
+    assert first["signal"].startswith(f"TrainingInterrupted: stopped by a signal {stopped}")
+    assert second["signal"].startswith(f"TrainingInterrupted: stopped by SIGTERM {stopped}")
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_alone_a_process_gets_back_what_it_gave() -> None:
+    alone = Processes()
+    assert (alone.is_main, alone.sum([1.0, 2.0]), alone.gather("a"), alone.share("a")) == (True, [1.0, 2.0], ["a"], "a")
+    assert alone.stack([3, 4]).tolist() == [[3, 4]]
+
+
+def test_several_processes_refuse_a_device_that_they_cannot_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(ConfigError, match=r"several processes train on cpu or cuda, not on mps. Set train.device"),
+        open_processes(torch.device("mps")),
+    ):
+        pass
