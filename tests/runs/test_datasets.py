@@ -128,6 +128,12 @@ def test_one_video_in_each_class_leaves_nothing_to_hold_out(tmp_path: Path, capl
     assert "1 of 2 classes have a single video, which is trained on" in caplog.text
 
 
+def test_a_list_of_files_that_are_elsewhere_is_refused_before_a_model_is_made(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("a.mp4,x\nb.mp4,x\nc.mp4,y\nd.mp4,y\n")
+    with pytest.raises(ConfigError, match=f"not one of the 4 videos .* looked for at {tmp_path / 'a.mp4'}.*data.root"):
+        read_videos(RunConfig(data=DataConfig(train=str(tmp_path / "list.csv"))))
+
+
 def test_videos_on_both_sides_are_refused(tmp_path: Path) -> None:
     names = ("a/run/a.mp4", "a/run/b.mp4", "a/jump/c.mp4", "b/run/d.mp4")
     for name in names:

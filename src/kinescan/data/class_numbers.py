@@ -13,8 +13,8 @@ from kinescan.settings import closest
 
 MAX_CLASSES = 100_000
 """Of a data set; more means that something else than a class was taken for a label."""
-_WHOLE = re.compile(r"\+?(\d+)(?:\.0*)?")
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf(?:inity)?)", re.IGNORECASE)
+_WHOLE = re.compile(r"\+?(\d+)(?:\.0*|,00?)?")
+_NUMBER = re.compile(r"[-+]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf(?:inity)?)", re.IGNORECASE)
 _WORD_NUMBER = re.compile(r"[-+]?(?:nan|inf(?:inity)?)", re.IGNORECASE)
 _MOST_DIGITS = 18
 
@@ -83,7 +83,8 @@ def lookalikes(classes: Sequence[str]) -> list[tuple[str, str]]:
     seen: dict[str, str] = {}
     pairs = []
     for name in classes:
-        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
+        letters = "".join(sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
+        plain = " ".join(letters.casefold().replace("_", " ").split())
         if plain in seen:
             pairs.append((seen[plain], name))
         seen.setdefault(plain, name)

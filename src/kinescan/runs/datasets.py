@@ -8,6 +8,7 @@ from kinescan.data.datasets import VideoDataset, VideoItem, read_items, split_it
 from kinescan.data.listing import choose_layout
 from kinescan.data.memory import VideoMemory, estimated_gib
 from kinescan.data.mirroring import mirrored_labels
+from kinescan.data.readers.lists import files_there
 from kinescan.data.sampling import Views
 from kinescan.data.transforms import EvalTransform, TrainTransform
 from kinescan.errors import ConfigError
@@ -36,6 +37,7 @@ def read_videos(
         raise ConfigError("data.train is not set. Name a folder with one folder of videos per class, or a csv.")
     read = partial(read_items, root=data.root or None, reader=data.reader, split=data.split)
     items, classes = read(data.train)
+    _refuse_absent(items, data.train)
     if len(classes) < 2:
         raise ConfigError(
             f"data.train {data.train!r} holds {len(classes)} class ({', '.join(classes)}); at least 2 are needed. "
@@ -44,6 +46,7 @@ def read_videos(
     layout = choose_layout(data.train, data.reader)
     if data.test or layout.has_parts:
         held_out, _ = read(data.test or data.train, part="test", classes=classes)
+        _refuse_absent(held_out, data.test or data.train)
         _refuse_overlap(items, held_out, data.test or data.train)
         part = "test" if data.test else layout.test_name
         logger.log(level, "%d training videos, %d %s videos, %d classes", len(items), len(held_out), part, len(classes))
@@ -83,6 +86,19 @@ def evaluated_on(config: RunConfig) -> str:
         published = "" if data.reader in ("auto", "folder", "list") else f" ({data.reader}, split {data.split})"
         return f"the {layout.test_name} part of {data.train}{published}"
     return f"{data.held_out_ratio:.0%} held out of {data.train}"
+
+
+def _refuse_absent(items: Sequence[VideoItem], source: str) -> None:
+    """A list of files that are all somewhere else.
+
+    Raises:
+        ConfigError: not one of the videos is there.
+    """
+    if items and not any(files_there([item.path for item in items])):
+        raise ConfigError(
+            f"not one of the {len(items)} videos of {source!r} is there; the first was looked for at "
+            f"{items[0].path}. Correct the paths, or name the folder that they are relative to with data.root."
+        )
 
 
 def _refuse_overlap(training: Sequence[VideoItem], test: Sequence[VideoItem], source: str) -> None:

@@ -11,9 +11,9 @@ BOTH = [("a.mp4", "jump"), ("b.mp4", "run")]
 
 @pytest.fixture
 def listed(tmp_path: Path) -> Path:
-    """A list beside five empty files."""
+    """A list beside six empty files."""
     (tmp_path / "sub").mkdir()
-    for name in ("a.mp4", "b.mp4", "x, y.mp4", "sub/d.mp4", "#1.mp4"):
+    for name in ("a.mp4", "b.mp4", "x, y.mp4", "sub/d.mp4", "#1.mp4", "\u00fc.mp4"):
         (tmp_path / name).touch()
     return tmp_path / "list.csv"
 
@@ -43,6 +43,10 @@ def read(file: Path, text: str) -> list[tuple[str, str]]:
         ("sub\\d.mp4,jump\nb.mp4,run\n", [("sub/d.mp4", "jump"), ("b.mp4", "run")]),
         ("#1.mp4,jump\nb.mp4,run\n", [("#1.mp4", "jump"), ("b.mp4", "run")]),
         ("a.mp4,01\nb.mp4,1.0\nsub/d.mp4,00\n", [("a.mp4", "1"), ("b.mp4", "1"), ("sub/d.mp4", "0")]),
+        ("a.mp4;1,0\nb.mp4;1\nsub/d.mp4;0,00\n", [("a.mp4", "1"), ("b.mp4", "1"), ("sub/d.mp4", "0")]),
+        ("path,label,class_id\na.mp4,jump,4\nb.mp4,run,2\n", BOTH),
+        ("\ufeffa.mp4,jump\n\ufeffb.mp4,run\n", BOTH),
+        ("u\u0308.mp4,jump\nb.mp4,run\n", [("\u00fc.mp4", "jump"), ("b.mp4", "run")]),
         ("a.mp4,nan\nb.mp4,pita\n", [("a.mp4", "nan"), ("b.mp4", "pita")]),
     ],
 )
@@ -55,6 +59,15 @@ def test_lists_of_many_programs_are_read(listed: Path, text: str, expected: list
     [
         ("archivo,clase\na.mp4,jump\nb.mp4,run\n", "line 1: 'archivo,clase' .*header.* path, .* label, "),
         ("nr,klasse\n17,3\n18,4\n", "line 1: 'nr,klasse' .*header"),
+        ("id,label\n17,jump\n18,run\n", "line 1: 'id,label' .*header"),
+        ("path,file,label,label\na.mp4,1,jump,x\n", "line 1: two columns are called 'label'"),
+        ("path,label,category\na.mp4,jump,up\nb.mp4,run,up\n", "line 1: the columns 'label' and 'category'"),
+        ("a.mp4,jump\nb.mp4;run\n", "line 1: expected path and label.* not separated as"),
+        ('{"path": "a.mp4", "label": "jump"}\n', "JSON"),
+        ('[\n ["a.mp4", "jump"]\n]', "JSON"),
+        ("http://me:hidden@host/a.mp4,jump\nb.mp4,run\n", r"line 1: http://\*\*\*@host/a.mp4 is an address"),
+        ("a.mp4;1,5\nb.mp4;2\n", "line 1: label '1,5' is no class number"),
+        ("path,label,split\na.mp4,jump,test\nb.mp4,run,val\n", "parts test, val and none to train on"),
         ("jump,a.mp4\nrun,b.mp4\n", "line 1: the second column names videos.* label,path"),
         ("a.mp4,Up, then down\nb.mp4,run\n", "line 1: 3 cells and no header"),
         ("a.mp4,120,0\nb.mp4,100,1\n", "line 1: 3 cells and no header"),
@@ -97,6 +110,8 @@ def test_gaps_in_numbers_lookalikes_and_missing_files_are_said(listed: Path, cap
     caplog.clear()
     read(listed, "a.mp4,Run\nb.mp4,run\n")
     assert "'Run' and 'run' differ only in case" in caplog.text
+    read(listed, "a.mp4,run\u200b\nb.mp4,run\n")
+    assert "'run' and 'run\\u200b' differ only in case" in caplog.text
 
 
 def test_numbers_of_every_form_fit_given_classes(listed: Path) -> None:
@@ -119,3 +134,8 @@ def test_a_column_of_parts_divides_a_list(listed: Path, caplog: pytest.LogCaptur
     # of one side alone, the column divides nothing
     assert len(read(listed, text.replace("val", "train").replace("test", "train"))) == 4
     assert not choose_layout(listed).has_parts
+    listed.write_text("path,label,split\na.mp4,jump,test\nb.mp4,run,test\n")
+    assert len(read_items(listed, part="test")[0]) == 2
+    # numbers of folds are no parts
+    assert len(read(listed, "path,label,split\na.mp4,jump,1\nb.mp4,run,2\n")) == 2
+    assert "column of parts holds '1', '2'" in caplog.text

@@ -1,4 +1,6 @@
 import os
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +10,7 @@ from kinescan.data.readers.source import LabelledVideo, Listing, Source
 from kinescan.data.readers.split_names import TEST_NAMES, TRAIN_NAMES, held_out_name
 from kinescan.data.readers.table import Row, read_rows
 from kinescan.errors import ConfigError
+from kinescan.runtime.urls import is_url, mask_url
 
 PATH_COLUMNS = (
     *("path", "video_path", "file_path", "filepath", "clip_path", "relative_path", "rel_path", "video", "file"),
@@ -60,6 +63,10 @@ def read_list(source: Source) -> Listing:
             )
         if len(path) > LONGEST_PATH:
             raise ConfigError(f"{file}, line {row.line}: a path has {len(path):,} letters; no file's path is so long.")
+        if is_url(path) and not os.path.exists(os.path.join(root, path)):
+            raise ConfigError(
+                f"{file}, line {row.line}: {mask_url(path)} is an address. Fetch the videos first and list their files."
+            )
         place = _place(path, root)
         videos.append(LabelledVideo(root / place, Path(place).as_posix(), label, row.line))
     there = files_there([video.path for video in videos])
@@ -97,13 +104,14 @@ def files_there(paths: Sequence[Path]) -> list[bool]:
 def _read_table(file: Path, root: Path) -> tuple[_Columns | None, list[Row]]:
     """The columns that a header names, and the rows below it."""
     rows, comments = read_rows(file, root)
-    columns = _columns(rows[0]) if rows else None
+    columns = _columns(rows[0], file) if rows else None
     if columns is not None:
+        _refuse_two_labels(columns, rows, file)
         rows = rows[1:]
     elif rows:
         # "# label,path": numpy writes headers as comments
         above = [row for row in comments if row.line < rows[0].line]
-        columns = next((found for row in above if (found := _columns(row)) is not None), None)
+        columns = next((found for row in above if (found := _columns(row, file)) is not None), None)
         if columns is None:
             _refuse_unknown_header(rows, root, file)
     if not rows:
@@ -111,13 +119,43 @@ def _read_table(file: Path, root: Path) -> tuple[_Columns | None, list[Row]]:
     return columns, rows
 
 
-def _columns(header: Row) -> _Columns | None:
-    names = ["_".join(cell.lower().replace("-", " ").replace("_", " ").split()) for cell in header.cells]
+def _column_names(header: Row) -> list[str]:
+    return ["_".join(cell.lower().replace("-", " ").replace("_", " ").split()) for cell in header.cells]
+
+
+def _columns(header: Row, file: Path) -> _Columns | None:
+    names = _column_names(header)
     path, label, part = (
         next((names.index(name) for name in known if name in names), None)
         for known in (PATH_COLUMNS, LABEL_COLUMNS, PART_COLUMNS)
     )
-    return None if path is None or label is None else _Columns(path, label, part)
+    if path is None or label is None:
+        return None
+    for place in (path, label, part):
+        if place is not None and names.count(names[place]) > 1:
+            raise ConfigError(
+                f"{file}, line {header.line}: two columns are called {header.cells[place]!r}. Remove or rename one."
+            )
+    return _Columns(path, label, part)
+
+
+def _refuse_two_labels(columns: _Columns, rows: Sequence[Row], file: Path) -> None:
+    """Two columns that may both hold labels, and do not divide the videos alike (as a class and its number do).
+
+    Raises:
+        ConfigError: there are such columns.
+    """
+    names = _column_names(rows[0])
+    for other, name in enumerate(names):
+        if name not in LABEL_COLUMNS or other == columns.label:
+            continue
+        pairs = {(_cell(row, columns.label), _cell(row, other)) for row in rows[1:]}
+        if not len(pairs) == len({first for first, _ in pairs}) == len({second for _, second in pairs}):
+            raise ConfigError(
+                f"{file}, line {rows[0].line}: the columns {rows[0].cells[columns.label]!r} and "
+                f"{rows[0].cells[other]!r} may both hold labels, and divide the videos in different ways. Remove or "
+                "rename the one that does not."
+            )
 
 
 def _refuse_unknown_header(rows: Sequence[Row], root: Path, file: Path) -> None:
@@ -125,13 +163,18 @@ def _refuse_unknown_header(rows: Sequence[Row], root: Path, file: Path) -> None:
     first, others = rows[0], rows[1:]
 
     def names_video(row: Row) -> bool:
-        return any(is_video(cell) or os.path.isfile(os.path.join(root, cell)) for cell in row.cells)
+        return any(
+            is_video(cell) or os.path.isfile(os.path.join(root, cell))
+            for text in row.cells
+            for cell in (text, *re.split(r"[,;|\t]", text))
+        )
 
+    known = {*PATH_COLUMNS, *LABEL_COLUMNS, *PART_COLUMNS} & set(_column_names(first))
     numbered = len(others) > 1 and all(row.cells[-1].isdecimal() for row in others) and not first.cells[-1].isdecimal()
-    if not names_video(first) and (numbered or any(map(names_video, others[:1000]))):
+    if not names_video(first) and (numbered or known or any(map(names_video, others[:1000]))):
         raise ConfigError(
             f"{file}, line {first.line}: {','.join(first.cells)!r} names no video, so it looks like a header whose "
-            f"columns are not known. A column of paths is called {', '.join(PATH_COLUMNS[:4])}, ...; one of labels "
+            f"columns are not all known. A column of paths is called {', '.join(PATH_COLUMNS[:4])}, ...; one of labels "
             f"{', '.join(LABEL_COLUMNS[:4])}, .... Rename the columns, or remove the line."
         )
 
@@ -140,7 +183,8 @@ def _path_and_label(row: Row, root: Path, file: Path) -> tuple[str, str]:
     """Of a row without a header; a path may hold what separates cells, if it is there."""
     cells = row.cells
     if len(cells) < 2:
-        raise ConfigError(f"{file}, line {row.line}: expected path and label, got {','.join(cells)!r}.")
+        mixed = " Its cells are not separated as those of other lines are." if re.search(r"[,;|\t]", cells[0]) else ""
+        raise ConfigError(f"{file}, line {row.line}: expected path and label, got {cells[0][:200]!r}.{mixed} {_FORM}")
     if len(cells) == 2:
         return cells[0], cells[1]
     for separator in (",", ";", "\t", ", ", "; "):
@@ -183,17 +227,25 @@ def _looks_like_video(text: str, root: Path) -> bool:
 
 def _held_out_name(rows: Sequence[Row], columns: _Columns) -> str | None:
     """The name of the rows that are held out; None where no column tells them from those to train on."""
-    if columns.part is None:
-        return None
-    names = {_cell(row, columns.part).lower() for row in rows}
+    names = _part_names(rows, columns)
     return held_out_name(names) if names & TRAIN_NAMES else None
 
 
+def _part_names(rows: Sequence[Row], columns: _Columns) -> set[str]:
+    return set() if columns.part is None else {_cell(row, columns.part).lower() for row in rows}
+
+
 def _rows_of_part(rows: list[Row], columns: _Columns, source: Source) -> tuple[list[Row], tuple[str, ...]]:
-    """The rows on the side that is asked for, and what is to be said about others."""
-    held_out = _held_out_name(rows, columns)
-    if held_out is None or columns.part is None:
-        return rows, ()
+    """The rows on the side that is asked for, and what is to be said about others.
+
+    Raises:
+        ConfigError: a row is of no part that we know, or there is none to train on.
+    """
+    names, held_out = _part_names(rows, columns), _held_out_name(rows, columns)
+    if columns.part is None or not names & (TRAIN_NAMES | TEST_NAMES):
+        shown = ", ".join(map(repr, sorted(names)[:5]))
+        said = f"the column of parts holds {shown}, which are no names of parts such as train and test: it is not used"
+        return rows, ((said,) if names else ())
     kept, others = [], 0
     for row in rows:
         name = _cell(row, columns.part).lower()
@@ -205,6 +257,15 @@ def _rows_of_part(rows: list[Row], columns: _Columns, source: Source) -> tuple[l
         if (name in TRAIN_NAMES) if source.part == "train" else name == held_out:
             kept.append(row)
         others += name not in TRAIN_NAMES and name != held_out
+    if not names & TRAIN_NAMES:
+        if source.part == "train":
+            raise ConfigError(
+                f"{source.path} lists videos of the parts {', '.join(sorted(names))} and none to train on. List those "
+                "to train on, with train in that column, or name another list."
+            )
+        return rows, ()
+    if held_out is None:
+        return rows, ()
     said = f"{others} videos of other parts than train and {held_out} are not used"
     return kept, ((said,) if others else ())
 
@@ -214,9 +275,15 @@ def _cell(row: Row, place: int) -> str:
 
 
 def _place(path: str, root: Path) -> str:
-    """The path, with slashes where a list from Windows has backslashes and only so names a file."""
-    if "\\" in path and os.sep == "/" and not os.path.exists(os.path.join(root, path)):
-        forward = path.replace("\\", "/")
-        if os.path.exists(os.path.join(root, forward)):
-            return forward
-    return path
+    """The path as its file spells it, where only that names a file.
+
+    Lists from Windows have backslashes for slashes; lists and disks may spell accented letters as one sign or as two.
+    """
+    forms = [path]
+    if "\\" in path and os.sep == "/":
+        forms.append(path.replace("\\", "/"))
+    if not path.isascii():
+        forms += [unicodedata.normalize(form, spelt) for spelt in tuple(forms) for form in ("NFC", "NFD")]
+    if len(forms) == 1:
+        return path
+    return next((spelt for spelt in forms if os.path.exists(os.path.join(root, spelt))), path)

@@ -45,10 +45,14 @@ def read_rows(file: Path, root: Path) -> tuple[list[Row], list[Row]]:
     Raises:
         ConfigError: it cannot be read, is no text, a quote is not closed, or a cell is absurdly long.
     """
-    text = read_text(file).lstrip("\ufeff")
+    text = read_text(file)
     if "\0" in text:
         raise ConfigError(f"{file} holds NUL characters, so it is no UTF-8 text. Save it as UTF-8.")
-    lines = re.split(r"\r\n|\r|\n", text)
+    # Where lists were joined, each brings its own byte order mark.
+    lines = [line.lstrip("\ufeff") for line in re.split(r"\r\n|\r|\n", text)]
+    first = next((line.strip() for line in lines if line.strip()), "")
+    if re.match(r'\{\s*"|\[\s*(?:[\[{]|$)', first) and not _names_file(first, root):
+        raise ConfigError(f"{file} looks like JSON. Write a text file of one path,label a line.")
     separator = None
     hint = _EXCEL_HINT.fullmatch(lines[0].strip())
     if hint is not None:
