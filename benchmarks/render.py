@@ -1,6 +1,8 @@
-"""Writes docs/benchmarks.md, its plots and README's measured table from benchmarks/results/*.json.
+"""Writes docs/benchmarks.md, a page for each benchmark, their plots and README's measured table.
 
-Run: python benchmarks/render.py            (--check fails where the page or a plot is not what the results say)
+All of it comes from benchmarks/results/*.json.
+
+Run: python benchmarks/render.py            (--check fails where a page or a plot is not what the results say)
      python benchmarks/render.py --results FOLDER --page FOLDER/benchmarks.md     (of a run of your own)
 
 A new result shows up by itself, with the tables and curves that `findings` sees in it. To say what was aimed at, add a
@@ -24,16 +26,18 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOTS = "plots"
-"""Folder of the plots, beside the page."""
+"""Folder of the plots, beside the page. The page of a benchmark is in the folder that is named like the page."""
+MADE = "Made by `python benchmarks/render.py`"
+"""What every page that this script wrote says."""
 MOST_COLUMNS = 8
 LONGEST_LIST = 12
 
-INTRODUCTION = """# Benchmarks
+INTRODUCTION = f"""# Benchmarks
 
-Made by `python benchmarks/render.py` from `benchmarks/results/*.json`; do not edit. A speed is measured after the
+{MADE} from `benchmarks/results/*.json`; do not edit. A speed is measured after the
 parity test passed in the same run; peers take turns; times are medians; ratios are within one run. CPU time is that of
 the process: the machines are shared, so trust it before wall time. What fell short of its aim stands here too.
-`kinescan bench` measures it all again.
+The numbers behind each line are on the page of its benchmark. `kinescan bench` measures it all again.
 
 ## Aimed at and reached
 """
@@ -322,16 +326,20 @@ SECTIONS: Mapping[str, Section] = {
         title="VideoMamba, CPU",
         says="Forward passes of one clip at 224 x 224, one thread.",
     ),
+    "data_check_cpu": Section(
+        title="Damage that `kinescan data check` finds",
+        says="Flipped bits, zeroed blocks, cuts, and files joined to themselves, in files of our own.",
+    ),
 }
-"""In the order of the page; results that are not named here follow, by name."""
+"""In the order of the list; results that are not named here follow, by name."""
 
 
 def render(results: Path, page: Path, *, check: bool, note: str = "") -> list[Path]:
-    """Writes the page of a folder of results, with its plots beside it.
+    """Writes the page of a folder of results, with a page for each benchmark and the plots beside it.
 
     Args:
         results: folder of JSON files.
-        page: the Markdown file.
+        page: the Markdown file of what was aimed at and reached.
         check: write nothing.
         note: what a reader has to know before the numbers.
 
@@ -341,36 +349,65 @@ def render(results: Path, page: Path, *, check: bool, note: str = "") -> list[Pa
     found = {path.stem: path for path in results.glob("*.json")}
     order = [name for name in SECTIONS if name in found] + sorted(name for name in found if name not in SECTIONS)
     documents = {name: json.loads(found[name].read_text(encoding="utf-8")) for name in order}
+    folder, plot_folder = page.parent / page.stem, page.parent / PLOTS
     plots: dict[Path, tuple[Curves, str]] = {}
-    lines = [INTRODUCTION, *([f"**{note}**\n"] if note else []), *aims(documents)]
+    warning = [f"**{note}**\n"] if note else []
+    pages = {}
     for name, document in documents.items():
-        link = Path(os.path.relpath(found[name], page.parent)).as_posix()
-        lines += section(document, link, page.parent / PLOTS, plots)
+        link = Path(os.path.relpath(found[name], folder)).as_posix()
+        lines = [*head(name, page.name), *warning, *section(document, link, plot_folder, plots)]
+        pages[folder / f"{name}.md"] = "\n".join(lines)
+    pages[page] = "\n".join([INTRODUCTION, *warning, *aims(documents, page.stem), *contents(documents, page.stem)])
     stale = [path for path, (curve, title) in plots.items() if not curves.shows(path, curve, title)]
-    stale += [path for path in (page.parent / PLOTS).glob("*.svg") if path not in plots]
-    content = "\n".join(lines)
-    page_differs = not page.exists() or page.read_text(encoding="utf-8") != content
+    stale += [path for path in plot_folder.glob("*.svg") if path not in plots]
+    stale += [path for path in folder.glob("*.md") if path not in pages and MADE in path.read_text(encoding="utf-8")]
+    stale += [path for path, content in pages.items() if not _says(path, content)]
     if not check:
-        page.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for path in stale:
             if path in plots:
                 curves.draw(*plots[path], path)
+            elif path in pages:
+                path.write_text(pages[path], encoding="utf-8")
             else:
                 path.unlink()
-        page.write_text(content, encoding="utf-8")
-    return [*stale, page] if page_differs else stale
+    return stale
 
 
-def aims(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """A table of what was aimed at and what was reached."""
+def _says(path: Path, content: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == content
+
+
+def about(name: str) -> Section:
+    """How a result is introduced, named in SECTIONS or not."""
+    return SECTIONS.get(name) or Section(title=words(name), says="")
+
+
+def head(name: str, page: str) -> Iterator[str]:
+    """The beginning of a benchmark's page."""
+    yield f"# {about(name).title}\n"
+    yield f"{MADE}; do not edit. [All benchmarks](../{page}).\n"
+
+
+def contents(documents: Mapping[str, Mapping[str, Any]], folder: str) -> Iterator[str]:
+    """A list of the benchmarks' pages."""
+    yield "## The benchmarks\n"
+    for name in documents:
+        first_sentence = about(name).says.partition(". ")[0].removesuffix(".")
+        yield f"- [{about(name).title}]({folder}/{name}.md){': ' * bool(first_sentence)}{first_sentence}"
+    yield ""
+
+
+def aims(documents: Mapping[str, Mapping[str, Any]], folder: str) -> Iterator[str]:
+    """A table of what was aimed at and what was reached; each row leads to its benchmark."""
     yield "| what | aim | reached | |\n|---|---|---|---|"
     for what, name, keys, sign, aim in AIMS:
         value = reached(documents, name, keys)
         if value is None:
             yield f"| {what} | {sign} {aim:g} | not measured here | |"
             continue
-        good = value >= aim if sign == ">=" else value <= aim
-        yield f"| {what} | {sign} {aim:g} | {value:.3g} | {'reached' if good else '**missed**'} |"
+        verdict = "reached" if (value >= aim if sign == ">=" else value <= aim) else "**missed**"
+        yield f"| [{what}]({folder}/{name}.md) | {sign} {aim:g} | {value:.3g} | {verdict} |"
     yield ""
 
 
@@ -387,7 +424,7 @@ def reached(documents: Mapping[str, Mapping[str, Any]], name: str, keys: tuple[s
 def section(
     document: Mapping[str, Any], link: str, plot_folder: Path, plots: dict[Path, tuple[Curves, str]]
 ) -> Iterator[str]:
-    """A result: what it is, its tables and curves, where it comes from, every number.
+    """A result: what was measured, its tables and curves, where it comes from, every number.
 
     Args:
         document: the JSON.
@@ -396,13 +433,12 @@ def section(
         plots: gets the plots to draw.
     """
     name = document["name"]
-    about = SECTIONS.get(name) or Section(title=words(name), says="")
-    yield f"## {about.title}\n"
-    if about.says:
-        yield f"{about.says}\n"
+    shown = about(name)
+    if shown.says:
+        yield f"{shown.says}\n"
     for finding in findings(document["results"]):
-        if about.parts and not any(
-            finding.place == part or finding.place.startswith(f"{part},") for part in about.parts
+        if shown.parts and not any(
+            finding.place == part or finding.place.startswith(f"{part},") for part in shown.parts
         ):
             continue
         if isinstance(finding, Table):
@@ -412,9 +448,9 @@ def section(
         if len(finding.sizes) >= 3:
             place = "-".join("".join(c if c.isalnum() else " " for c in finding.place.lower()).split())
             path = plot_folder / f"{name}-{place or 'curve'}.svg"
-            title = finding.place or about.title
+            title = finding.place or shown.title
             plots[path] = (finding, title)
-            yield f"![{title}]({PLOTS}/{path.name})\n"
+            yield f"![{title}](../{PLOTS}/{path.name})\n"
     yield from origin(document, link)
 
 
@@ -506,7 +542,7 @@ def main() -> int:
     parser.add_argument("--note", default="", help="what a reader has to know before the numbers")
     given = parser.parse_args()
     stale = render(given.results, given.page, check=given.check, note=given.note)
-    if (given.results, given.page) == (RESULTS, PAGE):
+    if (given.results, given.page) == (RESULTS, PAGE) and headlines.README.is_file():
         documents = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")}
         stale += [headlines.README] if headlines.update(documents, check=given.check) else []
     if given.check and stale:

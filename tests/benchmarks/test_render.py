@@ -43,17 +43,19 @@ def test_every_result_with_times_says_how_far_its_candidates_agree() -> None:
 
 
 def test_render_shows_an_unknown_result_with_table_plot_and_origin(render: Any, results: Path, tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    assert page in render.render(results, page, check=False)
+    overview, page = tmp_path / "page.md", tmp_path / "page" / "new_thing.md"
+    assert {overview, page} <= set(render.render(results, overview, check=False))
+    assert "- [new thing](page/new_thing.md)\n" in overview.read_text()
+    assert overview.read_text().count("| not measured here | |") == len(render.AIMS)
     text = page.read_text()
-    assert "## new thing" in text
+    assert text.startswith("# new thing\n")
+    assert "(../page.md)" in text
     assert "| frames | 8 | 16 | 32 | 64 |" in text
     assert "| ours | 800 ms | 1.6 s | 3.2 s | 6.4 s |" in text
-    assert "![growth](plots/new_thing-growth.svg)" in text
-    assert "[new_thing.json](results/new_thing.json), commit `" in text
+    assert "![growth](../plots/new_thing-growth.svg)" in text
+    assert "[new_thing.json](../results/new_thing.json), commit `" in text
     assert "Largest difference in the parity checks: 2.5e-06." in text
     assert "| growth: peer, 64 frames | 6.4 s cpu seconds |" in text
-    assert text.count("| not measured here | |") == len(render.AIMS)
     picture = (tmp_path / "plots" / "new_thing-growth.svg").read_text()
     assert ">peer</text>" in picture
     assert "CPU time, ms" in picture
@@ -61,20 +63,32 @@ def test_render_shows_an_unknown_result_with_table_plot_and_origin(render: Any, 
 
 def test_render_check_writes_nothing_and_names_what_is_stale(render: Any, results: Path, tmp_path: Path) -> None:
     page, plot = tmp_path / "page.md", tmp_path / "plots" / "new_thing-growth.svg"
-    assert render.render(results, page, check=True) == [plot, page]
+    own = tmp_path / "page" / "new_thing.md"
+    assert render.render(results, page, check=True) == [plot, own, page]
     assert not page.exists()
     render.render(results, page, check=False)
     assert render.render(results, page, check=True) == []
     file = results / "new_thing.json"
     file.write_text(file.read_text().replace("6.4", "6.5"))
-    assert render.render(results, page, check=True) == [plot, page]
+    assert render.render(results, page, check=True) == [plot, own]
     render.render(results, page, check=False)
     assert render.render(results, page, check=True) == []
 
 
-def test_render_removes_plots_that_no_result_has(render: Any, results: Path, tmp_path: Path) -> None:
+def test_render_removes_plots_and_pages_that_no_result_has(render: Any, results: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     render.render(results, page, check=False)
+    (tmp_path / "page" / "of_mine.md").write_text("# A page that this script did not write\n")
     (results / "new_thing.json").unlink()
+    assert tmp_path / "page" / "new_thing.md" in render.render(results, page, check=True)
     render.render(results, page, check=False)
     assert list((tmp_path / "plots").iterdir()) == []
+    assert [path.name for path in (tmp_path / "page").iterdir()] == ["of_mine.md"]
+
+
+def test_every_aim_that_was_measured_leads_to_the_page_of_its_benchmark(render: Any) -> None:
+    rows = [line for line in render.PAGE.read_text().splitlines() if line.endswith(("reached |", "**missed** |"))]
+    assert len(rows) >= 10
+    for row in rows:
+        target = row.partition("](")[2].partition(")")[0]
+        assert (render.PAGE.parent / target).is_file(), row

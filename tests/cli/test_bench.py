@@ -60,7 +60,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "benchmarks" / "first.py").write_text(SCRIPT)
     (root / "benchmarks" / "broken.py").write_text("raise SystemExit(3)")
     (root / "benchmarks" / "silent.py").write_text("print('nothing')")
-    for name in ("render.py", "findings.py", "curves.py"):
+    for name in ("render.py", "findings.py", "curves.py", "headlines.py"):
         shutil.copy(ROOT / "benchmarks" / name, root / "benchmarks" / name)
     shutil.copy(ROOT / "benchmarks/results/pks4_over_vit_cpu.json", root / "benchmarks" / "template.json")
     monkeypatch.setattr(module, "find_checkout", lambda _: root)
@@ -81,7 +81,8 @@ def test_bench_runs_what_can_run_and_writes_the_page(checkout: Path) -> None:
     assert page == checkout / "docs" / "benchmarks.md"
     written = json.loads((checkout / "benchmarks" / "results" / "first.json").read_text())
     assert written["command"] == "benchmarks/first.py full"
-    text = page.read_text(encoding="utf-8")
+    assert "(benchmarks/first.md)" in page.read_text(encoding="utf-8")
+    text = (page.parent / "benchmarks" / "first.md").read_text(encoding="utf-8")
     assert "Made by `benchmarks/first.py full`. Largest difference in the parity checks: 0.5." in text
     assert "quick run" not in text
 
