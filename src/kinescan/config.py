@@ -17,9 +17,9 @@ from kinescan.data.transforms import AugmentConfig
 from kinescan.data.video import Limits
 from kinescan.errors import ConfigError
 from kinescan.fields import MAX_SEED, check_most, check_types
-from kinescan.models.saving.location import RECIPE_FILE
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.files import read_toml
+from kinescan.runtime.run_folder import RunFolder
 from kinescan.settings import build_settings, closest, to_plain
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.optim import OptimConfig
@@ -209,10 +209,10 @@ def find_recipe(name: str | Path) -> Path:
     plain = path.parent in (Path("."), Path(RECIPES.name)) and path.suffix in ("", ".toml")
     if plain and path.stem in packaged:
         return packaged[path.stem]
-    if (path / RECIPE_FILE).is_file():
+    if RunFolder(path).recipe.is_file():
         raise ConfigError(
             f"{name} is the folder of a run. To continue it: kinescan train {name} --resume; for a new run with its "
-            f"settings: kinescan train {path / RECIPE_FILE} --output ANOTHER"
+            f"settings: kinescan train {RunFolder(path).recipe} --output ANOTHER"
         )
     if path.exists() and path.suffix == ".toml":
         # A folder or a pipe of that name: reading it says so.

@@ -13,8 +13,8 @@ from kinescan.errors import CheckpointError, ConfigError
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_json_object
+from kinescan.runtime.run_folder import RunFolder
 
-VIDEOS_FILE = "videos.json"
 FORMAT = 1
 _END = 4096
 _THREADS = 16
@@ -76,7 +76,7 @@ class RunVideos:
         }
         content = {"format": FORMAT, "held_out_is": self.origin, "classes": list(self.classes), **parts}
         text = to_json(content, indent=1)
-        write_text(folder / VIDEOS_FILE, text + "\n", error=ConfigError)
+        write_text(RunFolder(folder).videos, text + "\n", error=ConfigError)
 
 
 def record_videos(
@@ -115,7 +115,7 @@ def read_run_videos(folder: Path) -> RunVideos | None:
     Raises:
         CheckpointError: videos.json is damaged.
     """
-    file = folder / VIDEOS_FILE
+    file = RunFolder(folder).videos
     if not file.exists():
         return None
     content = read_json_object(file, max_bytes=_MAX_BYTES, error=CheckpointError)

@@ -16,10 +16,10 @@ from kinescan.profiling.environment import Environment, describe_environment
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import escape_markdown, to_json
 from kinescan.runtime.files import read_json_object
+from kinescan.runtime.run_folder import REPORT_FILE
 
 logger = logging.getLogger(__name__)
 
-REPORT_FILE = "report.json"
 PAGE_FILE = "report.md"
 CONFUSION_FILE = "confusion.png"
 RELIABILITY_FILE = "reliability.png"

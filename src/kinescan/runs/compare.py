@@ -5,15 +5,13 @@ from typing import Any
 from kinescan.errors import ConfigError
 from kinescan.evaluation.comparison import Comparison, compare
 from kinescan.evaluation.predictions import PREDICTIONS_FILE, VideoPrediction, read_predictions
-from kinescan.evaluation.report import REPORT_FILE
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_json_object
+from kinescan.runtime.run_folder import REPORT_FILE, RunFolder
 
 COMPARISON_FILE = "comparison.json"
 COMPARISON_PAGE = "comparison.md"
-PLACES = ("evaluation", ".")
-"""Where in a run's folder a report may lie."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +51,7 @@ def compare_reports(a: str | Path, b: str | Path, *, output: str | Path | None =
 
 def _read(source: str | Path) -> _Scored:
     """The newest report in a folder."""
-    found = [folder for place in PLACES if _has_report(folder := Path(source) / place)]
+    found = [folder for folder in reversed(RunFolder(Path(source)).report_folders) if _has_report(folder)]
     if not found:
         raise ConfigError(
             f"{source} holds no {REPORT_FILE} with a {PREDICTIONS_FILE}. Score it first: kinescan eval {source}"

@@ -33,6 +33,7 @@ from kinescan.runs.demo_page import write_page
 from kinescan.runs.train import train
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
+from kinescan.runtime.run_folder import RunFolder
 from kinescan.settings import to_plain
 from kinescan.training.loop import fit
 
@@ -146,7 +147,7 @@ def demo(
     with clock.part("explanation"):
         label = PAIRS[0][1]
         video = output / "data" / "motion" / "test" / label / "0000.mp4"
-        best = output / "motion_pks4" / "checkpoints" / "best"
+        best = RunFolder(output / "motion_pks4").best
         [prediction] = predict(str(best), [video], top=3, explain_folder=output / "explained")
     result = DemoResult(
         page=output / "README.md",

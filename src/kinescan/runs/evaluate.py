@@ -25,6 +25,7 @@ from kinescan.runtime.device import choose_device
 from kinescan.runtime.distributed import open_processes
 from kinescan.runtime.folder_lock import locked
 from kinescan.runtime.output_folder import prepare_output
+from kinescan.runtime.run_folder import BEST, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def evaluate(
     folder = model_folder(model, hint=HINT)
     run = run_of(folder)
     if output is None and run is not None:
-        output = run / "evaluation"
+        output = RunFolder(run).evaluation
     if output is not None:
         output = prepare_output(output)
     with ExitStack() as stack:
@@ -128,7 +129,7 @@ def _scored(
         seed=None if recipe is None else recipe.seed,
         # What an exported file computes cannot be counted.
         cost=None if isinstance(model, ExportedModel) else count_cost(model),
-        notes=() if run is None else tuple(_notes(items, data, run, recipe, chosen_best=Path(folder).name == "best")),
+        notes=() if run is None else tuple(_notes(items, data, run, recipe, chosen_best=Path(folder).name == BEST)),
     )
 
 

@@ -3,13 +3,14 @@ from pathlib import Path
 
 from kinescan.config import RunConfig, load_recipe
 from kinescan.errors import ConfigError
-from kinescan.models.saving import location
-from kinescan.models.saving.location import RECIPE_FILE, WEIGHTS_FILE, best_checkpoint, locate_model
+from kinescan.models.saving.location import WEIGHTS_FILE, best_checkpoint, locate_model
 from kinescan.runtime.folder_lock import is_locked
+from kinescan.runtime.run_folder import RUNS as DEFAULT_FOLDER
+from kinescan.runtime.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-RUNS = Path(location.RUNS)
+RUNS = Path(DEFAULT_FOLDER)
 
 
 def model_folder(source: str | Path | None, *, hint: str) -> str:
@@ -44,7 +45,7 @@ def run_of(model: str | Path) -> Path | None:
     """The run that a model's folder belongs to, known by its recipe; None for other models."""
     path = Path(model)
     for folder in (path, *path.resolve().parents[:2]):
-        if (folder / RECIPE_FILE).is_file() and (folder / "checkpoints").is_dir():
+        if RunFolder(folder).is_run():
             return folder
     return None
 
@@ -55,10 +56,11 @@ def recipe_of(run: Path) -> RunConfig | None:
     Raises:
         ConfigError: the recipe is damaged.
     """
-    config = load_recipe(run / RECIPE_FILE)
+    recipe = RunFolder(run).recipe
+    config = load_recipe(recipe)
     if config.data.train:
         return config
-    logger.warning("%s is empty: the run's settings are not known, and those of the model are taken", run / RECIPE_FILE)
+    logger.warning("%s is empty: the run's settings are not known, and those of the model are taken", recipe)
     return None
 
 
@@ -71,7 +73,7 @@ def choose_output(name: str, *, resume: bool) -> Path:
     number = 1
     while True:
         folder = RUNS / (name if number == 1 else f"{name}-{number}")
-        if not ((folder / "checkpoints").is_dir() or is_locked(folder)):
+        if not (RunFolder(folder).checkpoints.is_dir() or is_locked(folder)):
             return taken[-1] if resume and taken else folder
         taken.append(folder)
         number += 1

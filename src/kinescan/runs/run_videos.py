@@ -9,10 +9,11 @@ from pathlib import Path
 
 from kinescan.config import RunConfig
 from kinescan.data.datasets import VideoItem
-from kinescan.data.provenance import VIDEOS_FILE, RecordedVideo, RunVideos, fingerprints, read_run_videos, record_videos
+from kinescan.data.provenance import RecordedVideo, RunVideos, fingerprints, read_run_videos, record_videos
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.evaluation.report import CHOSEN_ON_THESE
 from kinescan.runs.datasets import evaluated_on, read_videos
+from kinescan.runtime.run_folder import VIDEOS_FILE, RunFolder
 from kinescan.training.checkpoint import load_state
 
 logger = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ def _refuse_other_training_videos(run: Path, training: Sequence[VideoItem]) -> N
         ConfigError: the videos that are there now would be divided in another way.
     """
     try:
-        recorded = load_state(run / "checkpoints" / "last").settings.get(TRAINING_VIDEOS)
+        recorded = load_state(RunFolder(run).last).settings.get(TRAINING_VIDEOS)
     except CheckpointError:
         logger.warning("%s does not say which videos it was trained on: they may be among those that are scored", run)
         return

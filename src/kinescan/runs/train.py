@@ -18,7 +18,6 @@ from kinescan.errors import ConfigError, VideoError
 from kinescan.evaluation.multiview import Evaluation, evaluate_model
 from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.saving.location import RECIPE_FILE
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.profiling.cost import count_cost
 from kinescan.runs.datasets import evaluated_on, make_test_set, make_training_set, read_videos
@@ -29,6 +28,7 @@ from kinescan.runtime.device import choose_device
 from kinescan.runtime.distributed import Processes, open_processes
 from kinescan.runtime.folder_lock import locked
 from kinescan.runtime.output_folder import prepare_output
+from kinescan.runtime.run_folder import RunFolder
 from kinescan.settings import to_plain
 from kinescan.training.dataset_clips import DatasetClips
 from kinescan.training.dry_run import Plan, make_plan
@@ -94,9 +94,9 @@ def train(
         VideoError: no video could be read.
         NonFiniteError, CheckpointError, TrainingInterrupted: as `kinescan.training.fit` raises them.
     """
-    if resume and isinstance(recipe, str | Path) and (Path(recipe) / RECIPE_FILE).is_file():
+    if resume and isinstance(recipe, str | Path) and RunFolder(Path(recipe)).recipe.is_file():
         # A run's folder says both: which recipe, and where.
-        recipe, output = Path(recipe) / RECIPE_FILE, output or recipe
+        recipe, output = RunFolder(Path(recipe)).recipe, output or recipe
     config, name = _resolve(recipe, overrides)
     with open_processes(choose_device(config.train.device)) as processes:
         chosen = processes.share(str(output or config.output or choose_output(name, resume=resume)))
@@ -122,7 +122,7 @@ def _train_into(folder: Path, config: RunConfig, processes: Processes, *, resume
 
     def keep_settings() -> None:
         if processes.is_main:
-            write_text(folder / RECIPE_FILE, dump_recipe(config))
+            write_text(RunFolder(folder).recipe, dump_recipe(config))
             videos.save(folder)
 
     result = fit(

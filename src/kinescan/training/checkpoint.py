@@ -19,6 +19,7 @@ from kinescan.errors import CheckpointError
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.weights.tensor_file import PickleRefused, read_saved
 from kinescan.runtime.files import inside, read_json_object
+from kinescan.runtime.run_folder import LAST
 
 STATE_FILE = "training_state.pt"
 CHECKSUM_FILE = "checksums.json"
@@ -168,9 +169,9 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def checkpoint_left(checkpoints: Path) -> str:
+def checkpoint_left(last: Path) -> str:
     """A sentence for errors: which checkpoint of a run there is."""
-    saved = find_checkpoint(checkpoints / "last")
+    saved = find_checkpoint(last)
     return f"The checkpoint is {saved}; go on with --resume." if saved else "There is no checkpoint yet."
 
 
@@ -286,7 +287,7 @@ def _aside(folder: Path, role: str) -> Path:
 
 def _earlier(folder: Path) -> list[Path]:
     """The checkpoints that were `folder` before, the newest first; of `last` only, as the best has none."""
-    if folder.name != "last":
+    if folder.name != LAST:
         return []
     return sorted(folder.parent.glob(f"{EARLIER}*"), reverse=True)
 

@@ -23,6 +23,7 @@ from kinescan.runtime.device import choose_device
 from kinescan.runtime.distributed import Processes, open_processes
 from kinescan.runtime.folder_lock import locked
 from kinescan.runtime.output_folder import prepare_output
+from kinescan.runtime.run_folder import RunFolder
 from kinescan.runtime.signals import Interruption
 from kinescan.training.accelerator import TrainConfig, open_accelerator
 from kinescan.training.checkpoint import (
@@ -141,15 +142,15 @@ def fit(
             lost = worker_lost(error)
             if lost is None:
                 raise
-            raise WorkerError(f"{lost} {checkpoint_left(run.checkpoints)}") from error
+            raise WorkerError(f"{lost} {checkpoint_left(run.folder.last)}") from error
         finally:
             run.close()
             model.to(home)
     state = run.state
-    best = output / "checkpoints" / "best"
+    folder = RunFolder(output)
     return FitResult(
-        last=output / "checkpoints" / "last",
-        best=best if state.best_score is not None else None,
+        last=folder.last,
+        best=folder.best if state.best_score is not None else None,
         best_score=state.best_score,
         best_epoch=state.best_epoch,
         steps=state.step,
@@ -164,7 +165,7 @@ def refuse_existing_run(output: Path, *, resume: bool) -> Path | None:
         ConfigError: there is a run in `output` and it is not to be resumed.
         CheckpointError: the checkpoint is damaged.
     """
-    last = find_checkpoint(output / "checkpoints" / "last")
+    last = find_checkpoint(RunFolder(output).last)
     if last is not None and not resume:
         raise ConfigError(f"{output} holds a run already. Go on with it (--resume), or choose another output folder.")
     return last
@@ -189,7 +190,7 @@ class _Run:
     ) -> None:
         self.model, self.clips, self.accelerator, self.processes = model, clips, accelerator, processes
         self.stepper, self.stop, self.train, self.optim, self.evaluate = stepper, stop, train, optim, evaluate
-        self.checkpoints, self.output = output / "checkpoints", output
+        self.folder = RunFolder(output)
         computed_by = describe_computing(accelerator.device, accelerator.mixed_precision)
         self.state = TrainState(settings={**settings, "processes": processes.count, "computed_by": computed_by})
         self.schedule = Schedule(
@@ -243,7 +244,7 @@ class _Run:
         self.watch = OutageWatch(self.clips, self.processes, state.absent)
         state.absent = self.watch.absent
         if self.processes.is_main:
-            self.journal = Journal(self.output / "log.jsonl", keep_lines=state.log_lines)
+            self.journal = Journal(self.folder.log, keep_lines=state.log_lines)
         with ProgressBar(self.optim.epochs, self.clips.num_batches, shown=self.processes.is_main) as bar:
             while state.epoch < self.optim.epochs and not state.stopped_early:
                 if state.batches_done < self.clips.num_batches:
@@ -260,9 +261,9 @@ class _Run:
     def close(self) -> None:
         """Closes logs and gives the model its own forward back."""
         if self.processes.is_main:
-            write_unreadable(self.output / "unreadable.json", self.state.unreadable)
+            write_unreadable(self.folder.unreadable, self.state.unreadable)
         if self.state.unreadable:
-            path = self.output / "unreadable.json"
+            path = self.folder.unreadable
             logger.warning("%d training videos could not be read; reasons in %s", len(self.state.unreadable), path)
         if self.journal is not None:
             self.journal.close()
@@ -272,7 +273,7 @@ class _Run:
 
     def save(self) -> Path:
         """Writes the last checkpoint; the main process does, and all learn if it fails."""
-        state, last, average = self.state, self.checkpoints / "last", self.stepper.average
+        state, last, average = self.state, self.folder.last, self.stepper.average
         state.optimizer, state.rng = self.stepper.optimizer.state_dict(), self.processes.gather(read_rng())
         state.weights = {} if average is None else average.weights()
         kept = self.train.keep_checkpoints - 1
@@ -353,7 +354,7 @@ class _Run:
     def _without_worker(self, error: WorkerError, *, save: bool) -> WorkerError:
         if save:
             self.save()
-        return WorkerError(f"{error} {checkpoint_left(self.checkpoints)}")
+        return WorkerError(f"{error} {checkpoint_left(self.folder.last)}")
 
     def _refuse_outage(self, parts: Sequence[Batch], *, any_clip: bool) -> None:
         """Ends the run where files are gone, so that no step is taken without them; nothing is saved."""
@@ -364,7 +365,7 @@ class _Run:
             raise VideoError(
                 error.path,
                 f"{error.reason} ({where}). Nothing was trained on this batch, since the weights would not be those of "
-                f"an undisturbed run. Bring the files back. {checkpoint_left(self.checkpoints)}",
+                f"an undisturbed run. Bring the files back. {checkpoint_left(self.folder.last)}",
             ) from error
 
     def _note_readable(self, parts: Sequence[Batch]) -> None:
@@ -409,7 +410,7 @@ class _Run:
             self._leave()
 
     def _refuse_non_finite(self, problem: NonFinite) -> None:
-        saved = find_checkpoint(self.checkpoints / "last")
+        saved = find_checkpoint(self.folder.last)
         left = f"The last good checkpoint is {saved}" if saved else "There is no checkpoint yet"
         where = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}"
         raise NonFiniteError(problem.describe(where, left, self.clips.path))
@@ -436,7 +437,7 @@ class _Run:
         try:
             return evaluate(self.model)
         except VideoError as error:
-            raise VideoError(error.path, f"{error.reason} {checkpoint_left(self.checkpoints)}") from error
+            raise VideoError(error.path, f"{error.reason} {checkpoint_left(self.folder.last)}") from error
         except (KeyboardInterrupt, RuntimeError) as error:
             if isinstance(error, WorkerError) and self.stop.requested is None:
                 raise self._without_worker(error, save=False) from error
@@ -454,7 +455,7 @@ class _Run:
             problem = None
             if self.processes.is_main:
                 try:
-                    save_checkpoint(self.checkpoints / "best", self.model, None)
+                    save_checkpoint(self.folder.best, self.model, None)
                 except CheckpointError as error:
                     problem = error
             self._raise_everywhere(problem)
@@ -489,7 +490,7 @@ class _Run:
         signal, where = self.stop.requested or "a signal", f"{self.state.epoch + 1} of {self.optim.epochs}"
         return TrainingInterrupted(
             f"stopped by {signal} in epoch {where}, after {self.state.step} steps. "
-            f"The checkpoint is {self.checkpoints / 'last'}; go on with --resume."
+            f"The checkpoint is {self.folder.last}; go on with --resume."
         )
 
     def _refuse_unreadable(self) -> None:

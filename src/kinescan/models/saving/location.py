@@ -4,14 +4,11 @@ from pathlib import Path
 
 from kinescan.errors import CheckpointError
 from kinescan.models.weights.hub import is_hub_name
+from kinescan.runtime.run_folder import CHECKPOINTS, RUNS, RunFolder
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 """Of a saved model."""
-CHECKPOINTS = "checkpoints"
-RECIPE_FILE = "recipe.toml"
 EXPORT_FILE = "export.json"
-RUNS = "runs"
-"""The folder that runs are written to by default; no name below it is looked for on the hub."""
 MOST_NAMED = 6
 WANTED = "the folder of a run, of a saved model or of an exported one, or a hub name (ORG/NAME)"
 
@@ -61,8 +58,7 @@ def locate_model(source: str | Path, *, wanted: str = WANTED) -> str:
 
 def best_checkpoint(run: Path) -> Path | None:
     """The best checkpoint of a run, or its last one where nothing was evaluated; None where there is neither."""
-    for name in ("best", "last"):
-        folder = run / CHECKPOINTS / name
+    for folder in (RunFolder(run).best, RunFolder(run).last):
         if (folder / WEIGHTS_FILE).is_file():
             return folder
     return None
@@ -78,7 +74,7 @@ def _refuse(text: str, folder: Path) -> None:
     Raises:
         CheckpointError: it is a run that has saved nothing yet, or a folder of runs.
     """
-    if (folder / RECIPE_FILE).is_file() or (folder / CHECKPOINTS).is_dir():
+    if RunFolder(folder).recipe.is_file() or RunFolder(folder).checkpoints.is_dir():
         raise CheckpointError(
             f"{text} is the folder of a run without a checkpoint yet. Wait for its first one, or continue it: "
             f"kinescan train RECIPE --output {text} --resume"

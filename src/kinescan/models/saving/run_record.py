@@ -7,11 +7,8 @@ from typing import get_type_hints
 
 from kinescan.errors import CheckpointError
 from kinescan.fields import fits
-from kinescan.models.saving.location import RECIPE_FILE
 from kinescan.runtime.files import read_json_object, read_text
-
-REPORT_FILES = ("report.json", "evaluation/report.json")
-"""Written at the end of the training, and by `kinescan eval`."""
+from kinescan.runtime.run_folder import REPORT_FILE, RunFolder
 
 _PART_OF = re.compile(r"(\d+% held out of |the \S+ part of )(.+?)( \(\w+, split \d+\))?")
 _PATH = re.compile(r"""(["'])((?:~|\.{0,2}/|[A-Za-z]:[\\/]).*?)\1""")
@@ -70,11 +67,13 @@ def read_run(folder: str | Path) -> RunRecord:
     Raises:
         CheckpointError: it is no run's folder, or a report in it is damaged.
     """
-    path = Path(folder)
-    if not (path / RECIPE_FILE).is_file():
-        raise CheckpointError(f"{folder} has no {RECIPE_FILE}. Give the folder of a run, as `kinescan train` wrote it.")
-    reports = [path / name for name in REPORT_FILES if (path / name).is_file()]
-    recipe = read_text(path / RECIPE_FILE, error=CheckpointError)
+    run = RunFolder(Path(folder))
+    if not run.recipe.is_file():
+        raise CheckpointError(
+            f"{folder} has no {run.recipe.name}. Give the folder of a run, as `kinescan train` wrote it."
+        )
+    reports = [file for place in run.report_folders if (file := place / REPORT_FILE).is_file()]
+    recipe = read_text(run.recipe, error=CheckpointError)
     return RunRecord(recipe=recipe, reports=tuple(_read_report(file) for file in reports))
 
 
