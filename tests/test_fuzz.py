@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from kinescan.cli.bench import read_suite
 from kinescan.config import build_run, dump_recipe, load_recipe
 from kinescan.data.datasets import read_items
 from kinescan.data.sampling import Views
@@ -31,6 +30,7 @@ from kinescan.models.saving.run_record import read_run
 from kinescan.models.weights.checkpoint_file import read_checkpoint
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.preprocessing import Preprocessing
+from kinescan.runs.bench import read_suite
 from kinescan.runs.compare import compare_reports
 from kinescan.settings import to_plain
 from kinescan.training.checkpoint import TrainState, find_checkpoint, load_state, read_rng, save_checkpoint, write_rng

@@ -1,9 +1,32 @@
 """kinescan: video understanding whose cost grows linearly with the number of frames."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kinescan.version import __version__
+
+if TYPE_CHECKING:
+    from kinescan import config as config
+    from kinescan import data as data
+    from kinescan import errors as errors
+    from kinescan import evaluation as evaluation
+    from kinescan import layers as layers
+    from kinescan import models as models
+    from kinescan import ops as ops
+    from kinescan import runs as runs
+    from kinescan import vlm as vlm
+    from kinescan.config import RunConfig as RunConfig
+    from kinescan.inference.export import export as export
+    from kinescan.inference.exported import load_exported as load_exported
+    from kinescan.inference.predictor import predict as predict
+    from kinescan.inference.registration import register_transformers as register_transformers
+    from kinescan.inference.stream import stream as stream
+    from kinescan.models.zoo import create_model as create_model
+    from kinescan.models.zoo import from_pretrained as from_pretrained
+    from kinescan.models.zoo import list_models as list_models
+    from kinescan.preprocessing import Preprocessing as Preprocessing
+    from kinescan.runs.evaluate import evaluate as evaluate
+    from kinescan.runs.train import train as train
 
 _PLACES = {
     "create_model": "kinescan.models.zoo",
@@ -19,7 +42,7 @@ _PLACES = {
     "Preprocessing": "kinescan.preprocessing",
     "RunConfig": "kinescan.config",
 }
-_PACKAGES = ("ops", "layers", "models", "vlm", "data", "evaluation", "errors")
+_PACKAGES = ("ops", "layers", "models", "vlm", "data", "evaluation", "runs", "config", "errors")
 
 __all__ = ["__version__", *_PLACES, *_PACKAGES]
 

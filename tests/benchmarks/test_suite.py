@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from kinescan.cli.bench import read_suite
+from kinescan.runs.bench import read_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from kinescan.cli import bench as module
-from kinescan.cli.bench import bench, find_checkout, read_suite
 from kinescan.errors import ConfigError
+from kinescan.runs import bench as module
+from kinescan.runs.bench import bench, find_checkout, read_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = """

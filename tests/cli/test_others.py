@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from kinescan.cli import doctor
 from kinescan.errors import BackendError
+from kinescan.runs import doctor
 
 
 def test_data_make_writes_both_kinds(kinescan: Any, tmp_path: Path) -> None:

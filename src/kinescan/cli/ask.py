@@ -2,24 +2,26 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kinescan import runs
 from kinescan.cli.output import is_quiet, print_json, reported
-from kinescan.data.video import VideoReader, is_live, refuse_terminal
-from kinescan.inference.ask import MAX_NEW_TOKENS, AskReport, _check, ask
-from kinescan.runtime.device import choose_device
-from kinescan.training.progress import WIDE
-from kinescan.vlm import StreamConfig, StreamStats, load_vlm
+
+if TYPE_CHECKING:
+    from kinescan.inference.ask import AskReport
+    from kinescan.vlm import StreamStats
 
 EXAMPLES = (
     'kinescan ask a.mp4 "What happens?" --model Qwen/Qwen3-VL-2B-Instruct',
     'kinescan ask a.mp4 "Who comes in?" "And then?" --model DIR --budget 2048 --fps 2',
     'kinescan ask rtsp://camera/1 "Did anybody come in?" --model DIR',
 )
+WIDE = 110
+"""A terminal with fewer columns gets fewer numbers."""
 
 
 @reported
@@ -46,29 +48,21 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Answer questions about a long video, at constant cost for each of its frames."""
-    _check(questions, fps, compare)
-    # a slip of the pen is named before gigabytes are read
-    StreamConfig(budget=budget, policy=policy, fps=fps, storage=storage)  # type: ignore[arg-type]
-    refuse_terminal(video)
-    if not is_live(video):
-        VideoReader(video, allow_short=allow_short).close()
-    vlm = load_vlm(model, device=choose_device(device))
+    answer = runs.ask.prepare_ask(
+        video,
+        questions,
+        model=model,
+        budget=budget,
+        fps=fps,
+        policy=policy,
+        compare=compare,
+        storage=storage,
+        allow_short=allow_short,
+        device=device,
+    )
     with _Bar(shown=not as_json) as bar:
         said = _Speaker(shown=not as_json, before=bar.stop)
-        report = ask(
-            video,
-            questions,
-            vlm=vlm,
-            budget=budget,
-            fps=fps,
-            policy=policy,
-            compare=compare,  # type: ignore[arg-type]
-            storage=storage,  # type: ignore[arg-type]
-            max_new_tokens=MAX_NEW_TOKENS,
-            allow_short=allow_short,
-            on_progress=bar.update,
-            on_text=said,
-        )
+        report = answer(on_progress=bar.update, on_text=said)
     if as_json:
         print_json(asdict(report))
     else:
@@ -104,7 +98,7 @@ class _Bar:
     def stop(self) -> None:
         self._progress.stop()
 
-    def update(self, done: int, total: int | None, stats: StreamStats) -> None:
+    def update(self, done: int, total: int | None, stats: "StreamStats") -> None:
         rate = done / (time.perf_counter() - self._started)
         sizes = f"{rate:.1f}/s, state {_size(stats.state_bytes)}, cache {_size(stats.detailed_bytes)}"
         if not self._narrow:
@@ -138,7 +132,7 @@ class _Speaker:
             print(flush=True)
 
 
-def _print_costs(report: AskReport) -> None:
+def _print_costs(report: "AskReport") -> None:
     stats = report.prefill.stats
     print(
         f"{report.num_frames} frames: {report.vision_seconds:.2f} s to decode and see, {report.prefill.seconds:.2f} s "

@@ -3,9 +3,9 @@ from typing import Annotated
 
 import typer
 
+from kinescan import runs
 from kinescan.cli.output import FAILED, print_json, reported
 from kinescan.cli.terminal import print_text
-from kinescan.runs.check import check, save
 from kinescan.runtime.output_folder import prepare_output
 
 EXAMPLES = (
@@ -33,7 +33,7 @@ def command(
 ) -> None:
     """Find broken, cut, missing and doubled videos; nothing is deleted. Exits with 1 where something was found."""
     folder = None if output is None else prepare_output(output)
-    found = check(
+    found = runs.check.check(
         source, test=test, reader=reader, split=split, overrides=settings, num_workers=workers, decode=not quick
     )
     # Printed first: the disk may be full by now.
@@ -42,6 +42,6 @@ def command(
     else:
         print_text(found.to_text().splitlines())
     if folder is not None:
-        save(found, folder)
+        runs.check.save(found, folder)
     if not found.is_sound():
         raise typer.Exit(FAILED)

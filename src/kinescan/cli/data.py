@@ -1,14 +1,12 @@
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from kinescan import runs
 from kinescan.cli import check
 from kinescan.cli.output import copy_lines, print_json, reported
 from kinescan.cli.usage import Verb
-from kinescan.config import parse_overrides
-from kinescan.data.synthetic import AppearanceConfig, MotionConfig, SyntheticReport, make_appearance, make_motion
-from kinescan.settings import build_settings
 
 EXAMPLES = (
     "kinescan data make motion data/motion",
@@ -17,22 +15,6 @@ EXAMPLES = (
 )
 
 Kind = Literal["motion", "appearance"]
-
-
-def make(kind: Kind, output: str | Path, **values: Any) -> SyntheticReport:
-    """Makes a data set of video files.
-
-    Args:
-        kind: "motion" (only the motion tells the class) or "appearance" (only the look does).
-        output: folder, made if need be.
-        **values: fields of `MotionConfig` or `AppearanceConfig`.
-
-    Raises:
-        ConfigError: a value is wrong, or the folder is not empty or cannot be written.
-    """
-    if kind == "motion":
-        return make_motion(output, build_settings(MotionConfig, values))
-    return make_appearance(output, build_settings(AppearanceConfig, values))
 
 
 @reported
@@ -61,8 +43,8 @@ def command(
         "noise_levels": noise,
         "shake_pixels": shake,
     }
-    values = {name: value for name, value in flags.items() if value is not None} | parse_overrides(settings)
-    report = make(kind, output, **values)
+    values = {name: value for name, value in flags.items() if value is not None}
+    report = runs.make_data.make(kind, output, overrides=settings, **values)
     if as_json:
         print_json(vars(report))
     else:

@@ -3,10 +3,9 @@ from typing import Annotated
 
 import typer
 
+from kinescan import runs
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.terminal import print_page, print_text
-from kinescan.runs.demo import demo
-from kinescan.runs.demo_page import opening
 
 EXAMPLES = (
     "kinescan demo",
@@ -29,11 +28,11 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run the whole job on data that it makes itself: about ten minutes on two CPU cores."""
-    result = demo(
+    result = runs.demo.demo(
         output, recipes=recipes, train_per_class=train_per_class, test_per_class=test_per_class, overrides=settings
     )
     if as_json:
         print_json(result.to_json())
     else:
-        print_page(opening(result.to_json()))
+        print_page(runs.demo_page.opening(result.to_json()))
         print_text(["", f"The whole page: {result.page}"])

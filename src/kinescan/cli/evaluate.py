@@ -1,18 +1,18 @@
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kinescan import runs
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.terminal import print_page
 from kinescan.errors import ConfigError
-from kinescan.evaluation.comparison import Comparison
-from kinescan.evaluation.report import Report
-from kinescan.runs.compare import compare_reports
-from kinescan.runs.evaluate import HINT, evaluate
-from kinescan.runs.folder import model_folder, run_of
-from kinescan.runtime.launch import is_main_process, world_size
+from kinescan.runtime.launch import is_main_process
 from kinescan.runtime.signals import Interruption
+
+if TYPE_CHECKING:
+    from kinescan.evaluation.comparison import Comparison
+    from kinescan.evaluation.report import Report
 
 EXAMPLES = (
     "kinescan eval runs/own_videos_cpu",
@@ -50,7 +50,7 @@ def command(
     with Interruption() as stop:
         stop.immediate = True
         if compare is None:
-            found: Report | Comparison = evaluate(
+            found: Report | Comparison = runs.evaluate.evaluate(
                 model,
                 data=data,
                 views=views,
@@ -61,37 +61,16 @@ def command(
                 allow_code=allow_code,
             )
         else:
-            found = _compared(compare, model, data, views, output, device, workers, features)
+            if model is not None or features is not None:
+                raise ConfigError(
+                    "--compare takes two runs and neither a model nor --features. Score one by itself for those."
+                )
+            found = runs.compare.compare_runs(
+                *compare, data=data, views=views, output=output, device=device, num_workers=workers
+            )
     if not is_main_process():
         return
     if as_json:
         print_json(found.to_json())
     else:
         print_page(found.to_markdown())
-
-
-def _compared(
-    pair: tuple[str, str],
-    model: str | None,
-    data: Path | None,
-    views: str | None,
-    output: Path | None,
-    device: str,
-    workers: int,
-    features: Path | None,
-) -> Comparison:
-    """Of the reports that are there; with data or views, of runs scored anew."""
-    if world_size() > 1:
-        raise ConfigError("--compare is work for one process. Score both runs with torchrun, then compare without it.")
-    if model is not None or features is not None:
-        raise ConfigError("--compare takes two runs and neither a model nor --features. Score one by itself for those.")
-    if data is not None or views is not None:
-        placeless = [run for run in pair if run_of(model_folder(run, hint=HINT)) is None]
-        if placeless:
-            raise ConfigError(
-                f"{placeless[0]} is no run's folder, so its new report has no place. Score it first, kinescan eval "
-                f"{placeless[0]} --data ... --output REPORT, and compare REPORT."
-            )
-        for run in pair:
-            evaluate(run, data=data, views=views, device=device, num_workers=workers)
-    return compare_reports(*pair, output=output)

@@ -1,15 +1,15 @@
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kinescan import runs
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.terminal import print_text
-from kinescan.errors import ConfigError
-from kinescan.inference.export import export
-from kinescan.inference.exported import ExportRecord
-from kinescan.runs.folder import model_folder
-from kinescan.settings import to_plain
+
+if TYPE_CHECKING:
+    from kinescan.inference.exported import ExportRecord
 
 EXAMPLES = (
     "kinescan export runs/own_videos_cpu deployed --to openvino --precision bfloat16 --video a.mp4",
@@ -36,15 +36,23 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the record of the export as JSON.")] = False,
 ) -> None:
     """Write a model for deployment, checked against the model itself: it fails where they differ."""
-    options: Any = {"to": to, "precision": precision, "num_frames": frames, "videos": videos, "tolerance": tolerance}
-    record = export(model_folder(model, hint="kinescan export RUN FOLDER"), folder, batch=_batch(batch), **options)
+    record = runs.export.export_model(
+        model,
+        folder,
+        to=to,
+        batch=batch,
+        num_frames=frames,
+        precision=precision,
+        videos=videos,
+        tolerance=tolerance,
+    )
     if as_json:
-        print_json(to_plain(record))
+        print_json(asdict(record))
     else:
         print_text(describe(record, folder).splitlines())
 
 
-def describe(record: ExportRecord, folder: Path) -> str:
+def describe(record: "ExportRecord", folder: Path) -> str:
     """What was written, what is fixed, and how it compares, in three lines."""
     batch = "any number of clips" if record.batch is None else f"{record.batch} clips at once"
     check = record.check
@@ -56,11 +64,3 @@ def describe(record: ExportRecord, folder: Path) -> str:
         f"{check['allowed_difference']:.2g}), the best class is the same on {check['same_top1']} of "
         f"{len(check['clips'])} clips"
     )
-
-
-def _batch(text: str) -> Any:
-    if text == "dynamic":
-        return text
-    if not text.isdecimal():
-        raise ConfigError(f"batch must be 1 or more, or 'dynamic', got {text!r}.")
-    return int(text)

@@ -1,25 +1,28 @@
 """How `kinescan train --dry-run` shows what a run would do."""
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
+import kinescan
 from kinescan.cli.output import print_json
 from kinescan.cli.terminal import print_table
-from kinescan.config import RunConfig, dump_recipe
 from kinescan.runtime.launch import is_main_process
-from kinescan.settings import to_plain
-from kinescan.training.dry_run import GroupPlan, Plan
+
+if TYPE_CHECKING:
+    from kinescan.config import RunConfig
+    from kinescan.training.dry_run import GroupPlan, Plan
 
 GIB = 2**30
 
 
-def show_plan(config: RunConfig, plan: Plan, *, as_json: bool) -> None:
+def show_plan(config: "RunConfig", plan: "Plan", *, as_json: bool) -> None:
     """Prints the resolved recipe and the plan; of several processes, one does."""
     if not is_main_process():
         return
     if as_json:
-        print_json({"recipe": to_plain(config), "plan": plan.to_json()})
+        print_json({"recipe": asdict(config), "plan": plan.to_json()})
         return
-    print(dump_recipe(config))
+    print(kinescan.config.dump_recipe(config))
     print(f"{plan.model}: {plan.num_parameters:,} parameters, {plan.num_trained:,} of them trained\n")
     rows = [
         (f"{group.lr:.3g}", group.weight_decay, len(group.names), f"{group.num_parameters:,}", _named(group))
@@ -41,7 +44,7 @@ def show_plan(config: RunConfig, plan: Plan, *, as_json: bool) -> None:
         )
 
 
-def _named(group: GroupPlan) -> str:
+def _named(group: "GroupPlan") -> str:
     """The first and the last name."""
     return group.names[0] if len(group.names) == 1 else f"{group.names[0]} ... {group.names[-1]}"
 

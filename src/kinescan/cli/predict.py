@@ -1,20 +1,18 @@
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kinescan.cli.limits import chosen_limits
+from kinescan import runs
 from kinescan.cli.output import FAILED, JsonList, reported
 from kinescan.cli.terminal import Table, line_limit, shown_length
-from kinescan.data.clips import video_files
-from kinescan.inference.model_source import resolve_model
-from kinescan.inference.predictor import Prediction, predict
-from kinescan.models.classifier import VideoClassifier
-from kinescan.runs.folder import model_folder
-from kinescan.runtime.device import choose_device
 from kinescan.runtime.signals import Interruption
+
+if TYPE_CHECKING:
+    from kinescan.inference.predictor import Prediction
+    from kinescan.models.classifier import VideoClassifier
 
 EXAMPLES = (
     "kinescan predict a.mp4",
@@ -49,21 +47,16 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print predictions as JSON.")] = False,
 ) -> None:
     """Name the classes of video files; each prediction is printed as soon as it is made."""
-    limits = chosen_limits(settings)
-    resolved = resolve_model(model_folder(model, hint="--model RUN"), choose_device(device), allow_code=allow_code)
-    files = video_files(paths)
+    job = runs.predict.prepare_prediction(paths, model=model, overrides=settings, device=device, allow_code=allow_code)
     # SIGTERM ends it as Ctrl-C does: with whole lines
     with Interruption() as stop:
         stop.immediate = True
         with JsonList() if as_json else nullcontext() as entries:
-            rows = _Rows(resolved, files)
-            found = predict(
-                resolved,
-                files,
+            rows = _Rows(job.model, job.files)
+            found = job.run(
                 views=views,
                 top=top,
                 explain_folder=explain,
-                limits=limits,
                 allow_short=allow_short,
                 on_prediction=rows.add if entries is None else lambda prediction: entries.add(asdict(prediction)),
             )
@@ -74,12 +67,12 @@ def command(
 class _Rows:
     """A table that grows with every prediction."""
 
-    def __init__(self, model: VideoClassifier, files: list[Path]) -> None:
+    def __init__(self, model: "VideoClassifier", files: list[Path]) -> None:
         longest = [max(shown_length(str(name)) for name in names) for names in (files, model.class_names)]
         self._table = Table(HEADER, (*longest, *WIDTHS), limit=line_limit())
         self._begun = False
 
-    def add(self, prediction: Prediction) -> None:
+    def add(self, prediction: "Prediction") -> None:
         if not self._begun:
             self._table.print_header()
             self._begun = True

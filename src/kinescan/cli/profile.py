@@ -1,11 +1,14 @@
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import kinescan
+from kinescan import runs
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.terminal import print_table, print_text
-from kinescan.config import parse_overrides
-from kinescan.runs.profile import Profile, profile
+
+if TYPE_CHECKING:
+    from kinescan.runs.profile import Profile
 
 EXAMPLES = (
     "kinescan profile pks4_vit_b16 vit_b16 videomamba_tiny",
@@ -30,9 +33,9 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the profiles as JSON.")] = False,
 ) -> None:
     """Parameters, multiply-adds, memory and speed of models, side by side and part by part."""
-    options = parse_overrides(settings)
+    options = kinescan.config.parse_overrides(settings)
     profiles = [
-        profile(
+        runs.profile.profile(
             model,
             num_frames=frames,
             image_size=size,
@@ -60,14 +63,14 @@ def command(
     )
 
 
-def _print_models(profiles: list[Profile]) -> None:
+def _print_models(profiles: "list[Profile]") -> None:
     """A column for each model, a row for each number: as many models as fit stand side by side."""
     named = [_numbers(found) for found in profiles]
     rows = [(name, *(numbers.get(name, "-") for numbers in named)) for name in named[0] | named[-1]]
     print_table(("model", *(found.cost.model for found in profiles)), rows)
 
 
-def _numbers(found: Profile) -> dict[str, str]:
+def _numbers(found: "Profile") -> dict[str, str]:
     cost, speed = found.cost, found.speed
     numbers = {
         "frames": f"{cost.num_frames}",
@@ -90,7 +93,7 @@ def _numbers(found: Profile) -> dict[str, str]:
     return numbers
 
 
-def _print_parts(found: Profile) -> None:
+def _print_parts(found: "Profile") -> None:
     print(f"\n{found.cost.model}, part by part")
     columns = ("part", "parameters", "trained", *MACS, "kept")
     rows: list[tuple[Any, ...]] = []

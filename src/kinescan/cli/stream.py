@@ -2,16 +2,17 @@ import time
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kinescan import runs
 from kinescan.cli.output import reported
-from kinescan.inference.stream import StreamPrediction, stream
-from kinescan.runs.folder import model_folder
-from kinescan.runtime.device import choose_device
 from kinescan.runtime.escaping import escape_terminal, to_json
 from kinescan.runtime.signals import Interruption
+
+if TYPE_CHECKING:
+    from kinescan.inference.stream import StreamPrediction
 
 EXAMPLES = (
     "kinescan stream a.mp4 --model runs/causal",
@@ -43,20 +44,14 @@ def command(
     # SIGTERM ends it as Ctrl-C does: with the state written
     with Interruption() as stop:
         stop.immediate = True
-        predictions = stream(
-            model_folder(model, hint="--model RUN"),
-            source,
-            every=every,
-            top=top,
-            device=choose_device(device),
-            state=state,
-            allow_short=allow_short,
+        predictions = runs.stream.stream_source(
+            source, model=model, every=every, top=top, device=device, state=state, allow_short=allow_short
         )
         with closing(predictions):
             _print_as_they_come(predictions, as_json)
 
 
-def _print_as_they_come(predictions: Iterable[StreamPrediction], as_json: bool) -> None:
+def _print_as_they_come(predictions: "Iterable[StreamPrediction]", as_json: bool) -> None:
     before = time.perf_counter()
     for prediction in predictions:
         now = time.perf_counter()

@@ -3,10 +3,10 @@ from typing import Annotated
 
 import typer
 
+from kinescan import runs
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.plan import show_plan
 from kinescan.cli.terminal import print_page
-from kinescan.runs.train import plan, train
 from kinescan.runtime.launch import is_main_process
 
 EXAMPLES = (
@@ -38,9 +38,9 @@ def command(
 ) -> None:
     """Fine-tune a model on labelled videos, as a recipe says."""
     if dry_run:
-        show_plan(*plan(recipe, overrides=settings), as_json=as_json)
+        show_plan(*runs.train.plan(recipe, overrides=settings), as_json=as_json)
         return
-    result = train(recipe, overrides=settings, output=output, resume=resume)
+    result = runs.train.train(recipe, overrides=settings, output=output, resume=resume)
     if not is_main_process():
         return
     if as_json:

@@ -9,8 +9,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+import kinescan
 from kinescan.cli.output import GLOBAL
-from kinescan.config import setting_names
 
 UsageError: Any = typer.BadParameter.__mro__[1]
 """Of the library that parses command lines, which typer carries with it or depends on, by version."""
@@ -71,7 +71,7 @@ def _for_option(option: str, verb: str, given: Sequence[str], flags: Sequence[st
     near = _did_you_mean(option, flags)
     if near or verb not in _RECIPE_VERBS:
         return near or f"Options: {', '.join(flags)}"
-    names = setting_names()
+    names = kinescan.config.setting_names()
     meant = [dotted for dotted in names if dotted.rpartition(".")[2] == name] or [
         dotted for dotted in (_OTHER_NAMES.get(name),) if dotted
     ]

@@ -120,7 +120,7 @@ def ask(
             source gave no frame.
         ConfigError: a setting is wrong, or there is no question.
     """
-    _check(questions, fps, compare)
+    check_question(questions, fps, compare)
     clocks = {"vision": 0.0, "prefill": 0.0, "full": 0.0}
     # however it ends, the streams are closed: the model stays as it was
     with ExitStack() as opened:
@@ -155,7 +155,12 @@ def ask(
     )
 
 
-def _check(questions: Sequence[str], fps: float, compare: str | None) -> None:
+def check_question(questions: Sequence[str], fps: float, compare: str | None) -> None:
+    """Refuses what `ask` cannot answer, before a model is loaded.
+
+    Raises:
+        ConfigError: there is no question, or a setting is out of range.
+    """
     if not questions:
         raise ConfigError("there is no question. Give at least one, in quotes.")
     check_fps(fps)

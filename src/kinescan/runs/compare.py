@@ -5,9 +5,12 @@ from typing import Any
 from kinescan.errors import ConfigError
 from kinescan.evaluation.comparison import Comparison, compare
 from kinescan.evaluation.predictions import PREDICTIONS_FILE, VideoPrediction, read_predictions
+from kinescan.runs.evaluate import HINT, evaluate
+from kinescan.runs.folder import model_folder, run_of
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_json_object
+from kinescan.runtime.launch import world_size
 from kinescan.runtime.run_folder import REPORT_FILE, RunFolder
 
 COMPARISON_FILE = "comparison.json"
@@ -47,6 +50,45 @@ def compare_reports(a: str | Path, b: str | Path, *, output: str | Path | None =
     if output is not None:
         _write(Path(output), found)
     return found
+
+
+def compare_runs(
+    a: str,
+    b: str,
+    *,
+    data: str | Path | None = None,
+    views: str | None = None,
+    output: str | Path | None = None,
+    device: str = "auto",
+    num_workers: int = 0,
+) -> Comparison:
+    """As `compare_reports`, of the reports that are there; with data or views, of runs that are scored anew first.
+
+    Args:
+        a: a run's folder, or a folder with a report.
+        b: the other.
+        data: videos to score both on; see `evaluate`.
+        views: frames x clips x crops to score both with.
+        output: folder for comparison.json and comparison.md; by default nothing is written.
+        device: where to score.
+        num_workers: processes that read videos.
+
+    Raises:
+        ConfigError: as for `compare_reports` and `evaluate`; or this is one of several processes, or what is to be
+            scored anew is not the folder of a run.
+    """
+    if world_size() > 1:
+        raise ConfigError("--compare is work for one process. Score both runs with torchrun, then compare without it.")
+    if data is not None or views is not None:
+        placeless = [run for run in (a, b) if run_of(model_folder(run, hint=HINT)) is None]
+        if placeless:
+            raise ConfigError(
+                f"{placeless[0]} is no run's folder, so its new report has no place. Score it first, kinescan eval "
+                f"{placeless[0]} --data ... --output REPORT, and compare REPORT."
+            )
+        for run in (a, b):
+            evaluate(run, data=data, views=views, device=device, num_workers=num_workers)
+    return compare_reports(a, b, output=output)
 
 
 def _read(source: str | Path) -> _Scored:

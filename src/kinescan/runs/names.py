@@ -1,0 +1,84 @@
+"""What can be named on a command line or in a recipe."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from kinescan.config import packaged_recipes
+from kinescan.data.listing import DATASETS
+from kinescan.errors import ConfigError
+from kinescan.models.zoo import MODELS, list_models
+from kinescan.ops.backend import Backend
+from kinescan.runtime.files import read_text, read_toml
+from kinescan.settings import closest
+
+SETTINGS = "settings"
+"""Listed by `kinescan.runs.recipe_reference`."""
+MADE = {
+    "motion": "kinescan data make motion OUT: only the motion tells the class",
+    "appearance": "kinescan data make appearance OUT: only the look tells the class",
+}
+
+
+def list_names(kind: str | None = None, *, recipes: str | Path | None = None) -> dict[str, Any]:
+    """What can be named: models, recipes, data sets, backends.
+
+    Args:
+        kind: one of these; None for all.
+        recipes: folder to look for recipes in; None for those that come with kinescan.
+
+    Returns:
+        For each kind, name -> one line about it; the backends are names alone.
+
+    Raises:
+        ConfigError: there is no such kind.
+
+    Example:
+        >>> "pks4_vit_b16" in list_names("models")["models"]
+        True
+    """
+    makers: dict[str, Callable[[], Any]] = {
+        "models": _models,
+        "recipes": partial(_recipes, recipes),
+        "datasets": _datasets,
+        "backends": _backends,
+    }
+    if kind is None:
+        return {name: make() for name, make in makers.items()}
+    if kind not in makers:
+        raise ConfigError(f"cannot list {kind!r}. {closest(kind, [*makers, SETTINGS])}")
+    return {kind: makers[kind]()}
+
+
+def _models() -> dict[str, str]:
+    return {name: _summary(MODELS[name].settings) for name in list_models()}
+
+
+def _recipes(folder: str | Path | None) -> dict[str, str]:
+    found = packaged_recipes() if folder is None else {str(path): path for path in sorted(Path(folder).glob("*.toml"))}
+    return {name: _first_comment(path) for name, path in found.items()}
+
+
+def _datasets() -> dict[str, str]:
+    return {name: layout.summary for name, layout in DATASETS.items()} | MADE
+
+
+def _backends() -> list[str]:
+    return list(get_args(Backend))
+
+
+def _summary(settings: Any) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items()) or "the defaults of PKS4Config"
+
+
+def _first_comment(path: Path) -> str:
+    """The recipe's first line where it is a comment, else the model that it trains."""
+    try:
+        first = read_text(path).partition("\n")[0]
+        if first.startswith("#"):
+            return first.lstrip("# ")
+        model = read_toml(path).get("model", {})
+    except ConfigError as error:
+        return f"cannot be read: {error}"
+    return str(model.get("name", "") if isinstance(model, dict) else model)

@@ -1,0 +1,25 @@
+from typing import Any
+
+from kinescan.config import find_recipe
+from kinescan.runtime.files import read_text, read_toml
+
+
+def recipe(name: str) -> str:
+    """The text of a recipe, to copy and change.
+
+    Args:
+        name: of a recipe that comes with kinescan, or a TOML file.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    return read_text(find_recipe(name))
+
+
+def recipe_values(name: str) -> dict[str, Any]:
+    """The settings that a recipe gives; those that it leaves out are not among them.
+
+    Raises:
+        ConfigError: there is none of that name, or it is no TOML.
+    """
+    return read_toml(find_recipe(name))

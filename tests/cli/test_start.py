@@ -1,0 +1,46 @@
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+HEAVY = {
+    *("torch", "numpy", "numba", "triton", "kornia", "matplotlib", "accelerate", "transformers", "av", "PIL"),
+    *("huggingface_hub", "safetensors", "sympy", "psutil", "onnx", "openvino"),
+}
+MOST_MODULES = 500
+"""A bare Python with typer and rich has some 350; torch alone brings 1,000 more."""
+SCRIPT = """
+import contextlib, io, json, sys
+from kinescan.cli.main import VERBS, build_app
+
+said = {}
+for line in ([], *([verb] for verb in VERBS), ["data", "make"], ["data", "check"]):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        build_app(only="".join(line[:1]))(args=[*line, "--help"], prog_name="kinescan", standalone_mode=False)
+    said[" ".join(line)] = printed.getvalue()
+print(json.dumps({"said": said, "modules": sorted(sys.modules)}))
+"""
+
+
+@pytest.fixture(scope="module")
+def after_every_help() -> dict[str, Any]:
+    """What the help of every verb printed, and the modules of a process that printed all of them."""
+    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=True)
+    found: dict[str, Any] = json.loads(run.stdout)
+    return found
+
+
+def test_help_of_every_verb_loads_nothing_heavy(after_every_help: dict[str, Any]) -> None:
+    assert all("Usage:" in text for text in after_every_help["said"].values())
+    loaded = {name.partition(".")[0] for name in after_every_help["modules"]}
+    assert loaded & HEAVY == set()
+    assert len(after_every_help["modules"]) <= MOST_MODULES
+
+
+def test_help_loads_no_module_that_does_the_work(after_every_help: dict[str, Any]) -> None:
+    ours = {name.partition(".")[2] for name in after_every_help["modules"] if name.startswith("kinescan.")}
+    rooms = {name.partition(".")[0] for name in ours}
+    assert rooms <= {"cli", "runs", "runtime", "errors", "version"}
+    assert {name for name in ours if name.startswith("runs")} == {"runs"}
