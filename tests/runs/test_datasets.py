@@ -134,6 +134,11 @@ def test_a_list_of_files_that_are_elsewhere_is_refused_before_a_model_is_made(tm
         read_videos(RunConfig(data=DataConfig(train=str(tmp_path / "list.csv"))))
 
 
+def test_a_folder_above_the_classes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"holds 1 class \(all\).*data.train={tmp_path / 'all'}"):
+        videos_of(tmp_path, "all/x/1.mp4", "all/x/2.mp4", "all/y/1.mp4", "all/y/2.mp4")
+
+
 def test_videos_on_both_sides_are_refused(tmp_path: Path) -> None:
     names = ("a/run/a.mp4", "a/run/b.mp4", "a/jump/c.mp4", "b/run/d.mp4")
     for name in names:

@@ -18,7 +18,7 @@ from kinescan.data.readers import (
     read_ucf101,
 )
 from kinescan.data.readers.class_folders import find_parts
-from kinescan.data.readers.files import VIDEO_SUFFIXES, find_videos
+from kinescan.data.readers.files import VIDEO_SUFFIXES, find_videos, is_video
 from kinescan.data.readers.lists import list_held_out_name
 from kinescan.data.readers.source import Part
 from kinescan.errors import ConfigError
@@ -255,6 +255,8 @@ def choose_layout(source: str | Path, reader: str = "auto") -> Layout:
         return _with_parts(DATASETS["folder"], parts.held_out if parts is not None and both else None)
     if source.is_dir() and reader != "list":
         return DATASETS[reader]
+    if source.is_file() and is_video(source.name):
+        raise ConfigError(f"{source} is a video. Name a folder with one folder of videos per class, or a csv.")
     if source.is_file() and reader in ("auto", "list"):
         return _with_parts(DATASETS["list"], list_held_out_name(source))
     if reader in ("auto", "list"):

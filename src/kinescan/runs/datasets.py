@@ -2,6 +2,7 @@ import logging
 import os
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from kinescan.config import RunConfig
 from kinescan.data.datasets import VideoDataset, VideoItem, read_items, split_items
@@ -39,9 +40,12 @@ def read_videos(
     items, classes = read(data.train)
     _refuse_absent(items, data.train)
     if len(classes) < 2:
+        inner = Path(data.train) / classes[0]
+        nested = inner.is_dir() and sum(child.is_dir() for child in inner.iterdir()) > 1
+        advice = f" If the classes are the folders in {inner}, name it: data.train={inner}." if nested else ""
         raise ConfigError(
             f"data.train {data.train!r} holds {len(classes)} class ({', '.join(classes)}); at least 2 are needed. "
-            "Put the videos of each class into a folder of its own."
+            f"Put the videos of each class into a folder of its own.{advice}"
         )
     layout = choose_layout(data.train, data.reader)
     if data.test or layout.has_parts:

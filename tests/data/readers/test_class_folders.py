@@ -13,7 +13,7 @@ def ids(folder: Path, part: str) -> list[str]:
 
 
 @pytest.mark.parametrize("train", ["train", "Training"])
-@pytest.mark.parametrize("test", ["test", "val", "valid", "validation"])
+@pytest.mark.parametrize("test", ["test", "val", "valid", "validation", "Eval"])
 def test_a_folder_of_parts_is_read_as_what_it_is(touch: Callable[..., Path], train: str, test: str) -> None:
     folder = touch(f"{train}/run/a.mp4", f"{train}/jump/b.mp4", f"{test}/run/c.mp4", "notes/readme.txt")
     layout = choose_layout(folder)
@@ -62,3 +62,49 @@ def test_two_names_of_one_part_are_refused(touch: Callable[..., Path]) -> None:
     folder = touch("train/run/a.mp4", "training/run/b.mp4", "test/run/c.mp4")
     with pytest.raises(ConfigError, match="train and training, which mean the same part"):
         read_items(folder)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("train_set", "test_set"), ("trainset", "testset"), ("train_256", "val_256"), ("Train Videos", "Evaluation")],
+)
+def test_names_of_parts_may_have_more_words(touch: Callable[..., Path], train: str, test: str) -> None:
+    folder = touch(f"{train}/run/a.mp4", f"{test}/run/b.mp4")
+    assert ids(folder, "train") == [f"{train}/run/a.mp4"]
+    assert ids(folder, "test") == [f"{test}/run/b.mp4"]
+
+
+def test_parts_by_names_of_their_own_are_said(touch: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    folder = touch("tr/run/a.mp4", "tr/jump/b.mp4", "te/run/c.mp4", "te/jump/d.mp4")
+    assert read_items(folder)[1] == ("te", "tr")
+    assert "each of te, tr holds the folders jump, run" in caplog.text
+
+
+def test_classes_that_are_divided_in_part_are_refused(touch: Callable[..., Path]) -> None:
+    folder = touch("run/train/a.mp4", "run/test/b.mp4", "jump/c.mp4")
+    with pytest.raises(ConfigError, match="run is divided into test, train; jump not"):
+        read_items(folder)
+    # folders beside the parts belong to none of them
+    (folder / "jump/c.mp4").unlink()
+    touch("run/raw/d.mp4", "jump/train/e.mp4")
+    assert ids(folder, "train") == ["jump/train/e.mp4", "run/train/a.mp4"]
+
+
+def test_parts_without_classes_are_no_classes(touch: Callable[..., Path]) -> None:
+    folder = touch("train/a.mp4", "train/b.mp4", "test/c.mp4")
+    with pytest.raises(ConfigError, match="test holds no folder of a class"):
+        read_items(folder)
+
+
+def test_lists_of_parts_may_be_of_any_kind(touch: Callable[..., Path]) -> None:
+    folder = touch("a.mp4", "b.mp4")
+    touch("train_list.txt", text="a.mp4 run\n")
+    with pytest.raises(ConfigError, match=r"2 videos that lie in no class folder.*train_list\.txt"):
+        read_items(folder)
+    touch("val.tsv", text="b.mp4\trun\n")
+    assert (ids(folder, "train"), ids(folder, "test")) == (["a.mp4"], ["b.mp4"])
+
+
+def test_a_video_is_no_list(touch: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"a\.mp4 is a video"):
+        read_items(touch("a.mp4") / "a.mp4")

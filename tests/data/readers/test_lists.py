@@ -129,8 +129,8 @@ def test_a_column_of_parts_divides_a_list(listed: Path, caplog: pytest.LogCaptur
     layout = choose_layout(listed)
     assert (layout.has_parts, layout.test_name) == (True, "val")
     assert [item.video_id for item in read_items(listed, part="test")[0]] == ["sub/d.mp4"]
-    with pytest.raises(ConfigError, match="line 4: 'holdout' is no part of a data set"):
-        read(listed, text.replace(",val", ",holdout"))
+    with pytest.raises(ConfigError, match="line 4: 'left' is no part of a data set"):
+        read(listed, text.replace(",val", ",left"))
     # of one side alone, the column divides nothing
     assert len(read(listed, text.replace("val", "train").replace("test", "train"))) == 4
     assert not choose_layout(listed).has_parts

@@ -1,12 +1,14 @@
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kinescan.data.readers.files import FolderWalk, is_hidden, is_video
 from kinescan.data.readers.lists import read_list
 from kinescan.data.readers.source import LabelledVideo, Listing, Source
-from kinescan.data.readers.split_names import TEST_NAMES, TRAIN_NAMES, held_out_name
+from kinescan.data.readers.split_names import held_out_name, part_of
 from kinescan.errors import ConfigError
+
+LIST_SUFFIXES = (".csv", ".tsv", ".txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,21 +32,34 @@ def find_parts(folder: Path) -> FolderParts | None:
     """The parts of a data set that a folder holds; None where it holds classes.
 
     Raises:
-        ConfigError: two names mean the same part.
+        ConfigError: two names mean the same part, parts hold no classes, or some classes are divided and others not.
     """
-    children = _folders(folder)
-    names = [name for name in children if _is_part(name) and _folders(folder / name)]
-    both = _is_pair(names)
-    if names and (both or not any(FolderWalk(folder).videos(folder / name) for name in children if name not in names)):
+    children, walk = _folders(folder), FolderWalk(folder)
+    parts = [name for name in children if part_of(name)]
+    names = [name for name in parts if _folders(folder / name)]
+    others = [name for name in children if name not in parts]
+    if names and (_is_pair(names) or not any(walk.videos(folder / name) for name in children if name not in names)):
         return _parts(folder, names, "folders")
-    lists = [path.stem for path in sorted(folder.glob("*.[cC][sS][vV]")) if _is_part(path.stem)]
+    lists = list(_lists(folder))
     if _is_pair(lists):
         return _parts(folder, lists, "lists")
-    inside = [_folders(folder / name) for name in children]
-    if inside and all(inner and all(map(_is_part, inner)) for inner in inside):
-        names = sorted({name for inner in inside for name in inner})
-        return _parts(folder, names, "in classes") if _is_pair(names) else None
-    return None
+    if _is_pair(parts) and not any(walk.videos(folder / name) for name in others):
+        raise ConfigError(
+            f"{folder / parts[0]} holds no folder of a class. Put the videos of each class into a folder of its name, "
+            f"such as {folder / parts[0] / 'CLASS'}, or write {folder / 'train.csv'} and {folder / 'test.csv'}."
+        )
+    inside = {name: _folders(folder / name) for name in children}
+    if not any(_is_pair(inner) for inner in inside.values()):
+        return None
+    undivided = [name for name, inner in inside.items() if not any(map(part_of, inner))]
+    undivided = [name for name in undivided if FolderWalk(folder).videos(folder / name)]
+    if undivided:
+        divided = next(name for name, inner in inside.items() if _is_pair(inner))
+        raise ConfigError(
+            f"{folder / divided} is divided into {', '.join(inside[divided])}; {', '.join(undivided[:5])} not. Divide "
+            "every class, or none."
+        )
+    return _parts(folder, sorted({name for inner in inside.values() for name in inner if part_of(name)}), "in classes")
 
 
 def read_folder(source: Source) -> Listing:
@@ -64,13 +79,12 @@ def read_folder(source: Source) -> Listing:
             f"{folder / 'train'}, in a folder for each class."
         )
     if parts.kind == "lists":
-        file = next(path for path in folder.glob("*.[cC][sS][vV]") if path.stem == part)
-        found = read_list(Source(path=file, root=source.root or folder))
+        found = read_list(Source(path=_lists(folder)[part], root=source.root or folder, part=source.part))
     elif parts.kind == "folders":
         found = _read_classes(folder, _folders(folder / part), above=part)
     else:
         found = _read_classes(folder, _folders(folder), below=part)
-    unused = [name for name in _folders(folder) if not _is_part(name)] if parts.kind == "folders" else []
+    unused = [name for name in _folders(folder) if not part_of(name)] if parts.kind == "folders" else []
     others = (*parts.others, *(name for name in unused if FolderWalk(folder).videos(folder / name)))
     said = f"{part} is taken as the {source.part} part; {', '.join(others)} not used"
     return replace(found, notes=(*found.notes, *((said,) if others else ())))
@@ -85,9 +99,11 @@ def _read_classes(folder: Path, names: Sequence[str], *, above: str = "", below:
         place = folder / above
         loose = sum(is_video(child.name) for child in place.iterdir())
         holds = f"{loose} videos that lie in no class folder" if loose else "no video in a class folder"
+        lists = sorted(child for child in place.iterdir() if child.suffix.lower() in LIST_SUFFIXES)
+        advice = f" If {lists[0].name} is such a list, name it: {lists[0]}." if lists else ""
         raise ConfigError(
             f"{place} holds {holds}. Put the videos of each class into a folder of its name, or list them in a csv "
-            "of path,label."
+            f"of path,label.{advice}"
         )
     return Listing(
         [
@@ -96,27 +112,45 @@ def _read_classes(folder: Path, names: Sequence[str], *, above: str = "", below:
             for path in videos
         ],
         empty=tuple(sorted(set(found) - set(filled))),
-        notes=walk.notes(),
+        notes=(*walk.notes(), *_nested(folder, filled, above, below)),
     )
 
 
+def _nested(folder: Path, names: Iterable[str], above: str, below: str) -> Iterator[str]:
+    """Classes that all hold the same folders and nothing else may be parts of a data set under names of their own."""
+    places = [folder / above / name / below for name in names]
+    inside = {tuple(_folders(place)) for place in places}
+    if len(places) < 2 or len(inside) != 1:
+        return
+    [inner] = inside
+    if len(inner) > 1 and not any(is_video(child.name) for place in places for child in place.iterdir()):
+        yield (
+            f"each of {', '.join(place.name for place in places[:5])} holds the folders {', '.join(inner[:5])}: the "
+            "outer ones are taken for the classes. If the inner ones are, call the outer ones train and test"
+        )
+
+
 def _parts(folder: Path, names: Sequence[str], kind: str) -> FolderParts:
-    train = [name for name in names if name.lower() in TRAIN_NAMES]
-    if len(train) > 1:
-        raise ConfigError(f"{folder} holds {' and '.join(train)}, which mean the same part. Leave one of them.")
+    for meant in ("train", "validation", "test"):
+        same = [name for name in names if part_of(name) == meant]
+        if len(same) > 1:
+            raise ConfigError(f"{folder} holds {' and '.join(same)}, which mean the same part. Leave one of them.")
+    train = next((name for name in names if part_of(name) == "train"), None)
     held_out = held_out_name(names)
-    others = tuple(name for name in names if name not in (*train, held_out))
-    return FolderParts(train=train[0] if train else None, held_out=held_out, others=others, kind=kind)
-
-
-def _is_part(name: str) -> bool:
-    return name.lower() in TRAIN_NAMES | TEST_NAMES
+    others = tuple(name for name in names if name not in (train, held_out))
+    return FolderParts(train=train, held_out=held_out, others=others, kind=kind)
 
 
 def _is_pair(names: Iterable[str]) -> bool:
     """Whether there is a part to train on beside another one."""
-    lower = {name.lower() for name in names}
-    return bool(lower & TRAIN_NAMES) and bool(lower & TEST_NAMES)
+    meant = {part_of(name) for name in names} - {None}
+    return "train" in meant and len(meant) > 1
+
+
+def _lists(folder: Path) -> dict[str, Path]:
+    """The lists of parts in a folder, by names without ending; numbered ones (testlist01) are published splits."""
+    files = sorted(child for child in folder.iterdir() if child.suffix.lower() in LIST_SUFFIXES and child.is_file())
+    return {file.stem: file for file in reversed(files) if part_of(file.stem) and not file.stem[-1].isdecimal()}
 
 
 def _folders(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kinescan.data.readers.files import is_video
 from kinescan.data.readers.source import LabelledVideo, Listing, Source
-from kinescan.data.readers.split_names import TEST_NAMES, TRAIN_NAMES, held_out_name
+from kinescan.data.readers.split_names import TEST_NAMES, TRAIN_NAMES, held_out_name, part_of
 from kinescan.data.readers.table import Row, read_rows
 from kinescan.errors import ConfigError
 from kinescan.runtime.urls import is_url, mask_url
@@ -228,7 +228,7 @@ def _looks_like_video(text: str, root: Path) -> bool:
 def _held_out_name(rows: Sequence[Row], columns: _Columns) -> str | None:
     """The name of the rows that are held out; None where no column tells them from those to train on."""
     names = _part_names(rows, columns)
-    return held_out_name(names) if names & TRAIN_NAMES else None
+    return held_out_name(names) if "train" in map(part_of, names) else None
 
 
 def _part_names(rows: Sequence[Row], columns: _Columns) -> set[str]:
@@ -242,22 +242,22 @@ def _rows_of_part(rows: list[Row], columns: _Columns, source: Source) -> tuple[l
         ConfigError: a row is of no part that we know, or there is none to train on.
     """
     names, held_out = _part_names(rows, columns), _held_out_name(rows, columns)
-    if columns.part is None or not names & (TRAIN_NAMES | TEST_NAMES):
+    if columns.part is None or not any(map(part_of, names)):
         shown = ", ".join(map(repr, sorted(names)[:5]))
         said = f"the column of parts holds {shown}, which are no names of parts such as train and test: it is not used"
         return rows, ((said,) if names else ())
     kept, others = [], 0
     for row in rows:
         name = _cell(row, columns.part).lower()
-        if name not in TRAIN_NAMES | TEST_NAMES:
+        if part_of(name) is None:
             raise ConfigError(
                 f"{source.path}, line {row.line}: {name!r} is no part of a data set. Allowed: "
                 f"{', '.join(sorted(TRAIN_NAMES | TEST_NAMES))}. Rename the column if it means something else."
             )
-        if (name in TRAIN_NAMES) if source.part == "train" else name == held_out:
+        if (part_of(name) == "train") if source.part == "train" else name == held_out:
             kept.append(row)
-        others += name not in TRAIN_NAMES and name != held_out
-    if not names & TRAIN_NAMES:
+        others += part_of(name) != "train" and name != held_out
+    if "train" not in map(part_of, names):
         if source.part == "train":
             raise ConfigError(
                 f"{source.path} lists videos of the parts {', '.join(sorted(names))} and none to train on. List those "
