@@ -19,14 +19,12 @@ from kinescan.errors import ConfigError
 from kinescan.fields import MAX_SEED, check_most, check_types
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.files import read_toml
-from kinescan.runtime.run_folder import RunFolder
+from kinescan.runtime.recipe_files import RECIPES as RECIPES
+from kinescan.runtime.recipe_files import find_recipe as find_recipe
+from kinescan.runtime.recipe_files import packaged_recipes as packaged_recipes
 from kinescan.settings import build_settings, closest, to_plain
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.optim import OptimConfig
-
-RECIPES = Path(__file__).parent / "recipes"
-"""Those that come with the package."""
-MOST_NAMED = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,51 +176,6 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file is missing or no TOML, a key is unknown (the closest is named), or a value is wrong.
     """
     return build_run(read_toml(find_recipe(path)), overrides)
-
-
-def packaged_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name.
-
-    Example:
-        >>> "own_videos_cpu" in packaged_recipes()
-        True
-    """
-    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
-
-
-def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe: the one that is named, or else the one that comes with the package.
-
-    Args:
-        name: a TOML file; or NAME, NAME.toml or recipes/NAME.toml of a packaged recipe, where no such file is here.
-
-    Raises:
-        ConfigError: there is neither; the closest name is in the message.
-
-    Example:
-        >>> find_recipe("own_videos_cpu").name, find_recipe("recipes/own_videos_cpu.toml").name
-        ('own_videos_cpu.toml', 'own_videos_cpu.toml')
-    """
-    path, packaged = Path(name), packaged_recipes()
-    if path.is_file():
-        return path
-    plain = path.parent in (Path("."), Path(RECIPES.name)) and path.suffix in ("", ".toml")
-    if plain and path.stem in packaged:
-        return packaged[path.stem]
-    if RunFolder(path).recipe.is_file():
-        raise ConfigError(
-            f"{name} is the folder of a run. To continue it: kinescan train {name} --resume; for a new run with its "
-            f"settings: kinescan train {RunFolder(path).recipe} --output ANOTHER"
-        )
-    if path.exists() and path.suffix == ".toml":
-        # A folder or a pipe of that name: reading it says so.
-        return path
-    beside = sorted(path.parent.glob("*.toml")) if path.parent.is_dir() else []
-    there = f" Beside it: {', '.join(near.name for near in beside[:MOST_NAMED])}." if beside else ""
-    raise ConfigError(
-        f"recipe {str(name)!r}: no such file, and no recipe of that name comes with kinescan. "
-        f"{closest(path.stem, packaged)}{there} `kinescan list recipes` shows all."
-    )
 
 
 def build_run(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:

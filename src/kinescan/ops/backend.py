@@ -7,17 +7,17 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from kinescan.errors import BackendError
+from kinescan.runtime.backend_names import Backend as Backend
 from kinescan.runtime.torch_internals import active_transforms
 
 logger = logging.getLogger(__name__)
 
-Backend = Literal["reference", "blockwise", "dense", "numba", "triton"]
 Obstacle = Callable[[Tensor], str | None]
 """Says why a backend cannot run on a tensor like this one, or None when it can."""
 

@@ -5,12 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from kinescan.config import packaged_recipes
 from kinescan.data.listing import DATASETS
 from kinescan.errors import ConfigError
 from kinescan.models.zoo import MODELS, list_models
-from kinescan.ops.backend import Backend
+from kinescan.runtime.backend_names import Backend
 from kinescan.runtime.files import read_text, read_toml
+from kinescan.runtime.recipe_files import packaged_recipes
 from kinescan.settings import closest
 
 SETTINGS = "settings"

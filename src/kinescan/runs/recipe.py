@@ -1,7 +1,7 @@
 from typing import Any
 
-from kinescan.config import find_recipe
 from kinescan.runtime.files import read_text, read_toml
+from kinescan.runtime.recipe_files import find_recipe
 
 
 def recipe(name: str) -> str:
