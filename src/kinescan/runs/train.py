@@ -30,6 +30,7 @@ from kinescan.runtime.folder_lock import locked
 from kinescan.runtime.output_folder import prepare_output
 from kinescan.runtime.run_folder import RunFolder
 from kinescan.settings import to_plain
+from kinescan.training.callbacks import Callback, Start
 from kinescan.training.dataset_clips import DatasetClips
 from kinescan.training.dry_run import Plan, make_plan
 from kinescan.training.loop import fit, refuse_existing_run
@@ -74,6 +75,7 @@ def train(
     overrides: Sequence[str] = (),
     output: str | Path | None = None,
     resume: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Trains as a recipe says, evaluates the best checkpoint and writes the report.
 
@@ -87,6 +89,7 @@ def train(
         overrides: "dotted.key=value" each, for a file.
         output: folder of the run; by default the recipe's, or the next free one under runs/.
         resume: goes on from the run's last checkpoint.
+        callbacks: are told of the start, of every step, epoch and evaluation, and of the end of the training.
 
     Raises:
         ConfigError: a setting is wrong, the output cannot be written or another process writes into it, or there are no
@@ -103,12 +106,14 @@ def train(
         config = replace(config, output=chosen)
         folder = prepare_output(chosen)
         with locked(folder, processes):
-            result, report = _train_into(folder, config, processes, resume=resume)
+            result, report = _train_into(folder, config, processes, callbacks, resume=resume)
     logger.info("top-1 %.1f %% on %s: %s", 100 * report.evaluation.metrics.top1, report.data, folder / "report.md")
     return TrainResult(output=folder, fit=result, report=report)
 
 
-def _train_into(folder: Path, config: RunConfig, processes: Processes, *, resume: bool) -> tuple[FitResult, Report]:
+def _train_into(
+    folder: Path, config: RunConfig, processes: Processes, callbacks: Sequence[Callback], *, resume: bool
+) -> tuple[FitResult, Report]:
     """The run itself, in a folder that is its own."""
     refuse_existing_run(folder, resume=resume)
     training, held_out, classes = read_videos(config)
@@ -119,11 +124,6 @@ def _train_into(folder: Path, config: RunConfig, processes: Processes, *, resume
     )
     videos = processes.share(videos_of_run(folder, config, training, held_out, classes) if processes.is_main else None)
     scores = HeldOutScores(config, held_out, classes, videos)
-
-    def keep_settings() -> None:
-        if processes.is_main:
-            write_text(RunFolder(folder).recipe, dump_recipe(config))
-            videos.save(folder)
 
     result = fit(
         model,
@@ -136,12 +136,24 @@ def _train_into(folder: Path, config: RunConfig, processes: Processes, *, resume
         seed=config.seed,
         resume=resume,
         settings={**to_plain(config), TRAINING_VIDEOS: training_digest(training)},
-        on_start=keep_settings,
+        callbacks=[_SettingsKept(folder, config, videos), *callbacks],
     )
     report = _final_report(config, result, scores)
     if processes.is_main:
         report.save(folder)
     return result, report
+
+
+class _SettingsKept(Callback):
+    """Writes recipe.toml and videos.json when the run starts, so that a refused resumption changes neither."""
+
+    def __init__(self, folder: Path, config: RunConfig, videos: RunVideos) -> None:
+        self._folder, self._config, self._videos = folder, config, videos
+
+    def on_start(self, start: Start) -> None:
+        if start.is_main:
+            write_text(RunFolder(self._folder).recipe, dump_recipe(self._config))
+            self._videos.save(self._folder)
 
 
 def plan(recipe: str | Path | RunConfig, *, overrides: Sequence[str] = ()) -> tuple[RunConfig, Plan]:

@@ -1,11 +1,14 @@
 """Tells broken files from a storage that is gone: through the one a run goes on, through the other it must not."""
 
+import logging
 from collections.abc import Sequence
 
 from kinescan.data.loader import Batch
 from kinescan.errors import VideoError
 from kinescan.runtime.distributed import Processes
-from kinescan.training.clips import StoredClips
+from kinescan.training.clips import ClipSource, StoredClips
+
+logger = logging.getLogger(__name__)
 
 _TRIED = 4
 """Other videos that are tried before a first batch without a clip is called an outage."""
@@ -23,7 +26,8 @@ class OutageWatch:
         absent: the same; None where nothing is watched.
     """
 
-    def __init__(self, clips: object, processes: Processes, absent: list[int] | None = None) -> None:
+    def __init__(self, clips: ClipSource, processes: Processes, absent: list[int] | None = None) -> None:
+        self._source = clips
         self._clips = clips if isinstance(clips, StoredClips) else None
         self._processes = processes
         self._sound: int | None = None
@@ -32,11 +36,36 @@ class OutageWatch:
         self.absent = absent
         self._absent = frozenset(absent or ())
 
-    def note_sound(self, parts: Sequence[Batch]) -> None:
-        """Remembers a video that could be read."""
+    def note_readable(self, parts: Sequence[Batch], unreadable: dict[str, str]) -> None:
+        """Remembers a video that could be read, and takes those that can be read again from the list.
+
+        Args:
+            parts: of the batch in this process.
+            unreadable: path -> reason of videos that could not be read so far; changed.
+        """
         indices = next((part.item_indices for part in parts if len(part.item_indices)), None)
         if indices is not None:
             self._sound = int(indices[0])
+        if not unreadable:
+            return
+        own = [self._source.path(int(index)) for part in parts for index in part.item_indices]
+        for path in {path for paths in self._processes.gather(own) for path in paths} & unreadable.keys():
+            logger.info("can be read again: %s", path)
+            del unreadable[path]
+
+    def note_unreadable(self, parts: Sequence[Batch], unreadable: dict[str, str]) -> None:
+        """Lists the videos that could not be read, each once; every process learns of them.
+
+        Args:
+            parts: of the batch in this process.
+            unreadable: path -> reason of videos that could not be read so far; changed.
+        """
+        own = {problem.path: problem.reason for batch in parts for problem in batch.unreadable}
+        for met in self._processes.gather(own):
+            for path, reason in met.items():
+                if path not in unreadable and self._processes.is_main:
+                    logger.warning("left out, cannot be read: %s: %s", path, reason)
+                unreadable.setdefault(path, reason)
 
     def check(self, parts: Sequence[Batch], known: frozenset[str], *, any_clip: bool) -> None:
         """Passes when the unreadable videos of a batch are broken files, one by one.

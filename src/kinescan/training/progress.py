@@ -10,6 +10,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from kinescan.training.callbacks import Callback, End, Start, Step
+
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -19,7 +21,7 @@ _TERMINAL_GONE = (OSError, SystemExit)
 """What drawing raises when the terminal was closed (rich raises SystemExit); a run does not end for it."""
 
 
-class ProgressBar:
+class ProgressBar(Callback):
     """Loss, accuracy, clips/s, memory and time left: a live bar on a terminal, a log line now and then elsewhere.
 
     Args:
@@ -63,6 +65,24 @@ class ProgressBar:
         if self._progress is not None:
             with suppress(*_TERMINAL_GONE):
                 self._progress.stop()
+
+    def on_start(self, start: Start) -> None:
+        """Starts to show."""
+        self.__enter__()
+
+    def on_step(self, step: Step) -> None:
+        """Shows the epoch so far."""
+        self.update(
+            epoch=step.epoch,
+            batches_done=step.batches_done,
+            loss=step.epoch_loss,
+            accuracy=step.epoch_accuracy,
+            clips_per_second=step.clips_per_second,
+        )
+
+    def on_end(self, end: End) -> None:
+        """Leaves the terminal as it was."""
+        self.__exit__(None, None, None)
 
     def update(self, *, epoch: int, batches_done: int, loss: float, accuracy: float, clips_per_second: float) -> None:
         """Shows where the run stands after a batch.

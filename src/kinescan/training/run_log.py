@@ -6,10 +6,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from accelerate import Accelerator
+
 from kinescan.errors import CheckpointError
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_bytes
+from kinescan.runtime.run_folder import RunFolder
+from kinescan.training.callbacks import Callback, End, Epoch, Evaluation, Start, Step
+from kinescan.training.progress import listed, memory_gib
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +109,86 @@ class Journal:
         with suppress(OSError):
             if self._file is not None:
                 self._file.close()
+
+
+class RunLog(Callback):
+    """Writes what the run tells into log.jsonl, the trackers and the program's log; at the end, the unreadable videos.
+
+    The main process writes; the others write nothing.
+
+    Args:
+        folder: of the run.
+        accelerator: holds the trackers.
+        num_epochs: in the whole run.
+        log_every: steps between two lines.
+        keep_lines: lines of log.jsonl that belong to the run so far.
+    """
+
+    def __init__(
+        self, folder: RunFolder, accelerator: Accelerator, *, num_epochs: int, log_every: int, keep_lines: int
+    ) -> None:
+        self._folder, self._accelerator, self._num_epochs = folder, accelerator, num_epochs
+        self._log_every, self._keep_lines = log_every, keep_lines
+        self._journal: Journal | None = None
+        self._is_main = False
+
+    @property
+    def num_lines(self) -> int:
+        """Lines in log.jsonl; 0 in other processes than the main one."""
+        return 0 if self._journal is None else self._journal.num_lines
+
+    def sync(self) -> None:
+        """Makes sure that every line is on the disk.
+
+        Raises:
+            CheckpointError: it cannot be written any more.
+        """
+        if self._journal is not None:
+            self._journal.sync()
+
+    def on_start(self, start: Start) -> None:
+        """Opens log.jsonl."""
+        self._is_main = start.is_main
+        if start.is_main:
+            self._journal = Journal(self._folder.log, keep_lines=self._keep_lines)
+
+    def on_step(self, step: Step) -> None:
+        """A line for every `log_every` steps that had a clip."""
+        if step.step % self._log_every == 0 and step.num_clips:
+            names = ("loss", "accuracy", "lr", "gradient_norm", "clips_per_second")
+            self._write("step", step.epoch, step.step, {name: getattr(step, name) for name in names})
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        """The epoch's line."""
+        names = ("loss", "accuracy", "gradient_norm", "clips_per_second", "seconds")
+        values = {name: getattr(epoch, name) for name in names}
+        self._write("epoch", epoch.epoch, epoch.step, {**values, "unreadable": epoch.num_unreadable})
+        logger.info(
+            "epoch %d/%d  loss %.4f  accuracy %.1f %%  %.1f clips/s  %.1f GiB",
+            epoch.epoch + 1, self._num_epochs, epoch.loss, 100 * epoch.accuracy, epoch.clips_per_second, memory_gib(),
+        )  # fmt: skip
+
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        """The evaluation's line."""
+        self._write("evaluation", evaluation.epoch, evaluation.step, evaluation.scores)
+        logger.info("epoch %d/%d  evaluation  %s", evaluation.epoch + 1, self._num_epochs, listed(evaluation.scores))
+
+    def on_end(self, end: End) -> None:
+        """Lists unreadable videos and closes log.jsonl."""
+        try:
+            if self._is_main:
+                write_unreadable(self._folder.unreadable, end.unreadable)
+            if end.unreadable:
+                number, path = len(end.unreadable), self._folder.unreadable
+                logger.warning("%d training videos could not be read; reasons in %s", number, path)
+        finally:
+            if self._journal is not None:
+                self._journal.close()
+
+    def _write(self, kind: str, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        if self._journal is not None:
+            self._journal.write(kind, {"epoch": epoch + 1, "step": step, **values})
+        self._accelerator.log({f"{kind}/{key}": value for key, value in values.items()}, step=step)
 
 
 def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:

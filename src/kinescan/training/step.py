@@ -83,6 +83,8 @@ class Stepper:
         seed: of mixup and cutmix.
 
     Attributes:
+        model: the model itself.
+        processes: those that train together.
         wrapped: the model as the accelerator runs it.
         optimizer: AdamW over the trained parameters.
         average: of the weights; None where none is kept.
@@ -101,7 +103,8 @@ class Stepper:
         task: Task | None,
         seed: int,
     ) -> None:
-        self.accelerator, self.processes, self.norms, self.optim = accelerator, processes, norms, optim
+        self.model, self.accelerator, self.processes = model, accelerator, processes
+        self.norms, self.optim = norms, optim
         self.num_classes, self.mix, self.seed = num_classes, mix, seed
         self.task = task or self._classify
         self.labels_are_classes = task is None
@@ -111,6 +114,10 @@ class Stepper:
         self.wrapped = accelerator.prepare_model(model)
         self.optimizer = accelerator.prepare_optimizer(make_optimizer(groups, optim))
         self.average = WeightAverage(model, optim.ema_decay) if optim.ema_decay else None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The model with the EMA of its weights, where one is kept; its own are put back at the end."""
+        return nullcontext() if self.average is None else self.average.in_model()
 
     def take(
         self,

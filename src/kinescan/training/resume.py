@@ -1,0 +1,68 @@
+"""Takes a run up where its last checkpoint left it."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from kinescan.errors import CheckpointError
+from kinescan.training.accelerator import TrainConfig
+from kinescan.training.checkpoint import TrainState, load_state, write_rng
+from kinescan.training.optim import refuse_other_groups, refuse_other_shapes
+from kinescan.training.resume_check import describe_longer, refuse_changes, refuse_other_labels
+from kinescan.training.schedule import Schedule
+from kinescan.training.step import Stepper
+
+logger = logging.getLogger(__name__)
+
+
+def restore(
+    folder: Path, stepper: Stepper, schedule: Schedule, train: TrainConfig, settings: dict[str, Any]
+) -> TrainState:
+    """Weights, optimizer, EMA and random states of a checkpoint, put where they belong.
+
+    Args:
+        folder: a complete checkpoint.
+        stepper: its model, optimizer and EMA get what the checkpoint holds.
+        schedule: of the resumption.
+        train: how patient the run is now.
+        settings: plain settings of the resumption.
+
+    Returns:
+        Where the run stands, with the settings of the resumption.
+
+    Raises:
+        ConfigError: settings changed that the weights depend on.
+        CheckpointError: the checkpoint is damaged or of another model.
+    """
+    model, optimizer = stepper.model, stepper.optimizer
+    state = load_state(folder)
+    refuse_changes(state.settings, settings, folder)
+    saved = type(model).from_pretrained(folder)
+    refuse_other_labels(saved.labels, model.labels, folder)
+    try:
+        model.load_state_dict(saved.state_dict())
+        if stepper.average is not None:
+            stepper.average.restore(state.weights)
+        refuse_other_groups(state.optimizer, optimizer.state_dict())
+        optimizer.load_state_dict(state.optimizer)
+        refuse_other_shapes(optimizer)
+        write_rng(state.rng[stepper.processes.index])
+    except Exception as error:  # whatever the file holds in their place
+        raise CheckpointError(f"{folder} does not fit this model: {error}. Start anew in another output.") from error
+    describe_longer(schedule, state.settings, state.step)
+    state.settings = settings
+    _take_up_early_stop(state, train.early_stop_evaluations, schedule.optim.epochs)
+    logger.info("resumed from %s: epoch %d, batch %d", folder, state.epoch + 1, state.batches_done)
+    return state
+
+
+def _take_up_early_stop(state: TrainState, patience: int, num_epochs: int) -> None:
+    """A run that stopped early goes on where more patience is given to it now."""
+    if state.stopped_early and (not patience or state.evaluations_without_gain < patience):
+        state.stopped_early = False
+    elif state.stopped_early and state.epoch < num_epochs:
+        logger.warning(
+            "the run had stopped early, after %d evaluations without a better top-1: nothing is trained. Raise "
+            "train.early_stop_evaluations to go on",
+            state.evaluations_without_gain,
+        )
