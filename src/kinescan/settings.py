@@ -6,7 +6,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -64,11 +64,22 @@ def to_plain(settings: Any) -> dict[str, Any]:
     return plain
 
 
+_OTHER_WORDS = {"gpu": "cuda", "nvidia": "cuda", "bfloat16": "bf16", "float32": "no", "fp32": "no", "none": "no"}
+"""What a setting's value is called elsewhere, though other letters are closer."""
+
+
 def closest(word: str, allowed: Iterable[str]) -> str:
     """A hint for an error message: the closest allowed word, or all of them."""
     allowed = sorted(allowed)
-    near = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]!r}?" if near else f"Allowed: {', '.join(allowed)}."
+    near = _nearest(word, allowed)
+    return f"Did you mean {near!r}?" if near else f"Allowed: {', '.join(allowed)}."
+
+
+def _nearest(word: str, allowed: Sequence[str]) -> str | None:
+    other = _OTHER_WORDS.get(word.lower())
+    if other in allowed:
+        return other
+    return next(iter(difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)), None)
 
 
 @cache
@@ -126,6 +137,6 @@ def _first_problem(error: ValidationError, cls: Any, where: str) -> str:
     hint = ""
     if problem["type"] == "literal_error" and isinstance(problem["input"], str):
         allowed = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-        near = difflib.get_close_matches(problem["input"].lower(), allowed, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = _nearest(problem["input"].lower(), allowed)
+        hint = f" Did you mean {near!r}?" if near else ""
     return f"{dotted}: {problem['msg'].lower()}, got {given}.{hint}"

@@ -130,3 +130,11 @@ def test_results_are_not_lost_to_a_full_disk(
     assert scored.exit_code == 2
     assert "cannot be written (No space left on device)" in scored.stderr
     assert "| videos scored | 2 |" in scored.stderr
+
+
+def test_the_reason_of_an_unreadable_file_stands_on_its_own_line(
+    kinescan: Any, model: Path, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = kinescan("predict", str(many / "a/000.mp4"), "gone.mp4", "--model", str(model))
+    assert "\ngone.mp4: there is no such file" in result.stdout

@@ -17,6 +17,9 @@ import pytest
         ("train own_videos_cpu data.train=a --set optim.lr=1", "--set data.train=a"),
         ("train own_videos_cpu --outptu x", "Did you mean --output?"),
         ("train own_video_cpu", "Did you mean 'own_videos_cpu'?"),
+        ("train own_videos_cpu .", "--set data.train=."),
+        ("train .", "--set data.train=."),
+        ("train own_videos_cpu --set data.train=x --set train.device=gpu", "Did you mean 'cuda'?"),
         ("demo --epochs 3", "--set optim.epochs=3"),
         ("eval --model runs/a", "kinescan eval RUN"),
         ("eval runs/a .", "--data ."),
@@ -45,6 +48,10 @@ def test_advice_is_what_was_meant(
     result = kinescan(*line.split())
     assert result.exit_code == 2
     assert advice in result.stderr
+
+
+def test_a_known_option_is_not_advised_again(kinescan: Any) -> None:
+    assert "Did you mean" not in kinescan("predict", "a.mp4", "--model").stderr
 
 
 def test_recipes_are_found_by_name_anywhere(kinescan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

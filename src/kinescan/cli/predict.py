@@ -7,7 +7,7 @@ import typer
 
 from kinescan import runs
 from kinescan.cli.output import FAILED, JsonList, reported
-from kinescan.cli.terminal import Table, line_limit, shown_length
+from kinescan.cli.terminal import Table, line_limit, print_text, shown_length
 from kinescan.runtime.signals import Interruption
 
 if TYPE_CHECKING:
@@ -77,6 +77,6 @@ class _Rows:
             self._table.print_header()
             self._begun = True
         if prediction.error:
-            self._table.print_row((prediction.path, "-", "-", prediction.error))
+            print_text([f"{prediction.path}: {prediction.error}"])
         for label, score in zip(prediction.labels, prediction.scores, strict=True):
             self._table.print_row((prediction.path, label, f"{100 * score:.1f} %", f"{prediction.seconds:.2f} s"))

@@ -50,6 +50,8 @@ class Verb(TyperCommand):
 def _advice(error: Any, verb: str, given: Sequence[str], flags: Sequence[str]) -> str:
     option = getattr(error, "option_name", None)
     if isinstance(option, str):
+        if option in flags:  # known, and used in a wrong way, which the error says
+            return ""
         return _for_option(option, verb, given, flags)
     if isinstance(error, typer.BadParameter):
         # Such as: 'moton' is not one of 'motion', 'appearance'.
@@ -61,6 +63,8 @@ def _advice(error: Any, verb: str, given: Sequence[str], flags: Sequence[str]) -
     paths = [word for word in given[1:] if os.path.exists(word)]
     if verb == "eval" and paths:
         return f"Videos are given with --data: --data {paths[-1]}"
+    if verb == "train" and paths:
+        return f"Videos are given with --set: --set data.train={paths[-1]}"
     return ""
 
 

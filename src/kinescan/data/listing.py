@@ -261,7 +261,10 @@ def choose_layout(source: str | Path, reader: str = "auto") -> Layout:
         return _with_parts(DATASETS["list"], list_held_out_name(source))
     if reader in ("auto", "list"):
         refuse_url(source, "Fetch the videos first, and name their folder or a csv.")
-        raise ConfigError(f"{source} does not exist. Name a folder with one folder of videos per class, or a csv.")
+        here = "" if source.is_absolute() else f" in {Path.cwd()}"
+        raise ConfigError(
+            f"{source} does not exist{here}. Name a folder with one folder of videos per class, or a csv."
+        )
     raise ConfigError(f"{source} is no folder. Name the folder of the data set for data.reader = {reader!r}.")
 
 

@@ -48,6 +48,11 @@ def find_recipe(name: str | Path) -> Path:
     if path.exists() and path.suffix == ".toml":
         # A folder or a pipe of that name: reading it says so.
         return path
+    if path.is_dir():
+        raise ConfigError(
+            f"{str(name)!r} is a folder and no recipe. To train on videos in it: kinescan train own_videos_cpu --set "
+            f"data.train={name}; to continue a run, name its own folder, and --resume."
+        )
     beside = sorted(path.parent.glob("*.toml")) if path.parent.is_dir() else []
     there = f" Beside it: {', '.join(near.name for near in beside[:MOST_NAMED])}." if beside else ""
     raise ConfigError(
