@@ -114,6 +114,37 @@ def test_empty_words_are_refused(vlm, tokenizer):
         chat(vlm, "internvl", tokenizer()).question("  ", behind="video")
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "question", [None, 5, b"bytes", [1.5], [-1], [320], [True], ["a"], torch.tensor([0.5]), []], ids=repr
+)
+def test_questions_of_another_kind_are_refused(question, family_name, vlm, video, tokenizer):
+    with open_stream(vlm(family_name), tokenizer(), pixels=PIXELS) as stream:
+        stream.push(video(2))
+        with pytest.raises(ConfigError):
+            stream.ask(question)
+
+
+def test_a_question_with_bytes_that_are_no_text_is_asked(vlm, video, tokenizer):
+    with open_stream(vlm("internvl"), tokenizer(), pixels=PIXELS) as stream:
+        stream.push(video(2))
+        assert stream.ask("caf\udce9?", max_new_tokens=1).token_ids == stream.ask("caf??", max_new_tokens=1).token_ids
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("processor", ["tokenizer", 5, {}, object()], ids=repr)
+def test_other_processors_are_refused_before_frames_are_pushed(processor, vlm):
+    with pytest.raises(ConfigError, match="processor must be a tokenizer"):
+        open_stream(vlm("internvl"), processor, pixels=PIXELS)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("options", [{"opening": 5}, {"opening": ["a"]}, {"pixels": {}}, {"pixels": "x"}], ids=repr)
+def test_texts_and_pixels_of_another_kind_are_refused(options, vlm, tokenizer):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        open_stream(vlm("internvl"), tokenizer(), **options)
+
+
 def test_words_in_words_out(family_name, vlm, video, tokenizer):
     """The whole way with text: equal to the plain forward over the same prompt written out."""
     model, frames = vlm(family_name), video(4)

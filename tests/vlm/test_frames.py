@@ -80,6 +80,8 @@ def test_one_frame_in_any_form(frames):
         Image.new("I;16", (24, 16)),
         [torch.zeros(3, 16, 24, dtype=torch.uint8), torch.zeros(3, 8, 24, dtype=torch.uint8)],
         {"frames": 1},
+        torch.zeros(2, 3, 16, 24, dtype=torch.uint8, device="meta"),
+        torch.zeros(2, 3, 16, 24, dtype=torch.uint8).to_sparse(),
     ],
     ids=repr,
 )
@@ -144,3 +146,18 @@ def test_frames_without_times_follow_those_with_times(vlm, video):
         stream.push(frames[4:])
         other.push(frames, seconds=[10.0, 10.5, 20.0, 20.5, 21.0, 21.5, 22.0, 22.5])
         assert torch.equal(*(one.ask(QUESTION, max_new_tokens=1).logits for one in (stream, other)))
+
+
+@pytest.mark.parametrize("how", ["push", "encode"])
+def test_a_first_push_that_fails_fixes_no_size(how, vlm, video):
+    with start(vlm("qwen3_vl")) as stream:
+        if how == "push":
+            with pytest.raises(ConfigError):
+                stream.push(video(2, height=32), seconds=[1.0, 0.0])
+        else:
+            with pytest.raises(ShapeError):
+                stream.encode(video(1, height=32))
+        stream.push(video(2))
+        assert stream.stats.num_frames == 2
+        with pytest.raises(ShapeError, match="frames changed"):
+            stream.push(video(2, height=32))

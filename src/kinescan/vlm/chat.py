@@ -1,8 +1,9 @@
 """Text around the frames: what comes before, between and behind them, as token ids."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Literal
 
 from torch import Tensor
@@ -29,10 +30,20 @@ class Chat:
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
         self.format = family.prompt
         self._bare = family.bare_prompt()
+        self._vocab_size = len(family.embedding)
+        if opening is not None and not isinstance(opening, str):
+            raise ConfigError(f"opening must be text, got {opening!r} ({type(opening).__name__}).")
         if self.tokenizer is None:
             if opening is not None:
                 raise ConfigError("opening is text and needs a tokenizer: give open_stream a processor.")
             return
+        if isinstance(self.tokenizer, str | bytes) or not all(
+            callable(getattr(self.tokenizer, name, None)) for name in ("encode", "decode")
+        ):
+            raise ConfigError(
+                f"processor must be a tokenizer of transformers, or a processor that has one, got a "
+                f"{type(self.tokenizer).__name__}. Load it by AutoTokenizer or AutoProcessor, or ask with token ids."
+            )
         template_owner = processor if getattr(processor, "chat_template", None) else self.tokenizer
         if getattr(template_owner, "chat_template", None):
             self.format = _from_template(template_owner, family.prompt)
@@ -67,7 +78,8 @@ class Chat:
             behind: what stands before it.
 
         Raises:
-            ConfigError: the question is text and there is no tokenizer, or it is empty.
+            ConfigError: the question is text and there is no tokenizer, or it is empty, or neither text nor ids that
+                the model knows.
             ShapeError: the ids are a batch.
         """
         lead = "closing" if behind == "video" else "next_turn"
@@ -85,10 +97,8 @@ class Chat:
             if question.ndim != 1:
                 raise ShapeError(f"a question is one row of token ids, got {tuple(question.shape)}. Ask one at a time.")
             question = question.tolist()
-        if not len(question):
-            raise ConfigError("the question is empty. Ask something.")
         lead_ids = self._bare.get(lead, []) if self.tokenizer is None else self._encode(getattr(self.format, lead))
-        return lead_ids + list(question)
+        return lead_ids + self._checked_ids(question)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of an answer; empty without a tokenizer."""
@@ -97,7 +107,22 @@ class Chat:
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
 
+    def _checked_ids(self, question: Any) -> list[int]:
+        if isinstance(question, bytes) or not isinstance(question, Iterable):
+            raise ConfigError(f"a question must be text or a row of token ids, got a {type(question).__name__}.")
+        ids = list(question)
+        if not ids:
+            raise ConfigError("the question is empty. Ask something.")
+        for one in ids:
+            if isinstance(one, bool) or not isinstance(one, Integral) or not 0 <= int(one) < self._vocab_size:
+                raise ConfigError(
+                    f"token ids must be whole numbers from 0 to {self._vocab_size - 1} for this model, got {one!r}."
+                )
+        return [int(one) for one in ids]
+
     def _encode(self, text: str) -> list[int]:
+        # half of a pair of UTF-16, as bytes that are no UTF-8 become in arguments, is no text to a tokenizer
+        text = text.encode("utf-8", "replace").decode("utf-8")
         return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []
 
 

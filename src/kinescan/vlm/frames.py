@@ -33,6 +33,9 @@ def to_frames(given: Any) -> UInt8[Tensor, "T 3 H W"]:
         torch.Size([1, 3, 48, 64])
     """
     if isinstance(given, Tensor):
+        if given.is_meta or given.is_quantized or given.layout != torch.strided:
+            kind = "one without data (meta)" if given.is_meta else f"{given.layout} {given.dtype}"
+            raise ShapeError(f"frames must be in a plain tensor that holds its numbers, got {kind}. {_ALLOWED}")
         frames = given[None] if given.ndim == 3 else given
     elif isinstance(given, np.ndarray):
         frames = _of_array(given)

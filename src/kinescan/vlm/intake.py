@@ -66,16 +66,21 @@ class Intake:
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
         """Where the block fails, nothing was taken in it."""
-        before = (self.num_frames, self.last_seconds, self.base_seconds, self.grid, [*self.frames], [*self.patches])
+        names = ("num_frames", "last_seconds", "base_seconds", "frame_size", "grid")
+        before = {name: getattr(self, name) for name in names}
+        frames, patches = [*self.frames], [*self.patches]
         try:
             yield
         except BaseException:
-            self.num_frames, self.last_seconds, self.base_seconds, self.grid, self.frames, self.patches = before
+            for name, value in before.items():
+                setattr(self, name, value)
+            self.frames, self.patches = frames, patches
             raise
 
     def take_frame(self, frame: UInt8[Tensor, "3 H W"], seconds: float) -> list[PendingPatch] | None:
         """One frame; gives the step that it fills."""
         self._count(1, seconds)
+        self.frame_size = (frame.shape[1], frame.shape[2])
         self.frames.append((frame, seconds))
         if len(self.frames) < self.family.temporal_patch:
             return None
@@ -101,9 +106,7 @@ class Intake:
     def check_size(self, frames: UInt8[Tensor, "T 3 H W"]) -> None:
         """Raises ShapeError where frames are of another size than those before."""
         size = (frames.shape[2], frames.shape[3])
-        if self.frame_size is None:
-            self.frame_size = size
-        if size != self.frame_size:
+        if self.frame_size is not None and size != self.frame_size:
             raise ShapeError(
                 f"frames changed from {self.frame_size} to {size} (height, width) within the stream. "
                 "Resize them to one size, or open another stream."

@@ -84,6 +84,8 @@ def open_stream(
         hf_compat=hf_compat,
     )
     kind = family_class(model)
+    if pixels is not None and not isinstance(pixels, PixelSettings):
+        raise ConfigError(f"pixels must be PixelSettings, got a {type(pixels).__name__}. Take those of load_vlm.")
     pixels = read_pixel_settings(kind, processor) if pixels is None else pixels
     family = kind(share_weights(model), pixels=pixels, horizon_frames=horizon_frames, hf_compat=hf_compat)
     if horizon_frames is None and follows_length(family.decoder):
@@ -177,7 +179,9 @@ class VideoStream:
                 raise ShapeError(
                     f"{self.family.model_type} merges {merged} frames, got {len(frames)}. Give a multiple."
                 )
-            return [encoded(self.family, part) for part in frames.split(merged)]
+            features = [encoded(self.family, part) for part in frames.split(merged)]
+            self.intake.frame_size = (frames.shape[2], frames.shape[3])
+            return features
 
     @torch.no_grad()
     def push(self, frames: Any, *, seconds: Sequence[float] | float | None = None) -> None:
