@@ -1,7 +1,6 @@
 import logging
 import math
 import os
-import select
 import stat
 import sys
 import time
@@ -16,23 +15,23 @@ import av.error
 from av.video.reformatter import VideoReformatter
 
 from kinescan.data.video.clock import LiveClock
+from kinescan.data.video.codec import codec_now, new_decoder, part_for
 from kinescan.data.video.decoder import choose_stream
 from kinescan.data.video.limits import Limits
 from kinescan.data.video.opening import NOT_ALLOWED, bound_frames, open_pipe, open_url
 from kinescan.data.video.picture import square_size, to_rgb
-from kinescan.data.video.transport import LARGEST_PACKET_BYTES, is_whole
+from kinescan.data.video.pipe import NOTHING_OF_VIDEO, STANDARD_INPUT, Pipe
+from kinescan.data.video.transport import is_whole
 from kinescan.errors import ConfigError, VideoError
 from kinescan.runtime.urls import is_url, mask_url, mask_urls
 from kinescan.shapes import Pixels
 
 logger = logging.getLogger(__name__)
 
-STANDARD_INPUT = "-"
 _BEHIND_SECONDS = 2.0
 """Lag behind the source's clock that is worth a line in the log."""
 _SLACK_SECONDS = 1e-6
 _MAX_PACKETS_IN_DECODER = 256
-_MAX_READS_AHEAD = 65536
 _MP4_ADVICE = (
     "An mp4 with its index at the end has to be gone back in, which a pipe and most servers do not allow. Give the "
     "file by its name, or send it as MPEG-TS (ffmpeg -i a.mp4 -c copy -f mpegts -)."
@@ -54,7 +53,7 @@ def refuse_terminal(source: str | Path) -> None:
     """Raises ConfigError where standard input is meant and no program writes into it."""
     if str(source) == STANDARD_INPUT and (sys.stdin is None or sys.stdin.isatty()):
         raise ConfigError(
-            "standard input is a terminal. Let a program write a video into it: "
+            "standard input is a terminal, or closed. Let a program write a video into it: "
             "ffmpeg -i SOURCE -f mpegts - | kinescan stream -"
         )
 
@@ -115,7 +114,7 @@ class LiveVideo:
         self._timeout_seconds = timeout_seconds
         self._limits = limits or Limits()
         self._square_pixels = square_pixels
-        self._pipe: _Pipe | None = None
+        self._pipe: Pipe | None = None
         self._container = self._open(self._given)
         try:
             self._stream = choose_stream(self.source, self._container, None)
@@ -171,9 +170,12 @@ class LiveVideo:
                 )
             if self.num_refused:
                 logger.warning(
-                    "%s: %d packets could not be decoded; a source that changes its codec has to be opened anew",
+                    "%s: %d packet(s) could not be decoded: damaged, before a key frame, or of a codec that the source "
+                    "has gone over to, in which case it has to be opened anew",
                     *(self.source, self.num_refused),
                 )
+        if self._pipe is not None:
+            self._pipe.tell_unused(self.source)
         if not self.num_frames:
             raise VideoError(
                 self.source,
@@ -200,7 +202,8 @@ class LiveVideo:
 
         Packets are known by their ordinals, which the decoder hands on to the frames.
         """
-        codec, damage, asked = self._stream.codec_context, _Damage(), time.monotonic()
+        decoder, damage, asked = self._stream.codec_context, _Damage(), time.monotonic()
+        codec = decoder.codec.canonical_name
         times: dict[int, tuple[float | None, float]] = {}
         for ordinal, packet in enumerate(self._packets()):
             arrived = self._arrived(packet)
@@ -208,8 +211,15 @@ class LiveVideo:
                 raw_seconds = None if packet.pts is None else float(packet.pts * packet.time_base)
                 times[ordinal] = raw_seconds, arrived
                 packet.pts = packet.dts = ordinal
+            now = codec_now(self._stream, codec) if packet.size else codec
             try:
-                frames, is_damaged = codec.decode(packet), packet.is_corrupt and not self._is_whole(packet)
+                if now != codec:
+                    # FFmpeg joins the last frame of the old codec to the first of the new
+                    rest = [*_what_comes(decoder, packet), *_what_comes(decoder, None)]
+                    decoder, codec = self._follow(codec, now), now
+                    frames, is_damaged = [*rest, *_what_comes(decoder, part_for(codec, packet))], False
+                else:
+                    frames, is_damaged = decoder.decode(packet), packet.is_corrupt and not self._is_whole(packet)
             except av.error.FFmpegError:
                 frames, is_damaged = [], True
                 self.num_refused += 1
@@ -229,6 +239,11 @@ class LiveVideo:
             while len(times) > _MAX_PACKETS_IN_DECODER:
                 del times[next(iter(times))]
 
+    def _follow(self, before: str, now: str) -> av.VideoCodecContext:
+        """A decoder for the codec that a source has gone over to."""
+        logger.warning("%s: its codec changes from %s to %s; frames go on from there", self.source, before, now)
+        return new_decoder(now, self._limits.decoder_options)
+
     def _shown_size(self, frame: av.VideoFrame) -> tuple[int, int]:
         width, height = frame.width, frame.height
         if self._square_pixels:
@@ -246,10 +261,17 @@ class LiveVideo:
         packets = self._container.demux(self._stream)
         while True:
             try:
+                if self._pipe is not None:
+                    self._pipe.expect()
                 packet = next(packets, None)
                 if self._pipe is not None:
                     self._pipe.raise_what_came()
+            except IndexError:
+                # PyAV's, where streams began on the way, behind the last packet of this one
+                return
             except (av.error.FFmpegError, OSError) as error:
+                if self._ends_openly():
+                    return
                 is_mp4 = not self.num_frames and "mp4" in self._container.format.name
                 advice = _MP4_ADVICE if is_mp4 else "Check the source and the connection to it."
                 raise VideoError(
@@ -257,7 +279,13 @@ class LiveVideo:
                 ) from self._cause(error)
             if packet is None:
                 return
+            if self._pipe is not None and packet.size:
+                self._pipe.used(packet)
             yield packet
+
+    def _ends_openly(self) -> bool:
+        """Whether an error is only that no boundary follows the last picture of MJPEG in parts, as is usual."""
+        return self._pipe is not None and self._pipe.has_ended and self._container.format.name == "mpjpeg"
 
     def _arrived(self, packet: av.Packet) -> float:
         """When it came, by the wall's clock; FFmpeg reads seconds of a pipe before it hands on the first packet."""
@@ -278,7 +306,7 @@ class LiveVideo:
         try:
             if is_url(source):
                 return open_url(source, self._limits, self._timeout_seconds)
-            self._pipe = _Pipe(source, self._timeout_seconds)
+            self._pipe = Pipe(source, self._timeout_seconds)
             container = open_pipe(self._pipe.file or self._pipe, self._limits)
             self._pipe.raise_what_came()
             return container
@@ -286,6 +314,11 @@ class LiveVideo:
             if self._pipe is not None:
                 self._pipe.close()
                 self._pipe.raise_what_came()
+                if self._pipe.is_empty:
+                    raise VideoError(
+                        self.source,
+                        "is empty: no data came before its end. Check the program that writes into it.",
+                    ) from None
             raise VideoError(
                 self.source,
                 f"cannot be opened as video: {self._words(error)}. Check the address, and that FFmpeg knows what is "
@@ -297,6 +330,8 @@ class LiveVideo:
         return None if self._has_secrets else error
 
     def _words(self, error: Exception) -> str:
+        if isinstance(error, TimeoutError) and error.args == (NOTHING_OF_VIDEO,):
+            return f"{NOTHING_OF_VIDEO} for {self._timeout_seconds:g} s"
         if isinstance(error, TimeoutError | av.error.ExitError):
             return f"nothing came for {self._timeout_seconds:g} s"
         if isinstance(error, av.error.ArgumentError):
@@ -337,6 +372,14 @@ def _invents_times(kind: av.ContainerFormat) -> bool:
     return is_raw or kind.name.endswith("_pipe") or kind.name in ("image2pipe", "rawvideo")
 
 
+def _what_comes(decoder: av.VideoCodecContext, packet: av.Packet | None) -> list[av.VideoFrame]:
+    """What a decoder makes of a packet that is only partly for it, or of the end (None)."""
+    try:
+        return decoder.decode(packet)
+    except av.error.FFmpegError:
+        return []
+
+
 class _Damage:
     """Which frames are whole: those behind a key frame in the order of the packets, without damage in between."""
 
@@ -360,74 +403,6 @@ class _Damage:
             self._key = frame.pts
             self._first_behind_key = min((one for one in self._latest if one > frame.pts), default=math.inf)
         return self._key is not None and self._key <= frame.pts < self._first_behind_key
-
-
-class _Pipe:
-    """Bytes of standard input or a named pipe: a read gives what is there, and waits where there is nothing."""
-
-    def __init__(self, source: str, timeout_seconds: float) -> None:
-        self._timeout_seconds = timeout_seconds
-        is_standard = source == STANDARD_INPUT
-        self._descriptor = os.dup(sys.stdin.fileno()) if is_standard else os.open(source, os.O_RDONLY)
-        is_file = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
-        self._came: KeyboardInterrupt | None = None
-        self._num_bytes = 0
-        # where each read ended, and when it was: of what FFmpeg has read ahead, which it bounds
-        self._reads: deque[tuple[int, float]] = deque(maxlen=_MAX_READS_AHEAD)
-        self._latest: deque[bytes] = deque()
-        self._num_latest = 0
-        # standard input that is a file can be gone back in: some formats have their index at the end
-        self.file = os.fdopen(self._descriptor, "rb", closefd=False) if is_file else None
-
-    def read(self, num_bytes: int) -> bytes:
-        """Up to so many bytes; none at the end.
-
-        Raises:
-            TimeoutError: nothing came.
-        """
-        try:
-            # Windows can only wait for sockets
-            if os.name == "posix" and not select.select([self._descriptor], [], [], self._timeout_seconds)[0]:
-                raise TimeoutError
-            content = os.read(self._descriptor, num_bytes)
-            self._num_bytes += len(content)
-            self._reads.append((self._num_bytes, time.monotonic()))
-            self._keep(content)
-            return content
-        except KeyboardInterrupt as error:
-            # FFmpeg, which called this, would swallow it
-            self._came = error
-            return b""
-
-    def arrived(self, position: int) -> float:
-        """When the bytes before this one had come; positions ascend from call to call."""
-        while len(self._reads) > 1 and self._reads[0][0] < position:
-            self._reads.popleft()
-        return self._reads[0][1] if self._reads else time.monotonic()
-
-    def bytes_from(self, position: int) -> bytes:
-        """What came from this place on; nothing where that is long ago."""
-        if self.file is not None:
-            # Windows has no way to look without moving on
-            return b"" if os.name != "posix" else os.pread(self._descriptor, LARGEST_PACKET_BYTES, position)
-        start = position - (self._num_bytes - self._num_latest)
-        return b"".join(self._latest)[start:] if start >= 0 else b""
-
-    def _keep(self, data: bytes) -> None:
-        self._latest.append(data)
-        self._num_latest += len(data)
-        while self._num_latest - len(self._latest[0]) > LARGEST_PACKET_BYTES:
-            self._num_latest -= len(self._latest.popleft())
-
-    def raise_what_came(self) -> None:
-        """Raises the KeyboardInterrupt that came while `read` waited."""
-        if self._came is not None:
-            raise self._came
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
 
 class _Lag:
