@@ -21,6 +21,7 @@ from kinescan.data.video.table import (
     lay_out_frames,
     read_packets,
 )
+from kinescan.data.video.timeline import B_COMES_BEFORE
 from kinescan.data.video.transport import LARGEST_PACKET_BYTES, is_whole
 from kinescan.errors import ConfigError, KinescanError, VideoError
 
@@ -148,7 +149,7 @@ class Decoder:
         self._container.close()
 
     def decode(
-        self, start: int, *, wanted: set[int] | None = None, strict: bool = True
+        self, start: int, *, wanted: set[int] | None = None, strict: bool = True, anew: bool = False
     ) -> Iterator[tuple[int, av.VideoFrame]]:
         """Frames with their identities (see FrameTable), in the decoder's order, from the packet `start` on.
 
@@ -156,24 +157,35 @@ class Decoder:
             start: ordinal of a key packet, or 0.
             wanted: identities that matter: others may be left out, and decoding ends after the last of them.
             strict: raise Undecodable at the first damage; otherwise damaged packets and frames are left out.
+            anew: open the file once more instead of seeking in it: some demuxers do not get everywhere after a seek.
         """
         with only_video_errors(self.path):
-            yield from self._decode(start, wanted, strict)
+            if anew:
+                self._container.close()
+                self._open()
+            yield from self._decode(start, wanted, strict, seeks=not anew)
 
-    def _decode(self, start: int, wanted: set[int] | None, strict: bool) -> Iterator[tuple[int, av.VideoFrame]]:
-        codec, table = self.stream.codec_context, self.frames
+    def _decode(
+        self, start: int, wanted: set[int] | None, strict: bool, *, seeks: bool
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        table = self.frames
         skippable = wanted is not None and not table.by_rank and self.codec in SKIPPABLE_CODECS
+        # the decoder keeps the second picture of a packet for its next call, and loses it where it skips one
+        skippable = skippable and max(self.packets.num_pictures, default=1) == 1
         missing = None if wanted is None else set(wanted)
         rank, last_damage = -1, -1
         # a frame needs no packet that comes after its own: draining then gives what the decoder still holds back
         last = None if wanted is None or table.by_rank else self._last_packet(max(wanted))
-        for ordinal, packet in self._packets_from(start, last):
+        for ordinal, packet in self._packets_from(start, last, seeks=seeks):
+            # that of the file as it is open now: landing may have opened it once more
+            codec = self.stream.codec_context
             if skippable and wanted is not None:
                 codec.skip_frame = "DEFAULT" if self._belongs_to(ordinal, wanted) or ordinal == start else "NONREF"
+            had_size = codec.width > 0
             images, damaged = _decode_packet(codec, packet)
             if damaged:
                 last_damage = ordinal
-            if damaged and not codec.width:
+            if damaged and had_size and not codec.width:
                 self.refused_a_size = True
             for image in images:
                 self.limits.check_size(self.path, image.width, image.height)
@@ -203,9 +215,10 @@ class Decoder:
     def _belongs_to(self, ordinal: int, wanted: set[int]) -> bool:
         return ordinal in wanted or (ordinal in self.packets.second_fields and ordinal - 1 in wanted)
 
-    def _packets_from(self, start: int, last: int | None) -> Iterator[tuple[int, av.Packet | None]]:
+    def _packets_from(self, start: int, last: int | None, *, seeks: bool) -> Iterator[tuple[int, av.Packet | None]]:
         """Packets from `start` to `last`, stamped with their ordinals; then None, which drains the decoder."""
-        ordinal, packets = self._land(start)
+        self.stream.codec_context.skip_frame = "DEFAULT"
+        ordinal, packets = self._land(start) if seeks else (0, self._demux())
         try:
             for packet in packets:
                 if packet.size == 0:
@@ -223,7 +236,6 @@ class Decoder:
 
     def _land(self, start: int) -> tuple[int, Iterator[av.Packet]]:
         """Seeks to the packet `start` or somewhat before; opens the file anew where seeking does not get there."""
-        self.stream.codec_context.skip_frame = "DEFAULT"
         times = [time for time in (self.packets.pts[start], self.packets.dts[start]) if time is not None]
         # what comes along with the first packets, such as a palette, comes only once: a seek would lose it
         if times and not self.packets.lasting:
@@ -280,6 +292,8 @@ class Decoder:
         table = self._lay_out(packets.with_shown(timeless, False)) if timeless else self.frames
         place_of = {} if table.by_rank else {ordinal: place for place, ordinal in enumerate(table.identities)}
         early = {i for i in head if i < first_key} | timeless | _before(first_key, place_of)
+        if table.by_rank and self.codec in B_COMES_BEFORE:
+            early |= set(itertools.takewhile(lambda ordinal: packets.is_b[ordinal], range(first_key + 1, next_key)))
         if packets.clean[first_key] and not early:
             return set()
         seen: set[int] = set()
@@ -290,7 +304,8 @@ class Decoder:
             if not table.by_rank and frame.pts not in early:
                 # frames come in the order of display: what comes before this one and is not there yet, does not come
                 return (early | _before(frame.pts, place_of)) - seen
-        return set(head) - seen if seen else set()
+        lost = early if table.by_rank and self.codec in B_COMES_BEFORE else set(head)
+        return lost - seen if seen else set()
 
     def _demux(self) -> Iterator[av.Packet]:
         return self.clock.watch(self._container.demux(self.stream))

@@ -14,6 +14,8 @@ from kinescan.errors import VideoError
 
 # How many kinds FFmpeg may have more than PyAV knows of.
 _MAX_UNKNOWN_KINDS = 32
+# FFmpeg 8 takes the two bytes of these in the wrong order on their way to RGB, but swaps them well.
+_SWAPPED = {f"{order}{bits}be": f"{order}{bits}le" for order in ("rgb", "bgr") for bits in (555, 565)}
 
 
 def to_rgb(
@@ -32,6 +34,8 @@ def to_rgb(
     """
     width, height = (frame.width, frame.height) if size is None else size
     try:
+        if frame.format.name in _SWAPPED:
+            frame = reformatter.reformat(frame, format=_SWAPPED[frame.format.name])
         rgb = reformatter.reformat(frame, width=width, height=height, format="rgb24")
     except (av.error.FFmpegError, ValueError, MemoryError) as error:
         reason = f"its pixels ({frame.format.name}) cannot be converted to RGB: {error}."

@@ -1,6 +1,7 @@
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -364,18 +365,19 @@ class VideoReader:
     @cached_property
     def _first_frame(self) -> av.VideoFrame:
         decoder = self._decoder.again()
+        identity = decoder.frames.identities[0]
         try:
-            identity = decoder.frames.identities[0]
-            for _, frame in decoder.decode(0, wanted={identity}, strict=not self._allow_short):
-                return frame
-        except Undecodable:
-            pass
+            for wanted in ({identity}, None):
+                with suppress(Undecodable):
+                    for found, frame in decoder.decode(0, wanted=wanted, strict=not self._allow_short):
+                        if found == identity:
+                            return frame
         finally:
             decoder.close()
         raise self._explain()
 
     def _decode_wanted(self, places: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Each wanted frame once: first from the nearest starts; where that shows damage, from the file's start."""
+        """Each wanted frame once: first from the nearest starts; where that fails, from the file's start."""
         table = self._decoder.frames
         missing = {table.identities[place] for place in places}
         try:
@@ -384,14 +386,17 @@ class VideoReader:
                     missing.discard(identity)
                     yield identity, frame
         except Undecodable:
+            # whether a decoder gives a frame may depend on what comes behind it: now it gets everything
             try:
-                for identity, frame in self._decoder.decode(0, wanted=set(missing), strict=not self._allow_short):
-                    missing.discard(identity)
-                    yield identity, frame
+                for identity, frame in self._decoder.decode(0, strict=not self._allow_short, anew=True):
+                    if identity in missing:
+                        missing.discard(identity)
+                        yield identity, frame
+                    if not missing:
+                        return
             except Undecodable:
-                raise self._explain() from None
-            if missing:
-                raise self._explain() from None
+                pass
+            raise self._explain() from None
 
     def _to_rgb(self, frame: av.VideoFrame) -> torch.Tensor:
         """Upright [H, W, 3] pixels, as large as the first frame's."""
@@ -452,12 +457,8 @@ class VideoReader:
             given = [place_of[identity] for identity, _ in decoder.decode(0, strict=False) if identity in place_of]
         finally:
             decoder.close()
-        larger = decoder.limits.max_pixels
-        hint = (
-            f" Frames of more than {larger:,} pixels (data.max_pixels) are not decoded."
-            if decoder.refused_a_size
-            else ""
-        )
+        hint = f" Frames of more than {decoder.limits.max_pixels:,} pixels (data.max_pixels) are not decoded."
+        hint = hint if decoder.refused_a_size else ""
         if not given:
             return CutVideoError(
                 self.path,

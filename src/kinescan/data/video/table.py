@@ -13,6 +13,8 @@ from kinescan.data.video.timeline import TimedPacket, Timeline, read_timeline
 SKIPPABLE_CODECS = frozenset({"h264", "mpeg4", "mpeg2video", "mpeg1video"})
 # A packet of this size in MPEG-4 says "nothing new": filler after a packet that packs two frames.
 _MPEG4_FILLER_BYTES = 8
+# Codecs whose decoder's buffers carry something over from one key frame to the next.
+_CARRIES_OVER = frozenset({"dirac"})
 # What a packet may bring along that the decoder keeps: lost when decoding starts behind it.
 _LASTING = ("palette", "new_extradata", "param_change")
 
@@ -129,17 +131,19 @@ def read_packets(packets: Iterable[av.Packet], stream: av.VideoStream) -> Packet
                 num_empty += packet.pos is not None and packet.pos >= 0
                 continue
             data, ordinal = memoryview(packet), len(table.pts)
+            # some writers call "nothing new" a key where the picture before it was one
+            is_key = packet.is_keyframe and not (codec == "mpeg4" and packet.size <= _MPEG4_FILLER_BYTES)
             second_field, first_field = _second_field(first_field, pictures.lone_field(data))
             table.pts.append(packet.pts)
             table.dts.append(packet.dts)
             table.durations.append(packet.duration or 0)
             table.positions.append(packet.pos)
             table.sizes.append(packet.size)
-            table.key.append(packet.is_keyframe)
+            table.key.append(is_key)
             hidden = packet.is_discard or packet.is_corrupt or second_field or is_hidden(codec, data)
             table.shown.append(not hidden)
             table.is_b.append(reorder_depth > 0 and pictures.is_b(data))
-            table.clean.append(packet.is_keyframe and pictures.starts_clean(data))
+            table.clean.append(is_key and pictures.starts_clean(data))
             if second_field:
                 table.second_fields.add(ordinal)
                 table.durations[ordinal - 1] += 0 if packet.pts == table.pts[ordinal - 1] else table.durations[ordinal]
@@ -186,7 +190,7 @@ def lay_out_frames(packets: PacketTable, *, codec: str, format_name: str, has_ti
         last or packets.frame_seconds,
         by_rank=False,
         num_restarts=len(timeline.restarts),
-        from_first=bool(packets.lasting),
+        from_first=bool(packets.lasting) or codec in _CARRIES_OVER,
     )
 
 
@@ -207,7 +211,8 @@ def lay_out_decoded(packets: PacketTable, order: list[int]) -> FrameTable:
         starts,
         packets.frame_seconds,
         by_rank=False,
-        from_first=bool(packets.lasting),
+        # the second picture of a packet is decoded with the next: started in between, the two never meet
+        from_first=bool(packets.lasting) or max(packets.num_pictures, default=1) > 1,
     )
 
 

@@ -1,4 +1,4 @@
-_SYNC, _BLOCK_BYTES = 0x47, (188, 192, 204)
+_SYNC, _BLOCK_BYTES, _TIME_BYTES = 0x47, (188, 192, 204), 4
 
 LARGEST_PACKET_BYTES = 1 << 22
 """How many bytes from its start on have to be looked at to find a packet's end."""
@@ -19,6 +19,9 @@ def is_whole(data: bytes) -> bool:
         >>> is_whole(block + block), is_whole(block[:3] + bytes([0x10]) + bytes(184) + block)
         (True, False)
     """
+    if data[:1] != bytes([_SYNC]):
+        # blocks of 192 bytes begin with a time
+        data = data[_TIME_BYTES:]
     step = next((size for size in _BLOCK_BYTES if len(data) == size or data[size : size + 1] == bytes([_SYNC])), 0)
     if not step or data[0] != _SYNC:
         return False
