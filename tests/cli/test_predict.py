@@ -138,3 +138,14 @@ def test_the_reason_of_an_unreadable_file_stands_on_its_own_line(
     monkeypatch.setenv("COLUMNS", "80")
     result = kinescan("predict", str(many / "a/000.mp4"), "gone.mp4", "--model", str(model))
     assert "\ngone.mp4: there is no such file" in result.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("line", [("list", "models"), ("recipe", "own_videos_cpu")])
+def test_output_that_cannot_be_written_is_an_error_without_a_traceback(line: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "kinescan", *line], stdout=full, stderr=subprocess.PIPE, text=True, timeout=100
+        )
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "cannot be written" in result.stderr

@@ -1,8 +1,10 @@
 """What every verb prints: results on standard output, everything else on standard error."""
 
 import contextlib
+import errno
 import functools
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from kinescan.runtime.urls import mask_urls
 P = ParamSpec("P")
 
 DONE, FAILED, USAGE = 0, 1, 2
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 logger = logging.getLogger("kinescan")
 
@@ -90,6 +93,7 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
         start_logging()
         try:
             command(*args, **kwargs)
+            sys.stdout.flush()
         except KinescanError as error:
             if TRACEBACK in sys.argv:
                 print(mask_urls(traceback.format_exc()), file=sys.stderr, end="")
@@ -99,6 +103,14 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             print("stopped; what was printed or written until then is kept", file=sys.stderr)
             raise typer.Exit(FAILED) from None
         except BrokenPipeError:
+            raise typer.Exit(FAILED) from None
+        except OSError as error:
+            if error.filename is not None or error.errno not in _FULL:
+                raise
+            with contextlib.suppress(OSError):
+                # Nothing is left that Python would try to write at its end.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print(f"the output cannot be written ({error.strerror}). Free space, or redirect it.", file=sys.stderr)
             raise typer.Exit(FAILED) from None
 
     return run
