@@ -44,3 +44,16 @@ def test_help_loads_no_module_that_does_the_work(after_every_help: dict[str, Any
     rooms = {name.partition(".")[0] for name in ours}
     assert rooms <= {"cli", "runs", "runtime", "errors", "version"}
     assert {name for name in ours if name.startswith("runs")} == {"runs"}
+
+
+def test_listing_names_and_printing_a_recipe_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; from kinescan.cli.main import build_app\n"
+        "for line in (['list'], ['list', '--json'], ['recipe', 'own_videos_cpu']):\n"
+        "    build_app(only=line[0])(args=line, standalone_mode=False)\n"
+        "print(*sorted(sys.modules), file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert "pks4_vit_b16" in run.stdout
+    assert "numba" in run.stdout
+    assert {name.partition(".")[0] for name in run.stderr.split()} & HEAVY == set()

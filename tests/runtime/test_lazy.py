@@ -5,7 +5,7 @@ import pytest
 from kinescan.runtime.lazy import lazy_names
 
 
-@pytest.mark.parametrize("package", ["kinescan", "kinescan.data"])
+@pytest.mark.parametrize("package", ["kinescan", "kinescan.data", "kinescan.models"])
 def test_every_name_of_a_lazy_package_is_there(package: str) -> None:
     module = importlib.import_module(package)
     for name in module.__all__:

@@ -1,14 +1,22 @@
-"""Models from clips to class logits, their weights, and the zoo that makes them by name."""
+"""Models from clips to class logits, their weights, and the zoo that makes them by name.
 
-from kinescan.models.classifier import VideoClassifier
-from kinescan.models.pks4 import PKS4, PKS4Config, PKS4State
-from kinescan.models.videomamba.tuned import TunedVideoMamba
-from kinescan.models.videomamba.tuners.ssp import SSPConfig, SSPVideoMamba
-from kinescan.models.videomamba.videomamba import VideoMamba, VideoMambaConfig
-from kinescan.models.vit.vit import VisionTransformer, ViTConfig
-from kinescan.models.weights.load_report import LoadReport
-from kinescan.models.weights.vit_weights import read_checkpoint
-from kinescan.models.zoo import create_model, from_pretrained, list_models
+Each name is loaded when it is first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from kinescan.runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from kinescan.models.classifier import VideoClassifier
+    from kinescan.models.pks4 import PKS4, PKS4Config, PKS4State
+    from kinescan.models.videomamba.tuned import TunedVideoMamba
+    from kinescan.models.videomamba.tuners.ssp import SSPConfig, SSPVideoMamba
+    from kinescan.models.videomamba.videomamba import VideoMamba, VideoMambaConfig
+    from kinescan.models.vit.vit import VisionTransformer, ViTConfig
+    from kinescan.models.weights.load_report import LoadReport
+    from kinescan.models.weights.vit_weights import read_checkpoint
+    from kinescan.models.zoo import create_model, from_pretrained, list_models
 
 __all__ = [
     "PKS4",
@@ -28,3 +36,19 @@ __all__ = [
     "list_models",
     "read_checkpoint",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "kinescan.models.classifier": ["VideoClassifier"],
+        "kinescan.models.pks4": ["PKS4", "PKS4Config", "PKS4State"],
+        "kinescan.models.videomamba.tuned": ["TunedVideoMamba"],
+        "kinescan.models.videomamba.tuners.ssp": ["SSPConfig", "SSPVideoMamba"],
+        "kinescan.models.videomamba.videomamba": ["VideoMamba", "VideoMambaConfig"],
+        "kinescan.models.vit.vit": ["VisionTransformer", "ViTConfig"],
+        "kinescan.models.weights.load_report": ["LoadReport"],
+        "kinescan.models.weights.vit_weights": ["read_checkpoint"],
+        "kinescan.models.zoo": ["create_model", "from_pretrained", "list_models"],
+    },
+    ("catalog", "saving"),
+)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from kinescan.errors import CheckpointError, ConfigError
+from kinescan.models.catalog import IMAGE_MODELS, TUNED, VIDEOMAMBAS
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.pks4 import PKS4
 from kinescan.models.saving import saved_model
@@ -42,24 +43,6 @@ class Architecture:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-_L14 = {
-    "width": 1024,
-    "depth": 24,
-    "heads": 16,
-    "mlp_dim": 4096,
-    "embed_dim": 768,
-    "patch_size": 14,
-    "insert_after": 16,
-}
-_TI16 = {"width": 192, "heads": 3, "mlp_dim": 768, "embed_dim": 192}
-_AVERAGING = {"scanner": False, "correlation": False, "variation": False, "class_token_route": "none"}
-
-_VIDEOMAMBA: dict[str, dict[str, Any]] = {
-    "videomamba_tiny": {"width": 192, "depth": 24},
-    "videomamba_small": {"width": 384, "depth": 24},
-    "videomamba_middle": {"width": 576, "depth": 32},
-}
-
 TUNERS: dict[str, type[TunedVideoMamba]] = {
     "ssp": SSPVideoMamba,
     "full": FullVideoMamba,
@@ -71,17 +54,12 @@ TUNERS: dict[str, type[TunedVideoMamba]] = {
 """What may be trained of, or on top of, a VideoMamba; each gives the models TUNER_videomamba_SIZE."""
 
 MODELS: dict[str, Architecture] = {
-    "vit_ti16": Architecture(PKS4, _TI16 | _AVERAGING),
-    "vit_b16": Architecture(PKS4, _AVERAGING),
-    "vit_l14": Architecture(PKS4, _L14 | _AVERAGING),
-    "pks4_vit_ti16": Architecture(PKS4, _TI16),
-    "pks4_vit_b16": Architecture(PKS4),
-    "pks4_vit_l14": Architecture(PKS4, _L14),
-    **{name: Architecture(VideoMamba, sizes) for name, sizes in _VIDEOMAMBA.items()},
+    **{name: Architecture(PKS4, settings) for name, settings in IMAGE_MODELS.items()},
+    **{name: Architecture(VideoMamba, settings) for name, settings in VIDEOMAMBAS.items()},
     **{
-        f"{tuner}_{name}": Architecture(model, _VIDEOMAMBA[name])
+        name: Architecture(model, settings)
         for tuner, model in TUNERS.items()
-        for name in _VIDEOMAMBA
+        for name, settings in TUNED[tuner].items()
     },
 }
 

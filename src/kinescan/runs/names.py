@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from kinescan.data.listing import DATASETS
 from kinescan.errors import ConfigError
-from kinescan.models.zoo import MODELS, list_models
+from kinescan.models.catalog import CATALOG
 from kinescan.runtime.backend_names import Backend
 from kinescan.runtime.files import read_text, read_toml
 from kinescan.runtime.recipe_files import packaged_recipes
@@ -52,7 +52,7 @@ def list_names(kind: str | None = None, *, recipes: str | Path | None = None) ->
 
 
 def _models() -> dict[str, str]:
-    return {name: _summary(MODELS[name].settings) for name in list_models()}
+    return {name: _summary(CATALOG[name]) for name in sorted(CATALOG)}
 
 
 def _recipes(folder: str | Path | None) -> dict[str, str]:

@@ -1,0 +1,48 @@
+"""Names of the models that come with kinescan, and the settings that each stands for; loads no torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_L14 = {
+    "width": 1024,
+    "depth": 24,
+    "heads": 16,
+    "mlp_dim": 4096,
+    "embed_dim": 768,
+    "patch_size": 14,
+    "insert_after": 16,
+}
+_TI16 = {"width": 192, "heads": 3, "mlp_dim": 768, "embed_dim": 192}
+_AVERAGING = {"scanner": False, "correlation": False, "variation": False, "class_token_route": "none"}
+
+_VIDEOMAMBA: dict[str, dict[str, Any]] = {
+    "videomamba_tiny": {"width": 192, "depth": 24},
+    "videomamba_small": {"width": 384, "depth": 24},
+    "videomamba_middle": {"width": 576, "depth": 32},
+}
+
+TUNER_NAMES = ("ssp", "full", "head_only", "adapter", "st_adapter", "vpt")
+"""What may be trained of, or on top of, a VideoMamba; each gives the models TUNER_videomamba_SIZE."""
+
+IMAGE_MODELS: dict[str, Mapping[str, Any]] = {
+    "vit_ti16": _TI16 | _AVERAGING,
+    "vit_b16": _AVERAGING,
+    "vit_l14": _L14 | _AVERAGING,
+    "pks4_vit_ti16": _TI16,
+    "pks4_vit_b16": {},
+    "pks4_vit_l14": _L14,
+}
+"""PKS4 models: name -> fields of the config that differ from their defaults; so below."""
+
+VIDEOMAMBAS: dict[str, Mapping[str, Any]] = dict(_VIDEOMAMBA)
+TUNED: dict[str, dict[str, Mapping[str, Any]]] = {
+    tuner: {f"{tuner}_{name}": sizes for name, sizes in _VIDEOMAMBA.items()} for tuner in TUNER_NAMES
+}
+"""By tuner."""
+
+CATALOG: dict[str, Mapping[str, Any]] = {
+    **IMAGE_MODELS,
+    **VIDEOMAMBAS,
+    **{name: sizes for models in TUNED.values() for name, sizes in models.items()},
+}
+"""All of them; `kinescan.models.zoo.MODELS` adds their classes."""
