@@ -221,9 +221,36 @@ def constant(onnx: Any, value: float = 2.0) -> tuple[list[Any], list[Any]]:
 
 
 def huge(onnx: Any) -> tuple[list[Any], list[Any]]:
-    size = onnx.numpy_helper.from_array(np.array([10**12], np.int64), "size")
+    size = onnx.numpy_helper.from_array(np.array([2**33], np.int64), "size")
+    byte = onnx.numpy_helper.from_array(np.array([1], np.int8))
     make = onnx.helper.make_node
-    return [make("ConstantOfShape", ["size"], ["big"]), make("ReduceMax", ["big"], ["x"], keepdims=0)], [size]
+    nodes = [make("ConstantOfShape", ["size"], ["bytes"], value=byte), make("Cast", ["bytes"], ["big"], to=1)]
+    return [*nodes, make("ReduceMax", ["big"], ["x"], keepdims=0)], [size]
+
+
+def huge_by_its_clip(onnx: Any) -> tuple[list[Any], list[Any]]:
+    arrays = {"much": np.array([1e12], np.float32)}
+    make = onnx.helper.make_node
+    nodes = [make("ReduceMax", ["clip"], ["most"], keepdims=0), make("Add", ["most", "much"], ["sum1"])]
+    nodes += [make("Cast", ["sum1"], ["size"], to=7), make("ConstantOfShape", ["size"], ["big"])]
+    nodes += [make("ReduceMax", ["big"], ["x"], keepdims=0)]
+    return nodes, [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+
+
+def sparse_elsewhere(onnx: Any) -> tuple[list[Any], list[Any]]:
+    _, [values] = elsewhere("../../x")(onnx)
+    indices = onnx.numpy_helper.from_array(np.array([0], np.int64), "indices")
+    node = onnx.helper.make_node("Constant", [], ["held"])
+    held = onnx.helper.make_sparse_tensor(values, indices, [1])
+    node.attribute.append(onnx.helper.make_attribute("sparse_value", held))
+    return [node, onnx.helper.make_node("ReduceMax", ["held"], ["x"], keepdims=0)], []
+
+
+def branching_over_nothing(onnx: Any) -> tuple[list[Any], list[Any]]:
+    value = onnx.helper.make_tensor_value_info("x1", 1, [])
+    inner = onnx.helper.make_graph([], "inner", [], [value], [onnx.numpy_helper.from_array(np.float32(1), "x1")])
+    node = onnx.helper.make_node("If", ["true"], ["x"], then_branch=inner, else_branch=inner)
+    return [node], [onnx.numpy_helper.from_array(np.array(True), "true")]
 
 
 def endless(onnx: Any) -> tuple[list[Any], list[Any]]:
@@ -260,8 +287,11 @@ def test_onnx_graphs_that_loop_or_name_other_files_are_refused(folder: Path) -> 
     write_onnx(folder, endless)
     with pytest.raises(CheckpointError, match="holds Loop: only graphs of standard operators"):
         load_exported(folder)
-    for place in ("/etc/passwd", "../../x", "*/_ORT_MEM_ADDR_/*"):
-        write_onnx(folder, elsewhere(place))
+    write_onnx(folder, branching_over_nothing)
+    with pytest.raises(CheckpointError, match="holds If: only graphs of standard operators"):
+        load_exported(folder)
+    for make in (*map(elsewhere, ("/etc/passwd", "../../x", "*/_ORT_MEM_ADDR_/*")), sparse_elsewhere):
+        write_onnx(folder, make)
         with pytest.raises(CheckpointError, match="only names of files in that folder itself"):
             load_exported(folder)
     (folder / "outside").symlink_to("/etc/passwd")
@@ -278,6 +308,9 @@ def test_onnx_graphs_that_loop_or_name_other_files_are_refused(folder: Path) -> 
 
 def test_an_onnx_graph_that_asks_for_all_memory_fails_alone(folder: Path) -> None:
     write_onnx(folder, huge)
+    with pytest.raises(CheckpointError, match="which no model of videos needs"):
+        load_exported(folder)
+    write_onnx(folder, huge_by_its_clip)
     exported = load_exported(folder)
     with pytest.raises(CheckpointError, match=r"fails on a clip .* (memory|size)"):
         exported(torch.zeros(1, 4, 3, 32, 32))
@@ -299,6 +332,21 @@ def write_openvino(folder: Path, make: Callable[[Any], Any]) -> None:
     made.outputs[0].tensor.set_names({"logits"})
     openvino.save_model(made, folder / "model.xml", compress_to_fp16=False)
     change(folder, format="openvino", file="model.xml", files=["model.xml", "model.bin"])
+
+
+def test_only_openvino_s_own_format_is_opened_under_its_name(folder: Path) -> None:
+    pytest.importorskip("openvino")
+    write_onnx(folder, elsewhere("../../x"))
+    (folder / "model.onnx").rename(folder / "model.xml")
+    change(folder, format="openvino", file="model.xml", files=["model.xml"])
+    (folder / "model.bin").write_bytes(b"\0")
+    with pytest.raises(CheckpointError, match=r"model\.xml cannot be opened \((?!Exception from|Check)"):
+        load_exported(folder)
+    write_onnx(folder, constant)
+    (folder / "model.onnx").rename(folder / "model.xml")
+    change(folder, format="openvino", file="model.xml", files=["model.xml"])
+    with pytest.raises(CheckpointError, match=r"model\.xml cannot be opened"):
+        load_exported(folder)
 
 
 def test_openvino_graphs_of_absurd_sizes_or_links_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -92,7 +93,9 @@ def trace(model: VideoClassifier, shape: Shape) -> ExportedProgram:
 def first_line(error: Exception) -> str:
     """What an error says first; exporters append long logs."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    # OpenVINO begins with the places in its source that the error came through.
+    telling = [line for line in lines if not re.match(r"Exception from \S+:\d+:$|Check '.*' failed at \S+:$", line)]
+    return (telling or lines or [type(error).__name__])[0]
 
 
 def _write_torch(model: VideoClassifier, shape: Shape, path: Path) -> None:
@@ -157,10 +160,11 @@ def _open_openvino(path: Path, precision: Precision, num_threads: int) -> Runner
     hint = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}[precision]
     settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": num_threads}
     inside(path.parent, path.with_suffix(".bin").name, error=CheckpointError)
-    core = openvino.Core()
-    model = core.read_model(path)
+    # Of OpenVINO's own format: left to itself, it takes an ONNX or TensorFlow file under this name, which names files.
+    reader = importlib.import_module("openvino.frontend").FrontEndManager().load_by_framework("ir")
+    model = reader.convert(reader.load(path))
     check_openvino(model, path)
-    compiled = core.compile_model(model, "CPU", settings)
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
     chosen = compiled.get_property("INFERENCE_PRECISION_HINT")
     if chosen != hint:
         logger.warning("%s: this processor computes in %s instead of %s", path, chosen.to_string(), precision)

@@ -207,7 +207,7 @@ def read_record(folder: str | Path) -> ExportRecord:
     try:
         record = build_settings(ExportRecord, content)
     except ConfigError as error:
-        raise CheckpointError(f"{path} is damaged ({error}). Export the model again.") from error
+        raise CheckpointError(f"{path} is damaged: {error} Export the model again.") from error
     usual = FORMATS[record.format].file
     if record.file != usual:
         raise CheckpointError(f"{path} is damaged: its file must be {usual!r}, not {record.file!r}. Export it again.")

@@ -17,6 +17,7 @@ MAX_VALUES = 2**30
 """Of one intermediate result for one clip."""
 MAX_CONSTANT_BYTES = 2**30
 """Of all that a graph makes of constants alone, above what its files hold."""
+_LONGEST_SHAPE_BYTES = 4096
 _PLAIN_DOMAINS = ("", "ai.onnx")
 _OPENVINO_CONTROL = ("Loop", "TensorIterator", "If", "ReadValue", "Assign")
 
@@ -36,7 +37,8 @@ def check_onnx(path: Path) -> None:
     except Exception as error:
         raise CheckpointError(f"{path} is no ONNX file ({error}). It is damaged; export the model again.") from error
     domains = {str(node.domain) for node in model.graph.node} - set(_PLAIN_DOMAINS)
-    nested = {str(node.op_type) for node in model.graph.node for held in node.attribute if held.g.node or held.graphs}
+    attributes = [(str(node.op_type), held) for node in model.graph.node for held in node.attribute]
+    nested = {kind for kind, held in attributes if held.HasField("g") or held.graphs}
     control = nested | ({"functions"} if model.functions else set())
     if domains or control:
         held = ", ".join(sorted(control | {f"operators of {domain}" for domain in domains})[:5])
@@ -44,11 +46,38 @@ def check_onnx(path: Path) -> None:
             f"{path} holds {held}: only graphs of standard operators, without loops and branches, are opened, as "
             "`kinescan export` writes them. Export the model again."
         )
-    tensors = [*model.graph.initializer, *(held.t for node in model.graph.node for held in node.attribute)]
-    for tensor in tensors:
+    sparse = [*model.graph.sparse_initializer, *(part for _, held in attributes for part in _sparse_tensors(held))]
+    tensors = [*model.graph.initializer, *(part for _, held in attributes for part in (held.t, *held.tensors))]
+    for tensor in [*tensors, *(part for held in sparse for part in (held.values, held.indices))]:
         for entry in tensor.external_data:
             if entry.key == "location":
                 require_regular(inside(path.parent, entry.value, error=CheckpointError), error=CheckpointError)
+    _check_onnx_sizes(onnx, model, path)
+
+
+def _check_onnx_sizes(onnx: Any, model: Any, path: Path) -> None:
+    """Passes a graph whose results, as far as they are fixed, are of sane sizes; `model` is used up."""
+    for tensor in model.graph.initializer:
+        # Shapes come from short tensors; the others would only be copied.
+        if len(tensor.raw_data) > _LONGEST_SHAPE_BYTES:
+            tensor.ClearField("raw_data")
+    try:
+        # Not with data_prop, which makes results itself, of any size.
+        known = onnx.shape_inference.infer_shapes(model).graph
+    # What it finds fault with, the runtime refuses, too.
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged ({error}). Export the model again.") from error
+    for value in (*known.value_info, *known.output):
+        sizes = [int(dimension.dim_value) for dimension in value.type.tensor_type.shape.dim]
+        if math.prod(size for size in sizes if size > 0) > MAX_VALUES:
+            raise CheckpointError(
+                f"{path}: its result {value.name!r} has the shape {sizes}, which no model of videos needs. It is "
+                "damaged; export the model again."
+            )
+
+
+def _sparse_tensors(attribute: Any) -> tuple[Any, ...]:
+    return (attribute.sparse_tensor, *attribute.sparse_tensors)
 
 
 @cache

@@ -69,4 +69,4 @@ def _build(config: dict[str, Any], folder: Path) -> VideoClassifier:
             preprocessing=build_settings(Preprocessing, preprocessing, where="preprocessing"),
         )
     except (ConfigError, KeyError) as error:
-        raise CheckpointError(f"{folder}/config.json does not fit {name}: {error}. Export it again.") from error
+        raise CheckpointError(f"{folder}/config.json does not fit {name}: {error} Export it again.") from error

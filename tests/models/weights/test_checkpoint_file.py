@@ -2,6 +2,7 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -183,9 +184,26 @@ def test_damaged_files_are_errors(tmp_path: Path) -> None:
 
 
 def test_other_content_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(CheckpointError, match=r"neither safetensors nor .*b'version h'.*git lfs pull"):
-        read_checkpoint(tmp_path / "pointer.safetensors")
+    for content, named in (
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\x93NUMPY\x01\x00v\x00", "NumPy"),
+        (b"\x1f\x8b\x08\x00", "gzip"),
+        (b"<!DOCTYPE html>", "a page of text"),
+        (b"sys_info".ljust(257, b"\0") + b"ustar  \0", "a tar archive"),
+        (b"cposix\nmkdir\n.", "neither safetensors nor"),
+    ):
+        (tmp_path / "other.pth").write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"other\.pth is .*{named}.*Give safetensors"):
+            read_checkpoint(tmp_path / "other.pth")
+    np.savez(tmp_path / "a.npz", np.zeros(1))
+    with pytest.raises(CheckpointError, match=r"a\.npz is a file of NumPy"):
+        read_checkpoint(tmp_path / "a.npz")
+    torch.save(STATE, tmp_path / "late.pth", pickle_protocol=4)
+    with pytest.raises(CheckpointError, match=r"late\.pth .*pickle protocol 4"):
+        read_checkpoint(tmp_path / "late.pth")
+    torch.save({"a": torch.ones(1).expand(5)}, tmp_path / "repeated.pth")
+    with pytest.raises(CheckpointError, match=r"repeated\.pth: a tensor \[5\]"):
+        read_checkpoint(tmp_path / "repeated.pth")
     (tmp_path / "empty.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="neither safetensors nor"):
         read_checkpoint(tmp_path / "empty.pt")

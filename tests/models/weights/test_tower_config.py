@@ -169,6 +169,9 @@ def test_layer_scale_in_a_clip_tower_keeps_clip_s_epsilon() -> None:
         ({"model_cfg": "ViT-B-32"}, "model_cfg .* must be an object"),
         ({"model_cfg": {"vision_cfg": {"pool_type": "attn"}}}, "pools by 'attn'"),
         ({"architecture": ["vit"]}, "architecture .* must be a text"),
+        ({"model_type": ["vit"]}, "model_type .* must be a text"),
+        ({"model_type": "clip_vision_model"}, "of a 'clip_vision_model', its tensors are those of a ViT"),
+        ({"model_type": "llava", "vision_config": {"model_type": "siglip_vision_model"}}, "'siglip_vision_model', its"),
         ({"image_mean": 0.5, "image_std": 0.5}, "mean of the pixels .* must be 3 numbers"),
     ],
 )

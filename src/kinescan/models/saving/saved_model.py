@@ -17,7 +17,7 @@ from kinescan.models.saving.location import EXPORT_FILE, locate_model
 from kinescan.models.weights.hub import download
 from kinescan.models.weights.tensor_file import read_safetensors
 from kinescan.runtime.escaping import to_json
-from kinescan.runtime.files import inside, read_json_object
+from kinescan.runtime.files import inside, read_json_object, require_regular
 from kinescan.version import __version__
 
 CONFIG_FILE, WEIGHTS_FILE = location.CONFIG_FILE, location.WEIGHTS_FILE
@@ -81,7 +81,9 @@ def read_config(folder: Path) -> SavedModel:
         CheckpointError: it is missing, broken, of something else, or of a newer kinescan.
     """
     path = folder / CONFIG_FILE
-    if not path.is_file():
+    if path.exists():
+        require_regular(path, error=CheckpointError)
+    else:
         held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
         raise CheckpointError(
             f"{folder} has no {CONFIG_FILE}; it holds: {held}. A saved model has {WEIGHTS_FILE} and {CONFIG_FILE}; "
@@ -117,7 +119,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing or damaged.
     """
     path = folder / WEIGHTS_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}. Save or fetch the model again.")
     return read_safetensors(inside(folder, WEIGHTS_FILE, error=CheckpointError))
 

@@ -24,7 +24,7 @@ _WEIGHT_FILES = {
     "pytorch_model.bin.index.json": ("pytorch_model-*.bin",),
     "open_clip_pytorch_model.bin": (),
 }
-_ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
+_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
 _WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _MAX_WRAPPERS = 8
@@ -36,6 +36,16 @@ _CONVERT = (
     "save_file({k: v.contiguous() for k, v in state.items() if hasattr(v, 'contiguous')}, sys.argv[2])\" "
     "IN.pth OUT.safetensors"
 )
+_GIVE = "Give safetensors, or a state dict that torch.save wrote."
+_OTHER_KINDS = {".npz": "NumPy", ".pt2": "torch.export (a program)"}
+_OTHER_STARTS = {
+    b"version https://git-lfs": "a pointer that git left in place of a large file; fetch that: git lfs pull",
+    b"\x93NUMPY": "an array of NumPy",
+    b"\x1f\x8b": "packed with gzip; unpack it first",
+    b"\x89HDF": "HDF5, as Keras writes it",
+    b"<": "a page of text, such as a server's answer in place of the file",
+    b"{": "JSON",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +81,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     Raises:
         CheckpointError: nothing there, damaged, or a pickle that would run code.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if not path.exists():
         wanted = "a checkpoint file, a folder that holds one, a run's folder, or a hub name (ORG/NAME)"
         path = _download(locate_model(source, wanted=wanted), revision)
@@ -160,7 +170,11 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> Any:
-    head = read_head(path, 9, error=CheckpointError)
+    head = read_head(path, 512, error=CheckpointError)
+    if path.suffix in (".npz", ".pt2"):
+        raise CheckpointError(
+            f"{path} is a file of {_OTHER_KINDS[path.suffix]}, from which no tensors are read. {_GIVE}"
+        )
     try:
         if head[:2] == b"PK":
             return read_torchscript(path) if is_torchscript(path) else read_saved(path)
@@ -170,10 +184,12 @@ def _read_file(path: Path) -> Any:
             return read_saved(path)
     except PickleRefused as refused:
         raise CheckpointError(_refusal(path, refused)) from None
-    raise CheckpointError(
-        f"{path} is neither safetensors nor a file of torch.save nor a TorchScript archive (it starts with {head!r}). "
-        "If it was fetched with git, the large files may be missing: run `git lfs pull`."
-    )
+    kind = next((kind for start, kind in _OTHER_STARTS.items() if head.startswith(start)), None)
+    if head[257:262] == b"ustar":
+        kind = "a tar archive, such as torch wrote before its version 0.2"
+    if kind is None:
+        kind = f"neither safetensors nor a file of torch.save nor a TorchScript archive (it starts with {head[:9]!r})"
+    raise CheckpointError(f"{path} is {kind}. {_GIVE}")
 
 
 def _refusal(path: Path, refused: PickleRefused) -> str:

@@ -126,8 +126,8 @@ def find_tower(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Te
 
 
 def describe_layouts() -> str:
-    """One line for each layout that is understood, for error messages."""
-    return "\n".join(f"  {what}: {marker}, ..." for marker, what in MARKERS.values())
+    """Every layout that is understood, with a name that tells it, in one line for error messages."""
+    return "; ".join(f"{what}: {marker}, ..." for marker, what in MARKERS.values())
 
 
 def _public_name(layout: str) -> str:

@@ -46,6 +46,16 @@ HUGGING_FACE_DEFAULTS = {
     "vit_msn": ("gelu", 1e-6, 12),
 }
 
+HUGGING_FACE_FAMILIES = {
+    **{kind: "clip" for kind, usual in HUGGING_FACE_DEFAULTS.items() if usual == _CLIP},
+    **{kind: "siglip" for kind, usual in HUGGING_FACE_DEFAULTS.items() if usual[:2] == _SIGLIP[:2]},
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), "dinov2"),
+    "dinov3_vit": "dinov3",
+    **dict.fromkeys(("vit", "vit_mae", "vit_msn", "ijepa", "dpt", "flava_image_model"), "vit"),
+}
+"""model_type -> the family that the names of such a tower's tensors tell."""
+HUGGING_FACE_NAMES = {"clip": "CLIP", "siglip": "SigLIP", "dinov2": "DINOv2", "dinov3": "DINOv3", "vit": "ViT"}
+
 # Names whose towers turn queries and keys by tables that are not among their tensors: Perception Encoder, rope ViTs.
 ROTARY_NAMES = r"(?i)(^|[^a-z0-9])(rope|pe[-_](core|lang|spatial)|eva02|naflex|naflexvit|mlcd)([^a-z0-9]|$)"
 EVA_SIZES = {(1408, 40), (1024, 24)}

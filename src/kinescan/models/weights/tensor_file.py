@@ -85,7 +85,7 @@ def read_saved(path: Path) -> Any:
             # A file, not its path: torch.load would go by the ending.
             content = torch.load(file, map_location="cpu", weights_only=True)
         for tensor in walk_tensors(content):
-            check_tensor(tensor)
+            check_tensor(tensor, path)
         return content
     except (PickleRefused, CheckpointError):
         raise
@@ -152,7 +152,12 @@ def check_pickle(file: Any, allowed: Callable[[str], Any] = ALLOWED_NAMES.fullma
         name, argument = opcode.name, cast(Any, value)
         if name == "GLOBAL" and not allowed(str(argument)):
             raise PickleRefused(f"it asks for {argument}", str(argument).replace(" ", "."))
-        if name in _NEVER_WRITTEN or opcode.proto > _PROTOCOL:
+        if opcode.proto > _PROTOCOL:
+            raise PickleRefused(
+                f"it is of pickle protocol {opcode.proto} or later, which torch.load takes no tensors from; "
+                "leave out pickle_protocol=... in torch.save"
+            )
+        if name in _NEVER_WRITTEN:
             raise PickleRefused(f"it has the instruction {name}, which torch.save does not write")
         if name == "MARK":
             marks.append(len(stack))
@@ -187,8 +192,12 @@ def walk_tensors(content: Any) -> Iterator[Tensor]:
             waiting.extend(value.values() if isinstance(value, dict) else value)
 
 
-def check_tensor(tensor: Tensor) -> None:
+def check_tensor(tensor: Tensor, path: Path) -> None:
     """Passes a dense tensor in memory that is no larger than what was read for it.
+
+    Args:
+        tensor: as it was read.
+        path: the file, for the error.
 
     Raises:
         CheckpointError: it is sparse, quantised, of another device, or repeats what was read.
@@ -197,7 +206,8 @@ def check_tensor(tensor: Tensor) -> None:
     if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         kind = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}".replace("torch.", "")
         raise CheckpointError(
-            f"a tensor {list(tensor.shape)} ({kind}) does not hold all of its own values. Save contiguous tensors."
+            f"{path}: a tensor {list(tensor.shape)} ({kind}) does not hold all of its own values. Save contiguous "
+            "tensors."
         )
 
 

@@ -58,7 +58,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
             root = archive.namelist()[0].split("/")[0]
             with archive.open(f"{root}/data.pkl") as attributes:
                 module = _AttributeReader(attributes).load()
-            storages = _Storages(archive, f"{root}/data")
+            storages = _Storages(archive, f"{root}/data", path)
             return {name: storages.tensor(record) for name, record in _tensors_of(module)}
     except CheckpointError:
         raise
@@ -129,8 +129,8 @@ class _AttributeReader(pickle.Unpickler):
 class _Storages:
     """Reads each storage of an archive once."""
 
-    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
-        self._archive, self._folder = archive, folder
+    def __init__(self, archive: zipfile.ZipFile, folder: str, path: Path) -> None:
+        self._archive, self._folder, self._path = archive, folder, path
         self._read: dict[str, Tensor] = {}
 
     def tensor(self, record: _TensorRecord) -> Tensor:
@@ -139,7 +139,7 @@ class _Storages:
             content = bytearray(self._archive.read(f"{self._folder}/{key}"))
             self._read[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         tensor = self._read[key].as_strided(record.size, record.stride, record.offset)
-        check_tensor(tensor)
+        check_tensor(tensor, self._path)
         return tensor
 
 

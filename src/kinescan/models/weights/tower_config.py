@@ -8,7 +8,12 @@ from kinescan.errors import CheckpointError
 from kinescan.models.weights.checkpoint_file import Checkpoint
 from kinescan.models.weights.conventions import CONVENTIONS
 from kinescan.models.weights.layouts import Family
-from kinescan.models.weights.published_towers import HUGGING_FACE_DEFAULTS, ROTARY_NAMES
+from kinescan.models.weights.published_towers import (
+    HUGGING_FACE_DEFAULTS,
+    HUGGING_FACE_FAMILIES,
+    HUGGING_FACE_NAMES,
+    ROTARY_NAMES,
+)
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 _OTHER_NAMES = {
@@ -64,12 +69,17 @@ class _Reader:
 
     def hugging_face(self, family: Family) -> dict[str, Any]:
         vision = self._part(self.settings, "vision_config") or self.settings
-        kind = vision.get("model_type", self.settings["model_type"])
+        kind = self._text(vision, "model_type") or self._text(self.settings, "model_type")
         if kind not in HUGGING_FACE_DEFAULTS:
             raise CheckpointError(
                 f"{self.source}: its config.json is of a {kind!r}, whose vision tower is not known to be one of ours. "
                 f"Known: {', '.join(sorted(HUGGING_FACE_DEFAULTS))}. Take config.json away (and give heads=...) where "
                 "you know that the tower is a plain one."
+            )
+        if HUGGING_FACE_FAMILIES.get(kind, family) != family:
+            raise CheckpointError(
+                f"{self.source}: its config.json is of a {kind!r}, its tensors are those of a "
+                f"{HUGGING_FACE_NAMES[family]}. One of the two files is another model's; fetch both again."
             )
         # Hugging Face leaves out what equals its default.
         activation, norm_eps, heads = HUGGING_FACE_DEFAULTS[kind]

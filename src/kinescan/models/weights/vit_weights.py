@@ -85,7 +85,7 @@ def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretra
         merge = " These are adapters (LoRA) alone: merge them into their model and save that." if adapter else ""
         raise CheckpointError(
             f"{checkpoint.source} fits no layout of a vision transformer. It holds {len(names)} tensors: "
-            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}.{merge} Expected one of:\n{describe_layouts()}"
+            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}.{merge} Expected one of: {describe_layouts()}"
         )
     if layout == "kinescan":
         return _read_own(checkpoint)
