@@ -185,7 +185,7 @@ def test_records_of_the_wrong_kind_are_damaged(folder: Path, fields: dict[str, A
 
 
 def test_an_export_of_another_model_is_refused_at_its_first_clip(folder: Path) -> None:
-    change(folder, labels=["a", "b"])
+    change(folder, labels=["a", "b"], num_classes=2)
     exported = load_exported(folder, allow_code=True)
     with pytest.raises(CheckpointError, match=r"gives torch.float32 \[1, 4\] where float32 \[1, 2\] belongs"):
         exported(torch.zeros(1, 4, 3, 32, 32))

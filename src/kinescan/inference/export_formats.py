@@ -163,6 +163,10 @@ def _open_openvino(path: Path, precision: Precision, num_threads: int) -> Runner
     # Of OpenVINO's own format: left to itself, it takes an ONNX or TensorFlow file under this name, which names files.
     reader = importlib.import_module("openvino.frontend").FrontEndManager().load_by_framework("ir")
     model = reader.convert(reader.load(path))
+    if (len(model.inputs), len(model.outputs)) != (1, 1):
+        raise CheckpointError(
+            f"{path} cannot be opened: it holds no graph from a clip to logits. Export the model again."
+        )
     check_openvino(model, path)
     compiled = openvino.Core().compile_model(model, "CPU", settings)
     chosen = compiled.get_property("INFERENCE_PRECISION_HINT")

@@ -142,7 +142,25 @@ def adapter(folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "nobody/nothing"}')
 
 
+def linked_elsewhere(name):
+    def work(folder):
+        (folder / name).rename(folder.parent / name)
+        (folder / name).symlink_to(folder.parent / name)
+
+    return work
+
+
 DAMAGE = {
+    "link of weights": (linked_elsewhere("model.safetensors"), CheckpointError, "outside of its folder"),
+    "link of config": (linked_elsewhere("config.json"), CheckpointError, "outside of its folder"),
+    "link of tokenizer": (linked_elsewhere("tokenizer.json"), CheckpointError, "outside of its folder"),
+    "tokenizer pipe": (pipe("tokenizer.json"), CheckpointError, "tokenizer.json is a named pipe"),
+    "template pipe": (pipe("chat_template.jinja"), CheckpointError, "a named pipe"),
+    "many labels": (
+        lambda folder: change(folder / "config.json", num_labels=10**8),
+        CheckpointError,
+        "num_labels = 100000000",
+    ),
     "pointer weights": (pointer("model.safetensors"), CheckpointError, "git lfs pull"),
     "pointer tokenizer": (pointer("tokenizer.json"), CheckpointError, "git lfs pull"),
     "pointer config": (pointer("config.json"), CheckpointError, "git lfs pull"),

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from kinescan.errors import CheckpointError, ConfigError
-from kinescan.runtime.files import read_json_object, require_regular
+from kinescan.runtime.files import inside, kind_of, read_json_object, require_regular
 from kinescan.runtime.urls import mask_url, mask_urls
 from kinescan.settings import closest
 
@@ -23,6 +23,7 @@ PICKLED_PATTERNS = ("pytorch_model*.bin",)
 _SETTINGS = (CONFIG, "tokenizer_config.json", "generation_config.json", *PROCESSORS)
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
+_MOST_LABELS = 100_000
 _POINTER = b"version https://git-lfs"
 _ADVICE = "Give a folder with config.json, weights and tokenizer, or a name on the Hugging Face hub (user/name)."
 
@@ -85,6 +86,7 @@ def read_config(folder: Path, families: Collection[str]) -> dict[str, Any]:
         if (folder / "adapter_config.json").exists():
             reason = "it holds an adapter alone. Merge it into its base model and save that."
         raise refusal(folder, f"{reason} {_ADVICE}")
+    _refuse_links_and_pipes(folder)
     _refuse_pointers(folder)
     config = read_json_object(folder / CONFIG, error=CheckpointError)
     kind = config.get("model_type")
@@ -97,6 +99,12 @@ def read_config(folder: Path, families: Collection[str]) -> dict[str, Any]:
     for name in _SETTINGS:
         if (folder / name).exists():
             _refuse_code(folder, name)
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        # transformers makes a name for each of them.
+        if isinstance(count := part.get("num_labels"), int) and count > _MOST_LABELS:
+            raise refusal(
+                folder, f"{CONFIG} says num_labels = {count}; at most {_MOST_LABELS} are taken. Fetch it again."
+            )
     return config
 
 
@@ -122,6 +130,15 @@ def look_through(folder: Path, config: dict[str, Any]) -> Stored:
     stored = Stored(config=config, num_tensors=num_tensors, num_elements=num_elements)
     _refuse_absurd_layers(folder, stored)
     return stored
+
+
+def _refuse_links_and_pipes(folder: Path) -> None:
+    """Whatever transformers may open lies in the folder itself, and has an end."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink():
+            inside(folder, path.name, error=CheckpointError)
+        if not path.is_file() and not path.is_dir():
+            raise refusal(folder, f"{path.name} is {kind_of(path.lstat().st_mode)}. Put a regular file there.")
 
 
 def _refuse_pointers(folder: Path) -> None:
