@@ -25,15 +25,14 @@ from kinescan.runs.folder import choose_output
 from kinescan.runs.run_videos import TRAINING_VIDEOS, training_digest, videos_of_run
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.device import choose_device
-from kinescan.runtime.distributed import Processes, open_processes
-from kinescan.runtime.folder_lock import locked
-from kinescan.runtime.output_folder import prepare_output
+from kinescan.runtime.distributed import open_processes
 from kinescan.runtime.run_folder import RunFolder
 from kinescan.settings import to_plain
 from kinescan.training.callbacks import Callback, Start
 from kinescan.training.dataset_clips import DatasetClips
 from kinescan.training.dry_run import Plan, make_plan
-from kinescan.training.loop import fit, refuse_existing_run
+from kinescan.training.loop import fit
+from kinescan.training.open_run import OpenRun, open_run
 from kinescan.training.result import FitResult
 
 logger = logging.getLogger(__name__)
@@ -101,21 +100,17 @@ def train(
         # A run's folder says both: which recipe, and where.
         recipe, output = RunFolder(Path(recipe)).recipe, output or recipe
     config, name = _resolve(recipe, overrides)
-    with open_processes(choose_device(config.train.device)) as processes:
-        chosen = processes.share(str(output or config.output or choose_output(name, resume=resume)))
-        config = replace(config, output=chosen)
-        folder = prepare_output(chosen)
-        with locked(folder, processes):
-            result, report = _train_into(folder, config, processes, callbacks, resume=resume)
+    chosen = output or config.output or choose_output(name, resume=resume)
+    with open_run(chosen, device=config.train.device, resume=resume) as run:
+        folder = run.folder.path
+        result, report = _train_into(run, replace(config, output=str(folder)), callbacks)
     logger.info("top-1 %.1f %% on %s: %s", 100 * report.evaluation.metrics.top1, report.data, folder / "report.md")
     return TrainResult(output=folder, fit=result, report=report)
 
 
-def _train_into(
-    folder: Path, config: RunConfig, processes: Processes, callbacks: Sequence[Callback], *, resume: bool
-) -> tuple[FitResult, Report]:
+def _train_into(run: OpenRun, config: RunConfig, callbacks: Sequence[Callback]) -> tuple[FitResult, Report]:
     """The run itself, in a folder that is its own."""
-    refuse_existing_run(folder, resume=resume)
+    folder, processes = run.folder.path, run.processes
     training, held_out, classes = read_videos(config)
     set_seed(config.seed)
     model = _make_model(config, classes)
@@ -128,13 +123,12 @@ def _train_into(
     result = fit(
         model,
         clips,
-        output=folder,
+        output=run,
         train=config.train,
         optim=config.optim,
         mix=partial(_mixed, config.augment),
         evaluate=scores,
         seed=config.seed,
-        resume=resume,
         settings={**to_plain(config), TRAINING_VIDEOS: training_digest(training)},
         callbacks=[_SettingsKept(folder, config, videos), *callbacks],
     )

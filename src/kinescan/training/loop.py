@@ -9,18 +9,14 @@ import torch
 from kinescan.data.loader import worker_lost
 from kinescan.errors import ConfigError, WorkerError
 from kinescan.models.classifier import VideoClassifier
-from kinescan.runtime.device import choose_device
-from kinescan.runtime.distributed import open_processes
-from kinescan.runtime.folder_lock import locked
-from kinescan.runtime.output_folder import prepare_output
-from kinescan.runtime.run_folder import RunFolder
 from kinescan.runtime.signals import Interruption
 from kinescan.training.accelerator import TrainConfig, open_accelerator
 from kinescan.training.callbacks import Callback, Callbacks, End, Start
-from kinescan.training.checkpoint import TrainState, checkpoint_left, find_checkpoint
+from kinescan.training.checkpoint import TrainState, checkpoint_left
 from kinescan.training.checkpoint_keeper import CheckpointKeeper
 from kinescan.training.clips import ClipSource
 from kinescan.training.epoch_loop import EpochLoop, Evaluate
+from kinescan.training.open_run import OpenRun, open_run
 from kinescan.training.optim import OptimConfig, trainable_only
 from kinescan.training.progress import ProgressBar
 from kinescan.training.result import FitResult
@@ -38,7 +34,7 @@ def fit(
     model: VideoClassifier,
     clips: ClipSource,
     *,
-    output: str | Path,
+    output: str | Path | OpenRun,
     train: TrainConfig | None = None,
     optim: OptimConfig | None = None,
     mix: Mix | None = None,
@@ -57,14 +53,14 @@ def fit(
     Args:
         model: trained in place; moved back to the device it came from.
         clips: training batches.
-        output: folder of the run, made if need be.
+        output: folder of the run, made if need be; or a run that `open_run` opened, which stays open.
         train: how the loop runs.
         optim: learning rates, schedule and loss.
         mix: mixup and cutmix of whole batches; None for neither. Not with `task`.
         task: what outputs are to be, for labels that are no classes; None: classification, by cross-entropy.
         evaluate: scores the model after epochs; None keeps no best checkpoint.
         seed: of mixup and cutmix. Dropout and new weights follow torch's global generator.
-        resume: goes on from `output`/checkpoints/last, or starts anew where there is none.
+        resume: goes on from `output`/checkpoints/last, or starts anew where there is none; an opened run knows.
         settings: plain settings of the run, kept in checkpoints; on resume, changes are refused unless harmless.
         callbacks: are told of the start, of every step, epoch and evaluation, and of the end; before our own log is.
 
@@ -81,29 +77,20 @@ def fit(
         TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP came; the message says which checkpoint was left.
     """
     train, optim = train or TrainConfig(), optim or OptimConfig()
-    output = prepare_output(output)
-    if mix is not None and task is not None:
-        raise ConfigError("mix takes labels that are classes. Leave it out when the run has a task of its own.")
-    if evaluate is not None and model.labels is None:
-        raise ConfigError(
-            f"the model has no labels, so nothing can be evaluated. Make it with labels=[...], the texts of its "
-            f"{model.config.num_classes} classes in the order of the outputs."
-        )
-    if clips.num_batches < 1:
-        raise ConfigError("there is no training clip. Check data.train.")
-    home, folder = next(model.parameters()).device, RunFolder(output)
+    _refuse_misfits(model, clips, mix, task, evaluate)
+    home = next(model.parameters()).device
     stem = model.stem_parameters() if train.freeze_stem else ()
     with ExitStack() as stack:
         stack.enter_context(trainable_only(model, train.trainable, frozen=train.frozen, stem=stem))
-        processes = stack.enter_context(open_processes(choose_device(train.device)))
-        stack.enter_context(locked(output, processes))
-        last = refuse_existing_run(output, resume=resume)
+        if not isinstance(output, OpenRun):
+            output = stack.enter_context(open_run(output, device=train.device, resume=resume))
+        folder, processes = output.folder, output.processes
         if processes.count > 1:
             # Dropout differs between processes, and comes back with the seed.
             torch.manual_seed(seed * 1_000_003 + processes.index)
         norms = SynchronisedNorms(processes)
         stack.enter_context(norms.applied(model))
-        accelerator = stack.enter_context(open_accelerator(train, output))
+        accelerator = stack.enter_context(open_accelerator(train, folder.path))
         stepper = Stepper(
             model, accelerator, processes, norms, optim, num_classes=clips.num_classes, mix=mix, task=task, seed=seed
         )
@@ -114,10 +101,10 @@ def fit(
         plain["computed_by"] = describe_computing(accelerator.device, accelerator.mixed_precision)
         schedule = _schedule(clips, optim, accumulate_batches=train.accumulate_batches, num_processes=processes.count)
         state = TrainState(settings=plain)
-        if last is not None:
-            state = restore(last, stepper, schedule, train, plain)
-        elif resume:
-            logger.warning("%s holds no checkpoint: starting anew", output)
+        if output.checkpoint is not None:
+            state = restore(output.checkpoint, stepper, schedule, train, plain)
+        elif output.resume:
+            logger.warning("%s holds no checkpoint: starting anew", folder.path)
         log = RunLog(
             folder, accelerator, num_epochs=optim.epochs, log_every=train.log_every, keep_lines=state.log_lines
         )
@@ -144,17 +131,19 @@ def fit(
     )
 
 
-def refuse_existing_run(output: Path, *, resume: bool) -> Path | None:
-    """The checkpoint to resume from, or None where a run starts anew.
-
-    Raises:
-        ConfigError: there is a run in `output` and it is not to be resumed.
-        CheckpointError: the checkpoint is damaged.
-    """
-    last = find_checkpoint(RunFolder(output).last)
-    if last is not None and not resume:
-        raise ConfigError(f"{output} holds a run already. Go on with it (--resume), or choose another output folder.")
-    return last
+def _refuse_misfits(
+    model: VideoClassifier, clips: ClipSource, mix: Mix | None, task: Task | None, evaluate: Evaluate | None
+) -> None:
+    """Passes when the parts of a run go together."""
+    if mix is not None and task is not None:
+        raise ConfigError("mix takes labels that are classes. Leave it out when the run has a task of its own.")
+    if evaluate is not None and model.labels is None:
+        raise ConfigError(
+            f"the model has no labels, so nothing can be evaluated. Make it with labels=[...], the texts of its "
+            f"{model.config.num_classes} classes in the order of the outputs."
+        )
+    if clips.num_batches < 1:
+        raise ConfigError("there is no training clip. Check data.train.")
 
 
 def _schedule(clips: ClipSource, optim: OptimConfig, *, accumulate_batches: int, num_processes: int) -> Schedule:

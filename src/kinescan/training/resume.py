@@ -1,10 +1,13 @@
 """Takes a run up where its last checkpoint left it."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kinescan.errors import CheckpointError
+from kinescan.models.classifier import VideoClassifier
+from kinescan.models.saving.saved_model import read_config, read_weights
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.checkpoint import TrainState, load_state, write_rng
 from kinescan.training.optim import refuse_other_groups, refuse_other_shapes
@@ -37,10 +40,10 @@ def restore(
     model, optimizer = stepper.model, stepper.optimizer
     state = load_state(folder)
     refuse_changes(state.settings, settings, folder)
-    saved = type(model).from_pretrained(folder)
+    saved = read_config(folder)
     refuse_other_labels(saved.labels, model.labels, folder)
     try:
-        model.load_state_dict(saved.state_dict())
+        _load_weights(model, folder, saved.base)
         if stepper.average is not None:
             stepper.average.restore(state.weights)
         refuse_other_groups(state.optimizer, optimizer.state_dict())
@@ -54,6 +57,22 @@ def restore(
     _take_up_early_stop(state, train.early_stop_evaluations, schedule.optim.epochs)
     logger.info("resumed from %s: epoch %d, batch %d", folder, state.epoch + 1, state.batches_done)
     return state
+
+
+def _load_weights(model: VideoClassifier, folder: Path, base: Mapping[str, Any] | None) -> None:
+    """The weights of a saved model; of a tuned part, its base is what the model has already.
+
+    Raises:
+        RuntimeError: tensors are missing, left over or of another shape.
+        CheckpointError: it was tuned on another base.
+    """
+    weights = read_weights(folder)
+    if base is not None:
+        saved, own_base = model.saved_part()
+        if own_base is None or own_base["sha256"] != base["sha256"]:
+            raise CheckpointError(f"it was tuned on another base, {base['source']}")
+        weights |= {name: tensor for name, tensor in model.state_dict().items() if name not in saved}
+    model.load_state_dict(weights)
 
 
 def _take_up_early_stop(state: TrainState, patience: int, num_epochs: int) -> None:

@@ -1,0 +1,62 @@
+"""A run that is opened once, and handed to `fit`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kinescan.errors import CheckpointError, ConfigError
+from kinescan.training import OptimConfig, TrainConfig, fit, open_run
+
+TRAIN = TrainConfig(device="cpu", trackers=())
+OPTIM = OptimConfig(lr=0.05, lr_batch_size=8, epochs=1)
+
+
+def test_fit_trains_into_an_opened_run_and_leaves_it_open(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    with open_run.open_run(tmp_path / "run", device="cpu", resume=False) as run:
+        assert (run.checkpoint, run.resume, run.processes.count) == (None, False, 1)
+        result = fit(tiny_model, noise_clips(), output=run, train=TRAIN, optim=OPTIM)
+        assert (run.folder.path / ".lock").exists()
+    assert result.last == run.folder.last
+    with open_run.open_run(tmp_path / "run", device="cpu", resume=True) as again:
+        assert again.checkpoint == run.folder.last
+
+
+def test_a_folder_with_a_run_is_opened_to_resume_only(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
+    fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM)
+    with (
+        pytest.raises(ConfigError, match="--resume"),
+        open_run.open_run(tmp_path, device="cpu", resume=False),
+    ):
+        pass
+    (tmp_path / "checkpoints" / "last" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="checksum"), open_run.open_run(tmp_path, device="cpu", resume=True):
+        pass
+
+
+def test_a_resumption_looks_at_the_checkpoint_once_and_makes_no_second_model(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM)
+    trained = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    made, looked = [], []
+    build, find = type(tiny_model).__init__, open_run.find_checkpoint
+
+    def counted(self: Any, *arguments: Any, **keywords: Any) -> None:
+        made.append(self)
+        build(self, *arguments, **keywords)
+
+    def looking(folder: Path) -> Path | None:
+        looked.append(folder)
+        return find(folder)
+
+    monkeypatch.setattr(type(tiny_model), "__init__", counted)
+    monkeypatch.setattr(open_run, "find_checkpoint", looking)
+    with torch.no_grad():
+        tiny_model.head.weight.zero_()
+    with open_run.open_run(tmp_path, device="cpu", resume=True) as run:
+        result = fit(tiny_model, noise_clips(), output=run, train=TRAIN, optim=OPTIM)
+    assert (len(made), looked) == (0, [run.folder.last])
+    assert result.steps == 4
+    assert all(torch.equal(trained[name], tensor) for name, tensor in tiny_model.state_dict().items())
