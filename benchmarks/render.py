@@ -170,6 +170,8 @@ AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
         1.05,
     ),
     ("its resident memory, likewise", "stream_cpu", (LONG, "memory_of_the_last_window_over_the_first"), "<=", 1.01),
+    ("`--help` of any verb, and `kinescan list`: CPU seconds", "start_cpu", ("worst", "seconds"), "<=", 1.0),
+    ("its memory at its peak, MiB", "start_cpu", ("worst", "peak_mib"), "<=", 150.0),
     ("StateKV: 512 frames over full attention, CPU time", STREAM, ("total_over_full", "statekv"), "<=", 0.3),
     (
         "attention with scores over plain attention: 64 queries on 576 keys",
@@ -325,6 +327,10 @@ SECTIONS: Mapping[str, Section] = {
     "videomamba_cpu": Section(
         title="VideoMamba, CPU",
         says="Forward passes of one clip at 224 x 224, one thread.",
+    ),
+    "start_cpu": Section(
+        title="How soon the command line answers",
+        says="CPU seconds and peak memory of each verb's help and of `kinescan list`, a process each.",
     ),
     "data_check_cpu": Section(
         title="Damage that `kinescan data check` finds",
