@@ -147,3 +147,12 @@ def test_a_stream_without_its_headers_is_not_called_too_large(tmp_path: Path) ->
     with pytest.raises(CutVideoError, match="none of its") as caught, VideoReader(path) as video:
         video.read([0])
     assert "max_pixels" not in caught.value.reason
+
+
+def test_ticks_of_avi_without_a_frame_are_not_missing(tmp_path: Path) -> None:
+    def every_second_tick(packet: av.Packet, index: int) -> None:
+        packet.pts = packet.dts = 2 * index
+
+    path = remux(encode(tmp_path / "a.avi", "mjpeg"), tmp_path / "half.avi", every_second_tick)
+    found = inspect_video(path)
+    assert (found.problem, found.num_frames) == (None, 40), found.reason

@@ -104,6 +104,15 @@ class Decoder:
         return int(self.stream.frames) if self.stores_duration else 0
 
     @property
+    def num_indexed_frames(self) -> int:
+        """How many the index has, as the header counts them."""
+        found = len(self.packets.pts) + self.packets.num_empty
+        if self.format_name != "avi":
+            return found
+        # AVI counts ticks, and fills those without a frame with empty packets, which FFmpeg may pass over
+        return max([found, *(dts + 1 for dts in self.packets.dts if dts is not None)])
+
+    @property
     def promised_seconds(self) -> float:
         """The header's duration of the longest stream, 0 where it has none."""
         duration = self._container.duration

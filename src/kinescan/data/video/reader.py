@@ -332,8 +332,7 @@ class VideoReader:
 
     def missing_frames(self) -> int:
         """How many packets fewer than its header says the file's index has; 0 where the header does not say it."""
-        packets = self._decoder.packets
-        return max(0, self._decoder.num_promised_frames - len(packets.pts) - packets.num_empty)
+        return max(0, self._decoder.num_promised_frames - self._decoder.num_indexed_frames)
 
     def next_file(self) -> NextFile | None:
         """Another file that begins behind this one's end, as where two were written into one."""
