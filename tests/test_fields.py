@@ -18,7 +18,7 @@ from kinescan.data.transforms import AugmentConfig
 from kinescan.errors import ConfigError
 from kinescan.fields import MAX_SEED, fits
 from kinescan.models.pks4 import PKS4Config
-from kinescan.models.zoo import MODELS
+from kinescan.models.registry import MODELS
 from kinescan.preprocessing import Preprocessing
 from kinescan.settings import build_settings, to_plain
 from kinescan.training.accelerator import TrainConfig

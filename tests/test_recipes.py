@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kinescan.config import RunConfig, load_recipe, packaged_recipes
-from kinescan.models.zoo import MODELS, create_model
+from kinescan.models.registry import MODELS
+from kinescan.models.zoo import create_model
 
 RECIPES = sorted(packaged_recipes().values())
 PAPER = [

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from kinescan.inference.predictor import predict as predict
     from kinescan.inference.registration import register_transformers as register_transformers
     from kinescan.inference.stream import stream as stream
+    from kinescan.models.registry import list_models as list_models
+    from kinescan.models.registry import register_model as register_model
     from kinescan.models.zoo import create_model as create_model
     from kinescan.models.zoo import from_pretrained as from_pretrained
-    from kinescan.models.zoo import list_models as list_models
     from kinescan.preprocessing import Preprocessing as Preprocessing
     from kinescan.runs.evaluate import evaluate as evaluate
     from kinescan.runs.train import train as train
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 _PLACES = {
     "create_model": "kinescan.models.zoo",
     "from_pretrained": "kinescan.models.zoo",
-    "list_models": "kinescan.models.zoo",
+    "list_models": "kinescan.models.registry",
+    "register_model": "kinescan.models.registry",
     "predict": "kinescan.inference.predictor",
     "stream": "kinescan.inference.stream",
     "export": "kinescan.inference.export",

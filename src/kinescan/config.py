@@ -32,7 +32,9 @@ class ModelConfig:
     """Which model is trained, from which weights.
 
     Attributes:
-        name: name in the zoo; `kinescan list` shows them.
+        name: name in the zoo, or of a model of your own; `kinescan list` shows them.
+        module: Python module that registers a model of your own; empty for none. `kinescan train` imports it for a
+            recipe that you name, not for the recipe in a run's folder: there, and for all other verbs, --import does.
         weights: file, folder or hub name of pretrained image weights, or a saved kinescan model; empty for none.
         new_head: start with a new head on weights of a kinescan model that tells other classes apart; without it, such
             weights are refused.
@@ -40,6 +42,7 @@ class ModelConfig:
     """
 
     name: str = "pks4_vit_b16"
+    module: str = ""
     weights: str = ""
     new_head: bool = False
     options: dict[str, Any] = field(default_factory=dict)

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
+from kinescan.models.registry import MODELS
 from kinescan.models.size_limits import LIMITS
-from kinescan.models.zoo import MODELS, create_model, from_pretrained
+from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.ops import local_correlation
 
 TINY = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 16, "embed_dim": 8, "image_size": 16, "patch_size": 4}

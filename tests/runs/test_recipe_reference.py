@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from kinescan.config import RunConfig, build_run
-from kinescan.models.zoo import MODELS
+from kinescan.models.registry import MODELS
 from kinescan.runs.recipe_reference import recipe_keys, reference_page
 
 

@@ -5,6 +5,7 @@ import typer
 
 from kinescan import runs
 from kinescan.cli.output import print_json, reported
+from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import print_page
 from kinescan.errors import ConfigError
 from kinescan.runtime.launch import is_main_process
@@ -43,9 +44,11 @@ def command(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Open a model of torch.export (.pt2), which may run code of its own.")
     ] = False,
+    modules: OwnModules = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Score a model on labelled videos and write a report; or compare two that were scored."""
+    import_own_modules(modules)
     # SIGTERM ends it as Ctrl-C does: with what is done kept
     with Interruption() as stop:
         stop.immediate = True

@@ -6,6 +6,7 @@ import typer
 
 from kinescan import runs
 from kinescan.cli.output import print_json, reported
+from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import print_text
 
 if TYPE_CHECKING:
@@ -33,9 +34,11 @@ def command(
     tolerance: Annotated[
         float | None, typer.Option(help="How far logits may be off, as a share of the largest (at least of 1).")
     ] = None,
+    modules: OwnModules = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print the record of the export as JSON.")] = False,
 ) -> None:
     """Write a model for deployment, checked against the model itself: it fails where they differ."""
+    import_own_modules(modules)
     record = runs.export.export_model(
         model,
         folder,

@@ -6,6 +6,7 @@ import typer
 
 from kinescan import runs
 from kinescan.cli.output import print_json, reported
+from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import print_text
 from kinescan.errors import ConfigError
 
@@ -26,10 +27,12 @@ def command(
     recipes: Annotated[
         Path | None, typer.Option(help="Folder to look for recipes in. By default those that come with kinescan.")
     ] = None,
+    modules: OwnModules = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print the lists as JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the settings as a Markdown page.")] = False,
 ) -> None:
     """List models, recipes, data sets, backends, and every key of a recipe."""
+    import_own_modules(modules)
     if markdown and kind != SETTINGS:
         raise ConfigError("--markdown goes with settings only: kinescan list settings --markdown")
     if kind == SETTINGS:

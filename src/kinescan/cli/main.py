@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from kinescan.cli.output import GLOBAL, QUIET, TRACEBACK, copy_lines
+from kinescan.cli.own_modules import behind_the_verb
 from kinescan.cli.usage import Verb
 from kinescan.version import __version__
 
@@ -64,7 +65,7 @@ def build_app(only: str | None = None) -> typer.Typer:
 
 def main() -> None:
     """The program `kinescan`."""
-    arguments = [argument for argument in sys.argv[1:] if argument not in GLOBAL]
+    arguments = behind_the_verb([argument for argument in sys.argv[1:] if argument not in GLOBAL])
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks is shown as a code, and ends nothing.
         if isinstance(stream, io.TextIOWrapper):

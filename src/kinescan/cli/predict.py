@@ -7,6 +7,7 @@ import typer
 
 from kinescan import runs
 from kinescan.cli.output import FAILED, JsonList, reported
+from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import Table, line_limit, print_text, shown_length
 from kinescan.runtime.signals import Interruption
 
@@ -44,9 +45,11 @@ def command(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Open a model of torch.export (.pt2), which may run code of its own.")
     ] = False,
+    modules: OwnModules = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print predictions as JSON.")] = False,
 ) -> None:
     """Name the classes of video files; each prediction is printed as soon as it is made."""
+    import_own_modules(modules)
     job = runs.predict.prepare_prediction(paths, model=model, overrides=settings, device=device, allow_code=allow_code)
     # SIGTERM ends it as Ctrl-C does: with whole lines
     with Interruption() as stop:

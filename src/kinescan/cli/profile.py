@@ -5,6 +5,7 @@ import typer
 import kinescan
 from kinescan import runs
 from kinescan.cli.output import print_json, reported
+from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import print_table, print_text
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ def command(
     num_classes: Annotated[int | None, typer.Option(help="Size of the head, for names in the zoo.")] = None,
     repeats: Annotated[int, typer.Option(help="Timed forward passes; 0 counts only.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    modules: OwnModules = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print the profiles as JSON.")] = False,
 ) -> None:
     """Parameters, multiply-adds, memory and speed of models, side by side and part by part."""
+    import_own_modules(modules)
     options = kinescan.config.parse_overrides(settings)
     profiles = [
         runs.profile.profile(

@@ -8,6 +8,7 @@ import typer
 
 from kinescan import runs
 from kinescan.cli.output import reported
+from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.runtime.escaping import escape_terminal, to_json
 from kinescan.runtime.signals import Interruption
 
@@ -38,9 +39,11 @@ def command(
     state: Annotated[
         Path | None, typer.Option(help="File to go on from where it is there; written every minute and at the end.")
     ] = None,
+    modules: OwnModules = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a frame.")] = False,
 ) -> None:
     """Classify a video or a live source frame by frame, at constant cost; the model must be causal."""
+    import_own_modules(modules)
     # SIGTERM ends it as Ctrl-C does: with the state written
     with Interruption() as stop:
         stop.immediate = True

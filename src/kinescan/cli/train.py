@@ -5,6 +5,7 @@ import typer
 
 from kinescan import runs
 from kinescan.cli.output import print_json, reported
+from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.plan import show_plan
 from kinescan.cli.terminal import print_page
 from kinescan.runtime.launch import is_main_process
@@ -34,9 +35,11 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show recipe, parameter groups, memory and time; train nothing.")
     ] = False,
+    modules: OwnModules = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fine-tune a model on labelled videos, as a recipe says."""
+    import_own_modules(modules)
     if dry_run:
         show_plan(*runs.train.plan(recipe, overrides=settings), as_json=as_json)
         return

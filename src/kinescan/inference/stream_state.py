@@ -1,7 +1,9 @@
 """The state of one stream through a causal model as a file: written whole, read part by part."""
 
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -9,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kinescan.errors import CheckpointError
+from kinescan.layers.carried import shaped_like
 from kinescan.layers.kinematic import KinematicState
 from kinescan.layers.mamba import MambaState
 from kinescan.models.mode import evaluation_view
@@ -19,7 +22,8 @@ from kinescan.runtime.fingerprint import fingerprint_of
 
 _MARK, _SEEN, _WEIGHTS = "kinescan_stream_state", "frames_seen", "weights"
 _ROUTE = "class_tokens."
-_NAMES = ("kinematic.correlation", "kinematic.variation", "scanner.scan", "scanner.conv_tail", "average")
+_SCANNER = "scanner"
+_NAMES = ("kinematic.correlation", "kinematic.variation", _SCANNER, "average")
 _ADVICE = "Name a file in a folder with room."
 _ANEW = "Give the file of a stream of this model, or start anew without it."
 
@@ -94,22 +98,22 @@ def state_of(tensors: Mapping[str, Tensor], frames_seen: int) -> PKS4State:
         CheckpointError: a tensor belongs to no part of a state, is half of a part, or holds NaN or infinity.
     """
     routes = {name: name.removeprefix(_ROUTE) for name in tensors if name.startswith(_ROUTE)}
-    unknown = sorted(name for name in tensors if name not in _NAMES and not routes.get(name, "").isdecimal())
+    scanner = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] == _SCANNER}
+    unknown = sorted(
+        name for name in tensors if name not in _NAMES and name not in scanner and not routes.get(name, "").isdecimal()
+    )
     if unknown:
         raise CheckpointError(f"{unknown[0]} belongs to no part of a stream's state. {_ANEW}")
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{name} holds other values than finite numbers. {_ANEW}")
-    scan, conv_tail = tensors.get("scanner.scan"), tensors.get("scanner.conv_tail")
-    if (scan is None) != (conv_tail is None):
-        raise CheckpointError(f"scanner.{'scan' if scan is None else 'conv_tail'} is missing. {_ANEW}")
     if bool(frames_seen) != bool(tensors):
         raise CheckpointError(f"it holds {len(tensors)} tensors after {frames_seen} frames. {_ANEW}")
     return PKS4State(
         frames_seen=frames_seen,
         class_tokens={int(place): tensors[name] for name, place in routes.items()},
         kinematic=KinematicState(tensors.get("kinematic.correlation"), tensors.get("kinematic.variation")),
-        scanner=None if scan is None or conv_tail is None else MambaState(scan, conv_tail),
+        scanner=_scanner_state(scanner),
         average=tensors.get("average"),
     )
 
@@ -123,7 +127,8 @@ def fitting_state(state: PKS4State, model: PKS4) -> PKS4State:
     device = next(model.parameters()).device
     given = {name: tensor.to(device) for name, tensor in state.tensors().items()}
     if state.frames_seen:
-        expected = _shapes_after_a_frame(model)
+        example = _state_after_a_frame(model)
+        expected = {name: tuple(tensor.shape) for name, tensor in example.tensors().items()}
         for name in sorted(expected.keys() | given.keys()):
             shape = tuple(given[name].shape) if name in given else None
             if shape != expected.get(name):
@@ -131,14 +136,30 @@ def fitting_state(state: PKS4State, model: PKS4) -> PKS4State:
                     f"the state does not fit {model.name}: {name} is {shape}, but this model's is "
                     f"{expected.get(name)}. Give the state of one stream of the same model."
                 )
+        # A file does not say in what the tensors of a scanner of somebody's own were held; the model does.
+        scanner = shaped_like(example.scanner, given, _SCANNER)
+        return replace(state_of(given, state.frames_seen), scanner=scanner)
     return state_of(given, state.frames_seen)
 
 
-def _shapes_after_a_frame(model: PKS4) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the model's state, whose sizes are those of the first frame for good."""
+def _state_after_a_frame(model: PKS4) -> PKS4State:
+    """The model's state, every tensor of which keeps the size that it has after the first frame."""
     size = model.preprocessing.size
     like = next(model.parameters())
     frame = torch.zeros(1, 1, 3, size, size, device=like.device, dtype=like.dtype)
     with torch.no_grad():
         _, state = evaluation_view(model).forward_stream(frame, PKS4State())
-    return {name: tuple(tensor.shape) for name, tensor in state.tensors().items()}
+    return state
+
+
+def _scanner_state(tensors: Mapping[str, Tensor]) -> Any:
+    """What these tensors are the state of: PKS4's own scan, or another scanner, whose kind only its model knows."""
+    if not tensors or _SCANNER in tensors:
+        return tensors.get(_SCANNER)
+    inner = {name.removeprefix(f"{_SCANNER}."): tensor for name, tensor in tensors.items()}
+    own = {field.name for field in fields(MambaState)}
+    if inner.keys() == own:
+        return MambaState(**inner)
+    if inner.keys() < own:
+        raise CheckpointError(f"{_SCANNER}.{min(own - inner.keys())} is missing. {_ANEW}")
+    return inner

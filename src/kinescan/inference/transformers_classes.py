@@ -27,12 +27,12 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from kinescan.data.clips import read_clips
 from kinescan.data.sampling import Views, view_indices
 from kinescan.data.transforms import EvalTransform
-from kinescan.errors import ConfigError, ShapeError
+from kinescan.errors import ShapeError
 from kinescan.layers.class_token import ClassTokenShift
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.zoo import MODELS
+from kinescan.models.registry import require_model
 from kinescan.preprocessing import Preprocessing
-from kinescan.settings import build_settings, closest, to_plain
+from kinescan.settings import build_settings, to_plain
 
 MODEL_TYPE = "kinescan"
 
@@ -78,11 +78,7 @@ class KinescanForVideoClassification(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: KinescanConfig) -> None:
         super().__init__(config)
-        if config.architecture not in MODELS:
-            raise ConfigError(
-                f"config.json: unknown model {config.architecture!r}. {closest(config.architecture, MODELS)}"
-            )
-        model = MODELS[config.architecture].model
+        model = require_model(config.architecture).model
         self.classifier = model(
             build_settings(model.config_class, config.options, where="options"),
             name=config.architecture,

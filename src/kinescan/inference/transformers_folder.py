@@ -11,8 +11,8 @@ import torch
 
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.registry import find_model
 from kinescan.models.weights.tensor_file import read_safetensors
-from kinescan.models.zoo import MODELS
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.files import inside, read_json_object
 from kinescan.settings import build_settings
@@ -54,13 +54,14 @@ def _build(config: dict[str, Any], folder: Path) -> VideoClassifier:
     name = config.get("architecture")
     tables = {key: config.get(key) for key in ("options", "id2label", "preprocessing")}
     wrong = [key for key, table in tables.items() if not isinstance(table, dict)]
-    if wrong or not isinstance(name, str) or name not in MODELS:
+    found = find_model(name) if isinstance(name, str) else None
+    if wrong or found is None or not isinstance(name, str):
         raise CheckpointError(
             f"{folder}/config.json is not what `kinescan export --to transformers` writes "
             f"({', '.join(wrong) or 'architecture'}). Export the model again."
         )
     options, labels, preprocessing = (cast(dict[str, Any], table) for table in tables.values())
-    kind = MODELS[name].model
+    kind = found.model
     try:
         return kind(
             build_settings(kind.config_class, options, where="options"),

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from kinescan.models.vit.vit import VisionTransformer, ViTConfig
     from kinescan.models.weights.load_report import LoadReport
     from kinescan.models.weights.vit_weights import read_checkpoint
-    from kinescan.models.zoo import create_model, from_pretrained, list_models
+    from kinescan.models.registry import list_models, register_model
+    from kinescan.models.zoo import create_model, from_pretrained
 
 __all__ = [
     "PKS4",
@@ -35,6 +36,7 @@ __all__ = [
     "from_pretrained",
     "list_models",
     "read_checkpoint",
+    "register_model",
 ]
 
 __getattr__ = lazy_names(
@@ -48,7 +50,8 @@ __getattr__ = lazy_names(
         "kinescan.models.vit.vit": ["VisionTransformer", "ViTConfig"],
         "kinescan.models.weights.load_report": ["LoadReport"],
         "kinescan.models.weights.vit_weights": ["read_checkpoint"],
-        "kinescan.models.zoo": ["create_model", "from_pretrained", "list_models"],
+        "kinescan.models.registry": ["list_models", "register_model"],
+        "kinescan.models.zoo": ["create_model", "from_pretrained"],
     },
     ("catalog", "saving"),
 )

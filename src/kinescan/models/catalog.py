@@ -1,6 +1,7 @@
 """Names of the models that come with kinescan, and the settings that each stands for; loads no torch."""
 
 from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 _L14 = {
@@ -45,4 +46,14 @@ CATALOG: dict[str, Mapping[str, Any]] = {
     **VIDEOMAMBAS,
     **{name: sizes for models in TUNED.values() for name, sizes in models.items()},
 }
-"""All of them; `kinescan.models.zoo.MODELS` adds their classes."""
+"""All of them; `kinescan.models.registry.MODELS` adds their classes."""
+
+REGISTERED: dict[str, Any] = {}
+"""Models of somebody's own, as `kinescan.models.registry.register_model` adds them."""
+ENTRY_POINTS = "kinescan.models"
+"""Group of entry points by which an installed package offers models: NAME = "module that registers NAME"."""
+
+
+def offered_models() -> tuple[EntryPoint, ...]:
+    """What installed packages offer; none is imported."""
+    return tuple(entry_points(group=ENTRY_POINTS))

@@ -17,6 +17,7 @@ from kinescan.models.vit.vit import check_dtype
 from kinescan.models.weights.hub import upload
 from kinescan.models.weights.vit_weights import Checkpoint, LoadReport, Pretrained, load_pretrained, read_vision_tower
 from kinescan.preprocessing import Preprocessing
+from kinescan.runtime.own_modules import module_of
 from kinescan.settings import build_settings, to_plain
 from kinescan.shapes import Clip, Logits
 from kinescan.version import __version__
@@ -45,7 +46,7 @@ class VideoClassifier(nn.Module, ABC):
 
     Args:
         config: sizes and variants; num_classes and image_size among them.
-        name: name in the zoo that `from_pretrained` finds the class by.
+        name: name that `from_pretrained` finds the class by: in the zoo, or registered.
         labels: class names in the order of the logits; None where nobody knows them.
         preprocessing: how pixels become a clip; by default CLIP's at the config's image size.
 
@@ -208,6 +209,7 @@ class VideoClassifier(nn.Module, ABC):
             labels=_plain_labels(_checked_labels(self.labels, self.config.num_classes)),
             preprocessing=to_plain(self.preprocessing),
             base=base,
+            module=module_of(type(self)),
         )
         card = model_card(
             name=saved.model,
@@ -216,6 +218,7 @@ class VideoClassifier(nn.Module, ABC):
             preprocessing=saved.preprocessing,
             num_parameters=self.num_parameters,
             base=base,
+            module=saved.module,
             run=None if run is None else read_run(run),
             repo_id=repo_id,
         )

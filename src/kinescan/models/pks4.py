@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kinescan.errors import ConfigError, ShapeError
+from kinescan.layers.carried import named_tensors
 from kinescan.layers.class_token import ROUTES, ClassTokenRouteKind, TemporalMix
 from kinescan.layers.kinematic import KinematicEncoder, KinematicState, Norm
-from kinescan.layers.mamba import MambaState
 from kinescan.layers.scanner import Scanner
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.size_limits import check_at_most, check_sizes
@@ -123,14 +123,15 @@ class PKS4State:
         frames_seen: how many frames went in.
         class_tokens: for each place of the route, the tokens of the last two frames.
         kinematic: reduced frames of the kinematic prior encoder.
-        scanner: state of the scan of every patch, and its convolution's tail.
+        scanner: state of the scan of every patch, and its convolution's tail; of another scanner (see
+            `PKS4.make_scanner`), what that one gives.
         average: [B, E], the running average of the frames' representations.
     """
 
     frames_seen: int = 0
     class_tokens: dict[int, Tensor] = field(default_factory=dict)
     kinematic: KinematicState | None = None
-    scanner: MambaState | None = None
+    scanner: Any = None
     average: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
@@ -139,8 +140,7 @@ class PKS4State:
         if self.kinematic is not None:
             named["kinematic.correlation"] = self.kinematic.correlation
             named["kinematic.variation"] = self.kinematic.variation
-        if self.scanner is not None:
-            named |= {"scanner.scan": self.scanner.scan, "scanner.conv_tail": self.scanner.conv_tail}
+        named |= named_tensors(self.scanner, "scanner")
         named["average"] = self.average
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
@@ -181,10 +181,31 @@ class PKS4(VideoClassifier):
             routes = [route(config.width, causal=config.causal) for _ in range(2 * config.depth)]
         self.class_token_routes = nn.ModuleList(routes)
         self.kinematic = _make_kinematic(config)
-        self.scanner = _make_scanner(config)
+        self.scanner = self.make_scanner(config) if config.scanner else None
         self.head = nn.Linear(config.embed_dim or config.width, config.num_classes)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
+
+    def make_scanner(self, config: PKS4Config) -> nn.Module:
+        """The scan along time; a subclass overrides this to try another one (docs/own_module.md).
+
+        It is called by the constructor. The module's `forward(tokens, state, *, keep_state)` takes tokens [B, T, N, W]
+        and gives what is added to them, of the same shape, and the state after the last frame (None without
+        `keep_state`): a tensor, or a dataclass, mapping or tuple of tensors, in floating point, whose sizes do not
+        depend on T. It changes no state that it was given. In a causal model, the output at t depends on tokens up to
+        t only, and what was fed in pieces gives what it gives as a whole.
+
+        Args:
+            config: the model's, of the subclass's own `config_class`.
+        """
+        return Scanner(
+            config.width,
+            state_size=config.state_size,
+            conv_kernel=config.conv_kernel,
+            expand=config.expand,
+            bidirectional=config.bidirectional,
+            norm_eps=config.norm_eps,
+        )
 
     def forward(self, clip: Clip) -> Logits:
         """Scores of each class for each clip.
@@ -328,7 +349,7 @@ class PKS4(VideoClassifier):
 
     def _run_module(
         self, patches: Tokens, state: PKS4State, *, keep_state: bool
-    ) -> tuple[Tokens, KinematicState | None, MambaState | None]:
+    ) -> tuple[Tokens, KinematicState | None, Any]:
         """The inserted module on patch tokens [B, T, N, W]: prior (eq. 12-18), scan (eq. 19-25); and its two states."""
         enriched, kinematic, scan_state = patches, None, None
         if self.kinematic is not None:
@@ -340,6 +361,7 @@ class PKS4(VideoClassifier):
         if self.scanner is not None:
             scan = partial(self.scanner, keep_state=keep_state)
             scanned, scan_state = self._recomputed(scan, enriched, state.scanner)
+            _check_scanned(self.scanner, scanned, enriched)
             out = enriched + scanned
         return patches + out if self.config.residual == "literal" else out, kinematic, scan_state
 
@@ -387,14 +409,13 @@ def _make_kinematic(config: PKS4Config) -> KinematicEncoder | None:
     )
 
 
-def _make_scanner(config: PKS4Config) -> Scanner | None:
-    if not config.scanner:
-        return None
-    return Scanner(
-        config.width,
-        state_size=config.state_size,
-        conv_kernel=config.conv_kernel,
-        expand=config.expand,
-        bidirectional=config.bidirectional,
-        norm_eps=config.norm_eps,
-    )
+def _check_scanned(scanner: nn.Module, scanned: Any, tokens: Tensor) -> None:
+    """Adding something of another shape would be broadcast, which no scanner means."""
+    if torch.compiler.is_compiling():
+        return
+    if not isinstance(scanned, Tensor) or scanned.shape != tokens.shape:
+        given = list(scanned.shape) if isinstance(scanned, Tensor) else type(scanned).__name__
+        raise ShapeError(
+            f"{type(scanner).__name__} must give what is added to tokens {list(tokens.shape)} in their shape, got "
+            f"{given}. See PKS4.make_scanner."
+        )

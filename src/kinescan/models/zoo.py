@@ -1,77 +1,22 @@
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kinescan.errors import CheckpointError, ConfigError
-from kinescan.models.catalog import IMAGE_MODELS, TUNED, VIDEOMAMBAS
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.pks4 import PKS4
+from kinescan.models.registry import MODELS, Architecture, find_model, list_models, require_model
 from kinescan.models.saving import saved_model
 from kinescan.models.videomamba.tuned import TunedVideoMamba
-from kinescan.models.videomamba.tuners import (
-    AdapterVideoMamba,
-    FullVideoMamba,
-    HeadOnlyVideoMamba,
-    STAdapterVideoMamba,
-    VPTVideoMamba,
-)
-from kinescan.models.videomamba.tuners.ssp import SSPVideoMamba
-from kinescan.models.videomamba.videomamba import VideoMamba
 from kinescan.models.weights.labels import refuse_other_classes, reorder_head
 from kinescan.models.weights.vit_weights import Pretrained, open_checkpoint
 from kinescan.preprocessing import Preprocessing
 from kinescan.settings import build_settings, closest, to_plain
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A named model.
-
-    Attributes:
-        model: its class.
-        settings: fields of the class's config that differ from their defaults.
-    """
-
-    model: type[VideoClassifier]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-TUNERS: dict[str, type[TunedVideoMamba]] = {
-    "ssp": SSPVideoMamba,
-    "full": FullVideoMamba,
-    "head_only": HeadOnlyVideoMamba,
-    "adapter": AdapterVideoMamba,
-    "st_adapter": STAdapterVideoMamba,
-    "vpt": VPTVideoMamba,
-}
-"""What may be trained of, or on top of, a VideoMamba; each gives the models TUNER_videomamba_SIZE."""
-
-MODELS: dict[str, Architecture] = {
-    **{name: Architecture(PKS4, settings) for name, settings in IMAGE_MODELS.items()},
-    **{name: Architecture(VideoMamba, settings) for name, settings in VIDEOMAMBAS.items()},
-    **{
-        name: Architecture(model, settings)
-        for tuner, model in TUNERS.items()
-        for name, settings in TUNED[tuner].items()
-    },
-}
-
-
-def list_models() -> list[str]:
-    """The names that `create_model` takes, sorted.
-
-    Example:
-        >>> "pks4_vit_b16" in list_models()
-        True
-    """
-    return sorted(MODELS)
 
 
 def create_model(
@@ -114,7 +59,7 @@ def create_model(
         >>> model.config.num_classes, model.config.window, model.labels
         (2, 5, ('left', 'right'))
     """
-    architecture = _find(name)
+    architecture = require_model(name)
     _refuse_unknown_options(name, architecture, options)
     pretrained = None
     if weights is not None:
@@ -183,24 +128,23 @@ def from_pretrained(
         ('left', 'right')
     """
     folder = saved_model.locate(source, revision=revision)
-    name = saved_model.read_config(folder).model
-    if name not in MODELS:
-        raise CheckpointError(
-            f"{folder / saved_model.CONFIG_FILE}: unknown model {name!r}. {closest(name, MODELS)} "
-            "If it is a newer one, upgrade: pip install -U kinescan"
-        )
-    model = MODELS[name].model
+    saved = saved_model.read_config(folder)
+    name = saved.model
+    architecture = find_model(name)
+    if architecture is None:
+        advice = f"{closest(name, list_models())} If it is a newer one, upgrade: pip install -U kinescan"
+        if saved.module is not None:
+            advice = (
+                f"It is a model of somebody's own, saved with --import {saved.module}. If you trust that module, give "
+                f"--import {saved.module} to the command, or import {saved.module} in Python before loading."
+            )
+        raise CheckpointError(f"{folder / saved_model.CONFIG_FILE}: unknown model {name!r}. {advice}")
+    model = architecture.model
     if base is None:
         return model.from_pretrained(folder)
     if not issubclass(model, TunedVideoMamba):
         raise CheckpointError(f"{folder} holds a {name}, which is whole and needs no base. Leave base out.")
     return model.from_pretrained(folder, base=base)
-
-
-def _find(name: str) -> Architecture:
-    if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}. {closest(name, MODELS)} `kinescan list` shows all.")
-    return MODELS[name]
 
 
 def _fields(architecture: Architecture) -> list[str]:
@@ -233,6 +177,8 @@ def _refuse_another_named_size(name: str, pretrained: Pretrained) -> None:
 
     Sizes without a name are taken as the weights tell them.
     """
+    if name not in MODELS:
+        return
     told = (pretrained.sizes.get("width"), pretrained.sizes.get("depth"))
     family, own = name.rpartition("_")[0], _width_and_depth(name)
     for other in MODELS:
@@ -304,7 +250,7 @@ def _sizes_from_weights(
     name: str, pretrained: Pretrained, settings: Mapping[str, Any], options: Mapping[str, Any]
 ) -> list[str]:
     """A sentence, also logged, for the report: which sizes are the weights' and not those that the name stands for."""
-    architecture = MODELS[name]
+    architecture = require_model(name)
     defaults = architecture.model.config_class(**architecture.settings)
     changed = [
         f"{key}={value}"

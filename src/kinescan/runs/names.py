@@ -1,13 +1,13 @@
 """What can be named on a command line or in a recipe."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from kinescan.data.listing import DATASETS
 from kinescan.errors import ConfigError
-from kinescan.models.catalog import CATALOG
+from kinescan.models.catalog import CATALOG, REGISTERED, offered_models
 from kinescan.runtime.backend_names import Backend
 from kinescan.runtime.files import read_text, read_toml
 from kinescan.runtime.recipe_files import packaged_recipes
@@ -52,7 +52,10 @@ def list_names(kind: str | None = None, *, recipes: str | Path | None = None) ->
 
 
 def _models() -> dict[str, str]:
-    return {name: _summary(CATALOG[name]) for name in sorted(CATALOG)}
+    offered = {entry.name: "of an installed package" for entry in offered_models()}
+    own = {name: _summary(found.settings, found.model.config_class.__name__) for name, found in REGISTERED.items()}
+    models = offered | own | {name: _summary(settings) for name, settings in CATALOG.items()}
+    return {name: models[name] for name in sorted(models)}
 
 
 def _recipes(folder: str | Path | None) -> dict[str, str]:
@@ -68,8 +71,8 @@ def _backends() -> list[str]:
     return list(get_args(Backend))
 
 
-def _summary(settings: Any) -> str:
-    return ", ".join(f"{key}={value}" for key, value in settings.items()) or "the defaults of PKS4Config"
+def _summary(settings: Mapping[str, Any], config: str = "PKS4Config") -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items()) or f"the defaults of {config}"
 
 
 def _first_comment(path: Path) -> str:

@@ -8,7 +8,8 @@ import torch
 
 from kinescan.errors import ConfigError
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.zoo import MODELS, create_model, from_pretrained
+from kinescan.models.registry import Architecture, find_model, list_models
+from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.profiling.activations import activation_bytes_by_part
 from kinescan.profiling.cost import FLOPS_PER_MAC, Cost, Macs, count_cost
 from kinescan.profiling.speed import Speed, measure_speed
@@ -111,21 +112,22 @@ def profile(
 
 def _resolve(model: str | Path, wanted: dict[str, int], options: Mapping[str, Any] | None) -> VideoClassifier:
     path = Path(model)
-    if str(model) not in MODELS and (path.exists() or path.parent != Path(".")):
+    if str(model) not in list_models() and (path.exists() or path.parent != Path(".")):
         fixed = sorted(set(wanted) & {"image_size", "num_classes"})
         if fixed or options:
             raise ConfigError(f"{path} is a saved model: {', '.join(fixed) or 'its options'} cannot be chosen.")
         with torch.device("cpu"):
             return from_pretrained(path)
     name = str(model)
-    if name in MODELS and "num_frames" not in _config_fields(name):
+    architecture = find_model(name)
+    if architecture is not None and "num_frames" not in _config_fields(architecture):
         # Any number of frames can be given to such a model; it does not belong to its config.
         wanted = {key: value for key, value in wanted.items() if key != "num_frames"}
     return create_model(name, **{**wanted, **(options or {})})
 
 
-def _config_fields(name: str) -> set[str]:
-    return {field.name for field in dataclasses.fields(MODELS[name].model.config_class)}
+def _config_fields(architecture: Architecture) -> set[str]:
+    return {field.name for field in dataclasses.fields(architecture.model.config_class)}
 
 
 def _counted(macs: Macs) -> dict[str, int]:

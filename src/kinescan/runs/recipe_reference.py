@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kinescan.config import RunConfig
-from kinescan.models.zoo import MODELS
+from kinescan.models.registry import known_models
 from kinescan.runtime.escaping import escape_markdown
 
 _ATTRIBUTE = re.compile(r"^(\w+): (.*)$")
@@ -83,7 +83,7 @@ def _keys(cls: type[Any], prefix: str, models: tuple[str, ...] = ()) -> Iterator
 def _model_options() -> Iterator[RecipeKey]:
     """Fields of the models' own configs: each config once, with the models that have it."""
     by_config: dict[type[Any], list[str]] = {}
-    for name, architecture in MODELS.items():
+    for name, architecture in known_models().items():
         by_config.setdefault(architecture.model.config_class, []).append(name)
     for cls, names in by_config.items():
         yield from _keys(cls, "model.options.", tuple(names))

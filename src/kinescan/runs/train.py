@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from kinescan.config import RunConfig, dump_recipe, load_recipe
+from kinescan.config import ModelConfig, RunConfig, dump_recipe, find_recipe, load_recipe, parse_overrides
 from kinescan.data.datasets import VideoItem
 from kinescan.data.provenance import RunVideos
 from kinescan.data.sampling import Views
@@ -18,14 +18,16 @@ from kinescan.errors import ConfigError, VideoError
 from kinescan.evaluation.multiview import Evaluation, evaluate_model
 from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.registry import find_model
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.profiling.cost import count_cost
 from kinescan.runs.datasets import evaluated_on, make_test_set, make_training_set, read_videos
-from kinescan.runs.folder import choose_output
+from kinescan.runs.folder import choose_output, run_of
 from kinescan.runs.run_videos import TRAINING_VIDEOS, training_digest, videos_of_run
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.distributed import open_processes
+from kinescan.runtime.own_modules import import_own_module, module_of
 from kinescan.runtime.run_folder import RunFolder
 from kinescan.settings import to_plain
 from kinescan.training.callbacks import Callback, Start
@@ -96,10 +98,12 @@ def train(
         VideoError: no video could be read.
         NonFiniteError, CheckpointError, TrainingInterrupted: as `kinescan.training.fit` raises them.
     """
+    of_run = False
     if resume and isinstance(recipe, str | Path) and RunFolder(Path(recipe)).recipe.is_file():
         # A run's folder says both: which recipe, and where.
         recipe, output = RunFolder(Path(recipe)).recipe, output or recipe
-    config, name = _resolve(recipe, overrides)
+        of_run = True
+    config, name = _resolve(recipe, overrides, of_run=of_run)
     chosen = output or config.output or choose_output(name, resume=resume)
     with open_run(chosen, device=config.train.device, resume=resume) as run:
         folder = run.folder.path
@@ -114,6 +118,9 @@ def _train_into(run: OpenRun, config: RunConfig, callbacks: Sequence[Callback]) 
     training, held_out, classes = read_videos(config)
     set_seed(config.seed)
     model = _make_model(config, classes)
+    # So that the run's folder says what its model needs.
+    module = config.model.module or module_of(type(model)) or ""
+    config = replace(config, model=replace(config.model, module=module))
     clips = DatasetClips(
         make_training_set(config, training, classes), config.loader, seed=config.seed, processes=processes
     )
@@ -160,7 +167,7 @@ def plan(recipe: str | Path | RunConfig, *, overrides: Sequence[str] = ()) -> tu
     Raises:
         ConfigError: a setting is wrong, or there are no classes to tell apart.
     """
-    config, _ = _resolve(recipe, overrides)
+    config, _ = _resolve(recipe, overrides, of_run=False)
     with open_processes(choose_device(config.train.device)) as processes:
         training, _, classes = read_videos(config)
         set_seed(config.seed)
@@ -172,12 +179,39 @@ def plan(recipe: str | Path | RunConfig, *, overrides: Sequence[str] = ()) -> tu
     return config, planned
 
 
-def _resolve(recipe: str | Path | RunConfig, overrides: Sequence[str]) -> tuple[RunConfig, str]:
-    """The configuration and the run's usual name."""
-    config = recipe if isinstance(recipe, RunConfig) else load_recipe(recipe, overrides)
+def _resolve(recipe: str | Path | RunConfig, overrides: Sequence[str], *, of_run: bool) -> tuple[RunConfig, str]:
+    """The configuration and the run's usual name; a module that the user's own recipe names is imported.
+
+    Args:
+        recipe: as for `train`.
+        overrides: as for `train`.
+        of_run: the recipe was found in a run's folder, and not named.
+    """
+    if isinstance(recipe, RunConfig):
+        config = recipe
+    else:
+        config = load_recipe(recipe, overrides)
+        if config.model.module:
+            _import_module(config.model, find_recipe(recipe), overrides, of_run=of_run)
     if not config.data.train:
         raise ConfigError("data.train is not set. Name a folder with one folder of videos per class, or a csv.")
     return config, config.model.name if isinstance(recipe, RunConfig) else Path(recipe).stem
+
+
+def _import_module(model: ModelConfig, recipe: Path, overrides: Sequence[str], *, of_run: bool) -> None:
+    """Imports the module that a recipe names, but for one in a run's folder, which may be a stranger's.
+
+    Raises:
+        ConfigError: the module cannot be imported, or it is wanted and may not be.
+    """
+    typed = parse_overrides(overrides).get("model")
+    if (isinstance(typed, dict) and "module" in typed) or not (of_run or run_of(recipe.parent)):
+        import_own_module(model.module)
+    elif find_model(model.name) is None:
+        raise ConfigError(
+            f"{recipe} names the model {model.name!r} of the module {model.module!r}. The recipe in a run's folder "
+            f"imports no code by itself: add --import {model.module} if you trust that module."
+        )
 
 
 def _make_model(config: RunConfig, classes: Sequence[str]) -> VideoClassifier:

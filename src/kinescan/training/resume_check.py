@@ -24,6 +24,7 @@ HARMLESS = (
     "loader.prefetch_batches",
     "loader.start_method",
     "evaluation",
+    "model.module",
     "model.new_head",
     "model.options.recompute",
     "train.eval_every",

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from kinescan.data.loader import Batch
 from kinescan.errors import CheckpointError
+from kinescan.models.registry import TUNERS, list_models
 from kinescan.models.saving.base_identity import digest
 from kinescan.models.videomamba.tuned import TunedVideoMamba
 from kinescan.models.videomamba.videomamba import VideoMamba, VideoMambaConfig
-from kinescan.models.zoo import TUNERS, create_model, from_pretrained, list_models
+from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.loop import fit
 from kinescan.training.optim import OptimConfig

@@ -34,6 +34,7 @@ def model_card(
     preprocessing: Mapping[str, Any],
     num_parameters: int,
     base: Mapping[str, Any] | None = None,
+    module: str | None = None,
     run: RunRecord | None = None,
     use: str = KINESCAN_USE,
     repo_id: str | None = None,
@@ -47,6 +48,7 @@ def model_card(
         preprocessing: fields of `Preprocessing`.
         num_parameters: parameters in all.
         base: for a tuned part, "source" and "sha256" of the weights that it belongs to.
+        module: for a model of somebody's own, the module that registers it.
         run: the run that trained it: its recipe and its scores.
         use: Python code that uses it from its own folder, ".".
         repo_id: the name on the Hugging Face hub, where it goes there.
@@ -61,6 +63,7 @@ def model_card(
         *([] if base is None else [_base(base)]),
         "## How to use",
         *(["In this folder:"] if repo_id is None else []),
+        *([] if module is None else [f"The module `{module}` defines and registers the model: import it first."]),
         f"```python\n{use if repo_id is None else use.replace(_HERE, json.dumps(repo_id))}\n```",
         *([] if run is None or not run.reports else ["## Scores", _scores(run), *_notes(run)]),
         "## Labels",

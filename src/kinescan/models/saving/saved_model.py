@@ -18,6 +18,7 @@ from kinescan.models.weights.hub import download
 from kinescan.models.weights.tensor_file import read_safetensors
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import inside, read_json_object, require_regular
+from kinescan.runtime.own_modules import is_module_name
 from kinescan.version import __version__
 
 CONFIG_FILE, WEIGHTS_FILE = location.CONFIG_FILE, location.WEIGHTS_FILE
@@ -35,6 +36,7 @@ class SavedModel:
         labels: class names in the order of the logits; None where nobody knew them.
         preprocessing: every field of `Preprocessing`.
         base: for a tuned part, the weights that it belongs to: "source" and "sha256"; None for a whole model.
+        module: for a model of somebody's own, the module that registers it. Said in an error, never imported.
     """
 
     kinescan_version: str
@@ -43,6 +45,7 @@ class SavedModel:
     labels: list[str] | None
     preprocessing: dict[str, Any]
     base: dict[str, Any] | None = None
+    module: str | None = None
 
 
 def locate(source: str | Path, *, revision: str | None = None) -> Path:
@@ -109,7 +112,12 @@ def read_config(folder: Path) -> SavedModel:
     if not all(isinstance(label, str) for label in content["labels"] or ()):
         raise CheckpointError(f"{path}: labels must all be text. It is damaged; save or fetch the model again.")
     named = {key: content[key] for key in kinds}
-    return SavedModel(kinescan_version=content["kinescan_version"], base=_base(path, content.get("base")), **named)
+    module = content.get("module")
+    if module is not None and not (isinstance(module, str) and is_module_name(module)):
+        raise CheckpointError(f"{path}: module is not the name of a Python module. Save or fetch the model again.")
+    return SavedModel(
+        kinescan_version=content["kinescan_version"], base=_base(path, content.get("base")), module=module, **named
+    )
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
