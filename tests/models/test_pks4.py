@@ -167,7 +167,7 @@ def test_what_is_computed_again_leaves_gradients_as_they_are_bit_for_bit(
         return list(torch.autograd.grad(logits.float().square().sum(), list(model.parameters())))
 
     given = gradients()
-    for place in ("models.vit_block", "layers.mamba"):
+    for place in ("models.vit.vit_block", "layers.mamba"):
         monkeypatch.setattr(f"kinescan.{place}.recomputed", lambda part, *inputs: part(*inputs))
     assert all(torch.equal(left, right) for left, right in zip(given, gradients(), strict=True))
 
