@@ -32,7 +32,6 @@ def forget() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(registry, "REGISTERED", {})
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
     forget()

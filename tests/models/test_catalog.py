@@ -1,5 +1,5 @@
 from kinescan.models.catalog import CATALOG, TUNED
-from kinescan.models.zoo import MODELS, TUNERS
+from kinescan.models.registry import MODELS, TUNERS
 
 
 def test_every_model_of_the_zoo_is_in_the_catalog_with_its_settings() -> None:

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -40,13 +41,14 @@ class NoDefault(PKS4Config):
 
 
 @pytest.fixture(autouse=True)
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "REGISTERED", {})
+def _own_registry() -> Iterator[None]:
+    yield
+    registry.REGISTERED.clear()
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, *offered: tuple[str, str]) -> None:
     entries = EntryPoints(EntryPoint(name, value, "kinescan.models") for name, value in offered)
-    monkeypatch.setattr(registry, "entry_points", lambda group: entries.select(group=group))
+    monkeypatch.setattr("kinescan.models.catalog.entry_points", lambda group: entries.select(group=group))
 
 
 def test_a_registered_model_is_made_saved_and_loaded(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from kinescan.runtime.lazy import lazy_names
 if TYPE_CHECKING:
     from kinescan.models.classifier import VideoClassifier
     from kinescan.models.pks4 import PKS4, PKS4Config, PKS4State
+    from kinescan.models.registry import list_models, register_model
     from kinescan.models.videomamba.tuned import TunedVideoMamba
     from kinescan.models.videomamba.tuners.ssp import SSPConfig, SSPVideoMamba
     from kinescan.models.videomamba.videomamba import VideoMamba, VideoMambaConfig
     from kinescan.models.vit.vit import VisionTransformer, ViTConfig
     from kinescan.models.weights.load_report import LoadReport
     from kinescan.models.weights.vit_weights import read_checkpoint
-    from kinescan.models.registry import list_models, register_model
     from kinescan.models.zoo import create_model, from_pretrained
 
 __all__ = [

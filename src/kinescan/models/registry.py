@@ -60,6 +60,7 @@ MODELS: dict[str, Architecture] = {
     },
 }
 
+
 def register_model(name: str, config: Any, builder: type[VideoClassifier]) -> None:
     """Gives a model of your own a name: `create_model`, `from_pretrained` and the verbs know it from then on.
 
