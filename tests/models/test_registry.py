@@ -59,7 +59,7 @@ def test_a_registered_model_is_made_saved_and_loaded(tmp_path: Path) -> None:
     assert type(from_pretrained(tmp_path)) is Own
     assert "own" in list_models()
     with pytest.raises(ConfigError, match="strength"):
-        create_model("own", stength=1.0)
+        create_model("own", strengthh=1.0)
 
 
 def test_a_saved_model_that_nobody_knows_says_its_module(tmp_path: Path) -> None:
