@@ -180,6 +180,36 @@ def test_mean_and_std_come_with_the_weights(published: dict[str, State], setting
     assert told == {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"rescale_factor": 1 / 255, "do_rescale": True, "do_normalize": True}, (0.5, 0.25)),
+        ({"do_normalize": False}, (0.0, 1.0)),
+        ({"do_rescale": False}, (0.5 / 255, 0.25 / 255)),
+        ({"rescale_factor": 1 / 127.5}, (0.25, 0.125)),
+        ({"rescale_factor": 1 / 127.5, "do_normalize": False}, (0.0, 0.5)),
+    ],
+)
+def test_pixels_are_scaled_as_the_processor_of_the_weights_does(
+    published: dict[str, State], settings: dict[str, object], expected: tuple[float, float]
+) -> None:
+    given = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, **settings}
+    told = read_vision_tower(_checkpoint(published["timm"], **given)).preprocessing
+    pixels = torch.arange(256.0)
+    factor = 1.0 if settings.get("do_rescale") is False else float(str(settings.get("rescale_factor", 1 / 255)))
+    theirs = pixels * factor if settings.get("do_normalize") is False else (pixels * factor - 0.5) / 0.25
+    torch.testing.assert_close((pixels / 255 - told["mean"][0]) / told["std"][0], theirs)
+    assert (told["mean"][0], told["std"][0]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("factor", [0, -1, True, "x", float("nan"), 255])
+def test_a_senseless_rescale_factor_is_refused(published: dict[str, State], factor: object) -> None:
+    with pytest.raises(CheckpointError, match="rescale_factor"):
+        read_vision_tower(
+            _checkpoint(published["timm"], image_mean=[0.5] * 3, image_std=[0.5] * 3, rescale_factor=factor)
+        )
+
+
 def test_a_checkpoint_that_fits_nothing_shows_what_was_expected() -> None:
     state = {f"bert.layer.{i}.weight": torch.ones(1) for i in range(7)}
     with pytest.raises(CheckpointError) as caught:

@@ -390,4 +390,24 @@ def _read_preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
                 f"{str(value)[:60]}. Fetch the config again, or take it away."
             )
         read[key] = tuple(value)
-    return read
+    return _as_the_processor_scales(read, settings, checkpoint.source)
+
+
+def _as_the_processor_scales(read: dict[str, Any], settings: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Mean and deviation of pixels in [0, 1] that do what a transformers processor does with pixels of 0 to 255.
+
+    Raises:
+        CheckpointError: its factor is not a positive number.
+    """
+    if settings.get("do_normalize") is False:
+        read = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    factor = 1.0 if settings.get("do_rescale") is False else settings.get("rescale_factor", 1 / 255)
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 1:
+        raise CheckpointError(
+            f"{source}: rescale_factor in the config beside the weights must be a number above 0 and at most 1, got "
+            f"{str(factor)[:60]}. Fetch the config again, or take it away."
+        )
+    scale = 255 * factor
+    if abs(scale - 1) < 1e-6 or set(read) != {"mean", "std"}:
+        return read
+    return {key: tuple(value / scale for value in values) for key, values in read.items()}
