@@ -1,5 +1,6 @@
 import os
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,11 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# A shell that starts the tests in the background makes them, and all that they start, deaf to these.
+for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 if os.environ.get("KINESCAN_CHECK_SHAPES"):
     from jaxtyping import install_import_hook

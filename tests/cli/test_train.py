@@ -161,7 +161,7 @@ def test_train_lists_unreadable_videos_and_goes_on(
         ("optim.lrr=1", "ConfigError: unknown key 'optim.lrr'. Did you mean 'optim.lr'?"),
         ("model=pks4_vit_b61", "ConfigError: unknown model 'pks4_vit_b61'. Did you mean 'pks4_vit_b16'?"),
         ("model.options.widht=3", "ConfigError: pks4_vit_ti16 has no option 'widht'. Did you mean 'width'?"),
-        ("data.train=nowhere", "ConfigError: nowhere does not exist."),
+        ("data.train=nowhere", "ConfigError: nowhere does not exist in "),
         ("output=/dev/null/run", "ConfigError: output '/dev/null/run' cannot be written"),
         ('data.train=""', "ConfigError: data.train is not set."),
     ],

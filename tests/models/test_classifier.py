@@ -89,7 +89,7 @@ def test_round_trip_keeps_outputs_labels_and_preprocessing(tmp_path: Path) -> No
 def test_saved_folder_holds_three_files_that_all_may_read(saved: Path) -> None:
     assert {file.name for file in saved.iterdir()} == {"model.safetensors", "config.json", "README.md"}
     content = json.loads((saved / "config.json").read_text())
-    assert set(content) == {"kinescan_version", "model", "config", "labels", "preprocessing"}
+    assert set(content) == {"kinescan_version", "model", "config", "labels", "preprocessing", "module"}
     assert content["labels"] == ["up", "down", "still"]
     assert (saved / "model.safetensors").stat().st_mode == (saved / "config.json").stat().st_mode
 
