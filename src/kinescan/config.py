@@ -95,7 +95,7 @@ class DataConfig:
         check_most(self, split=10**6, kept_frames=2**16, kept_gib=2**20)
         Limits(timeout_seconds=self.timeout_seconds, max_pixels=self.max_pixels)
         if self.reader != "auto" and self.reader not in DATASETS:
-            raise ConfigError(f"there is no reader {self.reader!r}. {closest(self.reader, ['auto', *DATASETS])}")
+            raise ConfigError(f"unknown reader {self.reader!r}. {closest(self.reader, ['auto', *DATASETS])}")
         if self.split < 1:
             raise ConfigError(f"split must be at least 1, got {self.split}.")
         for name in ("kept_frames", "kept_gib"):

@@ -59,7 +59,7 @@ def test_check_says_how_far_it_is(kinescan: Any, videos: Path, monkeypatch: pyte
         (["nowhere.toml"], "recipe 'nowhere.toml': no such file"),
         (["empty.toml"], "empty.toml does not set data.train. Add --set data.train=VIDEOS."),
         ([".", "--set", "optim.lr=1"], "--set takes only data.* here: . is no recipe"),
-        ([".", "--reader", "ufc101"], "there is no reader 'ufc101'. Did you mean 'ucf101'?"),
+        ([".", "--reader", "ufc101"], "unknown reader 'ufc101'. Did you mean 'ucf101'?"),
     ],
 )
 def test_wrong_usage_exits_with_2(

@@ -149,7 +149,7 @@ def test_list_that_cannot_be_opened_is_refused(tmp_path: Path, monkeypatch: pyte
 
 def test_reader_split_and_kind_of_source_are_checked(tmp_path: Path) -> None:
     touch(tmp_path, "run/a.mp4", "list.csv")
-    with pytest.raises(ConfigError, match=r"there is no reader 'ucf_101'\. Did you mean 'ucf101'\?"):
+    with pytest.raises(ConfigError, match=r"unknown reader 'ucf_101'\. Did you mean 'ucf101'\?"):
         read_items(tmp_path, reader="ucf_101")
     with pytest.raises(ConfigError, match=r"data\.split must lie in \[1, 3\] for this data set, got 4"):
         read_items(tmp_path, reader="ucf101", split=4)

@@ -100,13 +100,13 @@ def test_report_that_cannot_be_read_is_replaced(report, tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["data"] == "my videos"
 
 
-def test_report_shows_how_far_scores_can_be_believed(report):
+def test_report_shows_calibration(report):
     bins = report.to_json()["reliability"]
     assert len(bins) == 15
     assert sum(entry["num_videos"] for entry in bins) == 6
     filled = [entry for entry in bins if entry["num_videos"]]
     page = report.to_markdown()
-    assert "## Can the scores be believed?" in page
+    assert "## Calibration" in page
     for entry in filled:
         assert f"| {entry['low']:.2f} to {entry['high']:.2f} | {entry['num_videos']} | " in page
 

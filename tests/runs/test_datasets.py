@@ -95,7 +95,7 @@ def test_what_is_mirrored_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"reader": "ssv3"}, r"data: there is no reader 'ssv3'\. Did you mean 'ssv2'\?"),
+        ({"reader": "ssv3"}, r"data: unknown reader 'ssv3'\. Did you mean 'ssv2'\?"),
         ({"split": 0}, "data.split must be at least 1, got 0"),
     ],
 )

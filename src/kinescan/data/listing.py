@@ -248,7 +248,7 @@ def choose_layout(source: str | Path, reader: str = "auto") -> Layout:
     """
     source = Path(source)
     if reader != "auto" and reader not in DATASETS:
-        raise ConfigError(f"there is no reader {reader!r}. {closest(reader, ['auto', *DATASETS])}")
+        raise ConfigError(f"unknown reader {reader!r}. {closest(reader, ['auto', *DATASETS])}")
     if source.is_dir() and reader in ("auto", "folder"):
         parts = find_parts(source)
         both = parts is not None and parts.train is not None and parts.held_out is not None

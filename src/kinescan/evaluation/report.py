@@ -179,7 +179,7 @@ class Report:
 
     def _calibration(self) -> Iterator[str]:
         metrics = self.evaluation.metrics
-        yield "\n## Can the scores be believed?\n"
+        yield "\n## Calibration\n"
         yield (
             f"Calibration error {_percent(metrics.calibration_error)}: the mean distance between the score of the best "
             "class and how often it is right."

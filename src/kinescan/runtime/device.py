@@ -18,7 +18,7 @@ def choose_device(device: str) -> torch.device:
     """
     kind = device.partition(":")[0]
     if kind not in DEVICES:
-        raise ConfigError(f"there is no device {device!r}. {closest(device, DEVICES)}")
+        raise ConfigError(f"unknown device {device!r}. {closest(device, DEVICES)}")
     _check_device(kind)
     if device != "auto":
         return torch.device(device)

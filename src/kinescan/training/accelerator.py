@@ -116,7 +116,7 @@ def _check_trackers(trackers: Sequence[str]) -> None:
     installed = [str(name) for name in get_available_trackers()]
     for name in trackers:
         if name not in known:
-            raise ConfigError(f"train.trackers: there is no {name!r}. {closest(name, known)}")
+            raise ConfigError(f"train.trackers: unknown tracker {name!r}. {closest(name, known)}")
         if name not in installed:
             raise DependencyError(f"train.trackers: {name} cannot be imported. Install it: pip install {name}")
 
