@@ -75,6 +75,7 @@ def test_a_saved_model_that_nobody_knows_says_its_module(tmp_path: Path) -> None
         from_pretrained(tmp_path)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("name", "config", "builder", "said"),
     [

@@ -330,6 +330,7 @@ def test_graph_that_kept_what_out_overwrites_says_so():
         product.sum().backward()
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("change", "message"),
     [
