@@ -614,7 +614,7 @@ def test_fit_refuses_a_device_that_is_not_there(tiny_model: Any, noise_clips: An
 
 def test_fit_refuses_an_unknown_tracker(tiny_model: Any, noise_clips: Any, tmp_path: Path) -> None:
     train = TrainConfig(device="cpu", trackers=("tensorbord",))
-    with pytest.raises(ConfigError, match=r"there is no 'tensorbord'. Did you mean 'tensorboard'"):
+    with pytest.raises(ConfigError, match=r"unknown tracker 'tensorbord'. Did you mean 'tensorboard'"):
         fit(tiny_model, noise_clips(), output=tmp_path, train=train, optim=OPTIM)
     missing = TrainConfig(device="cpu", trackers=("clearml",))
     with pytest.raises(DependencyError, match="clearml cannot be imported"):
