@@ -129,7 +129,7 @@ def test_unknown_architectures_and_fixed_batches_are_refused(folder: Path, model
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps(config | {"architecture": "pks5_vit"}), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"unknown model 'pks5_vit'"):
+    with pytest.raises(ConfigError, match=r"config.json: unknown model 'pks5_vit'"):
         transformers.AutoModelForVideoClassification.from_pretrained(tmp_path)
     with pytest.raises(
         ConfigError, match=r"transformers takes any number of clips, so batch cannot be 2. Leave it out"

@@ -27,7 +27,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from kinescan.data.clips import read_clips
 from kinescan.data.sampling import Views, view_indices
 from kinescan.data.transforms import EvalTransform
-from kinescan.errors import ShapeError
+from kinescan.errors import ConfigError, ShapeError
 from kinescan.layers.class_token import ClassTokenShift
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.registry import require_model
@@ -78,7 +78,10 @@ class KinescanForVideoClassification(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: KinescanConfig) -> None:
         super().__init__(config)
-        model = require_model(config.architecture).model
+        try:
+            model = require_model(config.architecture).model
+        except ConfigError as error:
+            raise ConfigError(f"config.json: {error}") from None
         self.classifier = model(
             build_settings(model.config_class, config.options, where="options"),
             name=config.architecture,
