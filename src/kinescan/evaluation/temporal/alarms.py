@@ -3,8 +3,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kinescan.data.intervals import Interval
 from kinescan.errors import ConfigError
-from kinescan.evaluation.temporal.intervals import Interval
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kinescan.data.intervals import Interval
 from kinescan.errors import ConfigError
-from kinescan.evaluation.temporal.intervals import Detection, Floats, Interval, temporal_iou
+from kinescan.evaluation.temporal.intervals import Detection, Floats, temporal_iou
 
 ACTIVITYNET_TIOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 """0.5:0.05:0.95, as ActivityNet's evaluation has them."""

@@ -3,8 +3,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kinescan.data.intervals import Interval
 from kinescan.errors import ConfigError
-from kinescan.evaluation.temporal.intervals import Detection, Interval
+from kinescan.evaluation.temporal.intervals import Detection
 
 TOLERANCES_SECONDS = tuple(float(seconds) for seconds in range(1, 11))
 NUM_POINTS = 11

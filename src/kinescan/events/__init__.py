@@ -1,0 +1,1 @@
+"""From scores of frames to events: when something began and ended, and who is told."""
