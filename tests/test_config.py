@@ -44,7 +44,7 @@ def test_load_recipe_takes_overrides_as_toml_and_bare_words_as_text(tmp_path: Pa
         "model=vit_b16",
         "output=2024",
     ]
-    with pytest.raises(ConfigError, match="output: input should be a valid string, got 2024"):
+    with pytest.raises(ConfigError, match=r"output.*2024"):
         load_recipe(_recipe(tmp_path), overrides)
     config = load_recipe(_recipe(tmp_path), [*overrides[:-1], 'output="2024"'])
     assert (config.optim.lr, config.optim.epochs, config.data.test) == (5e-4, 3, "/some where/else")
@@ -72,7 +72,7 @@ def test_dump_recipe_writes_every_setting(tmp_path: Path) -> None:
 
 
 def test_dump_recipe_refuses_what_toml_cannot_hold() -> None:
-    with pytest.raises(ConfigError, match=r"model\.options cannot be written as TOML"):
+    with pytest.raises(ConfigError, match=r"model\.options.*TOML"):
         dump_recipe(build_run({"model": {"options": {"embed_dim": None}}}))
 
 
@@ -109,7 +109,7 @@ def test_load_recipe_names_the_recipes_beside_a_missing_one(tmp_path: Path) -> N
 
 
 def test_load_recipe_says_where_toml_is_broken(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"recipe.toml is not valid TOML .*line 2"):
+    with pytest.raises(ConfigError, match=r"recipe.toml.*TOML .*line 2"):
         load_recipe(_recipe(tmp_path, "seed = 1\nmodel = \n"))
 
 

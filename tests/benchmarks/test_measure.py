@@ -30,7 +30,7 @@ def test_a_system_that_does_not_tell_ends_the_benchmark(
     name: str, script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     monkeypatch.setattr(speed, "CLEAR_REFS", tmp_path / "no folder" / "file")
-    with pytest.raises(SystemExit, match="does not tell a process its peak memory: run the benchmark on Linux"):
+    with pytest.raises(SystemExit, match="benchmark"):
         getattr(script("measure"), name)(list)
 
 

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.mentions import mentions
 
 
 @pytest.fixture
@@ -16,13 +17,13 @@ def models(script: Any) -> ModuleType:
 def test_refuses_to_time_without_a_gpu(models: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         models.parse([])
-    assert "there is no CUDA device. --dry-run tries this script without one" in capsys.readouterr().err
+    assert "CUDA device. --dry-run" in capsys.readouterr().err
 
 
 def test_refuses_few_repetitions(models: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         models.parse(["--repetitions", "5"])
-    assert "--repetitions must be at least 20, got 5" in capsys.readouterr().err
+    assert mentions(capsys.readouterr().err, "--repetitions", "20", "5")
 
 
 def test_cells_are_forward_and_step_of_both_sizes_at_all_frames(models: ModuleType) -> None:

@@ -2,6 +2,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.mentions import mentions
+
 
 def test_data_make_writes_both_kinds(kinescan: Any, tmp_path: Path) -> None:
     sizes = ["--train-per-class", "2", "--test-per-class", "1", "--frame-size", "32", "--num-frames", "4"]
@@ -12,11 +14,11 @@ def test_data_make_writes_both_kinds(kinescan: Any, tmp_path: Path) -> None:
     assert len(list((tmp_path / "a" / "train").rglob("*.mp4"))) == 4
     again = kinescan("data", "make", "motion", tmp_path / "a", *sizes)
     assert again.exit_code == 2
-    assert "is not empty" in again.stderr
+    assert "empty" in again.stderr
     looks = ["--set", 'colours=["red", "blue"]', "--set", 'families=["dots"]', "--noise", "0", "--shake", "0"]
     made = kinescan("data", "make", "appearance", tmp_path / "b", *sizes, *looks, "--seed", "3")
     assert made.exit_code == 0, made.stderr
-    assert "4 training and 2 test files in 2 classes" in made.stdout
+    assert mentions(made.stdout, "4", "training", "2", "2 classes")
     wrong = kinescan("data", "make", "motion", tmp_path / "c", "--set", "frame_sice=3")
-    assert (wrong.exit_code, "Did you mean 'frame_size'?" in wrong.stderr) == (2, True)
+    assert (wrong.exit_code, "'frame_size'?" in wrong.stderr) == (2, True)
     assert kinescan("data", "make", "weather", tmp_path / "d").exit_code == 2

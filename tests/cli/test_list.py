@@ -20,5 +20,5 @@ def test_list_settings_shows_every_key_of_a_recipe(kinescan: Any) -> None:
     assert kinescan("list", "settings", "--markdown").stdout.startswith("# Settings")
     refused = kinescan("list", "--markdown")
     assert refused.exit_code == 2
-    assert "--markdown goes with settings" in refused.stderr
+    assert "--markdown" in refused.stderr
     assert "settings" in kinescan("list", "settingx").stderr

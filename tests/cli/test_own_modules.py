@@ -220,4 +220,4 @@ def test_a_file_called_like_a_module_of_python_is_said(
     (tmp_path / "json.py").write_text("", encoding="utf-8")
     refused = fresh("list", "models", "--import", "json")
     assert refused.exit_code == 2
-    assert "Rename your file" in refused.stderr
+    assert "Rename" in refused.stderr

@@ -69,7 +69,7 @@ def test_a_stream_that_is_ended_leaves_its_state(causal: Path, recording: Path, 
     frames = 1 + len(rest.splitlines())
     assert 1 <= load_stream_state(state).frames_seen <= 30
     assert abs(load_stream_state(state).frames_seen - frames) <= 1
-    assert f"the state after {load_stream_state(state).frames_seen} frames: {state}" in said.decode()
+    assert f"{load_stream_state(state).frames_seen} frames: {state}" in said.decode()
     again = subprocess.run(command, input=recording.read_bytes(), capture_output=True, check=False)
     assert again.returncode == 0, again.stderr
     assert load_stream_state(state).frames_seen >= 30 + frames - 1

@@ -62,7 +62,7 @@ def test_recipes_are_found_by_name_anywhere(kinescan: Any, tmp_path: Path, monke
     Path("mine.toml").write_text(text)
     for name in ("own_videos_cpu", "recipes/own_videos_cpu.toml", "own_videos_cpu.toml", "mine.toml"):
         result = kinescan("train", name, "--dry-run")
-        assert (result.exit_code, "data.train is not set" in result.stderr) == (2, True), name
+        assert (result.exit_code, "data.train" in result.stderr) == (2, True), name
     # A file here goes before the one of that name in the package.
     Path("recipes").mkdir()
     Path("recipes/own_videos_cpu.toml").write_text("# mine\nseed = 7\n")

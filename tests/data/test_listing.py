@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from tests.mentions import mentions
 
 from kinescan.data.datasets import VideoItem, read_items, split_items
 from kinescan.data.listing import list_videos
@@ -35,7 +36,7 @@ def test_given_classes_keep_their_numbers(tmp_path: Path) -> None:
 
 def test_class_that_is_not_given_is_named_with_the_closest(tmp_path: Path) -> None:
     touch(tmp_path, "runing/a.mp4", "walk/b.mp4")
-    with pytest.raises(ConfigError, match=r"label 'runing' is none of the 2 classes\. Did you mean 'running'\?"):
+    with pytest.raises(ConfigError, match=r"label 'runing'.*2.*'running'\?"):
         read_items(tmp_path, classes=["running", "walk"])
 
 
@@ -55,7 +56,7 @@ def test_folder_without_classes_is_refused(tmp_path: Path, names: list[str], mes
 
 
 def test_nothing_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"does not exist\. Name a folder with one folder of videos per class"):
+    with pytest.raises(ConfigError, match="folder"):
         read_items(tmp_path / "nowhere")
 
 
@@ -94,7 +95,7 @@ def test_numbers_are_class_numbers(tmp_path: Path) -> None:
     assert [item.label for item in items] == [2, 10]
     items, classes = read_items(tmp_path / "list.txt", classes=[f"class {number}" for number in range(20)])
     assert classes[items[1].label] == "class 10"
-    with pytest.raises(ConfigError, match=r"label '10' is none of the 4 classes\. Allowed: 0 to 3"):
+    with pytest.raises(ConfigError, match=r"label '10'.*4.*0.*3"):
         read_items(tmp_path / "list.txt", classes=["a", "b", "c", "d"])
 
 
@@ -124,7 +125,7 @@ def test_repeated_lines_are_taken_once_and_said(tmp_path: Path, caplog: pytest.L
     (tmp_path / "list.csv").write_text("a.mp4,run\nb.mp4,run\na.mp4,run\na.mp4,run\n")
     items, _ = read_items(tmp_path / "list.csv")
     assert [item.video_id for item in items] == ["a.mp4", "b.mp4"]
-    assert "lists 1 videos more than once, such as a.mp4; each is taken once" in caplog.text
+    assert mentions(caplog.text, "lists 1", "a.mp4")
     found = list_videos(tmp_path / "list.csv")
     assert found.repeated == ("a.mp4",)
     assert repr(found) == "VideoList(2 videos, 1 classes, 2 missing)"
@@ -132,7 +133,7 @@ def test_repeated_lines_are_taken_once_and_said(tmp_path: Path, caplog: pytest.L
 
 def test_wrong_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes("a.mp4,müde\n".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"is not UTF-8 text .* Save it as UTF-8"):
+    with pytest.raises(ConfigError, match=r"UTF-8 text.*UTF-8"):
         read_items(tmp_path / "list.csv")
 
 
@@ -143,28 +144,28 @@ def test_list_that_cannot_be_opened_is_refused(tmp_path: Path, monkeypatch: pyte
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("builtins.open", refuse)
-    with pytest.raises(ConfigError, match=r"cannot be read \(Permission denied\)"):
+    with pytest.raises(ConfigError, match=r"Permission denied\)"):
         read_items(tmp_path / "list.csv")
 
 
 def test_reader_split_and_kind_of_source_are_checked(tmp_path: Path) -> None:
     touch(tmp_path, "run/a.mp4", "list.csv")
-    with pytest.raises(ConfigError, match=r"unknown reader 'ucf_101'\. Did you mean 'ucf101'\?"):
+    with pytest.raises(ConfigError, match=r"'ucf_101'.*'ucf101'\?"):
         read_items(tmp_path, reader="ucf_101")
-    with pytest.raises(ConfigError, match=r"data\.split must lie in \[1, 3\] for this data set, got 4"):
+    with pytest.raises(ConfigError, match=r"data\.split.*\[1, 3\].*4"):
         read_items(tmp_path, reader="ucf101", split=4)
-    with pytest.raises(ConfigError, match=r"data\.split must lie in \[1, 1\] for this data set, got 2"):
+    with pytest.raises(ConfigError, match=r"data\.split.*\[1, 1\].*2"):
         read_items(tmp_path, split=2)
-    with pytest.raises(ConfigError, match=r"list\.csv is no folder. Name the folder of the data set for .*'ssv2'"):
+    with pytest.raises(ConfigError, match=r"list\.csv.*'ssv2'"):
         read_items(tmp_path / "list.csv", reader="ssv2")
-    with pytest.raises(ConfigError, match="does not exist"):
+    with pytest.raises(ConfigError, match="exist"):
         read_items(tmp_path, reader="list")
     assert read_items(tmp_path, reader="folder")[1] == ("run",)
 
 
 def test_class_given_twice_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "run/a.mp4")
-    with pytest.raises(ConfigError, match="class 'run' is given twice"):
+    with pytest.raises(ConfigError, match="class 'run'"):
         read_items(tmp_path, classes=["run", "run"])
 
 
@@ -195,5 +196,5 @@ def test_split_depends_on_seed_and_ids_only() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1])
 def test_split_refuses_ratios_out_of_range(ratio: float) -> None:
-    with pytest.raises(ConfigError, match="held_out_ratio must lie between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"held_out_ratio.*0.*1"):
         split_items(videos([4]), ratio, seed=0)

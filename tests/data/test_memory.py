@@ -87,5 +87,5 @@ def test_video_memory_keeps_small_frames(items: list[VideoItem]) -> None:
 def test_video_memory_refuses_dense_sampling_and_too_few_frames(items: list[VideoItem]) -> None:
     with pytest.raises(ConfigError, match=r'need preprocessing.sampling = "segments". Set data.kept_frames = 0'):
         _memory(items, preprocessing=Preprocessing(sampling="dense"))
-    with pytest.raises(ConfigError, match=r"must be at least preprocessing.num_frames, 4, or 0; got 3"):
+    with pytest.raises(ConfigError, match=r"preprocessing.num_frames, 4.*0.*3"):
         _memory(items, kept_frames=3)

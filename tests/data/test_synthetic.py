@@ -345,18 +345,18 @@ def test_appearance_config_refuses(values, message):
 
 
 def test_unknown_shape_and_family_are_named():
-    with pytest.raises(ConfigError, match=r"unknown shape 'arow'. Did you mean 'arrow'"):
+    with pytest.raises(ConfigError, match=r"'arow'.*'arrow'"):
         signed_distance("arow")
-    with pytest.raises(ConfigError, match=r"unknown texture family 'stripe'. Did you mean 'stripes'"):
+    with pytest.raises(ConfigError, match=r"'stripe'.*'stripes'"):
         object_textures([0], ["stripe"])
-    with pytest.raises(ConfigError, match="num_stills must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"num_stills.*1.*0"):
         still_batch(0)
 
 
 def test_make_refuses_a_folder_with_something_in_it(tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     few = {**SMALL, "pairs": ("horizontal",)}
-    with pytest.raises(ConfigError, match=r"is not empty .*overwrite=True"):
+    with pytest.raises(ConfigError, match="overwrite=True"):
         make_motion(tmp_path, MotionConfig(**few))
     with pytest.raises(ConfigError, match=r"holds no meta\.json"):
         make_motion(tmp_path, MotionConfig(**few, overwrite=True))
@@ -371,5 +371,5 @@ def test_overwrite_replaces_a_data_set(tmp_path):
 
 def test_make_says_that_a_folder_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="file/motion cannot be written: Not a directory"):
+    with pytest.raises(ConfigError, match="file/motion"):
         make_motion(tmp_path / "file" / "motion", MotionConfig(**SMALL))

@@ -192,7 +192,7 @@ def test_channels_last_and_contiguous_agree() -> None:
 def test_pixels_that_are_no_numbers_are_named(bad: float) -> None:
     pixels = torch.zeros(4, 3, 32, 32)
     pixels[2, 1, 5, 5] = bad
-    with pytest.raises(NonFiniteError, match=r"NaN or infinity in 1 of 4 frames: \[2\]"):
+    with pytest.raises(NonFiniteError, match=r"NaN.*1.*4 frames: \[2\]"):
         EvalTransform(SETTINGS)(pixels)
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
         TrainTransform(SETTINGS, PLAIN)(pixels, generator=seeded())
@@ -200,17 +200,17 @@ def test_pixels_that_are_no_numbers_are_named(bad: float) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (4, 1, 32, 32), (0, 3, 32, 32), (1, 4, 3, 32, 32)])
 def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ShapeError, match=r"pixels must be \[T, 3, H, W\]"):
+    with pytest.raises(ShapeError, match=r"pixels.*\[T, 3, H, W\]"):
         EvalTransform(SETTINGS)(torch.zeros(shape, dtype=torch.uint8))
 
 
 def test_wrong_dtype_is_refused() -> None:
-    with pytest.raises(ShapeError, match=r"uint8, or float in \[0, 1\], got torch.int64"):
+    with pytest.raises(ShapeError, match=r"uint8.*\[0, 1\].*torch.int64"):
         EvalTransform(SETTINGS)(torch.zeros(1, 3, 32, 32, dtype=torch.int64))
 
 
 def test_no_crop_is_refused() -> None:
-    with pytest.raises(ConfigError, match="crops must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"crops.*1.*0"):
         EvalTransform(SETTINGS, crops=0)
 
 
@@ -303,7 +303,7 @@ def test_mix_leaves_a_clip_without_its_partner_alone() -> None:
 @pytest.mark.parametrize("places", [[0, 1], [0, 1, 1]])
 def test_mix_refuses_places_that_do_not_fit(places: list[int]) -> None:
     clips, labels = batch(3)
-    with pytest.raises(ShapeError, match=r"places must be 3 different numbers, one for each clip, got \[0, 1"):
+    with pytest.raises(ShapeError, match=r"places.*3.*\[0, 1"):
         mix(clips, labels, AugmentConfig(), seeded(), places=places)
 
 

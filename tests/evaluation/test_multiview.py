@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.mentions import mentions
 
 from kinescan.data.datasets import VideoDataset, VideoItem
 from kinescan.data.loader import LoaderConfig
@@ -64,11 +65,11 @@ def test_evaluate_model_lists_unreadable_files_and_counts_the_others(
     assert evaluation.unreadable[0].reason
     assert [item.path for item in evaluation.items] == [item.path for item in videos]
     assert evaluation.metrics.num_videos == 6
-    assert "1 of 7 videos could not be read and were not scored" in caplog.text
+    assert mentions(caplog.text, "1", "7", "videos")
 
 
 def test_evaluate_model_without_any_readable_file(brightness_model, make_dataset, spoiled):
-    with pytest.raises(VideoError, match=r"broken\.mp4: .*None of the 1 videos could be read"):
+    with pytest.raises(VideoError, match=r"broken\.mp4: .*None.*1"):
         evaluate_model(brightness_model(), make_dataset(items=[VideoItem(spoiled, 1, "broken")]))
 
 
@@ -76,36 +77,34 @@ def test_evaluate_model_names_the_video_of_a_logit_that_is_not_finite(brightness
     model = brightness_model()
     with torch.no_grad():
         model.head.bias[0] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"0\.mp4: the model gives NaN or infinity; its pixels are finite, so"):
+    with pytest.raises(NonFiniteError, match=r"0\.mp4.*NaN"):
         evaluate_model(model, make_dataset())
 
 
 def test_score_views_says_that_pixels_are_not_finite(brightness_model):
     views = torch.full((1, 4, 3, 16, 16), float("nan"))
-    with pytest.raises(NonFiniteError, match=r"a\.mp4: the model gives NaN or infinity; its pixels are not finite"):
+    with pytest.raises(NonFiniteError, match=r"a\.mp4.*NaN"):
         score_views(brightness_model(), views, name="a.mp4")
 
 
 def test_score_views_wants_the_axis_of_views(brightness_model):
-    with pytest.raises(ShapeError, match=r"views must be \[V, T, 3, H, W\], got \[4, 3, 16, 16\]"):
+    with pytest.raises(ShapeError, match=r"views.*\[V, T, 3, H, W\].*\[4, 3, 16, 16\]"):
         score_views(brightness_model(), torch.zeros(4, 3, 16, 16), name="a.mp4")
 
 
 def test_evaluate_model_refuses_a_class_that_the_model_does_not_know(brightness_model, make_dataset):
-    with pytest.raises(
-        ConfigError, match=r"1 of the 2 classes of the data .* first is 'brightt'. Did you mean 'bright'"
-    ):
+    with pytest.raises(ConfigError, match=r"1.*2.*'brightt'.*'bright'"):
         evaluate_model(brightness_model(), make_dataset(classes=("dark", "brightt")))
 
 
 def test_match_labels_shows_some_labels_where_none_is_close():
-    with pytest.raises(ConfigError, match=r"It knows 'a', 'b'\. Evaluate on data"):
+    with pytest.raises(ConfigError, match="'a', 'b'"):
         match_labels(["something else"], ["a", "b"])
 
 
 def test_evaluate_model_refuses_to_guess_what_a_model_without_labels_means(brightness_model, make_dataset):
     model = brightness_model(labels=None, num_classes=2)
-    with pytest.raises(ConfigError, match=r"no labels, so nobody knows which of its 2 outputs is which class"):
+    with pytest.raises(ConfigError, match=r"2.*outputs"):
         evaluate_model(model, make_dataset())
     evaluation = evaluate_model(model, make_dataset(), labels=["bright", "dark"])
     assert evaluation.labels == ("bright", "dark")
@@ -113,7 +112,7 @@ def test_evaluate_model_refuses_to_guess_what_a_model_without_labels_means(brigh
 
 @pytest.mark.parametrize("labels", [["a"], ["a", "a"], ["a", "b", "c"]])
 def test_known_labels_wants_one_for_each_class(brightness_model, labels):
-    with pytest.raises(ConfigError, match=f"{len(set(labels))} different labels for a model of 2 classes"):
+    with pytest.raises(ConfigError, match=f"{len(set(labels))}.*2 classes"):
         known_labels(brightness_model(), labels)
 
 
@@ -121,7 +120,7 @@ def test_evaluate_model_refuses_training_data(brightness_model, videos, make_dat
     preprocessing = make_dataset().preprocessing
     transform = TrainTransform(preprocessing, AugmentConfig())
     dataset = VideoDataset(videos, ("dark", "bright"), transform, preprocessing=preprocessing, mode="train")
-    with pytest.raises(ConfigError, match=r'takes a data set with mode="test", got mode="train"'):
+    with pytest.raises(ConfigError, match=r'mode="test".*mode="train"'):
         evaluate_model(brightness_model(), dataset)
 
 

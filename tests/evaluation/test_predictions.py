@@ -26,11 +26,11 @@ def test_predictions_are_read_as_they_were_written(evaluation, tmp_path):
 
 
 def test_read_predictions_says_what_is_wrong(tmp_path):
-    with pytest.raises(ConfigError, match=r"none\.jsonl cannot be read .* path"):
+    with pytest.raises(ConfigError, match=r"none\.jsonl.*path"):
         read_predictions(tmp_path / "none.jsonl")
     path = tmp_path / "other.jsonl"
     path.write_text('{"video_id": "a", "label": "x", "prediction": "x"}\n{"path": "b"}\n')
-    with pytest.raises(ConfigError, match=r"other\.jsonl, line 2: needs video_id, label, prediction, each"):
+    with pytest.raises(ConfigError, match=r"other\.jsonl, line 2.*video_id"):
         read_predictions(path)
 
 
@@ -48,12 +48,10 @@ def test_features_file_holds_features_and_every_score(evaluation, tmp_path):
 
 
 def test_features_file_wants_features_and_a_place(brightness_model, make_dataset, evaluation, tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"kept no features\. Make it with evaluate_model\(\.\.\., with_features=True"
-    ):
+    with pytest.raises(ConfigError, match=r"evaluate_model\(\.\.\., with_features=True"):
         save_features(evaluate_model(brightness_model(), make_dataset(views="4x1x1")), tmp_path / "f.safetensors")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"cannot be written .*Choose another file for the features"):
+    with pytest.raises(ConfigError, match=r"Choose.*features"):
         save_features(evaluation, tmp_path / "file" / "f.safetensors")
 
 

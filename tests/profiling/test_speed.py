@@ -39,7 +39,7 @@ def test_measure_speed_gives_time_to_the_part_that_takes_it(monkeypatch):
 
 @pytest.mark.parametrize("arguments", [{"repeats": 0}, {"num_clips": 0}])
 def test_measure_speed_refuses_nothing_to_do(arguments):
-    with pytest.raises(ConfigError, match="repeats and num_clips must be at least 1"):
+    with pytest.raises(ConfigError, match=r"num_clips.*1"):
         measure_speed(create_model("pks4_vit_ti16", **TINY), **arguments)
 
 

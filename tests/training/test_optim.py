@@ -49,7 +49,7 @@ def test_parameter_groups_leave_out_frozen_parameters() -> None:
 
 
 def test_parameter_groups_refuse_a_wholly_frozen_model() -> None:
-    with pytest.raises(ConfigError, match=r"no parameter is trainable. Check train.trainable"):
+    with pytest.raises(ConfigError, match=r"Check train.trainable"):
         _settings(Backbone().requires_grad_(False))
 
 
@@ -112,13 +112,13 @@ def test_parameter_groups_take_factors_by_name_the_first_that_matches() -> None:
 
 def test_parameter_groups_refuse_a_factor_without_a_match() -> None:
     config = OptimConfig(lr_scales={"scanner.*": 2.0})
-    with pytest.raises(ConfigError, match=r"optim.lr_scales: 'scanner.\*' matches no parameter. Its parts: "):
+    with pytest.raises(ConfigError, match=r"optim.lr_scales: 'scanner.\*'"):
         parameter_groups(Backbone(), config, layer_depths=DEPTHS, num_layers=3)
 
 
 def test_trainable_only_refuses_a_pattern_without_a_match() -> None:
     with (
-        pytest.raises(ConfigError, match=r"train.trainable: 'haed.weight' matches no parameter. Did you mean 'head.w"),
+        pytest.raises(ConfigError, match=r"train.trainable: 'haed.weight'.*'head.w"),
         trainable_only(Backbone(), ("haed.weight",)),
     ):
         pass

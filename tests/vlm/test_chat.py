@@ -110,7 +110,7 @@ def test_processor_lends_its_tokenizer(vlm, tokenizer):
 
 @pytest.mark.bad_input
 def test_empty_words_are_refused(vlm, tokenizer):
-    with pytest.raises(ConfigError, match="the question is empty"):
+    with pytest.raises(ConfigError, match="question"):
         chat(vlm, "internvl", tokenizer()).question("  ", behind="video")
 
 
@@ -134,7 +134,7 @@ def test_a_question_with_bytes_that_are_no_text_is_asked(vlm, video, tokenizer):
 @pytest.mark.bad_input
 @pytest.mark.parametrize("processor", ["tokenizer", 5, {}, object()], ids=repr)
 def test_other_processors_are_refused_before_frames_are_pushed(processor, vlm):
-    with pytest.raises(ConfigError, match="processor must be a tokenizer"):
+    with pytest.raises(ConfigError, match="processor"):
         open_stream(vlm("internvl"), processor, pixels=PIXELS)
 
 

@@ -18,7 +18,7 @@ def test_counts_are_whole_numbers(name, value):
 
 @pytest.mark.parametrize("value", [True, "2", 0, -1.0, math.nan, math.inf, None, 1e9], ids=repr)
 def test_frame_rates_are_positive_numbers(value):
-    with pytest.raises(ConfigError, match="fps must be positive"):
+    with pytest.raises(ConfigError, match="fps"):
         StreamConfig(fps=value)
 
 

@@ -129,7 +129,7 @@ def test_impossible_times_are_refused(seconds, vlm, video):
 def test_times_ascend_over_all_pushes(vlm, video):
     with start(vlm("qwen2_5_vl")) as stream:
         stream.push(video(2), seconds=np.array([5.0, 6.0]))
-        with pytest.raises(ConfigError, match=r"end at 6 s, and these begin at 5\.5 s"):
+        with pytest.raises(ConfigError, match=r"6.*5\.5 s"):
             stream.push(video(2), seconds=[5.5, 7.0])
         features = stream.encode(video(2))
         with pytest.raises(ConfigError, match="end at 6 s"):

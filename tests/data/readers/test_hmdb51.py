@@ -43,7 +43,7 @@ def test_published_layout_is_read(touch: Callable[..., Path], lists: str, videos
 def test_wrong_lines_are_refused(touch: Callable[..., Path], line: str) -> None:
     root = published(touch)
     touch("testTrainMulti_7030_splits/wave_test_split1.txt", text=f"\n{line}\n")
-    with pytest.raises(ConfigError, match=r"wave_test_split1\.txt, line 2: expected a file's name and 0, 1 or 2, got"):
+    with pytest.raises(ConfigError, match=r"wave_test_split1\.txt, line 2.*0, 1.*2"):
         read_items(root, reader="hmdb51")
 
 

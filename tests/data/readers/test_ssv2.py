@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.mentions import mentions
 
 from kinescan.data.listing import list_videos, read_items
 from kinescan.errors import ConfigError
@@ -53,7 +54,7 @@ def test_videos_may_lie_elsewhere(touch: Callable[..., Path]) -> None:
     root = published(touch, labels="texts/labels", videos="store")
     items, _ = read_items(root / "texts", root=root / "store", reader="ssv2")
     assert items[1].path == root / "store/7.webm"
-    with pytest.raises(ConfigError, match=r"data\.root '.*nowhere' is no folder"):
+    with pytest.raises(ConfigError, match=r"data\.root '.*nowhere'"):
         read_items(root / "texts", root=root / "nowhere", reader="ssv2")
 
 
@@ -62,11 +63,11 @@ def test_missing_videos_stay_and_are_counted(touch: Callable[..., Path], caplog:
     (root / "videos/93.webm").unlink()
     items, _ = read_items(root, reader="ssv2")
     assert items[2].path == root / "93.webm"
-    assert "1 of the listed videos are missing, such as 93; they will be listed as unreadable" in caplog.text
+    assert mentions(caplog.text, "1", "93")
     assert list_videos(root, reader="ssv2").missing == ("93",)
     for entry in TRAIN[:2]:
         (root / f"videos/{entry['id']}.webm").unlink()
-    with pytest.raises(ConfigError, match=r"none of the 3 videos that .*train\.json lists .* the first is 41775\.webm"):
+    with pytest.raises(ConfigError, match=r"3.*train\.json lists.*41775\.webm"):
         read_items(root, reader="ssv2")
 
 
@@ -101,7 +102,7 @@ def test_wrong_files_are_refused(touch: Callable[..., Path], name: str, text: st
 def test_wrong_encoding_and_missing_files_are_refused(touch: Callable[..., Path]) -> None:
     root = published(touch)
     (root / "labels/train.json").write_bytes(json.dumps(TRAIN).encode("utf-16"))
-    with pytest.raises(ConfigError, match=r"train\.json is not UTF-8 text .* Save it as UTF-8"):
+    with pytest.raises(ConfigError, match=r"train\.json.*UTF-8 text.*UTF-8"):
         read_items(root, reader="ssv2")
     (root / "labels/train.json").unlink()
     with pytest.raises(ConfigError, match=r"holds no train\.json \(or something-something-v2-train\.json\), neither"):

@@ -366,7 +366,7 @@ def test_a_file_of_which_nothing_decodes_is_not_offered_as_short(make_video: Cal
     path.write_bytes(data)
     for allow_short in (False, True):
         with (
-            pytest.raises(CutVideoError, match="none of its 20 frames") as caught,
+            pytest.raises(CutVideoError, match="20 frames") as caught,
             VideoReader(path, allow_short=allow_short) as video,
         ):
             video.read([0])

@@ -24,7 +24,7 @@ def test_frame_rate_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pixels", [PIXELS[0], PIXELS.float(), PIXELS[:, :1], PIXELS[:0]])
 def test_wrong_pixels_are_refused(tmp_path: Path, pixels: torch.Tensor) -> None:
-    with pytest.raises(ShapeError, match=r"pixels must be uint8 \[T, 3, H, W\] with T >= 1"):
+    with pytest.raises(ShapeError, match=r"pixels.*uint8 \[T, 3, H, W\].*T >= 1"):
         write_video(tmp_path / "a.mp4", pixels, fps=8)
 
 
@@ -35,7 +35,7 @@ def test_wrong_times_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])
 def test_wrong_fps_is_refused(tmp_path: Path, fps: float) -> None:
-    with pytest.raises(ConfigError, match="fps must be positive"):
+    with pytest.raises(ConfigError, match="fps"):
         write_video(tmp_path / "a.mp4", PIXELS, fps=fps)
 
 
@@ -48,7 +48,7 @@ def test_wrong_rotation_is_refused(tmp_path: Path) -> None:
     ("name", "codec"), [("a.mp4", "no_such_codec"), ("a.nosuchsuffix", "libx264"), ("a.webm", "mpeg4")]
 )
 def test_what_ffmpeg_refuses_leaves_no_file(tmp_path: Path, name: str, codec: str) -> None:
-    with pytest.raises(VideoError, match=f"cannot be written with codec '{codec}'"):
+    with pytest.raises(VideoError, match=f"'{codec}'"):
         write_video(tmp_path / name, PIXELS, fps=8, codec=codec)
     assert list(tmp_path.iterdir()) == []
 

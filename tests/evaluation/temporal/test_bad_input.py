@@ -53,7 +53,7 @@ def test_frames_have_one_column_a_label() -> None:
 def test_segmentation_needs_every_video_and_every_frame() -> None:
     with pytest.raises(ConfigError, match="'b'"):
         segmentation_scores({"a": ["x"], "b": ["x"]}, {"a": ["x"]})
-    with pytest.raises(ConfigError, match="a: 2 predicted labels for 1 frames"):
+    with pytest.raises(ConfigError, match=r"2.*predicted.*1 frames"):
         segmentation_scores({"a": ["x"]}, {"a": ["x", "x"]})
 
 

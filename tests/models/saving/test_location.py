@@ -79,5 +79,5 @@ def test_names_that_mean_none_are_errors_that_say_what_there_is(here: Path, give
 
 def test_runs_are_never_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="runs/nope: no such file or folder"):
+    with pytest.raises(CheckpointError, match="runs/nope"):
         locate_model("runs/nope")

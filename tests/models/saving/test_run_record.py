@@ -60,10 +60,8 @@ def test_run_without_scores_is_a_run(run: Path) -> None:
 
 
 def test_other_folders_and_damaged_reports(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere has no recipe.toml. Give the folder of a run"):
+    with pytest.raises(CheckpointError, match=r"recipe.toml"):
         read_run(tmp_path / "nowhere")
     (run / "report.json").write_text(json.dumps({"data": "x"}), encoding="utf-8")
-    with pytest.raises(
-        CheckpointError, match=r"report.json is no report of kinescan: views, num_videos, .* missing .* Evaluate once"
-    ):
+    with pytest.raises(CheckpointError, match=r"report.json.*num_videos, .* missing"):
         read_run(run)

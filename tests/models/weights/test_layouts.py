@@ -82,15 +82,13 @@ def test_a_resnet_and_a_clip_tower_without_class_token_are_refused(published: di
     with pytest.raises(CheckpointError, match=r"has a ResNet \(visual.layer1.0.conv1.weight\)"):
         translate(resnet, "openai", "x")
     cut = {name: t for name, t in published["hugging_face"].items() if not name.endswith("class_embedding")}
-    with pytest.raises(CheckpointError, match=r"under our names it lacks class_embedding \(1 in all\)"):
+    with pytest.raises(CheckpointError, match=r"class_embedding \(1.*all\)"):
         translate(cut, "hugging_face", "x")
 
 
 def test_an_incomplete_tower_is_refused(published: dict[str, State]) -> None:
     state = {name: t for name, t in published["hugging_face"].items() if "layers.0.self_attn.k_proj" not in name}
-    with pytest.raises(
-        CheckpointError, match=r"x: the vision tower \(Hugging Face CLIPModel or SiglipModel\) is incomplete.*in_proj"
-    ):
+    with pytest.raises(CheckpointError, match=r"x.*CLIPModel.*SiglipModel.*incomplete.*in_proj"):
         translate(state, "hugging_face", "x")
     shard = {name: t for name, t in published["openai"].items() if "resblocks.0" not in name}
     with pytest.raises(CheckpointError, match=r"resblocks.0.ln_1.weight.*\(12 in all\). .*give all shards"):

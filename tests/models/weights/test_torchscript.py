@@ -88,7 +88,7 @@ def test_names_other_than_tensors_are_refused(
         for name in original.namelist():
             content = original.read(name)
             changed.writestr(name, pickle.dumps(Evil(), protocol=2) if name.endswith("/data.pkl") else content)
-    with pytest.raises(CheckpointError, match=r"TorchScript archive whose tensors cannot be read .*print"):
+    with pytest.raises(CheckpointError, match=r"TorchScript.*print"):
         read_torchscript(path)
     assert capsys.readouterr().out == ""
 
@@ -99,5 +99,5 @@ def test_a_missing_storage_is_an_error(archive: tuple[Path, dict[str, Tensor]], 
         for name in original.namelist():
             if not name.endswith("/data/0"):
                 changed.writestr(name, original.read(name))
-    with pytest.raises(CheckpointError, match=r"cannot be read .*Fetch it again, or convert it where you trust it"):
+    with pytest.raises(CheckpointError, match=r"Fetch.*convert"):
         read_torchscript(path)

@@ -52,7 +52,7 @@ def test_towers_that_were_not_published_ask_for_their_heads(tmp_path: Path) -> N
     for sizes in ({"width": 128}, {"width": 768, "depth": 2}, {"width": 1536, "depth": 40, "device": "meta"}):
         assert _read(timm_state(**sizes))["heads"] is None
     torch.save(timm_state(64, 2, 128), tmp_path / "tiny.pt")
-    with pytest.raises(ConfigError, match=r"how many attention heads a tower of width 64 and depth 2 has.*heads="):
+    with pytest.raises(ConfigError, match=r"64.*2 has.*heads="):
         create_model("vit_b16", weights=tmp_path / "tiny.pt", num_classes=2)
     assert create_model("vit_b16", weights=tmp_path / "tiny.pt", num_classes=2, heads=2).config.heads == 2
 
@@ -184,7 +184,7 @@ def test_configs_of_other_towers_and_of_the_wrong_kind_are_refused(settings: dic
     "source", ["timm/vit_pe_core_base_patch16_224.fb", "PE-Core-B16-224.pt", "a/rope_vit_small.pt"]
 )
 def test_names_of_rotary_towers_are_refused(source: str) -> None:
-    with pytest.raises(CheckpointError, match="rotary positions of its own kind"):
+    with pytest.raises(CheckpointError, match="rotary"):
         _read(openai_state(), source)
     assert _read(openai_state(), "europe/type-core.pt")["width"] == 24
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.mentions import mentions
 from torch import Tensor
 
 from kinescan.errors import CheckpointError
@@ -94,9 +95,7 @@ def test_infer_vit_config_reads_every_size(tower: State) -> None:
 
 
 def test_grids_that_are_not_square_are_refused(tower: State) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"4 x 4 pixels and 10 positions beside the class token; both must be square"
-    ):
+    with pytest.raises(CheckpointError, match=r"4 x 4.*10"):
         infer_vit_config(tower | {"positional_embedding": torch.zeros(11, 24)})
 
 
@@ -136,7 +135,7 @@ def test_an_assumed_activation_is_said(published: dict[str, State], caplog: pyte
         read_vision_tower(_checkpoint(published["openai"], model_cfg={}))
         assert "activation" not in caplog.text
         read_vision_tower(_checkpoint(published["openai"]))
-    assert "nothing says which activation; quick_gelu is usual for the openai layout" in caplog.text
+    assert "quick_gelu" in caplog.text
 
 
 def test_heads_and_eps_come_from_the_config(published: dict[str, State]) -> None:
@@ -161,9 +160,7 @@ def test_imagenet_vits_of_timm_have_another_eps(published: dict[str, State]) -> 
 
 def test_an_unknown_activation_is_refused(published: dict[str, State]) -> None:
     settings = {"model_type": "clip", "hidden_act": "relu"}
-    with pytest.raises(
-        CheckpointError, match="asks for the activation 'relu'; VisionTransformer has quick_gelu and gelu"
-    ):
+    with pytest.raises(CheckpointError, match=r"'relu'; VisionTransformer.*quick_gelu"):
         read_vision_tower(_checkpoint(published["hugging_face"], **settings))
 
 
@@ -215,9 +212,9 @@ def test_a_checkpoint_that_fits_nothing_shows_what_was_expected() -> None:
     with pytest.raises(CheckpointError) as caught:
         read_vision_tower(_checkpoint(state))
     message = str(caught.value)
-    assert "x fits no layout of a vision transformer. It holds 7 tensors: bert.layer.0.weight, " in message
+    assert mentions(message, "x", "7 tensors: bert.layer.0.weight")
     assert "Hugging Face CLIPModel or SiglipModel: vision_model.embeddings.patch_embedding.weight" in message
-    assert "the published files of DINOv2, DINOv3 and MAE: patch_embed.proj.weight" in message
+    assert mentions(message, "DINOv2, DINOv3", "MAE: patch_embed.proj.weight")
     assert "OpenAI CLIP or open_clip: visual.conv1.weight" in message
 
 
@@ -243,15 +240,13 @@ def test_parts_of_the_model_without_weights_are_missing_and_kept(published: dict
 
 
 def test_another_shape_is_an_error(published: dict[str, State]) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"conv1.weight is \[24, 3, 4, 4\], in the model \[24, 3, 6, 6\]. Leave out"
-    ):
+    with pytest.raises(CheckpointError, match=r"conv1.weight.*\[24, 3, 4, 4\].*\[24, 3, 6, 6\]"):
         _load(_vit(patch_size=6), published["openai"])
 
 
 def test_nothing_that_fits_is_an_error() -> None:
     pretrained = Pretrained(source="x", layout="kinescan", tensors={"other": torch.ones(1)})
-    with pytest.raises(CheckpointError, match="none of its 1 tensors fits the model; it expects class_embedding, "):
+    with pytest.raises(CheckpointError, match=r"1.*class_embedding,"):
         load_pretrained(_vit(), pretrained)
 
 

@@ -19,7 +19,7 @@ def test_a_forward_inside_another_is_refused(vlm):
     stream = open_stream(vlm("internvl"))
     decoder = stream.family.decoder
     with attend_through(decoder, stream.cache):
-        with pytest.raises(ConfigError, match="inside a forward already"), attend_through(decoder, stream.cache):
+        with pytest.raises(ConfigError, match="inside"), attend_through(decoder, stream.cache):
             pass
         assert decoder.config._attn_implementation.startswith("kinescan_stream")
     assert decoder.config._attn_implementation == "sdpa"
@@ -65,5 +65,5 @@ def test_fixed_frequencies_are_left_alone(vlm):
 def test_switching_frequencies_are_refused(vlm, monkeypatch):
     model = vlm("internvl")
     monkeypatch.setattr(model.model.language_model.rotary_emb, "rope_type", "longrope")
-    with pytest.raises(ConfigError, match="'longrope' switches with the length"):
+    with pytest.raises(ConfigError, match="'longrope'"):
         open_stream(model)

@@ -1,0 +1,57 @@
+"""The words of the project: tests pin names, not sentences."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+# Plain words side by side; words in quotes, with digits, dots, underscores or dashes are names.
+SENTENCE = re.compile(r"(?<![\w'`/.\\*-])[A-Za-z]?[a-z]+(?:,? [A-Za-z]?[a-z]+){3,}(?![\w'`=*])")
+
+
+def _pinned(tree: ast.AST) -> Iterator[ast.expr]:
+    """What a test looks for in a text: `match=...` and `"..." in text`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg == "match":
+            yield node.value
+        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
+            yield node.left
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "mentions":
+            yield from node.args[1:]
+
+
+def _sentences(source: str) -> Iterator[str]:
+    for pinned in _pinned(ast.parse(source)):
+        for part in ast.walk(pinned):
+            if isinstance(part, ast.Constant) and isinstance(part.value, str) and SENTENCE.search(part.value):
+                yield f"line {part.lineno}: {part.value}"
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.relative_to(TESTS).as_posix())
+def test_tests_pin_names_and_no_sentences(path: Path) -> None:
+    """Four plain words in a row are a sentence: pin the error's type and the names, keys and numbers in its message."""
+    found = list(_sentences(path.read_text(encoding="utf-8")))
+    assert not found, "pin the error's type and the names in the text (see tests/mentions.py):\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'pytest.raises(ConfigError, match="window must be odd and positive")',
+        'assert f"{name}: this is no video of ours" in text',
+        'assert mentions(text, "a.mp4", "this is no video")',
+    ],
+)
+def test_sentences_are_found(source: str) -> None:
+    assert len(list(_sentences(source))) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    ['pytest.raises(ConfigError, match=r"window.*odd.*got 4")', 'assert "optim.lr was 0.1, is 0.2" in text'],
+)
+def test_names_are_allowed(source: str) -> None:
+    assert not list(_sentences(source))
