@@ -33,3 +33,8 @@ State = Float[Tensor, "R D S"]
 """The scan's state."""
 Logits = Float[Tensor, "B K"]
 """Scores before softmax."""
+FrameLogits = Float[Tensor, "B T K"]
+"""Scores of every frame, before softmax or sigmoid."""
+
+BACKGROUND = "background"
+"""Class 0 along K where every frame has one class: nothing happens."""

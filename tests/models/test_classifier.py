@@ -279,3 +279,32 @@ def test_labels_that_nobody_knows_are_none_before_and_after_saving(tmp_path: Pat
     assert "known" in (tmp_path / "README.md").read_text()
     assert from_pretrained(tmp_path).labels is None
     assert create_model("vit_ti16", weights=tmp_path, num_classes=3, depth=1, image_size=32).labels is None
+
+
+def _frame_model(labels: list[str], **options: bool) -> VideoClassifier:
+    return create_model("vit_ti16", labels=labels, depth=1, output="frames", **options)
+
+
+def test_probabilities_are_a_softmax_or_of_overlapping_classes_a_sigmoid_each() -> None:
+    logits = torch.tensor([[0.0, 2.0]], dtype=torch.bfloat16)
+    single = _frame_model(["background", "fall"])
+    several = _frame_model(["walk", "fall"], overlapping=True)
+    assert (single.answers_frames, single.overlapping, several.overlapping) == (True, False, True)
+    assert single.probabilities(logits).dtype == torch.float32
+    torch.testing.assert_close(single.probabilities(logits), logits.float().softmax(-1))
+    torch.testing.assert_close(several.probabilities(logits), logits.float().sigmoid())
+    assert not create_model("vit_ti16", labels=["a", "b"], depth=1).answers_frames
+
+
+@pytest.mark.parametrize(("labels", "overlapping"), [(["walk", "fall"], False), (["background", "fall"], True)])
+def test_background_is_class_0_unless_classes_overlap(labels: list[str], overlapping: bool) -> None:
+    with pytest.raises(ConfigError, match="background"):
+        _frame_model(labels, overlapping=overlapping)
+
+
+def test_a_saved_model_of_frames_is_one_when_it_comes_back(tmp_path: Path) -> None:
+    _frame_model(["walk", "fall"], overlapping=True, causal=True).save_pretrained(tmp_path)
+    model = from_pretrained(tmp_path)
+    assert model.answers_frames
+    assert model.overlapping
+    assert "every frame" in (tmp_path / "README.md").read_text(encoding="utf-8")

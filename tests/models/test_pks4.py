@@ -405,3 +405,55 @@ def test_a_running_mean_does_not_freeze_under_autocast() -> None:
     assert state.average is not None
     assert state.average.dtype == torch.float32
     torch.testing.assert_close(state.average, (ends[0] + ends[1]) / 2, atol=1e-4, rtol=1e-3)
+
+
+AVERAGING: dict[str, Any] = {
+    "scanner": False,
+    "correlation": False,
+    "variation": False,
+    "class_token_route": "none",
+}
+FRAMES: dict[str, dict[str, Any]] = {"full": {}, "scanner alone": VARIANTS["scanner alone"], "plain ViT": AVERAGING}
+
+
+@pytest.mark.parametrize("variant", FRAMES)
+def test_frames_of_a_causal_model_are_the_same_whole_and_in_pieces(variant: str) -> None:
+    model = _awake(PKS4(replace(TINY, causal=True, output="frames", **FRAMES[variant]))).eval()
+    clip = _clip(7)
+    whole = model(clip)
+    assert whole.shape == (2, 7, 5)
+    first, state = model.forward_stream(clip[:, :3])
+    second, state = model.forward_stream(clip[:, 3:], state)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole, atol=1e-4, rtol=1e-4)
+    assert state.frames_seen == 7
+    assert state.average is None
+
+
+def test_a_frame_answers_for_itself_and_not_for_an_average() -> None:
+    causal = _awake(PKS4(replace(TINY, causal=True, output="frames"))).eval()
+    average = PKS4(replace(TINY, causal=True)).eval()
+    average.load_state_dict(causal.state_dict())
+    clip = _clip(6)
+    torch.testing.assert_close(causal(clip).mean(dim=1), average(clip), atol=1e-4, rtol=1e-4)
+    plain = PKS4(replace(TINY, output="frames", **AVERAGING)).eval()
+    torch.testing.assert_close(plain(clip)[:, 3], plain(clip[:, 3:4])[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_of_frames_that_looks_ahead_hears_of_later_frames() -> None:
+    model = _awake(PKS4(replace(TINY, output="frames"))).eval()
+    clip = _clip(6)
+    changed = clip.clone()
+    changed[:, 5] = 0
+    assert not torch.allclose(model(clip)[:, 4], model(changed)[:, 4])
+
+
+def test_the_state_of_other_streams_is_refused_where_a_model_answers_for_frames() -> None:
+    model = PKS4(replace(TINY, causal=True, output="frames")).eval()
+    _, state = model.forward_stream(_clip(2))
+    with pytest.raises(ShapeError, match="belongs to 2 clips"):
+        model.forward_stream(_clip(2, batch=3), state)
+
+
+def test_overlapping_needs_answers_for_frames() -> None:
+    with pytest.raises(ConfigError, match='output = "frames"'):
+        replace(TINY, overlapping=True)

@@ -4,9 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinescan.errors import ShapeError
-
-BACKGROUND = "background"
-"""Class 0 of a model that answers one class a frame: nothing happens."""
+from kinescan.shapes import BACKGROUND as BACKGROUND
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

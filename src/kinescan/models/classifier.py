@@ -19,7 +19,7 @@ from kinescan.models.weights.vit_weights import Checkpoint, LoadReport, Pretrain
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.own_modules import module_of
 from kinescan.settings import build_settings, to_plain
-from kinescan.shapes import Clip, Logits
+from kinescan.shapes import BACKGROUND, Clip, FrameLogits, Logits
 from kinescan.version import __version__
 
 # Not typing.Self: beartype, which checks shapes in the tests, cannot resolve it on a method.
@@ -83,6 +83,8 @@ class VideoClassifier(nn.Module, ABC):
         self.labels = _checked_labels(labels, config.num_classes)
         self.preprocessing = preprocessing or Preprocessing(size=config.image_size, **self.usual_preprocessing)
         self.load_report = None
+        if self.answers_frames and self.labels is not None:
+            _check_background(self.labels, overlapping=self.overlapping)
         if self.preprocessing.size != config.image_size:
             raise ConfigError(
                 f"preprocessing makes frames of {self.preprocessing.size} pixels, the model takes {config.image_size}. "
@@ -94,9 +96,27 @@ class VideoClassifier(nn.Module, ABC):
         """What to call each class where it is shown: its label, or, where nobody knows the labels, its index."""
         return self.labels if self.labels is not None else tuple(map(str, range(self.config.num_classes)))
 
+    @property
+    def answers_frames(self) -> bool:
+        """Whether the model answers for every frame, with logits [B, T, K], and not for the clip, with [B, K]."""
+        return getattr(self.config, "output", "clip") == "frames"
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether several classes, or none, may be true at once, so that each has a probability of its own."""
+        return bool(getattr(self.config, "overlapping", False))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits [..., K] as probabilities of the same shape, in float32 at least.
+
+        Softmax over the classes; of classes that may overlap, the sigmoid of each.
+        """
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return wide.sigmoid() if self.overlapping else wide.softmax(dim=-1)
+
     @abstractmethod
-    def forward(self, clip: Clip) -> Logits:
-        """Logits [B, K] of clips [B, T, 3, H, W], normalised as `preprocessing` says."""
+    def forward(self, clip: Clip) -> Logits | FrameLogits:
+        """Logits [B, K] of clips [B, T, 3, H, W], normalised as `preprocessing` says; [B, T, K] of every frame."""
 
     @abstractmethod
     def layer_depths(self) -> dict[str, int]:
@@ -284,6 +304,20 @@ class VideoClassifier(nn.Module, ABC):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, run=run, repo_id=repo_id)
             return upload(Path(folder), repo_id, private=private)
+
+
+def _check_background(labels: Sequence[str], *, overlapping: bool) -> None:
+    """Passes where class 0 says that nothing happens, or, of overlapping classes, where none does."""
+    if overlapping and BACKGROUND in labels:
+        raise ConfigError(
+            f"overlapping classes need no {BACKGROUND!r}: where nothing happens, all of them are unlikely. Leave it "
+            "out of the labels, or set overlapping = false."
+        )
+    if not overlapping and labels[0] != BACKGROUND:
+        raise ConfigError(
+            f"a model that answers for every frame has {BACKGROUND!r} as class 0: nothing happens. Got {labels[0]!r} "
+            f"there. Give labels=[{BACKGROUND!r}, ...], or set overlapping = true."
+        )
 
 
 def _plain_labels(labels: tuple[str, ...] | None) -> list[str] | None:

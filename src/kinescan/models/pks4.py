@@ -19,7 +19,7 @@ from kinescan.models.vit.vit import Block, VisionTransformer, ViTConfig
 from kinescan.ops.backend import transformed
 from kinescan.ops.local_correlation import Border
 from kinescan.preprocessing import Preprocessing
-from kinescan.shapes import Clip, Logits, Tokens
+from kinescan.shapes import Clip, FrameLogits, Logits, Tokens
 
 SMALLEST_WIDEST = 15
 """A window up to this is taken on any grid, however small: the default fits everywhere."""
@@ -57,6 +57,9 @@ class PKS4Config(ViTConfig):
         state_size: size of the scan's state for each channel.
         conv_kernel: taps of the scanner's convolution over time.
         expand: inner width of the scanner over `width`.
+        output: what the logits answer for: "clip", the average over its frames, [B, K]; or "frames", every frame,
+            [B, T, K], with nothing averaged between the temporal module and the head. Class 0 is "background" then.
+        overlapping: with `output="frames"`: several classes may be true at once, or none; no class is "background".
         recompute: compute blocks and scanner again in the backward pass instead of keeping what they computed; the
             same gradients in less memory.
     """
@@ -80,6 +83,8 @@ class PKS4Config(ViTConfig):
     state_size: int = 16
     conv_kernel: int = 4
     expand: int = 2
+    output: Literal["clip", "frames"] = "clip"
+    overlapping: bool = False
     recompute: bool = False
 
     def __post_init__(self) -> None:
@@ -106,6 +111,8 @@ class PKS4Config(ViTConfig):
                 f"class_token_route={self.class_token_route!r} needs a class token, which this ViT has not. "
                 'Use class_token_route="none", or "tsm", which shifts all tokens.'
             )
+        if self.overlapping and self.output != "frames":
+            raise ConfigError('overlapping = true is for models that answer for every frame: set output = "frames".')
         if not 0 < self.average_rate <= 1:
             raise ConfigError(f"average_rate must lie in (0, 1], got {self.average_rate}.")
 
@@ -125,7 +132,7 @@ class PKS4State:
         kinematic: reduced frames of the kinematic prior encoder.
         scanner: state of the scan of every patch, and its convolution's tail; of another scanner (see
             `PKS4.make_scanner`), what that one gives.
-        average: [B, E], the running average of the frames' representations.
+        average: [B, E], the running average of the frames' representations; None in a model that answers for frames.
     """
 
     frames_seen: int = 0
@@ -143,6 +150,13 @@ class PKS4State:
         named |= named_tensors(self.scanner, "scanner")
         named["average"] = self.average
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def num_streams(self) -> int | None:
+        """B, where a part of the state tells it."""
+        kinematic = self.kinematic or KinematicState()
+        parts = [*self.class_tokens.values(), kinematic.correlation, kinematic.variation, self.average]
+        return next((part.shape[0] for part in parts if part is not None), None)
 
     def num_bytes(self) -> int:
         """Memory of the state's tensors."""
@@ -207,19 +221,22 @@ class PKS4(VideoClassifier):
             norm_eps=config.norm_eps,
         )
 
-    def forward(self, clip: Clip) -> Logits:
-        """Scores of each class for each clip.
+    def forward(self, clip: Clip) -> Logits | FrameLogits:
+        """Scores of each class for each clip, or for each frame.
 
         Args:
             clip: [B, T, 3, H, W], normalised frames.
 
         Returns:
-            Logits [B, K].
+            Logits [B, K]; with `output="frames"`, [B, T, K].
 
         Raises:
             ShapeError: the clip has another rank, number of channels or size than the model takes.
         """
         frames, _ = self._frame_representations(clip, PKS4State(), keep_state=False)
+        if self.answers_frames:
+            every: Tensor = self.head(frames)
+            return every
         averages, _ = self._averages(frames, PKS4State())
         logits: Tensor = self.head(averages[:, -1])
         return logits
@@ -227,12 +244,15 @@ class PKS4(VideoClassifier):
     def forward_stream(self, clip: Clip, state: PKS4State | None = None) -> tuple[Tensor, PKS4State]:
         """Scores of every prefix, and the state to go on with: feeding frames in pieces changes nothing.
 
+        With `output="frames"`, the scores of every frame, which are those that `forward` gives for the whole.
+
         Args:
             clip: [B, T, 3, H, W], the next frames, T from 1.
             state: what came back with the frames before; None at the start.
 
         Returns:
-            Logits [B, T, K]: those at t are what `forward` gives for all frames up to t. And the new state.
+            Logits [B, T, K]: those at t are what `forward` gives for all frames up to t; with `output="frames"`, for
+            frame t among these. And the new state.
 
         Raises:
             ConfigError: the model is not causal.
@@ -243,13 +263,16 @@ class PKS4(VideoClassifier):
                 f"{self.name} looks at frames to come, so it cannot run on a stream. Train it with causal = true "
                 "(create_model(..., causal=True)), or score whole clips with forward()."
             )
-        if state is not None and state.average is not None and state.average.shape[0] != clip.shape[0]:
+        num_streams = None if state is None else state.num_streams
+        if num_streams is not None and num_streams != clip.shape[0]:
             raise ShapeError(
-                f"the state belongs to {state.average.shape[0]} clips, but {clip.shape[0]} were given. "
+                f"the state belongs to {num_streams} clips, but {clip.shape[0]} were given. "
                 "Start with state=None, or keep one state for each batch of streams."
             )
         state = PKS4State() if state is None else state
         frames, after = self._frame_representations(clip, state, keep_state=True)
+        if self.answers_frames:
+            return self.head(frames), after
         averages, average = self._averages(frames, state)
         return self.head(averages), replace(after, average=average)
 

@@ -59,7 +59,7 @@ def model_card(
     parts = [
         f"---\n{_metadata(name, run)}\n---",
         f"# {name}, {config.get('num_classes') if labels is None else len(labels)} classes",
-        f"A video classifier of kinescan: {num_parameters:,} parameters.",
+        f"A video classifier of kinescan: {num_parameters:,} parameters. {_answer(config)}",
         *([] if base is None else [_base(base)]),
         "## How to use",
         *(["In this folder:"] if repo_id is None else []),
@@ -75,6 +75,19 @@ def model_card(
         *([] if run is None else ["## Recipe", _RECIPE, _fenced(run.published_recipe(), "toml")]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _answer(config: Mapping[str, Any]) -> str:
+    """What a logit says."""
+    if config.get("output", "clip") != "frames":
+        return "It answers for a whole clip: which one of its classes it shows."
+    seen = "what came before it" if config.get("causal") else "the frames around it"
+    if config.get("overlapping"):
+        return (
+            f"It answers for every frame, by {seen}: for each class, whether it is happening (sigmoid); several may "
+            "happen at once."
+        )
+    return f'It answers for every frame, by {seen}: which one of its classes is happening (softmax), or "background".'
 
 
 def _metadata(name: str, run: RunRecord | None) -> str:
