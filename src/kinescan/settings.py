@@ -110,11 +110,23 @@ def _refuse_unknown_keys(cls: Any, values: Mapping[str, Any], where: str) -> Non
         nested = _dataclass_in(hints[key])
         if nested is not None and isinstance(value, Mapping):
             _refuse_unknown_keys(nested, value, dotted)
+        named = _dataclass_by_name(hints[key])
+        if named is not None and isinstance(value, Mapping):
+            for name, entry in value.items():
+                if isinstance(entry, Mapping):
+                    _refuse_unknown_keys(named, entry, f"{dotted}.{name}")
 
 
 def _dataclass_in(hint: Any) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return next((option for option in options if dataclasses.is_dataclass(option)), None)
+
+
+def _dataclass_by_name(hint: Any) -> Any:
+    """Of a table whose keys are free and whose values are all of one dataclass."""
+    if typing.get_origin(hint) is not dict:
+        return None
+    return _dataclass_in(typing.get_args(hint)[1])
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,365 @@
+"""Events from scores of frames, as they come."""
+
+import hashlib
+import math
+import secrets
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kinescan.data.intervals import Interval
+from kinescan.errors import CheckpointError, ShapeError
+from kinescan.events.predictions import BACKGROUND, FramePredictions
+from kinescan.events.rules import EventRules, LabelRules
+
+_SLACK_SECONDS = 1e-6
+"""Times of frames are sums of rounded numbers: five frames of 0.04 s have lasted 0.2 s."""
+_NUM_DISTANCES = 15
+"""Between frames, of which the median is the usual one."""
+_GAP_RATIO = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened, [start, end) in seconds of the source's clock.
+
+    Attributes:
+        id: names the event alone; the same when its start and when its end are told, also after a restart.
+        label: what happened.
+        start_seconds: time of the first frame that shows it.
+        end_seconds: time of the first frame that does not show it any more; None while it goes on.
+        peak_score: the highest score so far, after smoothing.
+        mean_score: mean over its frames so far, after smoothing, merged pauses included.
+    """
+
+    id: str
+    label: str
+    start_seconds: float
+    end_seconds: float | None
+    peak_score: float
+    mean_score: float
+
+    def interval(self, video_id: str) -> Interval:
+        """The event as an interval of a video.
+
+        Raises:
+            ShapeError: it goes on.
+        """
+        if self.end_seconds is None:
+            raise ShapeError(f"event {self.id} ({self.label}) goes on; it has no end yet.")
+        return Interval(
+            video_id=video_id, label=self.label, start_seconds=self.start_seconds, end_seconds=self.end_seconds
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventUpdate:
+    """What is told of an event.
+
+    Attributes:
+        kind: whether it is the event's start or its end.
+        event: as it is known at that moment.
+        told_at_seconds: time of the last frame that was used: the moment of the alarm.
+    """
+
+    kind: Literal["start", "end"]
+    event: Event
+    told_at_seconds: float
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """A class that is there, or was until less than `merge_seconds` ago."""
+
+    start: float
+    peak: float
+    total: float
+    num_frames: int
+    id: str = ""
+    """Empty until the start is told."""
+    ended: float | None = None
+    pause_total: float = 0.0
+    pause_frames: int = 0
+
+
+@dataclass(kw_only=True)
+class _Clock:
+    last: float | None = None
+    distances: deque[float] = field(default_factory=lambda: deque(maxlen=_NUM_DISTANCES))
+
+
+class EventDetector:
+    """Tells the start and the end of events from the scores of one stream's frames; see `EventRules` for how.
+
+    The work per frame does not grow with the length of the stream, and no frame is waited for: what is told at a frame
+    depends on that frame and earlier ones alone.
+
+    Args:
+        classes: names, in the order of the scores. "background" is never an event.
+        rules: thresholds and times.
+        stream_id: begins every event's id; by default random, so that ids of two streams, or of a stream that was
+            begun anew, never meet.
+
+    Raises:
+        ConfigError: the rules name a class that is not there.
+
+    Example:
+        >>> detector = EventDetector(["background", "fall"], EventRules(merge_seconds=0.2), stream_id="camera")
+        >>> for frame, score in enumerate([0.1, 0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1]):
+        ...     for update in detector.push(frame / 10, [1 - score, score]):
+        ...         print(update.kind, update.event.id, update.event.start_seconds, update.told_at_seconds)
+        start camera-1 0.1 0.3
+        end camera-1 0.1 0.7
+    """
+
+    def __init__(
+        self, classes: Sequence[str], rules: EventRules | None = None, *, stream_id: str | None = None
+    ) -> None:
+        self.classes = tuple(classes)
+        self.rules = EventRules() if rules is None else rules
+        self.rules.check_classes(self.classes)
+        self.stream_id = secrets.token_hex(4) if stream_id is None else stream_id
+        self._labels: tuple[LabelRules, ...] = tuple(self.rules.of(name) for name in self.classes)
+        self._on = np.array([label.on for label in self._labels])
+        if self.classes[:1] == (BACKGROUND,):
+            self._on[0] = math.inf
+        self._clear()
+        self._num_told = 0
+
+    def _clear(self) -> None:
+        self._clock = _Clock()
+        self._smoothed: NDArray[np.float64] | None = None
+        self._runs: dict[int, _Run] = {}
+
+    @property
+    def open_events(self) -> tuple[Event, ...]:
+        """Those whose start was told and whose end was not."""
+        return tuple(
+            self._event(index, run, end=None) for index, run in self._runs.items() if run.id and run.ended is None
+        ) + tuple(
+            self._event(index, run, end=None) for index, run in self._runs.items() if run.id and run.ended is not None
+        )
+
+    def push(self, seconds: float, scores: ArrayLike) -> list[EventUpdate]:
+        """Takes the scores of the next frame; gives what is to be told now.
+
+        Args:
+            seconds: the frame's time. One that lies before the last frame's, or behind a gap (see
+                `EventRules.gap_seconds`), ends every event at the last frame.
+            scores: [K], probabilities.
+
+        Raises:
+            ShapeError: there is not one finite score for every class, or the time is not finite.
+        """
+        given = np.asarray(scores, dtype=np.float64)
+        if given.shape != (len(self.classes),) or not (np.isfinite(given).all() and math.isfinite(seconds)):
+            raise ShapeError(
+                f"a frame needs a finite time and {len(self.classes)} finite scores, one for each class, got "
+                f"{seconds} s and scores of shape {list(given.shape)}."
+            )
+        updates = self._pass_time(seconds)
+        current = self._smooth(seconds, given)
+        self._clock.last = seconds
+        for index in sorted(set(np.flatnonzero(current >= self._on).tolist()) | self._runs.keys()):
+            updates += self._advance(index, seconds, float(current[index]))
+        return updates
+
+    def finish(self, seconds: float | None = None) -> list[EventUpdate]:
+        """Ends every event where the source ends; the next frame begins anew.
+
+        Args:
+            seconds: when the last frame's answer ends; by default at that frame's time. Later than a gap allows, or
+                earlier, it is taken as the default.
+
+        Returns:
+            What is to be told now: the ends, and the starts of events that have lasted long enough only now.
+        """
+        last = self._clock.last
+        if last is None:
+            return []
+        end = last if seconds is None or seconds < last or self._is_gap(seconds - last) else seconds
+        return self._end_all(end, told_at=end)
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to continue later, as JSON-like values; see `restore`."""
+        return {
+            "classes": list(self.classes),
+            "stream_id": self.stream_id,
+            "num_told": self._num_told,
+            "last_seconds": self._clock.last,
+            "distances": list(self._clock.distances),
+            "smoothed": None if self._smoothed is None else self._smoothed.tolist(),
+            "runs": {str(index): asdict(run) for index, run in self._runs.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continues from what `state` gave, with the same ids; rules may have changed, classes must not.
+
+        Raises:
+            CheckpointError: it is the state of other classes, or damaged.
+        """
+        try:
+            if list(state["classes"]) != list(self.classes):
+                raise CheckpointError(
+                    "the state of the events is that of other classes. Give that of a stream of this model, or start "
+                    "anew without it."
+                )
+            clock = _Clock(last=_number(state["last_seconds"]))
+            clock.distances.extend(float(value) for value in state["distances"])
+            smoothed = state["smoothed"]
+            values = None if smoothed is None else np.array(smoothed, dtype=np.float64)
+            if values is not None and values.shape != (len(self.classes),):
+                raise ValueError("smoothed has another length than classes")
+            runs = {int(index): _Run(**values) for index, values in state["runs"].items()}
+            if not all(0 <= index < len(self.classes) for index in runs):
+                raise ValueError("an event is of no class")
+            num_told, stream_id = int(state["num_told"]), str(state["stream_id"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"the state of the events is damaged ({type(error).__name__}: {error}). Start anew without it."
+            ) from None
+        self._clock, self._smoothed, self._runs = clock, values, runs
+        self._num_told, self.stream_id = num_told, stream_id
+
+    def _is_gap(self, distance: float) -> bool:
+        usual = median(self._clock.distances) if self._clock.distances else 0.0
+        return distance > max(self.rules.gap_seconds, _GAP_RATIO * usual) + _SLACK_SECONDS
+
+    def _pass_time(self, seconds: float) -> list[EventUpdate]:
+        last = self._clock.last
+        if last is None:
+            return []
+        distance = seconds - last
+        is_gap = distance < 0 or self._is_gap(distance)
+        updates = self._end_all(last, told_at=seconds) if is_gap else []
+        if distance > 0:
+            # also those of gaps: where frames are always that far apart, it is none
+            self._clock.distances.append(distance)
+        return updates
+
+    def _end_all(self, end: float, *, told_at: float) -> list[EventUpdate]:
+        updates = []
+        for index, run in sorted(self._runs.items()):
+            if run.ended is None:
+                run.ended = end
+                updates += self._start(index, run, end, told_at=told_at)
+            updates += self._close(index, run, told_at)
+        distances = self._clock.distances
+        self._clear()
+        self._clock.distances = distances
+        return updates
+
+    def _smooth(self, seconds: float, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        if not self.rules.smooth_seconds:
+            return scores
+        if self._smoothed is None or self._clock.last is None:
+            self._smoothed = scores
+        else:
+            share = -math.expm1(-(seconds - self._clock.last) / self.rules.smooth_seconds)
+            self._smoothed = self._smoothed + share * (scores - self._smoothed)
+        return self._smoothed
+
+    def _advance(self, index: int, seconds: float, score: float) -> list[EventUpdate]:
+        label, run = self._labels[index], self._runs.get(index)
+        updates: list[EventUpdate] = []
+        if run is not None and run.ended is not None and seconds - run.ended >= label.merge_seconds - _SLACK_SECONDS:
+            updates += self._close(index, run, seconds)
+            run = None
+        if run is None:
+            if score < label.on or not math.isfinite(self._on[index]):
+                return updates
+            run = self._runs[index] = _Run(start=seconds, peak=score, total=0.0, num_frames=0)
+        if run.ended is None and score < label.off:
+            run.ended = seconds
+            updates += self._start(index, run, seconds, told_at=seconds)
+            if label.merge_seconds <= _SLACK_SECONDS:
+                return updates + self._close(index, run, seconds)
+        elif run.ended is not None and score >= label.on:
+            run.total, run.num_frames = run.total + run.pause_total, run.num_frames + run.pause_frames
+            run.ended, run.pause_total, run.pause_frames = None, 0.0, 0
+        if run.ended is not None:
+            run.pause_total, run.pause_frames = run.pause_total + score, run.pause_frames + 1
+            return updates
+        run.total, run.num_frames, run.peak = run.total + score, run.num_frames + 1, max(run.peak, score)
+        return updates + self._start(index, run, seconds, told_at=seconds)
+
+    def _start(self, index: int, run: _Run, until: float, *, told_at: float) -> list[EventUpdate]:
+        """The start, where it has not been told and the event has lasted long enough."""
+        if run.id or until - run.start < self._labels[index].least_seconds - _SLACK_SECONDS:
+            return []
+        self._num_told += 1
+        run.id = f"{self.stream_id}-{self._num_told}"
+        return [EventUpdate(kind="start", event=self._event(index, run, end=None), told_at_seconds=told_at)]
+
+    def _close(self, index: int, run: _Run, told_at: float) -> list[EventUpdate]:
+        del self._runs[index]
+        if not run.id:
+            return []
+        return [EventUpdate(kind="end", event=self._event(index, run, end=run.ended), told_at_seconds=told_at)]
+
+    def _event(self, index: int, run: _Run, *, end: float | None) -> Event:
+        return Event(
+            id=run.id,
+            label=self.classes[index],
+            start_seconds=run.start,
+            end_seconds=end,
+            peak_score=run.peak,
+            mean_score=run.total / max(1, run.num_frames),
+        )
+
+
+def detect_updates(predictions: FramePredictions, rules: EventRules | None = None) -> list[EventUpdate]:
+    """What a stream of these frames would have told, in that order; ids are the same in every call.
+
+    Args:
+        predictions: of one video.
+        rules: thresholds and times.
+
+    Raises:
+        ConfigError: the rules name a class that is not there.
+    """
+    stream_id = hashlib.sha256(predictions.video_id.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    detector = EventDetector(predictions.classes, rules, stream_id=stream_id)
+    updates = []
+    for seconds, scores in zip(predictions.seconds.tolist(), predictions.scores, strict=True):
+        updates += detector.push(seconds, scores)
+    return updates + detector.finish(predictions.end_seconds)
+
+
+def detect_events(predictions: FramePredictions, rules: EventRules | None = None) -> list[Event]:
+    """The events of a whole video, in the order of their starts: the same as a stream of its frames tells.
+
+    Args:
+        predictions: of one video.
+        rules: thresholds and times.
+
+    Raises:
+        ConfigError: the rules name a class that is not there.
+
+    Example:
+        >>> predictions = FramePredictions(
+        ...     video_id="a",
+        ...     seconds=np.arange(6) / 10,
+        ...     scores=np.array([[0.9, 0.1]] * 2 + [[0.2, 0.8]] * 4, dtype=np.float32),
+        ...     classes=("background", "fall"),
+        ...     end_seconds=0.6,
+        ... )
+        >>> [(event.label, event.start_seconds, event.end_seconds) for event in detect_events(predictions)]
+        [('fall', 0.2, 0.6)]
+    """
+    ended = [update.event for update in detect_updates(predictions, rules) if update.kind == "end"]
+    return sorted(ended, key=lambda event: (event.start_seconds, event.label))
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError("a time is not finite")
+    return number
