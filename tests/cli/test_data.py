@@ -19,6 +19,12 @@ def test_data_make_writes_both_kinds(kinescan: Any, tmp_path: Path) -> None:
     made = kinescan("data", "make", "appearance", tmp_path / "b", *sizes, *looks, "--seed", "3")
     assert made.exit_code == 0, made.stderr
     assert mentions(made.stdout, "4", "training", "2", "2 classes")
+    few = ["--set", "seconds=6", "--set", "train_videos=2", "--set", "test_videos=1", "--frame-size", "16"]
+    made = kinescan("data", "make", "events", tmp_path / "e", *few, "--json")
+    assert made.exit_code == 0, made.stderr
+    assert (json.loads(made.stdout)["num_train"], (tmp_path / "e" / "train.csv").is_file()) == (2, True)
+    refused = kinescan("data", "make", "events", tmp_path / "f", "--train-per-class", "2")
+    assert (refused.exit_code, "train_per_class" in refused.stderr) == (2, True)
     wrong = kinescan("data", "make", "motion", tmp_path / "c", "--set", "frame_sice=3")
     assert (wrong.exit_code, "'frame_size'?" in wrong.stderr) == (2, True)
     assert kinescan("data", "make", "weather", tmp_path / "d").exit_code == 2

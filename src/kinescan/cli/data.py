@@ -11,18 +11,29 @@ from kinescan.cli.usage import Verb
 EXAMPLES = (
     "kinescan data make motion data/motion",
     "kinescan data make appearance data/appearance --frame-size 96 --seed 1",
-    "kinescan data make motion data/left_right --set pairs='[\"horizontal\"]' --noise 8 --shake 2",
+    "kinescan data make events data/events --set pairs='[\"horizontal\"]' --noise 8 --shake 2",
 )
 
-Kind = Literal["motion", "appearance"]
+Kind = Literal["motion", "appearance", "events"]
 
 
 @reported
 def command(
-    kind: Annotated[Kind, typer.Argument(help="motion: only the motion tells the class; appearance: only the look.")],
+    kind: Annotated[
+        Kind,
+        typer.Argument(
+            help="motion: only the motion tells the class; appearance: only the look; "
+            "events: long videos, and lists of what happens from when to when."
+        ),
+    ],
     output: Annotated[Path, typer.Argument(help="Folder, made if need be.")],
     settings: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any other setting: fps, pairs, workers, overwrite.")
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other setting: fps, pairs, workers, overwrite; of events train_videos, seconds, ...",
+        ),
     ] = [],  # noqa: B006
     train_per_class: Annotated[int | None, typer.Option(help="Training files of a class.")] = None,
     test_per_class: Annotated[int | None, typer.Option(help="Test files of a class.")] = None,
@@ -50,8 +61,12 @@ def command(
     else:
         print(
             f"{report.folder}: {report.num_train} training and {report.num_test} test files in "
-            f"{len(report.classes)} classes, {report.seconds:.1f} s"
+            f"{len(report.classes)} classes{_events(report.num_events)}, {report.seconds:.1f} s"
         )
+
+
+def _events(number: int) -> str:
+    return f", {number} events" if number else ""
 
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, epilog=copy_lines(EXAMPLES))

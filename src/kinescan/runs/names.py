@@ -18,6 +18,7 @@ SETTINGS = "settings"
 MADE = {
     "motion": "kinescan data make motion OUT: only the motion tells the class",
     "appearance": "kinescan data make appearance OUT: only the look tells the class",
+    "events": "kinescan data make events OUT: long videos, and lists of what happens from when to when",
 }
 
 

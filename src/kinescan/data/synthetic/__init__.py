@@ -1,6 +1,8 @@
-"""Data that makes itself: videos in which only the motion, or only the look, tells the class, and single pictures."""
+"""Data that makes itself: videos in which only the motion, or only the look, tells the class, events, stills."""
 
 from kinescan.data.synthetic.appearance import AppearanceConfig, make_appearance
+from kinescan.data.synthetic.event_scene import EVENT_PAIRS
+from kinescan.data.synthetic.events import EventsConfig, make_events
 from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, make_motion
 from kinescan.data.synthetic.shapes import SHAPES
 from kinescan.data.synthetic.stills import (
@@ -15,6 +17,7 @@ from kinescan.data.synthetic.textures import FAMILIES, TEST_TEXTURES, TRAIN_TEXT
 from kinescan.data.synthetic.writing import SyntheticConfig, SyntheticReport
 
 __all__ = [
+    "EVENT_PAIRS",
     "FAMILIES",
     "MOTION_PAIRS",
     "NUM_COLOUR_TARGETS",
@@ -24,12 +27,14 @@ __all__ = [
     "TEST_TEXTURES",
     "TRAIN_TEXTURES",
     "AppearanceConfig",
+    "EventsConfig",
     "MotionConfig",
     "StillClips",
     "Stills",
     "SyntheticConfig",
     "SyntheticReport",
     "make_appearance",
+    "make_events",
     "make_motion",
     "still_batch",
 ]

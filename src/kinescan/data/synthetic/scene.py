@@ -18,9 +18,10 @@ class Sprite:
         shape: its outline.
         texture_seed: what its texture is drawn from.
         family: kind of texture; None lets the seed choose.
-        hue: of its bright colour, in turns; None lets the seed choose.
         poses: [T, 4]: centre x and y and radius, each a share of the frame's side, and angle in radians
             (turning clockwise on the screen).
+        hue: of its bright colour, in turns; None lets the seed choose.
+        opacity: [T], 0 where there is nothing to see of it to 1; None: it is there all the time.
     """
 
     shape: str
@@ -28,6 +29,7 @@ class Sprite:
     family: str | None
     poses: Tensor
     hue: float | None = None
+    opacity: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +39,12 @@ class Scene:
     Attributes:
         background_seed: what the background's texture is drawn from.
         sprites: the objects, those in front last.
+        num_frames: T of all of them; None: that of the first.
     """
 
     background_seed: int
     sprites: tuple[Sprite, ...]
+    num_frames: int | None = None
 
     @property
     def texture_seeds(self) -> list[int]:
@@ -48,7 +52,14 @@ class Scene:
         return [self.background_seed, *(sprite.texture_seed for sprite in self.sprites)]
 
 
-def render(scene: Scene, *, frame_size: int, shake: Tensor | None = None, noise: Tensor | None = None) -> Pixels:
+def render(
+    scene: Scene,
+    *,
+    frame_size: int,
+    shake: Tensor | None = None,
+    noise: Tensor | None = None,
+    light: Tensor | None = None,
+) -> Pixels:
     """The frames of a scene.
 
     Args:
@@ -56,27 +67,38 @@ def render(scene: Scene, *, frame_size: int, shake: Tensor | None = None, noise:
         frame_size: side of the square frame in pixels.
         shake: [T, 2], how far the camera is off in x and y, pixels; None: it stands still.
         noise: [T, 3, frame_size, frame_size], added to the pixels, in levels of 255; None: none.
+        light: [T, 3], what the colours of each frame are multiplied by; None: they stay.
 
     Returns:
         [T, 3, frame_size, frame_size], uint8.
     """
-    num_frames = scene.sprites[0].poses.shape[0]
+    num_frames = scene.sprites[0].poses.shape[0] if scene.num_frames is None else scene.num_frames
     shake = torch.zeros(num_frames, 2) if shake is None else shake
     canvas = background_textures([scene.background_seed] * num_frames, size=frame_size, shifts=shake)
-    textures = object_textures(
-        [sprite.texture_seed for sprite in scene.sprites],
-        [sprite.family for sprite in scene.sprites],
-        hues=[sprite.hue for sprite in scene.sprites],
-    )
+    textures = _textures(scene) if scene.sprites else canvas[:0]
     for sprite, texture in zip(scene.sprites, textures, strict=True):
         poses = sprite.poses * torch.tensor([frame_size, frame_size, frame_size, 1.0])
         poses = torch.cat([poses[:, :2] + shake, poses[:, 2:]], dim=1)
-        canvas = paste(canvas, texture.expand(num_frames, -1, -1, -1), [sprite.shape] * num_frames, poses)
+        shapes = [sprite.shape] * num_frames
+        canvas = paste(canvas, texture.expand(num_frames, -1, -1, -1), shapes, poses, opacity=sprite.opacity)
+    if light is not None:
+        canvas = canvas * light[:, :, None, None]
     levels = canvas * 255 if noise is None else canvas * 255 + noise
     return levels.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def paste(canvas: Tensor, textures: Tensor, shapes: Sequence[str], poses: Tensor) -> Tensor:
+def _textures(scene: Scene) -> Tensor:
+    """One for each object."""
+    return object_textures(
+        [sprite.texture_seed for sprite in scene.sprites],
+        [sprite.family for sprite in scene.sprites],
+        hues=[sprite.hue for sprite in scene.sprites],
+    )
+
+
+def paste(
+    canvas: Tensor, textures: Tensor, shapes: Sequence[str], poses: Tensor, *, opacity: Tensor | None = None
+) -> Tensor:
     """Pictures with one object pasted onto each, its edge anti-aliased by its distance from the outline.
 
     Args:
@@ -84,6 +106,7 @@ def paste(canvas: Tensor, textures: Tensor, shapes: Sequence[str], poses: Tensor
         textures: [F, 3, 64, 64], carried by the object as it turns and grows.
         shapes: F names of shapes.
         poses: [F, 4]: centre x and y and radius in pixels, angle in radians.
+        opacity: [F], in [0, 1]; None: 1.
 
     Returns:
         [F, 3, H, W].
@@ -105,6 +128,8 @@ def paste(canvas: Tensor, textures: Tensor, shapes: Sequence[str], poses: Tensor
         maps, torch.stack([across, down], dim=-1), mode="bilinear", padding_mode="border", align_corners=True
     )
     cover = (0.5 - seen[:, 3:] * radius[:, None, None, None]).clamp(0, 1)
+    if opacity is not None:
+        cover = cover * opacity[:, None, None, None]
     under = canvas[:, :, top:bottom, left:right]
     pasted = canvas.clone()
     pasted[:, :, top:bottom, left:right] = torch.lerp(under, seen[:, :3], cover)
