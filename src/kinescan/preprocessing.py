@@ -9,6 +9,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_CLIP_PIXELS = 2**31
 """Of a clip's frames together: 24 GiB in float32, before any model has seen it."""
+MAX_FRAME_RATE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Preprocessing:
         frame_stride: distance of two frames in frames, for `sampling="dense"`.
         num_windows: a window is as long as the video over this number, for `sampling="windows"`; with as many clips in
             test, they cover the whole video.
+        frame_rate: frames a second, for `sampling="rate"`; 0: none is set.
         square_pixels: stretch frames whose pixels are not square, as a player does; published models saw them as they
             are stored, which is the default.
     """
@@ -42,6 +44,7 @@ class Preprocessing:
     sampling: Literal["segments", "dense", "windows"] = "segments"
     frame_stride: int = 4
     num_windows: int = 8
+    frame_rate: float = 0.0
     square_pixels: bool = False
 
     def __post_init__(self) -> None:
@@ -54,6 +57,8 @@ class Preprocessing:
                 f"{self.num_frames} frames of {self.size} x {self.size} are more than the {MAX_CLIP_PIXELS:,} pixels "
                 "that a clip may have. Choose a smaller num_frames or size."
             )
+        if not 0 <= self.frame_rate <= MAX_FRAME_RATE:
+            raise ConfigError(f"frame_rate must be 0 (none is set) to {MAX_FRAME_RATE}, got {self.frame_rate}.")
         if not 0 < self.crop_ratio <= 1:
             raise ConfigError(f"crop_ratio must lie in (0, 1], got {self.crop_ratio}.")
         if not all(0 < value < math.inf for value in self.std):

@@ -12,6 +12,8 @@ from kinescan.shapes import FrameIndices
 
 Sampling = Literal["segments", "dense", "windows"]
 """How the frames of a clip lie in the video (see `Preprocessing`)."""
+_SLACK = 1e-6
+"""Of the distance of two frames: times in ticks are rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +168,27 @@ def window_indices(
         start = room * float(torch.rand((), generator=generator, dtype=torch.float64))
         within = torch.rand(num_frames, generator=generator, dtype=torch.float64)
     return _places(num_frames_in_video, within, start=start, num_windows=num_windows)
+
+
+def even_places(pts_seconds: torch.Tensor, frame_seconds: float) -> torch.Tensor:
+    """The frame that is nearest to each of evenly spaced times, from the first frame's to the last one's.
+
+    Args:
+        pts_seconds: [N] float64, increasing: when each frame is shown.
+        frame_seconds: between two of the times.
+
+    Returns:
+        [n] int64, not decreasing; of two frames as near, the earlier one.
+
+    Example:
+        >>> even_places(torch.tensor([0.0, 0.1, 0.2, 0.5, 0.6], dtype=torch.float64), 0.2).tolist()
+        [0, 2, 3, 4]
+    """
+    times = pts_seconds.double() - pts_seconds[0]
+    count = int(float(times[-1]) / frame_seconds + _SLACK) + 1
+    wanted = torch.arange(count, dtype=torch.float64) * frame_seconds
+    middles = (times[1:] + times[:-1]) / 2 + _SLACK * frame_seconds
+    return torch.searchsorted(middles, wanted)
 
 
 def clip_indices(

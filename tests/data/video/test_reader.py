@@ -384,3 +384,12 @@ def test_real_corrupted_file_is_counted(shared: Path) -> None:
         video.read([0, 49])
     with VideoReader(file, allow_short=True) as video:
         assert video.num_frames == len(list(video)) == 28
+
+
+def test_chosen_frames_come_in_order_and_as_often_as_asked_for(make_video: MakeVideo) -> None:
+    with VideoReader(make_video(num_frames=40)) as video:
+        for places in ([0, 0, 3, 3, 3, 17, 39], [25], [38, 39], list(range(40))):
+            expected = video.read(places)
+            found = list(video.in_order(places))
+            assert torch.equal(torch.stack([pixels for pixels, _ in found]), expected.pixels)
+            assert [seconds for _, seconds in found] == expected.pts_seconds.tolist()

@@ -3,8 +3,7 @@ from fractions import Fraction
 import pytest
 
 from kinescan.data.video.pictures import is_hidden
-from kinescan.data.video.reader import plan_runs
-from kinescan.data.video.table import FrameTable, PacketTable, lay_out_frames
+from kinescan.data.video.table import FrameTable, PacketTable, lay_out_frames, plan_runs
 
 
 def packets(pts: list[int | None], key: list[int], *, dts: list[int | None] | None = None) -> PacketTable:

@@ -1,5 +1,6 @@
 import hashlib
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from kinescan.data.video.decoder import Decoder, Undecodable, only_video_errors
 from kinescan.data.video.limits import Limits
 from kinescan.data.video.picture import some_rows, square_size, to_rgb, turn
 from kinescan.data.video.structure import missing_bytes, next_file
-from kinescan.data.video.table import FrameTable
+from kinescan.data.video.table import plan_runs
 from kinescan.errors import ConfigError, CutVideoError, ShapeError, VideoError
 from kinescan.shapes import Pixels
 
@@ -268,30 +269,42 @@ class VideoReader:
 
     def __iter__(self) -> Iterator[tuple[Pixels, float]]:
         """Frame after frame ([3, H, W], uint8) with its time in seconds; never more than a few in memory."""
+        return self.in_order(range(self.num_frames))
+
+    def in_order(self, indices: Sequence[int]) -> Iterator[tuple[Pixels, float]]:
+        """The frames at these places ([3, H, W], uint8), each with its time in seconds; only a few are in memory.
+
+        Args:
+            indices: each in [0, num_frames), not decreasing; repeats are allowed. What lies between is not converted.
+        """
         self._say_notes()
-        times = self.pts_seconds.tolist()
-        table = self._decoder.frames
-        place_of = {identity: place for place, identity in enumerate(table.identities)}
+        times, table = self.pts_seconds.tolist(), self._decoder.frames
+        place_of = {table.identities[place]: place for place in indices}
+        whole = len(place_of) == self.num_frames
+        start = table.start(indices[0])
         ahead: dict[int, torch.Tensor] = {}
-        place = 0
+        left, newest = deque(indices), -1
         # a decoder of its own: reading in between does not disturb it
         decoder = self._decoder.again()
         try:
-            for identity, frame in decoder.decode(0, strict=not self._allow_short):
+            wanted = None if whole else set(place_of)
+            for identity, frame in decoder.decode(start, wanted=wanted, strict=not self._allow_short):
                 if identity in place_of:
                     ahead[place_of[identity]] = self._to_rgb(frame)
-                while place in ahead:
-                    pixels = ahead.pop(place).permute(2, 0, 1)
+                while left and left[0] in ahead:
+                    place = left.popleft()
+                    if newest not in (-1, place):
+                        del ahead[newest]
+                    newest = place
                     with decoder.clock.paused():
-                        yield pixels, times[place]
-                    place += 1
+                        yield ahead[place].permute(2, 0, 1), times[place]
                 if len(ahead) > _MAX_FRAMES_AHEAD:
                     break
         except Undecodable:
             raise self._explain() from None
         finally:
             decoder.close()
-        if place < self.num_frames:
+        if left:
             raise self._explain()
 
     def check(self) -> None:
@@ -475,25 +488,3 @@ class VideoReader:
     def _index_end(self) -> float:
         table = self._decoder.frames
         return float(table.pts_seconds[-1]) + table.last_seconds if table.identities else 0.0
-
-
-def plan_runs(table: FrameTable, places: Sequence[int]) -> list[tuple[int, set[int]]]:
-    """Where to start decoding, and for which frames: no packet is decoded twice, none between the runs at all.
-
-    Args:
-        table: of the video.
-        places: of the wanted frames, increasing.
-
-    Returns:
-        (ordinal of the first packet, identities of the wanted frames) of each run, in the order of the file.
-    """
-    runs: list[tuple[int, set[int]]] = []
-    last_needed = -1
-    for place in places:
-        start, identity = table.start(place), table.identities[place]
-        if runs and (start <= last_needed or start == runs[-1][0]):
-            runs[-1][1].add(identity)
-        else:
-            runs.append((start, {identity}))
-        last_needed = max(last_needed, identity)
-    return runs

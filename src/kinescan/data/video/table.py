@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -280,3 +280,25 @@ def _starts(packets: PacketTable, ticks: list[int | None] | None) -> list[int]:
             start = next((candidate for candidate, first in times if first is not None and first <= tick), 0)
         starts.append(start)
     return starts
+
+
+def plan_runs(table: FrameTable, places: Sequence[int]) -> list[tuple[int, set[int]]]:
+    """Where to start decoding, and for which frames: no packet is decoded twice, none between the runs at all.
+
+    Args:
+        table: of the video.
+        places: of the wanted frames, increasing.
+
+    Returns:
+        (ordinal of the first packet, identities of the wanted frames) of each run, in the order of the file.
+    """
+    runs: list[tuple[int, set[int]]] = []
+    last_needed = -1
+    for place in places:
+        start, identity = table.start(place), table.identities[place]
+        if runs and (start <= last_needed or start == runs[-1][0]):
+            runs[-1][1].add(identity)
+        else:
+            runs.append((start, {identity}))
+        last_needed = max(last_needed, identity)
+    return runs

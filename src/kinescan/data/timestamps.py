@@ -1,0 +1,56 @@
+"""Which frames of a file are taken at a rate, and the time of each."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kinescan.data.sampling import even_places
+from kinescan.data.video import VideoReader
+
+
+@dataclass(frozen=True, eq=False)
+class TimedFrames:
+    """Frames of one video in the order of time.
+
+    Attributes:
+        places: [n] int64, not decreasing: the frames' places in the file.
+        seconds: [n] float64, not decreasing: the time of each, by the file's own clock. Of a frame that is repeated,
+            since the file has fewer a second, the time at which it is shown again.
+        end_seconds: when the last frame of the file ends.
+    """
+
+    places: torch.Tensor
+    seconds: NDArray[np.float64]
+    end_seconds: float
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def timed_frames(video: VideoReader, frame_rate: float) -> TimedFrames:
+    """The frames of a file at a rate.
+
+    Args:
+        video: the open file.
+        frame_rate: frames a second; 0: all frames, as they are.
+
+    Example:
+        >>> import tempfile
+        >>> from kinescan.data.video import write_video
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_video(f"{folder}/a.mp4", torch.zeros(20, 3, 24, 32, dtype=torch.uint8), fps=10)
+        ...     with VideoReader(f"{folder}/a.mp4") as video:
+        ...         timed_frames(video, 2).places.tolist(), timed_frames(video, 20).places[:5].tolist()
+        ([0, 5, 10, 15], [0, 0, 1, 1, 2])
+    """
+    own = video.pts_seconds.double()
+    end = float(own[0]) + video.duration_seconds
+    if not frame_rate:
+        return TimedFrames(torch.arange(len(own)), own.numpy().copy(), end)
+    places = even_places(own, 1 / frame_rate)
+    turns = own[0] + torch.arange(len(places), dtype=torch.float64) / frame_rate
+    repeated = torch.cat([torch.zeros(1, dtype=torch.bool), places[1:] == places[:-1]])
+    seconds = torch.where(repeated, turns, own[places]).cummax(0).values
+    return TimedFrames(places, seconds.numpy(), end)

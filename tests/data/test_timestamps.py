@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kinescan.data.timestamps import timed_frames
+from kinescan.data.video import VideoReader, write_video
+
+
+def _write(path: Path, count: int, fps: float) -> Path:
+    write_video(path, torch.zeros(count, 3, 16, 16, dtype=torch.uint8), fps=fps)
+    return path
+
+
+def test_without_a_rate_every_frame_is_taken_at_its_own_time(tmp_path: Path) -> None:
+    with VideoReader(_write(tmp_path / "a.mp4", 7, 5)) as video:
+        frames = timed_frames(video, 0)
+    assert frames.places.tolist() == list(range(7))
+    np.testing.assert_allclose(frames.seconds, np.arange(7) / 5)
+    assert (len(frames), frames.end_seconds) == (7, 1.4)
+
+
+def test_a_file_with_fewer_frames_repeats_them_at_later_times(tmp_path: Path) -> None:
+    with VideoReader(_write(tmp_path / "a.mp4", 4, 5)) as video:
+        frames = timed_frames(video, 10)
+    assert frames.places.tolist() == [0, 0, 1, 1, 2, 2, 3]
+    np.testing.assert_allclose(frames.seconds, np.arange(7) / 10)
+
+
+def test_times_never_run_backwards_at_odd_rates(tmp_path: Path) -> None:
+    with VideoReader(_write(tmp_path / "a.mp4", 50, 29.97)) as video:
+        for rate in (7.3, 12.5, 25, 31, 100):
+            frames = timed_frames(video, rate)
+            assert (np.diff(frames.seconds) >= 0).all()
+            np.testing.assert_allclose(frames.seconds, np.arange(len(frames)) / rate, atol=0.5 / 29.97 + 1e-3)
