@@ -1,30 +1,14 @@
 """Each test names what of ours breaks when torch changes the private name behind it."""
 
-import re
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
-import kinescan
 from kinescan.runtime import torch_internals as internals
-
-SOURCE = Path(kinescan.__file__).parent
-PRIVATE = re.compile(r"\b(torch|accelerate|transformers)(\.\w+)*\._(?!_)\w+|from (torch|accelerate)[\w.]*\._\w")
-DOORS = {"torch_internals.py", "accelerate_internals.py", "torchscript.py"}
-"""`torchscript.py` compares such names with those in other people's files; it calls none of them."""
-
-
-def test_private_names_stand_in_the_doors_alone() -> None:
-    found = [
-        f"{path.name}:{number}: {line.strip()}"
-        for path in SOURCE.rglob("*.py")
-        if path.name not in DOORS and "families" not in path.parts
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if PRIVATE.search(line)
-    ]
-    assert found == []
 
 
 def test_average_of_weights_needs_lerp_all() -> None:
@@ -85,6 +69,74 @@ def test_ops_under_torch_func_need_to_know_of_it() -> None:
 
 def test_counting_memory_needs_trees() -> None:
     assert internals.tree_leaves(internals.tree_map(lambda n: n + 1, {"a": [1, (2,)]})) == [2, 3]
+
+
+def test_cuda_autocast_rules_need_the_names_of_arguments() -> None:
+    assert internals.argument_names(torch.ops.aten.sum.dim_IntList) == ["self", "dim", "keepdim", "dtype"]
+
+
+def test_counting_macs_needs_the_operation_without_its_overload() -> None:
+    from torch.utils.flop_counter import flop_registry
+
+    assert internals.overload_packet(torch.ops.aten.mm.default) in flop_registry
+
+
+def test_counting_memory_needs_one_key_for_one_storage() -> None:
+    with internals.FakeTensorMode():
+        whole, other = torch.empty(4), torch.empty(4)
+        assert internals.storage_key(whole[1:]) == internals.storage_key(whole) != internals.storage_key(other)
+
+
+def test_two_streams_of_a_vlm_need_the_tensors_and_hooks_of_modules() -> None:
+    norm = torch.nn.BatchNorm1d(2)
+    norm.extra = torch.ones(1)
+    assert len(internals.held_tensors(norm)) == 6
+    assert len(internals.held_tensors(torch.nn.Sequential(norm))) == 0
+    calls: list[str] = []
+
+    def ours(*_: object) -> None:
+        calls.append("ours")
+
+    norm.register_forward_hook(ours)
+    norm.register_forward_hook(lambda *_: calls.append("other"))
+    internals.remove_forward_hooks(norm, "ours")
+    norm(torch.ones(2, 2))
+    assert calls == ["other"]
+
+
+def test_batch_norms_of_several_processes_need_their_base_class() -> None:
+    kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm)
+    assert all(issubclass(kind, internals.BatchNorm) for kind in kinds)
+
+
+def test_predicting_while_training_needs_modules_apart_from_the_model() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
+    view = internals.view_of_modules(model).eval()
+    assert model.training
+    assert view[0].weight is model[0].weight
+    view[0].register_forward_hook(lambda *_: pytest.fail("a hook of the view ran in the model"))
+    assert model(torch.ones(1, 2)).shape == (1, 2)
+    compiled = torch.compile(model)
+    assert isinstance(internals.view_of_modules(compiled), torch.nn.Module)
+
+
+class _Killed(torch.utils.data.Dataset[int]):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def test_an_error_for_lost_workers_needs_the_text_of_torch() -> None:
+    loader = torch.utils.data.DataLoader(_Killed(), num_workers=1, multiprocessing_context="fork")
+    with pytest.raises(RuntimeError) as raised:
+        list(loader)
+    said = internals.lost_worker(raised.value)
+    assert said is not None
+    assert "\n" not in said
+    assert internals.lost_worker(RuntimeError("shapes do not fit")) is None
 
 
 @pytest.mark.parametrize("name", internals.__all__)

@@ -14,6 +14,7 @@ from kinescan.data.listing import VideoItem, VideoList
 from kinescan.data.loader import start_worker, worker_context
 from kinescan.data.video import Inspection, Limits, inspect_video
 from kinescan.runtime.escaping import escape_terminal
+from kinescan.runtime.python_internals import kill_workers
 
 Inspect = Callable[[str], Inspection]
 
@@ -275,14 +276,8 @@ def _in_processes(
             except BrokenProcessPool:
                 yield from ((path, None) for path in under_way.values())
             except BaseException:
-                _end_at_once(pool)
+                kill_workers(pool)
                 raise
-
-
-def _end_at_once(pool: ProcessPoolExecutor) -> None:
-    """What `kill_workers` does from Python 3.14 on: the pool's own end would wait for every file under way."""
-    for process in list((pool._processes or {}).values()):
-        process.kill()
 
 
 def _section(title: str, rows: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from kinescan.data.datasets import Sample, Samples, Unreadable, VideoDataset, stable_seed
 from kinescan.errors import ConfigError, WorkerError
 from kinescan.fields import check_most, check_types
+from kinescan.runtime.torch_internals import lost_worker
 
 StartMethod = Literal["auto", "spawn", "forkserver", "fork"]
 
@@ -257,12 +258,12 @@ class _BatchOrder:
 
 def worker_lost(error: RuntimeError) -> WorkerError | None:
     """What to raise for torch's error where a worker was ended by the system; None for every other error."""
-    # torch has no type of its own for this.
-    if isinstance(error, WorkerError) or "DataLoader worker" not in str(error):
+    said = None if isinstance(error, WorkerError) else lost_worker(error)
+    if said is None:
         return None
     return WorkerError(
-        f"a process that reads videos was ended by the system ({str(error).splitlines()[0]}), most likely for lack of "
-        "memory. Lower loader.num_workers, loader.prefetch_batches or loader.batch_size."
+        f"a process that reads videos was ended by the system ({said}), most likely for lack of memory. "
+        "Lower loader.num_workers, loader.prefetch_batches or loader.batch_size."
     )
 
 

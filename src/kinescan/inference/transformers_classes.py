@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
 
 # Not from the top: there it is a stand-in that asks for torchvision.
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
@@ -32,6 +31,7 @@ from kinescan.layers.class_token import ClassTokenShift
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.registry import require_model
 from kinescan.preprocessing import Preprocessing
+from kinescan.runtime.transformers_internals import DrawnWeights, name_processor, name_video_classifier
 from kinescan.settings import build_settings, to_plain
 
 MODEL_TYPE = "kinescan"
@@ -65,7 +65,7 @@ class KinescanConfig(PreTrainedConfig):  # type: ignore[misc]
         super().__init__(**kwargs)
 
 
-class KinescanForVideoClassification(PreTrainedModel):  # type: ignore[misc]
+class KinescanForVideoClassification(DrawnWeights, PreTrainedModel):  # type: ignore[misc]
     """A classifier with transformers' names: pixel_values [B, T, 3, H, W] in, `logits` (and `loss`) out.
 
     Args:
@@ -90,7 +90,7 @@ class KinescanForVideoClassification(PreTrainedModel):  # type: ignore[misc]
         )
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
+    def after_loading(self, module: nn.Module) -> None:
         """The classifier has drawn its weights; only what is in no checkpoint is made again after loading."""
         if isinstance(module, ClassTokenShift):
             module.reset_buffers()
@@ -115,7 +115,7 @@ class KinescanVideoProcessor(BaseVideoProcessor):  # type: ignore[misc]
     # Not BaseVideoProcessor's: its settings and its methods are those of torchvision.
     def __init__(self, preprocessing: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self.preprocessing = preprocessing or to_plain(Preprocessing())
-        self._processor_class = kwargs.pop("processor_class", None)
+        name_processor(self, kwargs.pop("processor_class", None))
 
     def to_dict(self) -> dict[str, Any]:
         """What is saved."""
@@ -149,8 +149,7 @@ def register() -> None:
     AutoConfig.register(MODEL_TYPE, KinescanConfig, exist_ok=True)
     AutoModelForVideoClassification.register(KinescanConfig, KinescanForVideoClassification, exist_ok=True)
     AutoVideoProcessor.register(KinescanConfig, KinescanVideoProcessor, exist_ok=True)
-    # The pipeline compares the model's class with this list of names, and complains of others.
-    MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES.setdefault(MODEL_TYPE, KinescanForVideoClassification.__name__)
+    name_video_classifier(MODEL_TYPE, KinescanForVideoClassification.__name__)
 
 
 def wrap(model: VideoClassifier, num_frames: int) -> tuple[KinescanForVideoClassification, KinescanVideoProcessor]:

@@ -11,7 +11,7 @@ from kinescan.models.classifier import VideoClassifier
 from kinescan.models.mode import training_view
 from kinescan.profiling.cuda_autocast import cuda_autocast_rules
 from kinescan.profiling.parts import watch_parts
-from kinescan.runtime.torch_internals import FakeTensorMode
+from kinescan.runtime.torch_internals import FakeTensorMode, storage_key
 
 
 def activation_bytes(
@@ -105,13 +105,13 @@ def _kept_storages(
     without: Iterable[Tensor], label: Callable[[], str]
 ) -> Iterator[Collection[tuple[str, torch.UntypedStorage]]]:
     """Collects the distinct storages that autograd keeps, each with what `label` said when it was kept first."""
-    own = {_storage(tensor) for tensor in without}
+    own = {storage_key(tensor) for tensor in without}
     # The storages are held on to, since the address of one that is gone would be used again.
     kept: dict[int, tuple[str, torch.UntypedStorage]] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in own:
-            kept.setdefault(_storage(tensor), (label(), tensor.untyped_storage()))
+        if storage_key(tensor) not in own:
+            kept.setdefault(storage_key(tensor), (label(), tensor.untyped_storage()))
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, _same):
@@ -135,8 +135,3 @@ def _autocast(device: str, precision: torch.dtype) -> Iterator[None]:
 def _without_memory(tensor: Tensor) -> Tensor:
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return torch.empty(tensor.shape, dtype=dtype, device="cpu").requires_grad_(tensor.requires_grad)
-
-
-def _storage(tensor: Tensor) -> int:
-    storage: int = tensor.untyped_storage()._cdata
-    return storage

@@ -18,7 +18,7 @@ from kinescan.errors import ConfigError
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.mode import evaluation_view
 from kinescan.profiling.parts import Parts, watch_parts
-from kinescan.runtime.torch_internals import FakeTensorMode, TorchDispatchMode
+from kinescan.runtime.torch_internals import FakeTensorMode, TorchDispatchMode, overload_packet
 
 SCAN_MACS = 9
 """Operations of the selective scan for each trajectory, step, channel and state entry."""
@@ -200,8 +200,8 @@ class _MacCounter(TorchDispatchMode):
         formula = _FORMULAS.get(func.name().partition(".")[0])
         if formula is not None:
             self.add(formula(*args))
-        elif func._overloadpacket in flop_registry:
-            flops = flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        elif overload_packet(func) in flop_registry:
+            flops = flop_registry[overload_packet(func)](*args, **(kwargs or {}), out_val=out)
             self.add(Macs(products=flops // FLOPS_PER_MAC))
         return out
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kinescan.runtime.torch_internals import (
+    argument_names,
     has_cpu_autocast_rule,
     tree_leaves,
     tree_map,
@@ -91,7 +92,7 @@ def _in_float32(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _to_float32(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    names = [argument.name for argument in operation._schema.arguments]
+    names = argument_names(operation)
     is_asked = kwargs.get("dtype") is not None or "dtype" in names[: len(args)]
     if _is_cast(args[0]) and not is_asked:
         kwargs = kwargs | {"dtype": torch.float32}

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-import kinescan
 from kinescan.errors import ConfigError
 from kinescan.runtime.files import read_toml
 from kinescan.runtime.output_folder import prepare_output
@@ -96,7 +95,7 @@ def bench(
         ConfigError: there is no checkout, no such benchmark, a benchmark has no quick form, or quick results would
             replace the published ones.
     """
-    root = find_checkout(Path(kinescan.__file__))
+    root = find_checkout(Path(__file__).parents[1] / "__init__.py")
     suite = read_suite(root)
     chosen = _choose(suite, names, quick=quick)
     published = root / "benchmarks" / "results"

@@ -19,7 +19,7 @@ def choose_device(device: str) -> torch.device:
     kind = device.partition(":")[0]
     if kind not in DEVICES:
         raise ConfigError(f"unknown device {device!r}. {closest(device, DEVICES)}")
-    _check_device(kind)
+    check_device(kind)
     if device != "auto":
         return torch.device(device)
     available = [name for name, there in _available().items() if there and name != "auto"]
@@ -31,7 +31,12 @@ def _available() -> dict[str, bool]:
     return {"auto": True, "cpu": True, "mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Passes for a device that is here.
+
+    Raises:
+        ConfigError: it is not; the message says which are.
+    """
     available = _available()
     if not available[device]:
         here = ", ".join(name for name, there in available.items() if there)

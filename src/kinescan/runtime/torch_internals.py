@@ -4,33 +4,56 @@ A release of torch may change them without notice. `tests/runtime/test_torch_int
 of ours breaks then; the range of versions that was tried stands in pyproject.toml.
 """
 
+import functools
+import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import _functorch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = [
+    "BatchNorm",
     "FakeTensorMode",
     "TorchDispatchMode",
     "active_transforms",
+    "argument_names",
     "has_cpu_autocast_rule",
+    "held_tensors",
     "lerp_all_",
+    "lost_worker",
+    "overload_packet",
+    "remove_forward_hooks",
     "shared_storage",
+    "storage_key",
     "tree_leaves",
     "tree_map",
+    "view_of_modules",
     "with_cpu_autocast_kernels",
     "without_cpu_autocast",
 ]
 
+Model = TypeVar("Model", bound=nn.Module)
+
 _AUTOCAST_KEY = "AutocastCPU"
+_OWN_DICTS = (
+    "_parameters",
+    "_buffers",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+"""Of a module, what the view has for itself: hooks that are set on one of the two do not run in the other."""
 
 
 def lerp_all_(tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
@@ -76,3 +99,77 @@ def with_cpu_autocast_kernels(kernels: dict[str, Callable[..., Any]]) -> Iterato
             with warnings.catch_warnings(action="ignore"):  # that the rule of a CPU is replaced
                 library.impl(name, kernel, _AUTOCAST_KEY, allow_override=True)
         yield
+
+
+def lost_worker(error: RuntimeError) -> str | None:
+    """What torch says of a worker process that the system ended, in one line; None for every other error.
+
+    torch has no type of its own for this, so its text has to tell.
+    """
+    text = str(error)
+    return text.splitlines()[0] if "DataLoader worker" in text else None
+
+
+def argument_names(operation: Any) -> list[str]:
+    """Names of what an operation such as torch.ops.aten.sum.dim_IntList takes, in order."""
+    return [argument.name for argument in operation._schema.arguments]
+
+
+def overload_packet(operation: Any) -> Any:
+    """The operation without its overload, as torch's registry of FLOP formulas lists it."""
+    return operation._overloadpacket
+
+
+def storage_key(tensor: Tensor) -> int:
+    """A number that two tensors share where they share their memory; fake tensors, which have no address, too."""
+    key: int = tensor.untyped_storage()._cdata
+    return key
+
+
+def held_tensors(module: nn.Module) -> list[Tensor]:
+    """Every tensor that a module itself holds: parameters, buffers and plain attributes, not those of modules below."""
+    held = (vars(module), module._parameters, module._buffers)
+    return [value for values in held for value in values.values() if isinstance(value, Tensor)]
+
+
+def remove_forward_hooks(module: nn.Module, name: str) -> None:
+    """Takes away the forward hooks that are functions of this name."""
+    for key, hook in list(module._forward_hooks.items()):
+        if getattr(hook, "__name__", "") == name:
+            del module._forward_hooks[key]
+
+
+def view_of_modules(model: Model) -> Model:
+    """The model as modules of its own that hold the model's own tensors; hooks and modes are set apart.
+
+    What `Module.compile` made is left out.
+    """
+    views: dict[int, Any] = {}
+    for module in model.modules():
+        views[id(module)] = type(module).__new__(type(module))
+    for module in model.modules():
+        state = {name: _seen(value, views) for name, value in module.__dict__.items()}
+        state["_modules"] = {name: _seen(child, views) for name, child in module._modules.items()}
+        for name in _OWN_DICTS:
+            if name in state:
+                state[name] = state[name].copy()
+        # What torch.compile made would call the module that it was made of.
+        state["_compiled_call_impl"] = None
+        views[id(module)].__dict__.update(state)
+    found: Model = _seen(model, views)
+    return found
+
+
+def _seen(value: Any, views: dict[int, Any]) -> Any:
+    """The value with views in the place of the model's own modules; everything else stays itself."""
+    if isinstance(value, nn.Module):
+        # A module that torch.compile wrapped stands for the one inside.
+        inner = value.__dict__.get("_modules", {}).get("_orig_mod", value)
+        return views.get(id(inner), value)
+    if isinstance(value, types.MethodType) and id(value.__self__) in views:
+        return types.MethodType(value.__func__, views[id(value.__self__)])
+    if isinstance(value, functools.partial) and any(id(part) in views for part in value.args):
+        return functools.partial(value.func, *(_seen(part, views) for part in value.args), **value.keywords)
+    if type(value) in (list, tuple) and any(id(part) in views for part in value):
+        return type(value)(_seen(part, views) for part in value)
+    return value

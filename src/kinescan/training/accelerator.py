@@ -12,7 +12,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from kinescan.errors import ConfigError, DependencyError
 from kinescan.fields import MAX_COUNT, check_most, check_types
 from kinescan.runtime.accelerate_internals import forget_accelerator_state
-from kinescan.runtime.device import _check_device, choose_device
+from kinescan.runtime.device import check_device, choose_device
 from kinescan.settings import closest
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def open_accelerator(train: TrainConfig, output: Path) -> Iterator[Accelerator]:
         ConfigError: the device is not there, or a tracker is unknown.
         DependencyError: a tracker is not installed.
     """
-    _check_device(train.device)
+    check_device(train.device)
     _check_trackers(train.trackers)
     _clear_state()
     accelerator = Accelerator(

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from kinescan.runtime.distributed import Processes
+from kinescan.runtime.torch_internals import BatchNorm
 
 
 class SynchronisedNorms:
@@ -31,13 +31,13 @@ class SynchronisedNorms:
         """The model with synchronised norms; alone, or without batch norms, it stays as it is."""
         with ExitStack() as stack:
             for module in model.modules():
-                if isinstance(module, _BatchNorm) and self.processes.count > 1:
+                if isinstance(module, BatchNorm) and self.processes.count > 1:
                     # An attribute of the instance comes before the class's method; names and weights stay.
                     vars(module)["forward"] = partial(self.normalise, module)
                     stack.callback(vars(module).pop, "forward")
             yield
 
-    def normalise(self, norm: _BatchNorm, maps: Tensor) -> Tensor:
+    def normalise(self, norm: BatchNorm, maps: Tensor) -> Tensor:
         """What `norm` makes of maps [F, C, ...], with the statistics of all processes while training.
 
         Args:
@@ -84,7 +84,7 @@ def _sum(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _track(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+def _track(norm: BatchNorm, mean: Tensor, variance: Tensor, count: Tensor) -> None:
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     norm.num_batches_tracked.add_(1)

@@ -1,4 +1,4 @@
-"""The only place where transformers is imported, and where its private parts are touched."""
+"""The only place of the VLMs where transformers is imported; its private parts: `runtime.transformers_internals`."""
 
 import copy
 import logging
@@ -12,6 +12,16 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from kinescan.errors import ConfigError, DependencyError, KinescanError
+from kinescan.runtime.optional_package import optional_package
+from kinescan.runtime.torch_internals import held_tensors
+from kinescan.runtime.transformers_internals import (
+    attention_of,
+    forget_attention,
+    forget_hooks,
+    knows_quantiser,
+    rope_frequencies,
+    set_attention,
+)
 from kinescan.vlm.families.folder import (
     CONFIG,
     PATTERNS,
@@ -27,7 +37,6 @@ from kinescan.vlm.families.folder import (
 logger = logging.getLogger(__name__)
 
 ATTENTION_NAME = "kinescan_stream"
-_HOOKED = "_output_capturing_hooks_installed"
 
 
 @contextmanager
@@ -41,23 +50,20 @@ def registered_attention(decoder: nn.Module, attention: Callable[..., Any], mask
         ConfigError: the decoder is inside such a block already.
     """
     transformers = import_transformers()
-    masks = transformers.AttentionMaskInterface._global_mapping
-    functions = transformers.AttentionInterface._global_mapping
     config: Any = decoder.config
-    before = config._attn_implementation
+    before = attention_of(config)
     # one name for each stream: several may run in different threads
     name = f"{ATTENTION_NAME}_{id(decoder)}"
     if before == name:
         raise ConfigError("this stream is inside a forward already. Use one thread for each stream.")
     transformers.AttentionInterface.register(name, attention)
     transformers.AttentionMaskInterface.register(name, mask)
-    config._attn_implementation = name
+    set_attention(config, name)
     try:
         yield
     finally:
-        config._attn_implementation = before
-        functions.pop(name, None)
-        masks.pop(name, None)
+        set_attention(config, before)
+        forget_attention(name)
 
 
 @contextmanager
@@ -79,11 +85,8 @@ def pinned_rope(decoder: nn.Module, num_positions: int) -> Iterator[None]:
     frequencies, scaling = rotary.inv_freq, rotary.attention_scaling
     longest = rotary.original_max_seq_len
     if num_positions > longest:
-        import_transformers()
-        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-        pinned, rotary.attention_scaling = ROPE_INIT_FUNCTIONS[kind](
-            rotary.config, frequencies.device, seq_len=num_positions
+        pinned, rotary.attention_scaling = rope_frequencies(
+            kind, rotary.config, frequencies.device, num_positions=num_positions
         )
     else:
         pinned = rotary.original_inv_freq.to(frequencies.device)
@@ -106,8 +109,7 @@ def share_weights(model: nn.Module) -> nn.Module:
     """
     shared: dict[int, Any] = {}
     for module in model.modules():
-        for held in (vars(module), module._parameters, module._buffers):
-            shared |= {id(value): value for value in held.values() if isinstance(value, Tensor)}
+        shared |= {id(value): value for value in held_tensors(module)}
     try:
         twin = copy.deepcopy(model, shared)
     # Wrappers may hold locks, handles, anything.
@@ -118,10 +120,7 @@ def share_weights(model: nn.Module) -> nn.Module:
         ) from None
     # what another stream's or a plain forward has left would be put there a second time
     for module in twin.modules():
-        for key, hook in list(module._forward_hooks.items()):
-            if getattr(hook, "__name__", "") == "output_capturing_hook":
-                del module._forward_hooks[key]
-        vars(module).pop(_HOOKED, None)
+        forget_hooks(module)
     return twin
 
 
@@ -248,13 +247,10 @@ def _fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
 
 def _check_quantiser(folder: Path, settings: Any) -> None:
     """Raises CheckpointError where weights are quantised in a way that transformers would leave out silently."""
-    import_transformers()
-    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
-
     method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
     method = getattr(method, "value", method)
     is_old_bitsandbytes = isinstance(settings, dict) and (settings.get("load_in_4bit") or settings.get("load_in_8bit"))
-    if not is_old_bitsandbytes and method not in AUTO_QUANTIZER_MAPPING:
+    if not is_old_bitsandbytes and not knows_quantiser(method):
         raise refusal(
             folder, f"config.json says weights quantised by {method!r}, which transformers does not know. Use others."
         )
@@ -290,13 +286,7 @@ def import_transformers() -> Any:
     Raises:
         DependencyError: it is not installed.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise DependencyError(
-            f"vlm needs transformers ({error}). Install it with: pip install 'kinescan[vlm]'"
-        ) from None
-    return transformers
+    return optional_package("transformers", extra="vlm")
 
 
 def position_ids(positions: Tensor, device: torch.device) -> Tensor:
