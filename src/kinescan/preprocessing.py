@@ -26,11 +26,12 @@ class Preprocessing:
         std: each colour channel is divided by it afterwards.
         interpolation: how frames are resized (always with antialiasing).
         sampling: "segments" takes one frame from each of `num_frames` equal parts of the video (TSN); "dense" takes
-            frames `frame_stride` apart; "windows", for long videos, takes segments of a window of the video.
+            frames `frame_stride` apart; "windows", for long videos, takes segments of a window of the video; "rate"
+            takes frames by their times, `frame_rate` of them a second, whatever the rate of the video.
         frame_stride: distance of two frames in frames, for `sampling="dense"`.
         num_windows: a window is as long as the video over this number, for `sampling="windows"`; with as many clips in
             test, they cover the whole video.
-        frame_rate: frames a second, for `sampling="rate"`; 0: none is set.
+        frame_rate: frames a second, for `sampling="rate"` and for streams; 0: none is set.
         square_pixels: stretch frames whose pixels are not square, as a player does; published models saw them as they
             are stored, which is the default.
     """
@@ -41,7 +42,7 @@ class Preprocessing:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    sampling: Literal["segments", "dense", "windows"] = "segments"
+    sampling: Literal["segments", "dense", "windows", "rate"] = "segments"
     frame_stride: int = 4
     num_windows: int = 8
     frame_rate: float = 0.0
@@ -59,6 +60,11 @@ class Preprocessing:
             )
         if not 0 <= self.frame_rate <= MAX_FRAME_RATE:
             raise ConfigError(f"frame_rate must be 0 (none is set) to {MAX_FRAME_RATE}, got {self.frame_rate}.")
+        if self.sampling == "rate" and not self.frame_rate:
+            raise ConfigError(
+                'frame_rate is 0 and sampling is "rate". Set preprocessing.frame_rate: how many frames a second to '
+                "take, such as 8."
+            )
         if not 0 < self.crop_ratio <= 1:
             raise ConfigError(f"crop_ratio must lie in (0, 1], got {self.crop_ratio}.")
         if not all(0 < value < math.inf for value in self.std):

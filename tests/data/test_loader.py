@@ -350,3 +350,13 @@ def test_start_method_that_is_not_there_is_refused(folder: Path, monkeypatch: py
     config = LoaderConfig(num_workers=1, start_method="fork")
     with pytest.raises(ConfigError, match="start_method 'fork'"):
         make_loader(training_set(folder), config, shuffle=False, seed=0)
+
+
+def test_training_clips_tell_how_far_apart_their_frames_are(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    for place, (fps, num_frames) in enumerate(((10.0, 24), (20.0, 24), (10.0, 1), (10.0, 5))):
+        make_video(f"videos/{'ab'[place % 2]}/{place}.mp4", num_frames=num_frames, fps=fps)
+    dense = Preprocessing(num_frames=4, size=16, sampling="dense", frame_stride=2)
+    dataset = training_set(tmp_path / "videos", preprocessing=dense)
+    [batch] = make_loader(dataset, LoaderConfig(num_workers=0, batch_size=4), shuffle=False, seed=0)
+    told = dict(zip([dataset.items[index].path.stem for index in batch.item_indices], batch.frame_seconds, strict=True))
+    assert told == pytest.approx({"0": 0.2, "1": 0.1, "2": 0.0, "3": 0.2})

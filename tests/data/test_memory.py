@@ -80,7 +80,7 @@ def test_video_memory_keeps_small_frames(items: list[VideoItem]) -> None:
     memory = _memory(items)
     memory.fill()
     assert memory._kept is not None
-    assert [tuple(kept.shape) for kept in memory._kept[:2]] == [(20, 3, 24, 32), (3, 3, 24, 32)]
+    assert [tuple(kept.pixels.shape) for kept in memory._kept[:2]] == [(20, 3, 24, 32), (3, 3, 24, 32)]
     assert estimated_gib(1, 20, 16) == pytest.approx(20 * 3 * 24 * 24 * 16 / 9 / 2**30)
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,11 +9,13 @@ from kinescan.data.sampling import (
     Views,
     clip_indices,
     dense_indices,
+    even_places,
     segment_indices,
     view_indices,
     window_indices,
 )
 from kinescan.errors import ConfigError
+from kinescan.preprocessing import Preprocessing
 
 counts = st.integers(1, 500)
 
@@ -156,3 +160,47 @@ def test_no_window_is_refused() -> None:
         window_indices(4, 4, num_windows=0, position="middle")
     with pytest.raises(ConfigError, match=r"num_windows.*1.*0"):
         view_indices(4, num_frames=4, num_clips=1, sampling="windows", num_windows=0)
+
+
+def _times(rate: float, count: int) -> torch.Tensor:
+    return torch.arange(count, dtype=torch.float64) / rate + 3.0
+
+
+@pytest.mark.parametrize("rate", [12.5, 25.0, 50.0])
+def test_rate_takes_the_same_moments_at_any_rate_of_the_video(rate: float) -> None:
+    times = _times(rate, int(8 * rate))
+    clips = view_indices(len(times), num_frames=8, num_clips=3, sampling="rate", frame_rate=6.25, pts_seconds=times)
+    moments = times[clips] - 3.0
+    assert torch.allclose(moments.diff(dim=1), torch.tensor(0.16, dtype=torch.float64))
+    assert moments[:, 0].tolist() == pytest.approx([0.0, 3.36, 6.72])
+    drawn = clip_indices(
+        len(times),
+        8,
+        sampling="rate",
+        frame_rate=6.25,
+        pts_seconds=times,
+        generator=torch.Generator().manual_seed(1),
+    )
+    assert torch.allclose(times[drawn].diff(), torch.tensor(0.16, dtype=torch.float64))
+
+
+def test_rate_of_a_short_and_of_a_slow_video() -> None:
+    short, slow = _times(10, 3), _times(2, 4)
+    assert clip_indices(3, 5, sampling="rate", frame_rate=10, pts_seconds=short).tolist() == [0, 1, 2, 2, 2]
+    assert even_places(slow, 0.25).tolist() == [0, 0, 1, 1, 2, 2, 3]
+    assert even_places(short[:1], 0.25).tolist() == [0]
+
+
+@pytest.mark.parametrize("options", [{"frame_rate": 4.0}, {"pts_seconds": torch.zeros(4, dtype=torch.float64)}])
+def test_rate_without_rate_or_times_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="frame_rate"):
+        clip_indices(4, 2, sampling="rate", **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"sampling": "rate"}, {"sampling": "rate", "frame_rate": -1.0}, {"frame_rate": 1e9}],
+)
+def test_rate_and_its_number_go_together(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="frame_rate"):
+        Preprocessing(**options)

@@ -46,6 +46,8 @@ def read_clips(
             sampling=preprocessing.sampling,
             frame_stride=preprocessing.frame_stride,
             num_windows=preprocessing.num_windows,
+            frame_rate=preprocessing.frame_rate,
+            pts_seconds=reader.pts_seconds,
         )
         frames = reader.read(indices.flatten())
     crops = transform(frames.pixels)  # [crops, clips * T, 3, size, size]

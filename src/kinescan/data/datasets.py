@@ -14,7 +14,7 @@ from kinescan.data.mirroring import mirrored_labels
 from kinescan.data.sampling import Views, clip_indices, view_indices
 from kinescan.data.storage import is_gone
 from kinescan.data.transforms import EvalTransform, TrainTransform, chance
-from kinescan.data.video import Limits, VideoReader
+from kinescan.data.video import Frames, Limits, VideoReader
 from kinescan.errors import ConfigError, VideoError
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.torch_internals import shared_storage
@@ -44,11 +44,13 @@ class Sample:
         clip: [T, 3, size, size] in training, [V, T, 3, size, size] in test; float32, normalised.
         label: index of the class that the clip shows: of a mirrored clip, that of the opposite direction.
         item_index: place among the data set's items.
+        frame_seconds: in training, from frame to frame of the clip; 0 where nothing tells.
     """
 
     clip: torch.Tensor
     label: int
     item_index: int
+    frame_seconds: float = 0.0
 
     def __repr__(self) -> str:
         return f"Sample(clip={list(self.clip.shape)}, label={self.label}, item_index={self.item_index})"
@@ -173,20 +175,20 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
             if self.mode == "test":
                 return Sample(self._read_views(item, out), item.label, index)
             generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch, item.video_id))
-            pixels = self._draw_frames(index, generator)
+            frames = self._draw_frames(index, generator)
         except VideoError as error:
             return Unreadable(str(item.path), error.reason, index, gone=self._is_gone(index))
         assert isinstance(self.transform, TrainTransform)
         label = self._draw_mirrored_label(item, epoch)
-        clip = self.transform(pixels, generator=generator, mirror=label is not None, out=out)
-        return Sample(clip, item.label if label is None else label, index)
+        clip = self.transform(frames.pixels, generator=generator, mirror=label is not None, out=out)
+        return Sample(clip, item.label if label is None else label, index, mean_step(frames.pts_seconds))
 
     def _is_gone(self, index: int) -> bool:
         """Of an item that could not be read: whether its file is gone."""
         return is_gone(self.items[index].path)
 
-    def _draw_frames(self, index: int, generator: torch.Generator) -> torch.Tensor:
-        """[T, 3, H, W] uint8: the frames of a training clip."""
+    def _draw_frames(self, index: int, generator: torch.Generator) -> Frames:
+        """The T frames of a training clip."""
         item, settings = self.items[index], self.preprocessing
         with self._open(item) as video:
             indices = clip_indices(
@@ -195,9 +197,11 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
                 sampling=settings.sampling,
                 frame_stride=settings.frame_stride,
                 num_windows=settings.num_windows,
+                frame_rate=settings.frame_rate,
+                pts_seconds=video.pts_seconds,
                 generator=generator,
             )
-            return video.read(indices).pixels
+            return video.read(indices)
 
     def _draw_mirrored_label(self, item: VideoItem, epoch: int) -> int | None:
         """The label of the clip's mirror image where it is to be mirrored."""
@@ -224,6 +228,8 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
                 sampling=self.preprocessing.sampling,
                 frame_stride=self.preprocessing.frame_stride,
                 num_windows=self.preprocessing.num_windows,
+                frame_rate=self.preprocessing.frame_rate,
+                pts_seconds=video.pts_seconds,
             )
             pixels = video.read(indices.flatten()).pixels
         assert isinstance(self.transform, EvalTransform)
@@ -239,6 +245,17 @@ def _new_block(*shape: int) -> torch.Tensor:
     if torch.utils.data.get_worker_info() is None:
         return torch.empty(shape)
     return torch.empty(0, dtype=torch.float32).set_(shared_storage(4 * math.prod(shape))).view(shape)
+
+
+def mean_step(pts_seconds: torch.Tensor) -> float:
+    """Seconds from frame to frame of a clip on average, without the last frame's repetitions; 0 for a single frame.
+
+    Example:
+        >>> mean_step(torch.tensor([0.0, 0.5, 1.0, 1.0]))
+        0.5
+    """
+    count = int((pts_seconds < pts_seconds[-1]).sum())
+    return float(pts_seconds[-1] - pts_seconds[0]) / count if count else 0.0
 
 
 def split_items(

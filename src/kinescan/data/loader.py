@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.context import BaseContext
 from typing import Any, Literal, cast
 
@@ -56,6 +56,7 @@ class Batch:
         unreadable: videos of this batch that could not be read; they are not among the B.
         places: of the B videos in the batch as it was ordered, before unreadable ones were left out: `mix` pairs by
             them. None where nothing was left out.
+        frame_seconds: in training, of each of the B clips, from frame to frame; empty where nobody knows.
     """
 
     clips: torch.Tensor
@@ -63,6 +64,7 @@ class Batch:
     item_indices: list[int]
     unreadable: list[Unreadable]
     places: list[int] | None = None
+    frame_seconds: list[float] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"Batch(clips={list(self.clips.shape)}, {len(self.unreadable)} unreadable)"
@@ -222,6 +224,7 @@ def collate(gathered: Samples) -> Batch:
         item_indices=[sample.item_index for sample in read],
         unreadable=[sample for sample in samples if isinstance(sample, Unreadable)],
         places=None if whole else places,
+        frame_seconds=[sample.frame_seconds for sample in read],
     )
 
 

@@ -9,7 +9,7 @@ from kinescan.data.datasets import VideoDataset, VideoItem
 from kinescan.data.sampling import segment_indices
 from kinescan.data.storage import is_gone
 from kinescan.data.transforms import TrainTransform, resize
-from kinescan.data.video import Limits
+from kinescan.data.video import Frames, Limits
 from kinescan.errors import ConfigError, VideoError
 from kinescan.preprocessing import Preprocessing
 
@@ -71,7 +71,7 @@ class VideoMemory(VideoDataset):
                 f"got {kept_frames}. Four times as many are a good start."
             )
         self.kept_frames = kept_frames
-        self._kept: list[torch.Tensor | VideoError] | None = None
+        self._kept: list[Frames | VideoError] | None = None
         self._gone: frozenset[int] = frozenset()
 
     def fill(self) -> None:
@@ -85,34 +85,36 @@ class VideoMemory(VideoDataset):
             for index, entry in enumerate(self._kept)
             if isinstance(entry, VideoError) and is_gone(self.items[index].path)
         )
-        num_bytes = sum(entry.numel() for entry in self._kept if isinstance(entry, torch.Tensor))
+        num_bytes = sum(entry.pixels.numel() for entry in self._kept if isinstance(entry, Frames))
         logger.info("%d videos take %.2f GiB", len(self.items), num_bytes / 2**30)
 
-    def _draw_frames(self, index: int, generator: torch.Generator) -> torch.Tensor:
+    def _draw_frames(self, index: int, generator: torch.Generator) -> Frames:
         if self._kept is None:
             self.fill()
             assert self._kept is not None
         frames = self._kept[index]
         if isinstance(frames, VideoError):
             raise frames
-        places = segment_indices(len(frames), self.preprocessing.num_frames, position="random", generator=generator)
-        return frames[places]
+        count = len(frames.pixels)
+        places = segment_indices(count, self.preprocessing.num_frames, position="random", generator=generator)
+        return Frames(frames.pixels[places], frames.pts_seconds[places])
 
     def _is_gone(self, index: int) -> bool:
         return index in self._gone
 
-    def _read(self, item: VideoItem) -> torch.Tensor | VideoError:
-        """[kept_frames, 3, H, W] uint8; fewer where the video has fewer."""
+    def _read(self, item: VideoItem) -> Frames | VideoError:
+        """As many as are kept; fewer where the video has fewer."""
         try:
             with self._open(item) as video:
                 num_kept = min(self.kept_frames, video.num_frames)
-                pixels = video.read(segment_indices(video.num_frames, num_kept, position="middle")).pixels
+                frames = video.read(segment_indices(video.num_frames, num_kept, position="middle"))
         except VideoError as error:
             return error
-        height, width = pixels.shape[2:]
+        height, width = frames.pixels.shape[2:]
         scale = min(1.0, MARGIN * self.preprocessing.size / min(height, width))
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        return resize(pixels, size, self.preprocessing.interpolation).contiguous()
+        pixels = resize(frames.pixels, size, self.preprocessing.interpolation).contiguous()
+        return Frames(pixels, frames.pts_seconds)
 
 
 def estimated_gib(num_videos: int, kept_frames: int, size: int) -> float:

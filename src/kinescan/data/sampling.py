@@ -10,7 +10,7 @@ from kinescan.errors import ConfigError
 from kinescan.fields import check_most, check_types
 from kinescan.shapes import FrameIndices
 
-Sampling = Literal["segments", "dense", "windows"]
+Sampling = Literal["segments", "dense", "windows", "rate"]
 """How the frames of a clip lie in the video (see `Preprocessing`)."""
 _SLACK = 1e-6
 """Of the distance of two frames: times in ticks are rounded."""
@@ -198,6 +198,8 @@ def clip_indices(
     sampling: Sampling,
     frame_stride: int = 1,
     num_windows: int = 1,
+    frame_rate: float = 0.0,
+    pts_seconds: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """The frames of a training clip, drawn at random.
@@ -208,13 +210,15 @@ def clip_indices(
         sampling: how (see `Preprocessing`).
         frame_stride: for "dense", in frames.
         num_windows: for "windows".
+        frame_rate: for "rate", frames a second.
+        pts_seconds: [N], for "rate": when each frame is shown.
         generator: of the draw.
 
     Returns:
         [T] int64, not decreasing.
 
     Raises:
-        ConfigError: a count is below 1.
+        ConfigError: a count is below 1, or "rate" lacks rate or times.
 
     Example:
         >>> clip_indices(4, 4, sampling="segments").tolist()
@@ -226,6 +230,9 @@ def clip_indices(
         return dense_indices(
             num_frames_in_video, num_frames, frame_stride=frame_stride, position="random", generator=generator
         )
+    if sampling == "rate":
+        places = _timed_places(frame_rate, pts_seconds)
+        return places[dense_indices(len(places), num_frames, frame_stride=1, position="random", generator=generator)]
     return window_indices(
         num_frames_in_video, num_frames, num_windows=num_windows, position="random", generator=generator
     )
@@ -239,6 +246,8 @@ def view_indices(
     sampling: Sampling,
     frame_stride: int = 1,
     num_windows: int = 1,
+    frame_rate: float = 0.0,
+    pts_seconds: torch.Tensor | None = None,
 ) -> FrameIndices:
     """The frames of every clip that is scored in test.
 
@@ -249,15 +258,18 @@ def view_indices(
         sampling: "segments": clip v takes the (v + 0.5) / V point of each of T equal parts; "dense": stretches of
             frames `frame_stride` apart, the first at the start of the video and the last at its end (one: the middle);
             "windows": the middle of each of T parts of V windows, the first at the start and the last at the end: with
-            as many clips as windows, they cover the whole video, each moment once.
+            as many clips as windows, they cover the whole video, each moment once; "rate": as "dense", of the frames
+            that are nearest to evenly spaced times.
         frame_stride: for "dense", in frames.
         num_windows: for "windows": each is as long as the video over this number.
+        frame_rate: for "rate", frames a second.
+        pts_seconds: [N], for "rate": when each frame is shown.
 
     Returns:
         [V, T] int64, not decreasing along T.
 
     Raises:
-        ConfigError: a count is below 1.
+        ConfigError: a count is below 1, or "rate" lacks rate or times.
 
     Example:
         >>> view_indices(32, num_frames=4, num_clips=2, sampling="segments").tolist()
@@ -279,12 +291,25 @@ def view_indices(
         return torch.stack(
             [_places(num_frames_in_video, middle, start=start, num_windows=num_windows) for start in starts]
         )
+    if sampling == "rate":
+        places = _timed_places(frame_rate, pts_seconds)
+        inner = view_indices(len(places), num_frames=num_frames, num_clips=num_clips, sampling="dense", frame_stride=1)
+        return places[inner]
     if num_clips == 1:
         one = dense_indices(num_frames_in_video, num_frames, frame_stride=frame_stride, position="middle")
         return one[None]
     room = max(0, num_frames_in_video - _span(num_frames, frame_stride))
     first_frames = [room * clip // (num_clips - 1) for clip in range(num_clips)]
     return torch.stack([_stretch(num_frames_in_video, first, num_frames, frame_stride) for first in first_frames])
+
+
+def _timed_places(frame_rate: float, pts_seconds: torch.Tensor | None) -> torch.Tensor:
+    if not frame_rate > 0 or pts_seconds is None:
+        raise ConfigError(
+            f'sampling "rate" needs frame_rate and the times of the frames, got {frame_rate} and '
+            f"{'no times' if pts_seconds is None else 'times'}."
+        )
+    return even_places(pts_seconds, 1 / frame_rate)
 
 
 def _places(

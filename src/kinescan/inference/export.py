@@ -102,6 +102,7 @@ def export(
         size=preprocessing.size,
         precision=precision,
         causal=getattr(resolved.config, "causal", None),
+        timing=resolved.timing,
         versions=_versions(),
     )
     names, clips = _clips_to_compare(record, videos)

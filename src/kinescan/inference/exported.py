@@ -11,6 +11,7 @@ from kinescan.errors import CheckpointError, ConfigError, KinescanError, ShapeEr
 from kinescan.inference.export_formats import FORMATS, FormatName, Precision, Runner, first_line
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.saving.location import EXPORT_FILE
+from kinescan.models.timing import FrameTiming
 from kinescan.preprocessing import MAX_CLIP_PIXELS, Preprocessing
 from kinescan.runtime.files import inside, read_json_object
 from kinescan.settings import build_settings
@@ -38,6 +39,7 @@ class ExportRecord:
         precision: what it computes in; inputs and logits are float32 always.
         num_classes: number of logits; None in records of before, which have labels.
         causal: whether the model looks at no frame to come; None for models where the question does not arise.
+        timing: how far apart the frames of the training clips were; None where nobody knows.
         check: how it was compared with the model: clips, largest difference, what was allowed.
         versions: of the packages that wrote it.
     """
@@ -55,6 +57,7 @@ class ExportRecord:
     precision: Precision
     num_classes: int | None = None
     causal: bool | None = None
+    timing: FrameTiming | None = None
     check: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -119,7 +122,7 @@ class ExportedModel(VideoClassifier):
             batch=record.batch,
         )
         super().__init__(config, name=record.model, labels=record.labels, preprocessing=record.preprocessing)
-        self.record = record
+        self.record, self.timing = record, record.timing
         self._run = run
         self.eval()
 

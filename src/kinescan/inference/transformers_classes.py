@@ -191,5 +191,9 @@ def _clip(video: Any, settings: Preprocessing) -> Tensor:
         num_clips=1,
         sampling=settings.sampling,
         frame_stride=settings.frame_stride,
+        num_windows=settings.num_windows,
+        frame_rate=settings.frame_rate,
+        # frames of an array come without times: they lie as far apart as the model has them
+        pts_seconds=torch.arange(len(pixels), dtype=torch.float64) / (settings.frame_rate or 1.0),
     )
     return transform(pixels[indices[0]])[0]

@@ -13,6 +13,7 @@ from kinescan.models.saving import saved_model
 from kinescan.models.saving.model_card import model_card
 from kinescan.models.saving.run_record import read_run
 from kinescan.models.saving.saved_model import SavedModel
+from kinescan.models.timing import FrameTiming
 from kinescan.models.vit.vit import check_dtype
 from kinescan.models.weights.hub import upload
 from kinescan.models.weights.vit_weights import Checkpoint, LoadReport, Pretrained, load_pretrained, read_vision_tower
@@ -56,6 +57,7 @@ class VideoClassifier(nn.Module, ABC):
         labels: class names in the order of the logits; None where nobody knows them.
         preprocessing: how pixels become a clip.
         load_report: what was taken from a checkpoint, or None if none was read.
+        timing: how far apart in time the frames of its training clips were; None where nobody knows.
 
     Raises:
         ConfigError: labels do not fit num_classes or repeat, or preprocessing makes another size than the model takes.
@@ -85,6 +87,7 @@ class VideoClassifier(nn.Module, ABC):
         self.load_report = None
         if self.answers_frames and self.labels is not None:
             _check_background(self.labels, overlapping=self.overlapping)
+        self.timing: FrameTiming | None = None
         if self.preprocessing.size != config.image_size:
             raise ConfigError(
                 f"preprocessing makes frames of {self.preprocessing.size} pixels, the model takes {config.image_size}. "
@@ -230,12 +233,14 @@ class VideoClassifier(nn.Module, ABC):
             preprocessing=to_plain(self.preprocessing),
             base=base,
             module=module_of(type(self)),
+            timing=None if self.timing is None else to_plain(self.timing),
         )
         card = model_card(
             name=saved.model,
             config=saved.config,
             labels=saved.labels,
             preprocessing=saved.preprocessing,
+            timing=saved.timing,
             num_parameters=self.num_parameters,
             base=base,
             module=saved.module,
@@ -277,12 +282,15 @@ class VideoClassifier(nn.Module, ABC):
 
         def build() -> Classifier:
             try:
-                return cls(
+                model = cls(
                     build_settings(cls.config_class, saved.config, where="config"),
                     name=saved.model,
                     labels=saved.labels,
                     preprocessing=build_settings(Preprocessing, saved.preprocessing, where="preprocessing"),
                 )
+                if saved.timing is not None:
+                    model.timing = build_settings(FrameTiming, saved.timing, where="timing")
+                return model
             except ConfigError as error:
                 raise CheckpointError(
                     f"{folder / saved_model.CONFIG_FILE} does not fit {cls.__name__}: {error}"

@@ -24,7 +24,7 @@ from kinescan.runtime.run_folder import LAST
 STATE_FILE = "training_state.pt"
 CHECKSUM_FILE = "checksums.json"
 FORMAT = 2
-_LATER = ("absent",)
+_LATER = ("absent", "timing")
 """Fields that states of earlier versions lack."""
 _MOST_SETTINGS = 100_000
 EARLIER = "step-"
@@ -47,6 +47,7 @@ class TrainState:
         log_lines: lines of log.jsonl that belong to this state; later ones are written again.
         unreadable: path -> why it could not be read, as met so far.
         absent: items whose files were not there when the run began; None where nobody looked.
+        timing: how far apart the frames of the clips were, as `TimingCounts.to_plain` gives it.
         optimizer: the optimizer's state dict.
         weights: with averaged weights, those that are trained, by name; the folder's model holds the averages.
         rng: the random generators' states, of each process.
@@ -64,6 +65,7 @@ class TrainState:
     log_lines: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     absent: list[int] | None = None
+    timing: dict[str, list[int]] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     rng: list[dict[str, Any]] = field(default_factory=list)

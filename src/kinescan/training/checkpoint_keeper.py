@@ -10,6 +10,7 @@ from kinescan.training.accelerator import TrainConfig
 from kinescan.training.checkpoint import TrainState, earlier_name, read_rng, remove_earlier, save_checkpoint
 from kinescan.training.run_log import RunLog
 from kinescan.training.step import Stepper
+from kinescan.training.timing import TimingCounts
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,11 @@ class CheckpointKeeper:
         log: of the run, brought to the disk before a state that counts its lines.
         train: how often to save, how many to keep, and how patient to be.
         state: where the run stands; changed by the loop as it goes.
+
+    Attributes:
+        folder: of the run.
+        state: where the run stands.
+        timings: of the clips of this process.
     """
 
     def __init__(
@@ -38,6 +44,8 @@ class CheckpointKeeper:
         self.folder, self.state = folder, state
         self._stepper, self._processes, self._log, self._train = stepper, processes, log, train
         self._saved_at, self._saved_step = time.monotonic(), state.step
+        # of several processes, the main one holds what all had counted when the run was left
+        self.timings = TimingCounts(state.timing if processes.is_main else None)
 
     @property
     def is_due(self) -> bool:
@@ -54,6 +62,7 @@ class CheckpointKeeper:
         state, last, average = self.state, self.folder.last, self._stepper.average
         state.optimizer, state.rng = self._stepper.optimizer.state_dict(), self._processes.gather(read_rng())
         state.weights = {} if average is None else average.weights()
+        self._note_timing()
         kept = self._train.keep_checkpoints - 1
         # The state is written anew after an evaluation: that is not another checkpoint to keep.
         earlier = earlier_name(last, self._saved_step) if kept and state.step != self._saved_step else None
@@ -96,6 +105,14 @@ class CheckpointKeeper:
             logger.info(
                 "stopped early: no better top-1 than %.4g for %d evaluations", state.best_score or 0.0, patience
             )
+
+    def _note_timing(self) -> None:
+        """Tells state and model how far apart the frames of all clips were so far."""
+        counts = TimingCounts()
+        for plain in self._processes.gather(self.timings.to_plain()):
+            counts.merge(plain)
+        self.state.timing = counts.to_plain()
+        self._stepper.model.timing = counts.timing() or self._stepper.model.timing
 
     def _raise_everywhere(self, problem: CheckpointError | None) -> None:
         """What the main process met, in all of them."""

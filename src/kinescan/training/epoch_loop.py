@@ -121,6 +121,8 @@ class EpochLoop:
         result = self._stepper.take(parts, counts, step=state.step, lr=lr, stop=asked, save=due)
         if result.problem is not None:
             self._refuse_non_finite(result.problem)
+        for part in parts:
+            self._keeper.timings.add(part.frame_seconds)
         return result
 
     def _step(self, result: StepResult, rate: float) -> Step:

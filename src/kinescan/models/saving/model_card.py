@@ -35,6 +35,7 @@ def model_card(
     num_parameters: int,
     base: Mapping[str, Any] | None = None,
     module: str | None = None,
+    timing: Mapping[str, Any] | None = None,
     run: RunRecord | None = None,
     use: str = KINESCAN_USE,
     repo_id: str | None = None,
@@ -49,6 +50,7 @@ def model_card(
         num_parameters: parameters in all.
         base: for a tuned part, "source" and "sha256" of the weights that it belongs to.
         module: for a model of somebody's own, the module that registers it.
+        timing: fields of `FrameTiming`; None where nobody knows them.
         run: the run that trained it: its recipe and its scores.
         use: Python code that uses it from its own folder, ".".
         repo_id: the name on the Hugging Face hub, where it goes there.
@@ -70,6 +72,7 @@ def model_card(
         _label_list(labels),
         "## Preprocessing",
         _table(preprocessing),
+        *([] if timing is None else ["Seconds from frame to frame of the training clips:", _table(timing)]),
         "## Architecture",
         _table(config),
         *([] if run is None else ["## Recipe", _RECIPE, _fenced(run.published_recipe(), "toml")]),

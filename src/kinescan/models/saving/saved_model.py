@@ -37,6 +37,7 @@ class SavedModel:
         preprocessing: every field of `Preprocessing`.
         base: for a tuned part, the weights that it belongs to: "source" and "sha256"; None for a whole model.
         module: for a model of somebody's own, the module that registers it. Said in an error, never imported.
+        timing: every field of `FrameTiming`; None where nobody knows how far apart frames were.
     """
 
     kinescan_version: str
@@ -46,6 +47,7 @@ class SavedModel:
     preprocessing: dict[str, Any]
     base: dict[str, Any] | None = None
     module: str | None = None
+    timing: dict[str, Any] | None = None
 
 
 def locate(source: str | Path, *, revision: str | None = None) -> Path:
@@ -115,8 +117,15 @@ def read_config(folder: Path) -> SavedModel:
     module = content.get("module")
     if module is not None and not (isinstance(module, str) and is_module_name(module)):
         raise CheckpointError(f"{path}: module is not the name of a Python module. Save or fetch the model again.")
+    timing = content.get("timing")
+    if timing is not None and not isinstance(timing, dict):
+        raise CheckpointError(f"{path}: timing must be an object. It is damaged; save or fetch the model again.")
     return SavedModel(
-        kinescan_version=content["kinescan_version"], base=_base(path, content.get("base")), module=module, **named
+        kinescan_version=content["kinescan_version"],
+        base=_base(path, content.get("base")),
+        module=module,
+        timing=timing,
+        **named,
     )
 
 
