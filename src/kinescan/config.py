@@ -6,10 +6,12 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 
+from kinescan.data.groups import check_group
+from kinescan.data.interval_listing import INTERVAL_DATASETS, find_interval_layout
 from kinescan.data.listing import DATASETS
 from kinescan.data.loader import LoaderConfig
 from kinescan.data.sampling import Views
@@ -56,14 +58,24 @@ class DataConfig:
     """Where the videos are.
 
     Attributes:
-        train: a folder with one folder of videos per class, a csv of path,label, or the folder of a published data set.
+        train: a folder with one folder of videos per class, a csv of path,label, the folder of a published data set, or
+            labels with a start and an end: a csv of path,start,end,label, or another layout of docs/data.md.
         test: the same for evaluation; empty takes the published test part, or else holds out a part of `train`.
         root: folder that paths in a csv are relative to, empty for the csv's own; or that of a published data set's
             videos, empty for `train`.
         reader: how `train` and `test` are laid out: "auto" tells a folder from a csv; published data sets are "ssv2",
             "kinetics400", "kinetics600", "kinetics700", "ucf101", "hmdb51" and "breakfast".
         split: which of the published divisions into training and test, from 1.
+        overlaps: of labels with a start and an end: those of one video may overlap; without it, such rows are refused.
+        group: what must not stand on both sides of a split, such as a person or a recording: "column NAME" of the csv,
+            or a regular expression over the paths with the group in parentheses; empty splits by video.
+        split_seed: of which videos are held out, so that runs of other seeds hold out the same ones; -1 takes the run's
+            `seed`.
         held_out_ratio: share of each class held out for evaluation where there is no `test`.
+        validation_ratio: share of the other training videos on which the best checkpoint, thresholds and the early
+            stop are chosen; 0 chooses them on the held-out videos.
+        folds: of cross-validation: the videos are divided into so many folds, by `group`; 0: no folds.
+        fold: which of them is held out, from 1.
         kept_frames: for few videos: decode each once and keep so many evenly spaced, resized frames of it in memory,
             which training clips are drawn from; 0 decodes anew in every epoch.
         kept_gib: where the kept frames would take more memory than this, in GiB, every epoch decodes anew.
@@ -78,7 +90,13 @@ class DataConfig:
     root: str = ""
     reader: str = "auto"
     split: int = 1
+    overlaps: bool = False
+    group: str = ""
+    split_seed: int = -1
     held_out_ratio: float = 0.2
+    validation_ratio: float = 0.0
+    folds: int = 0
+    fold: int = 1
     kept_frames: int = 0
     kept_gib: float = 4.0
     timeout_seconds: float = Limits.timeout_seconds
@@ -92,10 +110,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_most(self, split=10**6, kept_frames=2**16, kept_gib=2**20)
+        check_most(self, split=10**6, split_seed=MAX_SEED, folds=1000, kept_frames=2**16, kept_gib=2**20)
         Limits(timeout_seconds=self.timeout_seconds, max_pixels=self.max_pixels)
-        if self.reader != "auto" and self.reader not in DATASETS:
-            raise ConfigError(f"unknown reader {self.reader!r}. {closest(self.reader, ['auto', *DATASETS])}")
+        known = ["auto", *DATASETS, *INTERVAL_DATASETS]
+        if self.reader not in known:
+            raise ConfigError(f"unknown reader {self.reader!r}. {closest(self.reader, known)}")
         if self.split < 1:
             raise ConfigError(f"split must be at least 1, got {self.split}.")
         for name in ("kept_frames", "kept_gib"):
@@ -103,6 +122,17 @@ class DataConfig:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
         if not 0 < self.held_out_ratio < 1:
             raise ConfigError(f"held_out_ratio must lie between 0 and 1, got {self.held_out_ratio}.")
+        if not 0 <= self.validation_ratio < 1:
+            raise ConfigError(f"validation_ratio must lie between 0 and 1, got {self.validation_ratio}.")
+        if self.split_seed < -1:
+            raise ConfigError(f"split_seed must be 0 to {MAX_SEED}, or -1 for the run's seed, got {self.split_seed}.")
+        if self.folds < 0 or self.folds == 1:
+            raise ConfigError(f"folds must be 0 (none) or at least 2, got {self.folds}.")
+        if not 1 <= self.fold <= max(1, self.folds):
+            raise ConfigError(f"fold must lie in [1, {max(1, self.folds)}], got {self.fold}.")
+        if self.folds and self.test:
+            raise ConfigError("folds hold out a part of `train` each. Leave data.test out, or data.folds.")
+        check_group(self.group)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +186,12 @@ class RunConfig:
         check_types(self)
         if not 0 <= self.seed <= MAX_SEED:
             raise ConfigError(f"seed must be 0 to {MAX_SEED}, got {self.seed}.")
+
+    @property
+    def task(self) -> Literal["clips", "intervals"]:
+        """What the labels of `data.train` are of: whole clips, or intervals with a start and an end."""
+        data = self.data
+        return "intervals" if find_interval_layout(data.train, data.reader, data.root or None) else "clips"
 
     def views(self) -> Views:
         """Views of the final report."""

@@ -12,7 +12,7 @@ from kinescan.config import DataConfig, RunConfig, build_run
 from kinescan.data.datasets import VideoItem
 from kinescan.data.video import write_video
 from kinescan.errors import ConfigError
-from kinescan.runs.datasets import evaluated_on, make_training_set, read_videos
+from kinescan.runs.datasets import evaluated_on, is_of_intervals, make_training_set, read_clips, read_videos
 
 LABELS = {"Pushing something from left to right": "0", "Holding something": "1"}
 
@@ -78,9 +78,9 @@ def test_own_test_data_wins_over_the_published_part(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write_ssv2(tmp_path / name)
     config = build_run({"data": {"reader": "ssv2", "train": str(tmp_path / "a"), "test": str(tmp_path / "b")}})
-    training, held_out, classes = read_videos(config)
-    assert (len(training), len(held_out), classes) == (4, 2, tuple(LABELS))
-    assert held_out[0].path.is_relative_to(tmp_path / "b")
+    division = read_videos(config)
+    assert (len(division.training), len(division.held_out), division.classes) == (4, 2, tuple(LABELS))
+    assert division.held_out[0].path.is_relative_to(tmp_path / "b")
     assert evaluated_on(config) == str(tmp_path / "b")
 
 
@@ -114,10 +114,10 @@ def videos_of(tmp_path: Path, *names: str, **data: Any) -> Any:
 
 def test_a_folder_of_parts_is_trained_on_one_and_scored_on_the_other(tmp_path: Path) -> None:
     names = ("train/run/a.mp4", "train/jump/b.mp4", "val/run/c.mp4", "val/jump/d.mp4")
-    training, held_out, classes = videos_of(tmp_path, *names)
-    assert [item.video_id for item in training] == ["train/jump/b.mp4", "train/run/a.mp4"]
-    assert [item.video_id for item in held_out] == ["val/jump/d.mp4", "val/run/c.mp4"]
-    assert classes == ("jump", "run")
+    division = videos_of(tmp_path, *names)
+    assert [item.video_id for item in division.training] == ["train/jump/b.mp4", "train/run/a.mp4"]
+    assert [item.video_id for item in division.held_out] == ["val/jump/d.mp4", "val/run/c.mp4"]
+    assert division.classes == ("jump", "run")
     config = RunConfig(data=DataConfig(train=str(tmp_path)))
     assert evaluated_on(config) == f"the val part of {tmp_path}"
 
@@ -158,3 +158,96 @@ def test_no_data_is_not_the_working_folder(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / name).touch()
     with pytest.raises(ConfigError, match=r"data\.train"):
         read_videos(RunConfig())
+
+
+def write_intervals(folder: Path, num_videos: int = 8) -> Path:
+    """A csv of intervals over videos of two seconds; of four persons, two videos each."""
+    lines = ["path,start,end,label,person"]
+    for number in range(num_videos):
+        video(folder / f"{number}.mp4", 100)
+        lines += [f"{number}.mp4,0.1,0.4,fall,p{number // 2}", f"{number}.mp4,0.5,0.75,run,p{number // 2}"]
+    file = folder / "labels.csv"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def test_videos_of_intervals_are_divided_by_person(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    file = write_intervals(tmp_path)
+    data: dict[str, Any] = {"train": str(file), "group": "column person", "held_out_ratio": 0.25}
+    config = build_run({"data": {**data, "validation_ratio": 0.3}})
+    assert config.task == "intervals"
+    division = read_videos(config)
+    assert is_of_intervals(division)
+    sides = [{video.group for video in side} for side in (division.training, division.validation, division.held_out)]
+    assert [len(side) for side in sides] == [2, 1, 1]
+    assert len(set().union(*sides)) == 4
+    assert (division.classes, division.chosen_on) == (("fall", "run"), division.validation)
+    assert f"held out for evaluation, drawn with seed 0, groups {min(sides[2])}" in caplog.text
+    with pytest.raises(ConfigError, match="have a start and an end"):
+        read_clips(config)
+
+    def held_out(**values: Any) -> list[str]:
+        division = read_videos(build_run({"seed": values.pop("seed", 0), "data": data | values}))
+        return [video.video_id for video in division.held_out]
+
+    assert len({tuple(held_out(seed=seed, split_seed=3)) for seed in range(4)}) == 1
+    assert len({tuple(held_out(seed=seed)) for seed in range(8)}) > 1
+    folds = [held_out(folds=4, fold=fold) for fold in range(1, 5)]
+    assert sorted(name for fold in folds for name in fold) == [f"{number}.mp4" for number in range(8)]
+    assert evaluated_on(build_run({"data": data | {"folds": 4, "fold": 2}})) == f"fold 2 of 4 of {file}"
+    with pytest.raises(ConfigError, match="at least 5 groups"):
+        held_out(folds=5)
+
+
+def test_wrong_rows_and_unknown_classes_of_intervals_end_a_run_before_it_begins(tmp_path: Path) -> None:
+    file = write_intervals(tmp_path, 4)
+    test = tmp_path / "other.csv"
+    test.write_text("path,start,end,label\n4.mp4,0,0.5,walk\n4.mp4,0.6,0.5,run\n")
+    video(tmp_path / "4.mp4", 50)
+    config = build_run({"data": {"train": str(file), "test": str(test)}})
+    with pytest.raises(ConfigError, match=r"other.csv: 2 rows are wrong.*line 2: .*'walk' is none.*line 3: "):
+        read_videos(config)
+    test.write_text("path,start,end,label\n3.mp4,0,0.5,run\n")
+    with pytest.raises(ConfigError, match=r"1 of the 1 videos .* are training videos, too"):
+        read_videos(config)
+    file.write_text("path,start,end,label\n3.mp4,,,\n4.mp4,,,\n")
+    with pytest.raises(ConfigError, match="no interval with a label"):
+        read_videos(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"folds": 1}, "data.folds must be 0 .* or at least 2, got 1"),
+        ({"folds": 3, "fold": 4}, r"data.fold must lie in \[1, 3\], got 4"),
+        ({"folds": 3, "test": "x"}, "folds hold out a part"),
+        ({"validation_ratio": 1.0}, "data.validation_ratio must lie between 0 and 1, got 1.0"),
+        ({"split_seed": -2}, "data.split_seed must be 0 to 4294967295, or -1 .*got -2"),
+        ({"group": "P"}, "data.group 'P' has 0 groups"),
+    ],
+)
+def test_wrong_settings_of_splits_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_run({"data": values})
+
+
+def test_clips_are_divided_by_a_pattern_over_their_paths(tmp_path: Path) -> None:
+    names = [f"{label}/P{person}_{take}.mp4" for label in ("run", "jump") for person in range(5) for take in range(2)]
+    division = videos_of(tmp_path, *names, group=r"P(\d)", validation_ratio=0.25)
+    sides = [{video.group for video in side} for side in (division.training, division.validation, division.held_out)]
+    assert [len(side) for side in sides] == [3, 1, 1]
+    assert len(set().union(*sides)) == 5
+    with pytest.raises(ConfigError, match=r"names a column, and .* is no list"):
+        videos_of(tmp_path, group="column person")
+    (tmp_path / "list.csv").write_text(
+        "path,label,who\n" + "".join(f"{name},{name[:3]},{name[5:7]}\n" for name in names)
+    )
+    config = RunConfig(data=DataConfig(train=str(tmp_path / "list.csv"), group="column who"))
+    assert {video.group for video in read_videos(config).held_out} & {"P0", "P1", "P2", "P3", "P4", "0_", "1_"} != set()
+    (tmp_path / "list.csv").write_text("run/P0_0.mp4,run\njump/P0_0.mp4,jump\n")
+    with pytest.raises(ConfigError, match="no header, so no column 'who'"):
+        read_videos(config)
+    (tmp_path / "list.csv").write_text("path,label,who\nrun/P0_0.mp4,run,a\njump/P0_0.mp4,jump\n")
+    with pytest.raises(ConfigError, match="line 3: the column 'who' is empty"):
+        read_videos(config)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from kinescan.data.class_numbers import lookalikes, number_labels
+from kinescan.data.groups import column_of, make_grouping
 from kinescan.data.readers import (
     Listing,
     Source,
@@ -49,11 +50,13 @@ class VideoItem:
         path: the file.
         label: index of the class.
         video_id: what names the video wherever its folder lies; draws and splits depend on it.
+        group: what must not stand on both sides of a split, such as a person; empty: the video alone.
     """
 
     path: Path
     label: int
     video_id: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ def read_items(
     reader: str = "auto",
     part: Part = "train",
     split: int = 1,
+    group: str = "",
 ) -> tuple[list[VideoItem], tuple[str, ...]]:
     r"""The labelled videos of a folder, a list or a published data set.
 
@@ -129,6 +133,7 @@ def read_items(
         reader: name of the layout in `DATASETS`; "auto" tells a folder from a list.
         part: "train" or "test", of layouts that have both.
         split: which of the published divisions, from 1.
+        group: what must stay on one side of a split: see `kinescan.data.groups`.
 
     Returns:
         The videos (in the order of the list; by class and path for a folder) and the classes. Numbered labels
@@ -147,7 +152,7 @@ def read_items(
         >>> classes, [item.label for item in items]
         (('fall', 'jump'), [1, 0])
     """
-    found = list_videos(source, root=root, classes=classes, reader=reader, part=part, split=split)
+    found = list_videos(source, root=root, classes=classes, reader=reader, part=part, split=split, group=group)
     if found.empty:
         logger.warning("%s: no video in %s; taken for no class", source, ", ".join(found.empty))
     if found.unused:
@@ -181,6 +186,7 @@ def list_videos(
     reader: str = "auto",
     part: Part = "train",
     split: int = 1,
+    group: str = "",
 ) -> VideoList:
     """As `read_items`, with what is missing and what is listed twice; nothing is logged.
 
@@ -191,9 +197,12 @@ def list_videos(
     layout = choose_layout(source, reader)
     if not 1 <= split <= layout.num_splits:
         raise ConfigError(f"data.split must lie in [1, {layout.num_splits}] for this data set, got {split}.")
-    listing = layout.read(Source(path=source, root=Path(root) if root else None, part=part, split=split))
+    grouping = make_grouping(group)
+    listing = layout.read(Source(path=source, root=Path(root) if root else None, part=part, split=split, group=group))
     given = listing.classes if classes is None else tuple(classes)
     is_list = any(video.line for video in listing.videos)
+    if column_of(group) and not is_list:
+        raise ConfigError(f"group {group!r} names a column, and {source} is no list. Write a pattern over the paths.")
     numbered = number_labels(listing.videos, given, source=source, is_list=is_list)
     items: dict[str, VideoItem] = {}
     lines: dict[str, int] = {}
@@ -201,7 +210,9 @@ def list_videos(
     for video in listing.videos:
         # The same file may be listed by two spellings of its path.
         file = os.path.normpath(video.path)
-        item = VideoItem(video.path, numbered.places[video.label], video.video_id)
+        item = VideoItem(
+            video.path, numbered.places[video.label], video.video_id, grouping(video.video_id) or video.group
+        )
         first = items.setdefault(file, item)
         if first.label != item.label:
             where = f" (lines {lines[file]} and {video.line})" if video.line else ""

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kinescan.data.intervals import Interval, IntervalVideo
 from kinescan.data.listing import VideoItem
+from kinescan.data.splits import Video
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
@@ -27,19 +29,54 @@ class RecordedVideo:
 
     Attributes:
         video_id: its id in the data set.
-        label: number of its class.
+        label: number of its class; None where labels have a start and an end.
         path: the file, absolute.
         fingerprint: of its content (see `fingerprint`); empty where the file was not there when the run began.
+        group: see `VideoItem`.
+        intervals: (label, start, end in seconds) of each; None where the label is of the whole clip.
     """
 
     video_id: str
-    label: int
+    label: int | None
     path: str
     fingerprint: str
+    group: str = ""
+    intervals: tuple[tuple[str, float, float], ...] | None = None
 
     def item(self, path: str | Path | None = None) -> VideoItem:
-        """As an item of a data set, by default where it was."""
-        return VideoItem(Path(path or self.path), self.label, self.video_id)
+        """As an item of a data set, by default where it was.
+
+        Raises:
+            CheckpointError: its labels have a start and an end.
+        """
+        if self.label is None:
+            raise CheckpointError(f"{self.video_id}: the labels of this run have a start and an end.")
+        return VideoItem(Path(path or self.path), self.label, self.video_id, self.group)
+
+    def interval_video(self, path: str | Path | None = None) -> IntervalVideo:
+        """As a video with intervals, by default where it was.
+
+        Raises:
+            CheckpointError: its label is of the whole clip.
+        """
+        if self.intervals is None:
+            raise CheckpointError(f"{self.video_id}: the labels of this run are of whole clips.")
+        intervals = tuple(
+            Interval(video_id=self.video_id, label=label, start_seconds=start, end_seconds=end)
+            for label, start, end in self.intervals
+        )
+        return IntervalVideo(Path(path or self.path), self.video_id, intervals, self.group)
+
+    def to_json(self) -> dict[str, Any]:
+        """As videos.json holds it."""
+        plain: dict[str, Any] = {"id": self.video_id, "label": self.label, "path": self.path}
+        plain["fingerprint"] = self.fingerprint
+        if self.group:
+            plain["group"] = self.group
+        if self.intervals is not None:
+            del plain["label"]
+            plain["intervals"] = [list(interval) for interval in self.intervals]
+        return plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +86,25 @@ class RunVideos:
     Attributes:
         classes: label texts in the order of their numbers.
         train: what it is trained on.
-        held_out: what it is scored on while it trains, and by `kinescan eval`.
+        held_out: what it is scored on at the end and by `kinescan eval`; without `validation` also while it trains.
         origin: what the held-out videos are called in reports.
+        validation: what the best checkpoint and thresholds are chosen on; empty: the held-out videos.
     """
 
     classes: tuple[str, ...]
     train: tuple[RecordedVideo, ...]
     held_out: tuple[RecordedVideo, ...]
     origin: str
+    validation: tuple[RecordedVideo, ...] = ()
 
     def __repr__(self) -> str:
-        return f"RunVideos({len(self.train)} to train on, {len(self.held_out)} held out)"
+        chosen = f"{len(self.validation)} to choose on, " if self.validation else ""
+        return f"RunVideos({len(self.train)} to train on, {chosen}{len(self.held_out)} held out)"
+
+    @property
+    def chosen_on(self) -> tuple[RecordedVideo, ...]:
+        """What is scored while the run is trained."""
+        return self.validation or self.held_out
 
     def save(self, folder: Path) -> None:
         """Writes videos.json into a run's folder.
@@ -67,20 +112,20 @@ class RunVideos:
         Raises:
             ConfigError: it cannot be written.
         """
-        parts = {
-            name: [
-                {"id": video.video_id, "label": video.label, "path": video.path, "fingerprint": video.fingerprint}
-                for video in videos
-            ]
-            for name, videos in (("train", self.train), ("held_out", self.held_out))
-        }
+        sides = {"train": self.train, "validation": self.validation, "held_out": self.held_out}
+        parts = {name: [video.to_json() for video in videos] for name, videos in sides.items()}
         content = {"format": FORMAT, "held_out_is": self.origin, "classes": list(self.classes), **parts}
         text = to_json(content, indent=1)
         write_text(RunFolder(folder).videos, text + "\n", error=ConfigError)
 
 
 def record_videos(
-    train: Sequence[VideoItem], held_out: Sequence[VideoItem], classes: Sequence[str], *, origin: str
+    train: Sequence[Video],
+    held_out: Sequence[Video],
+    classes: Sequence[str],
+    *,
+    origin: str,
+    validation: Sequence[Video] = (),
 ) -> RunVideos:
     """The videos of a run that begins; of every file, the size and both ends are read.
 
@@ -94,18 +139,30 @@ def record_videos(
         ...     read_run_videos(Path(folder)) == videos
         True
     """
-    prints = fingerprints([item.path for item in (*train, *held_out)])
-    recorded = [
-        RecordedVideo(
-            video_id=item.video_id, label=item.label, path=os.path.abspath(item.path), fingerprint=print_ or ""
-        )
-        for item, print_ in zip((*train, *held_out), prints, strict=True)
-    ]
+
+    def record(videos: Sequence[Video]) -> tuple[RecordedVideo, ...]:
+        prints = fingerprints([video.path for video in videos])
+        return tuple(_record(video, print_ or "") for video, print_ in zip(videos, prints, strict=True))
+
     return RunVideos(
         classes=tuple(classes),
-        train=tuple(recorded[: len(train)]),
-        held_out=tuple(recorded[len(train) :]),
+        train=record(train),
+        held_out=record(held_out),
         origin=origin,
+        validation=record(validation),
+    )
+
+
+def _record(video: Video, print_: str) -> RecordedVideo:
+    return RecordedVideo(
+        video_id=video.video_id,
+        label=video.label if isinstance(video, VideoItem) else None,
+        path=os.path.abspath(video.path),
+        fingerprint=print_,
+        group=video.group,
+        intervals=None
+        if isinstance(video, VideoItem)
+        else tuple((item.label, item.start_seconds, item.end_seconds) for item in video.intervals),
     )
 
 
@@ -122,14 +179,22 @@ def read_run_videos(folder: Path) -> RunVideos | None:
     try:
         if content["format"] != FORMAT or not all(isinstance(name, str) for name in content["classes"]):
             raise ValueError
-        train, held_out = (tuple(map(_recorded, content[name])) for name in ("train", "held_out"))
-    except (KeyError, TypeError, ValueError):
+        # runs of earlier versions have no validation part
+        train, held_out, validation = (
+            tuple(map(_recorded, content[name] if name != "validation" else content.get(name, [])))
+            for name in ("train", "held_out", "validation")
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError(
             f"{file} is not the list of videos that a run writes (format {FORMAT}). Restore it from a copy, or delete "
             "it: nobody knows then which videos the run was trained on."
         ) from None
     return RunVideos(
-        classes=tuple(content["classes"]), train=train, held_out=held_out, origin=str(content.get("held_out_is"))
+        classes=tuple(content["classes"]),
+        train=train,
+        held_out=held_out,
+        origin=str(content.get("held_out_is")),
+        validation=validation,
     )
 
 
@@ -160,10 +225,18 @@ def fingerprints(paths: Iterable[str | Path]) -> list[str | None]:
 
 
 def _recorded(entry: Any) -> RecordedVideo:
+    intervals = None
+    if "intervals" in entry:
+        intervals = tuple((str(label), float(start), float(end)) for label, start, end in entry["intervals"])
     video = RecordedVideo(
-        video_id=entry["id"], label=entry["label"], path=entry["path"], fingerprint=entry["fingerprint"]
+        video_id=entry["id"],
+        label=entry["label"] if intervals is None else None,
+        path=entry["path"],
+        fingerprint=entry["fingerprint"],
+        group=entry.get("group", ""),
+        intervals=intervals,
     )
-    texts = (video.video_id, video.path, video.fingerprint)
-    if type(video.label) is not int or not all(isinstance(text, str) for text in texts):
+    texts = (video.video_id, video.path, video.fingerprint, video.group)
+    if (intervals is None and type(video.label) is not int) or not all(isinstance(text, str) for text in texts):
         raise TypeError
     return video

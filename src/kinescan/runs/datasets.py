@@ -1,67 +1,292 @@
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Generic, Protocol, TypeGuard, TypeVar, cast
 
 from kinescan.config import RunConfig
 from kinescan.data.datasets import VideoDataset, VideoItem, read_items, split_items
+from kinescan.data.interval_listing import interval_held_out_name, read_intervals
+from kinescan.data.intervals import IntervalTable, IntervalVideo
 from kinescan.data.listing import choose_layout
 from kinescan.data.memory import VideoMemory, estimated_gib
 from kinescan.data.mirroring import mirrored_labels
 from kinescan.data.readers.lists import files_there
 from kinescan.data.sampling import Views
+from kinescan.data.splits import Video, fold_numbers, hold_out
 from kinescan.data.transforms import EvalTransform, TrainTransform
 from kinescan.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 
-def read_videos(
-    config: RunConfig, *, announced: bool = True
-) -> tuple[list[VideoItem], list[VideoItem], tuple[str, ...]]:
-    """Training videos, those to evaluate on, and the classes, as `[data]` says.
+V = TypeVar("V", VideoItem, IntervalVideo)
+
+
+@dataclass(frozen=True)
+class Division(Generic[V]):
+    """The videos of a run: what it is trained, chosen and tested on.
+
+    Attributes:
+        training: videos to train on.
+        held_out: videos that the final report scores.
+        classes: label texts in the order of their numbers; of intervals, without what means "nothing happens".
+        validation: videos on which the best checkpoint, thresholds and the early stop are chosen; empty: the held-out
+            videos.
+    """
+
+    training: list[V]
+    held_out: list[V]
+    classes: tuple[str, ...]
+    validation: list[V] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.training)} to train on, {len(self.validation)} to choose on, {len(self.held_out)} held out"
+        return f"Division({counts}, {len(self.classes)} classes)"
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether labels have a start and an end; otherwise each is of a whole clip."""
+        return any(isinstance(video, IntervalVideo) for video in self.training)
+
+    @property
+    def chosen_on(self) -> list[V]:
+        """What is scored while the run is trained."""
+        return self.validation or self.held_out
+
+
+def is_of_intervals(division: Division[VideoItem] | Division[IntervalVideo]) -> TypeGuard[Division[IntervalVideo]]:
+    """Whether the labels of a run's videos have a start and an end."""
+    return division.has_intervals
+
+
+def read_clips(config: RunConfig, *, announced: bool = True) -> Division[VideoItem]:
+    """As `read_videos`, where labels must be of whole clips.
+
+    Raises:
+        ConfigError: as for `read_videos`, or they have a start and an end.
+    """
+    division = read_videos(config, announced=announced)
+    if is_of_intervals(division):
+        raise ConfigError(
+            f"the labels of {config.data.train!r} have a start and an end; labels of whole clips are needed here. If "
+            'its times do not matter, set data.reader = "list".'
+        )
+    return cast(Division[VideoItem], division)
+
+
+def read_videos(config: RunConfig, *, announced: bool = True) -> Division[VideoItem] | Division[IntervalVideo]:
+    """Videos to train on, to choose on and to evaluate on, as `[data]` says.
 
     Without `data.test`, the published test part is taken; where there is none, a part of the training videos is held
-    out; which, depends on the seed alone.
+    out; which, depends on `data.split_seed` (or the seed) alone.
 
     Args:
         config: of the run.
         announced: log how many there are.
 
     Raises:
-        ConfigError: there are fewer than two classes, a source cannot be read, nothing can be held out, or videos are
-            in training and in test.
+        ConfigError: there are too few classes, videos or groups, a source cannot be read, rows of labels are wrong,
+            test videos have unknown classes, nothing can be held out, or videos or groups are on two sides.
     """
-    data, level = config.data, logging.INFO if announced else logging.DEBUG
-    if not data.train:
+    if not config.data.train:
         raise ConfigError("data.train is not set. Name a folder with one folder of videos per class, or a csv.")
-    read = partial(read_items, root=data.root or None, reader=data.reader, split=data.split)
-    items, classes = read(data.train)
-    _refuse_absent(items, data.train)
-    if len(classes) < 2:
-        inner = Path(data.train) / classes[0]
-        nested = inner.is_dir() and sum(child.is_dir() for child in inner.iterdir()) > 1
-        advice = f" If the classes are the folders in {inner}, name it: data.train={inner}." if nested else ""
-        raise ConfigError(
-            f"data.train {data.train!r} holds {len(classes)} class ({', '.join(classes)}); at least 2 are needed. "
-            f"Put the videos of each class into a folder of its own.{advice}"
+    if config.task == "intervals":
+        return _Divider(config, announced, _IntervalSource(config)).division()
+    return _Divider(config, announced, _ClipSource(config)).division()
+
+
+class _Source(Protocol[V]):
+    """One kind of labels."""
+
+    held_out_name: str | None
+    """What the part is called that the source itself holds out."""
+
+    def train(self) -> tuple[list[V], tuple[str, ...]]:
+        """Videos to train on, and their classes."""
+
+    def test(self, classes: tuple[str, ...]) -> list[V]:
+        """Videos of the test part."""
+
+
+class _ClipSource:
+    """Labels of whole clips."""
+
+    def __init__(self, config: RunConfig) -> None:
+        data = self._data = config.data
+        layout = choose_layout(data.train, data.reader)
+        self.held_out_name = layout.test_name if layout.has_parts else None
+        self._read = partial(read_items, root=data.root or None, reader=data.reader, split=data.split, group=data.group)
+
+    def train(self) -> tuple[list[VideoItem], tuple[str, ...]]:
+        """Videos to train on, and their classes."""
+        source = self._data.train
+        items, classes = self._read(source)
+        _refuse_absent(items, source)
+        if len(classes) < 2:
+            inner = Path(source) / classes[0]
+            nested = inner.is_dir() and sum(child.is_dir() for child in inner.iterdir()) > 1
+            advice = f" If the classes are the folders in {inner}, name it: data.train={inner}." if nested else ""
+            raise ConfigError(
+                f"data.train {source!r} holds {len(classes)} class ({', '.join(classes)}); at least 2 are needed. "
+                f"Put the videos of each class into a folder of its own.{advice}"
+            )
+        return items, classes
+
+    def test(self, classes: tuple[str, ...]) -> list[VideoItem]:
+        """Videos of the test part."""
+        source = self._data.test or self._data.train
+        items, _ = self._read(source, part="test", classes=classes)
+        _refuse_absent(items, source)
+        return items
+
+
+class _IntervalSource:
+    """Labels with a start and an end."""
+
+    def __init__(self, config: RunConfig) -> None:
+        data = self._data = config.data
+        self.held_out_name = interval_held_out_name(data.train, data.reader, data.root or None)
+        self._read = partial(
+            read_intervals,
+            root=data.root or None,
+            reader=data.reader,
+            split=data.split,
+            overlaps=data.overlaps,
+            group=data.group,
+            limits=data.limits,
+            allow_short=data.allow_short,
         )
-    layout = choose_layout(data.train, data.reader)
-    if data.test or layout.has_parts:
-        held_out, _ = read(data.test or data.train, part="test", classes=classes)
-        _refuse_absent(held_out, data.test or data.train)
-        _refuse_overlap(items, held_out, data.test or data.train)
-        part = "test" if data.test else layout.test_name
-        logger.log(level, "%d training videos, %d %s videos, %d classes", len(items), len(held_out), part, len(classes))
-        return items, held_out, classes
-    items, held_out = split_items(items, data.held_out_ratio, config.seed)
+
+    def train(self) -> tuple[list[IntervalVideo], tuple[str, ...]]:
+        """Videos to train on, and their classes."""
+        table = self._table(self._data.train, None)
+        used = set().union(*(video.labels for video in table.videos))
+        if not used:
+            raise ConfigError(
+                f"data.train {self._data.train!r} holds no interval with a label: there is nothing to learn. Write "
+                "rows of path,start,end,label."
+            )
+        return table.videos, table.classes
+
+    def test(self, classes: tuple[str, ...]) -> list[IntervalVideo]:
+        """Videos of the test part."""
+        return self._table(self._data.test or self._data.train, classes).videos
+
+    def _table(self, source: str, classes: tuple[str, ...] | None) -> IntervalTable:
+        table = self._read(source, part="train" if classes is None else "test", classes=classes)
+        for note in table.notes:
+            logger.warning("%s: %s", source, note)
+        if table.missing:
+            logger.warning(
+                "%s: %d of the listed videos are not there, such as %s; %d are",
+                *(source, len(table.missing), table.missing[0], len(table.videos)),
+            )
+        table.require_sound(source)
+        return table
+
+
+class _Divider(Generic[V]):
+    """Divides the videos of a run.
+
+    Args:
+        config: of the run.
+        announced: log how many there are.
+        source: of the videos.
+    """
+
+    def __init__(self, config: RunConfig, announced: bool, source: _Source[V]) -> None:
+        self._data, self._level = config.data, logging.INFO if announced else logging.DEBUG
+        self._source: _Source[V] = source
+        self._seed = config.seed if config.data.split_seed < 0 else config.data.split_seed
+
+    def division(self) -> Division[V]:
+        """The videos to train on, to choose on and to evaluate on."""
+        data, source = self._data, self._source
+        videos, classes = source.train()
+        if data.folds:
+            training, held_out = self._fold(videos)
+        elif data.test or source.held_out_name:
+            training, held_out = videos, source.test(classes)
+            where = data.test or data.train
+            _refuse_overlap(training, held_out, where)
+            part = "test" if data.test else source.held_out_name
+            sizes = (len(training), len(held_out), part, len(classes))
+            logger.log(self._level, "%d training videos, %d %s videos, %d classes", *sizes)
+        else:
+            training, held_out = self._hold_out(videos, classes)
+        training, validation = self._validation(training)
+        return Division(training, held_out, classes, validation)
+
+    def _fold(self, videos: list[V]) -> tuple[list[V], list[V]]:
+        data = self._data
+        numbers = fold_numbers(videos, data.folds, self._seed)
+        held_out = [video for video in videos if numbers[video.video_id] == data.fold]
+        training = [video for video in videos if numbers[video.video_id] != data.fold]
+        sizes = (data.fold, data.folds, len(training), len(held_out), self._groups(held_out))
+        logger.log(self._level, "fold %d of %d: %d videos to train on, %d held out%s", *sizes)
+        return training, held_out
+
+    def _hold_out(self, videos: list[V], classes: tuple[str, ...]) -> tuple[list[V], list[V]]:
+        data = self._data
+        items = [video for video in videos if isinstance(video, VideoItem)]
+        if items and not data.group:
+            # as in all versions before there were groups
+            training, held_out = split_items(items, data.held_out_ratio, self._seed)
+            _require_held_out(training, held_out, classes, data.train)
+            ids = {item.video_id for item in held_out}
+            share = "of each class"
+        else:
+            ids = set(hold_out(videos, data.held_out_ratio, self._seed))
+            share = "by group" if data.group else "of the videos"
+        logger.log(
+            self._level,
+            "no data.test: of %d videos, %d (%.0f %% %s) are held out for evaluation, drawn with seed %d%s",
+            *(len(videos), len(ids), 100 * data.held_out_ratio, share, self._seed),
+            self._groups([video for video in videos if video.video_id in ids]),
+        )
+        return _divided(videos, ids)
+
+    def _validation(self, training: list[V]) -> tuple[list[V], list[V]]:
+        ratio = self._data.validation_ratio
+        if not ratio:
+            return training, []
+        ids = hold_out(training, ratio, self._seed, what="data.validation_ratio")
+        left, validation = _divided(training, ids)
+        sizes = (len(validation), len(training), self._groups(validation))
+        logger.log(self._level, "%d of the %d training videos are for validation%s", *sizes)
+        return left, validation
+
+    def _groups(self, videos: Sequence[V]) -> str:
+        if not self._data.group:
+            return ""
+        names = sorted({video.group for video in videos})
+        shown = ", ".join(names[:8])
+        return f", groups {shown}{', ...' if len(names) > 8 else ''}"
+
+
+def _divided(videos: list[V], ids: Collection[str]) -> tuple[list[V], list[V]]:
+    return [video for video in videos if video.video_id not in ids], [
+        video for video in videos if video.video_id in ids
+    ]
+
+
+def _require_held_out(
+    training: Sequence[VideoItem], held_out: Sequence[VideoItem], classes: Sequence[str], source: str
+) -> None:
+    """Says which classes the evaluation does not see.
+
+    Raises:
+        ConfigError: it sees none.
+    """
     if not held_out:
         raise ConfigError(
-            f"data.train {data.train!r} holds one video of each of its {len(classes)} classes, so none can be held out "
+            f"data.train {source!r} holds one video of each of its {len(classes)} classes, so none can be held out "
             "for evaluation. Add videos, or name others to evaluate on with data.test."
         )
-    alone = sorted({item.label for item in items} - {item.label for item in held_out})
+    alone = sorted({item.label for item in training} - {item.label for item in held_out})
     if alone:
         names = ", ".join(repr(classes[label]) for label in alone[:5])
         more = ", ..." if len(alone) > 5 else ""
@@ -69,15 +294,6 @@ def read_videos(
             "%d of %d classes have a single video, which is trained on: the evaluation does not see them: %s%s",
             *(len(alone), len(classes), names, more),
         )
-    logger.log(
-        level,
-        "no data.test: of %d videos, %d (%.0f %% of each class) are held out for evaluation, drawn with seed %d",
-        len(items) + len(held_out),
-        len(held_out),
-        100 * data.held_out_ratio,
-        config.seed,
-    )
-    return items, held_out, classes
 
 
 def evaluated_on(config: RunConfig) -> str:
@@ -85,10 +301,15 @@ def evaluated_on(config: RunConfig) -> str:
     data = config.data
     if data.test:
         return data.test
-    layout = choose_layout(data.train, data.reader)
-    if layout.has_parts:
-        published = "" if data.reader in ("auto", "folder", "list") else f" ({data.reader}, split {data.split})"
-        return f"the {layout.test_name} part of {data.train}{published}"
+    if data.folds:
+        return f"fold {data.fold} of {data.folds} of {data.train}"
+    source: _ClipSource | _IntervalSource = (
+        _IntervalSource(config) if config.task == "intervals" else _ClipSource(config)
+    )
+    if source.held_out_name:
+        own = ("auto", "folder", "list", "intervals")
+        published = "" if data.reader in own else f" ({data.reader}, split {data.split})"
+        return f"the {source.held_out_name} part of {data.train}{published}"
     return f"{data.held_out_ratio:.0%} held out of {data.train}"
 
 
@@ -105,12 +326,18 @@ def _refuse_absent(items: Sequence[VideoItem], source: str) -> None:
         )
 
 
-def _refuse_overlap(training: Sequence[VideoItem], test: Sequence[VideoItem], source: str) -> None:
+def _refuse_overlap(training: Sequence[Video], test: Sequence[Video], source: str) -> None:
     """Nothing is scored on what it was trained on.
 
     Raises:
-        ConfigError: files are on both sides.
+        ConfigError: files or groups are on both sides.
     """
+    groups = {item.group for item in training} & {item.group for item in test} - {""}
+    if groups:
+        raise ConfigError(
+            f"{len(groups)} groups of data.group are in training and in test, such as {min(groups)!r}. Move their "
+            "videos to one side."
+        )
     known = {os.path.realpath(item.path) for item in training}
     both = [item for item in test if os.path.realpath(item.path) in known]
     if both:

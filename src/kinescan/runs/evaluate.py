@@ -8,6 +8,7 @@ from kinescan.config import RunConfig
 from kinescan.data.datasets import VideoItem, read_items
 from kinescan.data.listing import choose_layout
 from kinescan.data.loader import LoaderConfig
+from kinescan.data.provenance import read_run_videos
 from kinescan.data.sampling import Views
 from kinescan.errors import ConfigError
 from kinescan.evaluation.multiview import evaluate_model
@@ -139,7 +140,7 @@ def _notes(
     """What the run has seen of the videos that it is scored on."""
     if data is not None:
         yield from seen_notes(run, recipe, items, chosen_best=chosen_best)
-    elif chosen_best:
+    elif chosen_best and not ((recorded := read_run_videos(run)) and recorded.validation):
         yield CHOSEN_ON_THESE
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from kinescan.config import RunConfig
 from kinescan.data.datasets import VideoItem
+from kinescan.data.intervals import IntervalVideo
 from kinescan.data.provenance import RecordedVideo, RunVideos, fingerprints, read_run_videos, record_videos
+from kinescan.data.splits import Video
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.evaluation.report import CHOSEN_ON_THESE
-from kinescan.runs.datasets import evaluated_on, read_videos
+from kinescan.runs.datasets import Division, evaluated_on, read_clips
 from kinescan.runtime.run_folder import VIDEOS_FILE, RunFolder
 from kinescan.training.checkpoint import load_state
 
@@ -22,19 +24,21 @@ TRAINING_VIDEOS = "training_videos"
 """Key of the digest of the training videos among the settings in a checkpoint."""
 
 
-def training_digest(training: Sequence[VideoItem]) -> str:
+def training_digest(training: Sequence[Video]) -> str:
     """Which videos a run is trained on, wherever they lie: their number and a hash of ids and labels."""
-    lines = "\n".join(f"{item.video_id}\t{item.label}" for item in training)
+    lines = "\n".join(f"{item.video_id}\t{_label(item)}" for item in training)
     digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
     return f"{len(training)} videos, SHA-256 {digest[:16]}"
 
 
+def _label(video: Video) -> str:
+    if isinstance(video, VideoItem):
+        return str(video.label)
+    return ";".join(f"{item.label},{item.start_seconds!r},{item.end_seconds!r}" for item in video.intervals)
+
+
 def videos_of_run(
-    folder: Path,
-    config: RunConfig,
-    training: Sequence[VideoItem],
-    held_out: Sequence[VideoItem],
-    classes: Sequence[str],
+    folder: Path, config: RunConfig, division: Division[VideoItem] | Division[IntervalVideo]
 ) -> RunVideos:
     """The record of a run that begins, or that of one that is resumed, with the places where its videos are now.
 
@@ -42,11 +46,17 @@ def videos_of_run(
         ConfigError: most training videos have other content than when the run began.
         CheckpointError: the record is damaged.
     """
-    now = record_videos(training, held_out, classes, origin=evaluated_on(config))
+    now = record_videos(
+        division.training,
+        division.held_out,
+        division.classes,
+        origin=evaluated_on(config),
+        validation=division.validation,
+    )
     before = read_run_videos(folder)
     if before is None:
         return now
-    known = {video.video_id: video.fingerprint for video in (*before.train, *before.held_out)}
+    known = {video.video_id: video.fingerprint for video in (*before.train, *before.validation, *before.held_out)}
     there = [video for video in now.train if video.fingerprint and known.get(video.video_id)]
     changed = [video for video in there if video.fingerprint != known[video.video_id]]
     if changed:
@@ -63,7 +73,7 @@ def videos_of_run(
     def kept(videos: Sequence[RecordedVideo]) -> tuple[RecordedVideo, ...]:
         return tuple(replace(video, fingerprint=known.get(video.video_id, video.fingerprint)) for video in videos)
 
-    return replace(now, train=kept(now.train), held_out=kept(now.held_out))
+    return replace(now, train=kept(now.train), validation=kept(now.validation), held_out=kept(now.held_out))
 
 
 def held_out_items(run: Path, recipe: RunConfig | None) -> tuple[list[VideoItem], tuple[str, ...], str]:
@@ -83,9 +93,9 @@ def held_out_items(run: Path, recipe: RunConfig | None) -> tuple[list[VideoItem]
     if recorded is None:
         if recipe is None:
             raise ConfigError(f"{run} does not say what it held out. Name videos with --data.")
-        training, held_out, classes = read_videos(recipe)
-        _refuse_other_training_videos(run, training)
-        return held_out, classes, evaluated_on(recipe)
+        division = read_clips(recipe)
+        _refuse_other_training_videos(run, division.training)
+        return division.held_out, division.classes, evaluated_on(recipe)
     elsewhere: dict[str, VideoItem] | None = None
     items, changed, missing = [], [], []
     prints = fingerprints([video.path for video in recorded.held_out])
@@ -130,18 +140,20 @@ def seen_notes(run: Path, recipe: RunConfig | None, items: Sequence[VideoItem], 
         prints = fingerprints([item.path for item in items])
         training, held_out = (
             sum(found is not None and found in {video.fingerprint for video in videos} for found in prints)
-            for videos in (recorded.train, recorded.held_out)
+            for videos in (recorded.train, recorded.chosen_on)
         )
     else:
         try:
-            known = None if recipe is None else read_videos(recipe, announced=False)
+            known = None if recipe is None else read_clips(recipe, announced=False)
         except ConfigError:
             known = None
         if known is None:
             yield "The run's own videos are not there any more, so nobody knows whether some of these are among them."
             return
         paths = {os.path.abspath(item.path) for item in items}
-        training, held_out = (sum(os.path.abspath(item.path) in paths for item in part) for part in known[:2])
+        training, held_out = (
+            sum(os.path.abspath(item.path) in paths for item in part) for part in (known.training, known.chosen_on)
+        )
     if training:
         yield (
             f"{training} of the {len(items)} videos are training videos of this run: the score says little about "
@@ -156,10 +168,12 @@ def seen_notes(run: Path, recipe: RunConfig | None, items: Sequence[VideoItem], 
 def _items_now(recipe: RunConfig | None) -> dict[str, VideoItem]:
     """The videos that the recipe's data holds now, by id; none where it is not there."""
     try:
-        training, held_out, _ = ([], [], ()) if recipe is None else read_videos(recipe, announced=False)
+        if recipe is None:
+            return {}
+        division = read_clips(recipe, announced=False)
     except ConfigError:
         return {}
-    return {item.video_id: item for item in (*training, *held_out)}
+    return {item.video_id: item for item in (*division.training, *division.validation, *division.held_out)}
 
 
 def _refuse_other_training_videos(run: Path, training: Sequence[VideoItem]) -> None:

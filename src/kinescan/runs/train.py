@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kinescan.config import ModelConfig, RunConfig, dump_recipe, find_recipe, load_recipe, parse_overrides
 from kinescan.data.datasets import VideoItem
-from kinescan.data.provenance import RunVideos
+from kinescan.data.provenance import RecordedVideo, RunVideos
 from kinescan.data.sampling import Views
 from kinescan.data.transforms import AugmentConfig, mix
 from kinescan.errors import ConfigError, VideoError
@@ -21,7 +21,7 @@ from kinescan.models.classifier import VideoClassifier
 from kinescan.models.registry import find_model
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.profiling.cost import count_cost
-from kinescan.runs.datasets import evaluated_on, make_test_set, make_training_set, read_videos
+from kinescan.runs.datasets import evaluated_on, make_test_set, make_training_set, read_clips
 from kinescan.runs.folder import choose_output, run_of
 from kinescan.runs.run_videos import TRAINING_VIDEOS, training_digest, videos_of_run
 from kinescan.runtime.atomic_write import write_text
@@ -115,17 +115,25 @@ def train(
 def _train_into(run: OpenRun, config: RunConfig, callbacks: Sequence[Callback]) -> tuple[FitResult, Report]:
     """The run itself, in a folder that is its own."""
     folder, processes = run.folder.path, run.processes
-    training, held_out, classes = read_videos(config)
+    division = read_clips(config)
     set_seed(config.seed)
-    model = _make_model(config, classes)
+    model = _make_model(config, division.classes)
     # So that the run's folder says what its model needs.
     module = config.model.module or module_of(type(model)) or ""
     config = replace(config, model=replace(config.model, module=module))
     clips = DatasetClips(
-        make_training_set(config, training, classes), config.loader, seed=config.seed, processes=processes
+        make_training_set(config, division.training, division.classes),
+        config.loader,
+        seed=config.seed,
+        processes=processes,
     )
-    videos = processes.share(videos_of_run(folder, config, training, held_out, classes) if processes.is_main else None)
-    scores = HeldOutScores(config, held_out, classes, videos)
+    videos = processes.share(videos_of_run(folder, config, division) if processes.is_main else None)
+    scores = HeldOutScores(config, division.chosen_on, division.classes, videos.chosen_on)
+    final = (
+        scores
+        if not division.validation
+        else HeldOutScores(config, division.held_out, division.classes, videos.held_out)
+    )
 
     result = fit(
         model,
@@ -136,10 +144,10 @@ def _train_into(run: OpenRun, config: RunConfig, callbacks: Sequence[Callback]) 
         mix=partial(_mixed, config.augment),
         evaluate=scores,
         seed=config.seed,
-        settings={**to_plain(config), TRAINING_VIDEOS: training_digest(training)},
+        settings={**to_plain(config), TRAINING_VIDEOS: training_digest(division.training)},
         callbacks=[_SettingsKept(folder, config, videos), *callbacks],
     )
-    report = _final_report(config, result, scores)
+    report = _final_report(config, result, final, chosen_on_these=not division.validation)
     if processes.is_main:
         report.save(folder)
     return result, report
@@ -169,12 +177,15 @@ def plan(recipe: str | Path | RunConfig, *, overrides: Sequence[str] = ()) -> tu
     """
     config, _ = _resolve(recipe, overrides, of_run=False)
     with open_processes(choose_device(config.train.device)) as processes:
-        training, _, classes = read_videos(config)
+        division = read_clips(config)
         set_seed(config.seed)
         clips = DatasetClips(
-            make_training_set(config, training, classes), config.loader, seed=config.seed, processes=processes
+            make_training_set(config, division.training, division.classes),
+            config.loader,
+            seed=config.seed,
+            processes=processes,
         )
-        model = _make_model(config, classes)
+        model = _make_model(config, division.classes)
         planned = make_plan(model, clips, train=config.train, optim=config.optim, num_processes=processes.count)
     return config, planned
 
@@ -242,14 +253,18 @@ class HeldOutScores:
         config: of the run.
         held_out: the videos.
         classes: label texts.
-        recorded: what the run knows of its videos: which files were there when it began.
+        recorded: what the run knows of them: which files were there when it began.
     """
 
     def __init__(
-        self, config: RunConfig, held_out: Sequence[VideoItem], classes: Sequence[str], recorded: RunVideos
+        self,
+        config: RunConfig,
+        held_out: Sequence[VideoItem],
+        classes: Sequence[str],
+        recorded: Sequence[RecordedVideo],
     ) -> None:
         self._config, self._held_out, self._classes = config, held_out, classes
-        self._absent = {video.video_id for video in recorded.held_out if not video.fingerprint}
+        self._absent = {video.video_id for video in recorded if not video.fingerprint}
         self._scored: set[str] = set()
 
     def __call__(self, model: VideoClassifier) -> dict[str, float]:
@@ -280,7 +295,7 @@ class HeldOutScores:
         return evaluation
 
 
-def _final_report(config: RunConfig, result: FitResult, scores: HeldOutScores) -> Report:
+def _final_report(config: RunConfig, result: FitResult, scores: HeldOutScores, *, chosen_on_these: bool) -> Report:
     """The best checkpoint, scored with the final views."""
     model = from_pretrained(result.best or result.last).to(choose_device(config.train.device))
     return make_report(
@@ -289,5 +304,5 @@ def _final_report(config: RunConfig, result: FitResult, scores: HeldOutScores) -
         data=evaluated_on(config),
         seed=config.seed,
         cost=count_cost(model),
-        notes=() if result.best is None else (CHOSEN_ON_THESE,),
+        notes=(CHOSEN_ON_THESE,) if result.best is not None and chosen_on_these else (),
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kinescan.data.readers.files import FolderWalk, is_hidden, is_video
 from kinescan.data.readers.lists import read_list
-from kinescan.data.readers.source import LabelledVideo, Listing, Source
+from kinescan.data.readers.source import LabelledVideo, Listing, Part, Source
 from kinescan.data.readers.split_names import held_out_name, part_of
 from kinescan.errors import ConfigError
 
@@ -79,7 +79,7 @@ def read_folder(source: Source) -> Listing:
             f"{folder / 'train'}, in a folder for each class."
         )
     if parts.kind == "lists":
-        found = read_list(Source(path=_lists(folder)[part], root=source.root or folder, part=source.part))
+        found = read_list(replace(source, path=_lists(folder)[part], root=source.root or folder))
     elif parts.kind == "folders":
         found = _read_classes(folder, _folders(folder / part), above=part)
     else:
@@ -145,6 +145,19 @@ def _is_pair(names: Iterable[str]) -> bool:
     """Whether there is a part to train on beside another one."""
     meant = {part_of(name) for name in names} - {None}
     return "train" in meant and len(meant) > 1
+
+
+def part_list(folder: Path, part: Part) -> Path:
+    """Of a folder with train.csv beside test.csv, the list of a part.
+
+    Raises:
+        ConfigError: it has no such list.
+    """
+    parts = find_parts(folder)
+    name = None if parts is None or parts.kind != "lists" else parts.train if part == "train" else parts.held_out
+    if name is None:
+        raise ConfigError(f"{folder} holds no list of a {part} part. Write {folder / 'train.csv'} beside test.csv.")
+    return _lists(folder)[name]
 
 
 def _lists(folder: Path) -> dict[str, Path]:

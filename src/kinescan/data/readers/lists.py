@@ -34,6 +34,7 @@ class _Columns:
     path: int
     label: int
     part: int | None = None
+    group: int | None = None
 
 
 def read_list(source: Source) -> Listing:
@@ -45,7 +46,7 @@ def read_list(source: Source) -> Listing:
         ConfigError: a line or the header cannot be understood.
     """
     file, root = source.path, source.root or source.path.parent
-    columns, rows = _read_table(file, root)
+    columns, rows = _read_table(file, root, source.group_column)
     notes: tuple[str, ...] = ()
     if columns is not None:
         rows, notes = _rows_of_part(rows, columns, source)
@@ -67,8 +68,11 @@ def read_list(source: Source) -> Listing:
             raise ConfigError(
                 f"{file}, line {row.line}: {mask_url(path)} is an address. Fetch the videos first and list their files."
             )
-        place = _place(path, root)
-        videos.append(LabelledVideo(root / place, Path(place).as_posix(), label, row.line))
+        place = find_place(path, root)
+        group = "" if columns is None or columns.group is None else _cell(row, columns.group)
+        if source.group_column and not group:
+            raise ConfigError(f"{file}, line {row.line}: the column {source.group_column!r} is empty. Write a group.")
+        videos.append(LabelledVideo(root / place, Path(place).as_posix(), label, row.line, group))
     there = files_there([video.path for video in videos])
     _refuse_other_lines(videos, there, file)
     missing = [video.video_id for video, found in zip(videos, there, strict=True) if not found]
@@ -101,30 +105,37 @@ def files_there(paths: Sequence[Path]) -> list[bool]:
     return found
 
 
-def _read_table(file: Path, root: Path) -> tuple[_Columns | None, list[Row]]:
+def _read_table(file: Path, root: Path, group: str = "") -> tuple[_Columns | None, list[Row]]:
     """The columns that a header names, and the rows below it."""
     rows, comments = read_rows(file, root)
-    columns = _columns(rows[0], file) if rows else None
+    columns = _columns(rows[0], file, group) if rows else None
     if columns is not None:
         _refuse_two_labels(columns, rows, file)
         rows = rows[1:]
     elif rows:
         # "# label,path": numpy writes headers as comments
         above = [row for row in comments if row.line < rows[0].line]
-        columns = next((found for row in above if (found := _columns(row, file)) is not None), None)
+        columns = next((found for row in above if (found := _columns(row, file, group)) is not None), None)
         if columns is None:
+            if group:
+                raise ConfigError(f"{file} has no header, so no column {group!r}. Add one: path,label,{group}.")
             _refuse_unknown_header(rows, root, file)
     if not rows:
         raise ConfigError(f"{file} lists no video. Write one line of path,label for each.")
     return columns, rows
 
 
-def _column_names(header: Row) -> list[str]:
-    return ["_".join(cell.lower().replace("-", " ").replace("_", " ").split()) for cell in header.cells]
+def column_names(header: Row) -> list[str]:
+    """The names in a header, in small letters, with words joined by underscores."""
+    return [_plain_name(cell) for cell in header.cells]
 
 
-def _columns(header: Row, file: Path) -> _Columns | None:
-    names = _column_names(header)
+def _plain_name(name: str) -> str:
+    return "_".join(name.lower().replace("-", " ").replace("_", " ").split())
+
+
+def _columns(header: Row, file: Path, group: str) -> _Columns | None:
+    names = column_names(header)
     path, label, part = (
         next((names.index(name) for name in known if name in names), None)
         for known in (PATH_COLUMNS, LABEL_COLUMNS, PART_COLUMNS)
@@ -136,7 +147,25 @@ def _columns(header: Row, file: Path) -> _Columns | None:
             raise ConfigError(
                 f"{file}, line {header.line}: two columns are called {header.cells[place]!r}. Remove or rename one."
             )
-    return _Columns(path, label, part)
+    return _Columns(path, label, part, find_group_column(header, file, group))
+
+
+def find_group_column(header: Row, file: Path, group: str) -> int | None:
+    """The place of the column that divides videos into groups; None where none is asked for.
+
+    Raises:
+        ConfigError: the header has no such column, or two.
+    """
+    if not group:
+        return None
+    wanted = _plain_name(group)
+    places = [place for place, name in enumerate(column_names(header)) if name == wanted]
+    if len(places) != 1:
+        count = "no column" if not places else "two columns"
+        raise ConfigError(
+            f"{file}, line {header.line}: {count} {group!r} for data.group. Columns: {', '.join(header.cells)}."
+        )
+    return places[0]
 
 
 def _refuse_two_labels(columns: _Columns, rows: Sequence[Row], file: Path) -> None:
@@ -145,7 +174,7 @@ def _refuse_two_labels(columns: _Columns, rows: Sequence[Row], file: Path) -> No
     Raises:
         ConfigError: there are such columns.
     """
-    names = _column_names(rows[0])
+    names = column_names(rows[0])
     for other, name in enumerate(names):
         if name not in LABEL_COLUMNS or other == columns.label:
             continue
@@ -169,7 +198,7 @@ def _refuse_unknown_header(rows: Sequence[Row], root: Path, file: Path) -> None:
             for cell in (text, *re.split(r"[,;|\t]", text))
         )
 
-    known = {*PATH_COLUMNS, *LABEL_COLUMNS, *PART_COLUMNS} & set(_column_names(first))
+    known = {*PATH_COLUMNS, *LABEL_COLUMNS, *PART_COLUMNS} & set(column_names(first))
     numbered = len(others) > 1 and all(row.cells[-1].isdecimal() for row in others) and not first.cells[-1].isdecimal()
     if not names_video(first) and (numbered or known or any(map(names_video, others[:1000]))):
         raise ConfigError(
@@ -274,7 +303,7 @@ def _cell(row: Row, place: int) -> str:
     return row.cells[place] if place < len(row.cells) else ""
 
 
-def _place(path: str, root: Path) -> str:
+def find_place(path: str, root: Path) -> str:
     """The path as its file spells it, where only that names a file.
 
     Lists from Windows have backslashes for slashes; lists and disks may spell accented letters as one sign or as two.

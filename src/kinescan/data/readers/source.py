@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kinescan.data.groups import column_of
 from kinescan.data.readers.files import index_videos
 from kinescan.errors import ConfigError
 
@@ -21,12 +22,19 @@ class Source:
         root: folder of the videos, where it is not `path` or below it.
         part: which side.
         split: which of the published divisions into training and test, from 1.
+        group: what must stay on one side: "column NAME" of a list, or a pattern over ids; see `kinescan.data.groups`.
     """
 
     path: Path
     root: Path | None = None
     part: Part = "train"
     split: int = 1
+    group: str = ""
+
+    @property
+    def group_column(self) -> str:
+        """The column of a list that names the group of each video; empty: no column does."""
+        return column_of(self.group)
 
     @property
     def video_folder(self) -> Path:
@@ -43,12 +51,14 @@ class LabelledVideo:
         video_id: what names it wherever its folder lies.
         label: text of the class.
         line: of the list that names it, from 1; 0 where no list does.
+        group: what a column of the list says of its group.
     """
 
     path: Path
     video_id: str
     label: str
     line: int = 0
+    group: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Rows of a text list, whichever program wrote it."""
 
+import codecs
 import csv
 import io
 import os
@@ -10,11 +11,12 @@ from pathlib import Path
 
 from kinescan.data.readers.files import is_video
 from kinescan.errors import ConfigError
-from kinescan.runtime.files import read_text
+from kinescan.runtime.files import read_bytes
 
 SEPARATORS = ("\t", ";", ",")
 """In the order in which they are believed where a list fits several alike."""
 _SAMPLE = 1000
+_HEAD = 4096
 _EXCEL_HINT = re.compile(r"sep=(.)", re.IGNORECASE)
 
 
@@ -45,7 +47,7 @@ def read_rows(file: Path, root: Path) -> tuple[list[Row], list[Row]]:
     Raises:
         ConfigError: it cannot be read, is no text, a quote is not closed, or a cell is absurdly long.
     """
-    text = read_text(file)
+    text = read_table_text(file)
     if "\0" in text:
         raise ConfigError(f"{file} holds NUL characters, so it is no UTF-8 text. Save it as UTF-8.")
     # Where lists were joined, each brings its own byte order mark.
@@ -66,6 +68,28 @@ def read_rows(file: Path, root: Path) -> tuple[list[Row], list[Row]]:
     separator = separator or _find_separator([line for line in kept if line.strip()][:_SAMPLE], root)
     rows = list(_split(kept, separator, file))
     return rows, [Row(number, _cells(line, separator)) for number, line in comments.items()]
+
+
+def read_table_text(file: Path) -> str:
+    """The text of a list in UTF-8 or UTF-16, with or without a byte order mark.
+
+    Raises:
+        ConfigError: it cannot be read, or is in another encoding.
+    """
+    content = read_bytes(file)
+    encoding = "utf-8-sig"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif 3 * content[:_HEAD].count(0) > len(content[:_HEAD]):
+        # of plain letters, every other byte is 0
+        encoding = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as problem:
+        raise ConfigError(
+            f"{file} is not {encoding[:6].upper().rstrip('-')} text ({problem.reason} at byte {problem.start}). Save "
+            "it as UTF-8."
+        ) from None
 
 
 def _split(lines: Sequence[str], separator: str | None, file: Path) -> Iterator[Row]:
