@@ -23,8 +23,24 @@ def _pinned(tree: ast.AST) -> Iterator[ast.expr]:
             yield from node.args[1:]
 
 
+def _parametrized(function: ast.FunctionDef) -> Iterator[ast.expr]:
+    """Values of those parameters that the test looks for in a text."""
+    names = {name.id for pinned in _pinned(function) for name in ast.walk(pinned) if isinstance(name, ast.Name)}
+    for call in function.decorator_list:
+        if not (isinstance(call, ast.Call) and len(call.args) > 1 and isinstance(call.args[1], ast.List)):
+            continue
+        parameters = ast.literal_eval(call.args[0])
+        parameters = parameters.split(",") if isinstance(parameters, str) else parameters
+        for case in call.args[1].elts:
+            values = case.args if isinstance(case, ast.Call) else getattr(case, "elts", [case])
+            pairs = zip(parameters, [case] if len(parameters) == 1 else values, strict=False)
+            yield from (value for parameter, value in pairs if parameter.strip() in names)
+
+
 def _sentences(source: str) -> Iterator[str]:
-    for pinned in _pinned(ast.parse(source)):
+    tree = ast.parse(source)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    for pinned in (*_pinned(tree), *(value for function in functions for value in _parametrized(function))):
         for part in ast.walk(pinned):
             if isinstance(part, ast.Constant) and isinstance(part.value, str) and SENTENCE.search(part.value):
                 yield f"line {part.lineno}: {part.value}"
@@ -43,6 +59,7 @@ def test_tests_pin_names_and_no_sentences(path: Path) -> None:
         'pytest.raises(ConfigError, match="window must be odd and positive")',
         'assert f"{name}: this is no video of ours" in text',
         'assert mentions(text, "a.mp4", "this is no video")',
+        '@pytest.mark.parametrize("said", ["lr must be positive"])\ndef test(said):\n    raises(match=said)',
     ],
 )
 def test_sentences_are_found(source: str) -> None:

@@ -66,6 +66,7 @@ class DataConfig:
         reader: how `train` and `test` are laid out: "auto" tells a folder from a csv; published data sets are "ssv2",
             "kinetics400", "kinetics600", "kinetics700", "ucf101", "hmdb51" and "breakfast".
         split: which of the published divisions into training and test, from 1.
+<<<<<<< HEAD
         overlaps: of labels with a start and an end: those of one video may overlap; without it, such rows are refused.
         group: what must not stand on both sides of a split, such as a person or a recording: "column NAME" of the csv,
             or a regular expression over the paths with the group in parentheses; empty splits by video.
@@ -76,8 +77,11 @@ class DataConfig:
             stop are chosen; 0 chooses them on the held-out videos.
         folds: of cross-validation: the videos are divided into so many folds, by `group`; 0: no folds.
         fold: which of them is held out, from 1.
+=======
+        held_out_ratio: fraction of each class held out for evaluation where there is no `test`.
+>>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
         kept_frames: for few videos: decode each once and keep so many evenly spaced, resized frames of it in memory,
-            which training clips are drawn from; 0 decodes anew in every epoch.
+            which training clips are sampled from; 0 decodes anew in every epoch.
         kept_gib: where the kept frames would take more memory than this, in GiB, every epoch decodes anew.
         timeout_seconds: how long opening a video, and each read of it, may take; a second more for each 100 kB of it.
         max_pixels: width times height of the largest frame that is decoded.
@@ -332,7 +336,7 @@ def _known_keys(cls: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def _given_keys(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Dotted keys that are not known; below a key that is no table of ours, everything is allowed."""
+    """Dotted keys that are not known; below a key that is not a table of the recipe, everything is allowed."""
     for name, value in values.items():
         dotted = f"{where}{name}"
         if dotted not in known:

@@ -25,7 +25,7 @@ def build_settings(cls: type[T], values: Mapping[str, Any], *, where: str = "") 
     Args:
         cls: a dataclass; its fields may be dataclasses themselves.
         values: field name -> plain value; nested mappings for nested dataclasses.
-        where: dotted place of `cls` in the recipe, named in errors.
+        where: dotted key of `cls` in the recipe, named in errors.
 
     Returns:
         The instance; its own `__post_init__` has checked ranges.
@@ -104,7 +104,7 @@ def _refuse_unknown_keys(cls: Any, values: Mapping[str, Any], where: str) -> Non
         if isinstance(value, str) and _SURROGATE.search(value):
             shown = value.encode("utf-8", "backslashreplace").decode()
             raise ConfigError(
-                f"{dotted} holds bytes that are no UTF-8, which a recipe cannot hold: {shown!r}. Rename the file or "
+                f"{dotted} holds bytes that are not UTF-8, which a recipe cannot hold: {shown!r}. Rename the file or "
                 "folder, or give a link to it."
             )
         nested = _dataclass_in(hints[key])

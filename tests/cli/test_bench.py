@@ -105,9 +105,9 @@ def test_bench_quick_goes_to_a_folder_of_its_own(kinescan: Any, checkout: Path, 
 @pytest.mark.parametrize(
     ("names", "quick", "output", "message"),
     [
-        (["fist"], False, None, r"there is no benchmark 'fist'\. Did you mean 'first'"),
-        (["silent"], True, None, r"silent has no quick form\. Leave --quick out; it takes 1 minutes"),
-        ([], True, "checkout/benchmarks/results", r"quick results would replace the published ones .*another --output"),
+        (["fist"], False, None, "'fist'.*'first'"),
+        (["silent"], True, None, "--quick.*1 minutes"),
+        ([], True, "checkout/benchmarks/results", "quick.*another --output"),
     ],
 )
 def test_bench_says_what_is_wrong(

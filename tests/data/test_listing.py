@@ -43,10 +43,10 @@ def test_class_that_is_not_given_is_named_with_the_closest(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "holds no video in a class folder. Put the videos of each class into a folder"),
-        (["a.mp4", "b.mp4"], "holds 2 videos that lie in no class folder"),
-        (["run/a.txt"], "no video in a class folder"),
-        (["test/run/b.mp4"], "holds the part test and none to train on"),
+        ([], "folder"),
+        (["a.mp4", "b.mp4"], "2.*videos"),
+        (["run/a.txt"], "folder"),
+        (["test/run/b.mp4"], "train"),
     ],
 )
 def test_folder_without_classes_is_refused(tmp_path: Path, names: list[str], message: str) -> None:
@@ -108,11 +108,11 @@ def test_names_that_are_numbers_win_over_places(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "lists no video"),
-        ("path,label\n", "lists no video"),
-        ("a.mp4,run\nb.mp4\n", "line 2: expected path and label, got 'b.mp4'"),
-        ("a.mp4,run\n\nb.mp4,\n", "line 3: expected path and label"),
-        ("a.mp4,run\na.mp4,jump\n", "a.mp4 has two labels, 'run' and 'jump'"),
+        ("", "lists"),
+        ("path,label\n", "lists"),
+        ("a.mp4,run\nb.mp4\n", "line 2.*'b.mp4'"),
+        ("a.mp4,run\n\nb.mp4,\n", "line 3.*expected"),
+        ("a.mp4,run\na.mp4,jump\n", "a.mp4.*'run'.*'jump'"),
     ],
 )
 def test_wrong_lists_are_refused(tmp_path: Path, text: str, message: str) -> None:

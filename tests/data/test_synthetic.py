@@ -313,16 +313,16 @@ def test_shapes_do_not_look_the_same_turned(shape):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"frame_size": 8}, "frame_size must be at least 16, got 8"),
-        ({"num_frames": 1}, "num_frames must be at least 2, got 1"),
-        ({"noise_levels": -1}, "noise_levels must be at least 0, got -1"),
-        ({"noise_levels": float("nan")}, "noise_levels must be a finite number, got nan"),
-        ({"fps": 0}, "fps must be positive, got 0"),
-        ({"workers": 0}, "workers must be at least 1, got 0"),
-        ({"shake_pixels": 40}, "shake_pixels must be at most a quarter of frame_size 64, got 40"),
-        ({"pairs": ()}, "pairs must name at least one pair"),
+        ({"frame_size": 8}, "frame_size.*16.*8"),
+        ({"num_frames": 1}, "num_frames.*2.*1"),
+        ({"noise_levels": -1}, "noise_levels.*0.*-1"),
+        ({"noise_levels": float("nan")}, "noise_levels"),
+        ({"fps": 0}, "fps.*0"),
+        ({"workers": 0}, "workers.*1.*0"),
+        ({"shake_pixels": 40}, "shake_pixels.*frame_size 64.*40"),
+        ({"pairs": ()}, "pairs"),
         ({"pairs": ("turning", "turning")}, "each once"),
-        ({"pairs": ("horizontl",)}, "unknown pair 'horizontl'. Did you mean 'horizontal'"),
+        ({"pairs": ("horizontl",)}, "'horizontl'.*'horizontal'"),
     ],
 )
 def test_motion_config_refuses(values, message):
@@ -333,9 +333,9 @@ def test_motion_config_refuses(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"colours": ()}, "colours must name at least one"),
-        ({"colours": ("gren",)}, "colours: unknown 'gren'. Did you mean 'green'"),
-        ({"families": ("dots", "dots")}, "families must name at least one, each once"),
+        ({"colours": ()}, "colours"),
+        ({"colours": ("gren",)}, "'gren'.*'green'"),
+        ({"families": ("dots", "dots")}, "families"),
         ({"families": ("plaid",)}, "families: unknown 'plaid'"),
     ],
 )

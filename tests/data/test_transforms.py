@@ -217,17 +217,17 @@ def test_no_crop_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("crop_scale", (0.0, 1.0), r"crop_scale must be increasing shares"),
-        ("crop_scale", (0.9, 0.5), "crop_scale must be increasing"),
-        ("crop_aspect", (0.0, 1.0), "crop_aspect must be increasing ratios"),
-        ("flip_rate", 1.5, r"flip_rate must lie in \[0, 1\], got 1.5"),
+        ("crop_scale", (0.0, 1.0), "crop_scale"),
+        ("crop_scale", (0.9, 0.5), "crop_scale"),
+        ("crop_aspect", (0.0, 1.0), "crop_aspect"),
+        ("flip_rate", 1.5, r"flip_rate.*\[0, 1\].*1.5"),
         ("erase_rate", -0.1, "erase_rate must lie"),
         ("mix_rate", 2.0, "mix_rate must lie"),
         ("color_jitter", 3.0, "color_jitter must lie"),
         ("mixup_alpha", -1.0, "mixup_alpha must be 0, or lie"),
-        ("cutmix_alpha", math.nan, "cutmix_alpha must be a finite number"),
-        ("rand_augment_operations", 16, r"rand_augment_operations must lie in \[0, 15\], got 16"),
-        ("rand_augment_magnitude", 31, r"rand_augment_magnitude must lie in \[0, 30\], got 31"),
+        ("cutmix_alpha", math.nan, "cutmix_alpha"),
+        ("rand_augment_operations", 16, r"rand_augment_operations.*\[0, 15\].*16"),
+        ("rand_augment_magnitude", 31, r"rand_augment_magnitude.*\[0, 30\].*31"),
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, value: object, message: str) -> None:
@@ -294,17 +294,24 @@ def test_mix_leaves_a_clip_without_its_partner_alone() -> None:
     clips, labels = batch(6)
     whole = mix(clips, labels, AugmentConfig(cutmix_alpha=0), seeded(1))
     there = [0, 1, 2, 4, 5]
-    mixed, soft = mix(clips[there], labels[there], AugmentConfig(cutmix_alpha=0), seeded(1), places=there)
+    mixed, soft = mix(clips[there], labels[there], AugmentConfig(cutmix_alpha=0), seeded(1), positions=there)
     assert torch.equal(mixed[2], clips[2])
     assert torch.equal(soft[2], labels[2])
     assert torch.equal(mixed[[0, 1, 3, 4]], whole[0][[0, 1, 4, 5]])
 
 
-@pytest.mark.parametrize("places", [[0, 1], [0, 1, 1]])
-def test_mix_refuses_places_that_do_not_fit(places: list[int]) -> None:
+def test_mix_takes_the_old_name_of_positions() -> None:
     clips, labels = batch(3)
-    with pytest.raises(ShapeError, match=r"places.*3.*\[0, 1"):
-        mix(clips, labels, AugmentConfig(), seeded(), places=places)
+    with pytest.warns(DeprecationWarning, match="positions"):
+        old = mix(clips, labels, AugmentConfig(), seeded(1), places=[0, 1, 3])
+    assert torch.equal(old[0], mix(clips, labels, AugmentConfig(), seeded(1), positions=[0, 1, 3])[0])
+
+
+@pytest.mark.parametrize("positions", [[0, 1], [0, 1, 1]])
+def test_mix_refuses_positions_that_do_not_fit(positions: list[int]) -> None:
+    clips, labels = batch(3)
+    with pytest.raises(ShapeError, match=r"positions.*3.*\[0, 1"):
+        mix(clips, labels, AugmentConfig(), seeded(), positions=positions)
 
 
 def test_mix_refuses_hard_labels() -> None:

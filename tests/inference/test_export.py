@@ -172,12 +172,12 @@ def test_exported_model_refuses_what_it_cannot_do(deployed: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"to": "coreml"}, "cannot export to 'coreml'. "),
-        ({"to": "onnx", "precision": "bfloat16"}, "onnx computes in float32, not in bfloat16"),
-        ({"to": "torch", "precision": "int8"}, "precision must be float32 or bfloat16, got 'int8'"),
-        ({"to": "torch", "batch": 0}, "batch must be 1 or more, or 'dynamic', got 0"),
-        ({"to": "torch", "num_frames": 0}, "num_frames must be at least 1, got 0"),
-        ({"to": "torch", "tolerance": 0.0}, "tolerance must be positive, got 0.0"),
+        ({"to": "coreml"}, "'coreml'."),
+        ({"to": "onnx", "precision": "bfloat16"}, "onnx.*float32.*bfloat16"),
+        ({"to": "torch", "precision": "int8"}, "precision.*float32.*bfloat16.*'int8'"),
+        ({"to": "torch", "batch": 0}, "batch.*1.*'dynamic'.*0"),
+        ({"to": "torch", "num_frames": 0}, "num_frames.*1.*0"),
+        ({"to": "torch", "tolerance": 0.0}, "tolerance.*0.0"),
     ],
 )
 def test_arguments_out_of_range(small: PKS4, tmp_path: Path, options: Any, message: str) -> None:

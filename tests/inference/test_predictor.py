@@ -100,9 +100,9 @@ def test_predict_names_the_file_of_a_logit_that_is_not_finite(model, videos):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top": 0}, "top must be at least 1, got 0"),
-        ({"views": "8x2"}, r"views are written frames x clips x crops.*got '8x2'"),
-        ({"device": "tpu9"}, "device 'tpu9' is not available"),
+        ({"top": 0}, "top.*1.*0"),
+        ({"views": "8x2"}, "views.*crops.*got '8x2'"),
+        ({"device": "tpu9"}, "device 'tpu9'"),
     ],
 )
 def test_predict_refuses_settings_that_cannot_be(model, videos, options, message):

@@ -193,7 +193,7 @@ def test_stream_leaves_the_mode_of_the_model(causal_model):
 
 
 def test_stream_refuses_a_model_that_looks_ahead(model):
-    with pytest.raises(ConfigError, match=r"come.*causal = true.*--set model.options.causal=true"):
+    with pytest.raises(ConfigError, match=r"causal = true.*--set model.options.causal=true"):
         stream(model, random_frames(1))
 
 

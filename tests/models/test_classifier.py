@@ -253,9 +253,9 @@ def test_push_to_hub_uploads_the_saved_folder(monkeypatch: pytest.MonkeyPatch) -
         (torch.zeros(4, 3, 12, 12), r"5 axes, got \[4, 3, 12, 12\]. Allowed: \[B, T, 3, 12, 12\].*clip\[None\]"),
         (torch.zeros(3, 12, 12), r"5 axes, got \[3, 12, 12\]"),
         (torch.zeros(1, 0, 3, 12, 12), "at least 1 frame"),
-        (torch.zeros(1, 3, 4, 12, 12), r"3 colour channels on axis 2, got \[1, 3, 4, 12, 12\]"),
-        (torch.zeros(1, 4, 3, 10, 12), "frames must be 12 x 12, got 10 x 12. Resize them, or build"),
-        (torch.zeros(1, 4, 3, 12, 12, dtype=torch.uint8), "a clip must be floating point, got uint8"),
+        (torch.zeros(1, 3, 4, 12, 12), r"3.*2.*\[1, 3, 4, 12, 12\]"),
+        (torch.zeros(1, 4, 3, 10, 12), "frames.*12 x 12.*10 x 12"),
+        (torch.zeros(1, 4, 3, 12, 12, dtype=torch.uint8), "floating.*uint8"),
     ],
 )
 def test_other_clips_are_refused(clip: Tensor, message: str) -> None:

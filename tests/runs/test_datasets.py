@@ -96,8 +96,8 @@ def test_what_is_mirrored_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"reader": "ssv3"}, r"data: unknown reader 'ssv3'\. Did you mean 'ssv2'\?"),
-        ({"split": 0}, "data.split must be at least 1, got 0"),
+        ({"reader": "ssv3"}, r"data.*'ssv3'.*'ssv2'\?"),
+        ({"split": 0}, "data.split.*1.*0"),
     ],
 )
 def test_wrong_settings_are_refused(values: dict[str, Any], message: str) -> None:

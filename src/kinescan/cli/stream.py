@@ -37,7 +37,7 @@ def command(
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     state: Annotated[
-        Path | None, typer.Option(help="File to go on from where it is there; written every minute and at the end.")
+        Path | None, typer.Option(help="File to continue from where it is there; written every minute and at the end.")
     ] = None,
     modules: OwnModules = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a frame.")] = False,

@@ -88,11 +88,11 @@ def _for_option(option: str, verb: str, given: Sequence[str], flags: Sequence[st
 
 
 def _value_of(option: str, given: Sequence[str]) -> str:
-    for place, word in enumerate(given):
+    for index, word in enumerate(given):
         if word.startswith(f"{option}="):
             return word.partition("=")[2]
-        if word == option and place + 1 < len(given) and not given[place + 1].startswith("-"):
-            return given[place + 1]
+        if word == option and index + 1 < len(given) and not given[index + 1].startswith("-"):
+            return given[index + 1]
     return "VALUE"
 
 

@@ -130,8 +130,8 @@ class DataCheck:
         lines = []
         for part in self.parts:
             counts = self._count(part)
-            share = f"{counts['readable']:,} of {counts['videos']:,} videos are sound"
-            lines.append(f"{part}: {share}, {counts['classes']} classes, {counts['hours']:.2f} h")
+            sound = f"{counts['readable']:,} of {counts['videos']:,} videos are sound"
+            lines.append(f"{part}: {sound}, {counts['classes']} classes, {counts['hours']:.2f} h")
             if self.gone[part]:
                 lines.append(
                     f"  {len(self.gone[part]):,} more are listed and gone; they are left out, as is usual here"

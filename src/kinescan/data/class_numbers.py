@@ -25,11 +25,11 @@ class ClassNumbers:
 
     Attributes:
         classes: label texts in the order of their numbers.
-        places: label text -> number of its class.
+        index_of: label text -> number of its class.
     """
 
     classes: tuple[str, ...]
-    places: dict[str, int]
+    index_of: dict[str, int]
 
 
 def number_labels(
@@ -46,8 +46,8 @@ def number_labels(
         is_list: labels come from a text file, not from names of folders.
 
     Raises:
-        ConfigError: a label is none of the classes, numbers and texts are mixed, a number is no class number, or there
-            are absurdly many classes.
+        ConfigError: a label is none of the classes, numbers and texts are mixed, a number is not a class number, or
+            there are absurdly many classes.
     """
     texts = {video.label: video.line for video in reversed(videos)}
     numbers = _numbers(texts, source) if is_list and (classes is None or not texts.keys() <= set(classes)) else None
@@ -57,12 +57,12 @@ def number_labels(
     if len(set(classes)) < len(classes):
         twice = next(name for name, count in Counter(classes).items() if count > 1)
         raise ConfigError(f"class {twice!r} is given twice. Class names must differ.")
-    places = {name: place for place, name in enumerate(classes)}
+    index_of = {name: index for index, name in enumerate(classes)}
     if numbers is not None:
-        by_name = all(str(number) in places for number in numbers.values())
-        places = {text: places[str(number)] if by_name else number for text, number in numbers.items()}
-        places = {text: place for text, place in places.items() if place < len(classes)}
-    unknown = sorted(text for text in texts if text not in places)
+        by_name = all(str(number) in index_of for number in numbers.values())
+        index_of = {text: index_of[str(number)] if by_name else number for text, number in numbers.items()}
+        index_of = {text: index for text, index in index_of.items() if index < len(classes)}
+    unknown = sorted(text for text in texts if text not in index_of)
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         hint = closest(unknown[0], classes) if numbers is None else f"Allowed: 0 to {len(classes) - 1}."
@@ -70,7 +70,7 @@ def number_labels(
             f"{_at(source, texts[unknown[0]])}: label {unknown[0][:100]!r}{more} is none of the {len(classes)} "
             f"classes. {hint}"
         )
-    return ClassNumbers(tuple(classes), {text: places[text] for text in texts})
+    return ClassNumbers(tuple(classes), {text: index_of[text] for text in texts})
 
 
 def lookalikes(classes: Sequence[str]) -> list[tuple[str, str]]:
@@ -95,7 +95,7 @@ def _numbers(texts: dict[str, int], source: Path) -> dict[str, int] | None:
     """Label text -> class number, where labels are numbers; None where they are texts.
 
     Raises:
-        ConfigError: some are numbers and some are not, or a number is no class number.
+        ConfigError: some are numbers and some are not, or a number is not a class number.
     """
     numeric = {text: line for text, line in texts.items() if _NUMBER.fullmatch(text)}
     others = [text for text in texts if text not in numeric]
@@ -114,8 +114,8 @@ def _numbers(texts: dict[str, int], source: Path) -> dict[str, int] | None:
         match = _WHOLE.fullmatch(text)
         if match is None:
             raise ConfigError(
-                f"{_at(source, line)}: label {text[:100]!r} is no class number. Class numbers are whole numbers from 0 "
-                "on; leave videos without a label out."
+                f"{_at(source, line)}: label {text[:100]!r} is not a class number. Give whole numbers from 0; "
+                "leave videos without a label out."
             )
         if len(match[1].lstrip("0")) > _MOST_DIGITS:
             _refuse_number(text, source, line)

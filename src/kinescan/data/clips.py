@@ -63,7 +63,7 @@ def video_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """
     given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not given:
-        raise ConfigError("there is no path to predict. Give video files, or folders that hold some.")
+        raise ConfigError("no path to predict was given. Give video files, or folders that hold some.")
     files: list[Path] = []
     for path in given:
         refuse_url(path, "Classify a live source with kinescan stream, or fetch the file first.")

@@ -43,8 +43,12 @@ class Sample:
     Attributes:
         clip: [T, 3, size, size] in training, [V, T, 3, size, size] in test; float32, normalised.
         label: index of the class that the clip shows: of a mirrored clip, that of the opposite direction.
+<<<<<<< HEAD
         item_index: place among the data set's items.
         frame_seconds: in training, from frame to frame of the clip; 0 where nothing tells.
+=======
+        item_index: position among the data set's items.
+>>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
     """
 
     clip: torch.Tensor
@@ -63,7 +67,7 @@ class Unreadable:
     Attributes:
         path: the file.
         reason: why.
-        item_index: place among the data set's items.
+        item_index: position among the data set's items.
         gone: the file is not there, or the system cannot read it; otherwise what it holds is broken.
     """
 
@@ -78,8 +82,8 @@ class Samples:
     """The samples of a batch.
 
     Attributes:
-        samples: with an Unreadable in the place of each video that could not be read.
-        clips: [B, ...] float32: the block that their clips lie in, one place for each, also for the unreadable.
+        samples: with an Unreadable instead of each video that could not be read.
+        clips: [B, ...] float32: the block that their clips lie in, one index for each, also for the unreadable.
     """
 
     samples: Sequence[Sample | Unreadable]
@@ -132,7 +136,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         crops = transform.crops if isinstance(transform, EvalTransform) else 1
         self.views = views or Views(frames=preprocessing.num_frames, clips=1, crops=crops)
         if not self.items:
-            raise ConfigError("there is no video in the data set. Check the folder or list that it was read from.")
+            raise ConfigError("no video in the data set. Check the folder or list that it was read from.")
         unknown = next((item for item in self.items if not 0 <= item.label < len(self.classes)), None)
         if unknown is not None:
             raise ConfigError(f"{unknown.path}: label {unknown.label} is none of the {len(self.classes)} classes.")
@@ -163,9 +167,9 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         leading = (frames,) if self.mode == "train" else (self.views.num_views, self.views.frames)
         clips = _new_block(len(indices), *leading, 3, settings.size, settings.size)
         samples = []
-        for place, entry in enumerate(indices):
+        for position, entry in enumerate(indices):
             epoch, index = entry if isinstance(entry, tuple) else (self.epoch, entry)
-            samples.append(self._sample(epoch, index, clips[place]))
+            samples.append(self._sample(epoch, index, clips[position]))
         return Samples(samples, clips)
 
     def _sample(self, epoch: int, index: int, out: torch.Tensor | None) -> Sample | Unreadable:
@@ -264,11 +268,11 @@ def split_items(
     """A part for training and a part held out, class by class.
 
     Which videos are held out depends on the seed and their ids only: videos that are added later move no other to the
-    other side, up to the rounding of the share.
+    other side, up to the rounding of the fraction.
 
     Args:
         items: all videos.
-        held_out_ratio: share of each class to hold out, in (0, 1); at least one video stays on each side of every
+        held_out_ratio: fraction of each class to hold out, in (0, 1); at least one video stays on each side of every
             class that has two. A class's only video stays in training.
         seed: of the draw.
 

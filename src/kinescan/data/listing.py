@@ -69,7 +69,7 @@ class VideoList:
         missing: ids that the annotations list and no file was found for. They are among `items` unless the layout
             leaves them out, as Kinetics does.
         repeated: ids that are listed more than once, with the same label.
-        empty: folders without a video; they are no classes.
+        empty: folders without a video; they are not classes.
         unused: classes without a video.
         notes: what else a user should know, such as the lines of missing videos.
     """
@@ -210,9 +210,13 @@ def list_videos(
     for video in listing.videos:
         # The same file may be listed by two spellings of its path.
         file = os.path.normpath(video.path)
+<<<<<<< HEAD
         item = VideoItem(
             video.path, numbered.places[video.label], video.video_id, grouping(video.video_id) or video.group
         )
+=======
+        item = VideoItem(video.path, numbered.index_of[video.label], video.video_id)
+>>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
         first = items.setdefault(file, item)
         if first.label != item.label:
             where = f" (lines {lines[file]} and {video.line})" if video.line else ""
@@ -230,7 +234,7 @@ def list_videos(
         listing.missing,
         tuple(dict.fromkeys(repeated)),
         listing.empty,
-        unused=tuple(name for place, name in enumerate(numbered.classes) if place not in used),
+        unused=tuple(name for index, name in enumerate(numbered.classes) if index not in used),
         notes=(*listing.notes, *_notes(listing, numbered.classes, used, is_list=is_list and given is None)),
     )
 
@@ -276,7 +280,7 @@ def choose_layout(source: str | Path, reader: str = "auto") -> Layout:
         raise ConfigError(
             f"{source} does not exist{here}. Name a folder with one folder of videos per class, or a csv."
         )
-    raise ConfigError(f"{source} is no folder. Name the folder of the data set for data.reader = {reader!r}.")
+    raise ConfigError(f"{source} is not a folder. Name the folder of the data set for data.reader = {reader!r}.")
 
 
 def _with_parts(layout: Layout, held_out: str | None) -> Layout:

@@ -5,6 +5,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.context import BaseContext
@@ -52,9 +53,9 @@ class Batch:
     Attributes:
         clips: [B, T, 3, size, size], or [B, V, T, 3, size, size] in test; [0] where no video could be read.
         labels: [B] int64.
-        item_indices: places of the B videos among the data set's items.
+        item_indices: indices of the B videos among the data set's items.
         unreadable: videos of this batch that could not be read; they are not among the B.
-        places: of the B videos in the batch as it was ordered, before unreadable ones were left out: `mix` pairs by
+        positions: of the B videos in the batch as it was ordered, before unreadable ones were left out: `mix` pairs by
             them. None where nothing was left out.
         frame_seconds: in training, of each of the B clips, from frame to frame; empty where nobody knows.
     """
@@ -63,8 +64,18 @@ class Batch:
     labels: torch.Tensor
     item_indices: list[int]
     unreadable: list[Unreadable]
+<<<<<<< HEAD
     places: list[int] | None = None
     frame_seconds: list[float] = field(default_factory=list)
+=======
+    positions: list[int] | None = None
+
+    @property
+    def places(self) -> list[int] | None:
+        """The old name of `positions`."""
+        warnings.warn("Batch.places is deprecated. Use Batch.positions.", DeprecationWarning, stacklevel=2)
+        return self.positions
+>>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
 
     def __repr__(self) -> str:
         return f"Batch(clips={list(self.clips.shape)}, {len(self.unreadable)} unreadable)"
@@ -215,16 +226,20 @@ def make_loader(
 def collate(gathered: Samples) -> Batch:
     """Samples as one batch; unreadable videos are listed beside them."""
     samples = gathered.samples
-    places = [place for place, sample in enumerate(samples) if isinstance(sample, Sample)]
+    positions = [position for position, sample in enumerate(samples) if isinstance(sample, Sample)]
     read = [sample for sample in samples if isinstance(sample, Sample)]
     whole = len(read) == len(samples)
     return Batch(
-        clips=torch.empty(0) if not read else gathered.clips if whole else gathered.clips[places],
+        clips=torch.empty(0) if not read else gathered.clips if whole else gathered.clips[positions],
         labels=torch.tensor([sample.label for sample in read], dtype=torch.int64),
         item_indices=[sample.item_index for sample in read],
         unreadable=[sample for sample in samples if isinstance(sample, Unreadable)],
+<<<<<<< HEAD
         places=None if whole else places,
         frame_seconds=[sample.frame_seconds for sample in read],
+=======
+        positions=None if whole else positions,
+>>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
     )
 
 
@@ -252,7 +267,7 @@ class _BatchOrder:
             yield [(self.epoch, index) for index in self._own_part(together)]
 
     def _own_part(self, together: list[int]) -> list[int]:
-        """This process's part of a global batch; parts start at even places where they can, since `mix` pairs."""
+        """This process's part of a global batch; parts start at even positions where they can, since `mix` pairs."""
         unit = 2 if self.batch_size % 2 == 0 else 1
         num_units = -(-len(together) // unit)
         start, end = (num_units * index // self.num_processes for index in (self.process_index, self.process_index + 1))

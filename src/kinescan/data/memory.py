@@ -79,7 +79,7 @@ class VideoMemory(VideoDataset):
         logger.info("reading %d videos into memory, %d frames of each", len(self.items), self.kept_frames)
         with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
             self._kept = list(threads.map(self._read, self.items))
-        # Asked now: when a sample is drawn, the storage may be back.
+        # Asked now: when a clip is sampled, the storage may be back.
         self._gone = frozenset(
             index
             for index, entry in enumerate(self._kept)
@@ -95,9 +95,14 @@ class VideoMemory(VideoDataset):
         frames = self._kept[index]
         if isinstance(frames, VideoError):
             raise frames
+<<<<<<< HEAD
         count = len(frames.pixels)
         places = segment_indices(count, self.preprocessing.num_frames, position="random", generator=generator)
         return Frames(frames.pixels[places], frames.pts_seconds[places])
+=======
+        indices = segment_indices(len(frames), self.preprocessing.num_frames, position="random", generator=generator)
+        return frames[indices]
+>>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
 
     def _is_gone(self, index: int) -> bool:
         return index in self._gone

@@ -34,18 +34,18 @@ def mirrored_labels(classes: Sequence[str]) -> tuple[int | None, ...]:
         >>> mirrored_labels(["Pushing it from left to right", "Pushing it from right to left", "Hold", "turn_left"])
         (1, 0, 2, None)
     """
-    places = {text: place for place, text in enumerate(classes)}
-    return tuple(_mirrored(text, place, places) for place, text in enumerate(classes))
+    index_of = {text: index for index, text in enumerate(classes)}
+    return tuple(_mirrored(text, index, index_of) for index, text in enumerate(classes))
 
 
-def _mirrored(text: str, place: int, places: dict[str, int]) -> int | None:
+def _mirrored(text: str, index: int, index_of: dict[str, int]) -> int | None:
     if not _DIRECTION.search(text):
-        return place
+        return index
     # of several words for the other direction, the one that the data set uses
     for choice in range(max(map(len, _OPPOSITES.values()))):
         opposite = _DIRECTION.sub(partial(_opposite, choice=choice), text)
-        if opposite in places:
-            return places[opposite]
+        if opposite in index_of:
+            return index_of[opposite]
     return None
 
 

@@ -187,7 +187,7 @@ def read_run_videos(folder: Path) -> RunVideos | None:
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError(
             f"{file} is not the list of videos that a run writes (format {FORMAT}). Restore it from a copy, or delete "
-            "it: nobody knows then which videos the run was trained on."
+            "it: it is then unknown which videos the run was trained on."
         ) from None
     return RunVideos(
         classes=tuple(content["classes"]),
@@ -202,7 +202,7 @@ def fingerprint(path: str | Path) -> str | None:
     """What tells a file's content from others at the cost of one look: a hash of its size and both ends (4 KiB each).
 
     Returns:
-        32 hexadecimal digits; None where the file cannot be read, or is no regular file.
+        32 hexadecimal digits; None where the file cannot be read, or is not a regular file.
     """
     try:
         # a named pipe would be waited for without end

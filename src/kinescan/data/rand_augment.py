@@ -14,7 +14,7 @@ MAX_MAGNITUDE = 30
 
 
 def rand_augment(frames: Pixels, *, num_operations: int, magnitude: int, generator: torch.Generator) -> Pixels:
-    """The frames after a few operations that are drawn once for all of them.
+    """The frames after a few operations that are sampled once for all of them.
 
     Args:
         frames: [T, 3, H, W], float32, in [0, 1].

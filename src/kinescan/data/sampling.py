@@ -75,8 +75,8 @@ def segment_indices(
     Args:
         num_frames_in_video: N.
         num_segments: T. Where T > N, frames repeat, in order; in the middle position none is left out.
-        position: a random place inside each part (training), or its middle (test).
-        generator: of the random places.
+        position: a random position inside each part (training), or its middle (test).
+        generator: of the random positions.
 
     Returns:
         [T] int64, not decreasing.
@@ -97,7 +97,7 @@ def segment_indices(
         within = torch.rand(num_segments, generator=generator, dtype=torch.float64)
     else:
         within = torch.full((num_segments,), 0.5, dtype=torch.float64)
-    return _places(num_frames_in_video, within)
+    return _indices_in_parts(num_frames_in_video, within)
 
 
 def dense_indices(
@@ -115,7 +115,7 @@ def dense_indices(
         num_frames: T. Where the video is shorter than the stretch, its last frame repeats.
         frame_stride: distance of two frames, in frames.
         position: where the stretch lies.
-        generator: of the random place.
+        generator: of the random position.
 
     Returns:
         [T] int64, not decreasing.
@@ -147,8 +147,8 @@ def window_indices(
         num_frames_in_video: N.
         num_frames: T.
         num_windows: the window is as long as the video over this number.
-        position: a random window and random places in its parts, or the middle of each.
-        generator: of the random places.
+        position: a random window and random positions in its parts, or the middle of each.
+        generator: of the random positions.
 
     Returns:
         [T] int64, not decreasing.
@@ -167,7 +167,7 @@ def window_indices(
     else:
         start = room * float(torch.rand((), generator=generator, dtype=torch.float64))
         within = torch.rand(num_frames, generator=generator, dtype=torch.float64)
-    return _places(num_frames_in_video, within, start=start, num_windows=num_windows)
+    return _indices_in_parts(num_frames_in_video, within, start=start, num_windows=num_windows)
 
 
 def even_places(pts_seconds: torch.Tensor, frame_seconds: float) -> torch.Tensor:
@@ -202,7 +202,7 @@ def clip_indices(
     pts_seconds: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """The frames of a training clip, drawn at random.
+    """The frames of a training clip, sampled at random.
 
     Args:
         num_frames_in_video: N.
@@ -283,13 +283,13 @@ def view_indices(
     _check_counts(num_clips=num_clips, frame_stride=frame_stride, num_windows=num_windows)
     if sampling == "segments":
         points = (torch.arange(num_clips, dtype=torch.float64) + 0.5) / num_clips
-        return torch.stack([_places(num_frames_in_video, point.expand(num_frames)) for point in points])
+        return torch.stack([_indices_in_parts(num_frames_in_video, point.expand(num_frames)) for point in points])
     if sampling == "windows":
         room = num_frames_in_video * (1 - 1 / num_windows)
         starts = [room / 2] if num_clips == 1 else [room * clip / (num_clips - 1) for clip in range(num_clips)]
         middle = torch.full((num_frames,), 0.5, dtype=torch.float64)
         return torch.stack(
-            [_places(num_frames_in_video, middle, start=start, num_windows=num_windows) for start in starts]
+            [_indices_in_parts(num_frames_in_video, middle, start=start, num_windows=num_windows) for start in starts]
         )
     if sampling == "rate":
         places = _timed_places(frame_rate, pts_seconds)
@@ -303,6 +303,7 @@ def view_indices(
     return torch.stack([_stretch(num_frames_in_video, first, num_frames, frame_stride) for first in first_frames])
 
 
+<<<<<<< HEAD
 def _timed_places(frame_rate: float, pts_seconds: torch.Tensor | None) -> torch.Tensor:
     if not frame_rate > 0 or pts_seconds is None:
         raise ConfigError(
@@ -313,12 +314,15 @@ def _timed_places(frame_rate: float, pts_seconds: torch.Tensor | None) -> torch.
 
 
 def _places(
+=======
+def _indices_in_parts(
+>>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
     num_frames_in_video: int, within: torch.Tensor, *, start: float = 0.0, num_windows: int = 1
 ) -> torch.Tensor:
     """Frames at the points `within` [0, 1) each of equal parts of a window that begins at `start`, in frames."""
     parts = torch.arange(len(within), dtype=torch.float64)
-    places = (start + (parts + within) * num_frames_in_video / len(within) / num_windows).long()
-    return places.clamp(max=num_frames_in_video - 1)
+    indices = (start + (parts + within) * num_frames_in_video / len(within) / num_windows).long()
+    return indices.clamp(max=num_frames_in_video - 1)
 
 
 def _stretch(num_frames_in_video: int, start: int, num_frames: int, frame_stride: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """From decoded frames to the clip that a model takes, at random in training and fixed in test."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ class AugmentConfig:
     """How training clips are varied: one draw per clip, the same for all its frames.
 
     Attributes:
-        crop_scale: smallest and largest share of the picture's area that the random crop shows; (1, 1) with
+        crop_scale: smallest and largest fraction of the picture's area that the random crop shows; (1, 1) with
             `crop_aspect` (1, 1) is the middle square at full height.
         crop_aspect: smallest and largest ratio of the crop's width to its height.
         flip_rate: how often clips are mirrored left to right; 0.5 is usual, as in Kinetics. Where a label speaks of a
@@ -52,7 +53,7 @@ class AugmentConfig:
         check_types(self)
         low, high = self.crop_scale
         if not 1e-4 <= low <= high <= 1:
-            raise ConfigError(f"crop_scale must be increasing shares from 0.0001 to 1, got {self.crop_scale}.")
+            raise ConfigError(f"crop_scale must be increasing fractions from 0.0001 to 1, got {self.crop_scale}.")
         low, high = self.crop_aspect
         if not 1e-2 <= low <= high <= 1e2:
             raise ConfigError(f"crop_aspect must be increasing ratios from 0.01 to 100, got {self.crop_aspect}.")
@@ -75,12 +76,12 @@ class AugmentConfig:
 class TrainTransform:
     """Frames as a training clip: random crop, flip, RandAugment, colour jitter, normalisation, random erasing.
 
-    Everything is drawn once and done to all frames alike. Frames are resized as bytes, which rounds to 1/255 and costs
-    a tenth of resizing floats.
+    Everything is sampled once and done to all frames alike. Frames are resized as bytes, which rounds to 1/255 and
+    costs a tenth of resizing floats.
 
     Args:
         preprocessing: size, mean, std and interpolation.
-        augment: what is drawn.
+        augment: what is sampled.
 
     Example:
         >>> transform = TrainTransform(Preprocessing(size=64), AugmentConfig())
@@ -104,7 +105,7 @@ class TrainTransform:
         Args:
             pixels: [T, 3, H, W], uint8, or float in [0, 1].
             generator: of every draw.
-            mirror: whether to mirror; by default drawn, by `flip_rate`.
+            mirror: whether to mirror; by default sampled, by `flip_rate`.
             out: [T, 3, size, size], float32, to write the clip into; by default new memory.
 
         Returns:
@@ -119,8 +120,8 @@ class TrainTransform:
         top, left, height, width = draw_crop(pixels.shape[2:], augment.crop_scale, augment.crop_aspect, generator)
         crop = pixels[:, :, top : top + height, left : left + width]
         frames = resize(crop, (settings.size, settings.size), settings.interpolation)
-        drawn = chance(augment.flip_rate, generator)
-        if drawn if mirror is None else mirror:
+        sampled = chance(augment.flip_rate, generator)
+        if sampled if mirror is None else mirror:
             frames = frames.flip(3)
         if augment.rand_augment_operations or augment.color_jitter:
             frames = to_unit(frames)
@@ -186,10 +187,10 @@ class EvalTransform:
         frames = resize(pixels, (height, width), settings.interpolation)
         views = torch.empty(self.crops, len(frames), 3, size, size) if out is None else out
         frames = frames.unflatten(0, views.shape[1:-3])
-        for place, view in enumerate(views):
-            share = 0.5 if self.crops == 1 else place / (self.crops - 1)
-            top = round((height - size) * (share if height > width else 0.5))
-            left = round((width - size) * (share if width >= height else 0.5))
+        for number, view in enumerate(views):
+            fraction = 0.5 if self.crops == 1 else number / (self.crops - 1)
+            top = round((height - size) * (fraction if height > width else 0.5))
+            left = round((width - size) * (fraction if width >= height else 0.5))
             normalise(frames[..., top : top + size, left : left + size], settings, out=view)
         return views
 
@@ -200,26 +201,28 @@ def mix(
     config: AugmentConfig,
     generator: torch.Generator,
     *,
+    positions: Sequence[int] | None = None,
     places: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A batch whose clips are blended (mixup) or pasted into each other (cutmix) in pairs, and their labels.
 
-    Places 0 and 1 are a pair, 2 and 3, and so on: order is random already. So a batch that is shared out between
-    processes or cut into smaller ones at even places, mixed with the same generator, gives the same clips. A clip whose
-    partner is not there stays as it is.
+    Positions 0 and 1 are a pair, 2 and 3, and so on: order is random already. So a batch that is divided between
+    processes or cut into smaller ones at even positions, mixed with the same generator, gives the same clips. A clip
+    whose partner is not there stays as it is.
 
     Args:
         clips: [B, T, 3, H, W], float.
         soft_labels: [B, K], the probability of each class.
         config: mixup_alpha, cutmix_alpha and mix_rate.
         generator: of the draw, one for the batch.
-        places: of the B clips in the batch as it was ordered (`Batch.places`), where some were left out.
+        positions: of the B clips in the batch as it was ordered (`Batch.positions`), where some were left out.
+        places: the old name of `positions`; deprecated.
 
     Returns:
         Mixed clips and labels of the same shapes; the arguments are left as they are.
 
     Raises:
-        ShapeError: clips are not [B, T, 3, H, W], labels not [B, K], or places not B different numbers.
+        ShapeError: clips are not [B, T, 3, H, W], labels not [B, K], or positions not B different numbers.
 
     Source: mixup (arXiv 1710.09412), eq. 1; CutMix (arXiv 1905.04899), eq. 1 and 2. The rectangle is the same in all
         frames.
@@ -230,11 +233,14 @@ def mix(
         >>> clips.shape, mixed.sum(1).tolist()
         (torch.Size([2, 8, 3, 32, 32]), [1.0, 1.0])
     """
+    if places is not None:
+        warnings.warn("mix(places=...) is deprecated. Use positions=.", DeprecationWarning, stacklevel=2)
+        positions = places
     if clips.ndim != 5 or soft_labels.ndim != 2 or len(clips) != len(soft_labels):
         raise ShapeError(
             f"clips must be [B, T, 3, H, W] and soft_labels [B, K], got {list(clips.shape)}, {list(soft_labels.shape)}."
         )
-    partners = _partners(range(len(clips)) if places is None else places, len(clips))
+    partners = _partners(range(len(clips)) if positions is None else positions, len(clips))
     alphas = [config.mixup_alpha, config.cutmix_alpha]
     alone = torch.equal(partners, torch.arange(len(clips)))
     if alone or not any(alphas) or not chance(config.mix_rate, generator):
@@ -254,16 +260,16 @@ def mix(
     return clips, soft_labels.lerp(soft_labels[partners], 1 - kept)
 
 
-def _partners(places: Sequence[int], num_clips: int) -> Tensor:
+def _partners(positions: Sequence[int], num_clips: int) -> Tensor:
     """[B] int64: the clip that each is paired with; itself where its partner is not there."""
-    index_of = {place: index for index, place in enumerate(places)}
-    if not len(places) == len(index_of) == num_clips:
-        raise ShapeError(f"places must be {num_clips} different numbers, one for each clip, got {list(places)}.")
-    return torch.tensor([index_of.get(place ^ 1, index_of[place]) for place in places], dtype=torch.int64)
+    index_of = {position: index for index, position in enumerate(positions)}
+    if not len(positions) == len(index_of) == num_clips:
+        raise ShapeError(f"positions must be {num_clips} different numbers, one for each clip, got {list(positions)}.")
+    return torch.tensor([index_of.get(position ^ 1, index_of[position]) for position in positions], dtype=torch.int64)
 
 
 def check_pixels(pixels: Tensor) -> None:
-    """Passes frames as `read` gives them, and floats in their place.
+    """Passes frames as `read` gives them, and floats instead of them.
 
     Raises:
         ShapeError: pixels are not [T, 3, H, W] of uint8 or a float type.
@@ -313,9 +319,9 @@ def draw_crop(
     Where ten draws do not fit, the largest crop in the middle whose aspect is allowed.
     """
     height, width = size
-    drawn = _try_crop(height, width, scale, aspect, generator)
-    if drawn is not None:
-        return drawn
+    crop = _try_crop(height, width, scale, aspect, generator)
+    if crop is not None:
+        return crop
     ratio = min(max(width / height, aspect[0]), aspect[1])
     crop_width, crop_height = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
@@ -325,8 +331,8 @@ def _try_crop(
     height: int, width: int, scale: tuple[float, float], aspect: tuple[float, float], generator: torch.Generator
 ) -> tuple[int, int, int, int] | None:
     for _ in range(10):
-        share, shape, y, x = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-        area = height * width * (scale[0] + share * (scale[1] - scale[0]))
+        area_fraction, shape, y, x = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        area = height * width * (scale[0] + area_fraction * (scale[1] - scale[0]))
         ratio = aspect[0] * (aspect[1] / aspect[0]) ** shape
         crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
@@ -355,11 +361,11 @@ def _erase(clip: Tensor, generator: torch.Generator) -> None:
     clip[:, :, top : top + height, left : left + width] = noise
 
 
-def _draw_box(size: tuple[int, int], share: float, numbers: np.random.Generator) -> tuple[slice, slice]:
-    """Rows and columns of a rectangle of this share of the area, cut off at the border."""
+def _draw_box(size: tuple[int, int], fraction: float, numbers: np.random.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a rectangle of this fraction of the area, cut off at the border."""
     slices = []
     for length in size:
-        middle, half = int(numbers.integers(length)), int(length * math.sqrt(share)) // 2
+        middle, half = int(numbers.integers(length)), int(length * math.sqrt(fraction)) // 2
         slices.append(slice(max(0, middle - half), min(length, middle + half)))
     return slices[0], slices[1]
 

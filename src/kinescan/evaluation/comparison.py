@@ -25,12 +25,12 @@ class Comparison:
         num_videos: videos that both scored.
         num_only_a: videos that only A scored; no number here counts them.
         num_only_b: videos that only B scored.
-        top1_a: share of the shared videos that A has right.
-        top1_b: share that B has right.
+        top1_a: fraction of the common videos that A has right.
+        top1_b: fraction that B has right.
         difference: top1_a - top1_b.
         low: lower end of the bootstrap interval of the difference.
         high: its upper end.
-        confidence: how often such an interval holds the difference, were other videos drawn.
+        confidence: how often such an interval would hold the difference, were other videos sampled.
         num_better: videos that A has right and B wrong.
         num_worse: videos that B has right and A wrong.
         sign_test_p: how often a gap at least as large would come by chance, were both equally good (two-sided).
@@ -59,7 +59,7 @@ class Comparison:
 
     @property
     def likely_noise(self) -> bool:
-        """Whether the gap may well be nothing but which videos were drawn.
+        """Whether the gap may well be nothing but which videos were sampled.
 
         It is unless both say otherwise: the interval, and the sign test, which does not trust few videos.
         """
@@ -74,7 +74,7 @@ class Comparison:
         points, low, high = (100 * value for value in (self.difference, self.low, self.high))
         gap = f"{points:+.1f} points ({100 * self.confidence:.0f} % interval {low:+.1f} to {high:+.1f})"
         if self.num_better == self.num_worse == 0:
-            return f"Both are right and wrong on the same {self.num_videos} videos: there is no gap to explain."
+            return f"Both are right and wrong on the same {self.num_videos} videos: no gap to explain."
         if self.likely_noise:
             return (
                 f"The gap of {gap} on {self.num_videos} videos is likely noise: another draw of as many videos could "
@@ -122,7 +122,7 @@ def compare(
 ) -> Comparison:
     """Top-1 of A minus top-1 of B on the videos that both scored, with a bootstrap interval.
 
-    Videos are drawn again with replacement, each with what both models said of it: what is hard for both then does not
+    Videos are resampled with replacement, each with the predictions of both models: what is hard for both then does not
     widen the interval.
 
     Args:
@@ -154,7 +154,7 @@ def compare(
     shared = [video_id for video_id in own if video_id in other]
     if not shared:
         raise ConfigError(
-            f"{name_a} and {name_b} share no video: the first ids are {next(iter(own), None)!r} and "
+            f"{name_a} and {name_b} have no video in common: the first ids are {next(iter(own), None)!r} and "
             f"{next(iter(other), None)!r}. Score both on the same data: kinescan eval RUN --data VIDEOS."
         )
     _refuse_other_labels([(own[video_id], other[video_id]) for video_id in shared], name_a, name_b)
@@ -198,8 +198,8 @@ def sign_test(num_better: int, num_worse: int) -> float:
 
 
 def _interval(num_better: int, num_worse: int, num_videos: int, *, resamples: int, seed: int) -> tuple[float, float]:
-    shares = np.array([num_better, num_worse, num_videos - num_better - num_worse]) / num_videos
-    counts = np.random.default_rng(seed).multinomial(num_videos, shares, size=resamples)
+    fractions = np.array([num_better, num_worse, num_videos - num_better - num_worse]) / num_videos
+    counts = np.random.default_rng(seed).multinomial(num_videos, fractions, size=resamples)
     means = (counts[:, 0] - counts[:, 1]) / num_videos
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
@@ -210,7 +210,7 @@ def _by_id(predictions: Sequence[VideoPrediction], name: str) -> dict[str, Video
     for prediction in predictions:
         if prediction.video_id in found:
             raise ConfigError(
-                f"{name}: {prediction.video_id!r} stands there twice, so nobody knows which of the two counts. Score "
+                f"{name}: {prediction.video_id!r} is there twice, so it is unknown which of the two counts. Score "
                 "the model again on data that lists each video once."
             )
         found[prediction.video_id] = prediction

@@ -67,7 +67,7 @@ class ReliabilityBin:
         high: its upper end.
         num_videos: how many there are.
         confidence: mean score of their best class; None without videos.
-        accuracy: share of them that are right; None without videos.
+        accuracy: fraction of them that are right; None without videos.
     """
 
     low: float
@@ -83,8 +83,8 @@ class Metrics:
 
     Attributes:
         num_videos: how many videos were scored.
-        top1: share of videos whose best class is right.
-        top5: share of videos whose label is among the `top5_classes` best.
+        top1: fraction of videos whose best class is right.
+        top5: fraction of videos whose label is among the `top5_classes` best.
         top5_classes: 5, or the number of classes where there are fewer.
         mean_class_accuracy: mean of the classes' accuracies, over classes that have videos.
         calibration_error: expected calibration error, 15 bins.
@@ -149,7 +149,7 @@ def compute_metrics(scores: Scores, targets: ClassIndices, labels: Sequence[str]
 
 
 def top_accuracy(scores: Scores, targets: ClassIndices, *, top: int = 1) -> float:
-    """The share of videos whose label is among the `top` best classes; among all classes where there are fewer.
+    """The fraction of videos whose label is among the `top` best classes; among all classes where there are fewer.
 
     Equal scores are ranked in the order of the classes.
 
@@ -177,7 +177,7 @@ def confusion_matrix(predictions: ClassIndices, targets: ClassIndices, *, num_cl
 
 
 def class_accuracies(matrix: ConfusionMatrix) -> Tensor:
-    """[K] float64: the share of each class's videos that are right; NaN for a class without videos."""
+    """[K] float64: the fraction of each class's videos that are right; NaN for a class without videos."""
     return matrix.diagonal().double() / matrix.sum(1)
 
 
@@ -185,7 +185,7 @@ def most_confused(matrix: ConfusionMatrix, labels: Sequence[str], *, limit: int 
     """The commonest mistakes, first the commonest; at most `limit`, none with a count of zero."""
     mistakes = matrix.clone().fill_diagonal_(0)
     order = mistakes.flatten().argsort(descending=True, stable=True)[:limit].tolist()
-    places = [divmod(place, len(labels)) for place in order]
+    cells = [divmod(flat, len(labels)) for flat in order]
     return tuple(
         Confusion(
             label=labels[row],
@@ -193,7 +193,7 @@ def most_confused(matrix: ConfusionMatrix, labels: Sequence[str], *, limit: int 
             num_videos=int(mistakes[row, column]),
             ratio=int(mistakes[row, column]) / int(matrix[row].sum()),
         )
-        for row, column in places
+        for row, column in cells
         if mistakes[row, column] > 0
     )
 
@@ -218,7 +218,7 @@ def calibration_error(scores: Scores, targets: ClassIndices, *, bins: int = CALI
 
 
 def reliability(scores: Scores, targets: ClassIndices, *, bins: int = CALIBRATION_BINS) -> tuple[ReliabilityBin, ...]:
-    """How often videos are right whose best class has a score in a range: equal to the score where it can be believed.
+    """How often videos are right whose best class has a score in a range: the score itself where a model is calibrated.
 
     Args:
         scores: [n, K], probabilities.
@@ -241,9 +241,9 @@ def reliability(scores: Scores, targets: ClassIndices, *, bins: int = CALIBRATIO
     confidence, predictions = scores.double().max(1)
     right = (predictions == targets).double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
-    places = (torch.bucketize(confidence.clamp(0, 1), edges, right=True) - 1).clamp(max=bins - 1)
-    counts = torch.bincount(places, minlength=bins).tolist()
-    sums = torch.zeros(2, bins, dtype=torch.float64).index_add_(1, places, torch.stack([confidence, right])).tolist()
+    bin_of = (torch.bucketize(confidence.clamp(0, 1), edges, right=True) - 1).clamp(max=bins - 1)
+    counts = torch.bincount(bin_of, minlength=bins).tolist()
+    sums = torch.zeros(2, bins, dtype=torch.float64).index_add_(1, bin_of, torch.stack([confidence, right])).tolist()
     return tuple(
         ReliabilityBin(
             low=low,
@@ -259,7 +259,7 @@ def reliability(scores: Scores, targets: ClassIndices, *, bins: int = CALIBRATIO
 
 
 def pair_accuracy(scores: Scores, targets: ClassIndices, pairs: Sequence[tuple[int, int]]) -> float:
-    """The share of videos that are right when only their own pair is to be told apart.
+    """The fraction of videos that are right when only their own pair is to be told apart.
 
     With pairs of an action and its reverse in time, a model that does not use the order of frames stays at one half,
     however well it tells the pairs from each other.
@@ -267,13 +267,13 @@ def pair_accuracy(scores: Scores, targets: ClassIndices, pairs: Sequence[tuple[i
     Args:
         scores: [n, K].
         targets: [n] int64, the true classes.
-        pairs: class indices; a class may stand in one pair only. Videos of other classes are left out.
+        pairs: class indices; a class may be in one pair only. Videos of other classes are left out.
 
     Returns:
         A ratio in [0, 1]; equal scores count one half.
 
     Raises:
-        ShapeError: the sizes do not fit each other, no video belongs to a pair, or a class stands in two pairs.
+        ShapeError: the sizes do not fit each other, no video belongs to a pair, or a class is in two pairs.
 
     Example:
         >>> scores = torch.tensor([[0.1, 0.2, 0.7], [0.4, 0.3, 0.3]])
@@ -299,4 +299,4 @@ def _check(scores: Tensor, targets: Tensor) -> None:
             "Give one row of scores and one class index a video."
         )
     if len(scores) == 0:
-        raise ShapeError("there is no video to score: scores have no rows.")
+        raise ShapeError("no video to score: scores have no rows.")

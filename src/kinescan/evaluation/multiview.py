@@ -103,7 +103,7 @@ def evaluate_model(
     so that a model and a data set that order them differently agree.
 
     Where torch.distributed joins several processes, all of them call this, with the same model and data: each scores
-    its share of the videos, every video is scored by exactly one, and all get the whole result.
+    its part of the videos, every video is scored by exactly one, and all get the whole result.
 
     Args:
         model: used in evaluation mode, left as it was.
@@ -129,7 +129,7 @@ def evaluate_model(
     if dataset.mode != "test":
         raise ConfigError(f'evaluation takes a data set with mode="test", got mode="{dataset.mode}".')
     model_labels = known_labels(model, labels)
-    places = match_labels(dataset.classes, model_labels)
+    label_indices = match_labels(dataset.classes, model_labels)
     if device is not None:
         model = model.to(device)
     settings = loader or LoaderConfig(num_workers=0)
@@ -137,11 +137,11 @@ def evaluate_model(
     def tell(index: int, scores: Tensor, done: int, total: int) -> None:
         if on_scored is not None:
             item = dataset.items[index]
-            label = model_labels[places[item.label]]
+            label = model_labels[label_indices[item.label]]
             on_scored(_video_score(item, label, model_labels, scores), done, total)
 
     whole = _from_all(
-        lambda: _score_share(model, dataset, settings, views_per_forward, with_features=with_features, tell=tell)
+        lambda: _score_part(model, dataset, settings, views_per_forward, with_features=with_features, tell=tell)
     )
     scored = whole.scores
     if whole.unreadable:
@@ -156,7 +156,7 @@ def evaluate_model(
         labels=model_labels,
         items=items,
         scores=torch.stack([scored[index] for index in order]),
-        targets=torch.tensor([places[item.label] for item in items]),
+        targets=torch.tensor([label_indices[item.label] for item in items]),
         unreadable=tuple(sorted(whole.unreadable, key=lambda file: file.item_index)),
         views=dataset.views,
         seconds=time.perf_counter() - started,
@@ -170,24 +170,24 @@ def _video_score(item: VideoItem, label: str, labels: Sequence[str], scores: Ten
 
 
 @dataclass
-class _Share:
-    """What one process scored, by the place of the video among the items."""
+class _Scored:
+    """What one process scored, by the index of the video among the items."""
 
     scores: dict[int, Tensor] = field(default_factory=dict)
     features: dict[int, Tensor] = field(default_factory=dict)
     unreadable: list[Unreadable] = field(default_factory=list)
 
-    def add(self, other: "_Share") -> None:
+    def add(self, other: "_Scored") -> None:
         self.scores |= other.scores
         self.features |= other.features
         self.unreadable += other.unreadable
 
 
-def _from_all(score: Callable[[], _Share]) -> _Share:
+def _from_all(score: Callable[[], _Scored]) -> _Scored:
     """What this process and those beside it scored; an error of one of them is raised in all."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return score()
-    outcome: _Share | KinescanError
+    outcome: _Scored | KinescanError
     try:
         outcome = score()
     except KinescanError as error:
@@ -195,7 +195,7 @@ def _from_all(score: Callable[[], _Share]) -> _Share:
         outcome = error
     outcomes: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(outcomes, outcome)
-    whole = _Share()
+    whole = _Scored()
     for part in outcomes:
         if isinstance(part, KinescanError):
             raise part
@@ -203,7 +203,7 @@ def _from_all(score: Callable[[], _Share]) -> _Share:
     return whole
 
 
-def _score_share(
+def _score_part(
     model: VideoClassifier,
     dataset: VideoDataset,
     loader: LoaderConfig,
@@ -211,7 +211,7 @@ def _score_share(
     *,
     with_features: bool,
     tell: Callable[[int, Tensor, int, int], None],
-) -> _Share:
+) -> _Scored:
     """The videos that fall to this process."""
     several = distributed.is_available() and distributed.is_initialized()
     batches = make_loader(
@@ -222,22 +222,22 @@ def _score_share(
         num_processes=distributed.get_world_size() if several else 1,
         process_index=distributed.get_rank() if several else 0,
     )
-    share, num_done = _Share(), 0
+    part, num_done = _Scored(), 0
     num_own = -(-len(dataset.items) // (distributed.get_world_size() if several else 1))
     model = evaluation_view(model)
     with _features_of(model, wanted=with_features) as features:
         for batch in batches:
-            share.unreadable += batch.unreadable
+            part.unreadable += batch.unreadable
             scored = _score_batch(model, dataset, batch, views_per_forward)
-            share.scores |= scored
+            part.scores |= scored
             num_done += len(batch.unreadable) + len(scored)
             for index, scores in scored.items():
                 tell(index, scores, min(num_done, num_own), num_own)
             if with_features and batch.item_indices:
                 own = torch.cat(features).unflatten(0, batch.clips.shape[:2]).mean(1)  # [B, D]
-                share.features |= dict(zip(batch.item_indices, own.clone(), strict=True))
+                part.features |= dict(zip(batch.item_indices, own.clone(), strict=True))
                 features.clear()
-    return share
+    return part
 
 
 @contextmanager
@@ -265,7 +265,7 @@ def _features_of(model: nn.Module, *, wanted: bool) -> Iterator[list[Tensor]]:
 def _score_batch(
     model: VideoClassifier, dataset: VideoDataset, batch: Batch, views_per_forward: int
 ) -> dict[int, Tensor]:
-    """Item index -> [K] probabilities, of the videos of a batch; views of several videos share a forward pass."""
+    """Item index -> [K] probabilities, of a batch; views of several videos go through one forward pass."""
     if not batch.item_indices:
         return {}
     views = batch.clips.flatten(0, 1)
@@ -329,7 +329,7 @@ def known_labels(model: VideoClassifier, labels: Sequence[str] | None = None) ->
         labels: said by the caller, for a model that does not.
 
     Raises:
-        ConfigError: nobody knows them, or there are more or fewer than classes.
+        ConfigError: they are unknown, or there are more or fewer than classes.
 
     Example:
         >>> from kinescan.models.zoo import create_model
@@ -341,7 +341,7 @@ def known_labels(model: VideoClassifier, labels: Sequence[str] | None = None) ->
     given = model.labels if labels is None else tuple(labels)
     if given is None:
         raise ConfigError(
-            f"the model has no labels, so nobody knows which of its {num_classes} outputs is which class. "
+            f"the model has no labels, so it is unknown which of its {num_classes} outputs is which class. "
             "Pass labels=[...], their texts in the order of the outputs, or create_model(..., labels=[...])."
         )
     if len(given) != num_classes or len(set(given)) != num_classes:
@@ -352,7 +352,7 @@ def known_labels(model: VideoClassifier, labels: Sequence[str] | None = None) ->
 
 
 def match_labels(classes: Sequence[str], labels: Sequence[str]) -> list[int]:
-    """For each class of a data set, its place among the model's labels; matched by text, so order does not matter.
+    """For each class of a data set, its index among the model's labels; matched by text, so order does not matter.
 
     Args:
         classes: the data set's classes.
@@ -365,8 +365,8 @@ def match_labels(classes: Sequence[str], labels: Sequence[str]) -> list[int]:
         >>> match_labels(["left", "right"], ["down", "right", "left"])
         [2, 1]
     """
-    places = {label: index for index, label in enumerate(labels)}
-    unknown = [label for label in classes if label not in places]
+    index_of = {label: index for index, label in enumerate(labels)}
+    unknown = [label for label in classes if label not in index_of]
     if unknown:
         near = difflib.get_close_matches(unknown[0], labels, n=1, cutoff=0.5)
         known = ", ".join(map(repr, labels[:5])) + (", ..." if len(labels) > 5 else "")
@@ -375,4 +375,4 @@ def match_labels(classes: Sequence[str], labels: Sequence[str]) -> list[int]:
             f"{len(unknown)} of the {len(classes)} classes of the data are unknown to the model, the first is "
             f"{unknown[0]!r}. {hint} Evaluate on data with the model's classes, or train on these."
         )
-    return [places[label] for label in classes]
+    return [index_of[label] for label in classes]

@@ -17,7 +17,7 @@ MOST_LETTERS = 32
 
 
 def plot_confusion(matrix: ConfusionMatrix, labels: Sequence[str], path: str | Path) -> None:
-    """Writes the confusion matrix as a PNG: a row for each true class, shaded by the share of its videos.
+    """Writes the confusion matrix as a PNG: a row for each true class, shaded by the fraction of its videos.
 
     Args:
         matrix: [K, K].
@@ -29,9 +29,9 @@ def plot_confusion(matrix: ConfusionMatrix, labels: Sequence[str], path: str | P
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    shares = (matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    fractions = (matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
+    image = axes.imshow(fractions, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="fraction of the true class", shrink=0.8)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if num_classes <= MOST_NAMES:
@@ -46,7 +46,7 @@ def plot_confusion(matrix: ConfusionMatrix, labels: Sequence[str], path: str | P
             for column in range(num_classes):
                 count = int(matrix[row, column])
                 if count:
-                    colour = "white" if shares[row, column] > 0.55 else "black"
+                    colour = "white" if fractions[row, column] > 0.55 else "black"
                     axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     save_figure(figure, path, dpi=120)
 
@@ -63,10 +63,10 @@ def plot_reliability(bins: Sequence[ReliabilityBin], path: str | Path) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     filled = [entry for entry in bins if entry.num_videos]
     lows, widths = [entry.low for entry in filled], [entry.high - entry.low for entry in filled]
-    upper.plot([0, 1], [0, 1], color="grey", linestyle="--", label="can be believed")
+    upper.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect calibration")
     upper.bar(lows, [entry.accuracy for entry in filled], widths, align="edge", alpha=0.6, label="accuracy")
     upper.plot([entry.confidence for entry in filled], [entry.accuracy for entry in filled], "o", color="black", ms=3)
-    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of videos that are right")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="fraction of videos that are right")
     upper.legend(loc="upper left", fontsize=8)
     lower.bar(lows, [entry.num_videos for entry in filled], widths, align="edge", color="grey")
     lower.set(xlabel="score of the best class", ylabel="videos")

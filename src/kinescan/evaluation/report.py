@@ -173,9 +173,9 @@ class Report:
         if metrics.confusions:
             yield "\n## Commonest mistakes\n\n| class | taken for | videos | of the class |\n|---|---|---:|---:|"
         for entry in metrics.confusions:
-            share = _percent(entry.ratio)
+            fraction = _percent(entry.ratio)
             taken_for = escape_markdown(entry.taken_for)
-            yield f"| {escape_markdown(entry.label)} | {taken_for} | {entry.num_videos} | {share} |"
+            yield f"| {escape_markdown(entry.label)} | {taken_for} | {entry.num_videos} | {fraction} |"
 
     def _calibration(self) -> Iterator[str]:
         metrics = self.evaluation.metrics

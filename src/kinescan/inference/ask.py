@@ -18,7 +18,7 @@ MAX_NEW_TOKENS = 256
 
 
 Progressed = Callable[[int, int | None, StreamStats], None]
-"""Called with how many frames were pushed, how many there are (None: nobody knows), and what the stream holds."""
+"""Called with how many frames were pushed, how many there are (None: unknown), and what the stream holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def ask(
     Raises:
         VideoError: the file cannot be read, or is cut or damaged (CutVideoError) and allow_short is off; or the live
             source gave no frame.
-        ConfigError: a setting is wrong, or there is no question.
+        ConfigError: a setting is wrong, or no question was given.
     """
     check_question(questions, fps, compare)
     clocks = {"vision": 0.0, "prefill": 0.0, "full": 0.0}
@@ -162,7 +162,7 @@ def check_question(questions: Sequence[str], fps: float, compare: str | None) ->
         ConfigError: there is no question, or a setting is out of range.
     """
     if not questions:
-        raise ConfigError("there is no question. Give at least one, in quotes.")
+        raise ConfigError("no question was given. Give at least one, in quotes.")
     check_fps(fps)
     if compare not in (None, "full"):
         raise ConfigError(f"compare can be 'full', got {compare!r}.")

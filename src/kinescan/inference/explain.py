@@ -14,7 +14,7 @@ from kinescan.ops import local_correlation
 from kinescan.shapes import Clip
 
 SURE_GAIN = 0.02
-"""A patch counts as moved when its best match is better than staying in place by more than this cosine."""
+"""A patch counts as moved when its best match is better than staying where it is by more than this cosine."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class KinematicMaps:
 
     Attributes:
         displacement: [T - 1, 2, Hp, Wp], where in the next frame each patch is found again: rows down, columns right,
-            in patches; 0 where staying in place fits as well.
-        gain: [T - 1, Hp, Wp], by how much the best match beats staying in place, a difference of cosines in [0, 2].
+            in patches; 0 where staying where it is fits as well.
+        gain: [T - 1, Hp, Wp], by how much the best match beats staying where it is, a difference of cosines in [0, 2].
         change: [T - 1, Hp, Wp], length of the difference between the frame's features and the next one's, at the same
             place; 0 or more.
         logits: [K], of the whole clip.
@@ -51,7 +51,7 @@ def kinematic_maps(model: PKS4, clip: Clip) -> KinematicMaps:
         clip: [1, T, 3, H, W], normalised, T from 2.
 
     Raises:
-        ConfigError: the model is no PKS4.
+        ConfigError: the model is not a PKS4.
         ShapeError: there is more than one clip, or only one frame.
 
     Source: PKS4 (arXiv 2604.26461), eq. 15 and 17; the displacement is the best of the window's matches.
@@ -86,9 +86,9 @@ def _best_matches(features: Tensor, window: int) -> tuple[Tensor, Tensor]:
     ]  # [T - 1, window ** 2, Hp, Wp]
     reach = window // 2
     staying = maps[:, reach * window + reach]
-    best, place = maps.max(dim=1)
+    best, best_index = maps.max(dim=1)
     gain = best - staying
-    offsets = torch.stack([place // window - reach, place % window - reach], dim=1)
+    offsets = torch.stack([best_index // window - reach, best_index % window - reach], dim=1)
     return torch.where((gain > SURE_GAIN)[:, None], offsets, 0).float(), gain
 
 
@@ -107,9 +107,9 @@ def _recorded_maps(model: PKS4) -> Iterator[list[Tensor]]:
     if model.kinematic is not None:
         handle = model.kinematic.register_forward_pre_hook(keep_maps)
     else:
-        # No module sees the tokens between two blocks: those before the last MLP ahead of that place stand for them.
-        place = min(model.config.insert_after, model.config.depth) - 1
-        handle = model.vit.blocks[place].ln_2.register_forward_pre_hook(keep_tokens)
+        # No module sees the tokens between two blocks: those before the last MLP before that block stand for them.
+        block = min(model.config.insert_after, model.config.depth) - 1
+        handle = model.vit.blocks[block].ln_2.register_forward_pre_hook(keep_tokens)
     try:
         yield seen
     finally:

@@ -35,7 +35,7 @@ from kinescan.settings import closest, to_plain
 from kinescan.version import __version__
 
 TOLERANCES: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.05}
-"""How far logits may be off, as a share of the largest (and at least of 1)."""
+"""How far logits may be off, as a fraction of the largest (and at least of 1)."""
 NUM_DRAWN_CLIPS = 3
 _SMALLEST_DRAWN_FRAME = 64
 
@@ -51,7 +51,7 @@ def export(
     videos: Sequence[str | Path] = (),
     tolerance: float | None = None,
 ) -> ExportRecord:
-    """Writes a model for deployment, and checks what was written against the model before it takes its place.
+    """Writes a model for deployment, and checks what was written against the model before it replaces anything.
 
     The folder then holds the file (model.onnx; model.xml and model.bin; or model.pt2) and export.json with labels,
     preprocessing and sizes; `load_exported` runs it. Our operators are taken apart into plain torch operations, so that
@@ -68,12 +68,12 @@ def export(
         batch: clips that go in at once, or "dynamic" for any number.
         num_frames: frames of a clip; by default those of the model's preprocessing.
         precision: what the file computes in; "bfloat16" with openvino only. Weights are stored in float32.
-        videos: files, or folders of them, to compare on; without any, clips of moving shapes are drawn.
-        tolerance: how far logits may be off, as a share of the largest (at least of 1); by default 1e-3, and 0.05 in
+        videos: files, or folders of them, to compare on; without any, synthetic clips of moving shapes.
+        tolerance: how far logits may be off, as a fraction of the largest (at least of 1); by default 1e-3, and 0.05 in
             bfloat16. The best class has to be the same on every clip in any case.
 
     Returns:
-        What stands in export.json.
+        What is in export.json.
 
     Raises:
         ConfigError: an argument is out of range, the format cannot compute in that precision, or the folder holds
@@ -147,7 +147,7 @@ def _check_arguments(
 
 
 def _earlier_files(folder: Path) -> tuple[str, ...]:
-    """The files of an export that stands in the folder."""
+    """The files of an export that is in the folder."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file. Name a folder to export to.")
     if is_exported(folder):
@@ -201,8 +201,8 @@ def _clips_to_compare(record: ExportRecord, videos: Sequence[str | Path]) -> tup
         frame_size=max(record.size, _SMALLEST_DRAWN_FRAME), num_frames=max(record.num_frames, 2), seed=0
     )
     pairs = list(MOTION_PAIRS)[:NUM_DRAWN_CLIPS]
-    drawn = [transform(render_motion(config, "test", pair, 0)[: record.num_frames])[0] for pair in pairs]
-    return [f"drawn: {MOTION_PAIRS[pair][0]}" for pair in pairs], torch.stack(drawn)
+    clips = [transform(render_motion(config, "test", pair, 0)[: record.num_frames])[0] for pair in pairs]
+    return [f"drawn: {MOTION_PAIRS[pair][0]}" for pair in pairs], torch.stack(clips)
 
 
 def _compare(folder: Path, names: list[str], clips: Tensor, expected: Tensor, tolerance: float) -> ExportCheck:

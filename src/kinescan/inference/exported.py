@@ -31,15 +31,19 @@ class ExportRecord:
         format: kind of file.
         file: the file that is opened.
         files: every file of the export, this record apart.
-        labels: class names in the order of the logits; None where nobody knew them.
+        labels: class names in the order of the logits; None where they are unknown.
         preprocessing: how pixels become a clip.
         batch: clips that go in at once; None: any number.
         num_frames: frames of a clip; fixed, as is the size.
         size: side of a frame in pixels.
         precision: what it computes in; inputs and logits are float32 always.
         num_classes: number of logits; None in records of before, which have labels.
+<<<<<<< HEAD
         causal: whether the model looks at no frame to come; None for models where the question does not arise.
         timing: how far apart the frames of the training clips were; None where nobody knows.
+=======
+        causal: whether the model looks at no future frame; None for models where the question does not arise.
+>>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
         check: how it was compared with the model: clips, largest difference, what was allowed.
         versions: of the packages that wrote it.
     """

@@ -58,7 +58,7 @@ class Live:
 
     Attributes:
         name: for the report.
-        num_frames: None, as nobody knows.
+        num_frames: None, as it is unknown.
     """
 
     num_frames: int | None = None

@@ -35,7 +35,9 @@ def check_onnx(path: Path) -> None:
         model = onnx.load(str(path), load_external_data=False)
     # protobuf has errors of its own.
     except Exception as error:
-        raise CheckpointError(f"{path} is no ONNX file ({error}). It is damaged; export the model again.") from error
+        raise CheckpointError(
+            f"{path} is not an ONNX file ({error}). It is damaged; export the model again."
+        ) from error
     domains = {str(node.domain) for node in model.graph.node} - set(_PLAIN_DOMAINS)
     attributes = [(str(node.op_type), held) for node in model.graph.node for held in node.attribute]
     nested = {kind for kind, held in attributes if held.HasField("g") or held.graphs}

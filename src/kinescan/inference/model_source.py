@@ -34,8 +34,8 @@ def record_of_export(model: ModelSource) -> ExportRecord | None:
         return model.record
     if isinstance(model, VideoClassifier):
         return None
-    place = locate_model(model)
-    return read_record(place) if holds_export(place) else None
+    location = locate_model(model)
+    return read_record(location) if holds_export(location) else None
 
 
 def resolve_model(
@@ -55,8 +55,10 @@ def resolve_model(
     if isinstance(model, VideoClassifier):
         resolved = model
     else:
-        place = locate_model(model)
-        resolved = load_exported(place, allow_code=allow_code) if holds_export(place) else from_pretrained(place)
+        location = locate_model(model)
+        resolved = (
+            load_exported(location, allow_code=allow_code) if holds_export(location) else from_pretrained(location)
+        )
     if device is None:
         return resolved
     if isinstance(resolved, ExportedModel):

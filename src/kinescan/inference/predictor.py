@@ -33,7 +33,7 @@ class Prediction:
         scores: their probabilities.
         seconds: how long it took, decoding and model together.
         error: why the file could not be read; None for a file that was.
-        explanation: the picture that was drawn; None without `explain_folder`.
+        explanation: the picture that was written; None without `explain_folder`.
     """
 
     path: str
@@ -64,7 +64,7 @@ def predict(
 
     Args:
         model: a classifier; the folder or hub name of a saved one; the folder of a run (its best checkpoint) or of an
-            exported one. It is used in evaluation mode and left as it is, so that threads may share it.
+            exported one. It is used in evaluation mode and left as it is, so that several threads may use it.
         paths: video files; a folder stands for the video files in it and below, in order of their names.
         views: frames x clips x crops to average over, such as "8x2x3"; by default one clip of as many frames as the
             model's preprocessing takes, cropped in the middle.

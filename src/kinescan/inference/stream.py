@@ -34,7 +34,7 @@ class StreamPrediction:
     """What the model says after a frame, of all it has seen so far.
 
     Attributes:
-        frame_index: the frame's place in the source, from 0.
+        frame_index: the frame's index in the source, from 0.
         seconds: its time; None for frames that came without one.
         labels: the best classes, first the best.
         scores: their probabilities.
@@ -56,7 +56,7 @@ class StreamSession:
             as it is. Moved to another device later, it needs a new session.
         top: how many classes a prediction names.
         device: where to compute; by default where the model is.
-        state: where to go on from, as `load_stream_state` reads it; None starts anew.
+        state: where to continue from, as `load_stream_state` reads it; None starts anew.
 
     Raises:
         ConfigError: the model is not causal.
@@ -91,7 +91,7 @@ class StreamSession:
         resolved = resolve_model(model, device)
         if not isinstance(resolved, PKS4) or not resolved.config.causal:
             raise ConfigError(
-                f"{resolved.name} looks at frames to come, so it cannot run on a stream. Train a PKS4 with "
+                f"{resolved.name} looks at future frames, so it cannot run on a stream. Train a PKS4 with "
                 "causal = true (kinescan train --set model.options.causal=true; in Python "
                 "create_model(..., causal=True)), or score whole files with predict()."
             )
@@ -106,7 +106,7 @@ class StreamSession:
 
         Args:
             frame: uint8 [3, H, W], RGB, any size.
-            frame_index: its place in the source; by default how many frames were fed before.
+            frame_index: its index in the source; by default how many frames were fed before.
             seconds: its time.
 
         Raises:
@@ -154,8 +154,8 @@ def stream(
             the clips of the training.
         top: how many classes a prediction names.
         device: where to compute; by default where the model is.
-        state: where to go on from; None starts anew. A path is a file to go on from where it is there, and to write
-            every minute and when the iterator ends, however it ends: at the source's end, by an error, or closed.
+        state: where to continue from; None starts anew. A path is a file to continue from where it is there, and to
+            write every minute and when the iterator ends, however it ends: at the source's end, by an error, or closed.
         allow_short: take what can be decoded of a cut or damaged file (see VideoReader).
 
     Returns:
@@ -184,7 +184,9 @@ def stream(
         return _predictions(session, _frames_of(source, session, allow_short), every)
     path = Path(state)
     if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"state: {path.parent} is no folder that can be written to. Make it, or name another file.")
+        raise ConfigError(
+            f"state: {path.parent} is not a folder that can be written to. Make it, or name another file."
+        )
     session = StreamSession(model, top=top, device=device)
     if path.exists():
         session.state = fitting_state(load_stream_state(path, model=session.model), session.model)
@@ -211,11 +213,11 @@ def _kept(
                 yield prediction
                 if time.monotonic() - written > _STATE_SECONDS:
                     written = time.monotonic()
-                    # room may be made until the next minute: the stream goes on meanwhile
+                    # room may be made until the next minute: the stream continues meanwhile
                     try:
                         save_stream_state(session.state, path, model=session.model)
                     except CheckpointError as error:
-                        logger.warning("%s The stream goes on.", error)
+                        logger.warning("%s The stream continues.", error)
     finally:
         if session.state is not begun:
             save_stream_state(session.state, path, model=session.model)

@@ -29,7 +29,7 @@ _ANEW = "Give the file of a stream of this model, or start anew without it."
 
 
 def save_stream_state(state: PKS4State, path: str | Path, *, model: PKS4 | None = None) -> None:
-    """Writes a stream's state to a safetensors file, to go on later or elsewhere.
+    """Writes a stream's state to a safetensors file, to continue later or elsewhere.
 
     An earlier file is there until the new one is whole.
 
@@ -112,7 +112,7 @@ def state_of(tensors: Mapping[str, Tensor], frames_seen: int) -> PKS4State:
         raise CheckpointError(f"it holds {len(tensors)} tensors after {frames_seen} frames. {_ANEW}")
     return PKS4State(
         frames_seen=frames_seen,
-        class_tokens={int(place): tensors[name] for name, place in routes.items()},
+        class_tokens={int(block): tensors[name] for name, block in routes.items()},
         kinematic=KinematicState(tensors.get("kinematic.correlation"), tensors.get("kinematic.variation")),
         scanner=_scanner_state(scanner),
         average=tensors.get("average"),

@@ -108,10 +108,16 @@ def _draw_movement(axes: Any, displacement: Tensor, side: int) -> None:
 
 def _draw_change(axes: Any, change: Tensor, side: int) -> None:
     """A heat map over the frame; change [Hp, Wp], 1 for the brightest."""
-    shares = change.clamp(0, 1).numpy()
+    fractions = change.clamp(0, 1).numpy()
     extent = (-0.5, side - 0.5, side - 0.5, -0.5)
     axes.imshow(
-        shares, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.75 * shares, extent=extent, interpolation="bilinear"
+        fractions,
+        cmap="inferno",
+        vmin=0,
+        vmax=1,
+        alpha=0.15 + 0.75 * fractions,
+        extent=extent,
+        interpolation="bilinear",
     )
 
 

@@ -1,6 +1,6 @@
 """A classifier under transformers' Auto classes; see `registration.register_transformers`.
 
-The second place that imports transformers, beside `vlm.families`: its base classes have to be inherited from.
+The second module that imports transformers, beside `vlm.families`: its base classes have to be inherited from.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ MODEL_TYPE = "kinescan"
 
 
 class KinescanConfig(PreTrainedConfig):  # type: ignore[misc]
-    """What transformers' config.json says of a classifier of ours.
+    """What transformers' config.json says of a kinescan classifier.
 
     Args:
         architecture: its name in the zoo.
@@ -90,8 +90,13 @@ class KinescanForVideoClassification(DrawnWeights, PreTrainedModel):  # type: ig
         )
         self.post_init()
 
+<<<<<<< HEAD
     def after_loading(self, module: nn.Module) -> None:
         """The classifier has drawn its weights; only what is in no checkpoint is made again after loading."""
+=======
+    def _init_weights(self, module: nn.Module) -> None:
+        """The classifier has initialised its weights; only what is in no checkpoint is made again after loading."""
+>>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
         if isinstance(module, ClassTokenShift):
             module.reset_buffers()
 

@@ -133,7 +133,7 @@ def read_suite(root: Path) -> dict[str, Benchmark]:
     """The benchmarks of a checkout by name.
 
     Raises:
-        ConfigError: suite.toml is no TOML, or an entry has unknown or missing keys.
+        ConfigError: suite.toml is not TOML, or an entry has unknown or missing keys.
     """
     entries = read_toml(root / "benchmarks" / "suite.toml")
     return {name: build_settings(Benchmark, entry, where=name) for name, entry in entries.items()}
@@ -142,7 +142,7 @@ def read_suite(root: Path) -> dict[str, Benchmark]:
 def _choose(suite: Mapping[str, Benchmark], names: Sequence[str], *, quick: bool) -> list[str]:
     for name in names:
         if name not in suite:
-            raise ConfigError(f"there is no benchmark {name!r}. {closest(name, suite)}")
+            raise ConfigError(f"unknown benchmark {name!r}. {closest(name, suite)}")
         if quick and suite[name].quick is None:
             raise ConfigError(f"{name} has no quick form. Leave --quick out; it takes {suite[name].minutes:g} minutes.")
     if names:

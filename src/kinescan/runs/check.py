@@ -97,7 +97,7 @@ def _data_config(
     if Path(source).suffix != ".toml":
         values = parse_overrides(overrides)
         if values.keys() - {"data"}:
-            raise ConfigError(f"--set takes only data.* here: {source} is no recipe. Name a .toml file for others.")
+            raise ConfigError(f"--set takes only data.* here: {source} is not a recipe. Name a .toml file for others.")
         said.pop("test", None)
         data = build_settings(DataConfig, {**values.get("data", {}), **said}, where="data")
         # as they are: their names may have bytes that no recipe could hold

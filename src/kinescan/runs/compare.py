@@ -83,7 +83,7 @@ def compare_runs(
         placeless = [run for run in (a, b) if run_of(model_folder(run, hint=HINT)) is None]
         if placeless:
             raise ConfigError(
-                f"{placeless[0]} is no run's folder, so its new report has no place. Score it first, kinescan eval "
+                f"{placeless[0]} is not a run folder: nowhere to write its new report. Score it first, kinescan eval "
                 f"{placeless[0]} --data ... --output REPORT, and compare REPORT."
             )
         for run in (a, b):

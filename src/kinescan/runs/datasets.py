@@ -294,6 +294,18 @@ def _require_held_out(
             "%d of %d classes have a single video, which is trained on: the evaluation does not see them: %s%s",
             *(len(alone), len(classes), names, more),
         )
+<<<<<<< HEAD
+=======
+    logger.log(
+        level,
+        "no data.test: of %d videos, %d (%.0f %% of each class) are held out for evaluation, sampled with seed %d",
+        len(items) + len(held_out),
+        len(held_out),
+        100 * data.held_out_ratio,
+        config.seed,
+    )
+    return items, held_out, classes
+>>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
 
 
 def evaluated_on(config: RunConfig) -> str:
@@ -401,8 +413,8 @@ def make_test_set(config: RunConfig, items: Sequence[VideoItem], classes: Sequen
 def _log_mirroring(classes: Sequence[str]) -> None:
     """Says which classes a mirrored clip swaps, and which are never mirrored."""
     mirrored = mirrored_labels(classes)
-    swapped = sum(other is not None and other != place for place, other in enumerate(mirrored))
-    alone = [classes[place] for place, other in enumerate(mirrored) if other is None]
+    swapped = sum(other is not None and other != index for index, other in enumerate(mirrored))
+    alone = [classes[index] for index, other in enumerate(mirrored) if other is None]
     if swapped:
         logger.info("mirrored clips of %d classes take the label of the opposite direction", swapped)
     if alone:

@@ -71,7 +71,7 @@ class DemoScores:
 
     Attributes:
         motion: top-1 where only the motion tells the class.
-        within_pairs: the share that is right when only a class and its reversal are to be told apart; 0.5 is chance.
+        within_pairs: the fraction that is right when only a class and its reversal are to be told apart; 0.5 is chance.
         appearance: top-1 where only the look tells the class.
         pairs: `within_pairs` of each pair, by its classes.
     """
@@ -214,10 +214,10 @@ def _make_data(folder: Path, train_per_class: int, test_per_class: int) -> dict[
 
 def _scores(reports: dict[str, Report]) -> DemoScores:
     evaluation = reports["motion"].evaluation
-    places = {label: index for index, label in enumerate(evaluation.labels)}
+    index_of = {label: index for index, label in enumerate(evaluation.labels)}
 
     def within(pairs: Sequence[tuple[str, ...]]) -> float:
-        indices = [(places[first], places[second]) for first, second in pairs]
+        indices = [(index_of[first], index_of[second]) for first, second in pairs]
         return pair_accuracy(evaluation.scores, evaluation.targets, indices)
 
     return DemoScores(

@@ -47,12 +47,12 @@ def opening(result: Mapping[str, Any]) -> str:
 
 
 def _at_chance(result: Mapping[str, Any]) -> str:
-    """Which pairs PKS4 tells apart no better than a coin: an average would hide them."""
+    """Which pairs PKS4 tells apart no better than a coin: a mean would hide them."""
     pairs = result["scores"]["pks4"]["pairs"]
     num_files = result["num_test"]["motion"] / max(len(pairs), 1)
     # What a coin stays below in 39 runs of 40.
     bound = min(1.0, 0.5 + 1.96 * (0.25 / max(num_files, 1)) ** 0.5)
-    lost = [f"{pair} ({_percent(share)})" for pair, share in pairs.items() if share <= bound]
+    lost = [f"{pair} ({_percent(accuracy)})" for pair, accuracy in pairs.items() if accuracy <= bound]
     if not lost:
         return ""
     return (
@@ -84,11 +84,11 @@ def draw_comparison(scores: Mapping[str, Any], path: Path) -> None:
     for offset, (name, colour) in enumerate((("averaging", "#9aa5b1"), ("pks4", "#1f6fb2"))):
         own = scores[name]
         values = [own["motion"], own["appearance"], *own["pairs"].values()]
-        places = [place + (0.6 if place >= 2 else 0) + 0.4 * offset for place in range(len(values))]
-        bars = axes.bar(places, [100 * value for value in values], width=0.38, color=colour, label=MODELS[name])
+        positions = [position + (0.6 if position >= 2 else 0) + 0.4 * offset for position in range(len(values))]
+        bars = axes.bar(positions, [100 * value for value in values], width=0.38, color=colour, label=MODELS[name])
         axes.bar_label(bars, fmt="%.0f", fontsize=8)
         if offset == 0:
-            axes.set_xticks([place + 0.2 for place in places], groups, fontsize=8)
+            axes.set_xticks([position + 0.2 for position in positions], groups, fontsize=8)
     axes.plot([2.3, len(groups) + 0.3], [50, 50], color="black", linewidth=0.8, linestyle=":")
     axes.set_ylim(0, 112)
     axes.set_ylabel("right, %")
@@ -129,8 +129,8 @@ def _explanation(result: Mapping[str, Any], label: str, folder: Path) -> Iterato
     yield f"{escape_markdown(Path(prediction['path']).name)} of class **{escape_markdown(label)}**: {named}.\n"
     if prediction["explanation"] is not None:
         picture = Path(prediction["explanation"])
-        place = picture.relative_to(folder) if picture.is_relative_to(folder) else picture
-        yield f"![where things moved and changed]({place.as_posix()})"
+        shown = picture.relative_to(folder) if picture.is_relative_to(folder) else picture
+        yield f"![where things moved and changed]({shown.as_posix()})"
 
 
 def _ending(result: Mapping[str, Any]) -> Iterator[str]:

@@ -47,7 +47,7 @@ def evaluate(
 ) -> Report:
     """Scores a saved model on labelled videos and writes report.json, report.md, two pictures and predictions.jsonl.
 
-    Started by torchrun, each process scores its share of the videos, and the first one writes.
+    Started by torchrun, each process scores its part of the videos, and the first one writes.
 
     Args:
         model: a run's folder (its best checkpoint is taken), a saved or exported model, or a hub name; None for the

@@ -29,7 +29,7 @@ def export_model(
         num_frames: of a clip; by default the model's.
         precision: what the file computes in.
         videos: files or folders to compare on.
-        tolerance: how far logits may be off, as a share of the largest.
+        tolerance: how far logits may be off, as a fraction of the largest.
 
     Raises:
         ConfigError: an argument is wrong.

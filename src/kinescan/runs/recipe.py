@@ -20,6 +20,6 @@ def recipe_values(name: str) -> dict[str, Any]:
     """The settings that a recipe gives; those that it leaves out are not among them.
 
     Raises:
-        ConfigError: there is none of that name, or it is no TOML.
+        ConfigError: there is none of that name, or it is not TOML.
     """
     return read_toml(find_recipe(name))

@@ -40,7 +40,7 @@ def _label(video: Video) -> str:
 def videos_of_run(
     folder: Path, config: RunConfig, division: Division[VideoItem] | Division[IntervalVideo]
 ) -> RunVideos:
-    """The record of a run that begins, or that of one that is resumed, with the places where its videos are now.
+    """The record of a run that begins, or that of one that is resumed, with the paths where its videos are now.
 
     Raises:
         ConfigError: most training videos have other content than when the run began.
@@ -86,7 +86,7 @@ def held_out_items(run: Path, recipe: RunConfig | None) -> tuple[list[VideoItem]
         recipe: its settings; None where they are lost.
 
     Raises:
-        ConfigError: the videos are not there, or others are in their place.
+        ConfigError: the videos are not there, or were replaced by others.
         CheckpointError: the record is damaged.
     """
     recorded = read_run_videos(run)
@@ -148,7 +148,7 @@ def seen_notes(run: Path, recipe: RunConfig | None, items: Sequence[VideoItem], 
         except ConfigError:
             known = None
         if known is None:
-            yield "The run's own videos are not there any more, so nobody knows whether some of these are among them."
+            yield "The run's own videos are not there any more, so it is unknown whether some of these are among them."
             return
         paths = {os.path.abspath(item.path) for item in items}
         training, held_out = (

@@ -89,7 +89,7 @@ def train(
             the folder of the run.
         overrides: "dotted.key=value" each, for a file.
         output: folder of the run; by default the recipe's, or the next free one under runs/.
-        resume: goes on from the run's last checkpoint.
+        resume: continues from the run's last checkpoint.
         callbacks: are told of the start, of every step, epoch and evaluation, and of the end of the training.
 
     Raises:
@@ -134,6 +134,13 @@ def _train_into(run: OpenRun, config: RunConfig, callbacks: Sequence[Callback]) 
         if not division.validation
         else HeldOutScores(config, division.held_out, division.classes, videos.held_out)
     )
+<<<<<<< HEAD
+=======
+    videos = processes.broadcast(
+        videos_of_run(folder, config, training, held_out, classes) if processes.is_main else None
+    )
+    scores = HeldOutScores(config, held_out, classes, videos)
+>>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
 
     result = fit(
         model,
@@ -241,9 +248,9 @@ def _make_model(config: RunConfig, classes: Sequence[str]) -> VideoClassifier:
 
 
 def _mixed(
-    augment: AugmentConfig, clips: Tensor, labels: Tensor, generator: torch.Generator, places: Sequence[int] | None
+    augment: AugmentConfig, clips: Tensor, labels: Tensor, generator: torch.Generator, positions: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:
-    return mix(clips, labels, augment, generator, places=places)
+    return mix(clips, labels, augment, generator, positions=positions)
 
 
 class HeldOutScores:

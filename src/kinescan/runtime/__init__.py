@@ -1,1 +1,1 @@
-"""What verbs share with the operating system: files read and written safely, text made safe to show, URLs masked."""
+"""What every verb needs: files read and written safely, text made safe to show, URLs masked."""

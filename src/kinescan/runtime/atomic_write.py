@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kinescan.errors import ConfigError
 
-ADVICE = "Free space, or choose another place that you may write to."
+ADVICE = "Free space, or choose another folder that you may write to."
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def atomic_write(
 def write_text(
     path: str | Path, text: str, *, error: Callable[[str], Exception] = ConfigError, advice: str = ADVICE
 ) -> None:
-    """Writes a text file as UTF-8, whole or not at all; bytes of names that are no UTF-8 are written as they were.
+    """Writes a text file as UTF-8, whole or not at all; bytes of names that are not UTF-8 are written as they were.
 
     Args:
         path: the file.

@@ -40,4 +40,4 @@ def check_device(device: str) -> None:
     available = _available()
     if not available[device]:
         here = ", ".join(name for name, there in available.items() if there)
-        raise ConfigError(f"train.device {device!r} is not available here. There are: {here}.")
+        raise ConfigError(f"train.device {device!r} is not available here. Available: {here}.")

@@ -22,7 +22,7 @@ class Processes:
     Every method is to be called by all of them, in the same order.
 
     Args:
-        index: this one's place, from 0.
+        index: of this process, from 0.
         count: how many there are.
         device: where exchanged tensors live.
 
@@ -66,7 +66,7 @@ class Processes:
         distributed.all_gather_object(values, value)
         return values
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The main process's value; those of the others are not used."""
         if self.count == 1:
             return value
@@ -85,7 +85,7 @@ def open_processes(device: torch.device) -> Iterator[Processes]:
         device: kind of device that they train on; with CUDA, each process gets one of its own.
 
     Raises:
-        ConfigError: there are several, on a device that they cannot share.
+        ConfigError: there are several, on a device that they cannot use together.
     """
     if world_size() == 1 and not distributed.is_initialized():
         yield Processes(device=device)

@@ -1,4 +1,4 @@
-"""Text from strangers (names of files, labels, metadata), made safe for the place where it is shown."""
+"""Text from strangers (names of files, labels, metadata), made safe for where it is shown."""
 
 import html
 import json
@@ -62,7 +62,7 @@ def escape_plot(text: str, *, length: int = 40) -> str:
 def to_json(value: Any, *, indent: int | None = None) -> str:
     r"""The value as JSON text that can be written as UTF-8 and is valid anywhere; names keep their letters.
 
-    Bytes of file names that are no UTF-8 become escapes such as `\udcff`, which reading gives back as they were.
+    Bytes of file names that are not UTF-8 become escapes such as `\udcff`, which reading gives back as they were.
     NaN and infinity, which JSON does not have, become null.
 
     Example:

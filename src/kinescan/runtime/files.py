@@ -1,4 +1,4 @@
-"""The one door through which small files are read: whatever is wrong with one becomes an error of ours."""
+"""The one door through which small files are read: whatever is wrong with one becomes an error of `kinescan.errors`."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def read_bytes(path: str | Path, *, max_bytes: int = MAX_BYTES, error: MakeError
         error: makes the error to raise.
 
     Raises:
-        ConfigError: (or what `error` makes) it is no regular file, too long, or cannot be read.
+        ConfigError: (or what `error` makes) it is not a regular file, too long, or cannot be read.
     """
     require_regular(path, error=error)
     try:
@@ -84,7 +84,7 @@ def read_head(path: str | Path, num_bytes: int, *, error: MakeError = ConfigErro
     """The first bytes of a regular file; fewer where it is shorter.
 
     Raises:
-        ConfigError: (or what `error` makes) it is no regular file, or cannot be read.
+        ConfigError: (or what `error` makes) it is not a regular file, or cannot be read.
     """
     require_regular(path, error=error)
     try:
@@ -166,7 +166,7 @@ def _why(problem: BaseException) -> str:
 
 
 def kind_of(mode: int) -> str:
-    """What a path is that is no regular file, in words, by its `st_mode`."""
+    """What a path is that is not a regular file, in words, by its `st_mode`."""
     kinds = (
         (stat.S_ISDIR, "a folder"),
         (stat.S_ISFIFO, "a named pipe"),

@@ -12,7 +12,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint_of(model: nn.Module) -> str:
-    """A digest of every parameter: its name, shape, dtype, the sum of all its bits, and some of its values in place.
+    """A digest of every parameter: its name, shape, dtype, the sum of all its bits, and some of its values.
 
     One changed value anywhere changes it. The sum is taken where the weights are; it does not depend on the device.
 
@@ -35,5 +35,5 @@ def _numbers(tensor: Tensor) -> list[Any]:
     if not tensor.numel():
         return []
     flat = tensor.contiguous().view(-1).view(_INTEGERS[tensor.element_size()])
-    places = torch.linspace(0, len(flat) - 1, min(NUM_SAMPLES, len(flat)), dtype=torch.float64).long()
-    return [int(flat.sum(dtype=torch.int64)), flat[places.to(flat.device)].tolist()]
+    sample_indices = torch.linspace(0, len(flat) - 1, min(NUM_SAMPLES, len(flat)), dtype=torch.float64).long()
+    return [int(flat.sum(dtype=torch.int64)), flat[sample_indices.to(flat.device)].tolist()]

@@ -46,7 +46,7 @@ def locked(folder: Path, processes: Processes | None = None) -> Iterator[None]:
     if processes.is_main:
         problem = _take(lock, folder)
     try:
-        problem = processes.share(problem)
+        problem = processes.broadcast(problem)
         if problem is not None:
             raise ConfigError(problem)
         yield
@@ -73,7 +73,7 @@ def is_locked(folder: Path) -> bool:
 
 def _lock_of(folder: Path) -> FileLock:
     # One object for each folder and thread counts how often it was taken. A lock that a dead process leaves behind, as
-    # the library's other kind is, would keep a killed run from going on.
+    # the library's other kind is, would keep a killed run from continuing.
     return FileLock(folder.resolve() / LOCK_FILE, is_singleton=True, fallback_to_soft=False)
 
 

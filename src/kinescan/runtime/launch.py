@@ -1,4 +1,4 @@
-"""How this process was started: the one place that reads what torchrun and `accelerate launch` say of it."""
+"""How this process was started: the one module that reads what torchrun and `accelerate launch` say of it."""
 
 import os
 

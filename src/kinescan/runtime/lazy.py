@@ -6,13 +6,14 @@ from typing import Any
 
 
 def lazy_names(
-    package: str, places: Mapping[str, Sequence[str]], submodules: Sequence[str] = ()
+    package: str, modules: Mapping[str, Sequence[str]], submodules: Sequence[str] = ()
 ) -> Callable[[str], Any]:
     """The `__getattr__` of a package that loads each of its names from the module that holds it.
 
     Args:
         package: the package's `__name__`.
-        places: module -> the names that are taken from it. A module below the package is reachable by its own name too.
+        modules: module -> the names that are taken from it. A module below the package is reachable by its own name
+            too.
         submodules: further modules below the package.
 
     Returns:
@@ -24,8 +25,8 @@ def lazy_names(
         ('JSONDecoder', 'json.decoder')
     """
     below = f"{package}."
-    homes = {name: module for module, names in places.items() for name in names}
-    inner = {module.removeprefix(below).partition(".")[0] for module in places if module.startswith(below)}
+    homes = {name: module for module, names in modules.items() for name in names}
+    inner = {module.removeprefix(below).partition(".")[0] for module in modules if module.startswith(below)}
     known = (inner | set(submodules)) - set(homes)
 
     def load(name: str) -> Any:

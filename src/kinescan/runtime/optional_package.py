@@ -11,7 +11,7 @@ def optional_package(name: str, extra: str = "export") -> Any:
 
     Args:
         name: what is imported.
-        extra: the extra of ours that brings it.
+        extra: the kinescan extra that brings it.
 
     Raises:
         DependencyError: it is not installed, or cannot be imported.

@@ -16,7 +16,7 @@ _imported_by: dict[str, str] = {}
 def import_own_module(name: str) -> None:
     """Imports a module that is installed or lies in the working folder, which is searched first, as by `python -m`.
 
-    It runs the module's code. Give only a name that the user typed, or that stands in a recipe that the user named;
+    It runs the module's code. Give only a name that the user typed, or that is in a recipe that the user named;
     never one that was read from a model's or a run's folder.
 
     Args:
@@ -45,11 +45,13 @@ def import_own_module(name: str) -> None:
             f"no module {error.name!r} in {folder}, and none is installed. Run the command in the folder of "
             f"{error.name}.py, or install the package that holds it."
         ) from error
-    # The code is the user's: whatever it raises is said with its place.
+    # The code is the user's: whatever it raises is reported with file and line.
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-        raise ConfigError(f"module {name} cannot be imported: {type(error).__name__}: {error}{place}.") from error
+        where_raised = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        raise ConfigError(
+            f"module {name} cannot be imported: {type(error).__name__}: {error}{where_raised}."
+        ) from error
     _refuse_another_of_its_name(name, Path(folder), getattr(module, "__file__", None))
     for found in set(sys.modules) - before:
         _imported_by.setdefault(found, name)

@@ -9,7 +9,7 @@ def _signals() -> Iterator[int]:
     """The signals that ask a run to stop."""
     yield from (signal.SIGINT, signal.SIGTERM)
     hangup = getattr(signal, "SIGHUP", None)
-    # nohup ignores it, so that a run goes on when its terminal is closed.
+    # nohup ignores it, so that a run continues when its terminal is closed.
     if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
         yield hangup
 

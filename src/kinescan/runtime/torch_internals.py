@@ -1,7 +1,7 @@
 """Every name of torch that torch calls private and this package uses, and nothing else.
 
 A release of torch may change them without notice. `tests/runtime/test_torch_internals.py` says for each which feature
-of ours breaks then; the range of versions that was tried stands in pyproject.toml.
+of kinescan breaks then; the range of versions that was tried is in pyproject.toml.
 """
 
 import functools

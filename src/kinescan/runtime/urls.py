@@ -48,7 +48,7 @@ def refuse_url(source: str | Path, what: str, *, error: Callable[[str], Exceptio
 def mask_url(source: str | Path) -> str:
     """The source as it may be shown or written: a URL without user, password, other secrets that it may carry.
 
-    Masked are: user and password; every value of the query, and what stands there without a name; the fragment; values
+    Masked are: user and password; every value of the query, and what has no name there; the fragment; values
     behind "=" in the path; the stream's key of RTMP. Scheme, host, port, path and the names of the query stay.
 
     User and password may themselves hold "@", "/", "?", "#" or spaces (people forget to escape them). Where a text can
@@ -143,7 +143,7 @@ def _ends_user(name: str, rest: str, at: int) -> bool:
 
 
 def _last_without_name(rest: str, start: int) -> int:
-    """Place of the last "@" of query or fragment that no "name=" stands before; -1 where there is none."""
+    """Index of the last "@" of query or fragment that no "name=" stands before; -1 where there is none."""
     found = [at.start() for at in re.finditer("@", rest) if at.start() > start]
     return max((at for at in found if "=" not in re.split("[?#&;]", rest[:at])[-1]), default=-1)
 
@@ -154,10 +154,10 @@ def _is_host(text: str) -> bool:
 
 def _masked_tail(tail: str, hides_path: bool) -> str:
     """Host, path, query and fragment."""
-    if hides_path and (places := re.match(r"[^/?#\s]*/[^/?#\s]*(?=[/?#\s])", tail)) is not None:
+    if hides_path and (shown := re.match(r"[^/?#\s]*/[^/?#\s]*(?=[/?#\s])", tail)) is not None:
         # host/application/key
-        mark = tail[places.end()]
-        return places[0] + (mark if mark in "/?#" else " ") + _MASK
+        mark = tail[shown.end()]
+        return shown[0] + (mark if mark in "/?#" else " ") + _MASK
     rest, sharp, fragment = tail.partition("#")
     path, mark, query = rest.partition("?")
     path = re.sub(r"=[^/]+", f"={_MASK}", path)

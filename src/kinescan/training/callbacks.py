@@ -9,7 +9,7 @@ from kinescan.models.classifier import VideoClassifier
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """A run that begins or goes on.
+    """A run that begins or continues.
 
     Attributes:
         model: that is trained.

@@ -46,8 +46,12 @@ class TrainState:
         epoch_sums: running sums of this epoch's log line.
         log_lines: lines of log.jsonl that belong to this state; later ones are written again.
         unreadable: path -> why it could not be read, as met so far.
+<<<<<<< HEAD
         absent: items whose files were not there when the run began; None where nobody looked.
         timing: how far apart the frames of the clips were, as `TimingCounts.to_plain` gives it.
+=======
+        absent: items whose files were not there when the run began; None where that was not checked.
+>>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
         optimizer: the optimizer's state dict.
         weights: with averaged weights, those that are trained, by name; the folder's model holds the averages.
         rng: the random generators' states, of each process.
@@ -83,7 +87,7 @@ def save_checkpoint(
     Args:
         folder: where the checkpoint is to stand, such as runs/a/checkpoints/last.
         model: written by its `save_pretrained`.
-        state: where the run stands; None for a checkpoint to use but not to go on from.
+        state: where the run stands; None for a checkpoint to use but not to continue from.
         earlier: where the one before is kept, a name of `earlier_name` beside `folder`; None removes it.
 
     Returns:
@@ -164,7 +168,7 @@ def find_checkpoint(folder: Path) -> Path | None:
             if problem is None:
                 return candidate
             if candidate == folder:
-                then = f"the run goes on from {earlier[0]}" if earlier else "start anew in another output"
+                then = f"the run continues from {earlier[0]}" if earlier else "start anew in another output"
                 raise CheckpointError(f"{folder}: {problem}. The checkpoint is damaged: delete it, and {then}.")
     if folder.is_dir() and (folder / STATE_FILE).exists():
         raise CheckpointError(f"{folder}: {CHECKSUM_FILE} is missing, so it is unfinished. Delete it and start anew.")
@@ -174,7 +178,7 @@ def find_checkpoint(folder: Path) -> Path | None:
 def checkpoint_left(last: Path) -> str:
     """A sentence for errors: which checkpoint of a run there is."""
     saved = find_checkpoint(last)
-    return f"The checkpoint is {saved}; go on with --resume." if saved else "There is no checkpoint yet."
+    return f"The checkpoint is {saved}; continue it with --resume." if saved else "There is no checkpoint yet."
 
 
 def load_state(folder: Path) -> TrainState:
@@ -185,7 +189,7 @@ def load_state(folder: Path) -> TrainState:
     """
     path = folder / STATE_FILE
     if not path.is_file():
-        raise CheckpointError(f"{folder}: there is no {STATE_FILE}, so it holds a model but no run to resume.")
+        raise CheckpointError(f"{folder} holds no {STATE_FILE}, so it holds a model but no run to resume.")
     try:
         values = read_saved(inside(folder, STATE_FILE, error=CheckpointError))
     except (CheckpointError, PickleRefused) as error:
@@ -204,9 +208,9 @@ def _checked(values: dict[Any, Any], path: Path) -> TrainState:
     wrong = [key for key in hints if key in values and not _is_of(values[key], hints[key])]
     wrong += [] if "settings" in wrong or _is_plain(values.get("settings", {})) else ["settings"]
     if unknown or lacking or wrong:
-        places = ", ".join([*map(str, lacking), *wrong, *(f"{str(key)[:40]} (unknown)" for key in unknown)][:5])
+        wrong_keys = ", ".join([*map(str, lacking), *wrong, *(f"{str(key)[:40]} (unknown)" for key in unknown)][:5])
         raise CheckpointError(
-            f"{path} is not the state of a run: missing or of the wrong kind: {places}. Delete the checkpoint and "
+            f"{path} is not the state of a run: missing or of the wrong kind: {wrong_keys}. Delete the checkpoint and "
             "start anew."
         )
     return TrainState(**values)
@@ -309,7 +313,7 @@ def _remove(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Makes sure that a file, or a folder's list of names, is on the disk; systems without that are let be."""
+    """Makes sure that a file, or a folder's list of names, is on the disk; systems without that are left alone."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)

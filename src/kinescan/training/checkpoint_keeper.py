@@ -116,7 +116,7 @@ class CheckpointKeeper:
 
     def _raise_everywhere(self, problem: CheckpointError | None) -> None:
         """What the main process met, in all of them."""
-        message = self._processes.share(None if problem is None else str(problem))
+        message = self._processes.broadcast(None if problem is None else str(problem))
         if problem is not None:
             raise problem
         if message is not None:

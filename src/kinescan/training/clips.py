@@ -9,7 +9,7 @@ from kinescan.data.loader import Batch
 class ClipSource(Protocol):
     """Training clips in batches, in an order that depends on the epoch (and the source's seed) only.
 
-    Of several processes, each has a source of its own: as many batches as the others, and its share of each.
+    Of several processes, each has a source of its own: as many batches as the others, and its part of each.
     """
 
     @property

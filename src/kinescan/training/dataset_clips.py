@@ -15,7 +15,7 @@ class DatasetClips:
         dataset: videos with mode="train".
         config: batches and workers.
         seed: of the order.
-        processes: those that share every batch out between them; None for this one alone.
+        processes: those that every batch is divided between; None for this one alone.
     """
 
     def __init__(

@@ -141,7 +141,7 @@ class EpochLoop:
         )
 
     def _finish_epoch(self, rate: float, seconds: float) -> None:
-        """The epoch's line; a checkpoint at this place is written only after it, so that none lacks it."""
+        """The epoch's line; a checkpoint at this point is written only after it, so that none lacks it."""
         state = self._state
         if not state.epoch_sums.get("clips"):
             self._refuse_unreadable()
@@ -211,7 +211,7 @@ class EpochLoop:
         signal, where = self._stop.requested or "a signal", f"{self._state.epoch + 1} of {self._num_epochs}"
         return TrainingInterrupted(
             f"stopped by {signal} in epoch {where}, after {self._state.step} steps. "
-            f"The checkpoint is {self._keeper.folder.last}; go on with --resume."
+            f"The checkpoint is {self._keeper.folder.last}; continue it with --resume."
         )
 
     def _without_worker(self, error: WorkerError, *, save: bool) -> WorkerError:

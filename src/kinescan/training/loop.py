@@ -48,7 +48,7 @@ def fit(
     """Trains a model; its weights are those after the last epoch when this returns, averaged with `optim.ema_decay`.
 
     Writes checkpoints/last, checkpoints/best, log.jsonl, unreadable.json and the trackers' files into `output`.
-    Started by torchrun, every process calls it with its share of the clips; the first one writes.
+    Started by torchrun, every process calls it with its part of the clips; the first one writes.
 
     Args:
         model: trained in place; moved back to the device it came from.
@@ -57,10 +57,10 @@ def fit(
         train: how the loop runs.
         optim: learning rates, schedule and loss.
         mix: mixup and cutmix of whole batches; None for neither. Not with `task`.
-        task: what outputs are to be, for labels that are no classes; None: classification, by cross-entropy.
+        task: what outputs are to be, for labels that are not classes; None: classification, by cross-entropy.
         evaluate: scores the model after epochs; None keeps no best checkpoint.
         seed: of mixup and cutmix. Dropout and new weights follow torch's global generator.
-        resume: goes on from `output`/checkpoints/last, or starts anew where there is none; an opened run knows.
+        resume: continues from `output`/checkpoints/last, or starts anew where there is none; an opened run knows.
         settings: plain settings of the run, kept in checkpoints; on resume, changes are refused unless harmless.
         callbacks: are told of the start, of every step, epoch and evaluation, and of the end; before our own log is.
 
@@ -143,7 +143,7 @@ def _refuse_misfits(
             f"{model.config.num_classes} classes in the order of the outputs."
         )
     if clips.num_batches < 1:
-        raise ConfigError("there is no training clip. Check data.train.")
+        raise ConfigError("no training clip. Check data.train.")
 
 
 def _schedule(clips: ClipSource, optim: OptimConfig, *, accumulate_batches: int, num_processes: int) -> Schedule:

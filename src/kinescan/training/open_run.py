@@ -1,4 +1,4 @@
-"""A run is opened once: its processes, its folder and lock, and the checkpoint that it goes on from."""
+"""A run is opened once: its processes, its folder and lock, and the checkpoint that it continues from."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +21,8 @@ class OpenRun:
     Attributes:
         folder: of the run.
         processes: that train together.
-        resume: whether it may go on from a checkpoint.
-        checkpoint: the one that it goes on from, whole; None where it starts anew.
+        resume: whether it may continue from a checkpoint.
+        checkpoint: the one that it continues from, whole; None where it starts anew.
     """
 
     folder: RunFolder
@@ -38,7 +38,7 @@ def open_run(output: str | Path, *, device: str, resume: bool) -> Iterator[OpenR
     Args:
         output: folder of the run, made if need be.
         device: "auto", "cpu", "cuda" or "mps".
-        resume: whether it goes on from its last checkpoint, if there is one.
+        resume: whether it continues from its last checkpoint, if there is one.
 
     Raises:
         ConfigError: the folder cannot be written, another process writes into it, or it holds a run that is not to be
@@ -46,7 +46,7 @@ def open_run(output: str | Path, *, device: str, resume: bool) -> Iterator[OpenR
         CheckpointError: the checkpoint is damaged.
     """
     with open_processes(choose_device(device)) as processes:
-        folder = RunFolder(prepare_output(processes.share(str(output))))
+        folder = RunFolder(prepare_output(processes.broadcast(str(output))))
         with locked(folder.path, processes):
             checkpoint = _checkpoint(folder, processes, resume=resume)
             yield OpenRun(folder=folder, processes=processes, resume=resume, checkpoint=checkpoint)
@@ -61,11 +61,11 @@ def _checkpoint(folder: RunFolder, processes: Processes, *, resume: bool) -> Pat
             found = find_checkpoint(folder.last)
             if found is not None and not resume:
                 problem = ConfigError(
-                    f"{folder.path} holds a run already. Go on with it (--resume), or choose another output folder."
+                    f"{folder.path} holds a run already. Continue it (--resume), or choose another output folder."
                 )
         except CheckpointError as error:
             problem = error
-    found, problem = processes.share((found, problem))
+    found, problem = processes.broadcast((found, problem))
     if problem is not None:
         raise problem
     return found

@@ -23,7 +23,7 @@ class OptimConfig:
     Attributes:
         lr: peak learning rate for a batch of `lr_batch_size` clips; scaled linearly with the batch that is used.
         lr_batch_size: clips in the batch that `lr` is written for.
-        min_lr_ratio: the cosine ends at this share of the peak.
+        min_lr_ratio: the cosine ends at this fraction of the peak.
         epochs: passes over the training data.
         warmup_epochs: epochs over which the learning rate rises from 0; at most half of all epochs are used.
         weight_decay: AdamW's; none on norms, biases, A_log, D and embeddings.
@@ -33,7 +33,7 @@ class OptimConfig:
             keep the full rate.
         lr_scales: pattern of parameter names -> factor on their learning rate, on top of layer decay, such as
             {"scanner.*" = 2.0}; the first pattern that matches counts.
-        label_smoothing: share of the target spread over all classes.
+        label_smoothing: fraction of the target spread over all classes.
         clip_norm: largest norm of all gradients together; 0 leaves them as they are.
         ema_decay: keeps a running average of the weights, which is what is evaluated, saved and returned; 0 keeps
             none. 0.999 for runs of thousands of steps.
@@ -91,7 +91,7 @@ class OptimConfig:
 
 
 def lr_ratio(step: int, *, num_steps: int, warmup_steps: float, min_ratio: float) -> float:
-    """Share of the peak learning rate at a step: a linear rise, then a cosine down to `min_ratio`.
+    """Fraction of the peak learning rate at a step: a linear rise, then a cosine down to `min_ratio`.
 
     A function of the step alone, so that a resumed run needs no schedule state.
 

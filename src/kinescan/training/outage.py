@@ -1,4 +1,4 @@
-"""Tells broken files from a storage that is gone: through the one a run goes on, through the other it must not."""
+"""Tells broken files from a storage that is gone: through the one a run continues, through the other it must not."""
 
 import logging
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class OutageWatch:
         self._processes = processes
         self._sound: int | None = None
         if absent is None and self._clips is not None:
-            absent = processes.share(self._clips.absent())
+            absent = processes.broadcast(self._clips.absent())
         self.absent = absent
         self._absent = frozenset(absent or ())
 

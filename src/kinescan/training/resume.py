@@ -50,7 +50,7 @@ def restore(
         optimizer.load_state_dict(state.optimizer)
         refuse_other_shapes(optimizer)
         write_rng(state.rng[stepper.processes.index])
-    except Exception as error:  # whatever the file holds in their place
+    except Exception as error:  # whatever the file holds instead of them
         raise CheckpointError(f"{folder} does not fit this model: {error}. Start anew in another output.") from error
     describe_longer(schedule, state.settings, state.step)
     state.settings = settings
@@ -76,12 +76,12 @@ def _load_weights(model: VideoClassifier, folder: Path, base: Mapping[str, Any] 
 
 
 def _take_up_early_stop(state: TrainState, patience: int, num_epochs: int) -> None:
-    """A run that stopped early goes on where more patience is given to it now."""
+    """A run that stopped early continues where more patience is given to it now."""
     if state.stopped_early and (not patience or state.evaluations_without_gain < patience):
         state.stopped_early = False
     elif state.stopped_early and state.epoch < num_epochs:
         logger.warning(
             "the run had stopped early, after %d evaluations without a better top-1: nothing is trained. Raise "
-            "train.early_stop_evaluations to go on",
+            "train.early_stop_evaluations to continue",
             state.evaluations_without_gain,
         )

@@ -63,7 +63,7 @@ def describe_computing(device: torch.device, precision: str) -> dict[str, Any]:
 
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Passes when a run goes on as it began; harmless changes are listed in the log.
+    """Passes when a run continues as it began; harmless changes are listed in the log.
 
     Args:
         before: the plain settings in the checkpoint.
@@ -106,7 +106,7 @@ def _is_raised(before: Any, now: Any) -> bool:
 
 
 def describe_longer(schedule: Schedule, before: Mapping[str, Any], step: int) -> None:
-    """Says in the log what the learning rate does where a run goes on with more epochs than it had.
+    """Says in the log what the learning rate does where a run continues with more epochs than it had.
 
     Args:
         schedule: of the resumption.

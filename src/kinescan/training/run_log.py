@@ -28,7 +28,7 @@ class Journal:
 
     Args:
         path: the file.
-        keep_lines: so many lines are kept, since the run goes on from there; 0 starts anew.
+        keep_lines: so many lines are kept, since the run continues from there; 0 starts anew.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -220,6 +220,6 @@ def _reported(path: Path) -> Iterator[None]:
 
 def _error(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
-        f"{path} cannot be written ({error.strerror or error}). Free space or put its folder back, then go on with "
+        f"{path} cannot be written ({error.strerror or error}). Free space or put its folder back, then continue with "
         "--resume."
     )

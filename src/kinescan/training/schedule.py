@@ -8,7 +8,8 @@ class Schedule:
     """The learning rate of every step: warm-up, then a cosine to the end of the last epoch.
 
     A function of the step alone. With more epochs, the whole curve is stretched: a run that is resumed with more of
-    them goes on with the rate that the longer curve has at its step, which is higher than where the shorter one ended.
+    them continues with the rate that the longer curve has at its step, which is higher than where the shorter one
+    ended.
 
     Attributes:
         optim: learning rate, warm-up and epochs.

@@ -17,9 +17,9 @@ from kinescan.training.optim import OptimConfig, make_optimizer, parameter_group
 from kinescan.training.sync_batch_norm import SynchronisedNorms
 
 Mix = Callable[[Tensor, Tensor, torch.Generator, Sequence[int] | None], tuple[Tensor, Tensor]]
-"""Clips [B, T, 3, H, W], soft labels [B, K] and `Batch.places` -> clips and labels, mixed.
+"""Clips [B, T, 3, H, W], soft labels [B, K] and `Batch.positions` -> clips and labels, mixed.
 
-A batch in several parts is mixed part by part with equal generators, so partners have to stand in the same part.
+A batch in several parts is mixed part by part with equal generators, so partners have to be in the same part.
 """
 Task = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Outputs [B, K] and the labels of a batch -> the mean loss, and which of the B are right."""
@@ -79,7 +79,7 @@ class Stepper:
         optim: learning rates and loss.
         num_classes: of the data.
         mix: mixup and cutmix; None for neither.
-        task: for labels that are no classes; None for classification by cross-entropy.
+        task: for labels that are not classes; None for classification by cross-entropy.
         seed: of mixup and cutmix.
 
     Attributes:
@@ -176,7 +176,7 @@ class Stepper:
             targets = F.one_hot(targets, self.num_classes).float()
             if self.mix is not None and len(targets):
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-                clips, targets = self.mix(clips, targets, generator, batch.places)
+                clips, targets = self.mix(clips, targets, generator, batch.positions)
         return clips.to(device), targets.to(device)
 
     def _run(self, clips: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor, float]:
@@ -197,7 +197,7 @@ class Stepper:
         return loss, logits.detach().argmax(dim=1) == targets.argmax(dim=1)
 
     def _gradients_shared(self, *, last: bool) -> AbstractContextManager[None]:
-        """Processes share their gradients once a step, with the last part."""
+        """Processes average their gradients once a step, with the last part."""
         if last or self.processes.count == 1:
             return nullcontext()
         return self.accelerator.no_sync(self.wrapped)
@@ -223,7 +223,7 @@ class Stepper:
 
 
 def _scaled(loss: Tensor, factor: float) -> Tensor:
-    """The part's share of the batch's mean; a batch of one part is left as it is, bit for bit."""
+    """The part's contribution to the batch's mean; a batch of one part is left as it is, bit for bit."""
     return loss if factor == 1.0 else loss * factor
 
 

@@ -74,21 +74,21 @@ def test_missing_videos_stay_and_are_counted(touch: Callable[..., Path], caplog:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("labels.json", '{"Holding something": "1"}', r'must map label texts to the numbers from "0" on'),
-        ("labels.json", "[]", "must map label texts"),
-        ("train.json", "[{]", r"train\.json is not valid JSON \(line 1"),
-        ("train.json", "{}", "must be a list of videos"),
-        ("train.json", "[]", "lists no video"),
-        ("train.json", '[{"id": "1"}]', "entry 0 has no id and template"),
+        ("labels.json", '{"Holding something": "1"}', 'numbers.*"0"'),
+        ("labels.json", "[]", "label"),
+        ("train.json", "[{]", r"train\.json.*JSON \(line 1"),
+        ("train.json", "{}", "videos"),
+        ("train.json", "[]", "lists"),
+        ("train.json", '[{"id": "1"}]', "entry 0.*template"),
         (
             "train.json",
             '[{"id": "7", "template": "Holdin [something]"}]',
-            r"video 7 has the template 'Holdin something', .* Did you mean 'Holding something'\?",
+            r"video 7.*'Holdin something'.*'Holding something'\?",
         ),
         (
             "train.json",
             json.dumps([*TRAIN, {**TRAIN[0], "template": TRAIN[1]["template"]}]),
-            "41775 has two labels, 'Holding something' and 'Approaching something with your camera'",
+            "41775.*'Holding something'.*'Approaching.*camera'",
         ),
     ],
 )

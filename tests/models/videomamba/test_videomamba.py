@@ -250,15 +250,15 @@ def test_save_and_from_pretrained_give_the_same(tmp_path: Path) -> None:
         (lambda state: {"vit.conv1.weight": torch.zeros(1)}, "is no VideoMamba: it lacks cls_token, pos_embed"),
         (
             lambda state: {name: t for name, t in state.items() if "_b" not in name},
-            "its blocks scan in one direction only (there is no layers.0.mixer.A_b_log)",
+            "layers.0.mixer.A_b_log",
         ),
         (
             lambda state: {name: t for name, t in state.items() if name != "layers.1.norm.weight"},
-            "is incomplete: it lacks layers.1.norm.weight (1 in all). Fetch it again.",
+            "layers.1.norm.weight (1",
         ),
         (
             lambda state: {**state, "pos_embed": torch.zeros(1, 4, 16)},
-            "patches of [1, 8, 8] and 3 positions; both must be square",
+            "[1, 8, 8]",
         ),
     ],
 )
@@ -291,9 +291,9 @@ def test_options_that_contradict_the_weights_are_refused(tmp_path: Path, option:
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, 5, 3, 16, 16), "a clip must have 4 frames, got 5: positions in time are learned. Sample 4, or build"),
-        ((1, 4, 3, 24, 24), "frames must be 16 x 16, got 24 x 24"),
-        ((4, 3, 16, 16), "For one clip, add the batch axis"),
+        ((1, 5, 3, 16, 16), "positions"),
+        ((1, 4, 3, 24, 24), "16 x 16"),
+        ((4, 3, 16, 16), "batch"),
     ],
 )
 def test_other_clips_are_refused(shape: tuple[int, ...], message: str) -> None:
@@ -304,11 +304,11 @@ def test_other_clips_are_refused(shape: tuple[int, ...], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 20}, "image_size must be a multiple of patch_size, got 20 and 8. Try image_size=16."),
-        ({"tubelet_frames": 3}, "num_frames must be a multiple of tubelet_frames, got 4 and 3."),
-        ({"drop_path": 1.0}, "drop_path must lie in [0, 1), got 1.0."),
-        ({"depth": 0}, "depth must be at least 1, got 0."),
-        ({"norm_eps": 0.0}, "norm_eps must be positive, got 0.0."),
+        ({"image_size": 20}, "8. Try image_size=16"),
+        ({"tubelet_frames": 3}, "tubelet_frames"),
+        ({"drop_path": 1.0}, "drop_path"),
+        ({"depth": 0}, "depth"),
+        ({"norm_eps": 0.0}, "norm_eps"),
     ],
 )
 def test_impossible_sizes_are_refused(options: dict[str, Any], message: str) -> None:

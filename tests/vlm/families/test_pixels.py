@@ -150,7 +150,7 @@ def test_settings_are_read_from_a_checkpoint(tmp_path, vlm):
     [
         (lambda: free_size(1, 300, factor=28, min_pixels=1, max_pixels=9), ShapeError, "too narrow"),
         (lambda: PixelSettings(min_pixels=10, max_pixels=5), ConfigError, "min_pixels=10, max_pixels=5"),
-        (lambda: PixelSettings(std=(0.1, 0.0, 0.1)), ConfigError, "std must be positive"),
+        (lambda: PixelSettings(std=(0.1, 0.0, 0.1)), ConfigError, "positive"),
     ],
 )
 @pytest.mark.bad_input

@@ -29,7 +29,7 @@ def read_breakfast(source: Source) -> Listing:
     """
     folder = source.video_folder
     if not folder.is_dir():
-        raise ConfigError(f"data.root {str(folder)!r} is no folder. Name the one that holds the folders of persons.")
+        raise ConfigError(f"data.root {str(folder)!r} is not a folder. Name the one that holds the folders of persons.")
     videos = []
     others = 0
     for path in find_videos(folder):

@@ -96,13 +96,13 @@ def _read_classes(folder: Path, names: Sequence[str], *, above: str = "", below:
     found = {name: walk.videos(folder / above / name / below) for name in names}
     filled = {name: videos for name, videos in found.items() if videos}
     if not filled:
-        place = folder / above
-        loose = sum(is_video(child.name) for child in place.iterdir())
+        parent = folder / above
+        loose = sum(is_video(child.name) for child in parent.iterdir())
         holds = f"{loose} videos that lie in no class folder" if loose else "no video in a class folder"
-        lists = sorted(child for child in place.iterdir() if child.suffix.lower() in LIST_SUFFIXES)
+        lists = sorted(child for child in parent.iterdir() if child.suffix.lower() in LIST_SUFFIXES)
         advice = f" If {lists[0].name} is such a list, name it: {lists[0]}." if lists else ""
         raise ConfigError(
-            f"{place} holds {holds}. Put the videos of each class into a folder of its name, or list them in a csv "
+            f"{parent} holds {holds}. Put the videos of each class into a folder of its name, or list them in a csv "
             f"of path,label.{advice}"
         )
     return Listing(
@@ -118,14 +118,14 @@ def _read_classes(folder: Path, names: Sequence[str], *, above: str = "", below:
 
 def _nested(folder: Path, names: Iterable[str], above: str, below: str) -> Iterator[str]:
     """Classes that all hold the same folders and nothing else may be parts of a data set under names of their own."""
-    places = [folder / above / name / below for name in names]
-    inside = {tuple(_folders(place)) for place in places}
-    if len(places) < 2 or len(inside) != 1:
+    folders = [folder / above / name / below for name in names]
+    inside = {tuple(_folders(one)) for one in folders}
+    if len(folders) < 2 or len(inside) != 1:
         return
     [inner] = inside
-    if len(inner) > 1 and not any(is_video(child.name) for place in places for child in place.iterdir()):
+    if len(inner) > 1 and not any(is_video(child.name) for one in folders for child in one.iterdir()):
         yield (
-            f"each of {', '.join(place.name for place in places[:5])} holds the folders {', '.join(inner[:5])}: the "
+            f"each of {', '.join(one.name for one in folders[:5])} holds the folders {', '.join(inner[:5])}: the "
             "outer ones are taken for the classes. If the inner ones are, call the outer ones train and test"
         )
 

@@ -143,10 +143,10 @@ def find_annotation(folder: Path, names: Sequence[str]) -> Path:
     Raises:
         ConfigError: none is there.
     """
-    places = [folder, *_folders_in(folder)]
+    folders = [folder, *_folders_in(folder)]
     for name in names:
-        for place in places:
-            file = min(place.glob(name), default=None)
+        for candidate in folders:
+            file = min(candidate.glob(name), default=None)
             if file is not None and file.is_file():
                 return file
     also = f" (or {', '.join(names[1:])})" if len(names) > 1 else ""

@@ -33,12 +33,12 @@ def read_hmdb51(source: Source) -> Listing:
 def _read_names(file: Path, part: str) -> list[str]:
     """Names without suffix of the files of one part."""
     stems = []
-    for place, line in enumerate(read_text(file).splitlines(), 1):
+    for line_number, line in enumerate(read_text(file).splitlines(), 1):
         if not line.strip():
             continue
         name, mark = ["", *line.strip().rsplit(None, 1)][-2:]
         if mark not in _MARKS or not name:
-            raise ConfigError(f"{file}, line {place}: expected a file's name and 0, 1 or 2, got {line!r}.")
+            raise ConfigError(f"{file}, line {line_number}: expected a file's name and 0, 1 or 2, got {line!r}.")
         if _MARKS[mark] == part:
             stems.append(name.strip().rpartition(".")[0])
     return stems

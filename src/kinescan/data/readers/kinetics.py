@@ -51,8 +51,7 @@ def _read_rows(file: Path) -> list[tuple[str, str]]:
             listed.append(_read_row(row, f"{file}, line {reader.line_num}"))
     except csv.Error as problem:
         raise ConfigError(
-            f"{file}, line {reader.line_num + 1}: this is no row of a csv ({problem}). Correct it, or fetch the file "
-            "again."
+            f"{file}, line {reader.line_num + 1}: not a csv row ({problem}). Correct it, or fetch the file again."
         ) from None
     return listed
 

@@ -29,7 +29,7 @@ _FORM = "Write one line of path,label for each video, or a header line that name
 
 @dataclass(frozen=True)
 class _Columns:
-    """Places of the columns; None where the list has no header, or no such column."""
+    """Indices of the columns; None where the list has no header, or no such column."""
 
     path: int
     label: int
@@ -68,11 +68,16 @@ def read_list(source: Source) -> Listing:
             raise ConfigError(
                 f"{file}, line {row.line}: {mask_url(path)} is an address. Fetch the videos first and list their files."
             )
+<<<<<<< HEAD
         place = find_place(path, root)
         group = "" if columns is None or columns.group is None else _cell(row, columns.group)
         if source.group_column and not group:
             raise ConfigError(f"{file}, line {row.line}: the column {source.group_column!r} is empty. Write a group.")
         videos.append(LabelledVideo(root / place, Path(place).as_posix(), label, row.line, group))
+=======
+        relative = _relative_path(path, root)
+        videos.append(LabelledVideo(root / relative, Path(relative).as_posix(), label, row.line))
+>>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
     there = files_there([video.path for video in videos])
     _refuse_other_lines(videos, there, file)
     missing = [video.video_id for video, found in zip(videos, there, strict=True) if not found]
@@ -142,10 +147,10 @@ def _columns(header: Row, file: Path, group: str) -> _Columns | None:
     )
     if path is None or label is None:
         return None
-    for place in (path, label, part):
-        if place is not None and names.count(names[place]) > 1:
+    for column in (path, label, part):
+        if column is not None and names.count(names[column]) > 1:
             raise ConfigError(
-                f"{file}, line {header.line}: two columns are called {header.cells[place]!r}. Remove or rename one."
+                f"{file}, line {header.line}: two columns are called {header.cells[column]!r}. Remove or rename one."
             )
     return _Columns(path, label, part, find_group_column(header, file, group))
 
@@ -222,7 +227,7 @@ def _path_and_label(row: Row, root: Path, file: Path) -> tuple[str, str]:
             if end == len(cells) - 1 and os.path.isfile(os.path.join(root, path)):
                 return path, cells[-1]
     raise ConfigError(
-        f"{file}, line {row.line}: {len(cells)} cells and no header, so nobody knows which is the label: "
+        f"{file}, line {row.line}: {len(cells)} cells and no header, so it is unknown which is the label: "
         f"{','.join(cells)[:200]!r}. {_FORM} A text that holds the separator goes into double quotes."
     )
 
@@ -245,7 +250,7 @@ def _refuse_other_lines(videos: Sequence[LabelledVideo], there: Sequence[bool], 
     if 2 * sum(named) > len(named) and not all(named):
         video = videos[named.index(False)]
         raise ConfigError(
-            f"{file}, line {video.line}: {video.video_id!r} is no file, and does not end as a video's name does. "
+            f"{file}, line {video.line}: {video.video_id!r} is not a file, and does not end as a video's name does. "
             f'Correct the path, remove the line, or start it with "#" if it is a remark. {_FORM}'
         )
 
@@ -273,14 +278,14 @@ def _rows_of_part(rows: list[Row], columns: _Columns, source: Source) -> tuple[l
     names, held_out = _part_names(rows, columns), _held_out_name(rows, columns)
     if columns.part is None or not any(map(part_of, names)):
         shown = ", ".join(map(repr, sorted(names)[:5]))
-        said = f"the column of parts holds {shown}, which are no names of parts such as train and test: it is not used"
+        said = f"the column of parts holds {shown}, which are not names of parts such as train and test: it is not used"
         return rows, ((said,) if names else ())
     kept, others = [], 0
     for row in rows:
         name = _cell(row, columns.part).lower()
         if part_of(name) is None:
             raise ConfigError(
-                f"{source.path}, line {row.line}: {name!r} is no part of a data set. Allowed: "
+                f"{source.path}, line {row.line}: {name!r} is not a part of a data set. Allowed: "
                 f"{', '.join(sorted(TRAIN_NAMES | TEST_NAMES))}. Rename the column if it means something else."
             )
         if (part_of(name) == "train") if source.part == "train" else name == held_out:
@@ -299,11 +304,15 @@ def _rows_of_part(rows: list[Row], columns: _Columns, source: Source) -> tuple[l
     return kept, ((said,) if others else ())
 
 
-def _cell(row: Row, place: int) -> str:
-    return row.cells[place] if place < len(row.cells) else ""
+def _cell(row: Row, column: int) -> str:
+    return row.cells[column] if column < len(row.cells) else ""
 
 
+<<<<<<< HEAD
 def find_place(path: str, root: Path) -> str:
+=======
+def _relative_path(path: str, root: Path) -> str:
+>>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
     """The path as its file spells it, where only that names a file.
 
     Lists from Windows have backslashes for slashes; lists and disks may spell accented letters as one sign or as two.

@@ -71,7 +71,7 @@ class Listing:
         missing: ids that the annotations list and no file was found for.
         left_out: missing videos are not among `videos`, as where it is normal that some are gone; otherwise they
             are, and show as unreadable.
-        empty: names that look like classes and hold no video; they are no classes.
+        empty: names that look like classes and hold no video; they are not classes.
         notes: what else a user should know.
     """
 
@@ -109,7 +109,7 @@ def find_listed(
         raise ConfigError(f"{annotation} lists no video. Fetch it again.")
     folder = source.video_folder
     if not folder.is_dir():
-        raise ConfigError(f"data.root {str(folder)!r} is no folder. Name the one that holds the videos.")
+        raise ConfigError(f"data.root {str(folder)!r} is not a folder. Name the one that holds the videos.")
     there = index_videos(folder, num_parts=listed[0][0].count("/") + 1)
     missing = tuple(video_id for video_id, _ in listed if video_id not in there)
     if len(missing) == len(listed):

@@ -20,7 +20,7 @@ def read_ssv2(source: Source) -> Listing:
         source: the folder that holds both, or annotations in it and videos in `root`.
 
     Raises:
-        ConfigError: a file is missing or has another form, a template is no class, or no video is there.
+        ConfigError: a file is missing or has another form, a template is not a class, or no video is there.
     """
     name = {"train": "train.json", "test": "validation.json"}[source.part]
     file = find_annotation(source.path, [name, f"{_PREFIX}{name}"])
@@ -34,8 +34,8 @@ def read_ssv2(source: Source) -> Listing:
         raise ConfigError(f"{file} must be a list of videos. Fetch it again.")
     known = frozenset(classes)
     listed = []
-    for place, entry in enumerate(entries):
-        video_id, label = _read_entry(entry, place, file)
+    for index, entry in enumerate(entries):
+        video_id, label = _read_entry(entry, index, file)
         if label not in known:
             raise ConfigError(
                 f"{file}: video {video_id} has the template {label!r}, which {labels_file.name} does not know. "
@@ -45,8 +45,8 @@ def read_ssv2(source: Source) -> Listing:
     return find_listed(listed, classes, source, annotation=file, suffix=".webm")
 
 
-def _read_entry(entry: Any, place: int, file: Any) -> tuple[str, str]:
+def _read_entry(entry: Any, index: int, file: Any) -> tuple[str, str]:
     try:
         return str(entry["id"]), str(entry["template"]).replace("[", "").replace("]", "")
     except (KeyError, TypeError):
-        raise ConfigError(f"{file}: entry {place} has no id and template. Fetch it again.") from None
+        raise ConfigError(f"{file}: entry {index} has no id and template. Fetch it again.") from None

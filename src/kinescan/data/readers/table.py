@@ -45,11 +45,11 @@ def read_rows(file: Path, root: Path) -> tuple[list[Row], list[Row]]:
         root: the folder that paths in it are relative to.
 
     Raises:
-        ConfigError: it cannot be read, is no text, a quote is not closed, or a cell is absurdly long.
+        ConfigError: it cannot be read, is not text, a quote is not closed, or a cell is absurdly long.
     """
     text = read_table_text(file)
     if "\0" in text:
-        raise ConfigError(f"{file} holds NUL characters, so it is no UTF-8 text. Save it as UTF-8.")
+        raise ConfigError(f"{file} holds NUL characters, so it is not UTF-8 text. Save it as UTF-8.")
     # Where lists were joined, each brings its own byte order mark.
     lines = [line.lstrip("\ufeff") for line in re.split(r"\r\n|\r|\n", text)]
     first = next((line.strip() for line in lines if line.strip()), "")
@@ -113,7 +113,7 @@ def _split(lines: Sequence[str], separator: str | None, file: Path) -> Iterator[
                 yield Row(before, row)
     except csv.Error as problem:
         raise ConfigError(
-            f"{file}, line {before + 1}: this is no row of path and label ({problem}). Correct or remove the line."
+            f"{file}, line {before + 1}: this is not a row of path and label ({problem}). Correct or remove the line."
         ) from None
 
 
@@ -149,12 +149,12 @@ def _split_at_blanks(line: str, where: str) -> tuple[str, ...]:
     words = line.split()
     if len(words) < 3 or is_video(line.rsplit(None, 1)[0]):
         return tuple(line.strip().rsplit(None, 1))
-    for place, word in enumerate(words[:-1], 1):
+    for position, word in enumerate(words[:-1], 1):
         if is_video(word):
             path, label = line.split(word, 1)
-            if all(re.fullmatch(r"[-+.\d]+", part) for part in words[place:]):
+            if all(re.fullmatch(r"[-+.\d]+", part) for part in words[position:]):
                 raise ConfigError(
-                    f"{where}: {len(words) - place} numbers stand behind the path; which is the label is not known. "
+                    f"{where}: {len(words) - position} numbers stand behind the path; which is the label is not known. "
                     "Write one line of path,label for each video, or a header line that names the columns."
                 )
             return f"{path}{word}".strip(), label.strip()

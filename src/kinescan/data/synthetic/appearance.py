@@ -49,16 +49,16 @@ class AppearanceConfig(SyntheticConfig):
 
 
 def _shape(colour: str, family: str) -> str:
-    place = list(COLOURS).index(colour) * len(FAMILIES) + FAMILIES.index(family)
-    return SHAPES[place % len(SHAPES)]
+    number = list(COLOURS).index(colour) * len(FAMILIES) + FAMILIES.index(family)
+    return SHAPES[number % len(SHAPES)]
 
 
 def make_appearance(folder: str | Path, config: AppearanceConfig | None = None) -> SyntheticReport:
     """Video files in which the look tells the class, and the motion tells nothing.
 
     The class is a texture family in a colour, neither of which is enough by itself, on a shape; each object moves in
-    one of the twelve ways of `make_motion`, drawn independently of the class. Files, texture pools and compression are
-    as there.
+    one of the twelve ways of `make_motion`, sampled independently of the class. Files, texture pools and compression
+    are as there.
 
     Args:
         folder: where to; made if missing.
@@ -95,8 +95,8 @@ def render_appearance(config: AppearanceConfig, split: Split, label: str, index:
         [T, 3, frame_size, frame_size], uint8; the same for the same arguments.
     """
     colour, family = label.split("_")
-    place = [list(COLOURS).index(colour), FAMILIES.index(family)]
-    rng = np.random.default_rng([config.seed, split == "test", *place, index])
+    look = [list(COLOURS).index(colour), FAMILIES.index(family)]
+    rng = np.random.default_rng([config.seed, split == "test", *look, index])
     pair, backwards = str(rng.choice(list(MOTION_PAIRS))), bool(rng.integers(2))
     scene = draw_motion_scene(rng, pair, split, num_frames=config.num_frames, look=config.looks[label])
     pixels = render_disturbed(scene, rng, config)

@@ -16,7 +16,7 @@ from kinescan.settings import closest
 from kinescan.shapes import Pixels
 
 Poses = list[np.ndarray]
-"""One [T, 4] for each object: centre x and y, radius (shares of the frame's side), angle (radians)."""
+"""One [T, 4] for each object: centre x and y, radius (fractions of the frame's side), angle (radians)."""
 
 MOTION_PAIRS: dict[str, tuple[str, str]] = {
     "horizontal": ("right", "left"),
@@ -119,14 +119,14 @@ def draw_motion_scene(
     num_frames: int,
     look: Look | None = None,
 ) -> Scene:
-    """A scene that moves as the first class of `pair` does, everything else drawn at random.
+    """A scene that moves as the first class of `pair` does, everything else sampled at random.
 
     Args:
         rng: where all draws come from.
         pair: one of `MOTION_PAIRS`.
         split: which pool texture seeds come from.
         num_frames: frames from the first moment to the last.
-        look: of every object; None: drawn for each.
+        look: of every object; None: sampled for each.
     """
     poses = _PATHS[pair](rng, np.linspace(0, 1, num_frames))
     objects = [_draw_sprite(rng, split, look or Look(shape=str(rng.choice(SHAPES))), pose) for pose in poses]

@@ -16,9 +16,9 @@ class Sprite:
 
     Attributes:
         shape: its outline.
-        texture_seed: what its texture is drawn from.
+        texture_seed: what its texture is sampled from.
         family: kind of texture; None lets the seed choose.
-        poses: [T, 4]: centre x and y and radius, each a share of the frame's side, and angle in radians
+        poses: [T, 4]: centre x and y and radius, each a fraction of the frame's side, and angle in radians
             (turning clockwise on the screen).
         hue: of its bright colour, in turns; None lets the seed choose.
         opacity: [T], 0 where there is nothing to see of it to 1; None: it is there all the time.
@@ -37,7 +37,7 @@ class Scene:
     """A moving picture before noise, as a description.
 
     Attributes:
-        background_seed: what the background's texture is drawn from.
+        background_seed: what the background's texture is sampled from.
         sprites: the objects, those in front last.
         num_frames: T of all of them; None: that of the first.
     """

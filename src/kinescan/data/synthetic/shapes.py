@@ -37,8 +37,8 @@ def signed_distance(shape: str) -> Tensor:
     if shape not in outlines:
         raise ConfigError(f"unknown shape {shape!r}. {closest(shape, SHAPES)}")
     corners = np.asarray(outlines[shape], dtype=np.float64)
-    place = np.linspace(-EXTENT, EXTENT, _GRID)
-    points = np.stack(np.meshgrid(place, place), axis=-1)[:, :, None]  # [64, 64, 1, (x, y)]
+    grid_axis = np.linspace(-EXTENT, EXTENT, _GRID)
+    points = np.stack(np.meshgrid(grid_axis, grid_axis), axis=-1)[:, :, None]  # [64, 64, 1, (x, y)]
     start, end = corners, np.roll(corners, -1, axis=0)
     edge, from_start = end - start, points - start
     along = np.clip((from_start * edge).sum(-1) / (edge * edge).sum(-1), 0, 1)

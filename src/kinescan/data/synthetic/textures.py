@@ -63,9 +63,9 @@ def object_textures(
     pattern = torch.where(kind == 2, torch.cos(across) + torch.cos(along) - 1, pattern)
     pattern = torch.where(kind == 3, torch.cos(across) + torch.cos(along) + 1, pattern)
     pattern = torch.where(kind == 4, torch.cos(across + 2 * torch.sin(along)), pattern)
-    share = torch.sigmoid(5 * pattern).unsqueeze(1)
+    brightness = torch.sigmoid(5 * pattern).unsqueeze(1)
     bright, dark = values[:, 4:7, None, None], values[:, 7:10, None, None]
-    return bright * share + dark * (1 - share)
+    return bright * brightness + dark * (1 - brightness)
 
 
 def background_textures(seeds: Sequence[int], *, size: int = 64, shifts: Tensor | None = None) -> Tensor:
@@ -88,8 +88,8 @@ def background_textures(seeds: Sequence[int], *, size: int = 64, shifts: Tensor 
     shifts = torch.zeros(len(seeds), 2) if shifts is None else shifts
     count = _NUM_BACKGROUND_WAVES
     angle, phase, length = (values[:, k * count : (k + 1) * count, None] for k in range(3))
-    place = torch.arange(size, dtype=torch.float32)
-    x, y = (place - shifts[:, axis, None, None] for axis in (0, 1))  # [M, 1, size]
+    axis_points = torch.arange(size, dtype=torch.float32)
+    x, y = (axis_points - shifts[:, axis, None, None] for axis in (0, 1))  # [M, 1, size]
     rows = 2 * math.pi / length * torch.sin(angle) * y + phase  # [M, waves, size]
     columns = 2 * math.pi / length * torch.cos(angle) * x
     # cos(r + c) from factors of rows and columns: two matrix products instead of a cosine for every pixel
@@ -101,7 +101,7 @@ def background_textures(seeds: Sequence[int], *, size: int = 64, shifts: Tensor 
 
 
 def _draw_background(seed: int) -> np.ndarray:
-    """Angle, phase and length of each wave, its share of each colour, and the ground's colour."""
+    """Angle, phase and length of each wave, its weight in each colour, and the ground's colour."""
     rng = np.random.default_rng(seed)
     directions = rng.uniform(0, 2 * math.pi, (2, _NUM_BACKGROUND_WAVES))
     lengths = rng.uniform(6, 24, _NUM_BACKGROUND_WAVES)
@@ -114,9 +114,9 @@ def _two_waves(
     angle: Tensor, periods: Tensor, first_phase: Tensor, second_phase: Tensor, size: int
 ) -> tuple[Tensor, Tensor]:
     """Phases [M, size, size] of two plane waves at a right angle."""
-    place = torch.linspace(-1, 1, size)
+    axis_points = torch.linspace(-1, 1, size)
     angle, pace = angle[:, None, None], math.pi * periods[:, None, None]
-    rows, columns = place[:, None], place[None, :]
+    rows, columns = axis_points[:, None], axis_points[None, :]
     across = pace * (columns * torch.cos(angle) + rows * torch.sin(angle)) + first_phase[:, None, None]
     along = pace * (rows * torch.cos(angle) - columns * torch.sin(angle)) + second_phase[:, None, None]
     return across, along

@@ -34,9 +34,9 @@ class PictureConfig:
         fps: frames per second.
         seed: the same seed makes the same pixels.
         noise_levels: standard deviation of the noise on every pixel and channel, in levels of 255.
-        shake_pixels: how far the camera is off at most, in x and in y, pixels; drawn anew for every frame.
+        shake_pixels: how far the camera is off at most, in x and in y, pixels; sampled anew for every frame.
         workers: files made at a time.
-        overwrite: replace a data set that stands in the folder.
+        overwrite: replace a data set that is in the folder.
     """
 
     frame_size: int = 64
@@ -188,7 +188,7 @@ def _write_lists(folder: Path, files: Sequence[ClipFile]) -> int:
 
 
 def _prepare(folder: Path, overwrite: bool) -> None:
-    """An empty, writable folder; what is removed on the way is a data set of ours, never anything else."""
+    """An empty, writable folder; what is removed on the way is a data set made by kinescan, never anything else."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         present = sorted(path.name for path in folder.iterdir())
@@ -199,7 +199,7 @@ def _prepare(folder: Path, overwrite: bool) -> None:
             )
         if present and META not in present:
             raise ConfigError(
-                f"{folder} holds no {META}, so it is no data set of ours to overwrite. Name another folder."
+                f"{folder} holds no {META}, so it is not a data set made by kinescan to overwrite. Name another folder."
             )
         for split in ("train", "test"):
             if (folder / split).is_dir():

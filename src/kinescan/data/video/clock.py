@@ -51,7 +51,7 @@ class LiveClock:
         Args:
             raw: by the source's clock, in seconds; None where it gave none.
             now: by the wall's clock, when the frame came.
-            waited: for this frame, in seconds; the time in which the frame before was used is no part of it.
+            waited: for this frame, in seconds; the time in which the frame before was used is not a part of it.
         """
         if self._start is None:
             self._start = now
@@ -91,6 +91,6 @@ class LiveClock:
         self.num_jumps += 1
         if self.num_jumps == 1:
             logger.warning(
-                "%s: its clock %s at %.2f s; times go on from there as the frames come",
+                "%s: its clock %s at %.2f s; times continue from there as the frames come",
                 *(self._source, "stands still" if abs(gap) < 1e-2 else f"jumps by {gap:+.2f} s", self._last),
             )

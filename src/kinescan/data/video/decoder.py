@@ -40,7 +40,7 @@ def only_video_errors(path: str | Path) -> Iterator[None]:
     """Turns whatever reading a file raises into a VideoError of that file: one file never ends a run.
 
     Raises:
-        VideoError: instead of anything that is not an error of ours.
+        VideoError: instead of anything that is not an error of `kinescan.errors`.
     """
     try:
         yield
@@ -357,7 +357,7 @@ def _decode_packet(codec: av.CodecContext, packet: av.Packet | None) -> tuple[li
 
 
 def choose_stream(path: str | Path, container: av.container.InputContainer, stream_index: int | None) -> av.VideoStream:
-    """The stream asked for, or the one that FFmpeg thinks best; a cover picture is no video."""
+    """The stream asked for, or the one that FFmpeg thinks best; a cover picture is not a video."""
     streams = container.streams
     videos = [s for s in streams.video if not s.disposition & Disposition.attached_pic]
     reason = ""
@@ -367,7 +367,7 @@ def choose_stream(path: str | Path, container: av.container.InputContainer, stre
     elif stream_index is not None and stream_index not in [stream.index for stream in videos]:
         allowed = ", ".join(str(stream.index) for stream in videos)
         container.close()
-        raise ConfigError(f"{path}: stream_index {stream_index} is no video stream. Allowed: {allowed}.")
+        raise ConfigError(f"{path}: stream_index {stream_index} is not a video stream. Allowed: {allowed}.")
     else:
         index = streams.best("video").index if stream_index is None else stream_index
         chosen = streams[index if index in [s.index for s in videos] else videos[0].index]

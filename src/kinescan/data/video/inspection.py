@@ -62,7 +62,7 @@ def inspect_video(path: str | Path, *, decode: bool = True, limits: Limits | Non
     try:
         file.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return Inspection(path=str(path), problem="missing", reason="there is no such file.")
+        return Inspection(path=str(path), problem="missing", reason="no such file.")
     except (OSError, ValueError):
         # what is wrong, opening it says
         pass

@@ -93,7 +93,7 @@ class Clock:
         return max(1e-3, self._end - time.monotonic())
 
     def check(self) -> None:
-        """Refuses to go on once the time is over.
+        """Refuses to continue once the time is over.
 
         Raises:
             VideoError: it is.

@@ -69,7 +69,7 @@ class LiveVideo:
     Args:
         source: "-" for standard input, a URL that FFmpeg can read (rtsp://, http://, tcp://, udp://, ...), or a named
             pipe.
-        timeout_seconds: how long to wait for the source to open, for data to come, and for the first whole frame.
+        timeout_seconds: how long to wait for the source to open, for data to arrive, and for the first whole frame.
         limits: on the size of frames.
         square_pixels: stretch frames whose pixels are not square, as a player does (see VideoReader).
 
@@ -146,8 +146,8 @@ class LiveVideo:
     def __iter__(self) -> Iterator[tuple[Pixels, float]]:
         """Frame after frame ([3, H, W], uint8) with its time in seconds, by the source's own clock.
 
-        Times increase. Where that clock jumps, forward or back, as when a camera starts anew, times go on from there,
-        and it is said once; frames of a source without a clock are timed as they come (see `LiveClock`).
+        Times increase. Where that clock jumps, forward or back, as when a camera starts anew, times continue from
+        there, and it is said once; frames of a source without a clock are timed as they come (see `LiveClock`).
         """
         reformatter, lag, clock = VideoReformatter(), _Lag(self.source), self._clock()
         frames = self._whole_frames()
@@ -241,7 +241,7 @@ class LiveVideo:
 
     def _follow(self, before: str, now: str) -> av.VideoCodecContext:
         """A decoder for the codec that a source has gone over to."""
-        logger.warning("%s: its codec changes from %s to %s; frames go on from there", self.source, before, now)
+        logger.warning("%s: its codec changes from %s to %s; frames continue from there", self.source, before, now)
         return new_decoder(now, self._limits.decoder_options)
 
     def _shown_size(self, frame: av.VideoFrame) -> tuple[int, int]:
@@ -252,7 +252,7 @@ class LiveVideo:
         return width, height
 
     def _is_whole(self, packet: av.Packet) -> bool:
-        """Whether a packet is marked as damaged only because another recording follows; of addresses, nobody knows."""
+        """Whether a packet is marked as damaged only because another recording follows; unknown for addresses."""
         known = self._pipe is not None and self._container.format.name == "mpegts" and packet.pos is not None
         return known and is_whole(self._pipe.bytes_from(packet.pos))  # type: ignore[union-attr]
 

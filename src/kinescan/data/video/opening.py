@@ -61,7 +61,7 @@ _PLAYLISTS = dict.fromkeys(("http", "https"), ("hls",))
 _SPEECH = {"rtsp": ("rtsp",), "rtsps": ("rtsp",), "rtp": ("rtp",)}
 
 NOT_ALLOWED = (
-    "it is in no video format that is read here, or its header makes no sense. Text is no video, and lists of other "
+    "it is in no video format that is read here, or its header makes no sense. Text is not a video, and lists of other "
     "files or addresses (ffconcat, HLS, SDP) are not followed; give what they name"
 )
 """What FFmpeg's "invalid argument" means behind this door."""
@@ -126,7 +126,7 @@ def open_url(url: str, limits: Limits, timeout_seconds: float) -> av.container.I
     Args:
         url: with one of the beginnings in `PROTOCOLS`.
         limits: on its frames.
-        timeout_seconds: how long to wait for it to open, and for data to come.
+        timeout_seconds: how long to wait for it to open, and for data to arrive.
 
     Raises:
         ConfigError: it has another beginning.
@@ -164,7 +164,7 @@ def _options(formats: tuple[str, ...], protocols: tuple[str, ...], limits: Limit
         **limits.decoder_options,
         # mov: no tracks in other files
         "enable_drefs": "0",
-        # image2: the name is no pattern of names
+        # image2: the name is not a pattern of names
         "pattern_type": "none",
     }
 
@@ -173,7 +173,7 @@ def _require_video_file(path: str | Path) -> None:
     try:
         found = os.stat(path)
     except FileNotFoundError:
-        raise VideoError(path, "there is no such file. Check the path.") from None
+        raise VideoError(path, "no such file. Check the path.") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise VideoError(path, f"cannot be opened: {reason}. Check the path and its permissions.") from None

@@ -201,7 +201,7 @@ class VideoReader:
         if restarts:
             notes.append(
                 f"its clock starts anew {restarts} time(s), as in recordings that were joined; frames are in the "
-                "file's order, and their times go on from there"
+                "file's order, and their times continue from there"
             )
         if lost:
             notes.append(

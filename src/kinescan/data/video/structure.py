@@ -105,7 +105,7 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
         if length == 1:
             length = int.from_bytes(header[8:16], "big")
         if length < 8 or kind not in _MP4_BOXES:
-            # length 0 means "to the end of the file"; anything else is no box, and promises nothing
+            # length 0 means "to the end of the file"; anything else is not a box, and promises nothing
             yield b"", position, 0
             return
         yield kind, position, length
@@ -113,7 +113,7 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _mp4_end(file: BinaryIO, size: int) -> int:
-    """Where the last box of the top level ends; 0 where something is no box."""
+    """Where the last box of the top level ends; 0 where something is not a box."""
     end = 0
     for kind, position, length in _boxes(file, size):
         end = position + length if kind else 0

@@ -81,7 +81,7 @@ class FrameTable:
         identities: of every frame in the order of display: the ordinal of its packet or, with `by_rank`, its rank in
             the decoder's output.
         pts_seconds: [N], float64: when each frame is shown, by the file's own clock; where that clock starts anew, as
-            in recordings that were joined, times go on from there.
+            in recordings that were joined, times continue from there.
         starts: for every packet of the file, the packet at which decoding has to start for it.
         last_seconds: how long the last frame is shown.
         by_rank: the file's times do not tell which packet is shown when; frames are counted as the decoder gives them.

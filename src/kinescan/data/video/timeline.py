@@ -20,7 +20,7 @@ class Timeline:
 
     Attributes:
         ticks: one for each packet of the stream, increasing in the order of display; where the file's own clock starts
-            anew, they go on from there. None for packets without a time, which are not shown.
+            anew, they continue from there. None for packets without a time, which are not shown.
         restarts: packets at which the file's clock starts anew.
     """
 

@@ -39,7 +39,7 @@ def is_whole(data: bytes) -> bool:
             if block[3] & 15 != (counter + 1) % 16:
                 return False
         counter = block[3] & 15
-        # flags alone, such as those of a clock, are no filling: they come with the first block
+        # flags alone, such as those of a clock, are not filling: they come with the first block
         filled = has_adaptation
     return filled
 

@@ -95,7 +95,7 @@ def _encode(
     height, width = pixels.shape[2:]
     rate = Fraction(fps).limit_denominator(1001)
     ticks = None if pts_seconds is None else (pts_seconds.double() * _TICKS_PER_SECOND).round().long().tolist()
-    # a name with a colon is no protocol
+    # a name with a colon is not a protocol
     with av.open(f"file:{os.path.abspath(path)}", "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = width, height

@@ -106,11 +106,11 @@ def _average_precision(truth: list[Interval], detections: list[Detection], tious
         overlaps = temporal_iou(detection.start_seconds, detection.end_seconds, starts[video], ends[video])
         best_first = overlaps.argsort(kind="stable")[::-1]
         for level, tiou in enumerate(tious):
-            for place in best_first:
-                if overlaps[place] < tiou:
+            for index in best_first:
+                if overlaps[index] < tiou:
                     break
-                if free[video][level, place]:
-                    free[video][level, place] = False
+                if free[video][level, index]:
+                    free[video][level, index] = False
                     right[level, rank] = 1.0
                     break
     return tuple(_area(np.cumsum(hits), len(truth)) for hits in right)

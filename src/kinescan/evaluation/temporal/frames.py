@@ -48,7 +48,7 @@ def frame_map(
         scores: [N, K]; probabilities, since logits rank the frames of different videos differently.
         labels: [K], the names of the columns.
         background: the column that is in no mean; None: there is none.
-        ambiguous: the column (of THUMOS'14) whose frames are left out for all classes; it is no class itself.
+        ambiguous: the column (of THUMOS'14) whose frames are left out for all classes; it is not a class itself.
 
     Raises:
         ShapeError: the arrays have other shapes.

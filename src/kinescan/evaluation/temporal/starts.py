@@ -92,10 +92,10 @@ def _average_precision(
     for detection in own:
         distances = [abs(start - detection.start_seconds) for start in starts.get(detection.video_id, [])]
         nearest = min(range(len(distances)), key=distances.__getitem__, default=-1)
-        place = (detection.video_id, nearest)
-        right = nearest >= 0 and distances[nearest] <= tolerance and place not in taken
+        match = (detection.video_id, nearest)
+        right = nearest >= 0 and distances[nearest] <= tolerance and match not in taken
         if right:
-            taken.add(place)
+            taken.add(match)
         hits.append(float(right))
     found = np.cumsum(hits)
     recall, precision = found / num_true, found / np.arange(1, len(hits) + 1)

@@ -162,9 +162,9 @@ def test_parameter_counts(size: str, prompts: int, trained: int, total: int) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_prompts": 0}, "num_prompts must be at least 1, got 0: without prompts nothing spreads"),
-        ({"inner_width": 0}, "inner_width must be at least 1, got 0."),
-        ({"attention_width": 9}, "attention_width must be a multiple of attention_heads, got 9 and 2. Try"),
+        ({"num_prompts": 0}, "num_prompts"),
+        ({"inner_width": 0}, "inner_width"),
+        ({"attention_width": 9}, "attention_width"),
         ({"importance_scope": "world"}, "importance_scope"),
     ],
 )
