@@ -66,20 +66,16 @@ class DataConfig:
         reader: how `train` and `test` are laid out: "auto" tells a folder from a csv; published data sets are "ssv2",
             "kinetics400", "kinetics600", "kinetics700", "ucf101", "hmdb51" and "breakfast".
         split: which of the published divisions into training and test, from 1.
-<<<<<<< HEAD
         overlaps: of labels with a start and an end: those of one video may overlap; without it, such rows are refused.
         group: what must not stand on both sides of a split, such as a person or a recording: "column NAME" of the csv,
             or a regular expression over the paths with the group in parentheses; empty splits by video.
         split_seed: of which videos are held out, so that runs of other seeds hold out the same ones; -1 takes the run's
             `seed`.
-        held_out_ratio: share of each class held out for evaluation where there is no `test`.
+        held_out_ratio: fraction of each class held out for evaluation where there is no `test`.
         validation_ratio: share of the other training videos on which the best checkpoint, thresholds and the early
             stop are chosen; 0 chooses them on the held-out videos.
         folds: of cross-validation: the videos are divided into so many folds, by `group`; 0: no folds.
         fold: which of them is held out, from 1.
-=======
-        held_out_ratio: fraction of each class held out for evaluation where there is no `test`.
->>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
         kept_frames: for few videos: decode each once and keep so many evenly spaced, resized frames of it in memory,
             which training clips are sampled from; 0 decodes anew in every epoch.
         kept_gib: where the kept frames would take more memory than this, in GiB, every epoch decodes anew.

@@ -352,7 +352,6 @@ def test_start_method_that_is_not_there_is_refused(folder: Path, monkeypatch: py
         make_loader(training_set(folder), config, shuffle=False, seed=0)
 
 
-<<<<<<< HEAD
 def test_training_clips_tell_how_far_apart_their_frames_are(make_video: Callable[..., Path], tmp_path: Path) -> None:
     for place, (fps, num_frames) in enumerate(((10.0, 24), (20.0, 24), (10.0, 1), (10.0, 5))):
         make_video(f"videos/{'ab'[place % 2]}/{place}.mp4", num_frames=num_frames, fps=fps)
@@ -361,9 +360,9 @@ def test_training_clips_tell_how_far_apart_their_frames_are(make_video: Callable
     [batch] = make_loader(dataset, LoaderConfig(num_workers=0, batch_size=4), shuffle=False, seed=0)
     told = dict(zip([dataset.items[index].path.stem for index in batch.item_indices], batch.frame_seconds, strict=True))
     assert told == pytest.approx({"0": 0.2, "1": 0.1, "2": 0.0, "3": 0.2})
-=======
+
+
 def test_batch_has_the_old_name_of_positions() -> None:
     batch = Batch(torch.zeros(1), torch.zeros(1), [0], [], positions=[3])
     with pytest.warns(DeprecationWarning, match="positions"):
         assert batch.places == [3]
->>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)

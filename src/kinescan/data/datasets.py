@@ -43,12 +43,8 @@ class Sample:
     Attributes:
         clip: [T, 3, size, size] in training, [V, T, 3, size, size] in test; float32, normalised.
         label: index of the class that the clip shows: of a mirrored clip, that of the opposite direction.
-<<<<<<< HEAD
-        item_index: place among the data set's items.
-        frame_seconds: in training, from frame to frame of the clip; 0 where nothing tells.
-=======
         item_index: position among the data set's items.
->>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
+        frame_seconds: in training, from frame to frame of the clip; 0 where nothing tells.
     """
 
     clip: torch.Tensor

@@ -63,7 +63,7 @@ def _compile(group: str) -> re.Pattern[str]:
         pattern = re.compile(group)
     except re.error as problem:
         raise ConfigError(
-            f"group {group!r} is no regular expression ({problem}). Write one such as '(P[0-9]+)_'."
+            f"group {group!r} is not a regular expression ({problem}). Write one such as '(P[0-9]+)_'."
         ) from None
     if pattern.groups != 1:
         raise ConfigError(

@@ -236,7 +236,7 @@ class _Placing:
         return replace(span, end=end)
 
     def _frame_hint(self, span: LabelledSpan, seconds: float) -> str:
-        """Whole numbers that are no seconds may be frames, or milliseconds."""
+        """Whole numbers that are not seconds may be frames, or milliseconds."""
         assert self._clock is not None
         count = len(self._clock.starts)
         if not (span.start.is_integer() and span.end.is_integer()) or not seconds:

@@ -202,7 +202,7 @@ def list_videos(
     given = listing.classes if classes is None else tuple(classes)
     is_list = any(video.line for video in listing.videos)
     if column_of(group) and not is_list:
-        raise ConfigError(f"group {group!r} names a column, and {source} is no list. Write a pattern over the paths.")
+        raise ConfigError(f"group {group!r} names a column, but {source} is not a list. Write a pattern over paths.")
     numbered = number_labels(listing.videos, given, source=source, is_list=is_list)
     items: dict[str, VideoItem] = {}
     lines: dict[str, int] = {}
@@ -210,13 +210,9 @@ def list_videos(
     for video in listing.videos:
         # The same file may be listed by two spellings of its path.
         file = os.path.normpath(video.path)
-<<<<<<< HEAD
         item = VideoItem(
-            video.path, numbered.places[video.label], video.video_id, grouping(video.video_id) or video.group
+            video.path, numbered.index_of[video.label], video.video_id, grouping(video.video_id) or video.group
         )
-=======
-        item = VideoItem(video.path, numbered.index_of[video.label], video.video_id)
->>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
         first = items.setdefault(file, item)
         if first.label != item.label:
             where = f" (lines {lines[file]} and {video.line})" if video.line else ""

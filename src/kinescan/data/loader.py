@@ -64,18 +64,14 @@ class Batch:
     labels: torch.Tensor
     item_indices: list[int]
     unreadable: list[Unreadable]
-<<<<<<< HEAD
-    places: list[int] | None = None
-    frame_seconds: list[float] = field(default_factory=list)
-=======
     positions: list[int] | None = None
+    frame_seconds: list[float] = field(default_factory=list)
 
     @property
     def places(self) -> list[int] | None:
         """The old name of `positions`."""
         warnings.warn("Batch.places is deprecated. Use Batch.positions.", DeprecationWarning, stacklevel=2)
         return self.positions
->>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
 
     def __repr__(self) -> str:
         return f"Batch(clips={list(self.clips.shape)}, {len(self.unreadable)} unreadable)"
@@ -234,12 +230,8 @@ def collate(gathered: Samples) -> Batch:
         labels=torch.tensor([sample.label for sample in read], dtype=torch.int64),
         item_indices=[sample.item_index for sample in read],
         unreadable=[sample for sample in samples if isinstance(sample, Unreadable)],
-<<<<<<< HEAD
-        places=None if whole else places,
-        frame_seconds=[sample.frame_seconds for sample in read],
-=======
         positions=None if whole else positions,
->>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
+        frame_seconds=[sample.frame_seconds for sample in read],
     )
 
 

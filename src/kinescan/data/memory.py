@@ -95,14 +95,9 @@ class VideoMemory(VideoDataset):
         frames = self._kept[index]
         if isinstance(frames, VideoError):
             raise frames
-<<<<<<< HEAD
         count = len(frames.pixels)
-        places = segment_indices(count, self.preprocessing.num_frames, position="random", generator=generator)
-        return Frames(frames.pixels[places], frames.pts_seconds[places])
-=======
-        indices = segment_indices(len(frames), self.preprocessing.num_frames, position="random", generator=generator)
-        return frames[indices]
->>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
+        indices = segment_indices(count, self.preprocessing.num_frames, position="random", generator=generator)
+        return Frames(frames.pixels[indices], frames.pts_seconds[indices])
 
     def _is_gone(self, index: int) -> bool:
         return index in self._gone

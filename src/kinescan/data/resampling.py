@@ -63,8 +63,8 @@ def resample(
        wanted all the time is named once in the log.
     3. Where nothing came for more than `longest_gap_seconds`, nothing is repeated: turns begin anew with the next
        frame, whose `gap_seconds` says so.
-    4. Where the clock goes back, or gives more than 8 frames the same time, times go on at the usual distance, and the
-       clock is followed from there. A frame without a time follows the one before at the usual distance.
+    4. Where the clock goes back, or gives more than 8 frames the same time, times continue at the usual distance, and
+       the clock is followed from there. A frame without a time follows the one before at the usual distance.
        It is told once. A few frames with the same time, or with one that is hardly earlier, are the same moment: the
        first of them counts.
 
@@ -125,7 +125,7 @@ class SourceClock:
 
     Args:
         name: of the source, for the log.
-        frame_seconds: the distance to go on at before the source has shown its own.
+        frame_seconds: the distance to continue at before the source has shown its own.
 
     Example:
         >>> clock = SourceClock("camera", frame_seconds=0.5)
@@ -173,7 +173,7 @@ class SourceClock:
         assert self._last is not None
         if problem and not self._told:
             self._told = True
-            logger.warning("%s: its clock %s at %.2f s; times go on from there", self._name, problem, self._last)
+            logger.warning("%s: its clock %s at %.2f s; times continue from there", self._name, problem, self._last)
         self._last += self.usual_seconds
         if raw_seconds is not None:
             self._offset = self._last - raw_seconds

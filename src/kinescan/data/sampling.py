@@ -231,8 +231,8 @@ def clip_indices(
             num_frames_in_video, num_frames, frame_stride=frame_stride, position="random", generator=generator
         )
     if sampling == "rate":
-        places = _timed_places(frame_rate, pts_seconds)
-        return places[dense_indices(len(places), num_frames, frame_stride=1, position="random", generator=generator)]
+        indices = _timed_places(frame_rate, pts_seconds)
+        return indices[dense_indices(len(indices), num_frames, frame_stride=1, position="random", generator=generator)]
     return window_indices(
         num_frames_in_video, num_frames, num_windows=num_windows, position="random", generator=generator
     )
@@ -292,9 +292,9 @@ def view_indices(
             [_indices_in_parts(num_frames_in_video, middle, start=start, num_windows=num_windows) for start in starts]
         )
     if sampling == "rate":
-        places = _timed_places(frame_rate, pts_seconds)
-        inner = view_indices(len(places), num_frames=num_frames, num_clips=num_clips, sampling="dense", frame_stride=1)
-        return places[inner]
+        indices = _timed_places(frame_rate, pts_seconds)
+        inner = view_indices(len(indices), num_frames=num_frames, num_clips=num_clips, sampling="dense", frame_stride=1)
+        return indices[inner]
     if num_clips == 1:
         one = dense_indices(num_frames_in_video, num_frames, frame_stride=frame_stride, position="middle")
         return one[None]
@@ -303,7 +303,6 @@ def view_indices(
     return torch.stack([_stretch(num_frames_in_video, first, num_frames, frame_stride) for first in first_frames])
 
 
-<<<<<<< HEAD
 def _timed_places(frame_rate: float, pts_seconds: torch.Tensor | None) -> torch.Tensor:
     if not frame_rate > 0 or pts_seconds is None:
         raise ConfigError(
@@ -313,10 +312,7 @@ def _timed_places(frame_rate: float, pts_seconds: torch.Tensor | None) -> torch.
     return even_places(pts_seconds, 1 / frame_rate)
 
 
-def _places(
-=======
 def _indices_in_parts(
->>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
     num_frames_in_video: int, within: torch.Tensor, *, start: float = 0.0, num_windows: int = 1
 ) -> torch.Tensor:
     """Frames at the points `within` [0, 1) each of equal parts of a window that begins at `start`, in frames."""

@@ -32,7 +32,7 @@ class Event:
         id: names the event alone; the same when its start and when its end are told, also after a restart.
         label: what happened.
         start_seconds: time of the first frame that shows it.
-        end_seconds: time of the first frame that does not show it any more; None while it goes on.
+        end_seconds: time of the first frame that does not show it any more; None while it continues.
         peak_score: the highest score so far, after smoothing.
         mean_score: mean over its frames so far, after smoothing, merged pauses included.
     """
@@ -48,10 +48,10 @@ class Event:
         """The event as an interval of a video.
 
         Raises:
-            ShapeError: it goes on.
+            ShapeError: it continues.
         """
         if self.end_seconds is None:
-            raise ShapeError(f"event {self.id} ({self.label}) goes on; it has no end yet.")
+            raise ShapeError(f"event {self.id} ({self.label}) continues; it has no end yet.")
         return Interval(
             video_id=video_id, label=self.label, start_seconds=self.start_seconds, end_seconds=self.end_seconds
         )

@@ -38,12 +38,8 @@ class ExportRecord:
         size: side of a frame in pixels.
         precision: what it computes in; inputs and logits are float32 always.
         num_classes: number of logits; None in records of before, which have labels.
-<<<<<<< HEAD
-        causal: whether the model looks at no frame to come; None for models where the question does not arise.
-        timing: how far apart the frames of the training clips were; None where nobody knows.
-=======
         causal: whether the model looks at no future frame; None for models where the question does not arise.
->>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
+        timing: how far apart the frames of the training clips were; None where nobody knows.
         check: how it was compared with the model: clips, largest difference, what was allowed.
         versions: of the packages that wrote it.
     """

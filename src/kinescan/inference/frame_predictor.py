@@ -119,7 +119,7 @@ def require_frames(model: VideoClassifier) -> VideoClassifier:
 
 
 def rate_of(model: VideoClassifier) -> float:
-    """Frames a second at which the model sees a file: those of its training; 0 where nobody knows them."""
+    """Frames a second at which the model sees a file: those of its training; 0 where they are unknown."""
     if model.preprocessing.frame_rate:
         return model.preprocessing.frame_rate
     timing = getattr(model, "timing", None)

@@ -90,13 +90,8 @@ class KinescanForVideoClassification(DrawnWeights, PreTrainedModel):  # type: ig
         )
         self.post_init()
 
-<<<<<<< HEAD
     def after_loading(self, module: nn.Module) -> None:
-        """The classifier has drawn its weights; only what is in no checkpoint is made again after loading."""
-=======
-    def _init_weights(self, module: nn.Module) -> None:
         """The classifier has initialised its weights; only what is in no checkpoint is made again after loading."""
->>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
         if isinstance(module, ClassTokenShift):
             module.reset_buffers()
 

@@ -243,7 +243,7 @@ class _Divider(Generic[V]):
             share = "by group" if data.group else "of the videos"
         logger.log(
             self._level,
-            "no data.test: of %d videos, %d (%.0f %% %s) are held out for evaluation, drawn with seed %d%s",
+            "no data.test: of %d videos, %d (%.0f %% %s) are held out for evaluation, sampled with seed %d%s",
             *(len(videos), len(ids), 100 * data.held_out_ratio, share, self._seed),
             self._groups([video for video in videos if video.video_id in ids]),
         )
@@ -294,18 +294,6 @@ def _require_held_out(
             "%d of %d classes have a single video, which is trained on: the evaluation does not see them: %s%s",
             *(len(alone), len(classes), names, more),
         )
-<<<<<<< HEAD
-=======
-    logger.log(
-        level,
-        "no data.test: of %d videos, %d (%.0f %% of each class) are held out for evaluation, sampled with seed %d",
-        len(items) + len(held_out),
-        len(held_out),
-        100 * data.held_out_ratio,
-        config.seed,
-    )
-    return items, held_out, classes
->>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
 
 
 def evaluated_on(config: RunConfig) -> str:

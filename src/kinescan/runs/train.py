@@ -127,20 +127,13 @@ def _train_into(run: OpenRun, config: RunConfig, callbacks: Sequence[Callback]) 
         seed=config.seed,
         processes=processes,
     )
-    videos = processes.share(videos_of_run(folder, config, division) if processes.is_main else None)
+    videos = processes.broadcast(videos_of_run(folder, config, division) if processes.is_main else None)
     scores = HeldOutScores(config, division.chosen_on, division.classes, videos.chosen_on)
     final = (
         scores
         if not division.validation
         else HeldOutScores(config, division.held_out, division.classes, videos.held_out)
     )
-<<<<<<< HEAD
-=======
-    videos = processes.broadcast(
-        videos_of_run(folder, config, training, held_out, classes) if processes.is_main else None
-    )
-    scores = HeldOutScores(config, held_out, classes, videos)
->>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
 
     result = fit(
         model,

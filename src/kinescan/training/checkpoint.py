@@ -46,12 +46,8 @@ class TrainState:
         epoch_sums: running sums of this epoch's log line.
         log_lines: lines of log.jsonl that belong to this state; later ones are written again.
         unreadable: path -> why it could not be read, as met so far.
-<<<<<<< HEAD
-        absent: items whose files were not there when the run began; None where nobody looked.
-        timing: how far apart the frames of the clips were, as `TimingCounts.to_plain` gives it.
-=======
         absent: items whose files were not there when the run began; None where that was not checked.
->>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
+        timing: how far apart the frames of the clips were, as `TimingCounts.to_plain` gives it.
         optimizer: the optimizer's state dict.
         weights: with averaged weights, those that are trained, by name; the folder's model holds the averages.
         rng: the random generators' states, of each process.

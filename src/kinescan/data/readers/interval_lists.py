@@ -17,7 +17,7 @@ from kinescan.data.readers.lists import (
     PATH_COLUMNS,
     column_names,
     find_group_column,
-    find_place,
+    relative_path,
 )
 from kinescan.data.readers.source import Source
 from kinescan.data.readers.split_names import held_out_name, part_of
@@ -231,12 +231,12 @@ def find_interval_video(path: str, root: Path) -> str | None:
 
     A name without its ending stands for the one video of that name.
     """
-    place = find_place(path, root)
-    full = os.path.join(root, place)
+    relative = relative_path(path, root)
+    full = os.path.join(root, relative)
     if os.path.isfile(full):
-        return place
-    if not is_video(place):
-        folder, name = os.path.split(place)
+        return relative
+    if not is_video(relative):
+        folder, name = os.path.split(relative)
         try:
             beside = sorted(entry for entry in os.listdir(os.path.join(root, folder)) if is_video(entry))
         except OSError:
@@ -288,7 +288,7 @@ def _has_times(row: Row, start: int, end: int) -> bool:
 
 
 def _header_columns(header: Row, file: Path, group: str) -> _Columns | None:
-    """The columns that a header names; None where it is no header of intervals.
+    """The columns that a header names; None where it is not a header of intervals.
 
     Raises:
         ConfigError: two columns have one name, times are frame numbers, or there is no label or group.
@@ -380,7 +380,7 @@ def _rows_of_part(rows: list[Row], columns: _Columns, source: Source) -> tuple[l
     place = columns.part
     strange = sorted(name for name in names if part_of(name) is None)
     if strange:
-        raise ConfigError(f"{source.path}: {strange[0]!r} is no part of a data set. Write train, val or test.")
+        raise ConfigError(f"{source.path}: {strange[0]!r} is not a part of a data set. Write train, val or test.")
 
     def is_wanted(name: str) -> bool:
         return part_of(name) == "train" if source.part == "train" else name == held_out

@@ -68,16 +68,11 @@ def read_list(source: Source) -> Listing:
             raise ConfigError(
                 f"{file}, line {row.line}: {mask_url(path)} is an address. Fetch the videos first and list their files."
             )
-<<<<<<< HEAD
-        place = find_place(path, root)
+        relative = relative_path(path, root)
         group = "" if columns is None or columns.group is None else _cell(row, columns.group)
         if source.group_column and not group:
             raise ConfigError(f"{file}, line {row.line}: the column {source.group_column!r} is empty. Write a group.")
-        videos.append(LabelledVideo(root / place, Path(place).as_posix(), label, row.line, group))
-=======
-        relative = _relative_path(path, root)
-        videos.append(LabelledVideo(root / relative, Path(relative).as_posix(), label, row.line))
->>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
+        videos.append(LabelledVideo(root / relative, Path(relative).as_posix(), label, row.line, group))
     there = files_there([video.path for video in videos])
     _refuse_other_lines(videos, there, file)
     missing = [video.video_id for video, found in zip(videos, there, strict=True) if not found]
@@ -156,7 +151,7 @@ def _columns(header: Row, file: Path, group: str) -> _Columns | None:
 
 
 def find_group_column(header: Row, file: Path, group: str) -> int | None:
-    """The place of the column that divides videos into groups; None where none is asked for.
+    """The index of the column that divides videos into groups; None where none is asked for.
 
     Raises:
         ConfigError: the header has no such column, or two.
@@ -164,13 +159,13 @@ def find_group_column(header: Row, file: Path, group: str) -> int | None:
     if not group:
         return None
     wanted = _plain_name(group)
-    places = [place for place, name in enumerate(column_names(header)) if name == wanted]
-    if len(places) != 1:
-        count = "no column" if not places else "two columns"
+    found = [column for column, name in enumerate(column_names(header)) if name == wanted]
+    if len(found) != 1:
+        count = "no column" if not found else "two columns"
         raise ConfigError(
             f"{file}, line {header.line}: {count} {group!r} for data.group. Columns: {', '.join(header.cells)}."
         )
-    return places[0]
+    return found[0]
 
 
 def _refuse_two_labels(columns: _Columns, rows: Sequence[Row], file: Path) -> None:
@@ -308,11 +303,7 @@ def _cell(row: Row, column: int) -> str:
     return row.cells[column] if column < len(row.cells) else ""
 
 
-<<<<<<< HEAD
-def find_place(path: str, root: Path) -> str:
-=======
-def _relative_path(path: str, root: Path) -> str:
->>>>>>> d9ecea8 (Words of data, training, evaluation, runs: fraction, index, sampled, broadcast)
+def relative_path(path: str, root: Path) -> str:
     """The path as its file spells it, where only that names a file.
 
     Lists from Windows have backslashes for slashes; lists and disks may spell accented letters as one sign or as two.

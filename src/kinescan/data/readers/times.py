@@ -14,7 +14,7 @@ def parse_seconds(text: str) -> float:
     """Seconds, of a number of seconds or of [hh:]mm:ss.ms, with a decimal point or comma.
 
     Raises:
-        ValueError: it is no time; the message says why and what is allowed.
+        ValueError: it is not a time; the message says why and what is allowed.
 
     Example:
         >>> [parse_seconds(text) for text in ("75.5", "75,5", "1:15.5", "00:01:15,500", "75.5 s", "7.55e1")]
@@ -27,11 +27,11 @@ def parse_seconds(text: str) -> float:
         return float(f"{sign}{number.replace(',', '.')}e{exponent or 0}")
     match = _CLOCK.fullmatch(text)
     if match is None:
-        raise ValueError(f"{_shown(text)} is no time{_why(text)}. Write {_FORMS}.")
+        raise ValueError(f"{_shown(text)} is not a time{_why(text)}. Write {_FORMS}.")
     sign, hours, minutes, seconds = match.groups()
     rest = float(seconds.replace(",", "."))
     if rest >= 60 or (hours is not None and int(minutes) >= 60):
-        raise ValueError(f"{_shown(text)} is no time: minutes and seconds end at 59. Write {_FORMS}.")
+        raise ValueError(f"{_shown(text)} is not a time: minutes and seconds end at 59. Write {_FORMS}.")
     total = 3600 * int(hours or 0) + 60 * int(minutes) + rest
     return -total if sign == "-" else total
 

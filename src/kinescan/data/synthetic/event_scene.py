@@ -113,7 +113,7 @@ def draw_lives(
     shape: str | None,
     others: Sequence[Life],
 ) -> list[Life]:
-    """The objects that stand in one place after another, and move at `times`; where no room is found, one is left out.
+    """The objects that be in one place after another, and move at `times`; where no room is found, one is left out.
 
     Every movement is as likely as its reversal in time, so that a single frame does not tell the direction.
 

@@ -226,7 +226,7 @@ def _shown(scene: EventScene, seconds: NDArray[np.float64]) -> Scene:
 
 
 def _light(rng: np.random.Generator, config: EventsConfig, seconds: NDArray[np.float64]) -> Tensor:
-    """[T, 3]: two slow waves, and lamps that go on and off, each colour a little by itself."""
+    """[T, 3]: two slow waves, and lamps that continue and off, each colour a little by itself."""
     periods, phases = rng.uniform(8, 40, 2), rng.uniform(0, 2 * np.pi, 2)
     waves = np.sin(2 * np.pi * seconds[:, None] / periods + phases).mean(1)
     switches = np.sort(rng.uniform(0, config.seconds, rng.poisson(config.seconds / 20)))
