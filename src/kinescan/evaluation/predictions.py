@@ -10,11 +10,11 @@ from safetensors.torch import save
 
 from kinescan.errors import ConfigError
 from kinescan.evaluation.multiview import Evaluation, VideoScore
+from kinescan.evaluation.report_parts import PREDICTIONS_FILE as PREDICTIONS_FILE
 from kinescan.runtime.atomic_write import atomic_write
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import parse_json, read_text
 
-PREDICTIONS_FILE = "predictions.jsonl"
 _KEYS = ("video_id", "label", "prediction")
 TOP = 5
 """How many classes a line scores; the file of tensors has all."""

@@ -1,8 +1,5 @@
-import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +8,28 @@ from kinescan.evaluation.metrics import Metrics, confusion_matrix
 from kinescan.evaluation.multiview import Evaluation
 from kinescan.evaluation.plots import plot_confusion, plot_reliability
 from kinescan.evaluation.predictions import PREDICTIONS_FILE, prediction_lines
+from kinescan.evaluation.report_parts import (
+    CONFUSION_FILE,
+    PAGE_FILE,
+    RELIABILITY_FILE,
+    listed,
+    note_lines,
+    origin_lines,
+    percent,
+    set_aside_others,
+    unreadable_lines,
+)
 from kinescan.profiling.cost import Cost
 from kinescan.profiling.environment import Environment, describe_environment
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import escape_markdown, to_json
-from kinescan.runtime.files import read_json_object
 from kinescan.runtime.run_folder import REPORT_FILE
 
-logger = logging.getLogger(__name__)
-
-PAGE_FILE = "report.md"
-CONFUSION_FILE = "confusion.png"
-RELIABILITY_FILE = "reliability.png"
-FILES = (REPORT_FILE, PAGE_FILE, PREDICTIONS_FILE, CONFUSION_FILE, RELIABILITY_FILE)
 CHOSEN_ON_THESE = (
     "The checkpoint was chosen as the best of its run on these same videos, so its score here is too high on average. "
     "Score it on videos that chose nothing before you compare or publish it."
 )
 """Note of a report whose checkpoint was picked by the videos that it is scored on."""
-MOST_LISTED = 20
-"""How many unreadable files the page lists; report.json lists all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +106,7 @@ class Report:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             plain = self.to_json()
-            _set_aside_others(folder, plain)
+            set_aside_others(folder, plain, same=("task", "model", "data", "views"))
             write_text(folder / REPORT_FILE, to_json(plain, indent=1) + "\n")
             write_text(folder / PAGE_FILE, self.to_markdown())
             write_text(folder / PREDICTIONS_FILE, "".join(prediction_lines(evaluation)))
@@ -123,10 +122,10 @@ class Report:
         metrics, evaluation = self.evaluation.metrics, self.evaluation
         yield f"# {escape_markdown(self.model)} on {escape_markdown(self.data)}\n"
         yield "| | |\n|---|---|"
-        yield f"| top-1 | **{_percent(metrics.top1)}** |"
-        yield f"| top-{metrics.top5_classes} | {_percent(metrics.top5)} |"
-        yield f"| mean over classes | {_percent(metrics.mean_class_accuracy)} |"
-        yield f"| calibration error | {_percent(metrics.calibration_error)} |"
+        yield f"| top-1 | **{percent(metrics.top1)}** |"
+        yield f"| top-{metrics.top5_classes} | {percent(metrics.top5)} |"
+        yield f"| mean over classes | {percent(metrics.mean_class_accuracy)} |"
+        yield f"| calibration error | {percent(metrics.calibration_error)} |"
         yield f"| videos scored | {metrics.num_videos} |"
         yield f"| views (frames x clips x crops) | {evaluation.views} |"
         if self.cost is not None:
@@ -136,35 +135,26 @@ class Report:
                 f"| GMACs a view | {macs.without_attention / 1e9:.2f} "
                 f"({macs.with_attention / 1e9:.2f} with attention products) |"
             )
-        for note in self.notes:
-            yield f"\n**Note.** {escape_markdown(note)}"
+        yield from note_lines(self.notes)
         if metrics.top5_classes < 5:
             yield f"\nThere are {len(evaluation.labels)} classes, so the top 5 are the top {metrics.top5_classes}."
-        if evaluation.unreadable:
-            total = metrics.num_videos + len(evaluation.unreadable)
-            missing = len(evaluation.unreadable)
-            yield f"\n**{missing} of {total} files could not be read**; no number here counts them:\n"
-            for file in evaluation.unreadable[:MOST_LISTED]:
-                yield f"- {escape_markdown(str(file.path))}: {escape_markdown(file.reason)}"
-            if len(evaluation.unreadable) > MOST_LISTED:
-                yield f"- and {len(evaluation.unreadable) - MOST_LISTED} more, in {REPORT_FILE}"
+        yield from unreadable_lines(evaluation.unreadable, metrics.num_videos)
 
     def _class_table(self) -> Iterator[str]:
         yield "\n## Classes\n\n| class | videos | right | accuracy |\n|---|---:|---:|---:|"
         for entry in self.evaluation.metrics.classes:
-            accuracy = "no videos" if entry.accuracy is None else _percent(entry.accuracy)
+            accuracy = "no videos" if entry.accuracy is None else percent(entry.accuracy)
             yield f"| {escape_markdown(entry.label)} | {entry.num_videos} | {entry.num_right} | {accuracy} |"
         chance = 1 / len(self.evaluation.labels)
         lost = [
-            escape_markdown(entry.label)
+            entry.label
             for entry in self.evaluation.metrics.classes
             if entry.accuracy is not None and entry.accuracy <= chance
         ]
         if lost:
-            more = f", and {len(lost) - MOST_LISTED} more" if len(lost) > MOST_LISTED else ""
             yield (
                 f"\n**{len(lost)} of {len(self.evaluation.labels)} classes are right no more often than a guess** "
-                f"({_percent(chance)}), whatever the average says: {', '.join(lost[:MOST_LISTED])}{more}."
+                f"({percent(chance)}), whatever the average says: {listed(lost)}."
             )
 
     def _mistakes(self) -> Iterator[str]:
@@ -173,7 +163,7 @@ class Report:
         if metrics.confusions:
             yield "\n## Commonest mistakes\n\n| class | taken for | videos | of the class |\n|---|---|---:|---:|"
         for entry in metrics.confusions:
-            fraction = _percent(entry.ratio)
+            fraction = percent(entry.ratio)
             taken_for = escape_markdown(entry.taken_for)
             yield f"| {escape_markdown(entry.label)} | {taken_for} | {entry.num_videos} | {fraction} |"
 
@@ -181,7 +171,7 @@ class Report:
         metrics = self.evaluation.metrics
         yield "\n## Calibration\n"
         yield (
-            f"Calibration error {_percent(metrics.calibration_error)}: the mean distance between the score of the best "
+            f"Calibration error {percent(metrics.calibration_error)}: the mean distance between the score of the best "
             "class and how often it is right."
         )
         yield f"\n![reliability]({RELIABILITY_FILE})"
@@ -189,19 +179,12 @@ class Report:
         for entry in metrics.reliability:
             if entry.confidence is not None and entry.accuracy is not None:
                 yield (
-                    f"| {entry.low:.2f} to {entry.high:.2f} | {entry.num_videos} | {_percent(entry.confidence)} "
-                    f"| {_percent(entry.accuracy)} |"
+                    f"| {entry.low:.2f} to {entry.high:.2f} | {entry.num_videos} | {percent(entry.confidence)} "
+                    f"| {percent(entry.accuracy)} |"
                 )
 
     def _origin(self) -> Iterator[str]:
-        here = self.environment
-        packages = ", ".join(f"{name} {version}" for name, version in here.packages.items())
-        devices = ", ".join(here.accelerators) or "none"
-        yield "\n## Where it was measured\n"
-        yield f"- kinescan {here.kinescan}, commit {here.commit or 'unknown'}, seed {self.seed}"
-        yield f"- Python {here.python}, {packages}"
-        yield f"- {here.cpu}, {here.num_cores} cores, {here.memory_gib} GiB; accelerators: {devices}; {here.system}"
-        yield f"- {self.evaluation.seconds:.1f} s"
+        yield from origin_lines(self.environment, seed=self.seed, seconds=self.evaluation.seconds)
 
 
 def make_report(
@@ -234,22 +217,6 @@ def make_report(
     )
 
 
-def _set_aside_others(folder: Path, report: Mapping[str, Any]) -> None:
-    """Moves a report of another model, of other data or views out of the way."""
-    try:
-        there = read_json_object(folder / REPORT_FILE)
-    except ConfigError:
-        return
-    if all(there.get(key) == report[key] for key in ("model", "data", "views")):
-        return
-    earlier = next(path for number in count(1) if not (path := folder / f"earlier-{number}").exists())
-    earlier.mkdir()
-    for name in FILES:
-        if (folder / name).exists():
-            os.replace(folder / name, earlier / name)
-    logger.info("the report that was there, of %s on %s: %s", there.get("model"), there.get("data"), earlier)
-
-
 def _plain_cost(cost: Cost) -> dict[str, Any]:
     return {
         "num_frames": cost.num_frames,
@@ -260,7 +227,3 @@ def _plain_cost(cost: Cost) -> dict[str, Any]:
         "macs_with_attention": cost.macs.with_attention,
         "macs_as_published": cost.macs.published,
     }
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * ratio:.1f} %"

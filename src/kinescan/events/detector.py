@@ -17,7 +17,7 @@ from kinescan.errors import CheckpointError, ShapeError
 from kinescan.events.predictions import BACKGROUND, FramePredictions
 from kinescan.events.rules import EventRules, LabelRules
 
-_SLACK_SECONDS = 1e-6
+SLACK_SECONDS = 1e-6
 """Times of frames are sums of rounded numbers: five frames of 0.04 s have lasted 0.2 s."""
 _NUM_DISTANCES = 15
 """Between frames, of which the median is the usual one."""
@@ -228,7 +228,7 @@ class EventDetector:
 
     def _is_gap(self, distance: float) -> bool:
         usual = median(self._clock.distances) if self._clock.distances else 0.0
-        return distance > max(self.rules.gap_seconds, _GAP_RATIO * usual) + _SLACK_SECONDS
+        return distance > max(self.rules.gap_seconds, _GAP_RATIO * usual) + SLACK_SECONDS
 
     def _pass_time(self, seconds: float) -> list[EventUpdate]:
         last = self._clock.last
@@ -267,7 +267,7 @@ class EventDetector:
     def _advance(self, index: int, seconds: float, score: float) -> list[EventUpdate]:
         label, run = self._labels[index], self._runs.get(index)
         updates: list[EventUpdate] = []
-        if run is not None and run.ended is not None and seconds - run.ended >= label.merge_seconds - _SLACK_SECONDS:
+        if run is not None and run.ended is not None and seconds - run.ended >= label.merge_seconds - SLACK_SECONDS:
             updates += self._close(index, run, seconds)
             run = None
         if run is None:
@@ -277,7 +277,7 @@ class EventDetector:
         if run.ended is None and score < label.off:
             run.ended = seconds
             updates += self._start(index, run, seconds, told_at=seconds)
-            if label.merge_seconds <= _SLACK_SECONDS:
+            if label.merge_seconds <= SLACK_SECONDS:
                 return updates + self._close(index, run, seconds)
         elif run.ended is not None and score >= label.on:
             run.total, run.num_frames = run.total + run.pause_total, run.num_frames + run.pause_frames
@@ -290,7 +290,7 @@ class EventDetector:
 
     def _start(self, index: int, run: _Run, until: float, *, told_at: float) -> list[EventUpdate]:
         """The start, where it has not been told and the event has lasted long enough."""
-        if run.id or until - run.start < self._labels[index].least_seconds - _SLACK_SECONDS:
+        if run.id or until - run.start < self._labels[index].least_seconds - SLACK_SECONDS:
             return []
         self._num_told += 1
         run.id = f"{self.stream_id}-{self._num_told}"

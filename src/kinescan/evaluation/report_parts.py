@@ -1,0 +1,98 @@
+"""What reports of every kind have in common."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from kinescan.data.datasets import Unreadable
+from kinescan.errors import ConfigError
+from kinescan.profiling.environment import Environment
+from kinescan.runtime.escaping import escape_markdown
+from kinescan.runtime.files import read_json_object
+from kinescan.runtime.run_folder import REPORT_FILE
+
+logger = logging.getLogger(__name__)
+
+PAGE_FILE = "report.md"
+PREDICTIONS_FILE = "predictions.jsonl"
+CONFUSION_FILE, RELIABILITY_FILE = "confusion.png", "reliability.png"
+"""Of a report of a model that answers for whole videos."""
+RESULTS_FILE, TRUTH_FILE, FRAMES_FILE = "results.json", "truth.json", "frames.safetensors"
+CURVE_FILE, TIMELINES = "curve.png", "timelines"
+"""Of a report of a model that answers for each frame, as the line above; the last one is a folder."""
+_FILES = (
+    *(REPORT_FILE, PAGE_FILE, PREDICTIONS_FILE, CONFUSION_FILE, RELIABILITY_FILE),
+    *(RESULTS_FILE, TRUTH_FILE, FRAMES_FILE, CURVE_FILE, TIMELINES),
+)
+MOST_LISTED = 20
+"""How many videos, files or classes the page lists; report.json lists all."""
+
+
+def percent(ratio: float) -> str:
+    """A ratio as per cent; NaN is a dash.
+
+    Example:
+        >>> percent(0.1234)
+        '12.3 %'
+    """
+    return "-" if ratio != ratio else f"{100 * ratio:.1f} %"
+
+
+def note_lines(notes: Sequence[str]) -> Iterator[str]:
+    """What a reader has to know beside the numbers."""
+    for note in notes:
+        yield f"\n**Note.** {escape_markdown(note)}"
+
+
+def unreadable_lines(unreadable: Sequence[Unreadable], num_scored: int) -> Iterator[str]:
+    """The files that could not be read, with the reason of each."""
+    if not unreadable:
+        return
+    total = num_scored + len(unreadable)
+    yield f"\n**{len(unreadable)} of {total} files could not be read**; no number here counts them:\n"
+    for file in unreadable[:MOST_LISTED]:
+        yield f"- {escape_markdown(str(file.path))}: {escape_markdown(file.reason)}"
+    if len(unreadable) > MOST_LISTED:
+        yield f"- and {len(unreadable) - MOST_LISTED} more, in {REPORT_FILE}"
+
+
+def listed(labels: Sequence[str]) -> str:
+    """Names of classes in a sentence of a page."""
+    more = f", and {len(labels) - MOST_LISTED} more" if len(labels) > MOST_LISTED else ""
+    return ", ".join(map(escape_markdown, labels[:MOST_LISTED])) + more
+
+
+def origin_lines(here: Environment, *, seed: int | None, seconds: float) -> Iterator[str]:
+    """Where it was measured."""
+    packages = ", ".join(f"{name} {version}" for name, version in here.packages.items())
+    devices = ", ".join(here.accelerators) or "none"
+    yield "\n## Where it was measured\n"
+    yield f"- kinescan {here.kinescan}, commit {here.commit or 'unknown'}, seed {seed}"
+    yield f"- Python {here.python}, {packages}"
+    yield f"- {here.cpu}, {here.num_cores} cores, {here.memory_gib} GiB; accelerators: {devices}; {here.system}"
+    yield f"- {seconds:.1f} s"
+
+
+def set_aside_others(folder: Path, report: Mapping[str, Any], *, same: Sequence[str]) -> None:
+    """Moves a report of another model, or of other data, out of the way: to `earlier-1`, `earlier-2`, ...
+
+    Args:
+        folder: of the reports.
+        report: the one to be written, as plain values.
+        same: keys in which two reports agree where the new one replaces the old one.
+    """
+    try:
+        there = read_json_object(folder / REPORT_FILE)
+    except ConfigError:
+        return
+    if all(there.get(key) == report.get(key) for key in same):
+        return
+    earlier = next(path for number in count(1) if not (path := folder / f"earlier-{number}").exists())
+    earlier.mkdir()
+    for name in _FILES:
+        if (folder / name).exists():
+            os.replace(folder / name, earlier / name)
+    logger.info("the report that was there, of %s on %s: %s", there.get("model"), there.get("data"), earlier)

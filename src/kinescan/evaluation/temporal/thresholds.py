@@ -1,0 +1,199 @@
+"""Thresholds and times of events, chosen on videos that neither trained nor test the model."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import median
+
+from kinescan.data.intervals import Interval
+from kinescan.errors import ConfigError
+from kinescan.evaluation.temporal.alarm_sweep import AlarmSweep
+from kinescan.evaluation.temporal.alarms import AlarmScores, score_alarms
+from kinescan.evaluation.temporal.truth import refuse_unknown_labels
+from kinescan.events.predictions import BACKGROUND, FramePredictions
+from kinescan.events.rules import ClassRules, EventRules
+
+ON = (0.02, 0.05, *(round(0.1 + 0.05 * step, 2) for step in range(17)), 0.93, 0.95, 0.97, 0.98, 0.99, 0.995)
+LEAST_SECONDS = (0.0, 0.2, 0.5)
+MERGE_SECONDS = (0.5, 1.0, 2.0)
+SMOOTH_SECONDS = (0.0, 0.15, 0.4)
+AS_GOOD = 0.01
+"""Times whose mean F1 is at most so much lower are as good, and the ones with the shorter delays are taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenRules:
+    """Rules and what they reach on the videos that they were chosen on.
+
+    Attributes:
+        rules: thresholds and times.
+        scores: alarms of these videos.
+        f1: label -> F1 of its alarms, in [0, 1].
+        silent: classes that are told of here under no threshold at which half of their alarms are right.
+        without_intervals: classes that these videos do not show; their threshold is the median of the others'.
+    """
+
+    rules: EventRules
+    scores: AlarmScores
+    f1: Mapping[str, float]
+    silent: tuple[str, ...]
+    without_intervals: tuple[str, ...]
+
+
+def choose_rules(
+    predictions: Sequence[FramePredictions],
+    truth: Mapping[str, Sequence[Interval]],
+    *,
+    most_false_alarms_per_hour: float | None = None,
+) -> ChosenRules:
+    """The rules under which alarms tell best of the true events of some videos; give validation videos, not test ones.
+
+    For each class the threshold with the highest F1 of its alarms (matched to true intervals as `score_alarms` does)
+    among those at which at least half of its alarms are right; where there is none, one that tells of nothing here. In
+    a range of equally good thresholds it is the middle. The times are the same for all classes: of those with the best
+    mean F1 (within 0.01), the ones with the shortest median delay.
+
+    Args:
+        predictions: of the videos, by one model.
+        truth: video id -> its true intervals; a video in which nothing happens has none.
+        most_false_alarms_per_hour: choose the thresholds that tell of the most events at no more false alarms, an equal
+            part of them for each class, instead of F1.
+
+    Raises:
+        ConfigError: there is no video or no interval, a video has no truth, or a label is unknown to the model.
+
+    Example:
+        >>> import numpy as np
+        >>> scores = np.array([[0.9, 0.1]] * 5 + [[0.3, 0.7]] * 10 + [[0.6, 0.4]] * 5, dtype=np.float32)
+        >>> found = choose_rules(
+        ...     [FramePredictions(video_id="a", seconds=np.arange(20) / 10, scores=scores,
+        ...                       classes=("background", "fall"), end_seconds=2.0)],
+        ...     {"a": [Interval(video_id="a", label="fall", start_seconds=0.5, end_seconds=1.5)]},
+        ... )
+        >>> found.f1["fall"], found.rules.of("fall").on
+        (1.0, 0.4)
+    """
+    intervals, classes, hours = _checked(predictions, truth)
+    sweeps = [AlarmSweep(one) for one in predictions]
+    shown = [label for label in classes if any(one.label == label for one in intervals)]
+    budget = None if most_false_alarms_per_hour is None else most_false_alarms_per_hour / max(1, len(shown))
+    tried = [
+        _with_times(
+            sweeps,
+            intervals,
+            shown,
+            hours,
+            EventRules(least_seconds=least, merge_seconds=merge, smooth_seconds=smooth),
+            budget,
+        )
+        for least, merge, smooth in product(LEAST_SECONDS, MERGE_SECONDS, SMOOTH_SECONDS)
+    ]
+    best = max(value for value, _, _ in tried)
+    _, _, rules = min((one for one in tried if one[0] >= best - AS_GOOD), key=lambda one: (one[1], -one[0]))
+    alarms = [alarm for sweep in sweeps for alarm in sweep.alarms(rules)]
+    f1 = {label: alarm_f1(_scored(sweeps, intervals, label, rules, hours)) for label in shown}
+    return ChosenRules(
+        rules=rules,
+        scores=score_alarms(intervals, alarms, hours=hours),
+        f1=f1,
+        silent=tuple(label for label, value in f1.items() if not value),
+        without_intervals=tuple(label for label in classes if label not in shown),
+    )
+
+
+def alarm_f1(scores: AlarmScores) -> float:
+    """2 right / (2 right + false + missed), in [0, 1]; 0 where there is neither a true interval nor an alarm."""
+    right = scores.num_true - scores.num_missed
+    return 2 * right / (2 * right + scores.num_false + scores.num_missed) if right else 0.0
+
+
+def watched_hours(predictions: Iterable[FramePredictions]) -> float:
+    """Hours of video from each first frame to the end, with and without events."""
+    return sum(max(0.0, one.end_seconds - float(one.seconds[0])) for one in predictions if len(one.seconds)) / 3600
+
+
+def _checked(
+    predictions: Sequence[FramePredictions], truth: Mapping[str, Sequence[Interval]]
+) -> tuple[list[Interval], list[str], float]:
+    absent = [one.video_id for one in predictions if one.video_id not in truth]
+    if absent:
+        raise ConfigError(f"{len(absent)} videos have no truth, the first is {absent[0]!r}. Thresholds need labels.")
+    intervals = [interval for one in predictions for interval in truth[one.video_id]]
+    hours = watched_hours(predictions)
+    if not intervals or not hours > 0:
+        raise ConfigError(
+            f"thresholds need at least one event: {len(intervals)} intervals in {len(predictions)} videos were given. "
+            "Choose them on videos in which something happens."
+        )
+    classes = [label for label in predictions[0].classes if label != BACKGROUND]
+    refuse_unknown_labels(intervals, classes)
+    return intervals, classes, hours
+
+
+def _with_times(
+    sweeps: Sequence[AlarmSweep],
+    intervals: Sequence[Interval],
+    labels: Sequence[str],
+    hours: float,
+    times: EventRules,
+    budget: float | None,
+) -> tuple[float, float, EventRules]:
+    """The mean of what the classes reach, their median delay, and the rules."""
+    found = {label: _choose_on(sweeps, intervals, label, hours, times, budget) for label in labels}
+    delays = [delay for _, scores, _ in found.values() for delay in scores.delays_seconds]
+    rules = EventRules(
+        on=median(on for on, _, _ in found.values()),
+        least_seconds=times.least_seconds,
+        merge_seconds=times.merge_seconds,
+        smooth_seconds=times.smooth_seconds,
+        classes={label: ClassRules(on=on) for label, (on, _, _) in found.items()},
+    )
+    mean = sum(value for _, _, value in found.values()) / len(found)
+    return mean, median(delays) if delays else float("inf"), rules
+
+
+def _choose_on(
+    sweeps: Sequence[AlarmSweep],
+    intervals: Sequence[Interval],
+    label: str,
+    hours: float,
+    times: EventRules,
+    budget: float | None,
+) -> tuple[float, AlarmScores, float]:
+    """Threshold of one class, what its alarms reach, and the value that was maximised."""
+    own = [interval for interval in intervals if interval.label == label]
+    tried = []
+    for on in ON:
+        rules = EventRules(
+            on=on,
+            least_seconds=times.least_seconds,
+            merge_seconds=times.merge_seconds,
+            smooth_seconds=times.smooth_seconds,
+        )
+        scores = _scored(sweeps, own, label, rules, hours)
+        right = scores.num_true - scores.num_missed
+        value = alarm_f1(scores) if right >= scores.num_false else float(right - scores.num_false)
+        if budget is not None:
+            over = scores.false_alarms_per_hour - budget
+            value = -over if over > 0 else 1 - scores.missed_ratio
+        tried.append((on, scores, value))
+    best = max(value for _, _, value in tried)
+    return tried[_middle([value == best for _, _, value in tried])]
+
+
+def _scored(
+    sweeps: Sequence[AlarmSweep], intervals: Sequence[Interval], label: str, rules: EventRules, hours: float
+) -> AlarmScores:
+    alarms = [alarm for sweep in sweeps for alarm in sweep.alarms(rules, [label])]
+    return score_alarms([interval for interval in intervals if interval.label == label], alarms, hours=hours)
+
+
+def _middle(good: Sequence[bool]) -> int:
+    """The middle of the longest run of good places; of equally long ones, the first."""
+    longest, start = (0, 0), None
+    for place, one in enumerate([*good, False]):
+        if one and start is None:
+            start = place
+        elif not one and start is not None:
+            longest, start = max(longest, (place - start, -start)), None
+    return -longest[1] + (longest[0] - 1) // 2

@@ -1,0 +1,70 @@
+import pytest
+
+from kinescan.errors import ConfigError
+from kinescan.evaluation.temporal.thresholds import choose_rules, watched_hours
+
+from .made_up import interval, predictions
+
+
+def test_each_class_gets_a_threshold_between_its_events_and_its_noise() -> None:
+    made = predictions((2, 4, "fall", 0.9), (8, 10, "fall", 0.55), (12, 14, "run", 0.3), (16, 17, "run", 0.12))
+    found = choose_rules([made], {"a.mp4": [interval(2, 4), interval(12, 14, "run")]})
+    assert 0.55 < found.rules.of("fall").on <= 0.9
+    assert 0.12 < found.rules.of("run").on <= 0.3
+    assert found.f1 == {"fall": 1.0, "run": 1.0}
+    assert found.scores.num_false == found.scores.num_missed == 0
+    assert found.silent == found.without_intervals == ()
+
+
+def test_the_shortest_delay_is_taken_where_all_is_found() -> None:
+    found = choose_rules([predictions((2, 4, "fall", 0.9))], {"a.mp4": [interval(2, 4)]})
+    assert found.rules.least_seconds == found.rules.smooth_seconds == 0.0
+    assert found.scores.delays_seconds == (0.0,)
+
+
+def test_flicker_is_answered_with_longer_times() -> None:
+    spikes = [(3 + second, 3.1 + second, "fall", 0.9) for second in range(0, 14, 2)]
+    made = predictions(*spikes, (18, 20, "fall", 0.9))
+    found = choose_rules([made], {"a.mp4": [interval(18, 20)]})
+    assert found.rules.least_seconds > 0.1 or found.rules.smooth_seconds > 0
+    assert found.f1["fall"] == 1.0
+
+
+def test_a_class_that_is_never_right_is_told_of_never() -> None:
+    wrong = predictions((1, 2, "run", 0.9), (4, 5, "run", 0.7), (8, 9, "run", 0.4), (12, 13, "fall", 0.8))
+    found = choose_rules([wrong], {"a.mp4": [interval(12, 13), interval(15, 16, "run")]})
+    assert found.silent == ("run",)
+    assert found.rules.of("run").on > 0.9
+    assert found.scores.num_false == 0
+
+
+def test_a_class_without_intervals_gets_the_usual_threshold() -> None:
+    found = choose_rules([predictions((2, 4, "fall", 0.9))], {"a.mp4": [interval(2, 4)]})
+    assert found.without_intervals == ("run",)
+    assert found.rules.of("run").on == found.rules.of("fall").on
+
+
+def test_no_more_false_alarms_than_asked_for() -> None:
+    made = predictions(*((start, start + 1, "fall", 0.5) for start in (2, 6, 10)), (14, 15, "fall", 0.4))
+    truth = {"a.mp4": [interval(2, 3), interval(6, 7), interval(14, 15)]}
+    assert choose_rules([made], truth).scores.num_missed == 0
+    strict = choose_rules([made], truth, most_false_alarms_per_hour=1.0)
+    assert strict.scores.num_false == 0
+    loose = choose_rules([made], truth, most_false_alarms_per_hour=400.0)
+    assert (loose.scores.num_false, loose.scores.num_missed) == (1, 0)
+
+
+def test_thresholds_need_events_and_labels() -> None:
+    made = predictions((2, 4, "fall", 0.9))
+    for given, truth, named in (
+        ([], {}, "0 intervals"),
+        ([made], {"a.mp4": []}, "0 intervals"),
+        ([made], {}, "a.mp4"),
+        ([made], {"a.mp4": [interval(1, 2, "jump")]}, "jump"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            choose_rules(given, truth)
+
+
+def test_hours_are_of_all_video() -> None:
+    assert watched_hours([predictions(length=1800), predictions(length=900), predictions(length=0)]) == 0.75
