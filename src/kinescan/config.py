@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tomli_w
 
 from kinescan.data.groups import check_group
-from kinescan.data.interval_listing import INTERVAL_DATASETS, find_interval_layout
+from kinescan.data.interval_layouts import INTERVAL_DATASETS, find_interval_layout
 from kinescan.data.listing import DATASETS
 from kinescan.data.loader import LoaderConfig
 from kinescan.data.sampling import Views

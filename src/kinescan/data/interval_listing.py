@@ -1,19 +1,16 @@
 """Which videos have labels with a start and an end, and what these are, checked against the videos themselves."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from kinescan.data.class_numbers import lookalikes
-from kinescan.data.groups import make_grouping
+from kinescan.data.groups import column_of, make_grouping
+from kinescan.data.interval_layouts import INTERVAL_DATASETS, find_interval_layout
 from kinescan.data.intervals import Interval, IntervalTable, IntervalVideo, RowProblem
-from kinescan.data.readers.annotations import AnnotatedVideo, Annotations, LabelledSpan
-from kinescan.data.readers.class_folders import find_parts, part_list
-from kinescan.data.readers.files import is_video
-from kinescan.data.readers.interval_lists import is_interval_list, list_held_out, read_interval_list
+from kinescan.data.readers.annotations import AnnotatedVideo, LabelledSpan
 from kinescan.data.readers.source import Part, Source
 from kinescan.data.video import Limits, VideoReader
 from kinescan.errors import ConfigError, VideoError
@@ -30,46 +27,6 @@ _SLACK_SECONDS = 0.25
 """How far an interval may reach beyond its video: players show a length that was rounded, or that of the sound."""
 _FRAMES_SHARE = 0.05
 """By how much the number of labels may differ from the number of frames."""
-
-
-@dataclass(frozen=True)
-class IntervalLayout:
-    """How labels with a start and an end are laid out.
-
-    Attributes:
-        read: gives its annotations.
-        summary: one line on what it is.
-        held_out_name: what the part is called that it holds out; None: it has no parts.
-        num_splits: divisions into these parts.
-    """
-
-    read: Callable[[Source], Annotations]
-    summary: str
-    held_out_name: Callable[[Path, Path | None], str | None]
-    num_splits: int = 1
-
-
-def find_interval_layout(source: str | Path, reader: str = "auto", root: str | Path | None = None) -> str | None:
-    """The name in `INTERVAL_DATASETS` of the labels at a source; None where it holds labels of whole clips.
-
-    Raises:
-        ConfigError: a list at the source cannot be read.
-    """
-    if reader in INTERVAL_DATASETS:
-        return reader
-    if reader != "auto":
-        return None
-    return next((name for name, fits in _RECOGNISED.items() if fits(Path(source), Path(root) if root else None)), None)
-
-
-def interval_held_out_name(source: str | Path, reader: str = "auto", root: str | Path | None = None) -> str | None:
-    """What the labels at a source call the part that they hold out; None where there is none.
-
-    Raises:
-        ConfigError: they cannot be read.
-    """
-    name = find_interval_layout(source, reader, root)
-    return None if name is None else INTERVAL_DATASETS[name].held_out_name(Path(source), Path(root) if root else None)
 
 
 def read_intervals(
@@ -127,6 +84,10 @@ def read_intervals(
     layout = INTERVAL_DATASETS[name]
     if not 1 <= split <= layout.num_splits:
         raise ConfigError(f"data.split must lie in [1, {layout.num_splits}] for this data set, got {split}.")
+    if column_of(group) and name != "intervals":
+        raise ConfigError(
+            f"group {group!r} names a column, and {source} is no csv. Write a pattern over the ids of videos."
+        )
     found = layout.read(Source(path=source, root=Path(root) if root else None, part=part, split=split, group=group))
     if not found.videos and not found.problems:
         raise ConfigError(f"{source} lists no video of the {part} part.")
@@ -306,37 +267,3 @@ def _read_clocks(paths: Sequence[Path], limits: Limits | None, allow_short: bool
 
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(read, paths))
-
-
-def _list_of(source: Source, read: Callable[[Source], Annotations]) -> Annotations:
-    """Of a folder with train.csv beside test.csv the one that is asked for, or the list itself."""
-    if source.path.is_dir():
-        source = replace(source, path=part_list(source.path, source.part), root=source.root or source.path)
-    return read(source)
-
-
-def _list_held_out(path: Path, root: Path | None) -> str | None:
-    if not path.is_dir():
-        return list_held_out(path, root)
-    parts = find_parts(path)
-    return None if parts is None or parts.train is None else parts.held_out
-
-
-def _is_list(path: Path, root: Path | None) -> bool:
-    if path.is_dir():
-        parts = find_parts(path)
-        if parts is None or parts.kind != "lists":
-            return False
-        path, root = part_list(path, "train"), root or path
-    binary = path.suffix.lower() == ".json" or is_video(path.name)
-    return path.is_file() and not binary and is_interval_list(path, root)
-
-
-INTERVAL_DATASETS: dict[str, IntervalLayout] = {
-    "intervals": IntervalLayout(
-        partial(_list_of, read=read_interval_list), "a csv of path,start,end,label", _list_held_out
-    ),
-}
-"""Layouts of labels with a start and an end, by the name that `data.reader` takes."""
-_RECOGNISED: dict[str, Callable[[Path, Path | None], bool]] = {"intervals": _is_list}
-"""How `data.reader = "auto"` knows them."""

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from kinescan.data.interval_layouts import INTERVAL_DATASETS
 from kinescan.data.listing import DATASETS
 from kinescan.errors import ConfigError
 from kinescan.models.catalog import CATALOG, REGISTERED, offered_models
@@ -65,7 +66,8 @@ def _recipes(folder: str | Path | None) -> dict[str, str]:
 
 
 def _datasets() -> dict[str, str]:
-    return {name: layout.summary for name, layout in DATASETS.items()} | MADE
+    intervals = {name: layout.summary for name, layout in INTERVAL_DATASETS.items()}
+    return {name: layout.summary for name, layout in DATASETS.items()} | intervals | MADE
 
 
 def _backends() -> list[str]:

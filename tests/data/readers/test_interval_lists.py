@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinescan.data.interval_listing import find_interval_layout, interval_held_out_name, read_intervals
+from kinescan.data.interval_layouts import find_interval_layout, interval_held_out_name
+from kinescan.data.interval_listing import read_intervals
 from kinescan.data.intervals import IntervalTable
 from kinescan.data.video import write_video
 from kinescan.errors import ConfigError
