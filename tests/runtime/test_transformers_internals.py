@@ -56,6 +56,22 @@ def test_two_streams_of_a_model_need_it_without_the_hooks_of_a_plain_forward(mod
     assert len(again.hidden_states) == 2
 
 
+def test_a_stream_needs_the_name_of_a_decoders_cache(model):
+    class Newer(nn.Module):
+        def forward(self, inputs_embeds=None, cache=None):
+            return cache
+
+    class Older(nn.Module):
+        def forward(self, inputs_embeds=None, past_key_values=None, **kwargs):
+            return past_key_values
+
+    names = [internals.cache_argument(decoder) for decoder in (Newer(), Older())]
+    assert names == ["cache", "past_key_values"]
+    cache = transformers.DynamicCache()
+    model(torch.zeros(1, 3, dtype=torch.long), use_cache=True, **{internals.cache_argument(model): cache})
+    assert cache.get_seq_length() == 3
+
+
 def test_a_horizon_needs_the_frequencies_of_a_length(model):
     config = transformers.Qwen3Config(
         hidden_size=16, head_dim=8, max_position_embeddings=16,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
+from kinescan.runtime import atomic_write as atomic_module
 from kinescan.training import OptimConfig, TrainConfig, fit
 from kinescan.training import checkpoint as checkpoint_module
 
@@ -65,7 +66,8 @@ def run(folder: Path) -> None:
 
 def _end_at(place: str, number: int) -> None:
     module_name, _, name = place.rpartition(".")
-    owner: Any = getattr(checkpoint_module, module_name) if module_name else checkpoint_module
+    home = checkpoint_module if module_name == "torch" else atomic_module
+    owner: Any = getattr(home, module_name) if module_name else home
     original, calls = getattr(owner, name), []
 
     def counted(*arguments: Any, **keywords: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 
 from kinescan.errors import CheckpointError
 from kinescan.models.classifier import VideoClassifier
+from kinescan.runtime import atomic_write
 from kinescan.training import checkpoint
 from kinescan.training.checkpoint import (
     CHECKSUM_FILE,
@@ -84,10 +85,10 @@ def test_save_checkpoint_that_ends_anywhere_leaves_a_whole_one(
         raise Killed
 
     places = [
-        (checkpoint.os, "replace"),
-        (checkpoint.shutil, "rmtree"),
+        (atomic_write.os, "replace"),
+        (atomic_write.shutil, "rmtree"),
         (checkpoint.torch, "save"),
-        (checkpoint, "_sync"),
+        (atomic_write, "_sync"),
     ]
     for owner, name in places:
         original = getattr(owner, name)

@@ -6,6 +6,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, Qwen2Config, Qwen2ForCausalLM
 
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
+from kinescan.runtime.transformers_internals import cache_argument
 from kinescan.vlm import PixelSettings, load_stream, open_stream
 from kinescan.vlm.attention import attend_through
 from kinescan.vlm.families.door import pinned_rope
@@ -409,7 +410,7 @@ def padded_batch(vlm, video):
         decoder(
             inputs_embeds=torch.zeros(1, 3, 64),
             attention_mask=torch.tensor([[0, 1, 1]]),
-            past_key_values=stream.cache,
+            **{cache_argument(decoder): stream.cache},
         )
 
 
@@ -417,7 +418,7 @@ def batch_in_decoder(vlm, video):
     stream = start(vlm("internvl"))
     decoder = stream.family.decoder
     with attend_through(decoder, stream.cache), torch.no_grad():
-        decoder(inputs_embeds=torch.zeros(2, 3, 64), past_key_values=stream.cache)
+        decoder(inputs_embeds=torch.zeros(2, 3, 64), **{cache_argument(decoder): stream.cache})
 
 
 def batch_of_questions(vlm, video):

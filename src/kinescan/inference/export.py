@@ -1,6 +1,4 @@
 import copy
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +27,7 @@ from kinescan.inference.exported import (
 from kinescan.inference.model_source import ModelSource, holds_export, resolve_model
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.mode import evaluation_view
-from kinescan.runtime.atomic_write import new_file_mode, write_text
+from kinescan.runtime.atomic_write import atomic_files, write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.settings import closest, to_plain
 from kinescan.version import __version__
@@ -109,22 +107,13 @@ def export(
     with torch.no_grad():
         expected = resolved(clips)
     allowed = TOLERANCES[precision] if tolerance is None else tolerance
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        aside.mkdir(parents=True)
+    with atomic_files(target, last=RECORD_FILE, instead_of=earlier, error=ExportError) as aside:
         record = _write(resolved, record, aside)
         check = _compare(aside, names, clips, expected, allowed)
         record = replace(record, check=_plain(check))
         _write_record(record, aside)
         if not check.passed:
             raise ExportError(_failure(record, check))
-        _move(aside, target, earlier)
-    except OSError as error:
-        raise ExportError(
-            f"{target}: cannot write the export ({error}). Choose a folder on a disk with space."
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return record
 
 
@@ -177,10 +166,7 @@ def _write(model: VideoClassifier, record: ExportRecord, folder: Path) -> Export
         if isinstance(error, KinescanError):
             raise
         raise ExportError(f"{record.model} cannot be written as {record.format}: {first_line(error)}") from error
-    files = [entry for entry in sorted(folder.iterdir()) if entry.is_file()]
-    for file in files:
-        file.chmod(new_file_mode())
-    record = replace(record, files=tuple(file.name for file in files))
+    record = replace(record, files=tuple(entry.name for entry in sorted(folder.iterdir()) if entry.is_file()))
     _write_record(record, folder)
     return record
 
@@ -238,14 +224,6 @@ def _failure(record: ExportRecord, check: ExportCheck) -> str:
         f"{check.largest_logit:.3g}), the same best class on {check.same_top1} of {len(check.clips)} clips. "
         f"Nothing was written. {advice} allow more with --tolerance (the best classes have to be the same in any case)."
     )
-
-
-def _move(aside: Path, target: Path, earlier: Sequence[str]) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for name in earlier:
-        (target / name).unlink(missing_ok=True)
-    for entry in sorted(aside.iterdir(), key=lambda path: path.name == RECORD_FILE):
-        entry.replace(target / entry.name)
 
 
 def _plain(check: ExportCheck) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def clear_output(output: Path) -> Path:
         for path in output.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-        marker.write_text("{}\n", encoding="utf-8")
+        write_text(marker, "{}\n")
     except OSError as error:
         raise ConfigError(f"{output} cannot be written: {error.strerror or error}. Name another folder.") from error
     return output

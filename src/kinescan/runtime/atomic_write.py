@@ -1,11 +1,17 @@
-"""A file is written whole or not at all."""
+"""Files and folders are written whole or not at all: aside first, synced to the disk, then renamed.
+
+`atomic_write` and `write_text` are for one file, `atomic_files` for several that go into a folder together,
+`atomic_folder` for a folder that takes the place of another one.
+"""
 
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
-from kinescan.errors import ConfigError
+from kinescan.errors import ConfigError, KinescanError
 
 ADVICE = "Free space, or choose another folder that you may write to."
 
@@ -49,9 +55,12 @@ def atomic_write(
         _sync(aside)
         aside.chmod(_mode_of(path))
         os.replace(aside, path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
+    except KinescanError:
+        # Some of ours are errors of the system, too.
+        raise
     except OSError as problem:
-        raise error(f"{path} cannot be written ({problem.strerror or problem}). {advice}") from problem
+        raise error(_refusal(path, problem, advice)) from problem
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -75,19 +84,174 @@ def write_text(
         aside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
+@contextmanager
+def atomic_files(
+    folder: str | Path,
+    *,
+    last: str = "",
+    instead_of: Sequence[str] = (),
+    error: Callable[[str], Exception] = ConfigError,
+    advice: str = ADVICE,
+) -> Iterator[Path]:
+    """A new folder whose files go into `folder` together when the block ends well.
+
+    All are whole and on the disk before the first of them takes its name. What else lies in `folder` stays. Where
+    anything fails in the block, `folder` holds what it held before, or does not exist as before.
+
+    Args:
+        folder: where the files go; made where it is missing.
+        last: the file that takes its name after all others, so that whoever finds it finds them, too.
+        instead_of: names in `folder` that are removed before.
+        error: makes the error to raise where the system refuses to write.
+        advice: what to do then; ends the message.
+
+    Yields:
+        the folder to write into.
+
+    Raises:
+        ConfigError: (or what `error` makes) the files cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_files(f"{folder}/model", last="config.json") as aside:
+        ...         _ = (aside / "config.json").write_text("{}"), (aside / "card.md").write_text("")
+        ...     print(sorted(os.listdir(f"{folder}/model")))
+        ['card.md', 'config.json']
+    """
+    folder = Path(folder)
+    aside = folder / f".{os.getpid()}.part"
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove(aside)
+        aside.mkdir()
+        yield aside
+        for path in aside.rglob("*"):
+            if path.is_file():
+                # Some writers, such as that of safetensors, make private files.
+                path.chmod(_mode_of(folder / path.relative_to(aside)))
+        _sync_all(aside)
+        for name in instead_of:
+            (folder / name).unlink(missing_ok=True)
+        for path in sorted(aside.iterdir(), key=lambda path: (path.name == last, path.name)):
+            os.replace(path, folder / path.name)
+        _sync(folder)
+    except KinescanError:
+        raise
+    except OSError as problem:
+        raise error(_refusal(folder, problem, advice)) from problem
+    finally:
+        with suppress(OSError):
+            _remove(aside)
+        if is_new:
+            # Only an empty folder can be removed so.
+            with suppress(OSError):
+                folder.rmdir()
+
+
+@contextmanager
+def atomic_folder(
+    folder: Path,
+    *,
+    is_whole: Callable[[Path], bool],
+    earlier: Path | None = None,
+    error: Callable[[str], Exception] = ConfigError,
+    advice: str = ADVICE,
+) -> Iterator[Path]:
+    """A new folder that takes the place of `folder`, with all that is in it, when the block ends well.
+
+    Whatever happens on the way, `folder` holds either what it held before or the new files; only between the two
+    renames it is not there: then the old one is `folder_aside(folder, "old")` (or `earlier`), and the new one is
+    `folder_aside(folder, "new")`, which the next call puts into its place.
+
+    Args:
+        folder: what is replaced; the folder that it lies in is made where it is missing.
+        is_whole: whether a folder that was left by a killed process holds all that it should.
+        earlier: where the old folder stands from then on; None removes it.
+        error: makes the error to raise where the system refuses to write.
+        advice: what to do then; ends the message.
+
+    Yields:
+        the folder to write into.
+
+    Raises:
+        ConfigError: (or what `error` makes) the folder cannot be written.
+    """
+    new, old = folder_aside(folder, "new"), folder_aside(folder, "old")
+    kept = old if earlier is None else earlier
+    has_moved = False
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not folder.exists() and new.is_dir() and is_whole(new):
+            # The last call ended between its two renames: what it wrote is the newest there is.
+            os.replace(new, folder)
+        _remove(new)
+        new.mkdir()
+        yield new
+        _sync_all(new)
+        if folder.exists():
+            _remove(kept)
+            os.replace(folder, kept)
+            has_moved = True
+        os.replace(new, folder)
+        _sync(folder.parent)
+        _remove(old)
+    except Exception as problem:
+        with suppress(OSError):
+            if has_moved and not folder.exists():
+                os.replace(kept, folder)
+        with suppress(OSError):
+            _remove(new)
+        if isinstance(problem, OSError) and not isinstance(problem, KinescanError):
+            raise error(_refusal(folder, problem, advice)) from problem
+        raise
+
+
+def folder_aside(folder: Path, role: Literal["new", "old"]) -> Path:
+    """Where `atomic_folder` writes the new folder, or puts the old one.
+
+    Example:
+        >>> folder_aside(Path("checkpoints/last"), "new").name
+        '.last.new'
+    """
+    return folder.with_name(f".{folder.name}.{role}")
+
+
+def _refusal(path: Path, problem: OSError, advice: str) -> str:
+    return f"{path} cannot be written ({problem.strerror or problem}). {advice}"
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():
+        # It would lead elsewhere.
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+def _sync_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
 def _sync(path: Path) -> None:
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
+    """Makes sure that a file, or a folder's list of names, is on the disk."""
+    if path.is_dir():
+        # Not every system opens folders, and not every file system syncs them; the files are on the disk by now.
+        with suppress(OSError):
+            _fsync(path, os.O_RDONLY)
+        return
+    _fsync(path, os.O_RDWR)
 
 
-def _sync_folder(folder: Path) -> None:
-    # Not every system opens folders, and not every file system syncs them; the file itself is on the disk by now.
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _fsync(path: Path, mode: int) -> None:
+    handle = os.open(path, mode)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def new_file_mode() -> int:

@@ -5,6 +5,7 @@ which feature of ours breaks then; the range of versions that was tried is in py
 imported by what is called here, not with this module.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from kinescan.runtime.torch_internals import remove_forward_hooks
 __all__ = [
     "DrawnWeights",
     "attention_of",
+    "cache_argument",
     "forget_attention",
     "forget_hooks",
     "knows_quantiser",
@@ -50,6 +52,11 @@ def forget_hooks(module: nn.Module) -> None:
     """Removes what a forward with `output_hidden_states` or the like leaves on a module, as if there had been none."""
     remove_forward_hooks(module, "output_capturing_hook")
     vars(module).pop("_output_capturing_hooks_installed", None)
+
+
+def cache_argument(decoder: nn.Module) -> str:
+    """What a forward calls the cache of keys and values: "past_key_values" up to 5.23, "cache" from 5.24 on."""
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
 def rope_frequencies(kind: str, config: Any, device: torch.device, *, num_positions: int) -> tuple[Tensor, float]:

@@ -1,7 +1,5 @@
-import contextlib
 import hashlib
 import json
-import os
 import random
 import shutil
 import types
@@ -18,6 +16,7 @@ from torch import Tensor
 from kinescan.errors import CheckpointError
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.weights.tensor_file import PickleRefused, read_saved
+from kinescan.runtime.atomic_write import atomic_folder, folder_aside
 from kinescan.runtime.files import inside, read_json_object
 from kinescan.runtime.run_folder import LAST
 
@@ -27,6 +26,7 @@ FORMAT = 2
 _LATER = ("absent", "timing")
 """Fields that states of earlier versions lack."""
 _MOST_SETTINGS = 100_000
+_ADVICE = "Free space or choose another output; what was saved before is still there."
 EARLIER = "step-"
 """Start of the names of checkpoints that were last before; the step follows, in ten digits."""
 
@@ -92,30 +92,16 @@ def save_checkpoint(
     Raises:
         CheckpointError: the disk is full or the folder cannot be written.
     """
-    new, old = _aside(folder, "new"), _aside(folder, "old")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if not folder.exists() and (new / CHECKSUM_FILE).is_file() and _damage(new) is None:
-            # The last save ended between its two renames: what it wrote is the newest there is.
-            os.replace(new, folder)
-        _remove(new)
-        new.mkdir()
+    with atomic_folder(folder, is_whole=_is_whole, earlier=earlier, error=CheckpointError, advice=_ADVICE) as new:
         model.save_pretrained(new)
         if state is not None:
-            torch.save({"format": FORMAT, **vars(state)}, new / STATE_FILE)
+            try:
+                torch.save({"format": FORMAT, **vars(state)}, new / STATE_FILE)
+            # torch's own writer has no other type for a disk that is full.
+            except RuntimeError as error:
+                raise CheckpointError(f"{folder} cannot be written ({error}). {_ADVICE}") from error
         sums = {path.relative_to(new).as_posix(): _sha256(path) for path in sorted(new.rglob("*")) if path.is_file()}
         (new / CHECKSUM_FILE).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
-        for path in new.rglob("*"):
-            _sync(path)
-        _replace(new, folder, old if earlier is None else earlier)
-        _remove(old)
-    except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            _remove(new)
-        raise CheckpointError(
-            f"{folder}: the checkpoint could not be written ({error}). Free space or choose another output; "
-            "what was saved before is still there."
-        ) from error
     return folder
 
 
@@ -138,7 +124,7 @@ def remove_earlier(folder: Path, keep: int) -> None:
     earlier = _earlier(folder)
     try:
         for old in earlier[keep:]:
-            _remove(old)
+            shutil.rmtree(old)
     except OSError as error:
         raise CheckpointError(f"{old}: the old checkpoint cannot be removed ({error}). Remove it by hand.") from error
 
@@ -158,7 +144,7 @@ def find_checkpoint(folder: Path) -> Path | None:
         CheckpointError: there is one, but its files do not match their checksums.
     """
     earlier = _earlier(folder)
-    for candidate in (folder, _aside(folder, "new"), _aside(folder, "old"), *earlier):
+    for candidate in (folder, folder_aside(folder, "new"), folder_aside(folder, "old"), *earlier):
         if (candidate / CHECKSUM_FILE).is_file():
             problem = _damage(candidate)
             if problem is None:
@@ -283,10 +269,6 @@ def write_rng(states: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _aside(folder: Path, role: str) -> Path:
-    return folder.with_name(f".{folder.name}.{role}")
-
-
 def _earlier(folder: Path) -> list[Path]:
     """The checkpoints that were `folder` before, the newest first; of `last` only, as the best has none."""
     if folder.name != LAST:
@@ -294,34 +276,13 @@ def _earlier(folder: Path) -> list[Path]:
     return sorted(folder.parent.glob(f"{EARLIER}*"), reverse=True)
 
 
-def _replace(new: Path, folder: Path, old: Path) -> None:
-    """Renames `new` to `folder`; the one before stands as `old` from then on."""
-    if folder.exists():
-        _remove(old)
-        os.replace(folder, old)
-    os.replace(new, folder)
-    _sync(folder.parent)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def _sync(path: Path) -> None:
-    """Makes sure that a file, or a folder's list of names, is on the disk; systems without that are left alone."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / CHECKSUM_FILE).is_file() and _damage(folder) is None
 
 
 def _damage(folder: Path) -> str | None:

@@ -18,6 +18,8 @@ from kinescan.training.progress import listed, memory_gib
 
 logger = logging.getLogger(__name__)
 
+_ADVICE = "Free space or put its folder back, then continue with --resume."
+
 _MAX_BYTES = 2**30
 
 
@@ -95,11 +97,10 @@ class Journal:
     def _open(self) -> None:
         """Writes the lines so far and opens the file behind them."""
         with _reported(self._path):
-            aside = self._path.with_name(f".{self._path.name}.new")
-            # A link of that name would lead elsewhere.
-            aside.unlink(missing_ok=True)
-            aside.write_text("".join(line + "\n" for line in self._lines), encoding="utf-8", newline="\n")
-            os.replace(aside, self._path)
+            # A folder that somebody took away is not made anew.
+            os.stat(self._path.parent)
+        write_text(self._path, "".join(line + "\n" for line in self._lines), error=CheckpointError, advice=_ADVICE)
+        with _reported(self._path):
             self._file = self._path.open("a", encoding="utf-8", newline="\n")
             self._size = os.fstat(self._file.fileno()).st_size
 
@@ -219,7 +220,4 @@ def _reported(path: Path) -> Iterator[None]:
 
 
 def _error(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"{path} cannot be written ({error.strerror or error}). Free space or put its folder back, then continue with "
-        "--resume."
-    )
+    return CheckpointError(f"{path} cannot be written ({error.strerror or error}). {_ADVICE}")

@@ -24,7 +24,7 @@ def attend_through(decoder: nn.Module, cache: StreamCache) -> Iterator[None]:
 
     Args:
         decoder: the language model of a transformers VLM; its config names the attention.
-        cache: given to the decoder as `past_key_values` in every call of the block.
+        cache: given to the decoder as its cache of keys and values in every call of the block.
 
     Raises:
         ConfigError: inside, when the decoder is given a padded attention mask.

@@ -1,9 +1,9 @@
 """What a stream remembers: every key and value for answering, and a compressed state for the frames to come."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -283,8 +283,13 @@ class StreamCache:
         """Bytes allocated for the detailed cache, unused ends of chunks included."""
         return sum(layer.detailed.allocated_bytes for layer in self.layers)
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Stores a step's keys and values [1, Hkv, L, D] and gives them back; attention fetches the past itself."""
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, kwargs: Mapping[str, Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Stores a step's keys and values [1, Hkv, L, D] and gives them back; attention fetches the past itself.
+
+        transformers gives `kwargs` from 5.24 on, for caches that need more; this one does not.
+        """
         if keys.shape[0] != 1:
             raise ShapeError(
                 f"a stream holds one video, got a batch of {keys.shape[0]}. Open one stream for each video."

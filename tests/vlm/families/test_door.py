@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kinescan.errors import ConfigError, DependencyError
+from kinescan.runtime.transformers_internals import cache_argument
 from kinescan.vlm import open_stream
 from kinescan.vlm.attention import attend_through
 from kinescan.vlm.families.door import follows_length, import_transformers, pinned_rope
@@ -32,7 +33,8 @@ def test_streams_of_two_models_do_not_meet(vlm):
             pass
         hidden = torch.zeros(1, 2, 64)
         with torch.no_grad():
-            first.family.decoder(inputs_embeds=hidden, past_key_values=first.cache)
+            decoder = first.family.decoder
+            decoder(inputs_embeds=hidden, **{cache_argument(decoder): first.cache})
     assert first.cache.num_tokens == 2
     assert second.cache.num_tokens == 0
 

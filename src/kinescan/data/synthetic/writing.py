@@ -148,7 +148,7 @@ def write_dataset(
     folder = Path(folder)
     _prepare(folder, config.overwrite)
     meta = {"kind": kind, "version": __version__, "classes": list(classes), "config": to_plain(config)}
-    (folder / META).write_text(json.dumps({**meta, "complete": False}, indent=2) + "\n")
+    write_text(folder / META, json.dumps({**meta, "complete": False}, indent=2) + "\n")
 
     def write(job: Callable[[], Iterable[ClipFile]]) -> list[ClipFile]:
         written = []
@@ -161,7 +161,7 @@ def write_dataset(
     with ThreadPoolExecutor(config.workers) as pool:
         files = [clip for written in pool.map(write, jobs) for clip in written]
     num_events = _write_lists(folder, files)
-    (folder / META).write_text(json.dumps({**meta, "complete": True}, indent=2) + "\n")
+    write_text(folder / META, json.dumps({**meta, "complete": True}, indent=2) + "\n")
     numbers = Counter(clip.split for clip in files)
     seconds = time.perf_counter() - start
     return SyntheticReport(folder, classes, numbers["train"], numbers["test"], seconds, num_events)
@@ -205,6 +205,5 @@ def _prepare(folder: Path, overwrite: bool) -> None:
             if (folder / split).is_dir():
                 shutil.rmtree(folder / split)
             (folder / f"{split}.csv").unlink(missing_ok=True)
-        (folder / META).touch()
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror or error}. Name another folder.") from None

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from kinescan.errors import ConfigError, ShapeError, VideoError
+from kinescan.runtime.atomic_write import atomic_write
 from kinescan.shapes import Pixels
 
 _TICKS_PER_SECOND = 90_000
+_ADVICE = "Check the folder, the suffix and the codec."
 
 
 def write_video(
@@ -58,17 +60,15 @@ def write_video(
     path = Path(path)
     _check(pixels, fps, pts_seconds, rotation_degrees)
     options = _encoder_options(codec, crf, quantizer)
-    aside = path.with_name(f".{path.stem}.part{path.suffix}")
+
+    def refused(problem: object) -> VideoError:
+        return VideoError(path, f"cannot be written with codec {codec!r}: {problem}. {_ADVICE}")
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _encode(aside, pixels, fps, codec, options, keyframe_interval, pts_seconds, rotation_degrees)
-        aside.replace(path)
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        reason = f"cannot be written with codec {codec!r}: {error}. Check the folder, the suffix and the codec."
-        raise VideoError(path, reason) from error
-    finally:
-        if aside.exists():
-            aside.unlink()
+        with atomic_write(path, error=refused, advice="") as aside:
+            _encode(aside, pixels, fps, codec, options, keyframe_interval, pts_seconds, rotation_degrees)
+    except (av.error.FFmpegError, ValueError) as error:
+        raise refused(error) from error
 
 
 def _check(pixels: torch.Tensor, fps: float, pts_seconds: torch.Tensor | None, rotation_degrees: int) -> None:

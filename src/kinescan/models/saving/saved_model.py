@@ -1,8 +1,6 @@
 import os
 import re
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from kinescan.models.saving import location
 from kinescan.models.saving.location import EXPORT_FILE, locate_model
 from kinescan.models.weights.hub import download
 from kinescan.models.weights.tensor_file import read_safetensors
+from kinescan.runtime.atomic_write import atomic_files
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import inside, read_json_object, require_regular
 from kinescan.runtime.own_modules import is_module_name
@@ -23,6 +22,7 @@ from kinescan.version import __version__
 
 CONFIG_FILE, WEIGHTS_FILE = location.CONFIG_FILE, location.WEIGHTS_FILE
 CARD_FILE = "README.md"
+_ADVICE = "Choose a folder that you may write to, on a disk with space."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,28 +147,14 @@ def write(folder: Path, saved: SavedModel, weights: Mapping[str, Tensor], card: 
     Raises:
         CheckpointError: the folder cannot be made or written.
     """
-    aside = {name: folder / f".{name}.{os.getpid()}.tmp" for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(separate(weights), aside[WEIGHTS_FILE], metadata={"format": "pt"})
-        content = {key: value for key, value in asdict(saved).items() if value is not None or key == "labels"}
-        aside[CONFIG_FILE].write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
-        aside[CARD_FILE].write_text(card, encoding="utf-8", errors="backslashreplace")
-        # safetensors makes files that only their owner may read.
-        shutil.copymode(aside[CONFIG_FILE], aside[WEIGHTS_FILE])
-        for path in aside.values():
-            with path.open("r+b") as file:
-                os.fsync(file.fileno())
-        for name, path in aside.items():
-            path.replace(folder / name)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder}: cannot write the model ({error}). Choose a folder that you may write to, on a disk with space."
-        ) from error
-    finally:
-        for path in aside.values():
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+    content = {key: value for key, value in asdict(saved).items() if value is not None or key == "labels"}
+    with atomic_files(folder, last=CONFIG_FILE, error=CheckpointError, advice=_ADVICE) as aside:
+        try:
+            save_file(separate(weights), aside / WEIGHTS_FILE, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder} cannot be written ({error}). {_ADVICE}") from error
+        (aside / CONFIG_FILE).write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
+        (aside / CARD_FILE).write_text(card, encoding="utf-8", errors="backslashreplace")
 
 
 def separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from kinescan.errors import ConfigError
+from kinescan.runtime.transformers_internals import cache_argument
 from kinescan.vlm.cache import CacheShape
 from kinescan.vlm.families import door
 from kinescan.vlm.families.pixels import PixelSettings
@@ -207,8 +208,8 @@ class Family(ABC):
         output = self.decoder(
             inputs_embeds=embedded[None],
             position_ids=door.position_ids(positions, embedded.device),
-            past_key_values=cache,
             use_cache=True,
+            **{cache_argument(self.decoder): cache},
             **self.decoder_extras(visual, deepstack),
         )
         hidden: Tensor = output.last_hidden_state[0]
