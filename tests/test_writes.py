@@ -30,7 +30,7 @@ OTHERS = {
     ("training/run_log.py", "open"): "a log that grows line by line",
     ("runs/finished.py", "open"): "a journal that grows line by line, until the report is there",
     ("runtime/output_folder.py", "NamedTemporaryFile"): "an empty file that tries the folder out",
-    ("evaluation/report.py", "replace"): "the report of another model moves into a folder of its own",
+    ("evaluation/report_parts.py", "replace"): "the report of another model moves into a folder of its own",
     ("profiling/speed.py", "write_text"): "a file of Linux's /proc",
 }
 MODES = set("wxa+")
