@@ -199,7 +199,7 @@ def test_workers_do_not_change_the_files(tmp_path):
 def test_overwrite_leaves_no_list_of_before(tmp_path):
     small = {**SMALL, "seconds": 5.0, "frame_size": 16}
     make_events(tmp_path, EventsConfig(**small))
-    with pytest.raises(ConfigError, match="is not empty"):
+    with pytest.raises(ConfigError, match="empty"):
         make_events(tmp_path, EventsConfig(**small))
     make_events(tmp_path, EventsConfig(**{**small, "test_videos": 0}, overwrite=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["meta.json", "train", "train.csv"]
