@@ -1,4 +1,4 @@
-"""The words of the project: tests pin names, not sentences."""
+"""The words of the project: one name for one thing, plain sentences; tests pin names, not sentences."""
 
 import ast
 import re
@@ -8,6 +8,22 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+# What is said otherwise: docs/glossary.md has the words.
+FORBIDDEN = {
+    r"(?<![Tt]here )\b(is|was) no (?!longer|larger|more|better|other|less|smaller|such)\w": "is not a ...",
+    r"\bgo(es)? on\b(?! (a|the) GPU)|\bwent on\b": "continue(s)",
+    r"\bnobody kn(ows|ew)\b": "it is unknown",
+    r"\b(errors?|models?|features?|modules?|checks?|operators?) of ours\b": "... of kinescan",
+    r"\blet be\b|\bleaves word\b|\bsuch as are\b|\btaken up\b|\bput down\b": "plain English",
+    r"\bbelieved\b": "calibrated, trusted",
+    r"\bthere is no (such )?(reader|model|benchmark|kind|question)\b": "unknown ..., no ... was given",
+    r"\bframes? to come\b": "future frames",
+    r"\bdetailed cache\b": "full KV cache",
+    r"\bvision towers?\b|\btext towers?\b": "vision encoder, text encoder",
+}
+PROSE = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/decisions/*.md"))]
+PROSE += sorted(ROOT.glob("src/kinescan/recipes/*.toml"))
 # Plain words side by side; words in quotes, with digits, dots, underscores or dashes are names.
 SENTENCE = re.compile(r"(?<![\w'`/.\\*-])[A-Za-z]?[a-z]+(?:,? [A-Za-z]?[a-z]+){3,}(?![\w'`=*])")
 
@@ -72,3 +88,33 @@ def test_sentences_are_found(source: str) -> None:
 )
 def test_names_are_allowed(source: str) -> None:
     assert not list(_sentences(source))
+
+
+def _forbidden(text: str) -> list[str]:
+    return [
+        f"{found[0]!r} (say: {better})" for phrase, better in FORBIDDEN.items() for found in re.finditer(phrase, text)
+    ]
+
+
+def _strings(source: str) -> Iterator[tuple[int, str]]:
+    """Strings of a module, docstrings and messages alike, with their lines."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, re.sub(r"\s+", " ", node.value)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("src/kinescan/**/*.py")), ids=lambda path: path.stem)
+def test_strings_use_the_words_of_the_glossary(path: Path) -> None:
+    found = {line: bad for line, text in _strings(path.read_text(encoding="utf-8")) if (bad := _forbidden(text))}
+    assert not found, f"{path}: {found}"
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.name)
+def test_pages_use_the_words_of_the_glossary(path: Path) -> None:
+    found = _forbidden(re.sub(r"\s+", " ", path.read_text(encoding="utf-8")))
+    assert not found
+
+
+def test_forbidden_words_are_found() -> None:
+    assert len(_forbidden("'x' is no reader, nobody knows why, and it goes on; there is no reader 'x'")) == 4
+    assert not _forbidden("'x' is not a reader; it is no longer there and continues")

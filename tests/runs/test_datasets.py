@@ -246,7 +246,7 @@ def test_clips_are_divided_by_a_pattern_over_their_paths(tmp_path: Path) -> None
     config = RunConfig(data=DataConfig(train=str(tmp_path / "list.csv"), group="column who"))
     assert {video.group for video in read_videos(config).held_out} & {"P0", "P1", "P2", "P3", "P4", "0_", "1_"} != set()
     (tmp_path / "list.csv").write_text("run/P0_0.mp4,run\njump/P0_0.mp4,jump\n")
-    with pytest.raises(ConfigError, match="no header.*'who'"):
+    with pytest.raises(ConfigError, match=r"no header.*'who'"):
         read_videos(config)
     (tmp_path / "list.csv").write_text("path,label,who\nrun/P0_0.mp4,run,a\njump/P0_0.mp4,jump\n")
     with pytest.raises(ConfigError, match="line 3: the column 'who' is empty"):

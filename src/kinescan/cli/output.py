@@ -82,10 +82,10 @@ def copy_lines(examples: tuple[str, ...]) -> str:
 
 
 def reported(command: Callable[P, None]) -> Callable[P, None]:
-    """The command with its errors of `kinescan.errors` said in one line on standard error, and its exit code.
+    """The command; its `kinescan.errors` become one line on standard error, and its exit code.
 
-    A wrong setting or argument (ConfigError) is 2, like any wrong usage; everything else of ours is 1. Errors that
-    are not ours keep their traceback, since they are mistakes in this package.
+    A wrong setting or argument (ConfigError) is 2, like any wrong usage; every other error of `kinescan.errors` is 1.
+    Errors that are not ours keep their traceback, since they are mistakes in this package.
     """
 
     @functools.wraps(command)
@@ -117,7 +117,7 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
 
 
 TRACEBACK = "--traceback"
-"""Anywhere on the command line: shows where an error of `kinescan.errors` came from."""
+"""Anywhere on the command line: shows where an error was raised."""
 QUIET = "--quiet"
 """Anywhere on the command line: only results, warnings and errors are printed."""
 GLOBAL = (TRACEBACK, QUIET)

@@ -62,7 +62,7 @@ def read_intervals(
         The videos; rows that are wrong are in no video, and listed as `problems`.
 
     Raises:
-        ConfigError: the source cannot be read, names no video, or there is no such reader or split.
+        ConfigError: the source cannot be read, names no video, or the reader or split is unknown.
 
     Example:
         >>> import tempfile, torch

@@ -141,7 +141,7 @@ def read_items(
 
     Raises:
         ConfigError: there is nothing at `source`, it holds no labelled video, a line cannot be understood, a video has
-            two labels, a label is not among `classes`, or there is no such reader or split.
+            two labels, a label is not among `classes`, or the reader or split is unknown.
 
     Example:
         >>> import tempfile
@@ -255,7 +255,7 @@ def choose_layout(source: str | Path, reader: str = "auto") -> Layout:
     """The layout that a reader's name means for a source.
 
     Raises:
-        ConfigError: there is no such reader, nothing at `source`, or a file where the layout is a folder.
+        ConfigError: the reader is unknown, nothing is at `source`, or a file where the layout is a folder.
     """
     source = Path(source)
     if reader != "auto" and reader not in DATASETS:

@@ -57,7 +57,7 @@ class Batch:
         unreadable: videos of this batch that could not be read; they are not among the B.
         positions: of the B videos in the batch as it was ordered, before unreadable ones were left out: `mix` pairs by
             them. None where nothing was left out.
-        frame_seconds: in training, of each of the B clips, from frame to frame; empty where nobody knows.
+        frame_seconds: in training, of each of the B clips, from frame to frame; empty where it is unknown.
     """
 
     clips: torch.Tensor

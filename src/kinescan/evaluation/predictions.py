@@ -69,7 +69,7 @@ def read_predictions(path: str | Path) -> tuple[VideoPrediction, ...]:
     """The lines of a predictions.jsonl.
 
     Raises:
-        ConfigError: the file is missing, or a line is not one of ours.
+        ConfigError: the file is missing, or a line has another form.
     """
     # Not splitlines: JSON leaves separators that only Unicode knows inside of texts.
     lines = [line for line in read_text(path, error=_unread).split("\n") if line.strip()]

@@ -27,7 +27,7 @@ class Prefill:
 
     Attributes:
         policy: of the stream.
-        seconds: in the decoder, the vision tower aside.
+        seconds: in the decoder, the vision encoder aside.
         stats: what the stream holds and has computed.
     """
 
@@ -64,7 +64,7 @@ class AskReport:
     Attributes:
         video: the file.
         num_frames: frames that were pushed.
-        vision_seconds: decoding and the vision tower, and waiting for frames of a live source.
+        vision_seconds: decoding and the vision encoder, and waiting for frames of a live source.
         prefill: of the compressed stream.
         full_prefill: of full attention, where compared.
         asked: one for each question.
@@ -107,7 +107,7 @@ def ask(
         fps: frames per second that are shown to the model.
         policy: what chooses the compressed state.
         compare: "full" answers with full attention too.
-        storage: of the detailed cache.
+        storage: of the full KV cache.
         max_new_tokens: answers are cut there.
         allow_short: answer about what can be decoded of a cut or damaged file (see VideoReader).
         horizon_frames: frames that a live source will not exceed, for models that have to know (see `open_stream`); a
@@ -159,7 +159,7 @@ def check_question(questions: Sequence[str], fps: float, compare: str | None) ->
     """Refuses what `ask` cannot answer, before a model is loaded.
 
     Raises:
-        ConfigError: there is no question, or a setting is out of range.
+        ConfigError: no question was given, or a setting is out of range.
     """
     if not questions:
         raise ConfigError("no question was given. Give at least one, in quotes.")

@@ -39,7 +39,7 @@ class ExportRecord:
         precision: what it computes in; inputs and logits are float32 always.
         num_classes: number of logits; None in records of before, which have labels.
         causal: whether the model looks at no future frame; None for models where the question does not arise.
-        timing: how far apart the frames of the training clips were; None where nobody knows.
+        timing: how far apart the frames of the training clips were; None where it is unknown.
         check: how it was compared with the model: clips, largest difference, what was allowed.
         versions: of the packages that wrote it.
     """

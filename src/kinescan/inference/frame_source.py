@@ -44,7 +44,7 @@ class Recorded:
         self.num_frames: int | None = len(self._times)
 
     def groups(self, stream: VideoStream) -> Iterator[Group]:
-        """Frames that went through the vision tower of the stream's model."""
+        """Frames that went through the vision encoder of the stream's model."""
         merged = stream.family.temporal_patch
         step = max(merged, FRAMES_AT_ONCE - FRAMES_AT_ONCE % merged)
         first = float(self._reader.pts_seconds[0])
@@ -69,7 +69,7 @@ class Live:
         self._seconds = 1 / fps
 
     def groups(self, stream: VideoStream) -> Iterator[Group]:
-        """Frames that went through the vision tower of the stream's model, as soon as they fill a temporal patch."""
+        """Frames that went through the vision encoder of the stream's model, as soon as they fill a temporal patch."""
         merged = stream.family.temporal_patch
         fitted = _Fitted(self.name)
         frames: list[Tensor] = []

@@ -28,7 +28,7 @@ def record_of_export(model: ModelSource) -> ExportRecord | None:
     """The record of an exported model, whose file is not opened; None for any other model.
 
     Raises:
-        CheckpointError: there is no such model, or the record is damaged.
+        CheckpointError: no model has that name, or the record is damaged.
     """
     if isinstance(model, ExportedModel):
         return model.record

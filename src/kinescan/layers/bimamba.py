@@ -16,7 +16,7 @@ class BidirectionalMamba(nn.Module):
     Args:
         width: channels of a token.
         state_size: size S of the state of each channel.
-        conv_kernel: taps of the causal convolutions.
+        conv_kernel: kernel size of the causal convolutions.
         expand: inner width over `width`.
 
     Source: VideoMamba (arXiv 2403.06977), section 3.1; Vision Mamba (arXiv 2401.09417), Algorithm 1.

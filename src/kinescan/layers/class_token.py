@@ -7,7 +7,7 @@ ClassTokenRouteKind = Literal["none", "conv", "token_shift", "tsm"]
 
 
 class TemporalMix(nn.Module):
-    """Mixes tokens over time with a depthwise filter of three taps: the part that all class-token routes share.
+    """Mixes tokens over time with a depthwise convolution of kernel size 3: the part that all class-token routes share.
 
     The filter sees frames t-1, t, t+1, or, causal, t-2, t-1, t. Frames outside the clip count as zeros.
 
@@ -18,7 +18,7 @@ class TemporalMix(nn.Module):
 
     kernel_size = 3
     replaces_residual = True
-    """True: the mixed tokens go on in the residual stream. False: only the following branch sees them."""
+    """True: the mixed tokens continue in the residual stream. False: only the following branch sees them."""
 
     def __init__(self, width: int, *, causal: bool = False) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ class Mamba(nn.Module):
     Args:
         width: channels of a token.
         state_size: size S of the state of each channel.
-        conv_kernel: taps of the causal convolution.
+        conv_kernel: kernel size of the causal convolution.
         expand: inner width over `width`.
         dt_rank: rank of the step-size projection; width / 16, rounded up, when None.
         zero_output: start with an output projection of zeros, so that the block adds nothing.
@@ -92,12 +92,12 @@ class Mamba(nn.Module):
 
         Args:
             tokens: [R, T, width], one sequence for each of R trajectories.
-            state: where the sequences go on from; None: they start here.
+            state: where the sequences continue from; None: they start here.
             keep_state: give the state; without it, that of all trajectories is never held at once.
 
         Returns:
-            [R, T, width] and the state to go on with, or None. Feeding a sequence in pieces gives what feeding it whole
-            gives.
+            [R, T, width] and the state to continue with, or None. Feeding a sequence in pieces gives what feeding it
+            whole gives.
         """
         pieces = pieces_of(tokens, 2 * self.inner_width * tokens.shape[1])
         if state is not None or len(pieces) == 1:
@@ -139,15 +139,15 @@ def scan_branch(
     Args:
         content: [R, T, D], what is convolved and scanned.
         gate: [R, T, D].
-        conv1d: depthwise, k taps.
+        conv1d: depthwise, kernel size k.
         x_proj: D -> rank of the step sizes + 2 * S.
         dt_proj: rank -> D; its bias goes into the scan.
         log_rates: [D, S], log(-A).
         skip: [D], the way past the state.
-        state: where the sequences go on from; None: they start here.
+        state: where the sequences continue from; None: they start here.
 
     Returns:
-        [R, T, D] in the dtype of `content`, and the state to go on with.
+        [R, T, D] in the dtype of `content`, and the state to continue with.
     """
     content, conv_tail = _convolve(content, conv1d, None if state is None else state.conv_tail)
     state_size = log_rates.shape[1]

@@ -100,7 +100,7 @@ class PromptAttention(nn.Module):
         heads: attention heads.
 
     Raises:
-        ConfigError: attention_width is no multiple of heads.
+        ConfigError: attention_width is not a multiple of heads.
 
     Source: SSP (arXiv 2510.12160), section 3.3.
     """

@@ -12,7 +12,7 @@ class Scanner(nn.Module):
     Args:
         width: channels of a token.
         state_size: size of the state of each inner channel.
-        conv_kernel: taps of the causal convolution over time.
+        conv_kernel: kernel size of the causal convolution over time.
         expand: inner width over `width`.
         bidirectional: add a second full scanner on the reversed sequence (Table 7); it shares the normalisation.
         norm_eps: epsilon of the normalisation.
@@ -47,7 +47,7 @@ class Scanner(nn.Module):
 
         Args:
             tokens: [B, T, N, W], patch tokens with their kinematic prior.
-            state: where the scan goes on from, R = B * N trajectories; not with `bidirectional`.
+            state: where the scan continues from, R = B * N trajectories; not with `bidirectional`.
             keep_state: give the state after the last frame.
 
         Returns:

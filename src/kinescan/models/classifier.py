@@ -48,16 +48,16 @@ class VideoClassifier(nn.Module, ABC):
     Args:
         config: sizes and variants; num_classes and image_size among them.
         name: name that `from_pretrained` finds the class by: in the zoo, or registered.
-        labels: class names in the order of the logits; None where nobody knows them.
+        labels: class names in the order of the logits; None where they are unknown.
         preprocessing: how pixels become a clip; by default CLIP's at the config's image size.
 
     Attributes:
         name: name in the zoo.
         config: sizes and variants.
-        labels: class names in the order of the logits; None where nobody knows them.
+        labels: class names in the order of the logits; None where they are unknown.
         preprocessing: how pixels become a clip.
         load_report: what was taken from a checkpoint, or None if none was read.
-        timing: how far apart in time the frames of its training clips were; None where nobody knows.
+        timing: how far apart in time the frames of its training clips were; None where it is unknown.
 
     Raises:
         ConfigError: labels do not fit num_classes or repeat, or preprocessing makes another size than the model takes.
@@ -96,7 +96,7 @@ class VideoClassifier(nn.Module, ABC):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What to call each class where it is shown: its label, or, where nobody knows the labels, its index."""
+        """What to call each class where it is shown: its label, or, where the labels are unknown, its index."""
         return self.labels if self.labels is not None else tuple(map(str, range(self.config.num_classes)))
 
     @property
@@ -221,7 +221,7 @@ class VideoClassifier(nn.Module, ABC):
             repo_id: the name that the model will have on the Hugging Face hub, for the card.
 
         Raises:
-            CheckpointError: the folder cannot be written, or `run` is no run's folder.
+            CheckpointError: the folder cannot be written, or `run` is not a run's folder.
             ConfigError: labels were changed and no longer fit the config.
         """
         tensors, base = self.saved_part()
@@ -307,7 +307,7 @@ class VideoClassifier(nn.Module, ABC):
             run: the folder of the run that trained the model: its recipe, data, views and scores go into the card.
 
         Raises:
-            CheckpointError: not logged in, no right to write there, no connection, or `run` is no run's folder.
+            CheckpointError: not logged in, no right to write there, no connection, or `run` is not a run's folder.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, run=run, repo_id=repo_id)

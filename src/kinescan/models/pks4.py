@@ -55,7 +55,7 @@ class PKS4Config(ViTConfig):
         average: of the frames' representations: "mean", or "exponential" (newer frames count more).
         average_rate: weight of the newest frame, for `average="exponential"`.
         state_size: size of the scan's state for each channel.
-        conv_kernel: taps of the scanner's convolution over time.
+        conv_kernel: kernel size of the scanner's convolution over time.
         expand: inner width of the scanner over `width`.
         output: what the logits answer for: "clip", the average over its frames, [B, K]; or "frames", every frame,
             [B, T, K], with nothing averaged between the temporal module and the head. Class 0 is "background" then.
@@ -242,7 +242,7 @@ class PKS4(VideoClassifier):
         return logits
 
     def forward_stream(self, clip: Clip, state: PKS4State | None = None) -> tuple[Tensor, PKS4State]:
-        """Scores of every prefix, and the state to go on with: feeding frames in pieces changes nothing.
+        """Scores of every prefix, and the state to continue with: feeding frames in pieces changes nothing.
 
         With `output="frames"`, the scores of every frame, which are those that `forward` gives for the whole.
 
@@ -260,7 +260,7 @@ class PKS4(VideoClassifier):
         """
         if not self.config.causal:
             raise ConfigError(
-                f"{self.name} looks at frames to come, so it cannot run on a stream. Train it with causal = true "
+                f"{self.name} looks at future frames, so it cannot run on a stream. Train it with causal = true "
                 "(create_model(..., causal=True)), or score whole clips with forward()."
             )
         num_streams = None if state is None else state.num_streams
@@ -359,7 +359,7 @@ class PKS4(VideoClassifier):
         return tokens, {place: tail for place, tail in tails.items() if tail is not None}
 
     def _routed(self, place: int, tokens: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens [B, T, 1 + N, W] that go on, those that the branch reads, and the tail for the next frames."""
+        """Tokens [B, T, 1 + N, W] that continue, those that the branch reads, and the tail for the next frames."""
         if not len(self.class_token_routes):
             return tokens, tokens, None
         route = self.class_token_routes[place]

@@ -100,7 +100,7 @@ def register_model(name: str, config: Any, builder: type[VideoClassifier]) -> No
 
 
 def find_model(name: str) -> Architecture | None:
-    """The model of a name; None where nobody knows it.
+    """The model of a name; None where it is unknown.
 
     An installed package that offers the name as an entry point is imported, if nothing else has the name.
 
@@ -120,7 +120,7 @@ def require_model(name: str) -> Architecture:
     """The model of a name.
 
     Raises:
-        ConfigError: nobody knows it; the closest name is in the message.
+        ConfigError: the name is unknown; the closest name is in the message.
     """
     found = find_model(name)
     if found is None:

@@ -38,7 +38,7 @@ def create_model(
         name: one of `list_models()`.
         num_classes: size of the head; by default the number of labels, or that of the config.
         labels: class names in the order of the logits.
-        weights: a vision tower (CLIP, SigLIP, DINOv2, DINOv3, MAE, a plain ViT; see docs/backbones.md) or a saved
+        weights: a vision encoder (CLIP, SigLIP, DINOv2, DINOv3, MAE, a plain ViT; see docs/backbones.md) or a saved
             kinescan model: file, folder, or name on the Hugging Face hub.
             A saved model gives its head too, if the classes are the same, in whatever order.
         preprocessing: how pixels become a clip; or some of its fields, the others being what comes with the weights,

@@ -113,7 +113,7 @@ def transformed() -> bool:
 
 
 def refuse_second_derivative(backward: Any, op: str, backend: str) -> None:
-    """Gives an operator that computes a gradient an error of ours for the gradient of that gradient.
+    """Gives an operator that computes a gradient an error of `kinescan.errors` for the gradient of that gradient.
 
     Args:
         backward: a `torch.library.custom_op`.

@@ -40,7 +40,7 @@ def prepare_ask(
         `kinescan.inference.ask.ask` with all this given; it takes `on_progress` and `on_text`.
 
     Raises:
-        ConfigError: a setting is wrong, or there is no question.
+        ConfigError: a setting is wrong, or no question was given.
         VideoError: the file cannot be read.
         CheckpointError: the model cannot be read.
     """

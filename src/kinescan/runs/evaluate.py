@@ -63,7 +63,7 @@ def evaluate(
     Raises:
         ConfigError: no data is known, a class is unknown to the model, or the output cannot be written or another
             process writes into it.
-        CheckpointError: there is no such model.
+        CheckpointError: no model has that name.
         VideoError: none of the videos could be read.
     """
     folder = model_folder(model, hint=HINT)

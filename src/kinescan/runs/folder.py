@@ -21,8 +21,8 @@ def model_folder(source: str | Path | None, *, hint: str) -> str:
         hint: how the verb takes a model, such as "--model RUN".
 
     Raises:
-        ConfigError: None was given and there is no run.
-        CheckpointError: there is no model of that name.
+        ConfigError: None was given and no run was found.
+        CheckpointError: no model has that name.
     """
     if source is None:
         run = newest_run(RUNS)

@@ -34,7 +34,7 @@ def list_names(kind: str | None = None, *, recipes: str | Path | None = None) ->
         For each kind, name -> one line about it; the backends are names alone.
 
     Raises:
-        ConfigError: there is no such kind.
+        ConfigError: the kind is unknown.
 
     Example:
         >>> "pks4_vit_b16" in list_names("models")["models"]

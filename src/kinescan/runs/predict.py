@@ -66,7 +66,7 @@ def prepare_prediction(
         allow_code: open an exported file that may run code of its own; see `load_exported`.
 
     Raises:
-        ConfigError: there is no model, no path, no such device, or a setting is wrong.
+        ConfigError: no model was given, no path, no such device, or a setting is wrong.
         CheckpointError: the model cannot be read.
     """
     limits = chosen_limits(overrides)

@@ -88,7 +88,7 @@ def profile(
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
-        ConfigError: there is no such model, repeats is negative, or an option or a size is wrong.
+        ConfigError: no model has that name, repeats is negative, or an option or a size is wrong.
         CheckpointError: the folder holds no saved model.
     """
     if repeats < 0:

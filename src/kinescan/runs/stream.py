@@ -28,7 +28,7 @@ def stream_source(
         allow_short: use what can be decoded of a cut or damaged file.
 
     Raises:
-        ConfigError: there is no model, no such device, or a setting is wrong; see `kinescan.inference.stream.stream`.
+        ConfigError: no model was given, no such device, or a setting is wrong; see `kinescan.inference.stream.stream`.
         CheckpointError: the model or the state cannot be read.
         VideoError: the source cannot be read.
     """

@@ -23,7 +23,7 @@ def import_own_module(name: str) -> None:
         name: as in Python's `import`: my_module for my_module.py, my_package.my_module.
 
     Raises:
-        ConfigError: there is no such module, its name belongs to another one, or its code fails.
+        ConfigError: no module has that name, the name belongs to another one, or its code fails.
     """
     if not is_module_name(name) or name.endswith(".py"):
         meant = name.removesuffix(".py").replace(os.sep, ".").strip(".")

@@ -51,7 +51,7 @@ class Interruption:
         self._before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        # A closing terminal sends SIGHUP from several sides: that is no second wish.
+        # A closing terminal sends SIGHUP from several sides: that is still one request.
         again = self._repeats and self.requested is not None and number != getattr(signal, "SIGHUP", None)
         self.requested = signal.Signals(number).name
         if again or self.immediate:

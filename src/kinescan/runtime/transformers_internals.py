@@ -1,7 +1,7 @@
 """Every name of transformers that it calls private, or documents nowhere, and this package uses; and nothing else.
 
 A release of transformers may change them without notice. `tests/runtime/test_transformers_internals.py` says for each
-which feature of ours breaks then; the range of versions that was tried is in pyproject.toml. transformers itself is
+which feature of kinescan breaks then; the range of versions that was tried is in pyproject.toml. transformers itself is
 imported by what is called here, not with this module.
 """
 

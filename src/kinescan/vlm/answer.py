@@ -42,11 +42,11 @@ class StreamStats:
 
     Attributes:
         num_frames: frames pushed.
-        num_tokens: tokens in the detailed cache.
+        num_tokens: tokens in the full KV cache.
         state_tokens: tokens that the next frame may see of the past, in each layer and key head.
         state_bytes: of the compressed state, over all layers.
-        detailed_bytes: of the tokens in the detailed cache, over all layers.
-        allocated_bytes: of the detailed cache with the unused ends of its chunks.
+        detailed_bytes: of the tokens in the full KV cache, over all layers.
+        allocated_bytes: of the full KV cache with the unused ends of its chunks.
         query_key_pairs: computed so far, summed over layers, for each query head.
     """
 

@@ -1,4 +1,4 @@
-"""What a stream remembers: every key and value for answering, and a compressed state for the frames to come."""
+"""What a stream remembers: every key and value for answering, and a compressed state for the future frames."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ class CacheShape:
     device: torch.device
 
     def bytes_per_token(self, storage: Storage = "memory") -> int:
-        """Bytes that one token takes in the detailed cache, over all layers.
+        """Bytes that one token takes in the full KV cache, over all layers.
 
         Example:
             >>> shape = CacheShape(num_layers=28, key_heads=4, head_dim=128, dtype=torch.bfloat16, device="cpu")
@@ -236,8 +236,8 @@ class StreamCache:
         shape: sizes of the model.
         policy: what chooses the compressed state.
         budget: keys it holds in each layer and key head; None for no limit.
-        storage: of the detailed cache.
-        chunk_tokens: tokens in a chunk of the detailed cache.
+        storage: of the full KV cache.
+        chunk_tokens: tokens in a chunk of the full KV cache.
     """
 
     is_compileable = False
@@ -260,7 +260,7 @@ class StreamCache:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in the detailed cache."""
+        """Tokens in the full KV cache."""
         return self.layers[-1].detailed.length
 
     @property
@@ -275,12 +275,12 @@ class StreamCache:
 
     @property
     def detailed_bytes(self) -> int:
-        """Bytes that the tokens of the detailed cache take, over all layers."""
+        """Bytes that the tokens of the full KV cache take, over all layers."""
         return sum(layer.detailed.num_bytes for layer in self.layers)
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes allocated for the detailed cache, unused ends of chunks included."""
+        """Bytes allocated for the full KV cache, unused ends of chunks included."""
         return sum(layer.detailed.allocated_bytes for layer in self.layers)
 
     def update(
@@ -335,7 +335,7 @@ class StreamCache:
             raise
 
     def keep_answer(self) -> None:
-        """Makes the answer in progress part of the stream: stored in detail, and seen by the frames to come."""
+        """Makes the answer in progress part of the stream: stored in detail, and seen by the future frames."""
         for layer in self.layers:
             for keys, values in layer.answer.blocks():
                 if self.budget is not None:

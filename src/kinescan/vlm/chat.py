@@ -121,7 +121,7 @@ class Chat:
         return [int(one) for one in ids]
 
     def _encode(self, text: str) -> list[int]:
-        # half of a pair of UTF-16, as bytes that are no UTF-8 become in arguments, is no text to a tokenizer
+        # half of a pair of UTF-16, as bytes that are not UTF-8 become in arguments, is not text to a tokenizer
         text = text.encode("utf-8", "replace").decode("utf-8")
         return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []
 

@@ -23,8 +23,8 @@ class StreamConfig:
         horizon_text_tokens: room for questions and answers within the horizon, in tokens.
         fps: frames per second that are pushed, where `push` is given no times; up to 1000.
         patches_per_step: temporal patches (one frame, or two that the family merges) that enter at once.
-        storage: of the detailed cache: "memory", "offload" or "int8".
-        chunk_tokens: the detailed cache grows by this many tokens.
+        storage: of the full KV cache: "memory", "offload" or "int8".
+        chunk_tokens: the full KV cache grows by this many tokens.
         hf_compat: positions and prompts as transformers 5 has them where it departs from how the family was trained.
     """
 
@@ -55,7 +55,7 @@ class StreamConfig:
 
 
 def check_count(name: str, value: Any) -> None:
-    """Raises ConfigError where a value is no whole number of at least 1."""
+    """Raises ConfigError where a value is not a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ConfigError(f"{name} must be a whole number, got {value!r} ({type(value).__name__}).")
     if value < 1:
@@ -63,7 +63,7 @@ def check_count(name: str, value: Any) -> None:
 
 
 def check_fps(fps: Any) -> None:
-    """Raises ConfigError where a value is no frame rate."""
+    """Raises ConfigError where a value is not a frame rate."""
     is_number = isinstance(fps, Real) and not isinstance(fps, bool)
     if not is_number or not math.isfinite(fps) or not 0 < float(fps) <= MAX_FPS:
         raise ConfigError(f"fps must be positive, got {fps!r}. Give frames per second, up to {MAX_FPS:g}.")

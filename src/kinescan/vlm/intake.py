@@ -38,7 +38,7 @@ class Intake:
     A frame is taken once its step, where it fills one, has gone through: what fails leaves the intake as it was.
 
     Args:
-        family: merges frames into temporal patches and runs the vision tower.
+        family: merges frames into temporal patches and runs the vision encoder.
         config: of the stream.
 
     Attributes:
@@ -100,7 +100,7 @@ class Intake:
         return self._take_patch(patch)
 
     def waiting(self) -> list[PendingPatch]:
-        """All that waits, a lone frame repeated as the processors do; it goes on waiting."""
+        """All that waits, a lone frame repeated as the processors do; it continues waiting."""
         return [*self.patches, self._encode_waiting()] if self.frames else list(self.patches)
 
     def check_size(self, frames: UInt8[Tensor, "T 3 H W"]) -> None:
@@ -183,7 +183,7 @@ class Intake:
 
 
 def encoded(family: Family, frames: UInt8[Tensor, "T 3 H W"]) -> Features:
-    """One temporal patch through the vision tower, checked.
+    """One temporal patch through the vision encoder, checked.
 
     Raises:
         NonFiniteError: the tower gives NaN or infinity.

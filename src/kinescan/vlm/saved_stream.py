@@ -30,7 +30,7 @@ def load_stream(
     *,
     opening: str | None = None,
 ) -> VideoStream:
-    """A stream that `VideoStream.save` wrote, to be pushed and asked as if it had never been put down.
+    """A stream that `VideoStream.save` wrote, to be pushed to and asked as if it had not been saved in between.
 
     Args:
         path: the file.

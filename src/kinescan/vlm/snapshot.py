@@ -43,7 +43,7 @@ def read_snapshot(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and facts of a file that `write_snapshot` wrote.
 
     Raises:
-        CheckpointError: there is no such file, or it holds something else.
+        CheckpointError: the file is missing, or it holds something else.
     """
     require_regular(path, error=CheckpointError)
     try:

@@ -58,8 +58,8 @@ def open_stream(
         horizon_text_tokens: room for questions and answers within the horizon, in tokens.
         fps: frames per second that are pushed, where `push` is given no times.
         patches_per_step: temporal patches that enter at once.
-        storage: of the detailed cache: "memory", "offload" or "int8".
-        chunk_tokens: the detailed cache grows by this many tokens.
+        storage: of the full KV cache: "memory", "offload" or "int8".
+        chunk_tokens: the full KV cache grows by this many tokens.
         hf_compat: positions and prompts as transformers 5 has them where it departs from how the family was trained.
         pixels: how frames are prepared; by default as the processor says, else as the family's own does.
         opening: text before the video in place of the chat template's; the family's own marker of a video's start is
@@ -161,7 +161,7 @@ class VideoStream:
 
     @torch.no_grad()
     def encode(self, frames: Any) -> list[Features]:
-        """Frames through the vision tower alone, patch by patch; `push` takes the result, also in another stream.
+        """Frames through the vision encoder alone, patch by patch; `push` takes the result, also in another stream.
 
         Args:
             frames: as for `push`; T a multiple of the frames that the family merges.
@@ -194,7 +194,7 @@ class VideoStream:
                 given. By default frames follow one another at `fps`, behind the newest that came with a time.
 
         Raises:
-            ShapeError: frames are no uint8 video, or their size differs from the frames before.
+            ShapeError: frames are not uint8 video, or their size differs from the frames before.
             ConfigError: the horizon is exceeded, times do not fit, or the stream is closed.
             NonFiniteError: features or the decoder's output hold NaN or infinity.
         """
@@ -251,7 +251,7 @@ class VideoStream:
             return self._answer(question, max_new_tokens, keep)
 
     def save(self, path: str | Path) -> None:
-        """Writes the whole stream to one safetensors file; `load_stream` goes on from there.
+        """Writes the whole stream to one safetensors file; `load_stream` continues from there.
 
         An earlier file of that name is there until the new one is whole.
 

@@ -42,7 +42,7 @@ def _changed(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[State],
 
 STRANGERS: dict[str, tuple[Callable[[State], State], str]] = {
     "cait": (_add(blocks__0__attn__proj_l__weight=ONE), r"heads that are mixed"),
-    "talking": (_add(blocks__0__attn__mixer=ONE), r"use 1 tensors of its vision tower: .*attn.mixer"),
+    "talking": (_add(blocks__0__attn__mixer=ONE), r"1 .*attn.mixer"),
     "rope mixed": (_add(rope__freqs=ONE), "rotary positions of another kind"),
     "rope of Eva": (
         lambda state: (

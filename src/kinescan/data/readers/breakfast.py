@@ -25,7 +25,7 @@ def read_breakfast(source: Source) -> Listing:
         source: the folder of the persons, or one above it.
 
     Raises:
-        ConfigError: there is no such file, or a name holds no dish that is known.
+        ConfigError: a file is missing, or a name holds no dish that is known.
     """
     folder = source.video_folder
     if not folder.is_dir():

@@ -66,7 +66,7 @@ def read_folder(source: Source) -> Listing:
     """Videos in class folders, or one part of a folder that is divided into train and test (or val).
 
     Raises:
-        ConfigError: there is no video in a class folder, or the part that is asked for is not there.
+        ConfigError: no class folder holds a video, or the part that is asked for is not there.
     """
     folder = source.path
     parts = find_parts(folder)

@@ -165,7 +165,7 @@ class _RowReader:
         return found
 
     def _place(self, path: str, row: Row) -> str | None:
-        """The path as its file spells it; None where there is no such file."""
+        """The path as its file spells it; None where the file is missing."""
         if path not in self._places:
             self._places[path] = None
             if not path:

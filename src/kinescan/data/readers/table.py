@@ -14,7 +14,7 @@ from kinescan.errors import ConfigError
 from kinescan.runtime.files import read_bytes
 
 SEPARATORS = ("\t", ";", ",")
-"""In the order in which they are believed where a list fits several alike."""
+"""In the order in which they are tried where a list fits several alike."""
 _SAMPLE = 1000
 _HEAD = 4096
 _EXCEL_HINT = re.compile(r"sep=(.)", re.IGNORECASE)

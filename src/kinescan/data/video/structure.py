@@ -14,8 +14,8 @@ _MAX_INDEX_BYTES = 1 << 26
 def missing_bytes(path: str | Path) -> int:
     """How many bytes the outer structure of an mp4/mov, Matroska/WebM, AVI or gif file promises beyond its end.
 
-    A file that was cut while it was fetched or written still carries the sizes that its whole was to have. This is no
-    proof that frames are missing (an index at the end may be all that is lost), but a file without missing bytes is
+    A file that was cut while it was fetched or written still carries the sizes that its whole was to have. This does
+    not prove that frames are missing (an index at the end may be all that is lost), but a file without missing bytes is
     not cut, whatever its duration field says.
 
     Args:

@@ -62,7 +62,7 @@ def read_timeline(
 ) -> Timeline | None:
     """The clock of a stream, or None where its times cannot be those at which frames are shown.
 
-    Times are believed where they say of the order what the codec can do: no frame is overtaken by more than
+    Times are trusted where they say of the order what the codec can do: no frame is overtaken by more than
     `reorder_depth` others, a key frame is shown after all that came before it in the file, and a stream that reorders
     has times out of order. A time that falls back otherwise starts a new clock, as in recordings that were joined.
 

@@ -21,7 +21,7 @@ def write_results(path: str | Path, detections: Mapping[str, Sequence[Detection]
 
     Args:
         path: the file.
-        detections: video id -> what was found in it; a video without any stands there, too.
+        detections: video id -> what was found in it; a video without any is there, too.
 
     Raises:
         ConfigError: the file cannot be written.

@@ -199,7 +199,7 @@ def _check(predictions: Sequence[FramePredictions], truth: Mapping[str, Sequence
         raise ConfigError("there is no video to score. Give predictions of at least one.")
     ids = [one.video_id for one in predictions]
     if len(set(ids)) < len(ids):
-        raise ConfigError("a video stands in the predictions twice. Give one prediction a video.")
+        raise ConfigError("a video is in the predictions twice. Give one prediction a video.")
     absent = [video for video in ids if video not in truth]
     if absent:
         raise ConfigError(

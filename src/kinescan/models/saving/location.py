@@ -25,7 +25,7 @@ def locate_model(source: str | Path, *, wanted: str = WANTED) -> str:
         wanted: what to give instead, for the error.
 
     Raises:
-        CheckpointError: nothing has that name, or what has it is no model.
+        CheckpointError: nothing has that name, or what has it is not a model.
 
     Example:
         >>> locate_model("user/model")

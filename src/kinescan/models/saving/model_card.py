@@ -45,12 +45,12 @@ def model_card(
     Args:
         name: name in the zoo.
         config: fields of the model's config.
-        labels: class names in the order of the logits; None where nobody knows them.
+        labels: class names in the order of the logits; None where they are unknown.
         preprocessing: fields of `Preprocessing`.
         num_parameters: parameters in all.
         base: for a tuned part, "source" and "sha256" of the weights that it belongs to.
         module: for a model of somebody's own, the module that registers it.
-        timing: fields of `FrameTiming`; None where nobody knows them.
+        timing: fields of `FrameTiming`; None where they are unknown.
         run: the run that trained it: its recipe and its scores.
         use: Python code that uses it from its own folder, ".".
         repo_id: the name on the Hugging Face hub, where it goes there.

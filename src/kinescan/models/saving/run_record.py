@@ -65,7 +65,7 @@ def read_run(folder: str | Path) -> RunRecord:
     """What the folder of a run tells.
 
     Raises:
-        CheckpointError: it is no run's folder, or a report in it is damaged.
+        CheckpointError: it is not a run's folder, or a report in it is damaged.
     """
     run = RunFolder(Path(folder))
     if not run.recipe.is_file():
@@ -84,7 +84,7 @@ def _read_report(path: Path) -> ReportedScore:
     wrong = [name for name, hint in hints.items() if not fits(values.get(name), hint)]
     if wrong:
         raise CheckpointError(
-            f"{path} is no report of kinescan: {', '.join(wrong)} missing or of the wrong kind. Evaluate once more: "
+            f"{path} is not a report of kinescan: {', '.join(wrong)} missing or of the wrong kind. Evaluate once more: "
             "kinescan eval"
         )
     return ReportedScore(**{**values, "data": _without_folders(values["data"]), "notes": tuple(values["notes"])})

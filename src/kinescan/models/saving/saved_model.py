@@ -33,11 +33,11 @@ class SavedModel:
         kinescan_version: version that wrote it.
         model: name in the zoo.
         config: every field of the model's config.
-        labels: class names in the order of the logits; None where nobody knew them.
+        labels: class names in the order of the logits; None where they are unknown.
         preprocessing: every field of `Preprocessing`.
         base: for a tuned part, the weights that it belongs to: "source" and "sha256"; None for a whole model.
         module: for a model of somebody's own, the module that registers it. Said in an error, never imported.
-        timing: every field of `FrameTiming`; None where nobody knows how far apart frames were.
+        timing: every field of `FrameTiming`; None where that is unknown.
     """
 
     kinescan_version: str
@@ -183,7 +183,7 @@ def _base(path: Path, recorded: Any) -> dict[str, Any] | None:
 def _refuse_newer(path: Path, version: object) -> None:
     ours, theirs = _release(__version__), _release(str(version))
     if theirs is None:
-        raise CheckpointError(f"{path}: kinescan_version {version!r} is no version. The file is damaged.")
+        raise CheckpointError(f"{path}: kinescan_version {version!r} is not a version. The file is damaged.")
     if ours is not None and theirs > ours:
         raise CheckpointError(
             f"{path} was written by kinescan {version}; this is {__version__}, which may not know all of it. "

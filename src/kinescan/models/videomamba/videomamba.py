@@ -40,7 +40,7 @@ class VideoMambaConfig:
         width: channels of a token.
         depth: blocks.
         state_size: size of the scan's state for each channel.
-        conv_kernel: taps of the convolutions along the sequence.
+        conv_kernel: kernel size of the convolutions along the sequence.
         expand: inner width of a block over `width`.
         rms_norm: RMSNorm in the blocks and at the end; LayerNorm where it is off.
         norm_eps: added to the variance.
@@ -282,7 +282,7 @@ class VideoMamba(VideoClassifier):
 
     @classmethod
     def translate(cls, checkpoint: Checkpoint) -> Pretrained:
-        """A published VideoMamba or one of ours, under our names.
+        """A published VideoMamba or one of kinescan, under kinescan's names.
 
         Raises:
             CheckpointError: it is something else, or incomplete.

@@ -25,7 +25,7 @@ FramePixels = Float[Tensor, "F 3 H W"]
 
 
 class VisionTransformer(nn.Module):
-    """CLIP's vision tower over frames: pixels in, tokens or one embedding a frame out.
+    """CLIP's vision encoder over frames: pixels in, tokens or one embedding a frame out.
 
     Parameter names are those of OpenAI's CLIP (`visual.` taken off), so that weights move.
 

@@ -19,7 +19,7 @@ HiddenTokens = Float[Tensor, "F N M"]
 
 
 Route = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]
-"""Gives from tokens those that go on, those that the MLP branch reads, and what a stream needs for its next frames."""
+"""Tokens -> those that continue, those that the MLP branch reads, and what a stream needs for its next frames."""
 
 
 class QuickGELU(nn.Module):
@@ -190,7 +190,7 @@ class Block(nn.Module):
         kept and the sum made again. But tokens that attention did not read would be kept for that alone.
 
         Args:
-            x: [..., N, W], tokens that go on.
+            x: [..., N, W], tokens that continue.
             seen: [..., N, W], those that attention reads; `x` itself, or others.
         """
         attended = self.attend(seen.flatten(0, -3)).view_as(x)
@@ -256,7 +256,7 @@ class AttentionPool(nn.Module):
     Args:
         config: gives width, heads, mlp_dim, activation and norm_eps.
 
-    Source: SigLIP (arXiv 2303.15343), whose vision tower ends in the attention head of Scaling Vision Transformers
+    Source: SigLIP (arXiv 2303.15343), whose vision encoder ends in the attention head of Scaling Vision Transformers
         (arXiv 2106.04560), section 3.1.
     """
 

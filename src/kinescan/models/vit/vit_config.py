@@ -62,7 +62,7 @@ class ViTConfig:
         if self.image_size % self.patch_size:
             down = max(self.image_size // self.patch_size, 1) * self.patch_size
             raise ConfigError(
-                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}. "
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}. "
                 f"Use {down} or {down + self.patch_size}."
             )
         if self.width % self.heads:

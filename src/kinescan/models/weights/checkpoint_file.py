@@ -143,7 +143,7 @@ def _find_weights(folder: Path) -> Path:
 
 
 def _names(content: Mapping[Any, Any]) -> list[str]:
-    """Some of its keys; those that are no text may be anything, and endless to show."""
+    """Some of its keys; those that are not text may be anything, and endless to show."""
     return [key[:80] if isinstance(key, str) else f"a {type(key).__name__}" for key in islice(content, 6)]
 
 
@@ -151,7 +151,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     weight_map = read_json_object(index, error=CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(
-            f"{index} is no index of shards: it needs a weight_map of tensors and file names. It is damaged; fetch it "
+            f"{index} is not an index of shards: it needs a weight_map of tensors and files. It is damaged; fetch it "
             "again."
         )
     names = sorted(set(weight_map.values()))

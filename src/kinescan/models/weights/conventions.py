@@ -1,4 +1,4 @@
-"""What is usual for each family of vision towers, where neither the tensors nor a file beside them tells it."""
+"""What is usual for each family of vision encoders, where neither the tensors nor a file beside them tells it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -46,7 +46,7 @@ def download(name: str, *, patterns: Sequence[str], revision: str | None = None)
     """
     match = _NAME.fullmatch(name)
     repository, revision = (match["name"], revision or match["revision"]) if match else (name, revision)
-    here = f"{name}: there is no such file or folder here"
+    here = f"{name}: no such file or folder here"
     try:
         folder = huggingface_hub.snapshot_download(
             repository, revision=revision, allow_patterns=list(patterns), library_name="kinescan"
@@ -70,7 +70,7 @@ def download(name: str, *, patterns: Sequence[str], revision: str | None = None)
             f"(`hf download {repository} --local-dir FOLDER`) and give FOLDER."
         ) from error
     except HFValidationError as error:
-        raise CheckpointError(f"{here}, and it is no name on the Hugging Face hub: {error}") from error
+        raise CheckpointError(f"{here}, and it is not a name on the Hugging Face hub: {error}") from error
     except HfHubHTTPError as error:
         raise CheckpointError(f"{here}, and the Hugging Face hub answered with an error: {error}") from error
     return Path(str(folder))

@@ -5,7 +5,7 @@ MARKERS = {
     "kinescan": ("vit.conv1.weight", "a model of kinescan"),
     "open_clip_trunk": ("visual.trunk.patch_embed.proj.weight", "open_clip with a timm tower"),
     "openai": ("visual.conv1.weight", "OpenAI CLIP or open_clip"),
-    "openai_tower": ("conv1.weight", "the vision tower of OpenAI CLIP or open_clip alone"),
+    "openai_tower": ("conv1.weight", "the vision encoder of OpenAI CLIP or open_clip alone"),
     "hugging_face": ("vision_model.embeddings.patch_embedding.weight", "Hugging Face CLIPModel or SiglipModel"),
     "hugging_face_tower": (
         "embeddings.patch_embedding.weight",
@@ -159,7 +159,7 @@ TIMM_BLOCK_MODULES = {
     "ls2": "ls_2.",
 }
 
-# Single tensors: their name -> ours, and how many axes of size 1 stand in front.
+# Single tensors: their name -> ours, and how many axes of size 1 are in front.
 CLIP_TENSORS = {
     "embeddings.class_embedding": ("class_embedding", 0),
     "embeddings.position_embedding.weight": ("positional_embedding", 0),

@@ -27,13 +27,13 @@ Family = Literal["clip", "siglip", "dinov2", "dinov3", "vit"]
 
 @dataclass(frozen=True, kw_only=True)
 class Tower:
-    """A vision tower under our names.
+    """A vision encoder under our names.
 
     Attributes:
         layout: "openai", "hugging_face", "timm" or "open_clip" (with a timm tower).
         family: whose conventions hold for it; "vit" where the names do not tell.
         tensors: name in `VisionTransformer` -> tensor.
-        unexpected: names in the checkpoint that are no part of it, such as the text tower's.
+        unexpected: names in the checkpoint that are not part of it, such as the text encoder's.
         sizes: fields of `ViTConfig` that the names tell, but not the tensors that are left.
     """
 
@@ -56,7 +56,7 @@ def detect_layout(names: Iterable[str]) -> str | None:
 
 
 def translate(tensors: Mapping[str, Tensor], layout: str, source: str) -> Tower:
-    """The vision tower in a checkpoint, under our names.
+    """The vision encoder in a checkpoint, under our names.
 
     Args:
         tensors: the checkpoint's tensors by its own names.
@@ -93,7 +93,7 @@ def translate(tensors: Mapping[str, Tensor], layout: str, source: str) -> Tower:
 
 
 def find_tower(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], str | None, tuple[str, ...]]:
-    """The tensors of the part that holds a vision tower, as a layout names them, wherever in a checkpoint it stands.
+    """The tensors of the part that holds a vision encoder, as a layout names them, wherever in a checkpoint it stands.
 
     Args:
         tensors: the checkpoint's, by its own names.
@@ -116,7 +116,7 @@ def find_tower(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Te
         roots = {root for root in roots if any(re.match(re.escape(root) + block, name) for name in tensors)}
         if len(roots) > 1:
             raise CheckpointError(
-                f"{source} holds {len(roots)} vision towers: {', '.join(sorted(root + '*' for root in roots)[:4])}. "
+                f"{source} holds {len(roots)} vision encoders: {', '.join(sorted(root + '*' for root in roots)[:4])}. "
                 "Save the tensors of the one that you want into a file of their own."
             )
         for root in roots:
@@ -276,7 +276,7 @@ def _read_timm_sizes(inside: dict[str, Tensor], source: str) -> dict[str, Any]:
     periods = inside.pop("rope_embed.periods", inside.pop("rope.periods", None))
     if periods is not None and "pos_embed" in inside:
         raise CheckpointError(
-            f"{source}: this vision tower has learned and rotary positions at once; VisionTransformer has either. "
+            f"{source}: this vision encoder has learned and rotary positions at once; VisionTransformer has either. "
             "Give one with learned positions, such as CLIP's, or DINOv3's."
         )
     if periods is not None and not periods.is_meta and periods.numel() > 1:

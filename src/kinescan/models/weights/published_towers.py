@@ -1,4 +1,4 @@
-"""What published vision towers have that their tensors do not tell."""
+"""What published vision encoders have that their tensors do not tell."""
 
 # (width, depth) -> attention heads of every plain tower that was published in this size: CLIP and open_clip (MetaCLIP,
 # DFN, CLIPA and TinyCLIP among them), timm's VisionTransformer, DeiT, DINO, DINOv2, DINOv3, MAE, I-JEPA, EVA, SigLIP.

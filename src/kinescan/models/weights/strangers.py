@@ -1,4 +1,4 @@
-"""Refuses vision towers that `VisionTransformer` cannot be: by parts that it has not, and by what nothing would use."""
+"""Refuses vision encoders that `VisionTransformer` cannot be: by parts that it lacks, and by unused tensors."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -32,7 +32,7 @@ def refuse_other_parts(tensors: Mapping[str, Tensor], prefix: str, patches: str,
         found = next((name for name in tensors if re.search(pattern, name)), None)
         if found is not None:
             raise CheckpointError(
-                f"{source}: this vision tower has {what} ({prefix}{found}), which VisionTransformer has not. {ADVICE}"
+                f"{source}: this vision encoder has {what} ({prefix}{found}), which VisionTransformer has not. {ADVICE}"
             )
     for name, tensor in tensors.items():
         if name.endswith(".weight") and tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.half):
@@ -86,7 +86,7 @@ def refuse_incomplete(lacking: Iterable[str], what: str, source: str) -> None:
     else:
         hint = "Fetch it again and give all shards; a tower of another kind does not fit. " + ADVICE
     raise CheckpointError(
-        f"{source}: the vision tower ({what}) is incomplete: under our names it lacks {listed}. {hint}"
+        f"{source}: the vision encoder ({what}) is incomplete: under our names it lacks {listed}. {hint}"
     )
 
 
@@ -112,7 +112,7 @@ def refuse_left_over(inside: Iterable[str], outside: Iterable[str], prefix: str,
     strange += [name for name in outside if re.match(names_of.BESIDE_TOWER, name)]
     if strange:
         raise CheckpointError(
-            f"{source}: nothing would use {len(strange)} tensors of its vision tower: {', '.join(strange[:4])}"
+            f"{source}: nothing would use {len(strange)} tensors of its vision encoder: {', '.join(strange[:4])}"
             f"{', ...' if len(strange) > 4 else ''}. It is a tower of another kind, whose results would be wrong "
             f"without them. {ADVICE}"
         )

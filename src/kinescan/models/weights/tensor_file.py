@@ -52,7 +52,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file by name, on the CPU.
 
     Raises:
-        CheckpointError: it is no regular file, or damaged.
+        CheckpointError: it is not a regular file, or damaged.
     """
     require_regular(path, error=CheckpointError)
     try:
@@ -69,7 +69,7 @@ def read_saved(path: Path) -> Any:
 
     Raises:
         PickleRefused: it asks for a name other than those of tensors, or is nested without end.
-        CheckpointError: it is no regular file, damaged, or its parts are larger than the file.
+        CheckpointError: it is not a regular file, damaged, or its parts are larger than the file.
     """
     require_regular(path, error=CheckpointError)
     try:

@@ -1,4 +1,4 @@
-"""What the config files beside a vision tower's weights tell about it: transformers', timm's and open_clip's."""
+"""What the config files beside a vision encoder's weights tell about it: transformers', timm's and open_clip's."""
 
 import re
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ def refuse_rotary_names(source: str, *names: str) -> None:
     for name in names:
         if re.search(ROTARY_NAMES, name):
             raise CheckpointError(
-                f"{source}: {name} names a tower with rotary positions of its own kind, which VisionTransformer has "
+                f"{source}: {name} names a tower with rotary positions of another kind, which VisionTransformer has "
                 "not. Give one with learned positions, such as CLIP's, SigLIP's or DINOv2's, or DINOv3's."
             )
 
@@ -72,7 +72,7 @@ class _Reader:
         kind = self._text(vision, "model_type") or self._text(self.settings, "model_type")
         if kind not in HUGGING_FACE_DEFAULTS:
             raise CheckpointError(
-                f"{self.source}: its config.json is of a {kind!r}, whose vision tower is not known to be one of ours. "
+                f"{self.source}: its config.json is of a {kind!r}, whose vision encoder is not known to be a ViT. "
                 f"Known: {', '.join(sorted(HUGGING_FACE_DEFAULTS))}. Take config.json away (and give heads=...) where "
                 "you know that the tower is a plain one."
             )

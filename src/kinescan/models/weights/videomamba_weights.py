@@ -37,7 +37,7 @@ def read_videomamba(checkpoint: Checkpoint) -> Pretrained:
         checkpoint: as `open_checkpoint` gives it.
 
     Raises:
-        CheckpointError: it is no VideoMamba, incomplete, or holds only what a tuner trained.
+        CheckpointError: it is not a VideoMamba, incomplete, or holds only what a tuner trained.
     """
     settings, source = checkpoint.settings, checkpoint.source
     refuse_wrong_kinds(checkpoint)
@@ -194,7 +194,7 @@ def _refuse_others(tensors: Mapping[str, Tensor], source: str) -> None:
     lacking = [name for name in needed if name not in tensors]
     if lacking:
         raise CheckpointError(
-            f"{source} is no VideoMamba: it lacks {', '.join(lacking)}. It holds {len(held)} tensors: "
+            f"{source} is not a VideoMamba: it lacks {', '.join(lacking)}. It holds {len(held)} tensors: "
             f"{', '.join(held[:5])}{', ...' if len(held) > 5 else ''}. Give a checkpoint of VideoMamba, or the folder "
             "of a saved one."
         )

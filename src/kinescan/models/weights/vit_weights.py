@@ -66,7 +66,7 @@ class Pretrained:
 
 
 def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretrained:
-    """The vision tower of a checkpoint, under the names it has inside a model.
+    """The vision encoder of a checkpoint, under the names it has inside a model.
 
     Layouts: OpenAI CLIP, open_clip (also with a timm tower), Hugging Face CLIP, SigLIP, ViT, ViTMAE, DINOv2 (also with
     registers) and DINOv3, timm VisionTransformer, the own files of DINOv2, DINOv3 and MAE, kinescan.
@@ -130,7 +130,7 @@ def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretra
 
 @contextmanager
 def shapes_that_fit(source: str) -> Iterator[None]:
-    """Within the block, tensors are put together by their names; those that do not go together are an error of ours.
+    """Within the block, tensors are put together by name; shapes that do not fit are an error of `kinescan.errors`.
 
     Raises:
         CheckpointError: torch could not put them together.
@@ -161,7 +161,7 @@ def _usual_fields(
 
 
 def infer_vit_config(tensors: Mapping[str, Tensor], *, source: str = "the checkpoint") -> dict[str, Any]:
-    """The fields of `ViTConfig` that the tensors of a vision tower tell.
+    """The fields of `ViTConfig` that the tensors of a vision encoder tell.
 
     Args:
         tensors: under the names of `VisionTransformer`.
@@ -224,7 +224,7 @@ def _refuse_other_widths(tensors: Mapping[str, Tensor], width: int, mlp_dim: int
             gated = name.endswith("c_proj.weight") and 2 * tensor.shape[-1] == mlp_dim
             what = "a gated MLP (SwiGLU)" if gated else "products of other sizes than plain attention and MLP"
             raise CheckpointError(
-                f"{source}: this vision tower has {what}: {name}, under our names, is {list(tensor.shape)}, where "
+                f"{source}: this vision encoder has {what}: {name}, under our names, is {list(tensor.shape)}, where "
                 f"{shape} would go with a width of {width} and an MLP of {mlp_dim}. {ADVICE}"
             )
 
@@ -310,7 +310,7 @@ def resize_positions(positions: Tensor, length: int) -> Tensor:
 
 
 def _read_own(checkpoint: Checkpoint) -> Pretrained:
-    """A model of ours; without its config.json the sizes are read from the tensors."""
+    """A model of kinescan; without its config.json the sizes are read from the tensors."""
     settings = checkpoint.settings
     inside = {n.removeprefix(_OWN_PREFIX): t for n, t in checkpoint.tensors.items() if n.startswith(_OWN_PREFIX)}
     with shapes_that_fit(checkpoint.source):

@@ -3,7 +3,7 @@
 A patch p is a number, y * W + x. Displacement m = (dy + R) * window + dx + R moves it to p + dy * W + dx, where that is
 inside the frame. Neighbouring threads have neighbouring patches, so that maps are read and written in runs.
 S(t, t + k) holds the products of S(t + k, t), too: displacement m at patch p is displacement M - 1 - m at the patch
-that it leads to. What leads out of the frame stands in one as in the other, at m and p, and is zero.
+that it leads to. What leads out of the frame is in one as in the other, at m and p, and is zero.
 """
 
 from functools import lru_cache

@@ -65,7 +65,7 @@ def selective_scan(
         z: [R, T, D], gate.
         delta_bias: [D].
         delta_softplus: make step sizes positive by softplus.
-        state: [R, D, S], the state to go on from; zeros by default.
+        state: [R, D, S], the state to continue from; zeros by default.
         backend: "numba" (CPU), "triton" (CUDA), "blockwise" (pieces of time side by side, for long sequences on any
             device) or "reference"; by default the fastest that runs on this device and dtype.
         out: y and the last state to write to, of the shapes and dtypes of what is returned, without gaps; no

@@ -122,7 +122,7 @@ def _at_least_of_negative(builder: Any, low: float, x: Any) -> Any:
 
 
 def _emit_exp2_of_negative(builder: Any, x: Any) -> Any:
-    """As `_emit_exp2` for x <= 0 that is no NaN; 0.0 may have either sign."""
+    """As `_emit_exp2` for x <= 0 that is not a NaN; 0.0 may have either sign."""
     x = _at_least_of_negative(builder, -127.0, x)
     shifted = builder.fadd(x, _constant(_MAGIC))
     return _power(builder, builder.fsub(x, builder.fsub(shifted, _constant(_MAGIC))), shifted)

@@ -43,7 +43,7 @@ def _scan_into(inputs: ScanInputs, y: Tensor, last_state: Tensor) -> None:
     read = {name: _extent(x) for name, x in zip(names, inputs.tensors, strict=True) if x is not None}
     written = {"y": _extent(y), "the last state": _extent(last_state)}
     if inputs.state is not None and inputs.state.is_contiguous() and read["state"] == written["the last state"]:
-        del read["state"]  # goes on in place
+        del read["state"]  # continues in place
     pairs = [(result, name) for result in written for name in read if _meet(written[result], read[name])]
     if _meet(written["y"], written["the last state"]):
         pairs.append(("y", "the last state"))

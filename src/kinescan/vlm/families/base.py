@@ -19,7 +19,7 @@ from kinescan.vlm.families.pixels import PixelSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What the vision tower makes of one temporal patch (one frame, or two that are merged).
+    """What the vision encoder makes of one temporal patch (one frame, or two that are merged).
 
     Attributes:
         tokens: [N, W] in the width of the decoder, row after row.
@@ -82,7 +82,7 @@ class PromptFormat:
 
 
 class Family(ABC):
-    """One family: its vision tower run patch by patch, its positions, its prompt.
+    """One family: its vision encoder run patch by patch, its positions, its prompt.
 
     Args:
         model: a transformers model of this family, in evaluation mode.
@@ -152,14 +152,14 @@ class Family(ABC):
 
     @abstractmethod
     def prepare(self, frames: UInt8[Tensor, "T 3 H W"]) -> Tensor:
-        """Frames of one temporal patch as the vision tower takes them: resized, normalised, in patches."""
+        """Frames of one temporal patch as the vision encoder takes them: resized, normalised, in patches."""
 
     @abstractmethod
     def encode(self, frames: UInt8[Tensor, "T 3 H W"]) -> Features:
-        """One temporal patch through the vision tower."""
+        """One temporal patch through the vision encoder."""
 
     def closing_features(self) -> Float[Tensor, "n W"] | None:
-        """Embeddings behind the last frame that are no text; None in most families."""
+        """Embeddings behind the last frame that are not text; None in most families."""
         return None
 
     def bare_prompt(self) -> dict[str, list[int]]:

@@ -219,7 +219,7 @@ def check_tokenizer(folder: Path, tokenizer: Any, config: Any) -> None:
 
 @contextmanager
 def _named(folder: Path) -> Iterator[None]:
-    """Whatever transformers raises over a folder becomes an error of ours."""
+    """Whatever transformers raises over a folder becomes an error of `kinescan.errors`."""
     try:
         yield
     except KinescanError:
@@ -241,7 +241,7 @@ def _fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     except Exception as error:
         raise refusal(
             name,
-            f"there is no such folder, and the hub did not give it: {first_line(error)} Check name and connection.",
+            f"no such folder, and the hub did not give it: {first_line(error)} Check name and connection.",
         ) from None
 
 

@@ -33,7 +33,7 @@ class Stored:
     """What a folder holds.
 
     Attributes:
-        config: of the model, as it stands in the folder.
+        config: of the model, as it is in the folder.
         num_tensors: of the weights; None where they are pickled, and not looked into.
         num_elements: numbers in the weights; at most this many where they are pickled.
     """

@@ -1,4 +1,4 @@
-"""Decoded frames to the pixels a vision tower takes, in plain torch: transformers' processors need torchvision."""
+"""Decoded frames to the pixels a vision encoder takes, in plain torch: transformers' processors need torchvision."""
 
 import math
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class PixelSettings:
         std: each colour channel is divided by it afterwards.
         min_pixels: fewest pixels of a frame (of a whole video for Qwen3-VL), for families with free frame sizes.
         max_pixels: most pixels, likewise.
-        size: (height, width) of a frame, for families with one frame size; None takes the vision tower's own.
+        size: (height, width) of a frame, for families with one frame size; None takes the vision encoder's own.
     """
 
     mean: tuple[float, float, float] = CLIP_MEAN
@@ -132,7 +132,7 @@ def patchify(
 ) -> tuple[Float[Tensor, "N D"], tuple[int, int, int]]:
     """Frames as rows of pixels, in the order in which Qwen's tower merges them, and the grid (time, height, width).
 
-    The last frame is repeated where the number of frames is no multiple of `temporal_patch`.
+    The last frame is repeated where the number of frames is not a multiple of `temporal_patch`.
 
     Returns:
         [N, 3 * temporal_patch * patch * patch] with N = time * height * width, patches of one merged square together.
