@@ -20,13 +20,16 @@ EVENT_PAIRS: dict[str, tuple[str, str]] = {
 DISTRACTOR = "panel"
 """The outline of what moves and means nothing; no object that acts has it."""
 
-_SPEEDS: dict[str, tuple[int, float, float]] = {
-    "horizontal": (0, 0.2, 0.3),
-    "vertical": (1, 0.2, 0.3),
-    "scaling": (2, math.log(1.45), math.log(1.7)),
-    "turning": (3, math.radians(90), math.radians(150)),
+_SPEEDS: dict[str, tuple[int, float, float, float]] = {
+    "horizontal": (0, 0.28, 0.4, 0.45),
+    "vertical": (1, 0.28, 0.4, 0.45),
+    "scaling": (2, math.log(1.5), math.log(1.8), math.log(2.0)),
+    "turning": (3, math.radians(120), math.radians(180), math.inf),
 }
-"""Which column of a pose changes, and by how much in a second, from and to. Radii are logarithms here."""
+"""Which column of a pose changes, by how much in a second, from and to, and by how much at most in one movement.
+
+Radii are logarithms here.
+"""
 
 _RADII = (math.log(0.1), math.log(0.26))
 _FADE_SECONDS = 0.3
@@ -180,8 +183,9 @@ def _draw_poses(rng: np.random.Generator, strokes: Sequence[Stroke]) -> NDArray[
     start = np.array([*rng.uniform(0.15, 0.85, 2), rng.uniform(*_RADII), rng.uniform(0, 2 * math.pi)])
     changes = np.zeros((1 + len(strokes), 4))
     for index, stroke in enumerate(strokes, 1):
-        column, slowest, fastest = _SPEEDS[stroke.pair]
-        changes[index, column] = rng.uniform(slowest, fastest) * stroke.direction * (stroke.end - stroke.start)
+        column, slowest, fastest, most = _SPEEDS[stroke.pair]
+        change = min(rng.uniform(slowest, fastest) * (stroke.end - stroke.start), most)
+        changes[index, column] = change * stroke.direction
     poses: NDArray[np.float64] = start + changes.cumsum(0)
     margin = np.maximum(np.exp(poses[:, 2:3]), 0.15)
     inside = (poses[:, :2] >= margin).all() and (poses[:, :2] <= 1 - margin).all()
