@@ -27,6 +27,9 @@ FLAGS = {
         *("--set", "--train-per-class", "--test-per-class", "--frame-size", "--num-frames"),
         *("--seed", "--noise", "--shake", "--json"),
     },
+    "data convert": {
+        *("--videos", "--fps", "--label", "--where", "--point", "--format", "--overwrite", "--json"),
+    },
     "data check": {"--set", "--test", "--reader", "--split", "--workers", "--quick", "--output", "--json"},
     "list": {"--recipes", "--markdown", "--json"},
     "recipe": {"--json"},

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 import typer
 
 from kinescan import runs
-from kinescan.cli import check
+from kinescan.cli import check, convert
 from kinescan.cli.output import copy_lines, print_json, reported
 from kinescan.cli.usage import Verb
 
@@ -71,9 +71,10 @@ def _events(number: int) -> str:
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, epilog=copy_lines(EXAMPLES))
 app.command("make", cls=Verb, epilog=copy_lines(EXAMPLES))(command)
+app.command("convert", cls=Verb, epilog=copy_lines(convert.EXAMPLES))(convert.command)
 app.command("check", cls=Verb, epilog=copy_lines(check.EXAMPLES))(check.command)
 
 
 @app.callback()
 def _group() -> None:
-    """Make data sets, and check them."""
+    """Make data sets, take over labels of annotation tools, and check them."""

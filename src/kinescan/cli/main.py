@@ -16,7 +16,7 @@ VERBS = {
     "predict": ("kinescan.cli.predict", "Name the classes of video files."),
     "stream": ("kinescan.cli.stream", "Classify a video frame by frame, at constant cost."),
     "ask": ("kinescan.cli.ask", "Answer questions about a long video with a pretrained VLM."),
-    "data": ("kinescan.cli.data", "Make data sets, and check them."),
+    "data": ("kinescan.cli.data", "Make data sets, take over labels of annotation tools, and check them."),
     "list": ("kinescan.cli.list", "List models, recipes, data sets and backends."),
     "recipe": ("kinescan.cli.recipe", "Print a recipe, to copy and change."),
     "doctor": ("kinescan.cli.doctor", "Say what works on this machine, and why other things do not."),

@@ -1,0 +1,387 @@
+"""`kinescan data convert` on small exports in the published formats of each tool."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kinescan.data.video import write_video
+
+Rows = list[tuple[str, str, str, str]]
+Convert = Callable[..., Rows]
+FALL: Rows = [("a.mp4", "0.5", "1.25", "fall")]
+NOTHING: Rows = [("b.mp4", "", "", "")]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two videos of 3 s (60 frames)."""
+    root = tmp_path_factory.mktemp("videos")
+    for name in ("a.mp4", "b.mp4"):
+        write_video(root / name, torch.zeros(60, 3, 16, 16, dtype=torch.uint8), fps=20)
+    return root
+
+
+@pytest.fixture
+def convert(kinescan: Any, videos: Path, tmp_path: Path) -> Convert:
+    """Writes an export, converts it, and gives the rows of the list, paths without folders, and what was said."""
+
+    def run(name: str, content: str | bytes, *flags: str, code: int = 0, found: bool = True) -> Any:
+        source, output = tmp_path / name, tmp_path / "labels.csv"
+        source.write_bytes(content if isinstance(content, bytes) else content.encode())
+        where = ["--videos", str(videos)] if found else []
+        result = kinescan("data", "convert", str(source), str(output), *where, "--overwrite", *flags)
+        assert result.exit_code == code, (result.stdout, result.stderr)
+        if code == 2:
+            return result.stderr
+        lines = output.read_text().splitlines()
+        assert lines[0] == "path,start,end,label"
+        rows = [tuple(line.split(",")) for line in lines[1:]]
+        run.said = result.stdout + result.stderr  # type: ignore[attr-defined]
+        return [(Path(row[0]).name, *row[1:]) for row in rows]
+
+    return run
+
+
+def said(convert: Any) -> str:
+    return str(convert.said)
+
+
+# Label Studio
+
+
+def task(*results: object, video: str = "/data/upload/3/0a1b2c3d-a.mp4", **more: object) -> dict[str, object]:
+    return {"id": 7, "data": {"video": video}, "annotations": [{"result": list(results), **more}]}
+
+
+def timeline(start: object, end: object, *labels: str) -> dict[str, object]:
+    value = {"ranges": [{"start": start, "end": end}], "timelinelabels": list(labels)}
+    return {"type": "timelinelabels", "from_name": "t", "to_name": "video", "value": value}
+
+
+def test_label_studio_timelines_count_frames_from_1(convert: Convert) -> None:
+    empty = task(video="/data/local-files/?d=clips/b.mp4")
+    text = json.dumps([task(timeline(11, 25, "fall")), empty])
+    assert convert("x.json", text, "--fps", "20") == [*FALL, *NOTHING]
+    assert "give it with --fps" in convert("x.json", text, code=2)
+    minimal = [{"id": 1, "video": "https://host/path/a.mp4?key=1", "t": [timeline(11, 25, "fall")["value"]]}]
+    assert convert("x.json", json.dumps(minimal), "--fps", "20") == FALL
+    rated = task(timeline(11, 25, "fall"))
+    rated["data"] = {"video": "s3://bucket/a.mp4", "fps": 20}
+    assert convert("x.json", json.dumps(rated)) == FALL
+
+
+def test_label_studio_takes_the_newest_annotation_and_leaves_unlabelled_tasks_out(convert: Convert) -> None:
+    several = task(timeline(1, 2, "old"), updated_at="2026-01-01")
+    newer = [{"result": [timeline(11, 25, "fall")], "updated_at": "2026-02-01"}, {"was_cancelled": True, "result": []}]
+    several["annotations"] += newer  # type: ignore[operator]
+    unlabelled = {"data": {"video": "b.mp4"}, "annotations": []}
+    assert convert("x.json", json.dumps([several, unlabelled]), "--fps", "20") == FALL
+    assert "1 tasks have several annotations" in said(convert)
+    assert "1 tasks have no annotation yet" in said(convert)
+
+
+def test_label_studio_audio_regions_and_tracked_boxes_are_read(convert: Convert) -> None:
+    audio = {"type": "labels", "value": {"start": 0.5, "end": 1.25, "labels": ["fall"]}}
+    assert convert("x.json", json.dumps([task(audio)])) == FALL
+    keys = [{"frame": 11, "enabled": True}, {"frame": 25, "enabled": False}, {"frame": 41, "enabled": True}]
+    box = {"framesCount": 60, "duration": 3.0, "labels": ["fall"], "sequence": keys}
+    boxes = [task({"type": "videorectangle", "value": box}, {"type": "choices", "value": {"choices": ["x"]}})]
+    assert convert("x.json", json.dumps(boxes)) == [*FALL, ("a.mp4", "2", "3", "fall")]
+    assert "1 regions have no time" in said(convert)
+
+
+def test_label_studio_lists_what_is_wrong(convert: Convert) -> None:
+    bad = [timeline(None, 2, "x"), timeline(11, 25), timeline(70, 90, "late"), timeline(11, 25, "fall")]
+    tasks = [task(*bad), {"id": 7, "data": {"text": "no"}, "annotations": [{"result": []}]}]
+    assert convert("x.json", json.dumps(tasks), "--fps", "20", code=1) == [*FALL, ("a.mp4", "3.45", "4.5", "late")]
+    for text in ("no times that can be read", "no label", "task 7: its data names no", "beyond the video's end"):
+        assert text in said(convert)
+
+
+# BORIS
+
+NEW = (
+    "Observation id,Observation date,Description,Observation type,Source,Time offset (s),Coding duration,"
+    "Media duration (s),FPS (frame/s),Subject,Observation duration by subject by observation,Behavior,"
+    "Behavioral category,Modifier #1,Behavior type,Start (s),Stop (s),Duration (s),Media file name,Image index start,"
+    "Image index stop,Image file path start,Image file path stop,Comment start,Comment stop\n"
+)
+OLD = (
+    "Observation id\tObservation date\tDescription\tMedia file\tTotal length\tFPS\tSubject\tBehavior\t"
+    "Behavioral category\tModifiers\tBehavior type\tStart (s)\tStop (s)\tDuration (s)\tComment start\tComment stop\n"
+)
+
+
+def new_row(start: str, stop: str, kind: str = "STATE", *, subject: str = "ann", media: str = "a.mp4") -> str:
+    return (
+        f'obs1,2026-01-01,"two, words",Media file(s),player #1:clips/{media},0.0,3.0,3.0,20.0,{subject},3.0,fall,'
+        f"accident,left,{kind},{start},{stop},0.75,clips/{media},10,25,NA,NA,,\n"
+    )
+
+
+def old_row(start: str, stop: str, kind: str = "STATE") -> str:
+    cells = ("obs1", "2026-01-01", "", "C:\\clips\\a.mp4", "3.0", "20.0", "ann", "fall", "", "left", kind, start, stop)
+    return "\t".join((*cells, "0.75", "", "")) + "\n"
+
+
+def test_boris_aggregated_events_are_read(convert: Convert) -> None:
+    for row in (new_row("0.5", "1.25"), new_row("00:00:00.500", "00:00:01.250")):
+        assert convert("x.csv", NEW + row) == FALL
+    assert convert("x.tsv", (NEW + new_row("0.5", "1.25")).replace('"two, words"', "two").replace(",", "\t")) == FALL
+    assert convert("x.tsv", OLD + old_row("0.5", "1.25")) == FALL
+    assert convert("x.tsv", (OLD + old_row("0.5", "1.25")).encode("utf-16")) == FALL
+    fields = ("--label", "behavior,modifiers,subject")
+    assert convert("x.csv", NEW + new_row("0.5", "1.25"), *fields) == [("a.mp4", "0.5", "1.25", "fall left ann")]
+    both = NEW + new_row("0.5", "1.25") + new_row("2", "2.5", subject="bob")
+    assert convert("x.csv", both, "--where", "subject=ann") == FALL
+
+
+def test_boris_points_and_open_states(convert: Convert) -> None:
+    text = NEW + new_row("0.5", "0.5", "POINT") + new_row("1", "", "POINT") + new_row("2", "", "STATE")
+    assert convert("x.csv", text, code=1) == []
+    assert "line 4: a STATE event has no stop" in said(convert)
+    assert "2 events without a length are left out; --point" in said(convert)
+    assert convert("x.csv", NEW + new_row("0.5", "0.5", "POINT"), "--point", "0.75") == FALL
+
+
+def test_boris_files_on_one_clock_are_told_apart(convert: Convert) -> None:
+    row = (
+        new_row("3.5", "4.25")
+        .replace("player #1:clips/a.mp4", "player #1:b.mp4;a.mp4")
+        .replace("3.0,20.0", "3.0;3.0,20;20")
+    )
+    assert convert("x.csv", NEW + row) == FALL
+    row = row.replace(",3.0;3.0,", ",,")
+    assert convert("x.csv", NEW + row, code=1) == []
+    assert "their lengths are not given" in said(convert)
+
+
+def test_boris_tabular_events_are_paired(convert: Convert) -> None:
+    above = "Observation id\tobs1\n\nMedia file(s)\nPlayer #1\tclips/a.mp4\n\n"
+    header = "Time\tMedia file path\tTotal length\tFPS\tSubject\tBehavior\tBehavioral category\tComment\tStatus\n"
+    rows = [("0.5", "fall", "START"), ("0.7", "blink", "POINT"), ("1.25", "fall", "STOP"), ("2", "run", "START")]
+    body = "".join(f"{time}\tclips/a.mp4\t3\t20\tann\t{what}\t\t\t{status}\n" for time, what, status in rows)
+    assert convert("x.tsv", above + header + body, code=1) == FALL
+    assert "'run' starts and does not stop" in said(convert)
+
+
+# ELAN
+
+
+def eaf(tiers: str, slots: str = "", media: str = 'RELATIVE_MEDIA_URL="./clips/a.mp4" MIME_TYPE="video/mp4"') -> str:
+    values = '<TIME_SLOT TIME_SLOT_ID="ts1" TIME_VALUE="500"/><TIME_SLOT TIME_SLOT_ID="ts2" TIME_VALUE="1250"/>'
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<ANNOTATION_DOCUMENT FORMAT="3.0"><HEADER TIME_UNITS="milliseconds">'
+        f'<MEDIA_DESCRIPTOR MEDIA_URL="file:///C:/x%20y/a.mp4" {media}/></HEADER>'
+        f"<TIME_ORDER>{values}{slots}</TIME_ORDER>{tiers}</ANNOTATION_DOCUMENT>"
+    )
+
+
+def tier(text: str, *, name: str = "event", slots: tuple[str, str] = ("ts1", "ts2"), number: int = 1) -> str:
+    return (
+        f'<TIER TIER_ID="{name}" PARTICIPANT="ann"><ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="a{number}" '
+        f'TIME_SLOT_REF1="{slots[0]}" TIME_SLOT_REF2="{slots[1]}"><ANNOTATION_VALUE>{text}</ANNOTATION_VALUE>'
+        "</ALIGNABLE_ANNOTATION></ANNOTATION></TIER>"
+    )
+
+
+REFERRING = (
+    '<TIER TIER_ID="side" PARENT_REF="event"><ANNOTATION><REF_ANNOTATION ANNOTATION_ID="r1" ANNOTATION_REF="{}">'
+    "<ANNOTATION_VALUE>left</ANNOTATION_VALUE></REF_ANNOTATION></ANNOTATION></TIER>"
+)
+
+
+def test_elan_files_are_read(convert: Convert, tmp_path: Path) -> None:
+    assert convert("x.eaf", eaf(tier("fall"))) == FALL
+    assert convert("x.eaf", eaf(tier(""))) == [("a.mp4", "0.5", "1.25", "event")]
+    assert convert("x.eaf", eaf(tier("fall")), "--label", "tier,text") == [("a.mp4", "0.5", "1.25", "event fall")]
+    assert convert("x.eaf", eaf(tier("fall"), media="")) == FALL
+    assert convert("x.eaf", eaf("")) == [("a.mp4", "", "", "")]
+    moved = 'RELATIVE_MEDIA_URL="a.mp4" MIME_TYPE="video/mp4" TIME_ORIGIN="1000"'
+    assert convert("x.eaf", eaf(tier("fall"), media=moved)) == [("a.mp4", "1.5", "2.25", "fall")]
+    both = eaf(tier("fall") + REFERRING.format("a1"))
+    assert convert("x.eaf", both, "--where", "tier=side") == [("a.mp4", "0.5", "1.25", "left")]
+    assert convert("x.eaf", both) == [*FALL, ("a.mp4", "0.5", "1.25", "left")]
+    assert "1 intervals overlap others" in said(convert)
+
+
+def test_elan_times_that_are_not_there(convert: Convert) -> None:
+    slots = '<TIME_SLOT TIME_SLOT_ID="ts3"/><TIME_SLOT TIME_SLOT_ID="ts4" TIME_VALUE="2250"/>'
+    text = eaf(tier("fall") + tier("run", slots=("ts3", "ts4"), number=2), slots)
+    assert convert("x.eaf", text) == [*FALL, ("a.mp4", "1.75", "2.25", "run")]
+    assert "1 points in time have no value" in said(convert)
+    lost = eaf(tier("fall") + tier("run", slots=("ts8", "ts9"), number=2) + REFERRING.format("r1"))
+    assert convert("x.eaf", lost, code=1) == FALL
+    assert "annotation a2 of tier 'event' has no times" in said(convert)
+    assert "annotation r1 of tier 'side' has no times" in said(convert)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('<!DOCTYPE x [<!ENTITY a "b">]><ANNOTATION_DOCUMENT/>', "document type"),
+        ('<!DOCTYPE x SYSTEM "file:///etc/passwd"><ANNOTATION_DOCUMENT/>', "document type"),
+        ("<a>" * 200, "more than 100 deep"),
+        ("<a><b></a>", "no XML that can be read"),
+        ("<html/>", "no file of ELAN"),
+        (eaf("").replace('"milliseconds"', '"NTSC-frames"'), "times in 'NTSC-frames'"),
+    ],
+)
+def test_hostile_and_strange_xml_is_refused(convert: Convert, text: str, message: str) -> None:
+    assert message in str(convert("x.eaf", text, code=2))
+
+
+def test_a_folder_of_elan_files_is_one_list(kinescan: Any, videos: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.eaf").write_text(eaf(tier("fall")).replace("a.mp4", f"{name}.mp4"))
+    (tmp_path / "remarks.txt").write_text("nothing\n")
+    output = videos / "labels.csv"
+    result = kinescan("data", "convert", str(tmp_path), str(output), "--videos", str(videos), "--json")
+    assert result.exit_code == 0
+    assert output.read_text() == "path,start,end,label\na.mp4,0.5,1.25,fall\nb.mp4,0.5,1.25,fall\n"
+    assert json.loads(result.stdout)["labels"] == {"fall": 2}
+    result = kinescan("data", "convert", str(tmp_path), str(output), "--videos", str(videos))
+    assert (result.exit_code, "--overwrite" in result.stderr) == (2, True)
+    (tmp_path / "c.xml").write_text("<annotations/>")
+    result = kinescan("data", "convert", str(tmp_path), str(videos / "other.csv"))
+    assert "several formats: cvat, elan" in result.stderr
+
+
+FORMS = ("hh:mm:ss.ms", "ss.msec")
+TIMES = ("00:00:00.500", "0.5", "00:00:01.250", "1.25", "00:00:00.750", "0.75")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\t".join(("event", "", *TIMES, "fall")),
+        "\t".join((*TIMES, "fall")),
+        "\t".join(("event", "ann", "0.5", "1.25", "fall")),
+        "\t".join(("event", "", "500", "1250", "750", "fall")),
+        "Tier\tParticipant\t"
+        + "\t".join(f"{what} - {form}" for what in ("Begin Time", "End Time", "Duration") for form in FORMS)
+        + "\tText\n"
+        + "\t".join(("event", "", *TIMES, "fall")),
+        "Begin Time - msec\tEnd Time - msec\tevent\tother\n500\t1250\tfall\t\n",
+        '"#file:///C:/clips/a.mp4 -- offset: 0"\n' + "\t".join(("event", "", *TIMES, "fall")),
+        "Temps de départ - ss.msec\ttemps de fin - ss.msec\tDurée - ss.msec\tevent\n0.5\t1.25\t0.75\tfall\n",
+        "Begin Time - hh:mm:ss.ms,End Time - hh:mm:ss.ms,event\n00:00:00.500,00:00:01.250,fall\n",
+    ],
+)
+def test_elan_tables_are_read(convert: Convert, text: str) -> None:
+    assert convert("a.txt", text + "\n") == FALL
+
+
+def test_elan_tables_name_their_files(convert: Convert) -> None:
+    text = (
+        "Begin Time - ss.msec\tEnd Time - ss.msec\tevent\tFile Path\n0.5\t1.25\tfall\t/x/a.eaf\n0\tsoon\tx\t/x/b.eaf\n"
+    )
+    assert convert("x.txt", text, code=1) == FALL
+    assert "line 3: 'soon'" in said(convert)
+
+
+# CVAT
+
+
+def cvat(*tracks: str, size: int = 60, more: str = "") -> str:
+    return (
+        '<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version><meta><task><id>5</id>'
+        f"<name>my task</name><size>{size}</size><mode>interpolation</mode>{more}<source>a.mp4</source></task></meta>"
+        f"{''.join(tracks)}</annotations>"
+    )
+
+
+def track(*boxes: tuple[int, int] | tuple[int, int, str], label: str = "fall") -> str:
+    shapes = [
+        f'<box frame="{frame}" outside="{outside}" occluded="0" keyframe="1" xtl="1" ytl="1" xbr="9" ybr="9">'
+        f'{"".join(f"""<attribute name="what">{value}</attribute>""" for value in values)}</box>'
+        for frame, outside, *values in boxes
+    ]
+    return f'<track id="0" label="{label}" source="manual">{"".join(shapes)}</track>'
+
+
+def test_cvat_tracks_are_there_until_they_are_outside(convert: Convert, tmp_path: Path) -> None:
+    assert convert("x.xml", cvat(track((10, 0), (25, 1)))) == FALL
+    assert convert("x.xml", cvat(track(*((frame, 0) for frame in range(10, 25)), (25, 1)))) == FALL
+    assert convert("x.xml", cvat(track(*((frame, 0) for frame in range(10, 25))))) == FALL
+    again = cvat(track((10, 0), (25, 1), (40, 0)))
+    assert convert("x.xml", again) == [*FALL, ("a.mp4", "2", "3", "fall")]
+    assert convert("x.xml", again, "--fps", "40") == [("a.mp4", "0.25", "0.625", "fall"), ("a.mp4", "1", "1.5", "fall")]
+    assert convert("x.xml", cvat(track((10, 0), (20, 0)), more="<stop_frame>24</stop_frame>")) == FALL
+    assert convert("x.xml", cvat()) == [("a.mp4", "", "", "")]
+    with zipfile.ZipFile(tmp_path / "y.zip", "w") as archive:
+        archive.writestr("annotations.xml", cvat(track((10, 0), (25, 1))))
+    assert convert("x.zip", (tmp_path / "y.zip").read_bytes()) == FALL
+
+
+def test_cvat_attributes_are_labels_on_demand(convert: Convert) -> None:
+    text = cvat(track((5, 0, "__undefined__"), (10, 0, "fall"), (25, 0, "lie"), (40, 1, "lie"), label="person"))
+    expected = [*FALL, ("a.mp4", "1.25", "2", "lie")]
+    assert convert("x.xml", text, "--label", "attribute:what") == expected
+    assert convert("x.xml", text) == [("a.mp4", "0.25", "2", "person")]
+    ticked = cvat(track((5, 0, "false"), (10, 0, "true"), (25, 0, "false"), (60, 1, "false")))
+    assert convert("x.xml", ticked, "--label", "attribute:what") == [("a.mp4", "0.5", "1.25", "what")]
+    assert "no attribute 'why'. Attributes: what" in convert("x.xml", text, "--label", "attribute:why", code=2)
+
+
+def test_cvat_without_a_clock_or_with_strange_frames(convert: Convert) -> None:
+    text = cvat(track((10, 0), (25, 1)))
+    assert "give --fps, or --videos FOLDER" in convert("x.xml", text, code=2, found=False)
+    assert convert("x.xml", text, "--fps", "20", found=False) == FALL
+    assert "1 of the 1 videos are not found, such as a.mp4" in said(convert)
+    late = cvat(track((10, 0), (25, 1)), track((70, 0), (90, 1)), track((-5, 0)), size=100)
+    assert convert("x.xml", late, code=1) == FALL
+    assert "frames 70 to 90: a.mp4 has 60" in said(convert)
+    assert "a box has the frame '-5'" in said(convert)
+    images = "<annotations><image id='0' name='a.png'><box label='x'/></image></annotations>"
+    assert "for images, which have no time" in convert("x.xml", images, code=2)
+
+
+# VIA
+
+VIA = (
+    '# Exported using VGG Image Annotator\n# ATTRIBUTE = {"1":{"aname":"what","options":{"0":"fall","1":"run"}},'
+    '"2":{"aname":"remark"}}\n'
+    "# CSV_HEADER = metadata_id,file_list,flags,temporal_coordinates,spatial_coordinates,metadata\n"
+)
+
+
+def test_via_segments_are_read(convert: Convert) -> None:
+    row = '"1_aB3","[""a.mp4""]",0,"[0.5,1.25]","[]","{""1"":""0""}"\n'
+    still = '"1_aB4","[""a.mp4""]",0,"[2.0]","[2,1,1,5,5]","{""1"":""1""}"\n'
+    assert convert("x.csv", VIA + row + still) == FALL
+    assert "1 events without a length" in said(convert)
+    text = VIA + row.replace("}", ',""2"":""odd""}') + '"1_aB5","[""a.mp4""]",0,"[0.5",,\n'
+    assert convert("x.csv", text, "--label", "attribute:what", code=1) == FALL
+    assert "line 5: a file, times and attributes are needed" in said(convert)
+    older = VIA.replace("temporal_coordinates,spatial_coordinates", "temporal_segment_start,temporal_segment_end")
+    assert convert("x.csv", older + '"1_aB3","[""a.mp4""]",0,0.5,1.25,"{""1"":""fall""}"\n') == FALL
+
+
+# all
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "flags", "message"),
+    [
+        ("x.csv", "path,label\na.mp4,fall\n", (), "no format that is known: label_studio"),
+        ("x.xlsx", "PK\x03\x04...", (), "a spreadsheet"),
+        ("x.boris", "{}", (), "Export its aggregated events"),
+        ("x.json", "[1, 2]", (), "no format that is known"),
+        ("x.json", "[", (), "not valid JSON"),
+        ("x.tsv", OLD + old_row("0.5", "1.25"), ("--label", "behaviour"), "Did you mean 'behavior'"),
+        ("x.tsv", OLD + old_row("0.5", "1.25"), ("--where", "subject"), "--where takes FIELD=VALUE"),
+        ("x.tsv", OLD + old_row("0.5", "1.25"), ("--format", "bors"), "Did you mean 'boris'"),
+        ("x.tsv", OLD + old_row("0.5", "1.25"), ("--format", "cvat"), "no XML"),
+        ("x.tsv", OLD + old_row("0.5", "1.25").replace("a.mp4", "lost.mp4"), (), r"the first is 'C:\\clips\\lost.mp4'"),
+    ],
+)
+def test_what_cannot_be_understood_is_refused(
+    convert: Convert, name: str, content: str, flags: tuple[str, ...], message: str
+) -> None:
+    assert message in str(convert(name, content, *flags, code=2)).replace("\\\\\\\\", "\\\\")
