@@ -38,7 +38,17 @@ class CutVideoError(VideoError):
 
 
 class BackendError(KinescanError, RuntimeError):
-    """A backend that was asked for by name cannot run here."""
+    """A backend that was asked for by name cannot run here.
+
+    Attributes:
+        reason: why, without the name of the op.
+        is_offered: whether the op has such a backend, here or elsewhere.
+    """
+
+    def __init__(self, message: str, *, reason: str = "", is_offered: bool = True) -> None:
+        super().__init__(message)
+        self.reason = reason or message
+        self.is_offered = is_offered
 
 
 class CheckpointError(KinescanError, RuntimeError):

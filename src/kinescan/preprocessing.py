@@ -7,6 +7,8 @@ from kinescan.fields import check_types
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_CLIP_PIXELS = 2**31
 """Of a clip's frames together: 24 GiB in float32, before any model has seen it."""
 MAX_FRAME_RATE = 1000

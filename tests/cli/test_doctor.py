@@ -20,11 +20,20 @@ def test_doctor_tries_every_backend(kinescan: Any) -> None:
 
 def test_doctor_says_why_a_backend_does_not_run() -> None:
     def unable(device: str, backend: str) -> torch.Tensor:
-        raise BackendError("scan: backend 'triton' cannot run on cpu with float32: it needs CUDA. These can: numba.")
+        raise BackendError("any text: of any form", reason="it needs CUDA")
 
     found = doctor._try("scan", unable, "cpu", "triton")
-    assert (found.what, found.works) == ("scan on cpu with triton", False)
-    assert found.note.startswith("backend 'triton' cannot run on cpu with float32: it needs CUDA.")
+    assert found == doctor.Finding(what="scan on cpu with triton", works=False, note="it needs CUDA")
+
+
+def test_doctor_leaves_out_backends_that_an_op_has_not() -> None:
+    def lacks(device: str, backend: str) -> torch.Tensor:
+        raise BackendError("any text", is_offered=False)
+
+    assert doctor._try("scan", lacks, "cpu", "numba") is None
+    with pytest.raises(BackendError) as raised:
+        doctor._correlation("cpu", "blockwise")
+    assert not raised.value.is_offered
 
 
 def test_doctor_finds_a_backend_that_differs() -> None:
@@ -32,7 +41,7 @@ def test_doctor_finds_a_backend_that_differs() -> None:
         return torch.ones(2) if backend == "numba" else torch.zeros(2)
 
     found = doctor._try("scan", wrong, "cpu", "numba")
-    assert (found.works, found.note) == (False, "differs from the reference by 1.0e+00")
+    assert (found.works, found.difference) == (False, 1.0)
 
 
 def test_doctor_finds_a_torchvision_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

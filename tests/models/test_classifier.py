@@ -36,7 +36,7 @@ class Average(VideoClassifier):
     ) -> None:
         super().__init__(config, name=name, labels=labels, preprocessing=preprocessing)
         self.vit = VisionTransformer(config)
-        self.head = nn.Linear(self.vit.out_dim, config.num_classes)
+        self.head = nn.Linear(config.embed_dim or config.width, config.num_classes)
         self.tied = self.head
 
     def forward(self, clip: Tensor) -> Tensor:

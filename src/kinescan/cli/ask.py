@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kinescan import runs
 from kinescan.cli.output import is_quiet, print_json, reported
+from kinescan.runtime.quantities import byte_size
 
 if TYPE_CHECKING:
     from kinescan.inference.ask import AskReport
@@ -100,11 +101,11 @@ class _Bar:
 
     def update(self, done: int, total: int | None, stats: "StreamStats") -> None:
         rate = done / (time.perf_counter() - self._started)
-        sizes = f"{rate:.1f}/s, state {_size(stats.state_bytes)}, cache {_size(stats.detailed_bytes)}"
+        sizes = f"{rate:.1f}/s, state {byte_size(stats.state_bytes)}, cache {byte_size(stats.detailed_bytes)}"
         if not self._narrow:
             sizes = (
-                f"{rate:.2f} frames/s, state {stats.state_tokens} tokens {_size(stats.state_bytes)}, "
-                f"cache {stats.num_tokens} tokens {_size(stats.detailed_bytes)}"
+                f"{rate:.2f} frames/s, state {stats.state_tokens} tokens {byte_size(stats.state_bytes)}, "
+                f"cache {stats.num_tokens} tokens {byte_size(stats.detailed_bytes)}"
             )
         self._progress.update(self._task, completed=done, total=total, sizes=sizes)
 
@@ -136,8 +137,8 @@ def _print_costs(report: "AskReport") -> None:
     stats = report.prefill.stats
     print(
         f"{report.num_frames} frames: {report.vision_seconds:.2f} s to decode and see, {report.prefill.seconds:.2f} s "
-        f"in the decoder; state {stats.state_tokens} tokens, {_size(stats.state_bytes)}; cache "
-        f"{stats.num_tokens} tokens, {_size(stats.detailed_bytes)}",
+        f"in the decoder; state {stats.state_tokens} tokens, {byte_size(stats.state_bytes)}; cache "
+        f"{stats.num_tokens} tokens, {byte_size(stats.detailed_bytes)}",
         file=sys.stderr,
     )
     if report.full_prefill is None:
@@ -149,13 +150,5 @@ def _print_costs(report: "AskReport") -> None:
     print(
         f"prefill {report.prefill.seconds:.2f} s against {full.seconds:.2f} s; query-key pairs "
         f"{stats.query_key_pairs:,} against {full.stats.query_key_pairs:,}; past seen by a frame "
-        f"{_size(stats.state_bytes)} against {_size(full.stats.detailed_bytes)}"
+        f"{byte_size(stats.state_bytes)} against {byte_size(full.stats.detailed_bytes)}"
     )
-
-
-def _size(num_bytes: int) -> str:
-    """Example: 1536 -> "1.5 KiB"."""
-    for power, unit in ((30, "GiB"), (20, "MiB")):
-        if num_bytes >= 2**power:
-            return f"{num_bytes / 2**power:.1f} {unit}"
-    return f"{num_bytes / 2**10:.1f} KiB"

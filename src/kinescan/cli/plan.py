@@ -7,6 +7,7 @@ import kinescan
 from kinescan.cli.output import print_json
 from kinescan.cli.terminal import print_table
 from kinescan.runtime.launch import is_main_process
+from kinescan.runtime.quantities import duration
 
 if TYPE_CHECKING:
     from kinescan.config import RunConfig
@@ -39,7 +40,7 @@ def show_plan(config: "RunConfig", plan: "Plan", *, as_json: bool) -> None:
     print(f"{plan.flops / 1e15:.3g} PFLOPs of training")
     if plan.seconds is not None and plan.seconds_per_clip is not None:
         print(
-            f"about {_duration(plan.seconds)} of steps on {plan.device}, at {plan.seconds_per_clip:.3g} s a clip as "
+            f"about {duration(plan.seconds)} of steps on {plan.device}, at {plan.seconds_per_clip:.3g} s a clip as "
             "just timed; reading videos and evaluating come on top"
         )
 
@@ -47,14 +48,3 @@ def show_plan(config: "RunConfig", plan: "Plan", *, as_json: bool) -> None:
 def _named(group: "GroupPlan") -> str:
     """The first and the last name."""
     return group.names[0] if len(group.names) == 1 else f"{group.names[0]} ... {group.names[-1]}"
-
-
-def _duration(seconds: float) -> str:
-    """Hours, minutes and seconds.
-
-    Example:
-        >>> _duration(3723.4)
-        '1:02:03'
-    """
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"

@@ -9,6 +9,7 @@ from kinescan import runs
 from kinescan.cli.output import FAILED, JsonList, reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import Table, line_limit, print_text, shown_length
+from kinescan.runtime.quantities import percent
 from kinescan.runtime.signals import Interruption
 
 if TYPE_CHECKING:
@@ -82,4 +83,4 @@ class _Rows:
         if prediction.error:
             print_text([f"{prediction.path}: {prediction.error}"])
         for label, score in zip(prediction.labels, prediction.scores, strict=True):
-            self._table.print_row((prediction.path, label, f"{100 * score:.1f} %", f"{prediction.seconds:.2f} s"))
+            self._table.print_row((prediction.path, label, f"{percent(score)}", f"{prediction.seconds:.2f} s"))

@@ -10,6 +10,7 @@ from kinescan import runs
 from kinescan.cli.output import reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.runtime.escaping import escape_terminal, to_json
+from kinescan.runtime.quantities import percent
 from kinescan.runtime.signals import Interruption
 
 if TYPE_CHECKING:
@@ -70,5 +71,5 @@ def _print_as_they_come(predictions: "Iterable[StreamPrediction]", as_json: bool
             print(to_json(values), flush=True)
         else:
             pairs = zip(prediction.labels, prediction.scores, strict=True)
-            listed = "  ".join(f"{escape_terminal(label)} {100 * score:.1f} %" for label, score in pairs)
+            listed = "  ".join(f"{escape_terminal(label)} {percent(score)}" for label, score in pairs)
             print(f"{prediction.seconds:8.3f} s  {listed}  ({milliseconds:.0f} ms)", flush=True)

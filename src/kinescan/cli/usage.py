@@ -1,8 +1,10 @@
 """What a wrong command line is answered with, beyond what is wrong: the option or the setting that was meant."""
 
 import difflib
+import inspect
 import os
 import re
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +41,7 @@ class Verb(TyperCommand):
             return super().parse_args(ctx, args)
         except UsageError as error:
             flags = sorted({flag for parameter in self.params for flag in parameter.opts if flag.startswith("--")})
-            advice = _advice(error, str(ctx.info_name), given, [*flags, *GLOBAL])
+            advice = _advice(self, error, str(ctx.info_name), given, [*flags, *GLOBAL])
             if advice:
                 error.message = f"{error.message} {advice}"
                 if hasattr(error, "possibilities"):
@@ -47,16 +49,14 @@ class Verb(TyperCommand):
             raise
 
 
-def _advice(error: Any, verb: str, given: Sequence[str], flags: Sequence[str]) -> str:
+def _advice(command: TyperCommand, error: Any, verb: str, given: Sequence[str], flags: Sequence[str]) -> str:
     option = getattr(error, "option_name", None)
     if isinstance(option, str):
         if option in flags:  # known, and used in a wrong way, which the error says
             return ""
         return _for_option(option, verb, given, flags)
     if isinstance(error, typer.BadParameter):
-        # Such as: 'moton' is not one of 'motion', 'appearance'.
-        said, _, allowed = str(error.message).partition(" is not one of ")
-        return _did_you_mean(said.rpartition(" ")[2].strip("'\""), re.findall(r"'([^']+)'", allowed))
+        return _for_choice(command.callback, getattr(error.param, "name", ""), given)
     settings = [word for word in given if re.fullmatch(r"[A-Za-z_][\w.]*=.*", word, re.DOTALL)]
     if settings and "--set" in flags and given[given.index(settings[0]) - 1] != "--set":
         return f"Settings are given with --set: --set {settings[0]}"
@@ -65,6 +65,18 @@ def _advice(error: Any, verb: str, given: Sequence[str], flags: Sequence[str]) -
         return f"Videos are given with --data: --data {paths[-1]}"
     if verb == "train" and paths:
         return f"Videos are given with --set: --set data.train={paths[-1]}"
+    return ""
+
+
+def _for_choice(function: Any, name: str | None, given: Sequence[str]) -> str:
+    """The choice that a word of the line is close to, where the parameter takes choices, such as motion for moton."""
+    hint = typing.get_type_hints(inspect.unwrap(function)).get(str(name))
+    choices = [choice for part in (hint, *typing.get_args(hint)) for choice in typing.get_args(part)]
+    choices = [choice for choice in choices if isinstance(choice, str)]
+    for word in given:
+        near = "" if word in choices else _did_you_mean(word.rpartition("=")[2], choices)
+        if near:
+            return near
     return ""
 
 

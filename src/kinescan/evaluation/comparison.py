@@ -10,6 +10,7 @@ import numpy as np
 from kinescan.errors import ConfigError
 from kinescan.evaluation.predictions import VideoPrediction
 from kinescan.runtime.escaping import escape_markdown
+from kinescan.runtime.quantities import percent
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -91,8 +92,8 @@ class Comparison:
         rows = [
             f"# {escape_markdown(self.name_a)} (A) against {escape_markdown(self.name_b)} (B)\n",
             "| | |\n|---|---|",
-            f"| top-1 of A | {100 * self.top1_a:.1f} % |",
-            f"| top-1 of B | {100 * self.top1_b:.1f} % |",
+            f"| top-1 of A | {percent(self.top1_a)} |",
+            f"| top-1 of B | {percent(self.top1_b)} |",
             f"| A minus B | **{100 * self.difference:+.1f} points** |",
             f"| {100 * self.confidence:.0f} % interval | {100 * self.low:+.1f} to {100 * self.high:+.1f} points |",
             f"| videos | {self.num_videos} |",

@@ -15,7 +15,6 @@ from kinescan.evaluation.report_parts import (
     listed,
     note_lines,
     origin_lines,
-    percent,
     set_aside_others,
     unreadable_lines,
 )
@@ -23,6 +22,7 @@ from kinescan.profiling.cost import Cost
 from kinescan.profiling.environment import Environment, describe_environment
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import escape_markdown, to_json
+from kinescan.runtime.quantities import percent
 from kinescan.runtime.run_folder import REPORT_FILE
 
 CHOSEN_ON_THESE = (

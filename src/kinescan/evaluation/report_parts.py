@@ -31,16 +31,6 @@ MOST_LISTED = 20
 """How many videos, files or classes the page lists; report.json lists all."""
 
 
-def percent(ratio: float) -> str:
-    """A ratio as per cent; NaN is a dash.
-
-    Example:
-        >>> percent(0.1234)
-        '12.3 %'
-    """
-    return "-" if ratio != ratio else f"{100 * ratio:.1f} %"
-
-
 def note_lines(notes: Sequence[str]) -> Iterator[str]:
     """What a reader has to know beside the numbers."""
     for note in notes:

@@ -19,6 +19,7 @@ from kinescan.inference.strip import draw_strip
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4
+from kinescan.runtime.quantities import percent
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ class _Job:
             kinematic_maps(self.model, clip[None].to(device)),
             picture,
             preprocessing=self.model.preprocessing,
-            title=f"{Path(prediction.path).name}: {prediction.labels[0]} {100 * prediction.scores[0]:.1f} %",
+            title=f"{Path(prediction.path).name}: {prediction.labels[0]} {percent(prediction.scores[0])}",
             seconds=seconds,
         )
 

@@ -179,12 +179,12 @@ def _check_requested(op: str, requested: Backend, obstacles: Mapping[Backend, Ob
     if requested not in obstacles:
         known = ", ".join(obstacles)
         reason = "no such backend" if requested not in get_args(Backend) else f"{op} has no such backend"
-        raise BackendError(f"{op}: backend {requested!r}: {reason}; there are: {known}.")
+        text = f"backend {requested!r}: {reason}; there are: {known}."
+        raise BackendError(f"{op}: {text}", reason=text, is_offered=False)
     reason_or_none = obstacles[requested](like)
     if reason_or_none is not None:
-        raise BackendError(
-            f"{op}: backend {requested!r} cannot run {here}: {reason_or_none}. These can: {', '.join(able)}."
-        )
+        text = f"backend {requested!r} cannot run {here}: {reason_or_none}. These can: {', '.join(able)}."
+        raise BackendError(f"{op}: {text}", reason=text)
 
 
 def _announce(op: str, chosen: str, like: Tensor) -> None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import escape_markdown
 from kinescan.runtime.figure import save_figure
+from kinescan.runtime.quantities import percent
 
 PAGE_FILE = "README.md"
 PICTURE_FILE = "comparison.png"
@@ -37,11 +38,11 @@ def opening(result: Mapping[str, Any]) -> str:
     return (
         "# What the demo shows\n\n"
         "Where only the motion tells the class, a ViT that averages frames cannot tell a motion from its reversal: it "
-        f"is right in {_percent(averaging['within_pairs'])} within pairs (a coin: 50 %) and in "
-        f"{_percent(averaging['motion'])} of all 12 classes. The same ViT with PKS4's module: "
-        f"{_percent(pks4['within_pairs'])} within pairs, **{_percent(pks4['motion'])}** of all classes.\n\n"
-        f"Where only the look tells the class: {_percent(averaging['appearance'])} without the module, "
-        f"**{_percent(pks4['appearance'])}** with it.\n\n"
+        f"is right in {percent(averaging['within_pairs'])} within pairs (a coin: 50 %) and in "
+        f"{percent(averaging['motion'])} of all 12 classes. The same ViT with PKS4's module: "
+        f"{percent(pks4['within_pairs'])} within pairs, **{percent(pks4['motion'])}** of all classes.\n\n"
+        f"Where only the look tells the class: {percent(averaging['appearance'])} without the module, "
+        f"**{percent(pks4['appearance'])}** with it.\n\n"
         f"{_verdict(averaging, pks4)}{_at_chance(result)}"
     )
 
@@ -52,20 +53,20 @@ def _at_chance(result: Mapping[str, Any]) -> str:
     num_files = result["num_test"]["motion"] / max(len(pairs), 1)
     # What a coin stays below in 39 runs of 40.
     bound = min(1.0, 0.5 + 1.96 * (0.25 / max(num_files, 1)) ** 0.5)
-    lost = [f"{pair} ({_percent(accuracy)})" for pair, accuracy in pairs.items() if accuracy <= bound]
+    lost = [f"{pair} ({percent(accuracy)})" for pair, accuracy in pairs.items() if accuracy <= bound]
     if not lost:
         return ""
     return (
         f"\n\n**Not learnt**: of {len(pairs)} pairs, PKS4 tells {len(lost)} apart no better than a coin "
-        f"(up to {_percent(bound)} of {num_files:.0f} files can be luck): {', '.join(lost)}."
+        f"(up to {percent(bound)} of {num_files:.0f} files can be luck): {', '.join(lost)}."
     )
 
 
 def _verdict(averaging: Mapping[str, Any], pks4: Mapping[str, Any]) -> str:
     """Whether what was expected was reached."""
     expected = {
-        f"averaging at most {_percent(MOST_WITHIN_PAIRS)} within pairs": averaging["within_pairs"] <= MOST_WITHIN_PAIRS,
-        f"PKS4 at least {_percent(LEAST_MOTION)} on motion": pks4["motion"] >= LEAST_MOTION,
+        f"averaging at most {percent(MOST_WITHIN_PAIRS)} within pairs": averaging["within_pairs"] <= MOST_WITHIN_PAIRS,
+        f"PKS4 at least {percent(LEAST_MOTION)} on motion": pks4["motion"] >= LEAST_MOTION,
         f"at most {100 * MOST_LOST:.0f} points below averaging on appearance": (
             pks4["appearance"] >= averaging["appearance"] - MOST_LOST
         ),
@@ -106,7 +107,7 @@ def _table(result: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|"
     for name, text in MODELS.items():
         own = result["scores"][name]
-        cells = (_percent(own[column]) for column in ("motion", "within_pairs", "appearance"))
+        cells = (percent(own[column]) for column in ("motion", "within_pairs", "appearance"))
         yield f"| {text} | {' | '.join(cells)} |"
 
 
@@ -116,13 +117,13 @@ def _pairs(result: Mapping[str, Any]) -> Iterator[str]:
     yield "Every held-out file is its mate's, played backwards: the same frames in the other order.\n"
     yield "| pair | mean over frames | PKS4 |\n|---|---|---|"
     for pair in pks4:
-        yield f"| {pair} | {_percent(averaging[pair])} | {_percent(pks4[pair])} |"
+        yield f"| {pair} | {percent(averaging[pair])} | {percent(pks4[pair])} |"
 
 
 def _explanation(result: Mapping[str, Any], label: str, folder: Path) -> Iterator[str]:
     prediction = result["prediction"]
     named = ", ".join(
-        f"{escape_markdown(name)} {_percent(score)}"
+        f"{escape_markdown(name)} {percent(score)}"
         for name, score in zip(prediction["labels"], prediction["scores"], strict=True)
     )
     yield "\n## One file explained\n"
@@ -144,7 +145,3 @@ def _ending(result: Mapping[str, Any]) -> Iterator[str]:
     yield "- `motion_vit`, `motion_pks4`, `appearance_vit`, `appearance_pks4`: a run each, with recipe.toml, log.jsonl,"
     yield "  checkpoints, report.md and confusion.png"
     yield "- `demo.json`: the numbers of this page"
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * ratio:.1f} %"

@@ -38,11 +38,13 @@ class Finding:
         what: such as "selective_scan on cpu with numba".
         works: whether it did.
         note: why not, or what was seen.
+        difference: largest difference from the reference's result; None where there is no result.
     """
 
     what: str
     works: bool
     note: str = ""
+    difference: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +79,8 @@ def diagnose() -> Diagnosis:
         for device in devices
         for backend in get_args(Backend)
     ]
-    backends = [found for found in tried if "has no such backend" not in found.note]
-    wrong = [f"{found.what}: {found.note}" for found in backends if found.note.startswith("differs")]
+    backends = [found for found in tried if found is not None]
+    wrong = [f"{found.what}: {found.note}" for found in backends if not found.works and found.difference is not None]
     return Diagnosis(
         environment=asdict(describe_environment()),
         optional={name: _version(name) for name in OPTIONAL},
@@ -89,16 +91,19 @@ def diagnose() -> Diagnosis:
     )
 
 
-def _try(name: str, op: Callable[[str, Backend], Tensor], device: str, backend: Backend) -> Finding:
+def _try(name: str, op: Callable[[str, Backend], Tensor], device: str, backend: Backend) -> Finding | None:
+    """What came of it; None where the op has no such backend."""
     what = f"{name} on {device} with {backend}"
     try:
         result = op(device, backend).cpu()
     except BackendError as error:
-        return Finding(what=what, works=False, note=str(error).partition(": ")[2])
-    error_size = (result - op("cpu", "reference")).abs().max().item()
-    if not error_size <= TOLERANCE:
-        return Finding(what=what, works=False, note=f"differs from the reference by {error_size:.1e}")
-    return Finding(what=what, works=True, note=f"largest difference from the reference {error_size:.1e}")
+        return Finding(what=what, works=False, note=error.reason) if error.is_offered else None
+    difference = (result - op("cpu", "reference")).abs().max().item()
+    if not difference <= TOLERANCE:
+        note = f"differs from the reference by {difference:.1e}"
+        return Finding(what=what, works=False, note=note, difference=difference)
+    note = f"largest difference from the reference {difference:.1e}"
+    return Finding(what=what, works=True, note=note, difference=difference)
 
 
 def _scan(device: str, backend: Backend) -> Tensor:

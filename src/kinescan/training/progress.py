@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from kinescan.runtime.quantities import duration
 from kinescan.training.callbacks import Callback, End, Start, Step
 
 logger = logging.getLogger(__name__)
@@ -115,8 +116,7 @@ class ProgressBar(Callback):
         if self._done_before is None:
             self._done_before = done - 1
         rate = (done - self._done_before) / max(time.monotonic() - self._started, 1e-6)
-        seconds = round((self._num_epochs * self._per_epoch - done) / rate)
-        return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
+        return duration((self._num_epochs * self._per_epoch - done) / rate)
 
 
 def memory_gib() -> float:

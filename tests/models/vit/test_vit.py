@@ -90,7 +90,6 @@ def test_without_projection_and_pre_norm() -> None:
     assert "ln_pre.weight" not in names
     assert "conv1.bias" in names
     pixels = torch.randn(2, 3, 12, 12)
-    assert vit.out_dim == 24
     assert torch.equal(vit(pixels), vit.ln_post(vit.forward_features(pixels)[:, 0]))
 
 

@@ -20,7 +20,7 @@ from kinescan.data.video.decoder import choose_stream
 from kinescan.data.video.limits import Limits
 from kinescan.data.video.opening import NOT_ALLOWED, bound_frames, open_pipe, open_url
 from kinescan.data.video.picture import square_size, to_rgb
-from kinescan.data.video.pipe import NOTHING_OF_VIDEO, STANDARD_INPUT, Pipe
+from kinescan.data.video.pipe import STANDARD_INPUT, NothingOfVideo, Pipe
 from kinescan.data.video.transport import is_whole
 from kinescan.errors import ConfigError, VideoError
 from kinescan.runtime.urls import is_url, mask_url, mask_urls
@@ -330,8 +330,8 @@ class LiveVideo:
         return None if self._has_secrets else error
 
     def _words(self, error: Exception) -> str:
-        if isinstance(error, TimeoutError) and error.args == (NOTHING_OF_VIDEO,):
-            return f"{NOTHING_OF_VIDEO} for {self._timeout_seconds:g} s"
+        if isinstance(error, NothingOfVideo):
+            return f"data came, but none of this video's, for {self._timeout_seconds:g} s"
         if isinstance(error, TimeoutError | av.error.ExitError):
             return f"nothing came for {self._timeout_seconds:g} s"
         if isinstance(error, av.error.ArgumentError):

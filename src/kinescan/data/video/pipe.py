@@ -14,10 +14,13 @@ from kinescan.data.video.transport import LARGEST_PACKET_BYTES
 logger = logging.getLogger(__name__)
 
 STANDARD_INPUT = "-"
-NOTHING_OF_VIDEO = "data came, but none of this video's,"
 _MAX_READS_AHEAD = 65536
 _MOST_UNUSED_BYTES = 8192
 """Behind the last packet of a pipe: indices, sound, and what fills a block up."""
+
+
+class NothingOfVideo(TimeoutError):
+    """Data came in time, but no packet of the video that is read."""
 
 
 class Pipe:
@@ -45,11 +48,11 @@ class Pipe:
         """Up to so many bytes; none at the end.
 
         Raises:
-            TimeoutError: nothing came, or nothing of the video in all that came.
+            TimeoutError: nothing came; or, as `NothingOfVideo`, nothing of the video in all that came.
         """
         try:
             if time.monotonic() - self._asked_at > self._timeout_seconds:
-                raise TimeoutError(NOTHING_OF_VIDEO)
+                raise NothingOfVideo
             # Windows can only wait for sockets
             if os.name == "posix" and not select.select([self._descriptor], [], [], self._timeout_seconds)[0]:
                 raise TimeoutError

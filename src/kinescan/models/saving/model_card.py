@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from kinescan.models.saving.run_record import RunRecord
 from kinescan.runtime.escaping import escape_markdown, escape_terminal
+from kinescan.runtime.quantities import percent
 
 _SHOWN_LABELS = 40
 _HERE = '"."'
@@ -118,8 +119,8 @@ def _metadata(name: str, run: RunRecord | None) -> str:
 
 def _scores(run: RunRecord) -> str:
     rows = [
-        f"| {_plain(report.data)} | {_plain(report.views)} | {report.num_videos:,} | {100 * report.top1:.1f} % "
-        f"| {100 * report.top5:.1f} % (top {report.top5_classes}) | {100 * report.calibration_error:.1f} % |"
+        f"| {_plain(report.data)} | {_plain(report.views)} | {report.num_videos:,} | {percent(report.top1)} "
+        f"| {percent(report.top5)} (top {report.top5_classes}) | {percent(report.calibration_error)} |"
         for report in run.reports
     ]
     header = "| data | views (frames x clips x crops) | videos | top-1 | top-5 | calibration error |"

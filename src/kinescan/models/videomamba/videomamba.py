@@ -17,9 +17,9 @@ from kinescan.models.size_limits import check_sizes
 from kinescan.models.vit.vit import DropPath
 from kinescan.models.weights.checkpoint_file import Checkpoint
 from kinescan.models.weights.load_report import LoadReport
-from kinescan.models.weights.videomamba_weights import IMAGENET_MEAN, IMAGENET_STD, load_videomamba, read_videomamba
+from kinescan.models.weights.videomamba_weights import load_videomamba, read_videomamba
 from kinescan.models.weights.vit_weights import Pretrained
-from kinescan.preprocessing import Preprocessing
+from kinescan.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from kinescan.shapes import Clip, Logits
 
 Sequences = Float[Tensor, "B L W_"]

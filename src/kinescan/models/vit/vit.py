@@ -75,11 +75,6 @@ class VisionTransformer(nn.Module):
         return self.config.grid
 
     @property
-    def out_dim(self) -> int:
-        """Channels of `forward`'s result: embed_dim, or width without a projection."""
-        return self.config.embed_dim or self.config.width
-
-    @property
     def num_layers(self) -> int:
         """The largest value in `layer_depths`: depth + 1."""
         return self.config.depth + 1

@@ -15,9 +15,7 @@ from kinescan.models.saving.saved_model import WEIGHTS_FILE
 from kinescan.models.weights.checkpoint_file import Checkpoint
 from kinescan.models.weights.load_report import LoadReport
 from kinescan.models.weights.vit_weights import Pretrained, load_pretrained, refuse_wrong_kinds, shapes_that_fit
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from kinescan.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 _PREFIXES = ("module.", "model.", "backbone.", "encoder.")
 _PROMPTS = ("inner_prompt.", "dynamic_scales.", "prompt_attentions.")

@@ -140,8 +140,9 @@ def shapes_that_fit(source: str) -> Iterator[None]:
     except KinescanError:
         raise
     except (RuntimeError, IndexError, ValueError, TypeError, KeyError, ArithmeticError) as error:
+        said = (str(error).splitlines() or ["?"])[0][:200]
         raise CheckpointError(
-            f"{source}: its tensors have shapes that do not go together ({str(error).partition(chr(10))[0][:200]}). "
+            f"{source}: its tensors have shapes that do not go together ({said}). "
             "It is damaged, or a model of another kind; fetch it again, or give another."
         ) from error
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from kinescan.errors import ConfigError, ShapeError
+from kinescan.preprocessing import CLIP_MEAN, CLIP_STD
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 MAX_SIDE = 8192
 """Of a frame as it is given to a tower, in pixels; the largest towers of today take 1024."""
