@@ -86,7 +86,7 @@ def read_intervals(
         raise ConfigError(f"data.split must lie in [1, {layout.num_splits}] for this data set, got {split}.")
     if column_of(group) and name != "intervals":
         raise ConfigError(
-            f"group {group!r} names a column, and {source} is no csv. Write a pattern over the ids of videos."
+            f"group {group!r} names a column, and {source} is not a csv. Write a pattern over the ids of videos."
         )
     found = layout.read(Source(path=source, root=Path(root) if root else None, part=part, split=split, group=group))
     if not found.videos and not found.problems:

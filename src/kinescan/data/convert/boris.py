@@ -29,7 +29,7 @@ def read_boris(source: ExportFile) -> Export:
     Where several media files follow each other on one clock, the lengths of those before an event's file are taken off.
 
     Raises:
-        ConfigError: it is no table of BORIS.
+        ConfigError: it is not a table of BORIS.
     """
     rows = read_sheet(source.path)
     place = find_header(rows, *_AGGREGATED)

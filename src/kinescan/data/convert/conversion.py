@@ -193,7 +193,7 @@ def _attribute(kind: str, options: ConvertOptions) -> str:
     asked = [*_fields(options.label), *(text.partition("=")[0].strip() for text in options.where)]
     for name in asked:
         if name not in known.fields and not (known.has_attributes and name.startswith(_ATTRIBUTE)):
-            raise ConfigError(f"{name!r} is no field of the format {kind}. {closest(name, allowed)}")
+            raise ConfigError(f"{name!r} is not a field of the format {kind}. {closest(name, allowed)}")
     attributes = dict.fromkeys(name.removeprefix(_ATTRIBUTE) for name in asked if name.startswith(_ATTRIBUTE))
     if len(attributes) > 1:
         raise ConfigError(f"one attribute can be used, got {', '.join(attributes)}.")

@@ -25,11 +25,11 @@ def read_cvat(source: ExportFile) -> Export:
     which the attribute has one value; of a checkbox that is ticked, the value is the attribute's name.
 
     Raises:
-        ConfigError: it is no export for video of CVAT, or no track has the attribute.
+        ConfigError: it is not an export for video of CVAT, or no track has the attribute.
     """
     root = read_xml(source.path)
     if root.tag != "annotations":
-        raise ConfigError(f"{source.path} is no export of CVAT: its root is {root.tag!r}, not 'annotations'.")
+        raise ConfigError(f"{source.path} is not an export of CVAT: its root is {root.tag!r}, not 'annotations'.")
     tasks = _tasks(root, source.path)
     tracks = root.findall("track")
     if not tracks and root.find("image") is not None:

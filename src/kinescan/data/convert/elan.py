@@ -31,12 +31,12 @@ def read_eaf(source: ExportFile) -> Export:
     that have one.
 
     Raises:
-        ConfigError: it is no file of ELAN, or its times are in other units than milliseconds.
+        ConfigError: it is not a file of ELAN, or its times are in other units than milliseconds.
     """
     root = read_xml(source.path)
     header = root.find("HEADER")
     if root.tag != "ANNOTATION_DOCUMENT" or header is None:
-        raise ConfigError(f"{source.path} is no file of ELAN: its root is {root.tag!r}, not 'ANNOTATION_DOCUMENT'.")
+        raise ConfigError(f"{source.path} is not a file of ELAN: its root is {root.tag!r}, not 'ANNOTATION_DOCUMENT'.")
     units = header.get("TIME_UNITS", _MILLISECONDS)
     if units != _MILLISECONDS:
         raise ConfigError(f"{source.path} has times in {units!r}; {_MILLISECONDS} are read. Save it by a newer ELAN.")

@@ -35,7 +35,7 @@ def read_label_studio(source: ExportFile) -> Export:
     belong to the region.
 
     Raises:
-        ConfigError: it is no list of tasks.
+        ConfigError: it is not a list of tasks.
     """
     content = read_json(source.path)
     tasks = content if isinstance(content, list) else [content]

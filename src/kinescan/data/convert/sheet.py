@@ -15,11 +15,11 @@ def read_sheet(file: Path) -> list[Row]:
     """All rows with anything in them, cells without blanks around them; quoted cells may hold line ends.
 
     Raises:
-        ConfigError: it is no text in UTF-8 or UTF-16, or no table.
+        ConfigError: it is not a text in UTF-8 or UTF-16, or no table.
     """
     text = read_table_text(file).lstrip("\ufeff")
     if "\0" in text:
-        raise ConfigError(f"{file} is no text. Export a table as TSV or CSV.")
+        raise ConfigError(f"{file} is not a text. Export a table as TSV or CSV.")
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")][:50]
     sign = max(_SIGNS, key=lambda sign: sum(line.count(sign) for line in lines))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign)
@@ -31,7 +31,7 @@ def read_sheet(file: Path) -> list[Row]:
                 rows.append(Row(line, stripped))
             line = reader.line_num + 1
     except csv.Error as problem:
-        raise ConfigError(f"{file}, line {line}: this is no row of a table ({problem}). Export it again.") from None
+        raise ConfigError(f"{file}, line {line}: this is not a row of a table ({problem}). Export it again.") from None
     return rows
 
 

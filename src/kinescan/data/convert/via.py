@@ -24,7 +24,7 @@ def read_via(source: ExportFile) -> Export:
     """Temporal segments; a label is the text of their attributes, or of the one that is named.
 
     Raises:
-        ConfigError: it is no csv of VIA 3.
+        ConfigError: it is not a csv of VIA 3.
     """
     text = read_table_text(source.path)
     header = _HEADER.search(text)

@@ -15,7 +15,7 @@ def read_xml(file: Path, *, member: str = "annotations.xml") -> Element:
     """The root of an XML file, or of a member of a zip archive.
 
     Raises:
-        ConfigError: it cannot be read, is no XML, declares a document type (which is where entities come from), or is
+        ConfigError: it cannot be read, is not XML, declares a document type (where entities come from), or is
             nested too deep.
     """
     content = _unpacked(file, member) if is_zip(file) else read_bytes(file)
@@ -47,7 +47,7 @@ def read_xml(file: Path, *, member: str = "annotations.xml") -> Element:
     try:
         parser.Parse(content, True)
     except (expat.ExpatError, ValueError, LookupError) as problem:
-        raise ConfigError(f"{file} is no XML that can be read ({problem}). Export it again.") from None
+        raise ConfigError(f"{file} is not XML that can be read ({problem}). Export it again.") from None
     return builder.close()
 
 

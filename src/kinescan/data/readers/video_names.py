@@ -20,7 +20,7 @@ class VideoNames:
         folder: of the videos.
 
     Raises:
-        ConfigError: it is no folder, or cannot be read.
+        ConfigError: it is not a folder, or cannot be read.
 
     Example:
         >>> import tempfile
@@ -34,7 +34,7 @@ class VideoNames:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise ConfigError(f"{self.folder} is no folder. Name the one that holds the videos.")
+            raise ConfigError(f"{self.folder} is not a folder. Name the one that holds the videos.")
         self.paths = find_videos(self.folder)
         self._found: dict[str, list[Path]] = {}
         for path in self.paths:
