@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import measure
 from kinescan.config import RunConfig, load_recipe
 from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, render_motion
-from kinescan.models.mode import in_evaluation
+from kinescan.models.mode import evaluation_view
 from kinescan.models.zoo import create_model
 from kinescan.runs.demo import train_on_stills
 from kinescan.training.loop import fit
@@ -86,11 +86,11 @@ def run(norm: str, seed: int, config: RunConfig, weights: Path) -> dict[str, flo
     optim = replace(config.optim, epochs=EPOCHS)
     fit(model, clips, output=output, train=config.train, optim=optim, seed=seed)
     test = render("test", TEST_PER_CLASS, 0)
-    with in_evaluation(model):
-        result = {"accuracy": accuracy(model, *test), "accuracy_train": accuracy(model, pixels, labels)}
-        if norm == "batch":
-            with batch_statistics(model):
-                result["accuracy_batch_statistics"] = accuracy(model, *test)
+    view = evaluation_view(model)
+    result = {"accuracy": accuracy(view, *test), "accuracy_train": accuracy(view, pixels, labels)}
+    if norm == "batch":
+        with batch_statistics(view):
+            result["accuracy_batch_statistics"] = accuracy(view, *test)
     return result
 
 

@@ -39,7 +39,7 @@ from kinescan.data.synthetic.appearance import AppearanceConfig, render_appearan
 from kinescan.data.synthetic.motion import MotionConfig, render_motion
 from kinescan.errors import TrainingInterrupted
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.mode import in_evaluation
+from kinescan.models.mode import evaluation_view
 from kinescan.models.videomamba.videomamba import VideoMamba
 from kinescan.models.zoo import create_model
 from kinescan.profiling.activations import kept_bytes
@@ -128,10 +128,10 @@ def two_kinds(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def accuracy(model: VideoClassifier, pixels: Tensor, labels: Tensor, *, kinds: bool = False) -> float:
-    hits = []
-    with in_evaluation(model), torch.inference_mode():
+    hits, view = [], evaluation_view(model)
+    with torch.inference_mode():
         for some, true in zip(pixels.split(50), labels.split(50), strict=True):
-            logits = model(to_clips(some))
+            logits = view(to_clips(some))
             hits.append((of_one_kind(logits, true) if kinds else logits).argmax(dim=1) == true)
     return torch.cat(hits).float().mean().item()
 

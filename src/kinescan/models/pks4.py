@@ -258,6 +258,31 @@ class PKS4(VideoClassifier):
             ConfigError: the model is not causal.
             ShapeError: as for `forward`, or the state belongs to another number of clips.
         """
+        frames, averages, after = self._stream(clip, state)
+        return self.head(frames if self.answers_frames else averages), after
+
+    def stream_frames(self, clip: Clip, state: PKS4State | None = None) -> tuple[Tensor, PKS4State]:
+        """Scores of every frame by itself, in the light of those before it but not averaged with them.
+
+        The head is linear, so that the average of these over frames is what `forward_stream` gives. A long stream
+        averages them over the last seconds instead, and stays awake (see `kinescan.inference.StreamSession`).
+
+        Args:
+            clip: as for `forward_stream`.
+            state: as for `forward_stream`.
+
+        Returns:
+            Logits [B, T, K], and the new state, which is that of `forward_stream`.
+
+        Raises:
+            ConfigError: as for `forward_stream`.
+            ShapeError: as for `forward_stream`.
+        """
+        frames, _, after = self._stream(clip, state)
+        return self.head(frames), after
+
+    def _stream(self, clip: Tensor, state: PKS4State | None) -> tuple[Tensor, Tensor, PKS4State]:
+        """Representations [B, T, E] of each frame and of each prefix, and the new state."""
         if not self.config.causal:
             raise ConfigError(
                 f"{self.name} looks at future frames, so it cannot run on a stream. Train it with causal = true "
@@ -272,9 +297,9 @@ class PKS4(VideoClassifier):
         state = PKS4State() if state is None else state
         frames, after = self._frame_representations(clip, state, keep_state=True)
         if self.answers_frames:
-            return self.head(frames), after
+            return frames, frames, after
         averages, average = self._averages(frames, state)
-        return self.head(averages), replace(after, average=average)
+        return frames, averages, replace(after, average=average)
 
     @property
     def num_layers(self) -> int:

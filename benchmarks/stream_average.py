@@ -1,0 +1,253 @@
+"""How a stream of a clip classifier should forget: accuracy on actions one behind the other, over averages, three seeds.
+
+Run, again and again until it says "complete":   OMP_NUM_THREADS=1 python benchmarks/stream_average.py --seconds 500
+
+A small causal PKS4 (recipe own_videos_cpu, 48 pixels) learns four motions from clips of 8 frames, 0.3 s apart, so that a
+clip lasts 2.4 s. Test clips come from other textures. Streams are test clips one behind the other, seen at the same
+distance of frames; an action lasts as long as a clip. Scored: every frame of the first action, and of the later ones;
+the last frame of each clip by itself, fresh (what the average loses on clips); and the delay: from an action's start to the first
+frame that has its label. The averages are of the logits of each frame in float32, and, for one, in bfloat16.
+
+Then: after 2,000 frames of one motion, 50 of another, beside a fresh stream of the same 50: how far do the scores move.
+And: the share of a frame in the average when it is the newest, at frame 100 and at frame 100,000.
+Writes benchmarks/results/stream_average.json from what is done.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import measure
+from kinescan.config import load_recipe
+from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, render_motion
+from kinescan.models.pks4 import PKS4
+from kinescan.models.zoo import create_model
+from kinescan.training.loop import fit
+from ssp_tuners import MemoryClips, to_clips
+
+WORK = Path("runs/stream_average")
+RECIPE = measure.HERE.parent / "src" / "kinescan" / "recipes" / "own_videos_cpu.toml"
+PAIRS = ("horizontal", "vertical")
+CLASSES = tuple(name for pair in PAIRS for name in MOTION_PAIRS[pair])
+SEEDS = (0, 1, 2)
+FRAMES, SIZE, FRAME_SECONDS = 8, 48, 0.3
+CLIP_SECONDS = FRAMES * FRAME_SECONDS
+TRAIN_PER_CLASS, TEST_PER_CLASS, EPOCHS = 80, 24, 16
+ACTIONS, STREAMS = 6, 40
+LONG, SHORT = 2000, 50
+
+
+def render(split: Any, per_class: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Clips [n, 8, 3, 48, 48] uint8 and their labels [n]; a class and its mate share frames."""
+    config = MotionConfig(frame_size=SIZE, num_frames=FRAMES, seed=seed)
+    clips = [render_motion(config, split, pair, index) for pair in PAIRS for index in range(per_class)]
+    both = torch.stack([turned for clip in clips for turned in (clip, clip.flip(0))])
+    pairs = torch.arange(len(PAIRS)).repeat_interleave(per_class)
+    return both, torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten()
+
+
+def train(seed: int) -> PKS4:
+    options = {"causal": True, "image_size": SIZE}
+    config = load_recipe(RECIPE, [f"preprocessing.size={SIZE}", "model.options.causal=true"])
+    torch.manual_seed(seed)
+    model = create_model(
+        config.model.name, labels=CLASSES, preprocessing=config.preprocessing, **(config.model.options | options)
+    )
+    output = WORK / f"run{seed}"
+    if not (output / "checkpoints" / "last").exists():
+        shutil.rmtree(output, ignore_errors=True)
+        pixels, labels = render("train", TRAIN_PER_CLASS, seed)
+        clips = MemoryClips(pixels, labels, num_classes=len(CLASSES), seed=seed)
+        optim = replace(config.optim, epochs=EPOCHS, warmup_epochs=2)
+        fit(model, clips, output=output, train=config.train, optim=optim, seed=seed)
+    model = type(model).from_pretrained(output / "checkpoints" / "last")
+    assert isinstance(model, PKS4)
+    return model
+
+
+def frame_logits(model: PKS4, pixels: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """[n, T, K] of every frame of streams [n, T, 3, H, W], in the light of those before it."""
+    parts, state = [], None
+    with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype is not None):
+        for part in pixels.split(FRAMES, dim=1):
+            logits, state = model.stream_frames(to_clips(part), state)
+            parts.append(logits.float())
+    return torch.cat(parts, dim=1)
+
+
+def exponential(logits: Tensor, seconds: float, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Weight of a frame: exp(-age / seconds); seconds = inf is the mean of everything, 0 no average at all."""
+    keep = 0.0 if seconds == 0 else torch.exp(torch.tensor(-FRAME_SECONDS / seconds)).item()
+    average, weight, averages = torch.zeros_like(logits[:, 0], dtype=dtype), 0.0, []
+    for own in logits.to(dtype).unbind(1):
+        weight = weight * keep + 1
+        average = average + (own - average) * (1 / weight)
+        averages.append(average.float())
+    return torch.stack(averages, dim=1)
+
+
+def sliding(logits: Tensor, seconds: float) -> Tensor:
+    """The mean of the frames of the last seconds."""
+    count = max(1, round(seconds / FRAME_SECONDS))
+    sums = torch.nn.functional.pad(logits.double().cumsum(1), (0, 0, count, 0))
+    counts = torch.arange(1, logits.shape[1] + 1).clamp(max=count)[:, None]
+    return ((sums[:, count:] - sums[:, :-count]) / counts).float()
+
+
+AVERAGES = {
+    "mean": lambda logits: exponential(logits, float("inf")),
+    "none": lambda logits: exponential(logits, 0.0),
+    **{
+        f"exponential, {share:g} clip": lambda logits, share=share: exponential(logits, share * CLIP_SECONDS)
+        for share in (0.125, 0.25, 0.5, 1.0, 2.0)
+    },
+    **{
+        f"sliding, {share:g} clip": lambda logits, share=share: sliding(logits, share * CLIP_SECONDS)
+        for share in (0.25, 0.5, 1.0, 2.0)
+    },
+}
+
+
+def score(averages: Tensor, truth: Tensor) -> dict[str, float]:
+    """Of streams [n, T, K] with labels [n, actions]: accuracies, and the delay to an action's first right frame."""
+    right = (averages.argmax(2) == truth.repeat_interleave(FRAMES, dim=1)).unflatten(1, (-1, FRAMES)).float()
+    later = right[:, 1:]
+    first_right = torch.where(later.bool().any(2), later.argmax(2), torch.tensor(FRAMES)).float()
+    return {
+        "first_action": right[:, 0].mean().item(),
+        "later_actions": later.mean().item(),
+        "all_frames": right.mean().item(),
+        "last_frame_of_later_actions": later[:, :, -1].mean().item(),
+        "delay_seconds": first_right.mean().item() * FRAME_SECONDS,
+        "missed": (first_right == FRAMES).float().mean().item(),
+    }
+
+
+def actions(model: PKS4, pixels: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
+    """Streams of different actions, and each clip by itself."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = []
+    for _ in range(STREAMS):
+        order: list[int] = []
+        while len(order) < ACTIONS:
+            one = int(torch.randint(len(labels), (), generator=generator))
+            if not order or labels[order[-1]] != labels[one]:
+                order.append(one)
+        chosen.append(order)
+    places = torch.tensor(chosen)
+    logits = frame_logits(model, pixels[places].flatten(1, 2))
+    rough = frame_logits(model, pixels[places].flatten(1, 2), dtype=torch.bfloat16)
+    alone = frame_logits(model, pixels)
+    with torch.inference_mode():
+        offline = (model(to_clips(pixels)).argmax(1) == labels).float().mean().item()
+    found = {}
+    for name, average in AVERAGES.items():
+        found[name] = score(average(logits), labels[places])
+        found[name]["clips"] = (average(alone)[:, -1].argmax(1) == labels).float().mean().item()
+        found[name]["clips_offline"] = offline
+        found[name]["all_frames_autocast_bfloat16"] = score(average(rough), labels[places])["all_frames"]
+    return found
+
+
+def change(model: PKS4, pixels: Tensor, labels: Tensor) -> dict[str, Any]:
+    """2,000 frames of one motion, then 50 of another: how far the scores are on the way to those of a fresh stream."""
+    first, second = pixels[labels == 0], pixels[labels == 2]
+    before = first.repeat(-(-LONG // (FRAMES * len(first))), 1, 1, 1, 1).flatten(0, 1)[:LONG]
+    after = second.flatten(0, 1)[:SHORT]
+    long = frame_logits(model, torch.cat([before, after])[None])
+    fresh = frame_logits(model, after[None])
+    found = {}
+    for name, average in AVERAGES.items():
+        scores, wanted = average(long).softmax(2)[0], average(fresh).softmax(2)[0]
+        start, end, target = scores[LONG - 1], scores[-1], wanted[-1]
+        moved = ((end - start) @ (target - start) / (target - start).square().sum()).item()
+        right = scores[LONG:].argmax(1) == 2
+        found[name] = {
+            "moved": moved,
+            "frames_right": right.float().mean().item(),
+            "frames_right_fresh": (wanted.argmax(1) == 2).float().mean().item(),
+            "seconds_to_the_label": (int(right.int().argmax()) if right.any() else SHORT) * FRAME_SECONDS,
+        }
+    return found
+
+
+def weights_of_the_newest() -> dict[str, dict[str, float]]:
+    """The share that two seconds have in the average right after them, at frame 100 and at frame 100,000."""
+    count = round(2 / FRAME_SECONDS)
+    found: dict[str, dict[str, float]] = {}
+    for name, average in AVERAGES.items():
+        found[name] = {}
+        for frame in (100, 100_000):
+            event = torch.zeros(1, frame, 1)
+            event[:, -count:] = 1
+            # what is older than ten thousand frames weighs the same in all but the mean
+            shown = event if name == "mean" else event[:, -10_000:]
+            found[name][f"frame_{frame}"] = (count / frame) if name == "mean" else average(shown)[0, -1, 0].item()
+    return found
+
+
+def run(seed: int) -> dict[str, Any]:
+    model = train(seed)
+    pixels, labels = render("test", TEST_PER_CLASS, 0)
+    return {"actions": actions(model, pixels, labels), "change": change(model, pixels, labels)}
+
+
+def summarise(done: dict[str, Any]) -> dict[str, Any]:
+    runs = [done[str(seed)] for seed in SEEDS if str(seed) in done]
+    summary: dict[str, Any] = {"seeds": len(runs), "share_of_two_seconds": weights_of_the_newest()}
+    for part in ("actions", "change"):
+        summary[part] = {
+            name: {
+                key: {
+                    "mean": round(statistics.mean(run[part][name][key] for run in runs), 4),
+                    "seeds": [round(run[part][name][key], 4) for run in runs],
+                }
+                for key in runs[0][part][name]
+            }
+            for name in runs[0][part]
+        }
+    return summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=500, help="Start nothing new after this time.")
+    arguments = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    started, record = time.monotonic(), WORK / "done.json"
+    done: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
+    for seed in SEEDS:
+        if str(seed) in done:
+            continue
+        if time.monotonic() - started > arguments.seconds:
+            return
+        done[str(seed)] = run(seed)
+        record.write_text(json.dumps(done, indent=1))
+        settings = {
+            "classes": len(CLASSES),
+            "chance": 1 / len(CLASSES),
+            "train_clips": len(CLASSES) * TRAIN_PER_CLASS,
+            "test_clips": len(CLASSES) * TEST_PER_CLASS,
+            "epochs": EPOCHS,
+            "frames_of_a_clip": FRAMES,
+            "frame_seconds": FRAME_SECONDS,
+            "streams": STREAMS,
+            "actions_of_a_stream": ACTIONS,
+        }
+        measure.write_result(
+            "stream_average", seed=SEEDS[0], n=len(SEEDS), settings=settings, results=summarise(done)
+        )
+        print(seed, json.dumps(done[str(seed)]["actions"], indent=1), flush=True)
+    print("complete")
+
+
+if __name__ == "__main__":
+    main()
