@@ -324,6 +324,12 @@ SECTIONS: Mapping[str, Section] = {
         says="A training experiment: PKS4 at the demo's size on the twelve motions, accuracy on held-out textures, "
         "three seeds each. BatchNorm is scored with its running statistics and with those of the test batch.",
     ),
+    "stream_average": Section(
+        title="What a stream of a clip classifier remembers",
+        says="A training experiment: a small causal PKS4 on four motions, three seeds; test clips one behind the "
+        "other. Averages are named by their seconds in lengths of a training clip. Accuracies are over frames; `clips` "
+        "is over single clips, at their last frame; chance is 0.25.",
+    ),
     "videomamba_cpu": Section(
         title="VideoMamba, CPU",
         says="Forward passes of one clip at 224 x 224, one thread.",

@@ -37,7 +37,8 @@ METADATA = {"kinescan_stream_state": "1", "frames_seen": "3"}
 def test_every_missing_tensor_is_named(saved, model):
     tensors = load_file(saved)
     assert {"scanner.scan", "scanner.conv_tail", "kinematic.correlation", "average", "class_tokens.0"} <= tensors.keys()
-    for name in tensors:
+    # files of before have no average of the last seconds
+    for name in tensors.keys() - {"recent"}:
         save_file({key: value for key, value in tensors.items() if key != name}, saved, metadata=METADATA)
         with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
             stream(model, FRAMES, state=saved)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "kinescan stream a.mp4 --model runs/causal",
-    "kinescan stream rtsp://camera/1 --every 4 --state camera.safetensors",
+    "kinescan stream rtsp://camera/1 --state camera.safetensors",
     "kinescan stream - --json < camera.ts > predictions.jsonl",
 )
 
@@ -31,7 +31,10 @@ def command(
     model: Annotated[
         str | None, typer.Option(help="A run's folder, a saved causal model or a hub name. By default the newest run.")
     ] = None,
-    every: Annotated[int, typer.Option(help="Feed every n-th frame and skip the others.")] = 1,
+    every: Annotated[
+        int | None,
+        typer.Option(help="Feed every n-th frame by count; by default by time, as far apart as in training."),
+    ] = None,
     top: Annotated[int, typer.Option(help="How many classes to name.")] = 1,
     allow_short: Annotated[
         bool, typer.Option("--allow-short", help="Use what can be decoded of a cut or damaged file.")

@@ -1,6 +1,7 @@
 """Frames of any source at the rate that a model was trained with, by their times."""
 
 import logging
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -148,6 +149,8 @@ class SourceClock:
 
     def time_of(self, raw_seconds: float | None) -> float | None:
         """The time of the next frame; None where it is of the same moment as the one before."""
+        if raw_seconds is not None and not math.isfinite(raw_seconds):
+            raw_seconds = None
         if self._last is None:
             self._last = raw_seconds or 0.0
             return self._last

@@ -3,26 +3,35 @@ import os
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
+from kinescan.data.resampling import resample
 from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import LiveVideo, VideoReader, is_live
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
 from kinescan.evaluation.multiview import check_finite
 from kinescan.inference.model_source import ModelSource, record_of_export, resolve_model
+from kinescan.inference.stream_average import AverageKind, choose_average
 from kinescan.inference.stream_state import fitting_state, load_stream_state, save_stream_state
 from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4, PKS4State
+from kinescan.runtime.urls import mask_url
 
 logger = logging.getLogger(__name__)
 
 _STATE_SECONDS = 60.0
 """How often a stream's state is written where it is kept in a file."""
+_CLIPS_OF_A_MEAN = 4
+"""A stream of more clips than these is told what `average="mean"` does to it."""
+_LEAST_GAP_SECONDS = 1.0
+"""Shorter ones are filled with the frame before them, even if training clips are shorter."""
+_TINY_SECONDS = 1e-6
 
 FrameSource = str | Path | Iterable[Tensor | tuple[Tensor, float]]
 """A video file; "-" (standard input), a URL or a named pipe; or frames uint8 [3, H, W] as they come, each alone or with
@@ -31,14 +40,15 @@ its time in seconds."""
 
 @dataclass(frozen=True, kw_only=True)
 class StreamPrediction:
-    """What the model says after a frame, of all it has seen so far.
+    """What the model says after a frame, in the light of all it has seen so far.
 
     Attributes:
         frame_index: the frame's index in the source, from 0.
-        seconds: its time; None for frames that came without one.
+        seconds: its time, or, where a frame is repeated, that at which it is shown again; None for frames that came
+            without one.
         labels: the best classes, first the best.
         scores: their probabilities.
-        logits: [K] float32 on the CPU, of every class: those of the clip that ends with this frame.
+        logits: [K] float32 on the CPU, of every class: averaged over the last seconds (see `StreamSession`).
     """
 
     frame_index: int
@@ -46,6 +56,11 @@ class StreamPrediction:
     labels: tuple[str, ...]
     scores: tuple[float, ...]
     logits: Tensor
+
+
+class _Average(TypedDict):
+    average: AverageKind | None
+    average_seconds: float | None
 
 
 class StreamSession:
@@ -57,9 +72,14 @@ class StreamSession:
         top: how many classes a prediction names.
         device: where to compute; by default where the model is.
         state: where to continue from, as `load_stream_state` reads it; None starts anew.
+        average: of a clip classifier's scores: "exponential" (the older a frame, the less it counts), "sliding" (the
+            last seconds count), or "mean": all frames alike, which gives exactly the logits of each prefix of the
+            stream, and soon no longer moves. None: as the model averages if that forgets, else "exponential".
+        average_seconds: how old a frame is when it counts 1 / e of the newest one, or no longer; by default half the
+            length of a training clip, or all of it, so that the label follows a change within that length.
 
     Raises:
-        ConfigError: the model is not causal.
+        ConfigError: the model is not causal; average or average_seconds is wrong, or the model answers for every frame.
         CheckpointError: the state is that of another model, or `model` is a folder that holds no saved model.
 
     Example:
@@ -78,6 +98,8 @@ class StreamSession:
         top: int = 5,
         device: str | torch.device | None = None,
         state: PKS4State | None = None,
+        average: AverageKind | None = None,
+        average_seconds: float | None = None,
     ) -> None:
         _check_count("top", top)
         exported = record_of_export(model)
@@ -100,6 +122,12 @@ class StreamSession:
         self.top = min(top, resolved.config.num_classes)
         self.state = PKS4State() if state is None else fitting_state(state, resolved)
         self._transform = EvalTransform(resolved.preprocessing, crops=1)
+        self._average = choose_average(resolved, average, average_seconds)
+        # None of these is warned of in a stream of a few clips.
+        self._sleeps = self._average is None and resolved.config.average == "mean" and not resolved.answers_frames
+        self._sleeps |= self._average is not None and self._average.kind == "mean"
+        self._told = False
+        self._seconds: float | None = None
 
     def push(self, frame: Tensor, *, frame_index: int | None = None, seconds: float | None = None) -> StreamPrediction:
         """Feeds one frame and gives what the model says now.
@@ -117,11 +145,16 @@ class StreamSession:
         _check_frame(frame, frame_index)
         clip = self._transform(frame[None]).to(self.model.device)  # [1, 1, 3, size, size]
         with torch.no_grad():
-            prefixes, state = self._view.forward_stream(clip, self.state)
-        logits = prefixes[0, -1].float().cpu()
+            forward = self._view.forward_stream if self._average is None else self._view.stream_frames
+            answers, state = forward(clip, self.state)
+        logits = answers[0, -1].float().cpu()
         check_finite(logits, clip, name=f"frame {frame_index}")
-        self.state = state
-        scores, best = logits.softmax(0).sort(descending=True, stable=True)
+        recent = self.state.recent
+        if self._average is not None:
+            logits, recent = self._average.push(logits, self._elapsed(seconds, frame_index), recent)
+        self.state, self._seconds = replace(state, recent=recent), seconds
+        self._tell_of_sleep()
+        scores, best = self.model.probabilities(logits).sort(descending=True, stable=True)
         return StreamPrediction(
             frame_index=frame_index,
             seconds=seconds,
@@ -130,39 +163,77 @@ class StreamSession:
             logits=logits,
         )
 
+    def restart(self) -> None:
+        """Forgets all that was seen, as for a source that begins anew."""
+        self.state, self._seconds = PKS4State(), None
+
+    def _elapsed(self, seconds: float | None, frame_index: int) -> float:
+        """Since the frame before, as far as times tell it; else what the model knows."""
+        if seconds is not None and self._seconds is not None and seconds > self._seconds:
+            return seconds - self._seconds
+        assert self._average is not None, "asked for an average only"
+        known = self.model.frame_seconds
+        if known is None and self._average.kind != "mean" and not self._average.counts_frames:
+            if self.state.recent is not None and seconds is None:
+                raise ConfigError(
+                    f"average_seconds needs times, but frame {frame_index} came without one, and {self.model.name} "
+                    "does not say how far apart frames are. Give each frame's seconds, or leave average_seconds out."
+                )
+            return _TINY_SECONDS
+        return known or _TINY_SECONDS
+
+    def _tell_of_sleep(self) -> None:
+        """Says once what the mean of everything does to a long stream."""
+        seen, clip = self.state.frames_seen, self.model.preprocessing.num_frames
+        if self._sleeps and not self._told and seen > _CLIPS_OF_A_MEAN * clip:
+            self._told = True
+            logger.warning(
+                'average="mean" counts all %d frames so far alike: what is new weighs less and less, and the scores '
+                "soon stand still. It is for single clips, of %d frames with this model; for a stream take "
+                '"exponential" or "sliding".',
+                *(seen, clip),
+            )
+
 
 def stream(
     model: ModelSource,
     source: FrameSource,
     *,
-    every: int = 1,
+    every: int | None = None,
     top: int = 5,
     device: str | torch.device | None = None,
     state: PKS4State | str | Path | None = None,
     allow_short: bool = False,
+    average: AverageKind | None = None,
+    average_seconds: float | None = None,
 ) -> Generator[StreamPrediction, None, None]:
     """A prediction after each frame, at constant time and memory per frame, however long the source.
 
-    The logits after a frame are those that `model` gives for the clip of all frames up to it.
+    Frames are taken by their times, as far apart as those of the training clips were (`model.frame_seconds`; see
+    `kinescan.data.resampling.resample`): the rate of the source does not matter, a slower one is repeated. The scores
+    are averaged over the last seconds, so that the label follows a change within the length of a training clip;
+    `average="mean"` gives the logits that `model` gives for the clip of all frames up to each.
 
     Args:
         model: a causal PKS4, or the folder or hub name of a saved one, or a run's folder (its best checkpoint).
         source: a video file, decoded as it goes; a live source, read as it comes (see `LiveVideo`): "-" for standard
             input, a URL such as rtsp://..., or a named pipe; or an iterable of frames uint8 [3, H, W], each alone or as
             a pair with its time in seconds.
-        every: feed each `every`-th frame and skip the others; choose it so that frames lie about as far apart as in
-            the clips of the training.
+        every: feed each `every`-th frame by count, whatever their times; None takes frames by their times.
         top: how many classes a prediction names.
         device: where to compute; by default where the model is.
         state: where to continue from; None starts anew. A path is a file to continue from where it is there, and to
             write every minute and when the iterator ends, however it ends: at the source's end, by an error, or closed.
         allow_short: take what can be decoded of a cut or damaged file (see VideoReader).
+        average: see `StreamSession`.
+        average_seconds: see `StreamSession`.
 
     Returns:
         An iterator; nothing is decoded before the first `next`.
 
     Raises:
-        ConfigError: the model is not causal, `every` or `top` is below 1, or the state's folder cannot be written to.
+        ConfigError: the model is not causal, `every` or `top` is below 1, the average is wrong, or the state's folder
+            cannot be written to.
         CheckpointError: the state is that of another model, or `model` is a folder that holds no saved model; at the
             end, the state's file cannot be written.
         VideoError: the source cannot be read, or breaks off (while iterating: from here on).
@@ -178,28 +249,115 @@ def stream(
         >>> [prediction.frame_index for prediction in stream(model, frames, every=2)]
         [0, 2, 4]
     """
-    _check_count("every", every)
+    if every is not None:
+        _check_count("every", every)
+    chosen: _Average = {"average": average, "average_seconds": average_seconds}
+    name = mask_url(source) if isinstance(source, str | Path) else "the stream"
     if not isinstance(state, str | Path):
-        session = StreamSession(model, top=top, device=device, state=state)
-        return _predictions(session, _frames_of(source, session, allow_short), every)
-    path = Path(state)
+        session = StreamSession(model, top=top, device=device, state=state, **chosen)
+        return predictions_of(session, frames_of(source, session, allow_short), every, name=name)
+    session = session_from(model, state, top=top, device=device, **chosen)
+    predictions = predictions_of(session, frames_of(source, session, allow_short), every, name=name)
+    return _kept(predictions, session, Path(state))
+
+
+def session_from(
+    model: ModelSource,
+    path: str | Path,
+    *,
+    top: int = 5,
+    device: str | torch.device | None = None,
+    average: AverageKind | None = None,
+    average_seconds: float | None = None,
+) -> StreamSession:
+    """A session that goes on from the state in a file, where that is there.
+
+    Raises:
+        ConfigError: the model is not causal, the average is wrong, or the file's folder cannot be written to.
+        CheckpointError: the state is that of another model, or damaged.
+    """
+    path = Path(path)
     if not os.access(path.parent, os.W_OK):
         raise ConfigError(
             f"state: {path.parent} is not a folder that can be written to. Make it, or name another file."
         )
-    session = StreamSession(model, top=top, device=device)
+    session = StreamSession(model, top=top, device=device, average=average, average_seconds=average_seconds)
     if path.exists():
         session.state = fitting_state(load_stream_state(path, model=session.model), session.model)
-    return _kept(_predictions(session, _frames_of(source, session, allow_short), every), session, path)
+    return session
 
 
-def _predictions(
-    session: StreamSession, frames: Iterable[Tensor | tuple[Tensor, float]], every: int
+def predictions_of(
+    session: StreamSession,
+    frames: Iterable[Tensor | tuple[Tensor, float]],
+    every: int | None,
+    *,
+    after_seconds: float | None = None,
+    name: str = "the stream",
 ) -> Generator[StreamPrediction, None, None]:
-    for frame_index, entry in enumerate(frames):
-        if frame_index % every == 0:
-            frame, seconds = entry if isinstance(entry, tuple) else (entry, None)
-            yield session.push(frame, frame_index=frame_index, seconds=seconds)
+    """What the session says after each frame that it is fed; those up to `after_seconds` were fed before.
+
+    Args:
+        session: of the stream.
+        frames: each alone or with its time.
+        every: as for `stream`.
+        after_seconds: up to where the source was seen before.
+        name: of the source, for the log.
+    """
+    for index, frame, seconds, is_cut in _in_turn(session.model, frames, every, name):
+        if after_seconds is None or seconds is None or seconds > after_seconds:
+            if is_cut:
+                session.restart()
+            yield session.push(frame, frame_index=index, seconds=seconds)
+
+
+def _in_turn(
+    model: PKS4, frames: Iterable[Tensor | tuple[Tensor, float]], every: int | None, name: str
+) -> Iterator[tuple[int, Tensor, float | None, bool]]:
+    """Index, pixels and time of the frames to feed, and whether the stream begins anew with one."""
+    entries: Iterator[tuple[Tensor, float | None]]
+    entries = iter(entry if isinstance(entry, tuple) else (entry, None) for entry in frames)
+    if every is None:
+        first = next(entries, None)
+        entries = chain([] if first is None else [first], entries)
+        distance = model.frame_seconds
+        if distance is not None and first is not None and first[1] is not None:
+            yield from _by_time(model, entries, distance, name)
+            return
+        if first is not None:
+            _tell_of_count(model, name, has_times=first[1] is not None)
+    for index, (pixels, seconds) in enumerate(entries):
+        if index % (every or 1) == 0:
+            yield index, pixels, seconds, False
+
+
+def _by_time(
+    model: PKS4, entries: Iterable[tuple[Tensor, float | None]], distance: float, name: str
+) -> Iterator[tuple[int, Tensor, float | None, bool]]:
+    longest = max(_LEAST_GAP_SECONDS, model.preprocessing.num_frames * distance)
+    for frame in resample(entries, distance, longest_gap_seconds=longest, name=name):
+        if frame.gap_seconds:
+            logger.warning(
+                "%s: nothing came for %.1f s, which is longer than a training clip: the stream begins anew at %.2f s",
+                *(name, frame.gap_seconds, frame.seconds),
+            )
+        yield frame.frame_index, frame.pixels, frame.seconds, frame.gap_seconds > 0
+
+
+def _tell_of_count(model: PKS4, name: str, *, has_times: bool) -> None:
+    """Says what is assumed where frames cannot be taken by their times."""
+    if model.frame_seconds is None:
+        logger.warning(
+            "%s: %s does not know how far apart in time the frames of its training clips were. Every frame is fed; "
+            "where they lie closer than in training, choose every (--every).",
+            *(name, model.name),
+        )
+    elif not has_times:
+        logger.warning(
+            "%s: its frames come without times. Each is taken to be %.3g s after the one before, as in training; give "
+            "them as pairs with their seconds if they are not.",
+            *(name, model.frame_seconds),
+        )
 
 
 def _kept(
@@ -224,9 +382,10 @@ def _kept(
             logger.info("the state after %d frames: %s", session.state.frames_seen, path)
 
 
-def _frames_of(
+def frames_of(
     source: FrameSource, session: StreamSession, allow_short: bool
 ) -> Iterable[Tensor | tuple[Tensor, float]]:
+    """The frames of a source, each alone or with its time in seconds; nothing is opened before the first."""
     if not isinstance(source, str | Path):
         return source
     return _decoded(source, allow_short=allow_short, square_pixels=session.model.preprocessing.square_pixels)

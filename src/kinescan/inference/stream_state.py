@@ -23,7 +23,8 @@ from kinescan.runtime.fingerprint import fingerprint_of
 _MARK, _SEEN, _WEIGHTS = "kinescan_stream_state", "frames_seen", "weights"
 _ROUTE = "class_tokens."
 _SCANNER = "scanner"
-_NAMES = ("kinematic.correlation", "kinematic.variation", _SCANNER, "average")
+_RECENT = "recent"
+_NAMES = ("kinematic.correlation", "kinematic.variation", _SCANNER, "average", _RECENT)
 _ADVICE = "Name a file in a folder with room."
 _ANEW = "Give the file of a stream of this model, or start anew without it."
 
@@ -116,6 +117,7 @@ def state_of(tensors: Mapping[str, Tensor], frames_seen: int) -> PKS4State:
         kinematic=KinematicState(tensors.get("kinematic.correlation"), tensors.get("kinematic.variation")),
         scanner=_scanner_state(scanner),
         average=tensors.get("average"),
+        recent=tensors.get(_RECENT),
     )
 
 
@@ -126,6 +128,8 @@ def fitting_state(state: PKS4State, model: PKS4) -> PKS4State:
         CheckpointError: it is the state of another model, or of several streams.
     """
     device = next(model.parameters()).device
+    recent = _fitting_recent(state.recent, model)
+    state = replace(state, recent=None)
     given = {name: tensor.to(device) for name, tensor in state.tensors().items()}
     if state.frames_seen:
         example = _state_after_a_frame(model)
@@ -139,8 +143,23 @@ def fitting_state(state: PKS4State, model: PKS4) -> PKS4State:
                 )
         # A file does not say in what the tensors of a scanner of somebody's own were held; the model does.
         scanner = shaped_like(example.scanner, given, _SCANNER)
-        return replace(state_of(given, state.frames_seen), scanner=scanner)
+        return replace(state_of(given, state.frames_seen), scanner=scanner, recent=recent)
     return state_of(given, state.frames_seen)
+
+
+def _fitting_recent(recent: Tensor | None, model: PKS4) -> Tensor | None:
+    """What a stream's average has taken, on the CPU, as it is kept; None in files of before.
+
+    Raises:
+        CheckpointError: it is that of a model with other classes.
+    """
+    width = model.config.num_classes + 2
+    if recent is not None and (recent.ndim != 2 or recent.shape[1] != width or not len(recent)):
+        raise CheckpointError(
+            f"the state does not fit {model.name}: {_RECENT} is {tuple(recent.shape)}, but this model's has {width} "
+            "columns. Give the state of one stream of the same model."
+        )
+    return None if recent is None else recent.detach().cpu().double()
 
 
 def _state_after_a_frame(model: PKS4) -> PKS4State:

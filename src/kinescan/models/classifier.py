@@ -117,6 +117,13 @@ class VideoClassifier(nn.Module, ABC):
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return wide.sigmoid() if self.overlapping else wide.softmax(dim=-1)
 
+    @property
+    def frame_seconds(self) -> float | None:
+        """From frame to frame, as the model knows it: streams and long files are sampled to it. None: nobody knows."""
+        if self.preprocessing.frame_rate:
+            return 1 / self.preprocessing.frame_rate
+        return None if self.timing is None else self.timing.median_seconds
+
     @abstractmethod
     def forward(self, clip: Clip) -> Logits | FrameLogits:
         """Logits [B, K] of clips [B, T, 3, H, W], normalised as `preprocessing` says; [B, T, K] of every frame."""

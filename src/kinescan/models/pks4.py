@@ -133,6 +133,8 @@ class PKS4State:
         scanner: state of the scan of every patch, and its convolution's tail; of another scanner (see
             `PKS4.make_scanner`), what that one gives.
         average: [B, E], the running average of the frames' representations; None in a model that answers for frames.
+        recent: what the average of a stream's last seconds has taken (see `kinescan.inference.stream_average`); the
+            model neither reads nor writes it.
     """
 
     frames_seen: int = 0
@@ -140,6 +142,7 @@ class PKS4State:
     kinematic: KinematicState | None = None
     scanner: Any = None
     average: Tensor | None = None
+    recent: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state by name."""
@@ -148,7 +151,7 @@ class PKS4State:
             named["kinematic.correlation"] = self.kinematic.correlation
             named["kinematic.variation"] = self.kinematic.variation
         named |= named_tensors(self.scanner, "scanner")
-        named["average"] = self.average
+        named["average"], named["recent"] = self.average, self.recent
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @property

@@ -10,7 +10,7 @@ def stream_source(
     source: str | Path,
     *,
     model: str | None = None,
-    every: int = 1,
+    every: int | None = None,
     top: int = 1,
     device: str = "auto",
     state: str | Path | None = None,
@@ -21,7 +21,7 @@ def stream_source(
     Args:
         source: a video file, a URL, or "-" for standard input.
         model: a run's folder, a saved causal model or a hub name; None for the newest run.
-        every: feed every n-th frame.
+        every: feed every n-th frame by count; None takes frames by their times, as far apart as in training.
         top: how many classes to name.
         device: "auto" or the name of one.
         state: file to continue from where it is there; written every minute and at the end.
