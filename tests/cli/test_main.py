@@ -14,7 +14,7 @@ FLAGS = {
     "train": {"--set", "--output", "--resume", "--dry-run", "--json"},
     "eval": {
         *("--data", "--views", "--output", "--device", "--workers", "--features"),
-        *("--compare", "--allow-code", "--json"),
+        *("--compare", "--allow-code", "--set", "--json"),
     },
     "predict": {
         *("--set", "--model", "--top", "--views", "--explain", "--allow-short", "--device", "--allow-code", "--json"),

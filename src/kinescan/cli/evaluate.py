@@ -14,6 +14,8 @@ from kinescan.runtime.signals import Interruption
 if TYPE_CHECKING:
     from kinescan.evaluation.comparison import Comparison
     from kinescan.evaluation.report import Report
+    from kinescan.evaluation.temporal.report import TemporalReport
+    from kinescan.evaluation.temporal.results_report import ResultsReport
 
 EXAMPLES = (
     "kinescan eval runs/own_videos_cpu",
@@ -25,10 +27,16 @@ EXAMPLES = (
 @reported
 def command(
     model: Annotated[
-        str | None, typer.Argument(help="A run's folder, a saved model or a hub name. By default the newest run.")
+        str | None,
+        typer.Argument(
+            help="A run's folder, a saved model, a hub name, or a JSON of detections. By default the newest run."
+        ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder per class, or csv of path,label. By default what the run held out.")
+        Path | None,
+        typer.Option(
+            help="Folder per class, csv of path,label or path,start,end,label. By default what the run held out."
+        ),
     ] = None,
     views: Annotated[str | None, typer.Option(help="Frames x clips x crops, such as 8x2x3.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
@@ -44,6 +52,12 @@ def command(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Open a model of torch.export (.pt2), which may run code of its own.")
     ] = False,
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="thresholds=choose, data.root=VIDEOS, ...: docs/evaluation.md."
+        ),
+    ] = [],  # noqa: B006
     modules: OwnModules = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -53,7 +67,7 @@ def command(
     with Interruption() as stop:
         stop.immediate = True
         if compare is None:
-            found: Report | Comparison = runs.evaluate.evaluate(
+            found: Report | TemporalReport | ResultsReport | Comparison = runs.evaluate.evaluate(
                 model,
                 data=data,
                 views=views,
@@ -62,6 +76,7 @@ def command(
                 num_workers=workers,
                 features=features,
                 allow_code=allow_code,
+                overrides=settings,
             )
         else:
             if model is not None or features is not None:

@@ -15,6 +15,7 @@ from kinescan.evaluation.report_parts import (
     listed,
     note_lines,
     origin_lines,
+    plain_cost,
     set_aside_others,
     unreadable_lines,
 )
@@ -74,7 +75,7 @@ class Report:
             "classes": [asdict(entry) for entry in metrics.classes],
             "confusions": [asdict(entry) for entry in metrics.confusions],
             "unreadable": [{"path": str(file.path), "reason": file.reason} for file in evaluation.unreadable],
-            "cost": None if self.cost is None else _plain_cost(self.cost),
+            "cost": None if self.cost is None else plain_cost(self.cost),
             "seconds": round(evaluation.seconds, 3),
             "seed": self.seed,
             "environment": asdict(self.environment),
@@ -215,15 +216,3 @@ def make_report(
         cost=cost,
         notes=tuple(notes),
     )
-
-
-def _plain_cost(cost: Cost) -> dict[str, Any]:
-    return {
-        "num_frames": cost.num_frames,
-        "image_size": cost.image_size,
-        "num_parameters": cost.num_parameters,
-        "num_trained": cost.num_trained,
-        "macs_without_attention": cost.macs.without_attention,
-        "macs_with_attention": cost.macs.with_attention,
-        "macs_as_published": cost.macs.published,
-    }

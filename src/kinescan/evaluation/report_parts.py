@@ -9,6 +9,7 @@ from typing import Any
 
 from kinescan.data.datasets import Unreadable
 from kinescan.errors import ConfigError
+from kinescan.profiling.cost import Cost
 from kinescan.profiling.environment import Environment
 from kinescan.runtime.escaping import escape_markdown
 from kinescan.runtime.files import read_json_object
@@ -86,3 +87,16 @@ def set_aside_others(folder: Path, report: Mapping[str, Any], *, same: Sequence[
         if (folder / name).exists():
             os.replace(folder / name, earlier / name)
     logger.info("the report that was there, of %s on %s: %s", there.get("model"), there.get("data"), earlier)
+
+
+def plain_cost(cost: Cost) -> dict[str, Any]:
+    """Parameters and MACs as report.json holds them."""
+    return {
+        "num_frames": cost.num_frames,
+        "image_size": cost.image_size,
+        "num_parameters": cost.num_parameters,
+        "num_trained": cost.num_trained,
+        "macs_without_attention": cost.macs.without_attention,
+        "macs_with_attention": cost.macs.with_attention,
+        "macs_as_published": cost.macs.published,
+    }

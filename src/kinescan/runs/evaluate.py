@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kinescan.config import RunConfig
 from kinescan.data.datasets import VideoItem, read_items
+from kinescan.data.interval_layouts import find_interval_layout
 from kinescan.data.listing import choose_layout
 from kinescan.data.loader import LoaderConfig
 from kinescan.data.provenance import read_run_videos
@@ -14,11 +15,16 @@ from kinescan.errors import ConfigError
 from kinescan.evaluation.multiview import evaluate_model
 from kinescan.evaluation.predictions import save_features
 from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
+from kinescan.evaluation.temporal.activitynet import is_results
+from kinescan.evaluation.temporal.report import TemporalReport
+from kinescan.evaluation.temporal.results_report import ResultsReport
 from kinescan.inference.exported import ExportedModel
 from kinescan.inference.model_source import resolve_model
 from kinescan.models.classifier import VideoClassifier
 from kinescan.profiling.cost import count_cost
 from kinescan.runs.datasets import make_test_set
+from kinescan.runs.evaluate_frames import EvalSettings, FrameJob, eval_settings
+from kinescan.runs.evaluate_results import evaluate_results
 from kinescan.runs.finished import Finished
 from kinescan.runs.folder import model_folder, recipe_of, run_of
 from kinescan.runs.run_videos import held_out_items, seen_notes
@@ -44,21 +50,25 @@ def evaluate(
     num_workers: int = 0,
     features: str | Path | None = None,
     allow_code: bool = False,
-) -> Report:
-    """Scores a saved model on labelled videos and writes report.json, report.md, two pictures and predictions.jsonl.
+    overrides: Sequence[str] = (),
+) -> Report | TemporalReport | ResultsReport:
+    """Scores a saved model on labelled videos and writes report.json, report.md, pictures and predictions.jsonl.
 
-    Started by torchrun, each process scores its part of the videos, and the first one writes.
+    A model that answers for each frame is scored on labels with a start and an end. Started by torchrun, each process
+    scores its part of the videos, and the first one writes.
 
     Args:
         model: a run's folder (its best checkpoint is taken), a saved or exported model, or a hub name; None for the
-            newest run under ./runs.
-        data: a folder with one folder of videos per class, or a csv of path,label; by default what the run held out.
+            newest run under ./runs. A JSON file of detected intervals is scored by itself; see `evaluate_results`.
+        data: a folder with one folder of videos per class, a csv of path,label, or labels with a start and an end; by
+            default what the run held out.
         views: frames x clips x crops; by default the run's, or the model's frames x 2 x 3.
         output: folder of the report; by default `evaluation` in the run's folder, or nothing is written.
         device: "auto", "cpu", "cuda" or "mps".
         num_workers: processes that read videos.
         features: safetensors file for what the head takes of each video, and every score; None writes none.
         allow_code: open an exported file that may run code of its own, one of torch.export; see `load_exported`.
+        overrides: "key=value" each; see `EvalSettings`.
 
     Raises:
         ConfigError: no data is known, a class is unknown to the model, or the output cannot be written or another
@@ -66,6 +76,10 @@ def evaluate(
         CheckpointError: no model has that name.
         VideoError: none of the videos could be read.
     """
+    settings = eval_settings(overrides)
+    if model is not None and is_results(model):
+        _refuse_for_frames(views, features)
+        return evaluate_results(model, data=data, output=output, settings=settings)
     folder = model_folder(model, hint=HINT)
     run = run_of(folder)
     if output is None and run is not None:
@@ -78,15 +92,56 @@ def evaluate(
             stack.enter_context(locked(Path(output), processes))
         model_here = resolve_model(folder, processes.device, allow_code=allow_code)
         with Finished(None if output is None else Path(output), model_here.class_names) as finished:
-            report = _scored(
-                model_here, folder, run, data, views, num_workers, finished, with_features=features is not None
-            )
+            recipe = None if run is None else recipe_of(run)
+            report: Report | TemporalReport
+            if model_here.answers_frames:
+                _refuse_for_frames(views, features)
+                report = FrameJob(
+                    model=model_here,
+                    folder=folder,
+                    run=run,
+                    recipe=recipe,
+                    data=data,
+                    settings=settings,
+                    processes=processes,
+                ).report(finished)
+            else:
+                _refuse_intervals(model_here, data, settings)
+                report = _scored(
+                    model_here, folder, run, recipe, data, views, num_workers, finished, with_features=bool(features)
+                )
             if processes.is_main:
                 _save(report, None if output is None else Path(output), features)
     return report
 
 
-def _save(report: Report, output: Path | None, features: str | Path | None) -> None:
+def _refuse_for_frames(views: Views | str | None, features: str | Path | None) -> None:
+    """Passes where nothing is asked for that only answers for whole clips have.
+
+    Raises:
+        ConfigError: something is.
+    """
+    for name, value in (("views", views), ("features", features)):
+        if value is not None:
+            raise ConfigError(f"answers with a time have no {name}. Leave --{name} out.")
+
+
+def _refuse_intervals(model: VideoClassifier, data: str | Path | None, settings: EvalSettings) -> None:
+    """Passes where labels are those of whole clips.
+
+    Raises:
+        ConfigError: they have a start and an end.
+    """
+    if data is not None and find_interval_layout(data, settings.data.reader, settings.data.root or None) is not None:
+        raise ConfigError(
+            f"{model.name} answers for whole clips, and the labels of {data} have a start and an end. Evaluate a model "
+            "that was trained on such labels, or name videos with one label each."
+        )
+    if settings != EvalSettings():
+        raise ConfigError(f"{model.name} answers for whole clips; --set is for models that answer for each frame.")
+
+
+def _save(report: Report | TemporalReport, output: Path | None, features: str | Path | None) -> None:
     """Writes the report and the features, as far as they are wanted.
 
     Raises:
@@ -96,7 +151,7 @@ def _save(report: Report, output: Path | None, features: str | Path | None) -> N
         if output is not None:
             report.save(output)
             logger.info("report: %s", output / "report.md")
-        if features is not None:
+        if features is not None and isinstance(report, Report):
             save_features(report.evaluation, features)
             logger.info("features and scores: %s", features)
     except ConfigError:
@@ -110,6 +165,7 @@ def _scored(
     model: VideoClassifier,
     folder: str,
     run: Path | None,
+    recipe: RunConfig | None,
     data: str | Path | None,
     views: Views | str | None,
     num_workers: int,
@@ -118,7 +174,6 @@ def _scored(
     with_features: bool,
 ) -> Report:
     """The report of a model in a folder, which may belong to a run; of several processes, all get the whole."""
-    recipe = None if run is None else recipe_of(run)
     items, classes, origin = _items(data, run, recipe)
     chosen = _views(views, recipe, model.preprocessing.num_frames)
     dataset = make_test_set(RunConfig(preprocessing=model.preprocessing), items, classes, chosen)

@@ -9,7 +9,11 @@ from typing import IO, Self
 from kinescan.errors import ConfigError
 from kinescan.evaluation.multiview import VideoScore
 from kinescan.evaluation.predictions import prediction_line
+from kinescan.evaluation.temporal.activitynet import plain_detection
+from kinescan.evaluation.temporal.proposals import propose_intervals
+from kinescan.events.predictions import FramePredictions
 from kinescan.runtime.counter import Counter
+from kinescan.runtime.escaping import to_json
 from kinescan.runtime.launch import is_main_process, rank
 
 logger = logging.getLogger(__name__)
@@ -35,6 +39,7 @@ class Finished:
         self._file: IO[str] | None = None
         self._counter = Counter("evaluating", "videos")
         self._num_scored = self._num_right = 0
+        self._answers_frames = False
 
     def __enter__(self) -> Self:
         self._counter.__enter__()
@@ -46,8 +51,22 @@ class Finished:
         Raises:
             ConfigError: the file cannot be written.
         """
-        self._num_scored += 1
         self._num_right += video.right
+        self._write(prediction_line(video, self._labels), done, total)
+
+    def add_frames(self, predictions: FramePredictions, done: int, total: int) -> None:
+        """One more video has an answer for every frame; its line is one that `kinescan eval` scores as results.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        self._answers_frames = True
+        results = [plain_detection(one) for one in propose_intervals(predictions)]
+        line = {"video_id": predictions.video_id, "seconds": predictions.end_seconds, "results": results}
+        self._write(to_json(line) + "\n", done, total)
+
+    def _write(self, line: str, done: int, total: int) -> None:
+        self._num_scored += 1
         self._counter.update(done, total)
         if self._path is None:
             return
@@ -56,7 +75,7 @@ class Finished:
                 # In a stranger's folder it may be a link to anywhere.
                 self._path.unlink(missing_ok=True)
                 self._file = self._path.open("x", encoding="utf-8", newline="\n")
-            self._file.write(prediction_line(video, self._labels))
+            self._file.write(line)
             self._file.flush()
         except OSError as error:
             raise ConfigError(
@@ -75,10 +94,6 @@ class Finished:
             return
         if self._num_scored:
             kept = "" if self._path is None else f"; their predictions: {self._path}"
-            logger.warning(
-                "%d of %s videos were scored, %.1f %% of them right%s",
-                self._num_scored,
-                self._counter.num_all,
-                100 * self._num_right / self._num_scored,
-                kept,
-            )
+            right = f", {100 * self._num_right / self._num_scored:.1f} % of them right"
+            said = "" if self._answers_frames else right
+            logger.warning("%d of %s videos were scored%s%s", self._num_scored, self._counter.num_all, said, kept)

@@ -14,7 +14,7 @@ from kinescan.data.provenance import RecordedVideo, RunVideos, fingerprints, rea
 from kinescan.data.splits import Video
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.evaluation.report import CHOSEN_ON_THESE
-from kinescan.runs.datasets import Division, evaluated_on, read_clips
+from kinescan.runs.datasets import Division, evaluated_on, read_clips, read_videos
 from kinescan.runtime.run_folder import VIDEOS_FILE, RunFolder
 from kinescan.training.checkpoint import load_state
 
@@ -96,37 +96,55 @@ def held_out_items(run: Path, recipe: RunConfig | None) -> tuple[list[VideoItem]
         division = read_clips(recipe)
         _refuse_other_training_videos(run, division.training)
         return division.held_out, division.classes, evaluated_on(recipe)
-    elsewhere: dict[str, VideoItem] | None = None
-    items, changed, missing = [], [], []
-    prints = fingerprints([video.path for video in recorded.held_out])
-    for video, found in zip(recorded.held_out, prints, strict=True):
-        item = video.item()
-        if video.fingerprint and found != video.fingerprint:
-            if elsewhere is None:
-                elsewhere = _items_now(recipe)
-            other = elsewhere.get(video.video_id)
-            [there] = fingerprints([other.path]) if other is not None else [None]
-            if other is not None and there == video.fingerprint:
-                item = video.item(other.path)
-            elif found or there:
-                changed.append(video.path if found or other is None else str(other.path))
-            else:
-                missing.append(video.path)
-        items.append(item)
-    advice = "Bring them back, or name others with --data: they are compared with what the run was trained on."
-    if changed:
-        raise ConfigError(
-            f"{len(changed)} of the {len(items)} videos that {run} held out have other content than when it began, "
-            f"such as {changed[0]}. {advice}"
-        )
-    if len(missing) == len(items):
-        raise ConfigError(
-            f"none of the {len(items)} videos that {run} held out is there; the first was {missing[0]}. {advice}"
-        )
+    items = [video.item(path) for video, path in located(run, recipe, recorded.held_out, "held out")]
     return items, recorded.classes, recorded.origin
 
 
-def seen_notes(run: Path, recipe: RunConfig | None, items: Sequence[VideoItem], *, chosen_best: bool) -> Iterator[str]:
+def located(
+    run: Path, recipe: RunConfig | None, videos: Sequence[RecordedVideo], what: str
+) -> list[tuple[RecordedVideo, Path]]:
+    """Recorded videos of a run, and where each is now: where it was, or where the run's data has it.
+
+    Args:
+        run: its folder.
+        recipe: its settings; None where they are lost.
+        videos: some of those that it records.
+        what: the run did with them, for errors.
+
+    Raises:
+        ConfigError: none is there, or they were replaced by others.
+    """
+    elsewhere: dict[str, Path] | None = None
+    found, changed, missing = [], [], []
+    prints = fingerprints([video.path for video in videos])
+    for video, print_ in zip(videos, prints, strict=True):
+        path = Path(video.path)
+        if video.fingerprint and print_ != video.fingerprint:
+            if elsewhere is None:
+                elsewhere = _paths_now(recipe)
+            other = elsewhere.get(video.video_id)
+            [there] = fingerprints([other]) if other is not None else [None]
+            if other is not None and there == video.fingerprint:
+                path = other
+            elif print_ or there:
+                changed.append(video.path if print_ or other is None else str(other))
+            else:
+                missing.append(video.path)
+        found.append((video, path))
+    advice = "Bring them back, or name others with --data: they are compared with what the run was trained on."
+    if changed:
+        raise ConfigError(
+            f"{len(changed)} of the {len(videos)} videos that {run} {what} have other content than when it began, "
+            f"such as {changed[0]}. {advice}"
+        )
+    if videos and len(missing) == len(videos):
+        raise ConfigError(
+            f"none of the {len(videos)} videos that {run} {what} is there; the first was {missing[0]}. {advice}"
+        )
+    return found
+
+
+def seen_notes(run: Path, recipe: RunConfig | None, items: Sequence[Video], *, chosen_best: bool) -> Iterator[str]:
     """What a run has seen of other videos that it is scored on, for a report.
 
     Args:
@@ -165,15 +183,15 @@ def seen_notes(run: Path, recipe: RunConfig | None, items: Sequence[VideoItem], 
         yield f"{held_out} of the {len(items)} videos chose this checkpoint as the best of its run."
 
 
-def _items_now(recipe: RunConfig | None) -> dict[str, VideoItem]:
+def _paths_now(recipe: RunConfig | None) -> dict[str, Path]:
     """The videos that the recipe's data holds now, by id; none where it is not there."""
     try:
         if recipe is None:
             return {}
-        division = read_clips(recipe, announced=False)
+        division = read_videos(recipe, announced=False)
     except ConfigError:
         return {}
-    return {item.video_id: item for item in (*division.training, *division.validation, *division.held_out)}
+    return {video.video_id: video.path for video in (*division.training, *division.validation, *division.held_out)}
 
 
 def _refuse_other_training_videos(run: Path, training: Sequence[VideoItem]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from kinescan.errors import ConfigError
 from kinescan.evaluation.temporal import Detection
-from kinescan.evaluation.temporal.activitynet import read_results, write_results, write_truth
+from kinescan.evaluation.temporal.activitynet import read_results, read_truth, write_results, write_truth
 
 from .made_up import interval
 
@@ -80,3 +80,51 @@ def test_wrong_lines_are_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "p.jsonl").write_text('{"video_id": "a", "results": []}\n' + line)
     with pytest.raises(ConfigError, match="line 2"):
         read_results(tmp_path / "p.jsonl")
+
+
+def _truth(tmp_path: Path, database: Any) -> Path:
+    (tmp_path / "truth.json").write_text(json.dumps({"database": database}))
+    return tmp_path / "truth.json"
+
+
+ANNOTATION = {"segment": [1.0, 2.0], "label": "fall"}
+
+
+def test_truth_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    written = {"a.mp4": (interval(1, 2.5), interval(0.25, 4, "run")), "b": ()}
+    write_truth(tmp_path / "truth.json", written, {})
+    assert read_truth(tmp_path / "truth.json") == written
+
+
+def test_of_several_subsets_the_held_out_one_with_labels_is_meant(tmp_path: Path) -> None:
+    database = {
+        "a": {"subset": "training", "annotations": [ANNOTATION]},
+        "b": {"subset": "Validation", "annotations": [ANNOTATION]},
+        "c": {"subset": "validation", "annotations": []},
+        "d": {"subset": "testing", "annotations": []},
+    }
+    assert list(read_truth(_truth(tmp_path, database))) == ["b", "c"]
+    assert list(read_truth(_truth(tmp_path, database), subset="Training")) == ["a"]
+    with pytest.raises(ConfigError, match="validation"):
+        read_truth(_truth(tmp_path, database), subset="valid")
+    database["d"]["annotations"] = [ANNOTATION]
+    with pytest.raises(ConfigError, match="subset="):
+        read_truth(_truth(tmp_path, database))
+
+
+@pytest.mark.parametrize(
+    ("database", "named"),
+    [
+        (None, "database"),
+        ([], "database"),
+        ({"clip7": []}, "database"),
+        ({"clip7": {"annotations": {}}}, "clip7"),
+        ({"clip7": {"annotations": [ANNOTATION, {}]}}, "annotation 1 of 'clip7'"),
+        ({"clip7": {"annotations": [{**ANNOTATION, "segment": [2, 1]}]}}, "clip7"),
+        ({"clip7": {"annotations": [{**ANNOTATION, "segment": [2, None]}]}}, "clip7"),
+        ({"clip7": {"annotations": [{**ANNOTATION, "label": ""}]}}, "clip7"),
+    ],
+)
+def test_wrong_truth_is_named(tmp_path: Path, database: Any, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        read_truth(_truth(tmp_path, database))

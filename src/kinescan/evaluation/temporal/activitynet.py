@@ -9,7 +9,8 @@ from kinescan.errors import ConfigError
 from kinescan.evaluation.temporal.intervals import Detection
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
-from kinescan.runtime.files import parse_json, read_text
+from kinescan.runtime.files import parse_json, read_json_object, read_text
+from kinescan.settings import closest
 from kinescan.version import __version__
 
 MAX_BYTES = 2**31
@@ -86,6 +87,84 @@ def read_results(path: str | Path) -> dict[str, tuple[Detection, ...]]:
     text = read_text(path, max_bytes=MAX_BYTES)
     results = _of_lines(text, path) if str(path).endswith(".jsonl") else _of_object(parse_json(text, path), path)
     return {video: _detections(path, video, found) for video, found in results.items()}
+
+
+def is_results(path: str | Path) -> bool:
+    """Whether a path is a file that can only be one of results: JSON, or lines of it."""
+    return Path(path).suffix.lower() in (".json", ".jsonl") and Path(path).is_file()
+
+
+def is_truth(path: str | Path) -> bool:
+    """Whether a path is a JSON file, as ActivityNet's truth is."""
+    return Path(path).suffix.lower() == ".json" and Path(path).is_file()
+
+
+def read_truth(path: str | Path, *, subset: str = "") -> dict[str, tuple[Interval, ...]]:
+    """True intervals of ActivityNet's JSON; the videos themselves are not needed.
+
+    Args:
+        path: a file with `{"database": {video: {subset, annotations[{segment, label}]}}}`.
+        subset: which part; empty: all, where there is one part; else the one that is not for training and has labels.
+
+    Returns:
+        Video id -> intervals, in the order of the file; a video without annotations has none.
+
+    Raises:
+        ConfigError: the file cannot be read, an entry is none, or it does not say which subset is meant.
+    """
+    content = read_json_object(path, max_bytes=MAX_BYTES)
+    database = content.get("database")
+    if not isinstance(database, dict) or not all(isinstance(entry, dict) for entry in database.values()):
+        raise ConfigError(
+            f'{path} has no "database" with an entry for each video. Truth looks like {{"database": {{"clip1": '
+            '{"subset": "validation", "annotations": [{"segment": [1.5, 4.0], "label": "fall"}]}}}.'
+        )
+    wanted = _subset(path, database, subset)
+    return {
+        video: tuple(_interval(path, video, place, one) for place, one in enumerate(_annotations(path, video, entry)))
+        for video, entry in database.items()
+        if wanted is None or str(entry.get("subset", "")).lower() == wanted
+    }
+
+
+def _subset(path: str | Path, database: dict[str, Any], subset: str) -> str | None:
+    """The part that is meant; None: all."""
+    names = {str(entry.get("subset", "")).lower(): bool(entry.get("annotations")) for entry in database.values()}
+    for entry in database.values():
+        names[str(entry.get("subset", "")).lower()] |= bool(entry.get("annotations"))
+    if subset:
+        if subset.lower() not in names:
+            raise ConfigError(f"{path} has no subset {subset!r}. {closest(subset, [name for name in names if name])}")
+        return subset.lower()
+    if len(names) == 1:
+        return None
+    held_out = [name for name, labelled in names.items() if labelled and not name.startswith("train")]
+    if len(held_out) != 1:
+        raise ConfigError(
+            f"{path} has the subsets {', '.join(sorted(names))}. Say which one to score: --set subset=validation."
+        )
+    return held_out[0]
+
+
+def _annotations(path: str | Path, video: str, entry: dict[str, Any]) -> list[Any]:
+    found = entry.get("annotations", [])
+    if not isinstance(found, list):
+        raise ConfigError(f"{path}: the annotations of {video!r} must be a list, not {type(found).__name__}.")
+    return found
+
+
+def _interval(path: str | Path, video: str, place: int, entry: Any) -> Interval:
+    try:
+        start, end = map(_number, entry["segment"])
+        label = entry["label"]
+        if not isinstance(label, str) or not label or end <= start:
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(
+            f"{path}: annotation {place} of {video!r} is {to_json(entry)[:120]}; needed are label, a text, and "
+            "segment, two numbers of seconds, the first one smaller."
+        ) from None
+    return Interval(video_id=video, label=label, start_seconds=start, end_seconds=end)
 
 
 def _of_object(content: Any, path: str | Path) -> dict[str, Any]:

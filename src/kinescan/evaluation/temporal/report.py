@@ -21,6 +21,7 @@ from kinescan.evaluation.report_parts import (
     listed,
     note_lines,
     origin_lines,
+    plain_cost,
     set_aside_others,
     unreadable_lines,
 )
@@ -37,6 +38,7 @@ from kinescan.evaluation.temporal.scores import (
     VideoResult,
 )
 from kinescan.events.predictions import FramePredictions
+from kinescan.profiling.cost import Cost
 from kinescan.profiling.environment import Environment, describe_environment
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import escape_markdown, to_json
@@ -65,7 +67,7 @@ class TemporalReport:
         unreadable: files that could not be read; no number counts them.
         seed: of the run that trained the model; None when it is not known.
         notes: what a reader has to know to read the numbers right.
-        cost: what `count_cost` counted, as plain values; None leaves it out.
+        cost: parameters and MACs of one view; None leaves them out.
         seconds: how long it took.
     """
 
@@ -79,7 +81,7 @@ class TemporalReport:
     unreadable: tuple[Unreadable, ...] = ()
     seed: int | None = None
     notes: tuple[str, ...] = ()
-    cost: Mapping[str, Any] | None = None
+    cost: Cost | None = None
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class TemporalReport:
             "curve": [{"shift": point.shift, **_plain_alarms(point.alarms)} for point in scores.curve],
             "videos": [self._plain_video(place, video) for place, video in enumerate(scores.videos)],
             "unreadable": [{"path": str(file.path), "reason": file.reason} for file in self.unreadable],
-            "cost": self.cost,
+            "cost": None if self.cost is None else plain_cost(self.cost),
             "seconds": round(self.seconds, 3),
             "seed": self.seed,
             "environment": asdict(self.environment),
@@ -228,6 +230,8 @@ class TemporalReport:
         yield f"| false alarms per hour | {alarms.false_alarms_per_hour:.2f} ({alarms.num_false} in {_hours(alarms)}) |"
         yield f"| videos scored | {len(scores.videos)} |"
         yield f"| thresholds | {escape_markdown(self.rules_from)} |"
+        if self.cost is not None:
+            yield f"| parameters | {self.cost.num_parameters / 1e6:.2f} M |"
         yield from note_lines(self.notes)
         if scores.segmentation is None:
             yield f"\nNo segmental F1, edit score and frame accuracy: {escape_markdown(scores.no_segmentation)}."
@@ -311,7 +315,7 @@ def make_temporal_report(
     unreadable: Sequence[Unreadable] = (),
     seed: int | None = None,
     notes: Sequence[str] = (),
-    cost: Mapping[str, Any] | None = None,
+    cost: Cost | None = None,
     seconds: float = 0.0,
 ) -> TemporalReport:
     """A report of an evaluation that was made here and now; see `TemporalReport` for the arguments."""
