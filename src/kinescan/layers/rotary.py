@@ -46,7 +46,7 @@ class Rotary:
     def _waves(self, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines [N, width]: a quarter of the angles by row, a quarter by column, then the same again."""
         rows, columns = ((torch.arange(n, device=device) + 0.5) / n * 2 - 1 for n in self.grid)
-        places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=2).flatten(0, 1)  # [N, 2]
+        positions = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=2).flatten(0, 1)  # [N, 2]
         frequencies = self.theta ** -(torch.arange(width // 4, device=device) * 4 / width)
-        angles = (2 * math.pi * places[:, :, None] * frequencies).flatten(1).repeat(1, 2)
+        angles = (2 * math.pi * positions[:, :, None] * frequencies).flatten(1).repeat(1, 2)
         return angles.cos(), angles.sin()

@@ -60,8 +60,8 @@ class PKS4Config(ViTConfig):
         output: what the logits answer for: "clip", the average over its frames, [B, K]; or "frames", every frame,
             [B, T, K], with nothing averaged between the temporal module and the head. Class 0 is "background" then.
         overlapping: with `output="frames"`: several classes may be true at once, or none; no class is "background".
-        recompute: compute blocks and scanner again in the backward pass instead of keeping what they computed; the
-            same gradients in less memory.
+        recompute: activation checkpointing: compute blocks and scanner again in the backward pass instead of keeping
+            what they computed; the same gradients in less memory.
     """
 
     num_classes: int = 400
@@ -128,7 +128,7 @@ class PKS4State:
 
     Attributes:
         frames_seen: how many frames went in.
-        class_tokens: for each place of the route, the tokens of the last two frames.
+        class_tokens: for each index of the route, the tokens of the last two frames.
         kinematic: reduced frames of the kinematic prior encoder.
         scanner: state of the scan of every patch, and its convolution's tail; of another scanner (see
             `PKS4.make_scanner`), what that one gives.
@@ -176,7 +176,7 @@ class PKS4(VideoClassifier):
         preprocessing: how pixels become clips.
 
     Source: PKS4 (arXiv 2604.26461), eq. 1-25.
-    Differs: `residual`, `causal`, `border`, `norm` and the place in L/14 are decided where the paper is silent.
+    Differs: `residual`, `causal`, `border`, `norm` and the position in L/14 are decided where the paper is silent.
     """
 
     config_class = PKS4Config

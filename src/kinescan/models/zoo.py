@@ -241,7 +241,7 @@ def _merge(
     defaults = architecture.model.config_class(**named)
     depth = merged.get("depth", defaults.depth)
     if hasattr(defaults, "insert_after") and depth != defaults.depth and "insert_after" not in {*told, *options}:
-        # A tower of another depth gets the module at the same relative place.
+        # A vision encoder of another depth gets the module at the same relative depth.
         merged["insert_after"] = max(1, round(depth * defaults.insert_after / defaults.depth))
     return merged
 

@@ -67,18 +67,18 @@ def measure_speed(
     """
     if repeats < 1 or num_clips < 1:
         raise ConfigError(f"repeats and num_clips must be at least 1, got {repeats} and {num_clips}.")
-    place = torch.device(device)
+    target = torch.device(device)
     frames = model.preprocessing.num_frames if num_frames is None else num_frames
     size = model.config.image_size
-    clip = torch.randn(num_clips, frames, 3, size, size).to(place)
-    model = evaluation_view(model.to(place))
+    clip = torch.randn(num_clips, frames, 3, size, size).to(target)
+    model = evaluation_view(model.to(target))
     with torch.inference_mode():
         latency = _median(lambda: _forward(model, clip[:1]), repeats)
         batch = latency if num_clips == 1 else _median(lambda: _forward(model, clip), repeats)
         part_seconds = _part_seconds(model, clip[:1], min(repeats, PASSES_FOR_PARTS))
-        peak = peak_extra_bytes(lambda: _forward(model, clip), place)
+        peak = peak_extra_bytes(lambda: _forward(model, clip), target)
     return Speed(
-        device=str(place),
+        device=str(target),
         num_threads=torch.get_num_threads(),
         latency_seconds=latency,
         num_clips=num_clips,

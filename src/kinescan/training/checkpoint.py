@@ -49,7 +49,7 @@ class TrainState:
         absent: items whose files were not there when the run began; None where that was not checked.
         timing: how far apart the frames of the clips were, as `TimingCounts.to_plain` gives it.
         optimizer: the optimizer's state dict.
-        weights: with averaged weights, those that are trained, by name; the folder's model holds the averages.
+        weights: with an EMA, the weights that are trained, by name; the folder's model holds their EMA.
         rng: the random generators' states, of each process.
         settings: plain settings that the weights depend on, to be compared on resume.
     """

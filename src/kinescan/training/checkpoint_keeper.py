@@ -59,9 +59,9 @@ class CheckpointKeeper:
         Raises:
             CheckpointError: it cannot be written.
         """
-        state, last, average = self.state, self.folder.last, self._stepper.average
+        state, last, ema = self.state, self.folder.last, self._stepper.ema
         state.optimizer, state.rng = self._stepper.optimizer.state_dict(), self._processes.gather(read_rng())
-        state.weights = {} if average is None else average.weights()
+        state.weights = {} if ema is None else ema.weights()
         self._note_timing()
         kept = self._train.keep_checkpoints - 1
         # The state is written anew after an evaluation: that is not another checkpoint to keep.
@@ -71,7 +71,7 @@ class CheckpointKeeper:
             try:
                 self._log.sync()
                 state.log_lines = self._log.num_lines
-                with self._stepper.averaged():
+                with self._stepper.ema_weights():
                     save_checkpoint(last, self._stepper.model, state, earlier=earlier)
                 remove_earlier(last, kept)
             except CheckpointError as error:

@@ -8,13 +8,13 @@ from kinescan.runtime.torch_internals import lerp_all_
 
 
 class WeightAverage:
-    """A running average of a model's trained weights, whose scores are steadier than those of the weights themselves.
+    """Exponential moving average (EMA) of a model's trained weights: it scores more steadily than they do.
 
-    After step t, average = d * average + (1 - d) * weights with d = min(decay, (1 + t) / (10 + t)), so that the start
+    After step t, ema = d * ema + (1 - d) * weights with d = min(decay, (1 + t) / (10 + t)), so that the start
     values are soon forgotten. Statistics of batch norms are averaged too; weights that are not trained are left alone.
 
     Args:
-        model: whose weights are averaged; they are the average of step 0.
+        model: whose weights are averaged; they are the EMA of step 0.
         decay: in (0, 1).
 
     Source: exponential moving averages as in TensorFlow's `ExponentialMovingAverage` with `num_updates`.

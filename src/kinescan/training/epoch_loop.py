@@ -169,7 +169,7 @@ class EpochLoop:
             self._leave()
         self._stepper.model.eval()
         rng = read_rng()
-        with self._stepper.averaged():
+        with self._stepper.ema_weights():
             scores = self._scores(evaluate)
             write_rng(rng)
             self._callbacks.on_evaluation(

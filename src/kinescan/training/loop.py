@@ -45,7 +45,7 @@ def fit(
     settings: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> FitResult:
-    """Trains a model; its weights are those after the last epoch when this returns, averaged with `optim.ema_decay`.
+    """Trains a model; its weights are those after the last epoch when this returns, their EMA with `optim.ema_decay`.
 
     Writes checkpoints/last, checkpoints/best, log.jsonl, unreadable.json and the trackers' files into `output`.
     Started by torchrun, every process calls it with its part of the clips; the first one writes.
@@ -118,8 +118,8 @@ def fit(
         )
         with _told(watching, model, clips, optim, state, is_main=processes.is_main), _workers_named(folder.last):
             loop.run()
-        if stepper.average is not None:
-            stepper.average.leave_in_model()
+        if stepper.ema is not None:
+            stepper.ema.leave_in_model()
         model.eval()
     return FitResult(
         last=folder.last,

@@ -35,8 +35,8 @@ class OptimConfig:
             {"scanner.*" = 2.0}; the first pattern that matches counts.
         label_smoothing: fraction of the target spread over all classes.
         clip_norm: largest norm of all gradients together; 0 leaves them as they are.
-        ema_decay: keeps a running average of the weights, which is what is evaluated, saved and returned; 0 keeps
-            none. 0.999 for runs of thousands of steps.
+        ema_decay: keeps an exponential moving average (EMA) of the weights, which is what is evaluated, saved and
+            returned; 0 keeps none. 0.999 for runs of thousands of steps.
     """
 
     lr: float = 7e-4

@@ -44,8 +44,8 @@ def restore(
     refuse_other_labels(saved.labels, model.labels, folder)
     try:
         _load_weights(model, folder, saved.base)
-        if stepper.average is not None:
-            stepper.average.restore(state.weights)
+        if stepper.ema is not None:
+            stepper.ema.restore(state.weights)
         refuse_other_groups(state.optimizer, optimizer.state_dict())
         optimizer.load_state_dict(state.optimizer)
         refuse_other_shapes(optimizer)

@@ -87,7 +87,7 @@ class Stepper:
         processes: those that train together.
         wrapped: the model as the accelerator runs it.
         optimizer: AdamW over the trained parameters.
-        average: of the weights; None where none is kept.
+        ema: the EMA of the weights; None where none is kept.
     """
 
     def __init__(
@@ -113,11 +113,11 @@ class Stepper:
         self._clip_shape = (1, model.preprocessing.num_frames, 3, model.config.image_size, model.config.image_size)
         self.wrapped = accelerator.prepare_model(model)
         self.optimizer = accelerator.prepare_optimizer(make_optimizer(groups, optim))
-        self.average = WeightAverage(model, optim.ema_decay) if optim.ema_decay else None
+        self.ema = WeightAverage(model, optim.ema_decay) if optim.ema_decay else None
 
-    def averaged(self) -> AbstractContextManager[None]:
+    def ema_weights(self) -> AbstractContextManager[None]:
         """The model with the EMA of its weights, where one is kept; its own are put back at the end."""
-        return nullcontext() if self.average is None else self.average.in_model()
+        return nullcontext() if self.ema is None else self.ema.in_model()
 
     def take(
         self,
@@ -163,8 +163,8 @@ class Stepper:
         set_lr(self.optimizer, lr)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update(step + 1)
+        if self.ema is not None:
+            self.ema.update(step + 1)
         sums = {"loss": loss_sum, "correct": correct, "norm": norm, "clips": float(total)}
         return StepResult(sums=sums, stop=stops > 0, save=saves > 0)
 

@@ -180,11 +180,11 @@ class CompressedState:
 
 
 class LayerCache:
-    """One decoder layer: its detailed store, its compressed state, and what an answer in progress has added."""
+    """One decoder layer: its full KV cache, its compressed state, and what an answer in progress has added."""
 
     def __init__(self, shape: CacheShape, *, storage: Storage, chunk_tokens: int) -> None:
         self.shape = shape
-        self.detailed = KeyValueStore(shape, storage=storage, chunk_tokens=chunk_tokens)
+        self.full_cache = KeyValueStore(shape, storage=storage, chunk_tokens=chunk_tokens)
         self.answer = KeyValueStore(shape, storage="memory", chunk_tokens=256)
         self.state = CompressedState(
             keys=torch.empty(1, shape.key_heads, 0, shape.head_dim, dtype=shape.dtype, device=shape.device),
@@ -261,7 +261,7 @@ class StreamCache:
     @property
     def num_tokens(self) -> int:
         """Tokens in the full KV cache."""
-        return self.layers[-1].detailed.length
+        return self.layers[-1].full_cache.length
 
     @property
     def state_tokens(self) -> int:
@@ -276,12 +276,12 @@ class StreamCache:
     @property
     def detailed_bytes(self) -> int:
         """Bytes that the tokens of the full KV cache take, over all layers."""
-        return sum(layer.detailed.num_bytes for layer in self.layers)
+        return sum(layer.full_cache.num_bytes for layer in self.layers)
 
     @property
     def allocated_bytes(self) -> int:
         """Bytes allocated for the full KV cache, unused ends of chunks included."""
-        return sum(layer.detailed.allocated_bytes for layer in self.layers)
+        return sum(layer.full_cache.allocated_bytes for layer in self.layers)
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, kwargs: Mapping[str, Any] | None = None
@@ -299,8 +299,8 @@ class StreamCache:
             layer.answer.append(keys, values)
             return keys, values
         if self.budget is not None:
-            layer.extend_state(keys, values, layer.detailed.length)
-        layer.detailed.append(keys, values)
+            layer.extend_state(keys, values, layer.full_cache.length)
+        layer.full_cache.append(keys, values)
         return keys, values
 
     def visible(self, layer_idx: int) -> Iterator[Block]:
@@ -309,7 +309,7 @@ class StreamCache:
         if self.budget is not None and not self.answering:
             yield layer.state.keys, layer.state.values
             return
-        yield from layer.detailed.blocks()
+        yield from layer.full_cache.blocks()
         if self.answering:
             yield from layer.answer.blocks()
 
@@ -318,29 +318,29 @@ class StreamCache:
         layer = self.layers[layer_idx]
         if self.budget is not None and not self.answering:
             return layer.state.positions.shape[1]
-        return layer.detailed.length + (layer.answer.length if self.answering else 0)
+        return layer.full_cache.length + (layer.answer.length if self.answering else 0)
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
         """Within the block the stream may grow; where the block fails, all layers are as they were before."""
-        before = [(layer.detailed.length, replace(layer.state)) for layer in self.layers]
+        before = [(layer.full_cache.length, replace(layer.state)) for layer in self.layers]
         pairs = self.query_key_pairs
         try:
             yield
         except BaseException:
             for layer, (length, state) in zip(self.layers, before, strict=True):
-                layer.detailed.shorten(length)
+                layer.full_cache.shorten(length)
                 layer.state = state
             self.query_key_pairs = pairs
             raise
 
     def keep_answer(self) -> None:
-        """Makes the answer in progress part of the stream: stored in detail, and seen by the future frames."""
+        """Makes the answer in progress part of the stream: in the full KV cache, and seen by future frames."""
         for layer in self.layers:
             for keys, values in layer.answer.blocks():
                 if self.budget is not None:
-                    layer.extend_state(keys, values, layer.detailed.length)
-                layer.detailed.append(keys, values)
+                    layer.extend_state(keys, values, layer.full_cache.length)
+                layer.full_cache.append(keys, values)
         self.drop_answer()
 
     def drop_answer(self) -> None:
@@ -351,7 +351,7 @@ class StreamCache:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen before this step, as transformers asks for it."""
         layer = self.layers[layer_idx]
-        return layer.detailed.length + (layer.answer.length if self.answering else 0)
+        return layer.full_cache.length + (layer.answer.length if self.answering else 0)
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """Index of this step's first token, as transformers asks for it."""

@@ -60,23 +60,23 @@ def sequence(family: Family, pieces: Sequence[Piece], positions: Positions) -> S
         pieces: at least one token in all.
         positions: how far positions have been given out.
     """
-    vectors, places, visual, levels = [], [], [], []
+    vectors, positions_of_parts, visual, levels = [], [], [], []
     for piece in pieces:
         if isinstance(piece, Patch):
             vectors.append(piece.features.tokens)
-            places.append(family.vision_positions(positions, piece.features, piece.seconds))
+            positions_of_parts.append(family.vision_positions(positions, piece.features, piece.seconds))
             levels.append(piece.features.deepstack)
         else:
             part = piece.vectors if isinstance(piece, Embedded) else family.embed(piece.token_ids)
             if not len(part):
                 continue
             vectors.append(part)
-            places.append(family.text_positions(positions, len(part)))
+            positions_of_parts.append(family.text_positions(positions, len(part)))
         visual.append(torch.full((len(vectors[-1]),), isinstance(piece, Patch), device=vectors[-1].device))
     like = family.embedding
     return Sequenced(
         embedded=torch.cat([part.to(like.device, like.dtype) for part in vectors]),
-        positions=torch.cat(places, dim=-1),
+        positions=torch.cat(positions_of_parts, dim=-1),
         visual=torch.cat(visual).to(like.device),
         deepstack=tuple(torch.cat(level).to(like.device, like.dtype) for level in zip(*levels, strict=True)),
     )

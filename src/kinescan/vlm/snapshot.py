@@ -113,7 +113,7 @@ def pack_cache(cache: StreamCache) -> dict[str, Tensor]:
     """All tensors of a cache, named by layer."""
     tensors = {}
     for index, layer in enumerate(cache.layers):
-        for number, chunk in enumerate(layer.detailed.used_chunks()):
+        for number, chunk in enumerate(layer.full_cache.used_chunks()):
             for part, tensor in enumerate(chunk):
                 tensors[f"layer{index}.chunk{number}.part{part}"] = tensor
         for name in ("keys", "values", "positions", "history"):
@@ -131,7 +131,7 @@ def unpack_cache(cache: StreamCache, tensors: dict[str, Tensor], num_tokens: int
     shape, device = cache.shape, cache.shape.device
     whole_number(num_tokens, "num_tokens")
     for index, layer in enumerate(cache.layers):
-        store = layer.detailed
+        store = layer.full_cache
         chunks = []
         for start in range(0, num_tokens, store.chunk_tokens):
             name = f"layer{index}.chunk{start // store.chunk_tokens}.part"
@@ -166,7 +166,7 @@ def _unpack_state(
     keys, values = (_taken(tensors, f"{prefix}{name}", vectors, shape.dtype) for name in ("keys", "values"))
     positions = _taken(tensors, f"{prefix}positions", (shape.key_heads, kept), torch.int64)
     if kept and (int(positions.min()) < 0 or int(positions.max()) >= num_tokens or bool((positions.diff() <= 0).any())):
-        raise CheckpointError(f"{prefix}positions are not ascending places of {num_tokens} tokens.")
+        raise CheckpointError(f"{prefix}positions are not ascending indices of {num_tokens} tokens.")
     history = None
     if cache.policy.accumulates and cache.budget is not None and kept:
         history = _taken(tensors, f"{prefix}history", (shape.key_heads, kept), torch.float32).to(device)

@@ -140,7 +140,7 @@ class VideoStream:
         with self._turn:
             self._state = "closed"
             for layer in self.cache.layers:
-                layer.detailed.clear()
+                layer.full_cache.clear()
                 layer.answer.clear()
             self.cache.layers.clear()
             self.intake.clear()

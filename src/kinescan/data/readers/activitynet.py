@@ -104,7 +104,7 @@ def _spans(video_id: str, entry: Mapping[str, Any]) -> Iterator[LabelledSpan | R
         except (TypeError, ValueError):
             start = end = math.nan
         if not (math.isfinite(start) and math.isfinite(end)):
-            yield RowProblem(0, f"{where}: {segment!r:.100} are no two times in seconds.")
+            yield RowProblem(0, f"{where}: {segment!r:.100} are not two times in seconds.")
         elif end <= start or start < 0:
             yield RowProblem(0, f"{where}: {label!r} from {start:g} to {end:g} s: 0 <= start < end is needed.")
         else:

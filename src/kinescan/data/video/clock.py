@@ -16,7 +16,7 @@ class LiveClock:
 
     The source's own clock is followed as far as it can be true. It is anchored anew where it runs back, stands still,
     or is ahead by more than the wall's clock allows: then the next frame follows the one before after the time that
-    was waited for it, at least one frame's. The first such place is said.
+    was waited for it, at least one frame's. The first such gap is said.
 
     Args:
         source: its name for messages.

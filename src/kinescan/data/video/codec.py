@@ -51,11 +51,11 @@ def codec_now(stream: av.VideoStream, before: str) -> str:
 def part_for(codec: str, packet: av.Packet) -> av.Packet:
     """What of a packet is for a codec: FFmpeg joins the last frame of one codec to the first of the next."""
     data = bytes(packet)
-    places = [data.find(mark) for mark in _BEGINNINGS.get(codec, ())]
-    place = next((place for place in places if place > 0), 0)
-    if not place:
+    offsets = [data.find(mark) for mark in _BEGINNINGS.get(codec, ())]
+    offset = next((offset for offset in offsets if offset > 0), 0)
+    if not offset:
         return packet
-    part = av.Packet(data[place:])
+    part = av.Packet(data[offset:])
     part.pts, part.dts, part.time_base = packet.pts, packet.dts, packet.time_base
     return part
 

@@ -86,8 +86,8 @@ class Decoder:
         if self.packets.encrypted:
             raise VideoError(self.path, _ENCRYPTED)
         # what tells a packet from the others when it is met again after a seek
-        places = zip(self.packets.pts, self.packets.positions, self.packets.sizes, strict=True)
-        self._ordinals = {place: ordinal for ordinal, place in enumerate(places) if place[1] is not None}
+        locations = zip(self.packets.pts, self.packets.positions, self.packets.sizes, strict=True)
+        self._ordinals = {location: ordinal for ordinal, location in enumerate(locations) if location[1] is not None}
         self._show_whole_packets()
         self.frames: FrameTable = self._lay_out(self.packets)
         lost = self._lost_at_start()
@@ -239,7 +239,7 @@ class Decoder:
                     break
                 ordinal += 1
         except av.error.FFmpegError:
-            # the index ended at the same place: what came before is whole
+            # the index ended at the same offset: what came before is whole
             pass
         yield ordinal, None
 
@@ -299,8 +299,8 @@ class Decoder:
         head = [ordinal for ordinal, shown in enumerate(packets.shown[:next_key]) if shown]
         timeless = {ordinal for ordinal in head if packets.pts[ordinal] is None}
         table = self._lay_out(packets.with_shown(timeless, False)) if timeless else self.frames
-        place_of = {} if table.by_rank else {ordinal: place for place, ordinal in enumerate(table.identities)}
-        early = {i for i in head if i < first_key} | timeless | _before(first_key, place_of)
+        index_of = {} if table.by_rank else {ordinal: index for index, ordinal in enumerate(table.identities)}
+        early = {i for i in head if i < first_key} | timeless | _before(first_key, index_of)
         if table.by_rank and self.codec in B_COMES_BEFORE:
             early |= set(itertools.takewhile(lambda ordinal: packets.is_b[ordinal], range(first_key + 1, next_key)))
         if packets.clean[first_key] and not early:
@@ -312,7 +312,7 @@ class Decoder:
                 break
             if not table.by_rank and frame.pts not in early:
                 # frames come in the order of display: what comes before this one and is not there yet, does not come
-                return (early | _before(frame.pts, place_of)) - seen
+                return (early | _before(frame.pts, index_of)) - seen
         lost = early if table.by_rank and self.codec in B_COMES_BEFORE else set(head)
         return lost - seen if seen else set()
 
@@ -342,10 +342,10 @@ class Decoder:
         self.header_size = (self.stream.codec_context.width, self.stream.codec_context.height)
 
 
-def _before(ordinal: int, place_of: dict[int, int]) -> set[int]:
+def _before(ordinal: int, index_of: dict[int, int]) -> set[int]:
     """The packets that are shown before this one."""
-    first = place_of.get(ordinal, 0)
-    return {other for other, place in place_of.items() if place < first}
+    first = index_of.get(ordinal, 0)
+    return {other for other, index in index_of.items() if index < first}
 
 
 def _decode_packet(codec: av.CodecContext, packet: av.Packet | None) -> tuple[list[av.VideoFrame], bool]:

@@ -64,7 +64,7 @@ class PictureReader:
     def is_b(self, data: memoryview) -> bool:
         """Whether the packet's picture may be shown before one that was decoded earlier; True where nothing tells."""
         if self.codec == "h264":
-            # a slice starts with its place, 0 (the bit 1), and its kind: 1 (010) or 6 (00111) is B
+            # a slice starts with its position, 0 (the bit 1), and its kind: 1 (010) or 6 (00111) is B
             start = self._first_slice(data)
             return start >> 7 == 1 and (start >> 4 & 7 == 0b010 or start >> 2 & 31 == 0b00111)
         if self.codec == "mpeg4":
@@ -128,12 +128,12 @@ class PictureReader:
         """The first byte of the first slice in a packet of H.264; 0 where there is none near its start."""
         if not self._length_bytes:
             return next((unit[1] for unit in self._slices(data[:_START_BYTES]) if len(unit) > 1), 0)
-        place, length_bytes, end = 0, self._length_bytes, len(data) - self._length_bytes - 1
-        while place < end:
-            unit = place + length_bytes
+        offset, length_bytes, end = 0, self._length_bytes, len(data) - self._length_bytes - 1
+        while offset < end:
+            unit = offset + length_bytes
             if data[unit] & 31 in _SLICES:
                 return data[unit + 1]
-            place = unit + int.from_bytes(data[place:unit])
+            offset = unit + int.from_bytes(data[offset:unit])
         return 0
 
     def _slices(self, data: memoryview) -> Iterator[bytes]:
@@ -142,17 +142,17 @@ class PictureReader:
 
     def _units(self, data: bytes) -> Iterator[bytes]:
         """The starts of the units in a packet of H.264 or HEVC."""
-        place = 0
+        offset = 0
         if self._length_bytes:
-            while place + self._length_bytes < len(data):
-                length = int.from_bytes(data[place : place + self._length_bytes])
-                place += self._length_bytes
-                yield data[place : place + min(length, _SET_BYTES)]
-                place += length
+            while offset + self._length_bytes < len(data):
+                length = int.from_bytes(data[offset : offset + self._length_bytes])
+                offset += self._length_bytes
+                yield data[offset : offset + min(length, _SET_BYTES)]
+                offset += length
             return
-        while (place := data.find(_START_CODE, place)) >= 0:
-            place += len(_START_CODE)
-            yield data[place : place + _SET_BYTES]
+        while (offset := data.find(_START_CODE, offset)) >= 0:
+            offset += len(_START_CODE)
+            yield data[offset : offset + _SET_BYTES]
 
 
 def is_hidden(codec: str, data: bytes | memoryview) -> bool:
@@ -181,9 +181,9 @@ def _read_sequence_set(bits: Bits) -> tuple[int, _SequenceSet]:
         bits.golomb()
         bits.take(1)
         if bits.take(1):
-            for place in range(12 if chroma_format == 3 else 8):
+            for offset in range(12 if chroma_format == 3 else 8):
                 if bits.take(1):
-                    _skip_scaling_list(bits, 16 if place < 6 else 64)
+                    _skip_scaling_list(bits, 16 if offset < 6 else 64)
     frame_number_bits = bits.golomb() + 4
     order_kind = bits.golomb()
     if order_kind == 0:
@@ -211,14 +211,14 @@ def _skip_scaling_list(bits: Bits, length: int) -> None:
 
 def _units_of_avcc(header: bytes) -> Iterator[bytes]:
     """The parameter sets in the header that mp4 and Matroska keep for H.264."""
-    place, count_mask = 5, 31
+    offset, count_mask = 5, 31
     for _ in range(2):
-        count = header[place] & count_mask if place < len(header) else 0
-        place += 1
+        count = header[offset] & count_mask if offset < len(header) else 0
+        offset += 1
         for _ in range(count):
-            length = int.from_bytes(header[place : place + 2])
-            yield header[place + 2 : place + 2 + length]
-            place += 2 + length
+            length = int.from_bytes(header[offset : offset + 2])
+            yield header[offset + 2 : offset + 2 + length]
+            offset += 2 + length
         count_mask = 255
 
 

@@ -102,7 +102,7 @@ class Pipe:
         return self._reads[0][1] if self._reads else time.monotonic()
 
     def bytes_from(self, position: int) -> bytes:
-        """What came from this place on; nothing where that is long ago."""
+        """What came from this offset on; nothing where that is long ago."""
         if self.file is not None:
             # Windows has no way to look without moving on
             return b"" if os.name != "posix" else os.pread(self._descriptor, LARGEST_PACKET_BYTES, position)

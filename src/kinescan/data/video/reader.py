@@ -75,9 +75,9 @@ class Frames:
 
 
 class VideoReader:
-    """Exact frames of a video file by their place or time, upright.
+    """Exact frames of a video file by index or time, upright.
 
-    Opening reads the packets once, without decoding: this gives the number of frames, their times and the places
+    Opening reads the packets once, without decoding: this gives the number of frames, their times and the positions
     where decoding can start. `read` then decodes each stretch that it needs once, by one thread (worker processes are
     the way to use more cores), and converts only the frames asked for to RGB. What comes out is bit for bit what
     decoding the whole file in order would give, also with variable frame rates, reordered frames and edit lists.
@@ -215,7 +215,7 @@ class VideoReader:
         self._decoder.close()
 
     def read(self, indices: Sequence[int] | torch.Tensor) -> Frames:
-        """The frames at these places.
+        """The frames at these indices.
 
         Args:
             indices: [T], each in [0, num_frames); any order, repeats allowed.
@@ -227,23 +227,23 @@ class VideoReader:
             ConfigError: there is no index, or one out of range.
             VideoError: a frame cannot be decoded.
         """
-        places = [int(index) for index in indices]
-        if not places or min(places) < 0 or max(places) >= self.num_frames:
-            raise ConfigError(f"{self.path}: indices must lie in [0, {self.num_frames}), got {places}.")
+        wanted_indices = [int(index) for index in indices]
+        if not wanted_indices or min(wanted_indices) < 0 or max(wanted_indices) >= self.num_frames:
+            raise ConfigError(f"{self.path}: indices must lie in [0, {self.num_frames}), got {wanted_indices}.")
         self._decoder.clock.restart()
         self._say_notes()
         slots: dict[int, list[int]] = {}
-        for slot, place in enumerate(places):
-            slots.setdefault(self._decoder.frames.identities[place], []).append(slot)
+        for slot, index in enumerate(wanted_indices):
+            slots.setdefault(self._decoder.frames.identities[index], []).append(slot)
         pixels = torch.empty(0, dtype=torch.uint8)
-        for identity, frame in self._decode_wanted(sorted(set(places))):
+        for identity, frame in self._decode_wanted(sorted(set(wanted_indices))):
             image = self._to_rgb(frame)
             if not pixels.numel():
                 with only_video_errors(self.path):
-                    pixels = torch.empty(len(places), *image.shape, dtype=torch.uint8)
+                    pixels = torch.empty(len(wanted_indices), *image.shape, dtype=torch.uint8)
             for slot in slots[identity]:
                 pixels[slot] = image
-        return Frames(pixels.permute(0, 3, 1, 2), self.pts_seconds[places])
+        return Frames(pixels.permute(0, 3, 1, 2), self.pts_seconds[wanted_indices])
 
     def read_at(self, seconds: float | Sequence[float]) -> Frames:
         """The frames that a player shows at these times: for each the last one that has begun.
@@ -264,40 +264,40 @@ class VideoReader:
         slack = 1e-6
         if not times.numel() or float(times.min()) < first - slack or float(times.max()) > end + slack:
             raise ConfigError(f"{self.path}: times must lie in [{first:.6g}, {end:.6g}] s, got {times.tolist()}.")
-        places = torch.searchsorted(self.pts_seconds, times + slack, right=True) - 1
-        return self.read(places.clamp(min=0))
+        found = torch.searchsorted(self.pts_seconds, times + slack, right=True) - 1
+        return self.read(found.clamp(min=0))
 
     def __iter__(self) -> Iterator[tuple[Pixels, float]]:
         """Frame after frame ([3, H, W], uint8) with its time in seconds; never more than a few in memory."""
         return self.in_order(range(self.num_frames))
 
     def in_order(self, indices: Sequence[int]) -> Iterator[tuple[Pixels, float]]:
-        """The frames at these places ([3, H, W], uint8), each with its time in seconds; only a few are in memory.
+        """The frames at these indices ([3, H, W], uint8), each with its time in seconds; only a few are in memory.
 
         Args:
             indices: each in [0, num_frames), not decreasing; repeats are allowed. What lies between is not converted.
         """
         self._say_notes()
         times, table = self.pts_seconds.tolist(), self._decoder.frames
-        place_of = {table.identities[place]: place for place in indices}
-        whole = len(place_of) == self.num_frames
+        index_of = {table.identities[index]: index for index in indices}
+        whole = len(index_of) == self.num_frames
         start = table.start(indices[0])
         ahead: dict[int, torch.Tensor] = {}
         left, newest = deque(indices), -1
         # a decoder of its own: reading in between does not disturb it
         decoder = self._decoder.again()
         try:
-            wanted = None if whole else set(place_of)
+            wanted = None if whole else set(index_of)
             for identity, frame in decoder.decode(start, wanted=wanted, strict=not self._allow_short):
-                if identity in place_of:
-                    ahead[place_of[identity]] = self._to_rgb(frame)
+                if identity in index_of:
+                    ahead[index_of[identity]] = self._to_rgb(frame)
                 while left and left[0] in ahead:
-                    place = left.popleft()
-                    if newest not in (-1, place):
+                    index = left.popleft()
+                    if newest not in (-1, index):
                         del ahead[newest]
-                    newest = place
+                    newest = index
                     with decoder.clock.paused():
-                        yield ahead[place].permute(2, 0, 1), times[place]
+                        yield ahead[index].permute(2, 0, 1), times[index]
                 if len(ahead) > _MAX_FRAMES_AHEAD:
                     break
         except Undecodable:
@@ -352,8 +352,8 @@ class VideoReader:
         position = next_file(self.path)
         if position is None:
             return None
-        places = self._decoder.packets.positions
-        return NextFile(position, is_read=any(place is not None and place >= position for place in places))
+        offsets = self._decoder.packets.positions
+        return NextFile(position, is_read=any(offset is not None and offset >= position for offset in offsets))
 
     def missing_seconds(self) -> float:
         """How much earlier the last stream ends than the header says; 0 where the format's header does not say it."""
@@ -388,12 +388,12 @@ class VideoReader:
             decoder.close()
         raise self._explain()
 
-    def _decode_wanted(self, places: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _decode_wanted(self, indices: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Each wanted frame once: first from the nearest starts; where that fails, from the file's start."""
         table = self._decoder.frames
-        missing = {table.identities[place] for place in places}
+        missing = {table.identities[index] for index in indices}
         try:
-            for start, wanted in plan_runs(table, places):
+            for start, wanted in plan_runs(table, indices):
                 for identity, frame in self._decoder.decode(start, wanted=wanted):
                     missing.discard(identity)
                     yield identity, frame
@@ -465,8 +465,8 @@ class VideoReader:
         """Counts what can be decoded."""
         decoder = self._decoder.again()
         try:
-            place_of = {identity: place for place, identity in enumerate(decoder.frames.identities)}
-            given = [place_of[identity] for identity, _ in decoder.decode(0, strict=False) if identity in place_of]
+            index_of = {identity: index for index, identity in enumerate(decoder.frames.identities)}
+            given = [index_of[identity] for identity, _ in decoder.decode(0, strict=False) if identity in index_of]
         finally:
             decoder.close()
         hint = f" Frames of more than {decoder.limits.max_pixels:,} pixels (data.max_pixels) are not decoded."

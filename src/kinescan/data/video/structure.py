@@ -62,12 +62,12 @@ def next_file(path: str | Path) -> int | None:
         start = file.read(12)
         if start[4:8] in _MP4_BOXES:
             boxes = [(kind, position) for kind, position, _ in _boxes(file, size)]
-            index = next((place for place, (kind, _) in enumerate(boxes) if kind in (b"moov", b"mdat")), len(boxes))
+            index = next((index for index, (kind, _) in enumerate(boxes) if kind in (b"moov", b"mdat")), len(boxes))
             return next((position for kind, position in boxes[index:] if kind == b"ftyp"), None)
         if start[:4] == _EBML_HEADER:
             end = _matroska_end(file)
         elif start[:4] == b"RIFF":
-            return next((place for place, kind in _riff_chunks(file, size) if place and kind != b"AVIX"), None)
+            return next((index for index, kind in _riff_chunks(file, size) if index and kind != b"AVIX"), None)
         elif start[:4] == _GIF:
             end = _gif_end(file)
         else:

@@ -75,7 +75,7 @@ class PacketTable:
 
 @dataclass(frozen=True)
 class FrameTable:
-    """Which packet carries the frame shown at each place, and when.
+    """Which packet carries the frame shown at each index, and when.
 
     Attributes:
         identities: of every frame in the order of display: the ordinal of its packet or, with `by_rank`, its rank in
@@ -101,16 +101,16 @@ class FrameTable:
     def __repr__(self) -> str:
         return f"FrameTable({len(self.identities)} frames, by_rank={self.by_rank})"
 
-    def start(self, place: int) -> int:
-        """The packet at which to start for the frame at this place; counting has to start at the first."""
-        return 0 if self.by_rank or self.from_first else self.starts[self.identities[place]]
+    def start(self, index: int) -> int:
+        """The packet at which to start for the frame at this index; counting has to start at the first."""
+        return 0 if self.by_rank or self.from_first else self.starts[self.identities[index]]
 
     def keep(self, identities: Iterable[int]) -> "FrameTable":
         """The table of only those frames that are named."""
         kept = set(identities)
-        places = [place for place, identity in enumerate(self.identities) if identity in kept]
+        indices = [index for index, identity in enumerate(self.identities) if identity in kept]
         return replace(
-            self, identities=[self.identities[place] for place in places], pts_seconds=self.pts_seconds[places]
+            self, identities=[self.identities[index] for index in indices], pts_seconds=self.pts_seconds[indices]
         )
 
 
@@ -201,10 +201,10 @@ def lay_out_decoded(packets: PacketTable, order: list[int]) -> FrameTable:
         packets: of the stream.
         order: the packet of each frame, in the order in which the decoder gave them.
     """
-    places: list[int | None] = [None] * len(packets.pts)
-    for place, ordinal in enumerate(order):
-        places[ordinal] = place
-    starts = _starts(packets, places)
+    indices: list[int | None] = [None] * len(packets.pts)
+    for index, ordinal in enumerate(order):
+        indices[ordinal] = index
+    starts = _starts(packets, indices)
     return FrameTable(
         order,
         _times_by_rank(packets, order),
@@ -282,20 +282,20 @@ def _starts(packets: PacketTable, ticks: list[int | None] | None) -> list[int]:
     return starts
 
 
-def plan_runs(table: FrameTable, places: Sequence[int]) -> list[tuple[int, set[int]]]:
+def plan_runs(table: FrameTable, indices: Sequence[int]) -> list[tuple[int, set[int]]]:
     """Where to start decoding, and for which frames: no packet is decoded twice, none between the runs at all.
 
     Args:
         table: of the video.
-        places: of the wanted frames, increasing.
+        indices: of the wanted frames, increasing.
 
     Returns:
         (ordinal of the first packet, identities of the wanted frames) of each run, in the order of the file.
     """
     runs: list[tuple[int, set[int]]] = []
     last_needed = -1
-    for place in places:
-        start, identity = table.start(place), table.identities[place]
+    for index in indices:
+        start, identity = table.start(index), table.identities[index]
         if runs and (start <= last_needed or start == runs[-1][0]):
             runs[-1][1].add(identity)
         else:

@@ -33,10 +33,10 @@ class Timeline:
 
 @dataclass(frozen=True)
 class TimedPacket:
-    """What is known of a packet's place in time.
+    """What is known of a packet's position in time.
 
     Attributes:
-        ordinal: its place in the file.
+        ordinal: its index in the file.
         pts: when it is shown, in ticks.
         dts: when it is decoded; None where the container does not say it.
         duration: in ticks; 0 where unknown.
@@ -116,14 +116,14 @@ def _is_believable(part: Sequence[TimedPacket], codec: str, reorder_depth: int) 
     before: list[int] = []
     overtaken = False
     for packet in part:
-        place = bisect.bisect_left(before, packet.pts)
-        depth = len(before) - place
-        if depth > deepest or (depth and before[place] == packet.pts):
+        index = bisect.bisect_left(before, packet.pts)
+        depth = len(before) - index
+        if depth > deepest or (depth and before[index] == packet.pts):
             return False
         if codec in B_COMES_BEFORE and packet.is_b and not depth:
             return False
         overtaken = overtaken or depth > 0
-        before.insert(place, packet.pts)
+        before.insert(index, packet.pts)
     return overtaken or not reorder_depth or not any(packet.is_b for packet in part)
 
 

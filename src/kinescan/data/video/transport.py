@@ -26,8 +26,8 @@ def is_whole(data: bytes) -> bool:
     if not step or data[0] != _SYNC:
         return False
     stream, counter, filled = _stream_of(data[:4]), None, False
-    for place in range(0, len(data) - _BLOCK_BYTES[0] + 1, step):
-        block = data[place : place + 6]
+    for offset in range(0, len(data) - _BLOCK_BYTES[0] + 1, step):
+        block = data[offset : offset + 6]
         if block[0] != _SYNC:
             return False
         has_payload, has_adaptation = bool(block[3] & 0x10), bool(block[3] & 0x20)

@@ -47,8 +47,8 @@ class VideoMambaConfig:
         drop_path: rate at which the last block's output is dropped while training; earlier ones less, linearly.
         inflation: how an image model's kernel becomes one over several frames: "center" puts it at the middle one,
             "mean" spreads it.
-        recompute: compute blocks again in the backward pass instead of keeping what they computed; the same
-            gradients in less memory.
+        recompute: activation checkpointing: compute blocks again in the backward pass instead of keeping what they
+            computed; the same gradients in less memory.
     """
 
     num_classes: int = 400

@@ -148,8 +148,8 @@ class VisionTransformer(nn.Module):
             tokens = tokens + self.positional_embedding.to(patches.dtype)
         if self.register_tokens is not None:
             registers = self.register_tokens.to(patches.dtype).expand(patches.shape[0], -1, -1)
-            place = int(self.config.class_token)
-            tokens = torch.cat([tokens[:, :place], registers, tokens[:, place:]], dim=1)
+            start = int(self.config.class_token)
+            tokens = torch.cat([tokens[:, :start], registers, tokens[:, start:]], dim=1)
         out: Tensor = self.ln_pre(tokens)
         return out
 

@@ -66,7 +66,7 @@ class Attention(nn.Module):
     Args:
         width: channels of a token.
         heads: attention heads.
-        rotary: turns queries and keys by their place; None leaves them.
+        rotary: turns queries and keys by their position; None leaves them.
     """
 
     def __init__(self, width: int, heads: int, rotary: Rotary | None = None) -> None:

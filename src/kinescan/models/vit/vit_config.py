@@ -28,7 +28,7 @@ class ViTConfig:
         class_token: a token of its own for the whole frame, in front; SigLIP has none.
         num_registers: learned tokens after it that take part in attention and are read by nobody (DINOv2, DINOv3).
         layer_scale: a learned factor for each channel at the end of every branch (DINOv2, DINOv3).
-        positions: "learned" embeddings, or "rotary": queries and keys of patches are turned by their place (DINOv3).
+        positions: "learned" embeddings, or "rotary": queries and keys of patches are turned by their position (DINOv3).
         rotary_theta: the slowest rotary wave is this many times as long as the quickest.
         pooling: what a frame's embedding is made of: the "class" token; the "mean" of the patches, then normalised
             (fine-tuned MAE, timm's fc_norm), or "mean_after_norm" of the normalised patches (open_clip's "avg", timm's

@@ -15,13 +15,13 @@ def describe_labels(saved: Sequence[str], own: Sequence[str]) -> str:
         >>> describe_labels(["jump", "run", "walk"], ["run", "walk", "swim"])
         "it has 3, the data 3; only it has 'jump'; only the data have 'swim'"
         >>> describe_labels(["run", "walk"], ["walk", "run"])
-        "the same 2 in another order; place 0 is 'run' there and 'walk' in the data"
+        "the same 2 in another order; index 0 is 'run' there and 'walk' in the data"
     """
     only_saved = [label for label in saved if label not in set(own)]
     only_own = [label for label in own if label not in set(saved)]
     if not only_saved and not only_own:
-        place = next(place for place, (old, new) in enumerate(zip(saved, own, strict=True)) if old != new)
-        both = f"place {place} is {saved[place]!r} there and {own[place]!r} in the data"
+        index = next(index for index, (old, new) in enumerate(zip(saved, own, strict=True)) if old != new)
+        both = f"index {index} is {saved[index]!r} there and {own[index]!r} in the data"
         return f"the same {len(saved)} in another order; {both}"
     parts = [f"it has {len(saved)}, the data {len(own)}"]
     parts += [f"only it has {_listed(only_saved)}"] if only_saved else []
@@ -51,8 +51,8 @@ def reorder_head(tensors: dict[str, Tensor], saved: Sequence[str], own: Sequence
         saved: the labels in their order.
         own: the same labels in the order wanted.
     """
-    places = {label: place for place, label in enumerate(saved)}
-    order = [places[label] for label in own]
+    index_of = {label: index for index, label in enumerate(saved)}
+    order = [index_of[label] for label in own]
     return {name: tensor[order] if name in ("head.weight", "head.bias") else tensor for name, tensor in tensors.items()}
 
 

@@ -73,7 +73,7 @@ def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretra
 
     Args:
         checkpoint: as `open_checkpoint` gives it.
-        prefix: the tower's place in the model.
+        prefix: of the vision encoder in the model.
 
     Raises:
         CheckpointError: no layout fits, or the tower has parts that `VisionTransformer` has not.

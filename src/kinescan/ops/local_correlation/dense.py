@@ -50,8 +50,8 @@ def correlate_clip(
     rows = []
     for t in range(first_frame, num_frames):
         # Frames are told apart here, where they are numbers: an exported model has a fixed number of them.
-        places = [min(max(t + tau, 0), num_frames - 1) if replicate else t + tau for tau in offsets]
-        rows.append(torch.stack([directions[:, u] if 0 <= u < num_frames else nothing for u in places], dim=1))
+        sources = [min(max(t + tau, 0), num_frames - 1) if replicate else t + tau for tau in offsets]
+        rows.append(torch.stack([directions[:, u] if 0 <= u < num_frames else nothing for u in sources], dim=1))
     others = torch.stack(rows, dim=1)  # [B, T', K, C, N]
     products = directions[:, first_frame:, None].transpose(3, 4) @ others  # [B, T', K, N, N]
     places_of_window, inside = _window(height, width, window, features.device)
@@ -60,12 +60,12 @@ def correlate_clip(
 
 
 def _window(height: int, width: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For every displacement and patch, its place in a flat [N, N] product, and whether it lies inside the frame."""
+    """For every displacement and patch, its index in a flat [N, N] product, and whether it lies inside the frame."""
     reach = torch.arange(window, device=device) - window // 2
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     other_rows = reach[:, None, None, None] + rows[:, None]  # [window, 1, H, 1]
     other_columns = reach[:, None, None] + columns  # [window, 1, W]
     inside = (other_rows >= 0) & (other_rows < height) & (other_columns >= 0) & (other_columns < width)
     own = rows[:, None] * width + columns  # [H, W]
-    places = own * (height * width) + other_rows * width + other_columns
-    return torch.where(inside, places, 0).flatten(), inside.flatten()
+    indices = own * (height * width) + other_rows * width + other_columns
+    return torch.where(inside, indices, 0).flatten(), inside.flatten()

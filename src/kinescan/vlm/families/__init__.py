@@ -101,12 +101,12 @@ def load_vlm(
         ConfigError: its family is not supported.
         DependencyError: transformers is not installed.
     """
-    place = _usable(device)
+    usable = _usable(device)
     model, tokenizer, folder = door.load_pretrained(
         name, families=FAMILIES, revision=revision, dtype=_dtype_of(dtype), prepare=_read_pixels
     )
     pixels = read_pixel_settings(family_class(model), folder)
-    return Vlm(model=model.to(place), tokenizer=tokenizer, pixels=pixels)
+    return Vlm(model=model.to(usable), tokenizer=tokenizer, pixels=pixels)
 
 
 def read_pixel_settings(family: type[Family], source: Any) -> PixelSettings:
@@ -149,14 +149,14 @@ def _read_pixels(folder: Path, model_type: str) -> None:
 
 def _usable(device: str | torch.device) -> torch.device:
     try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
+        wanted = torch.device(device)
+        torch.empty(0, device=wanted)
     # torch says in several ways that a device is not there
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ConfigError(
             f"device {device!r} cannot be used ({first_line(error)}) Use cpu, or one that is there."
         ) from None
-    return place
+    return wanted
 
 
 def _dtype_of(dtype: str | torch.dtype) -> str | torch.dtype:

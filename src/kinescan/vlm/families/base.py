@@ -239,8 +239,8 @@ def check_ready(model: nn.Module) -> None:
         raise ConfigError(
             "the model is in training mode, where dropout would change the state. Call model.eval() first."
         )
-    places = {str(parameter.device) for parameter in model.parameters()}
-    if len(places) > 1:
+    devices = {str(parameter.device) for parameter in model.parameters()}
+    if len(devices) > 1:
         raise ConfigError(
-            f"a stream needs the model on one device, it is on {', '.join(sorted(places))}. Move it to one."
+            f"a stream needs the model on one device, it is on {', '.join(sorted(devices))}. Move it to one."
         )

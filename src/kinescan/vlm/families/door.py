@@ -1,4 +1,4 @@
-"""The only place of the VLMs where transformers is imported; its private parts: `runtime.transformers_internals`."""
+"""The only module of the VLMs where transformers is imported; its private parts: `runtime.transformers_internals`."""
 
 import copy
 import logging
