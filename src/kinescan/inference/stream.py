@@ -270,7 +270,7 @@ def session_from(
     average: AverageKind | None = None,
     average_seconds: float | None = None,
 ) -> StreamSession:
-    """A session that goes on from the state in a file, where that is there.
+    """A session that continues from the state in a file, where that is there.
 
     Raises:
         ConfigError: the model is not causal, the average is wrong, or the file's folder cannot be written to.

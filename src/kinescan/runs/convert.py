@@ -78,7 +78,7 @@ def convert(source: str | Path, output: str | Path, *, overwrite: bool = False, 
         logger.warning("%s: %s", source, note)
     if found.not_found:
         logger.warning(
-            "%d of the %d videos are not found, such as %s: they stand in the list by their names. Name their folder "
+            "%d of the %d videos are not found, such as %s: they are in the list by their names. Name their folder "
             "with --videos, or put the list beside them",
             *(len(found.not_found), found.num_videos, found.not_found[0]),
         )

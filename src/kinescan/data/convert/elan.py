@@ -221,7 +221,7 @@ def _named_columns(head: Sequence[str], begins: Sequence[int], ends: Sequence[in
 
 
 def _columns_by_content(rows: Sequence[Row]) -> _Columns | None:
-    """Of a table without a header: begin, end and length stand in this order, each in the same forms."""
+    """Of a table without a header: begin, end and length are in this order, each in the same forms."""
     width = max(len(row.cells) for row in rows)
     timed = [
         place

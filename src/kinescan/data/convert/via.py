@@ -16,7 +16,7 @@ _ATTRIBUTES = re.compile(r"^#\s*ATTRIBUTES?\s*=\s*(\{.*\})\s*$", re.MULTILINE)
 
 
 def is_via(file: Path) -> bool:
-    """Whether a table has VIA's columns, which stand in a comment."""
+    """Whether a table has VIA's columns, which are in a comment."""
     return _HEADER.search(read_table_text(file)) is not None
 
 
