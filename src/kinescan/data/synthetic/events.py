@@ -11,14 +11,17 @@ from torch import Tensor
 from kinescan.data.intervals import Interval
 from kinescan.data.synthetic.event_scene import DISTRACTOR, EVENT_PAIRS, Life, draw_lives, draw_times
 from kinescan.data.synthetic.scene import Scene, Sprite, render
-from kinescan.data.synthetic.textures import TEST_TEXTURES, TRAIN_TEXTURES
+from kinescan.data.synthetic.textures import FAMILIES, TEST_TEXTURES, TRAIN_TEXTURES
 from kinescan.data.synthetic.writing import ClipFile, PictureConfig, Split, SyntheticReport, write_dataset
 from kinescan.errors import ConfigError
 from kinescan.fields import check_most
 from kinescan.settings import closest
 from kinescan.shapes import Pixels
 
+DISTRACTOR_FAMILY = "checks"
+"""The texture of what moves and means nothing; no object that acts has it."""
 _FRAMES_AT_ONCE = 64
+_ACTING_FAMILIES = tuple(family for family in FAMILIES if family != DISTRACTOR_FAMILY)
 _SCENE, _FRAMES = 0, 1
 """What a generator is for: the scene must not change with the number of frames that are taken of it."""
 
@@ -34,7 +37,7 @@ class EventsConfig(PictureConfig):
         pairs: which of "horizontal", "vertical", "turning", "scaling"; each gives two classes.
         objects: places at which an object comes, rests, acts and goes; one acts at a time.
         overlaps: let the objects act at the same time, too.
-        distractors: panels that move as the objects do and mean nothing.
+        distractors: square, chequered panels that move as the objects do and mean nothing.
         shortest_seconds: of an event.
         longest_seconds: of an event.
         pause_seconds: between two events of a place, about; some pauses are several times longer.
@@ -221,7 +224,8 @@ def _shown(scene: EventScene, seconds: NDArray[np.float64]) -> Scene:
         if opacity.any():
             poses = torch.from_numpy(life.poses_at(seconds)).float()
             seen = torch.from_numpy(opacity).float()
-            sprites.append(Sprite(shape=life.shape, texture_seed=seed, family=None, poses=poses, opacity=seen))
+            family = DISTRACTOR_FAMILY if life.shape == DISTRACTOR else _ACTING_FAMILIES[seed % len(_ACTING_FAMILIES)]
+            sprites.append(Sprite(shape=life.shape, texture_seed=seed, family=family, poses=poses, opacity=seen))
     return Scene(background_seed=scene.background_seed, sprites=tuple(sprites), num_frames=len(seconds))
 
 
