@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kinescan.runs import check as check
     from kinescan.runs import compare as compare
     from kinescan.runs import convert as convert
+    from kinescan.runs import cross_validate as cross_validate
     from kinescan.runs import demo as demo
     from kinescan.runs import demo_page as demo_page
     from kinescan.runs import doctor as doctor
@@ -31,7 +32,18 @@ __getattr__ = lazy_names(
     __name__,
     {},
     (
-        *("ask", "bench", "check", "compare", "convert", "demo", "demo_page", "doctor", "evaluate", "export"),
-        *("make_data", "names", "predict", "profile", "recipe", "recipe_reference", "stream", "train"),
+        *("ask", "bench", "check", "compare", "convert", "cross_validate", "demo", "demo_page", "doctor"),
+        *(
+            "evaluate",
+            "export",
+            "make_data",
+            "names",
+            "predict",
+            "profile",
+            "recipe",
+            "recipe_reference",
+            "stream",
+            "train",
+        ),
     ),
 )

@@ -1,7 +1,7 @@
 import logging
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeGuard, TypeVar, cast
@@ -99,6 +99,20 @@ def read_videos(config: RunConfig, *, announced: bool = True) -> Division[VideoI
     return _Divider(config, announced, _ClipSource(config)).division()
 
 
+def read_folds(config: RunConfig) -> Sequence[Division[VideoItem] | Division[IntervalVideo]]:
+    """The division of each fold of cross-validation; the videos are read once.
+
+    Raises:
+        ConfigError: as for `read_videos`.
+    """
+    configs = [replace(config, data=replace(config.data, fold=fold + 1)) for fold in range(config.data.folds)]
+    if config.task == "intervals":
+        intervals = _Listed(*_IntervalSource(config).train())
+        return [_Divider(fold, False, intervals).division() for fold in configs]
+    clips = _Listed(*_ClipSource(config).train())
+    return [_Divider(fold, False, clips).division() for fold in configs]
+
+
 class _Source(Protocol[V]):
     """One kind of labels."""
 
@@ -110,6 +124,23 @@ class _Source(Protocol[V]):
 
     def test(self, classes: tuple[str, ...]) -> list[V]:
         """Videos of the test part."""
+
+
+class _Listed(Generic[V]):
+    """Videos that were read before, without a test part."""
+
+    def __init__(self, videos: list[V], classes: tuple[str, ...]) -> None:
+        self.held_out_name: str | None = None
+        self._videos: list[V] = videos
+        self._classes = classes
+
+    def train(self) -> tuple[list[V], tuple[str, ...]]:
+        """Videos to train on, and their classes."""
+        return self._videos, self._classes
+
+    def test(self, classes: tuple[str, ...]) -> list[V]:
+        """None."""
+        return []
 
 
 class _ClipSource:
@@ -208,7 +239,7 @@ class _Divider(Generic[V]):
         data, source = self._data, self._source
         videos, classes = source.train()
         if data.folds:
-            training, held_out = self._fold(videos)
+            training, held_out = self._fold(videos, classes)
         elif data.test or source.held_out_name:
             training, held_out = videos, source.test(classes)
             where = data.test or data.train
@@ -221,13 +252,17 @@ class _Divider(Generic[V]):
         training, validation = self._validation(training)
         return Division(training, held_out, classes, validation)
 
-    def _fold(self, videos: list[V]) -> tuple[list[V], list[V]]:
+    def _fold(self, videos: list[V], classes: tuple[str, ...]) -> tuple[list[V], list[V]]:
         data = self._data
         numbers = fold_numbers(videos, data.folds, self._seed)
         held_out = [video for video in videos if numbers[video.video_id] == data.fold]
         training = [video for video in videos if numbers[video.video_id] != data.fold]
         sizes = (data.fold, data.folds, len(training), len(held_out), self._groups(held_out))
         logger.log(self._level, "fold %d of %d: %d videos to train on, %d held out%s", *sizes)
+        trained = {label for video in training for label in _labels_of(video, classes)}
+        lost = sorted({label for video in held_out for label in _labels_of(video, classes)} - trained)
+        if lost:
+            logger.warning("fold %d: no video to train on has the class %s", data.fold, ", ".join(map(repr, lost[:5])))
         return training, held_out
 
     def _hold_out(self, videos: list[V], classes: tuple[str, ...]) -> tuple[list[V], list[V]]:
@@ -266,6 +301,10 @@ class _Divider(Generic[V]):
         names = sorted({video.group for video in videos})
         shown = ", ".join(names[:8])
         return f", groups {shown}{', ...' if len(names) > 8 else ''}"
+
+
+def _labels_of(video: Video, classes: Sequence[str]) -> Collection[str]:
+    return [classes[video.label]] if isinstance(video, VideoItem) else video.labels
 
 
 def _divided(videos: list[V], ids: Collection[str]) -> tuple[list[V], list[V]]:
