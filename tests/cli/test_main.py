@@ -20,7 +20,9 @@ FLAGS = {
     "predict": {
         *("--set", "--model", "--top", "--views", "--explain", "--allow-short", "--device", "--allow-code", "--json"),
     },
-    "stream": {"--model", "--every", "--top", "--allow-short", "--device", "--state", "--json"},
+    "stream": {
+        *("--set", "--model", "--every", "--top", "--allow-short", "--device", "--state", "--events", "--json"),
+    },
     "ask": {
         *("--model", "--policy", "--budget", "--fps", "--storage", "--compare", "--allow-short", "--device", "--json"),
     },

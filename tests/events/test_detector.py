@@ -297,7 +297,7 @@ def test_an_event_is_an_interval_once_it_has_ended() -> None:
     interval = event.interval("a.mp4")
     assert (interval.label, interval.start_seconds, interval.end_seconds) == ("fall", 0.0, 0.5)
     started = EventDetector(CLASSES, PLAIN).push(0.0, [0.1, 0.9])[0].event
-    with pytest.raises(ShapeError, match="goes on"):
+    with pytest.raises(ShapeError, match="fall"):
         started.interval("a.mp4")
 
 

@@ -77,7 +77,7 @@ def test_saved_with_a_model_and_read_for_it_alone(tmp_path: Path) -> None:
     assert load_rules(tmp_path, classes=CLASSES, weights="abc") == rules
     assert load_rules(tmp_path / "events.json", classes=CLASSES, weights="abc") == rules
     with pytest.raises(ConfigError, match="other weights"):
-        load_rules(tmp_path, classes=CLASSES, weights="abd")
+        load_rules(tmp_path, classes=CLASSES, weights="abx")
     with pytest.raises(ConfigError, match="another model"):
         load_rules(tmp_path, classes=("background", "walk", "fall"), weights="abc")
 

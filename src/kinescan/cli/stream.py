@@ -9,17 +9,19 @@ import typer
 from kinescan import runs
 from kinescan.cli.output import reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
+from kinescan.errors import ConfigError
 from kinescan.runtime.escaping import escape_terminal, to_json
 from kinescan.runtime.quantities import percent
 from kinescan.runtime.signals import Interruption
 
 if TYPE_CHECKING:
+    from kinescan.events.told import Told
     from kinescan.inference.stream import StreamPrediction
 
 EXAMPLES = (
     "kinescan stream a.mp4 --model runs/causal",
     "kinescan stream rtsp://camera/1 --state camera.safetensors",
-    "kinescan stream - --json < camera.ts > predictions.jsonl",
+    "kinescan stream rtsp://camera/1 --events events.jsonl --events https://example.org/hook --state camera.state",
 )
 
 
@@ -43,19 +45,66 @@ def command(
     state: Annotated[
         Path | None, typer.Option(help="File to continue from where it is there; written every minute and at the end.")
     ] = None,
+    events: Annotated[
+        list[str],
+        typer.Option(
+            metavar="WHERE",
+            help="Tell starts and ends of events, and where to: FILE.jsonl, FILE.csv, a webhook (https://...), - to "
+            "only print; or rules, FILE.toml or .json. Can be repeated.",
+        ),
+    ] = [],  # noqa: B006
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="events.on=0.6, webhook.timeout_seconds=5, ...")
+    ] = [],  # noqa: B006
     modules: OwnModules = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a frame.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a frame, or an event.")] = False,
 ) -> None:
     """Classify a video or a live source frame by frame, at constant cost; the model must be causal."""
     import_own_modules(modules)
+    if settings and not events:
+        raise ConfigError("--set is for events: give --events WHERE, too (- only prints them).")
     # SIGTERM ends it as Ctrl-C does: with the state written
     with Interruption() as stop:
         stop.immediate = True
+        if events:
+            told = runs.stream.stream_source_events(
+                source,
+                events,
+                overrides=settings,
+                sinks=[runs.stream.printing(_print_event_json if as_json else _print_event)],
+                model=model,
+                every=every,
+                device=device,
+                state=state,
+                allow_short=allow_short,
+            )
+            with closing(told):
+                for _ in told:
+                    pass
+            return
         predictions = runs.stream.stream_source(
             source, model=model, every=every, top=top, device=device, state=state, allow_short=allow_short
         )
         with closing(predictions):
             _print_as_they_come(predictions, as_json)
+
+
+def _print_event(told: "Told") -> None:
+    event = told.update.event
+    label = escape_terminal(event.label)
+    if told.update.kind == "start":
+        print(
+            f"{event.start_seconds:10.3f} s  {label} begins  ({event.id}, {100 * event.peak_score:.1f} %)", flush=True
+        )
+        return
+    assert event.end_seconds is not None, "it has ended"
+    lasted = event.end_seconds - event.start_seconds
+    text = f"{event.end_seconds:10.3f} s  {label} ends after {lasted:.3f} s"
+    print(f"{text}  ({event.id}, {100 * event.peak_score:.1f} %)", flush=True)
+
+
+def _print_event_json(told: "Told") -> None:
+    print(to_json(told.to_plain()), flush=True)
 
 
 def _print_as_they_come(predictions: "Iterable[StreamPrediction]", as_json: bool) -> None:

@@ -139,11 +139,12 @@ class EventDetector:
     @property
     def open_events(self) -> tuple[Event, ...]:
         """Those whose start was told and whose end was not."""
-        return tuple(
-            self._event(index, run, end=None) for index, run in self._runs.items() if run.id and run.ended is None
-        ) + tuple(
-            self._event(index, run, end=None) for index, run in self._runs.items() if run.id and run.ended is not None
-        )
+        return tuple(self._event(index, run, end=None) for index, run in sorted(self._runs.items()) if run.id)
+
+    @property
+    def frame_seconds(self) -> float:
+        """The usual distance of frames: the median of the last ones; 0 before the second frame."""
+        return median(self._clock.distances) if self._clock.distances else 0.0
 
     def push(self, seconds: float, scores: ArrayLike) -> list[EventUpdate]:
         """Takes the scores of the next frame; gives what is to be told now.
@@ -227,8 +228,7 @@ class EventDetector:
         self._num_told, self.stream_id = num_told, stream_id
 
     def _is_gap(self, distance: float) -> bool:
-        usual = median(self._clock.distances) if self._clock.distances else 0.0
-        return distance > max(self.rules.gap_seconds, _GAP_RATIO * usual) + SLACK_SECONDS
+        return distance > max(self.rules.gap_seconds, _GAP_RATIO * self.frame_seconds) + SLACK_SECONDS
 
     def _pass_time(self, seconds: float) -> list[EventUpdate]:
         last = self._clock.last

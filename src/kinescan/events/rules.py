@@ -164,9 +164,26 @@ def load_rules(path: str | Path, *, classes: Sequence[str], weights: str) -> Eve
             belongs to another model.
     """
     path = _file(path)
-    content = read_toml(path) if path.suffix.lower() == ".toml" else read_json_object(path)
-    rules = build_rules(_of_model(content, path, classes, weights), where=str(path))
-    rules.check_classes(classes, where=str(path))
+    return rules_of_content(read_content(path), where=str(path), classes=classes, weights=weights)
+
+
+def read_content(path: str | Path) -> dict[str, Any]:
+    """What a .toml or .json file of rules holds.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    return read_toml(path) if Path(path).suffix.lower() == ".toml" else read_json_object(path)
+
+
+def rules_of_content(content: Mapping[str, Any], *, where: str, classes: Sequence[str], weights: str) -> EventRules:
+    """The rules in what a file holds, for a model; see `load_rules`.
+
+    Raises:
+        ConfigError: as `load_rules`.
+    """
+    rules = build_rules(_of_model(content, where, classes, weights), where=where)
+    rules.check_classes(classes, where=where)
     return rules
 
 
@@ -184,7 +201,7 @@ def _file(path: str | Path) -> Path:
     return path / RULES_FILE if path.is_dir() else path
 
 
-def _of_model(content: dict[str, Any], path: Path, classes: Sequence[str], weights: str) -> Mapping[str, Any]:
+def _of_model(content: Mapping[str, Any], path: str, classes: Sequence[str], weights: str) -> Mapping[str, Any]:
     """The rules in a file, where they are of this model or of none."""
     if "weights" not in content and "rules" not in content:
         return content

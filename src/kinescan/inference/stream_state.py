@@ -17,10 +17,11 @@ from kinescan.layers.mamba import MambaState
 from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4, PKS4State
 from kinescan.runtime.atomic_write import atomic_write
-from kinescan.runtime.files import require_regular
+from kinescan.runtime.escaping import to_json
+from kinescan.runtime.files import parse_json, require_regular
 from kinescan.runtime.fingerprint import fingerprint_of
 
-_MARK, _SEEN, _WEIGHTS = "kinescan_stream_state", "frames_seen", "weights"
+_MARK, _SEEN, _WEIGHTS, _EVENTS = "kinescan_stream_state", "frames_seen", "weights", "events"
 _ROUTE = "class_tokens."
 _SCANNER = "scanner"
 _RECENT = "recent"
@@ -29,7 +30,14 @@ _ADVICE = "Name a file in a folder with room."
 _ANEW = "Give the file of a stream of this model, or start anew without it."
 
 
-def save_stream_state(state: PKS4State, path: str | Path, *, model: PKS4 | None = None) -> None:
+def save_stream_state(
+    state: PKS4State,
+    path: str | Path,
+    *,
+    model: PKS4 | None = None,
+    weights: str | None = None,
+    events: Mapping[str, Any] | None = None,
+) -> None:
     """Writes a stream's state to a safetensors file, to continue later or elsewhere.
 
     An earlier file is there until the new one is whole.
@@ -38,14 +46,18 @@ def save_stream_state(state: PKS4State, path: str | Path, *, model: PKS4 | None 
         state: of the stream.
         path: the file.
         model: whose weights the state belongs to; `load_stream_state` can compare them then.
+        weights: the model's fingerprint, where it is known: taking it again costs as much as reading every parameter.
+        events: JSON-like values that are kept beside the state, of the same moment; see `load_stream_events`.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
     metadata = {_MARK: "1", _SEEN: str(state.frames_seen)}
-    if model is not None:
-        metadata[_WEIGHTS] = fingerprint_of(model)
+    if weights is not None or model is not None:
+        metadata[_WEIGHTS] = weights or fingerprint_of(model)  # type: ignore[arg-type]
+    if events is not None:
+        metadata[_EVENTS] = to_json(events)
 
     def refused(reason: str) -> CheckpointError:
         return CheckpointError(f"the stream's state cannot be written: {reason}")
@@ -90,6 +102,30 @@ def load_stream_state(path: str | Path, *, model: PKS4 | None = None) -> PKS4Sta
         return state_of(tensors, int(seen))
     except CheckpointError as error:
         raise refused(str(error)) from None
+
+
+def load_stream_events(path: str | Path) -> dict[str, Any] | None:
+    """What `save_stream_state` was given as `events`; None in a file without.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+
+    def refused(reason: str) -> CheckpointError:
+        return CheckpointError(f"{path}: the stream's events cannot be read: {reason}")
+
+    require_regular(path, error=refused)
+    try:
+        with safe_open(str(path), "pt") as file:
+            text = (file.metadata() or {}).get(_EVENTS)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise refused(f"{error}. {_ANEW}") from None
+    if text is None:
+        return None
+    values = parse_json(text, path, error=refused)
+    if not isinstance(values, dict):
+        raise refused(f"they are no JSON object. {_ANEW}")
+    return values
 
 
 def state_of(tensors: Mapping[str, Tensor], frames_seen: int) -> PKS4State:

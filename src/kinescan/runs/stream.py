@@ -1,7 +1,13 @@
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
+from kinescan.events.sinks import Calls, Sink
+from kinescan.events.told import Told
+from kinescan.inference.event_rules import model_rules
+from kinescan.inference.event_stream import stream_events
+from kinescan.inference.model_source import record_of_export, resolve_model
 from kinescan.inference.stream import StreamPrediction, stream
+from kinescan.runs.events import plan_events
 from kinescan.runs.folder import model_folder
 from kinescan.runtime.device import choose_device
 
@@ -41,3 +47,51 @@ def stream_source(
         state=state,
         allow_short=allow_short,
     )
+
+
+def stream_source_events(
+    source: str | Path,
+    targets: Sequence[str],
+    *,
+    overrides: Sequence[str] = (),
+    sinks: Sequence[Sink] = (),
+    model: str | None = None,
+    every: int | None = None,
+    device: str = "auto",
+    state: str | Path | None = None,
+    allow_short: bool = False,
+) -> Generator[Told, None, None]:
+    """The starts and ends of events in a file or a live source, told wherever `targets` say.
+
+    Args:
+        source: a video file, a URL, or "-" for standard input.
+        targets: files of rules, files to write, webhooks; see `kinescan.runs.events.plan_events`.
+        overrides: settings of rules and webhooks.
+        sinks: who else is told.
+        model: a run's folder, a saved causal model or a hub name; None for the newest run.
+        every: feed every n-th frame by count; None takes frames by their times.
+        device: "auto" or the name of one.
+        state: file to continue from where it is there; see `kinescan.inference.event_stream.stream_events`.
+        allow_short: use what can be decoded of a cut or damaged file.
+
+    Raises:
+        ConfigError: there is no model, no such device, or a setting is wrong; thresholds are those of another model.
+        CheckpointError: the model or the state cannot be read.
+        VideoError: the source cannot be read.
+    """
+    plan = plan_events(targets, overrides)
+    place = model_folder(model, hint="--model RUN")
+    resolved = place if record_of_export(place) is not None else resolve_model(place, choose_device(device))
+    if isinstance(resolved, str):
+        # says why an exported model cannot run on a stream
+        return stream_events(resolved, source)
+    rules = model_rules(resolved, place, content=plan.rules, where=plan.where, changes=plan.changes)
+    opened = plan.open_sinks(state)
+    return stream_events(
+        resolved, source, rules=rules, sinks=[*opened, *sinks], every=every, state=state, allow_short=allow_short
+    )
+
+
+def printing(show: Callable[[Told], None]) -> Sink:
+    """Standard output as one who is told."""
+    return Calls("standard output", show)

@@ -1,0 +1,67 @@
+"""Which rules of events belong to a model."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kinescan.events.predictions import BACKGROUND
+from kinescan.events.rules import RULES_FILE, EventRules, build_rules, load_rules, rules_of_content
+from kinescan.models.classifier import VideoClassifier
+from kinescan.runtime.fingerprint import fingerprint_of
+from kinescan.settings import to_plain
+
+logger = logging.getLogger(__name__)
+
+
+def model_rules(
+    model: VideoClassifier,
+    place: str | Path | None = None,
+    *,
+    content: Mapping[str, Any] | None = None,
+    where: str = "events",
+    changes: Mapping[str, Any] | None = None,
+) -> EventRules:
+    """The rules for a model: those given, else those saved with it, else the defaults; which, the log says.
+
+    Args:
+        model: whose scores they are for.
+        place: the folder that it came from, in which its events.json lies.
+        content: what a file of rules holds; see `load_rules`.
+        where: name of that file, for messages.
+        changes: single settings that go before all of them, nested as in a file.
+
+    Raises:
+        ConfigError: a setting makes no sense, a class is unknown, or thresholds are those of another model.
+    """
+    classes, weights = model.class_names, fingerprint_of(model)
+    beside = None if place is None else Path(place) / RULES_FILE
+    if content:
+        rules, origin = rules_of_content(content, where=where, classes=classes, weights=weights), where
+    elif beside is not None and beside.is_file():
+        rules, origin = load_rules(beside, classes=classes, weights=weights), str(beside)
+    else:
+        rules, origin = EventRules(), "the defaults; none were chosen for this model"
+    if changes:
+        rules = build_rules(_merged(to_plain(rules), changes))
+        rules.check_classes(classes)
+    logger.info(
+        "events: on = %g, off = %g, least %g s, merge %g s (%s)",
+        *(rules.on, rules.of("").off, rules.least_seconds, rules.merge_seconds, origin),
+    )
+    if BACKGROUND not in classes and not model.overlapping:
+        logger.warning(
+            "%s has no class for nothing happens: its scores say which class is the likeliest, so that some class is "
+            "nearly always an event. Train on labels with a start and an end for a background.",
+            model.name,
+        )
+    return rules
+
+
+def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, change in changes.items():
+        before = merged.get(key)
+        both = isinstance(before, dict) and isinstance(change, Mapping)
+        merged[key] = _merged(before or {}, change) if both else change
+    return merged

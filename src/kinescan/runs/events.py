@@ -1,0 +1,165 @@
+"""What `--events` and `--set` say of events: rules, files, webhooks."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from kinescan.config import parse_overrides
+from kinescan.errors import ConfigError
+from kinescan.events.rules import build_rules, read_content
+from kinescan.events.sinks import CsvFile, JsonLines, Sink
+from kinescan.events.webhook import Webhook, WebhookSettings
+from kinescan.runtime.urls import is_url, mask_url
+from kinescan.settings import build_settings, closest
+
+STANDARD_OUTPUT = "-"
+SECRET_VARIABLE = "KINESCAN_WEBHOOK_SECRET"
+_FILES = {".jsonl": JsonLines, ".csv": CsvFile}
+_RULES = (".toml", ".json")
+_ALLOWED = (
+    "a file of rules (.toml, .json), a file to write (.jsonl, .csv), a webhook (http://..., https://...), or - to only "
+    "print events"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventPlan:
+    """Where events go, and what was said of their rules.
+
+    Attributes:
+        rules: what the file of rules holds, but for its places to write; empty where none was given.
+        where: name of that file.
+        changes: settings of rules that go before those of files.
+        files: to write.
+        webhooks: to call.
+    """
+
+    rules: Mapping[str, Any] = field(default_factory=dict)
+    where: str = "events"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    webhooks: tuple[WebhookSettings, ...] = ()
+
+    def open_sinks(self, state: str | Path | None = None) -> list[Sink]:
+        """Opens what is written and called.
+
+        Args:
+            state: file of the stream's state, beside which messages wait.
+
+        Raises:
+            ConfigError: a file or folder cannot be written, or a secret is not set.
+        """
+        sinks: list[Sink] = []
+        try:
+            sinks += [_FILES[Path(name).suffix.lower()](name) for name in self.files]
+            for webhook in self.webhooks:
+                sinks.append(Webhook(webhook, _queue_of(webhook, state), secret=_secret_of(webhook)))
+        except ConfigError:
+            for sink in sinks:
+                sink.close(0.0)
+            raise
+        return sinks
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outputs:
+    """What a file of rules may hold besides rules.
+
+    Attributes:
+        files: to write.
+        webhook: to call.
+    """
+
+    files: list[str] = field(default_factory=list)
+    webhook: list[WebhookSettings] = field(default_factory=list)
+
+
+def plan_events(targets: Sequence[str], overrides: Sequence[str] = ()) -> EventPlan:
+    """Reads what `--events` was given, and `--set events.*` and `--set webhook.*`.
+
+    Args:
+        targets: files of rules, files to write, webhooks, or "-".
+        overrides: "events.on=0.6" and the like for rules; "webhook.timeout_seconds=5" and the like for every webhook.
+
+    Raises:
+        ConfigError: a target is none of these, or a setting makes no sense.
+    """
+    changes = parse_overrides(overrides)
+    unknown = sorted(changes.keys() - {"events", "webhook"})
+    if unknown:
+        raise ConfigError(f"unknown key {unknown[0]!r}. {closest(unknown[0], ['events', 'webhook'])}")
+    for key, value in changes.items():
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key} is a table of settings: give --set {key}.NAME=VALUE.")
+    of_webhooks = changes.get("webhook", {})
+    if "url" in of_webhooks:
+        raise ConfigError("webhook.url: give the address as --events URL, or in a file of rules.")
+    build_rules(changes.get("events", {}))
+    files: list[str] = []
+    webhooks: list[dict[str, Any]] = []
+    rules: Mapping[str, Any] = {}
+    where = ""
+    for target in targets:
+        suffix = Path(target).suffix.lower()
+        if is_url(target):
+            webhooks.append({"url": target})
+        elif suffix in _FILES:
+            files.append(target)
+        elif suffix in _RULES:
+            if where:
+                raise ConfigError(f"events: {where} and {target} both hold rules. Give one of them.")
+            where, (rules, outputs) = target, _read(target)
+            files += outputs.files
+            webhooks += [_given(webhook) for webhook in outputs.webhook]
+        elif target != STANDARD_OUTPUT:
+            raise ConfigError(f"--events {mask_url(target)}: neither of what is allowed: {_ALLOWED}.")
+    twice = [name for name in files if files.count(name) > 1]
+    if twice:
+        raise ConfigError(f"events: {twice[0]} is named twice. Name it once.")
+    built = tuple(build_settings(WebhookSettings, {**of_webhooks, **given}, where="webhook") for given in webhooks)
+    return EventPlan(
+        rules=rules, where=where or "events", changes=changes.get("events", {}), files=tuple(files), webhooks=built
+    )
+
+
+def _read(path: str) -> tuple[dict[str, Any], _Outputs]:
+    """The rules in a file, and its places to write."""
+    content = read_content(path)
+    names = {entry.name for entry in fields(_Outputs)}
+    given = {name: value for name, value in content.items() if name in names}
+    if isinstance(given.get("webhook"), dict):
+        given["webhook"] = [given["webhook"]]
+    outputs = build_settings(_Outputs, given, where=path)
+    for name in outputs.files:
+        if Path(name).suffix.lower() not in _FILES:
+            raise ConfigError(f"{path}: files: {name}: allowed are names that end in {' or '.join(_FILES)}.")
+    return {name: value for name, value in content.items() if name not in names}, outputs
+
+
+def _given(webhook: WebhookSettings) -> dict[str, Any]:
+    """What a file says of a webhook, less what it leaves as it is."""
+    usual = WebhookSettings(url=webhook.url)
+    named = {entry.name: getattr(webhook, entry.name) for entry in fields(webhook)}
+    return {name: value for name, value in named.items() if name == "url" or value != getattr(usual, name)}
+
+
+def _queue_of(webhook: WebhookSettings, state: str | Path | None) -> str:
+    if webhook.queue is not None:
+        return webhook.queue
+    name = f"webhook-{hashlib.sha256(webhook.url.encode()).hexdigest()[:8]}"
+    return name if state is None else f"{state}.{name}"
+
+
+def _secret_of(webhook: WebhookSettings) -> str | None:
+    if webhook.secret_env is None:
+        return os.environ.get(SECRET_VARIABLE) or None
+    secret = os.environ.get(webhook.secret_env)
+    if not secret:
+        raise ConfigError(
+            f"the webhook {mask_url(webhook.url)} signs with the secret in the environment variable "
+            f"{webhook.secret_env}, which is not set. Set it: export {webhook.secret_env}=..."
+        )
+    return secret
