@@ -191,6 +191,11 @@ def test_rate_of_a_short_and_of_a_slow_video() -> None:
     assert even_places(short[:1], 0.25).tolist() == [0]
 
 
+def test_no_clip_shows_the_frame_before_a_jump_of_the_clock_for_hours() -> None:
+    times = torch.cat([_times(10, 20), _times(10, 20) + 7200])
+    assert even_places(times, 0.1).tolist() == list(range(40))
+
+
 @pytest.mark.parametrize("options", [{"frame_rate": 4.0}, {"pts_seconds": torch.zeros(4, dtype=torch.float64)}])
 def test_rate_without_rate_or_times_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="frame_rate"):

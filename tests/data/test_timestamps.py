@@ -27,6 +27,17 @@ def test_a_file_with_fewer_frames_repeats_them_at_later_times(tmp_path: Path) ->
     np.testing.assert_allclose(frames.seconds, np.arange(7) / 10)
 
 
+def test_nothing_is_repeated_over_a_jump_of_the_clock(tmp_path: Path) -> None:
+    seconds = torch.arange(40, dtype=torch.float64) / 10
+    seconds[20:] += 7200
+    write_video(tmp_path / "a.mkv", torch.zeros(40, 3, 16, 16, dtype=torch.uint8), fps=10, pts_seconds=seconds)
+    with VideoReader(tmp_path / "a.mkv") as video:
+        frames = timed_frames(video, 5)
+    assert (frames.starts, frames.lengths) == ((0, 10), [10, 10])
+    assert frames.places.tolist() == list(range(0, 40, 2))
+    np.testing.assert_allclose(frames.seconds[[9, 10]], [1.8, 7202.0], atol=1e-3)
+
+
 def test_times_never_run_backwards_at_odd_rates(tmp_path: Path) -> None:
     with VideoReader(_write(tmp_path / "a.mp4", 50, 29.97)) as video:
         for rate in (7.3, 12.5, 25, 31, 100):

@@ -11,6 +11,7 @@ from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import VideoReader, write_video
 from kinescan.errors import ConfigError, NonFiniteError, VideoError
 from kinescan.inference.frame_predictor import predict_frames
+from kinescan.inference.stream import stream
 from kinescan.models.pks4 import PKS4
 from kinescan.models.zoo import create_model
 
@@ -141,3 +142,28 @@ def test_broken_weights_and_missing_files_are_named(video: Path, tmp_path: Path)
         predict_frames(_model(), tmp_path / "missing.mp4")
     with pytest.raises(ConfigError, match="stream"):
         predict_frames(_model(), "rtsp://camera/1")
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_jump_of_the_clock_is_stretched_over_nothing(tmp_path: Path, causal: bool) -> None:
+    times = torch.arange(29, dtype=torch.float64) / 10
+    model, pictures = _model(frame_rate=10, causal=causal), _pictures(29)
+    write_video(tmp_path / "b.mkv", pictures[17:], fps=10, codec="ffv1")
+    write_video(
+        tmp_path / "a.mkv", pictures, fps=10, codec="ffv1", pts_seconds=torch.where(times < 1.65, times, times + 7200)
+    )
+    found, after = predict_frames(model, tmp_path / "a.mkv"), predict_frames(model, tmp_path / "b.mkv")
+    assert len(found.seconds) == 29
+    np.testing.assert_allclose(found.scores[17:], after.scores, atol=1e-4)
+
+
+def test_a_file_gives_what_its_stream_gives(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    times = (torch.rand(29, generator=generator, dtype=torch.float64) * 0.15 + 0.02).cumsum(0)
+    write_video(tmp_path / "a.mkv", _pictures(29), fps=10, pts_seconds=times - times[0])
+    for rate in (5, 30):
+        model = _model(frame_rate=rate, causal=True)
+        found, streamed = predict_frames(model, tmp_path / "a.mkv"), list(stream(model, tmp_path / "a.mkv"))
+        assert found.seconds.tolist() == [prediction.seconds for prediction in streamed]
+        scores = torch.stack([prediction.logits for prediction in streamed]).softmax(-1)
+        np.testing.assert_allclose(found.scores, scores.numpy(), atol=1e-4)

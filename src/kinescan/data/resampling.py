@@ -6,15 +6,14 @@ import statistics
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import Generic, TypeVar
 
 from kinescan.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-FrameWithTime = tuple[Tensor, float | None]
-"""uint8 [3, H, W], and when it is shown in seconds; None where its source does not say."""
+Frame = TypeVar("Frame")
+"""Pixels, or whatever stands for them."""
 
 _SLACK = 1e-3
 """Of the wanted distance: clocks are rounded."""
@@ -26,21 +25,22 @@ _STALLED_FRAMES = 8
 _TOLD_AFTER = 4
 """A source is slow where so many of its distances are longer than wanted, one behind the other."""
 _SLOWER = 1.1
+_LONGEST_GAP_SECONDS, _LONGEST_GAP_FRAMES = 2.0, 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResampledFrame:
+class ResampledFrame(Generic[Frame]):
     """A frame in its turn.
 
     Attributes:
-        pixels: uint8 [3, H, W].
+        pixels: the frame itself.
         seconds: when: the frame's own time, or, where it is repeated, the time at which it is shown again. Increasing.
         frame_index: its place in the source, from 0.
         is_repeated: it was given before.
         gap_seconds: how long nothing came before it, where that was too long to be filled; 0 otherwise.
     """
 
-    pixels: Tensor
+    pixels: Frame
     seconds: float
     frame_index: int
     is_repeated: bool = False
@@ -48,12 +48,12 @@ class ResampledFrame:
 
 
 def resample(
-    frames: Iterable[FrameWithTime],
+    frames: Iterable[tuple[Frame, float | None]],
     frame_seconds: float,
     *,
     longest_gap_seconds: float | None = None,
     name: str = "the source",
-) -> Iterator[ResampledFrame]:
+) -> Iterator[ResampledFrame[Frame]]:
     """Frames `frame_seconds` apart, chosen by their times as they come; none is waited for.
 
     Turns come every `frame_seconds`, from the first frame's time on.
@@ -70,9 +70,9 @@ def resample(
        first of them counts.
 
     Args:
-        frames: in the order in which they are shown.
+        frames: in the order in which they are shown, each with its time in seconds; None where its source says none.
         frame_seconds: the wanted distance.
-        longest_gap_seconds: by default 2 s, or 8 times the wanted distance if that is more.
+        longest_gap_seconds: by default that of `longest_gap`.
         name: of the source, for the log.
 
     Raises:
@@ -86,18 +86,24 @@ def resample(
         >>> [frame.frame_index for frame in resample(source[::2], 0.1)]
         [0, 0, 1, 1, 2, 2, 3]
     """
-    gap = max(2.0, 8 * frame_seconds) if longest_gap_seconds is None else longest_gap_seconds
+    gap = longest_gap(frame_seconds) if longest_gap_seconds is None else longest_gap_seconds
     if not (frame_seconds > 0 and gap > 0):
         raise ConfigError(f"frame_seconds and longest_gap_seconds must be positive, got {frame_seconds} and {gap}.")
     return _resampled(frames, frame_seconds, gap, name)
 
 
+def longest_gap(frame_seconds: float) -> float:
+    """How long a pause is bridged by the frame before it: 2 s, or 8 times the wanted distance if that is more."""
+    return max(_LONGEST_GAP_SECONDS, _LONGEST_GAP_FRAMES * frame_seconds)
+
+
 def _resampled(
-    frames: Iterable[FrameWithTime], frame_seconds: float, longest_gap: float, name: str
-) -> Iterator[ResampledFrame]:
-    clock, slow = SourceClock(name, frame_seconds=frame_seconds), _Slowness(name, frame_seconds, longest_gap)
+    frames: Iterable[tuple[Frame, float | None]], frame_seconds: float, longest: float, name: str
+) -> Iterator[ResampledFrame[Frame]]:
+    clock, slow = SourceClock(name, frame_seconds=frame_seconds), _Slowness(name, frame_seconds, longest)
     slack = _SLACK * frame_seconds
-    shown, shown_index, before, turn = None, 0, 0.0, 0.0
+    shown: tuple[Frame, int] | None = None
+    before, turn = 0.0, 0.0
     for index, (pixels, raw_seconds) in enumerate(frames):
         seconds = clock.time_of(raw_seconds)
         if seconds is None:
@@ -105,7 +111,7 @@ def _resampled(
         distance = seconds - before
         if shown is not None:
             slow.look(distance)
-        if shown is None or distance > longest_gap:
+        if shown is None or distance > longest:
             # turns are counted from here
             gap = 0.0 if shown is None else distance
             yield ResampledFrame(pixels=pixels, seconds=seconds, frame_index=index, gap_seconds=gap)
@@ -113,12 +119,12 @@ def _resampled(
         else:
             reach = seconds + min(distance, frame_seconds) / 2 - slack
             while turn + frame_seconds <= reach:
-                yield ResampledFrame(pixels=shown, seconds=turn, frame_index=shown_index, is_repeated=True)
+                yield ResampledFrame(pixels=shown[0], seconds=turn, frame_index=shown[1], is_repeated=True)
                 turn += frame_seconds
             if turn <= reach:
                 yield ResampledFrame(pixels=pixels, seconds=seconds, frame_index=index)
                 turn += frame_seconds
-        shown, shown_index, before = pixels, index, seconds
+        shown, before = (pixels, index), seconds
 
 
 class SourceClock:

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 import torch
 
+from kinescan.data.resampling import longest_gap
 from kinescan.errors import ConfigError
 from kinescan.fields import check_most, check_types
 from kinescan.shapes import FrameIndices
@@ -173,6 +174,8 @@ def window_indices(
 def even_places(pts_seconds: torch.Tensor, frame_seconds: float) -> torch.Tensor:
     """The frame that is nearest to each of evenly spaced times, from the first frame's to the last one's.
 
+    No time falls into a pause of more than `longest_gap`: they begin anew behind it.
+
     Args:
         pts_seconds: [N] float64, increasing: when each frame is shown.
         frame_seconds: between two of the times.
@@ -184,6 +187,16 @@ def even_places(pts_seconds: torch.Tensor, frame_seconds: float) -> torch.Tensor
         >>> even_places(torch.tensor([0.0, 0.1, 0.2, 0.5, 0.6], dtype=torch.float64), 0.2).tolist()
         [0, 2, 3, 4]
     """
+    pauses = torch.nonzero(pts_seconds.diff() > longest_gap(frame_seconds)).flatten() + 1
+    starts = [0, *pauses.tolist()]
+    stops = [*pauses.tolist(), len(pts_seconds)]
+    parts = [
+        start + _even_places(pts_seconds[start:stop], frame_seconds) for start, stop in zip(starts, stops, strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _even_places(pts_seconds: torch.Tensor, frame_seconds: float) -> torch.Tensor:
     times = pts_seconds.double() - pts_seconds[0]
     count = int(float(times[-1]) / frame_seconds + _SLACK) + 1
     wanted = torch.arange(count, dtype=torch.float64) * frame_seconds

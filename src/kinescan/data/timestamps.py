@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kinescan.data.sampling import even_places
+from kinescan.data.resampling import resample
 from kinescan.data.video import VideoReader
 
 
@@ -19,18 +19,27 @@ class TimedFrames:
         seconds: [n] float64, not decreasing: the time of each, by the file's own clock. Of a frame that is repeated,
             since the file has fewer a second, the time at which it is shown again.
         end_seconds: when the last frame of the file ends.
+        starts: indices in `places` at which frames follow on each other: 0, and those behind a pause or a jump of the
+            clock that is too long to be filled (see `kinescan.data.resampling.longest_gap`).
     """
 
     places: torch.Tensor
     seconds: NDArray[np.float64]
     end_seconds: float
+    starts: tuple[int, ...] = (0,)
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many frames follow on each other from each of `starts` on."""
+        stops = (*self.starts[1:], len(self))
+        return [stop - start for start, stop in zip(self.starts, stops, strict=True)]
 
     def __len__(self) -> int:
         return len(self.places)
 
 
 def timed_frames(video: VideoReader, frame_rate: float) -> TimedFrames:
-    """The frames of a file at a rate.
+    """The frames of a file at a rate: those that a stream of it is fed (see `kinescan.data.resampling.resample`).
 
     Args:
         video: the open file.
@@ -49,8 +58,7 @@ def timed_frames(video: VideoReader, frame_rate: float) -> TimedFrames:
     end = float(own[0]) + video.duration_seconds
     if not frame_rate:
         return TimedFrames(torch.arange(len(own)), own.numpy().copy(), end)
-    places = even_places(own, 1 / frame_rate)
-    turns = own[0] + torch.arange(len(places), dtype=torch.float64) / frame_rate
-    repeated = torch.cat([torch.zeros(1, dtype=torch.bool), places[1:] == places[:-1]])
-    seconds = torch.where(repeated, turns, own[places]).cummax(0).values
-    return TimedFrames(places, seconds.numpy(), end)
+    frames = list(resample(((None, seconds) for seconds in own.tolist()), 1 / frame_rate, name=str(video.path)))
+    places = torch.tensor([frame.frame_index for frame in frames])
+    starts = tuple(index for index, frame in enumerate(frames) if not index or frame.gap_seconds)
+    return TimedFrames(places, np.array([frame.seconds for frame in frames]), end, starts)

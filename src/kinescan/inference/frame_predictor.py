@@ -1,7 +1,7 @@
 """What a model says of every frame of a file, however long the file is."""
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -85,16 +85,23 @@ def predict_frames(
     ):
         frames = timed_frames(video, rate_of(resolved))
         clips = (pixels for pixels, _ in video.in_order(frames.places.tolist()))
+        # behind a pause the model begins anew: nothing is stretched over it
+        parts = [islice(clips, length) for length in frames.lengths]
         if isinstance(view, PKS4) and view.config.causal:
             told = []
-            for seconds, own in zip(frames.seconds.tolist(), _one_pass(view, clips, settings, name), strict=True):
+            answers = chain.from_iterable(_one_pass(view, part, settings, name) for part in parts)
+            for seconds, own in zip(frames.seconds.tolist(), answers, strict=True):
                 told.append(own)
                 if on_frame is not None:
                     on_frame(seconds, own)
             scores = np.stack(told)
         else:
             hop = max(1, round(settings.num_frames * (1 - overlap)))
-            scores = _windows(view, clips, settings, name, num_frames=len(frames), hop=hop)
+            windows = [
+                _windows(view, part, settings, name, num_frames=length, hop=hop)
+                for part, length in zip(parts, frames.lengths, strict=True)
+            ]
+            scores = np.concatenate(windows)
     return FramePredictions(
         video_id=Path(path).name if video_id is None else video_id,
         seconds=frames.seconds,

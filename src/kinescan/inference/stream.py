@@ -29,8 +29,6 @@ _STATE_SECONDS = 60.0
 """How often a stream's state is written where it is kept in a file."""
 _CLIPS_OF_A_MEAN = 4
 """A stream of more clips than these is told what `average="mean"` does to it."""
-_LEAST_GAP_SECONDS = 1.0
-"""Shorter ones are filled with the frame before them, even if training clips are shorter."""
 _TINY_SECONDS = 1e-6
 
 FrameSource = str | Path | Iterable[Tensor | tuple[Tensor, float]]
@@ -334,12 +332,11 @@ def _in_turn(
 def _by_time(
     model: PKS4, entries: Iterable[tuple[Tensor, float | None]], distance: float, name: str
 ) -> Iterator[tuple[int, Tensor, float | None, bool]]:
-    longest = max(_LEAST_GAP_SECONDS, model.preprocessing.num_frames * distance)
-    for frame in resample(entries, distance, longest_gap_seconds=longest, name=name):
+    for frame in resample(entries, distance, name=name):
         if frame.gap_seconds:
             logger.warning(
-                "%s: nothing came for %.1f s, which is longer than a training clip: the stream begins anew at %.2f s",
-                *(name, frame.gap_seconds, frame.seconds),
+                "%s: no frame lies in %.1f s before %.2f s; %s begins anew there",
+                *(name, frame.gap_seconds, frame.seconds, model.name),
             )
         yield frame.frame_index, frame.pixels, frame.seconds, frame.gap_seconds > 0
 

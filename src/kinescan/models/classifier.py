@@ -119,7 +119,7 @@ class VideoClassifier(nn.Module, ABC):
 
     @property
     def frame_seconds(self) -> float | None:
-        """From frame to frame, as the model knows it: streams and long files are sampled to it. None: nobody knows."""
+        """From frame to frame, as the model knows it: streams and long files are sampled to it. None: unknown."""
         if self.preprocessing.frame_rate:
             return 1 / self.preprocessing.frame_rate
         return None if self.timing is None else self.timing.median_seconds
