@@ -32,7 +32,7 @@ class StreamAverage:
         kind: how frames count.
         seconds: "exponential": the age at which a frame counts 1 / e of the newest one; "sliding": the age at which it
             no longer counts; infinite for "mean".
-        counts_frames: ages are numbers of frames, since nobody knows how far apart these are.
+        counts_frames: ages are numbers of frames, since it is unknown how far apart these are.
 
     Example:
         >>> average, taken = StreamAverage(kind="sliding", seconds=2.0), None
