@@ -1,4 +1,5 @@
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from kinescan.events.predictions import FramePredictions
 from kinescan.events.rules import EventRules, load_rules, save_rules
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.preprocessing import Preprocessing
+from kinescan.runs.compare import compare_reports
 from kinescan.runs.evaluate import evaluate
 from kinescan.runs.frame_evaluation import AnsweredVideos, answer_videos
 from kinescan.runtime.distributed import Processes
@@ -306,3 +308,68 @@ def test_an_error_of_one_process_is_raised_in_all(
     monkeypatch.setattr("kinescan.runs.frame_evaluation.predict_frames", broken)
     with pytest.raises(NonFiniteError, match=r"3\.mp4"):
         _answer_together(recordings, 2)
+
+
+def test_two_evaluations_are_compared_video_by_video(
+    recordings: Path, tmp_path: Path, right_answers: list[str], kinescan: Any
+) -> None:
+    model = save_model(tmp_path / "model")
+    for name, on in (("strict", 0.9), ("loose", 0.2)):
+        save_rules(model, EventRules(on=on), classes=LABELS, weights=fingerprint_of(from_pretrained(model)))
+        evaluate(model, data=recordings / "labels.csv", output=tmp_path / name)
+    result = kinescan(
+        "eval", "--compare", tmp_path / "strict", tmp_path / "loose", "--json", "--output", tmp_path / "c"
+    )
+    assert result.exit_code == 0, result.stderr
+    plain = json.loads(result.stdout)
+    gaps = {gap["score"]: gap for gap in plain["gaps"]}
+    assert plain["num_videos"] == 6
+    assert gaps["missed events"]["difference"] == 1.0
+    assert gaps["per-frame mAP"]["difference"] == 0.0
+    assert any("events.json" in note for note in plain["notes"])
+    assert (tmp_path / "c" / "comparison.md").is_file()
+    assert (
+        kinescan(
+            "eval",
+            tmp_path / "loose" / "results.json",
+            "--data",
+            recordings / "labels.csv",
+            "--output",
+            tmp_path / "bare",
+        ).exit_code
+        == 0
+    )
+    result = kinescan("eval", "--compare", tmp_path / "bare", tmp_path / "loose", "--json")
+    assert [gap["difference"] for gap in json.loads(result.stdout)["gaps"]] == [0.0, 0.0]
+
+
+def test_reports_of_two_kinds_or_in_pieces_are_not_compared(
+    recordings: Path, tmp_path: Path, right_answers: list[str], videos: Path
+) -> None:
+    evaluate(save_model(tmp_path / "model"), data=recordings / "labels.csv", output=tmp_path / "frames")
+    clips = create_model(
+        "vit_ti16", labels=["bright", "dark"], preprocessing=Preprocessing(size=32, num_frames=4), **SIZES
+    )
+    clips.save_pretrained(tmp_path / "clips")
+    evaluate(tmp_path / "clips", data=videos, views="4x1x1", output=tmp_path / "whole")
+    with pytest.raises(ConfigError, match="frames"):
+        compare_reports(tmp_path / "frames", tmp_path / "whole")
+    for name in ("frames.safetensors", "truth.json", "results.json"):
+        copy = tmp_path / f"without_{name}"
+        shutil.copytree(tmp_path / "frames", copy)
+        (copy / name).unlink()
+        with pytest.raises(ConfigError, match=name):
+            compare_reports(tmp_path / "frames", copy)
+
+
+def test_a_report_of_whole_videos_moves_aside_for_one_of_frames(
+    recordings: Path, tmp_path: Path, right_answers: list[str], videos: Path
+) -> None:
+    clips = create_model(
+        "vit_ti16", labels=["bright", "dark"], preprocessing=Preprocessing(size=32, num_frames=4), **SIZES
+    )
+    clips.save_pretrained(tmp_path / "clips")
+    evaluate(tmp_path / "clips", data=videos, views="4x1x1", output=tmp_path / "report")
+    evaluate(save_model(tmp_path / "model"), data=recordings / "labels.csv", output=tmp_path / "report")
+    assert (tmp_path / "report" / "earlier-1" / "confusion.png").is_file()
+    assert not (tmp_path / "report" / "confusion.png").exists()

@@ -14,6 +14,7 @@ from kinescan.runtime.signals import Interruption
 if TYPE_CHECKING:
     from kinescan.evaluation.comparison import Comparison
     from kinescan.evaluation.report import Report
+    from kinescan.evaluation.temporal.comparison import TemporalComparison
     from kinescan.evaluation.temporal.report import TemporalReport
     from kinescan.evaluation.temporal.results_report import ResultsReport
 
@@ -67,7 +68,7 @@ def command(
     with Interruption() as stop:
         stop.immediate = True
         if compare is None:
-            found: Report | TemporalReport | ResultsReport | Comparison = runs.evaluate.evaluate(
+            found: Report | TemporalReport | ResultsReport | Comparison | TemporalComparison = runs.evaluate.evaluate(
                 model,
                 data=data,
                 views=views,
@@ -84,7 +85,13 @@ def command(
                     "--compare takes two runs and neither a model nor --features. Score one by itself for those."
                 )
             found = runs.compare.compare_runs(
-                *compare, data=data, views=views, output=output, device=device, num_workers=workers
+                *compare,
+                data=data,
+                views=views,
+                output=output,
+                device=device,
+                num_workers=workers,
+                overrides=settings,
             )
     if not is_main_process():
         return

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -5,6 +6,13 @@ from typing import Any
 from kinescan.errors import ConfigError
 from kinescan.evaluation.comparison import Comparison, compare
 from kinescan.evaluation.predictions import PREDICTIONS_FILE, VideoPrediction, read_predictions
+from kinescan.evaluation.report_parts import FRAMES_FILE, RESULTS_FILE, TRUTH_FILE
+from kinescan.evaluation.temporal.activitynet import read_results, read_truth
+from kinescan.evaluation.temporal.comparison import Answers, TemporalComparison, compare_answers
+from kinescan.evaluation.temporal.frame_file import read_frame_predictions
+from kinescan.evaluation.temporal.report import TASK
+from kinescan.evaluation.temporal.results_report import TASK as RESULTS_TASK
+from kinescan.events.rules import build_rules
 from kinescan.runs.evaluate import HINT, evaluate
 from kinescan.runs.folder import model_folder, run_of
 from kinescan.runtime.atomic_write import write_text
@@ -19,21 +27,52 @@ COMPARISON_PAGE = "comparison.md"
 
 @dataclass(frozen=True, kw_only=True)
 class _Scored:
-    """A report with the prediction for each video, as files hold them.
+    """A report, as files hold it.
 
     Attributes:
         name: the folder, as it was named.
-        predictions: of each video.
+        folder: of the report itself.
         report: report.json.
     """
 
     name: str
-    predictions: tuple[VideoPrediction, ...]
+    folder: Path
     report: dict[str, Any]
 
+    @property
+    def has_times(self) -> bool:
+        """Whether it is of answers with a time."""
+        return self.report.get("task") in (TASK, RESULTS_TASK)
 
-def compare_reports(a: str | Path, b: str | Path, *, output: str | Path | None = None) -> Comparison:
-    """Top-1 of A minus top-1 of B, video by video, from the predictions that `kinescan eval` or `train` left.
+    def predictions(self) -> tuple[VideoPrediction, ...]:
+        """Of each video, where they are answers for whole videos."""
+        return read_predictions(self.folder / PREDICTIONS_FILE)
+
+    def answers(self) -> Answers:
+        """Of each video, where they have a time.
+
+        Raises:
+            ConfigError: a file of the report is missing or damaged.
+        """
+        frames = self.report["task"] == TASK
+        rules = self.report.get("rules")
+        if frames and not isinstance(rules, dict):
+            raise ConfigError(f"{self.folder / REPORT_FILE} holds no rules. Write it again: kinescan eval {self.name}")
+        return Answers(
+            name=self.name,
+            truth=read_truth(self.folder / TRUTH_FILE),
+            detections=read_results(self.folder / RESULTS_FILE),
+            predictions=read_frame_predictions(self.folder / FRAMES_FILE) if frames else (),
+            rules=build_rules(rules, where=f"{self.folder / REPORT_FILE}: rules") if isinstance(rules, dict) else None,
+        )
+
+
+def compare_reports(
+    a: str | Path, b: str | Path, *, output: str | Path | None = None
+) -> Comparison | TemporalComparison:
+    """Scores of A minus those of B, video by video, from the predictions that `kinescan eval` or `train` left.
+
+    Top-1 of answers for whole videos; of answers with a time mAP, delay, missed events and false alarms per hour.
 
     Args:
         a: a run's folder (its newest report is taken), or a folder with a report.
@@ -41,12 +80,21 @@ def compare_reports(a: str | Path, b: str | Path, *, output: str | Path | None =
         output: folder for comparison.json and comparison.md; by default nothing is written.
 
     Raises:
-        ConfigError: there is no report, no shared video, or the output cannot be written.
+        ConfigError: there is no report, they are of two kinds or share no video, or the output cannot be written.
     """
     first, second = _read(a), _read(b)
-    found = compare(
-        first.predictions, second.predictions, name_a=first.name, name_b=second.name, notes=_notes(first, second)
-    )
+    if first.has_times != second.has_times:
+        named = [scored.name for scored in (first, second) if scored.has_times]
+        raise ConfigError(
+            f"the answers in {named[0]} have a time, and those of the other are for whole videos: no score is of both. "
+            "Compare two of one kind."
+        )
+    notes = _notes(first, second)
+    found: Comparison | TemporalComparison
+    if first.has_times:
+        found = compare_answers(first.answers(), second.answers(), notes=notes)
+    else:
+        found = compare(first.predictions(), second.predictions(), name_a=first.name, name_b=second.name, notes=notes)
     if output is not None:
         _write(Path(output), found)
     return found
@@ -61,7 +109,8 @@ def compare_runs(
     output: str | Path | None = None,
     device: str = "auto",
     num_workers: int = 0,
-) -> Comparison:
+    overrides: Sequence[str] = (),
+) -> Comparison | TemporalComparison:
     """As `compare_reports`, of the reports that are there; with data or views, of runs that are scored anew first.
 
     Args:
@@ -72,6 +121,7 @@ def compare_runs(
         output: folder for comparison.json and comparison.md; by default nothing is written.
         device: where to score.
         num_workers: processes that read videos.
+        overrides: settings to score both with; see `evaluate`.
 
     Raises:
         ConfigError: as for `compare_reports` and `evaluate`; or this is one of several processes, or what is to be
@@ -79,7 +129,7 @@ def compare_runs(
     """
     if world_size() > 1:
         raise ConfigError("--compare is work for one process. Score both runs with torchrun, then compare without it.")
-    if data is not None or views is not None:
+    if data is not None or views is not None or overrides:
         placeless = [run for run in (a, b) if run_of(model_folder(run, hint=HINT)) is None]
         if placeless:
             raise ConfigError(
@@ -87,7 +137,7 @@ def compare_runs(
                 f"{placeless[0]} --data ... --output REPORT, and compare REPORT."
             )
         for run in (a, b):
-            evaluate(run, data=data, views=views, device=device, num_workers=num_workers)
+            evaluate(run, data=data, views=views, device=device, num_workers=num_workers, overrides=overrides)
     return compare_reports(a, b, output=output)
 
 
@@ -98,17 +148,19 @@ def _read(source: str | Path) -> _Scored:
         raise ConfigError(
             f"{source} holds no {REPORT_FILE} with a {PREDICTIONS_FILE}. Score it first: kinescan eval {source}"
         )
-    folder = max(found, key=lambda folder: (folder / PREDICTIONS_FILE).stat().st_mtime)
+    folder = max(found, key=lambda folder: (folder / REPORT_FILE).stat().st_mtime)
     advice = f"Write it again: kinescan eval {source}"
     report = read_json_object(folder / REPORT_FILE, error=lambda text: ConfigError(f"{text} {advice}"))
     notes = report.get("notes", [])
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise ConfigError(f"{folder / REPORT_FILE}: notes must be texts. {advice}")
-    return _Scored(name=str(source), predictions=read_predictions(folder / PREDICTIONS_FILE), report=report)
+    return _Scored(name=str(source), folder=folder, report=report)
 
 
 def _has_report(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in (REPORT_FILE, PREDICTIONS_FILE))
+    return (folder / REPORT_FILE).is_file() and any(
+        (folder / name).is_file() for name in (PREDICTIONS_FILE, RESULTS_FILE)
+    )
 
 
 def _notes(a: _Scored, b: _Scored) -> list[str]:
@@ -118,13 +170,15 @@ def _notes(a: _Scored, b: _Scored) -> list[str]:
         views = f"{a.report.get('views')} for A, {b.report.get('views')} for B"
         notes.append(f"The views differ ({views}), and part of the gap may come from them.")
     for letter, scored in (("A", a), ("B", b)):
+        if scored.report.get("rules_from"):
+            notes.append(f"{letter}: thresholds {scored.report['rules_from']}.")
         notes += [f"{letter}: {note}" for note in scored.report.get("notes", [])]
         if scored.report.get("num_unreadable"):
             notes.append(f"{letter}: {scored.report['num_unreadable']} videos could not be read and were not scored.")
     return notes
 
 
-def _write(folder: Path, found: Comparison) -> None:
+def _write(folder: Path, found: Comparison | TemporalComparison) -> None:
     advice = "Choose another --output."
     write_text(folder / COMPARISON_FILE, to_json(found.to_json(), indent=1) + "\n", advice=advice)
     write_text(folder / COMPARISON_PAGE, found.to_markdown(), advice=advice)

@@ -90,6 +90,23 @@ def _average_precision(truth: list[Interval], detections: list[Detection], tious
     """Of one label, at each threshold."""
     if not detections:
         return (0.0,) * len(tious)
+    _, right = match_detections(truth, detections, tious.tolist())
+    return tuple(_area(np.cumsum(hits), len(truth)) for hits in right)
+
+
+def match_detections(
+    truth: Sequence[Interval], detections: Sequence[Detection], tious: Sequence[float]
+) -> tuple[list[int], Floats]:
+    """Which detections of one label are right, as `detection_map` matches them.
+
+    Args:
+        truth: true intervals of the label.
+        detections: of the label.
+        tious: n thresholds.
+
+    Returns:
+        The places of the detections in falling score, and for these, [n, detections], 1 where right at a threshold.
+    """
     by_video: dict[str, list[Interval]] = {}
     for interval in truth:
         by_video.setdefault(interval.video_id, []).append(interval)
@@ -106,14 +123,14 @@ def _average_precision(truth: list[Interval], detections: list[Detection], tious
         overlaps = temporal_iou(detection.start_seconds, detection.end_seconds, starts[video], ends[video])
         best_first = overlaps.argsort(kind="stable")[::-1]
         for level, tiou in enumerate(tious):
-            for index in best_first:
-                if overlaps[index] < tiou:
+            for candidate in best_first:
+                if overlaps[candidate] < tiou:
                     break
-                if free[video][level, index]:
-                    free[video][level, index] = False
+                if free[video][level, candidate]:
+                    free[video][level, candidate] = False
                     right[level, rank] = 1.0
                     break
-    return tuple(_area(np.cumsum(hits), len(truth)) for hits in right)
+    return order, right
 
 
 def _area(hits: Floats, num_true: int) -> float:
