@@ -79,12 +79,7 @@ def create_model(
         settings["num_classes"] = classes
     notes = [] if pretrained is None else _sizes_from_weights(name, pretrained, settings, options)
     config = build_settings(architecture.model.config_class, settings)
-    usual = {**architecture.model.usual_preprocessing, "size": config.image_size}
-    inherited = _inherited_preprocessing(name, pretrained)
-    if "num_frames" in _fields(architecture):
-        usual["num_frames"] = config.num_frames
-        inherited.pop("num_frames", None)
-    prepared = build_settings(Preprocessing, {**usual, **inherited, **asked}, where="preprocessing")
+    prepared = _preprocessing(name, architecture, config, pretrained, asked)
     skip: tuple[str, ...] = ()
     if pretrained is not None:
         # On no device: sizes that do not fit the weights are refused before memory is taken for them.
@@ -149,6 +144,18 @@ def from_pretrained(
 
 def _fields(architecture: Architecture) -> list[str]:
     return [key.name for key in dataclasses.fields(architecture.model.config_class)]
+
+
+def _preprocessing(
+    name: str, architecture: Architecture, config: Any, pretrained: Pretrained | None, asked: Mapping[str, Any]
+) -> Preprocessing:
+    """What is usual for the architecture, replaced by what the weights say, and that by what was asked for."""
+    usual = {**architecture.model.usual_preprocessing, "size": config.image_size}
+    inherited = _inherited_preprocessing(name, pretrained)
+    if "num_frames" in _fields(architecture):
+        usual["num_frames"] = config.num_frames
+        inherited.pop("num_frames", None)
+    return build_settings(Preprocessing, {**usual, **inherited, **asked}, where="preprocessing")
 
 
 def _refuse_unknown_options(name: str, architecture: Architecture, options: Mapping[str, Any]) -> None:

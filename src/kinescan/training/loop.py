@@ -9,6 +9,7 @@ import torch
 from kinescan.data.loader import worker_lost
 from kinescan.errors import ConfigError, WorkerError
 from kinescan.models.classifier import VideoClassifier
+from kinescan.runtime.run_folder import RunFolder
 from kinescan.runtime.signals import Interruption
 from kinescan.training.accelerator import TrainConfig, open_accelerator
 from kinescan.training.callbacks import Callback, Callbacks, End, Start
@@ -78,39 +79,24 @@ def fit(
     """
     train, optim = train or TrainConfig(), optim or OptimConfig()
     _refuse_misfits(model, clips, mix, task, evaluate)
-    home = next(model.parameters()).device
     stem = model.stem_parameters() if train.freeze_stem else ()
     with ExitStack() as stack:
         stack.enter_context(trainable_only(model, train.trainable, frozen=train.frozen, stem=stem))
         if not isinstance(output, OpenRun):
             output = stack.enter_context(open_run(output, device=train.device, resume=resume))
         folder, processes = output.folder, output.processes
-        if processes.count > 1:
-            # Dropout differs between processes, and comes back with the seed.
-            torch.manual_seed(seed * 1_000_003 + processes.index)
-        norms = SynchronisedNorms(processes)
-        stack.enter_context(norms.applied(model))
-        accelerator = stack.enter_context(open_accelerator(train, folder.path))
-        stepper = Stepper(
-            model, accelerator, processes, norms, optim, num_classes=clips.num_classes, mix=mix, task=task, seed=seed
-        )
-        stop = stack.enter_context(Interruption(repeats=processes.count == 1))
-        stack.callback(model.to, home)
-        stack.callback(_unwrap, stepper)
-        plain = {**(settings or {}), "processes": processes.count}
-        plain["computed_by"] = describe_computing(accelerator.device, accelerator.mixed_precision)
+        prepared = _prepared(model, clips, output, train, optim, mix=mix, task=task, seed=seed)
+        stepper, stop = stack.enter_context(prepared)
         schedule = _schedule(clips, optim, accumulate_batches=train.accumulate_batches, num_processes=processes.count)
-        state = TrainState(settings=plain)
-        if output.checkpoint is not None:
-            state = restore(output.checkpoint, stepper, schedule, train, plain)
-        elif output.resume:
-            logger.warning("%s holds no checkpoint: starting anew", folder.path)
+        state = _state(output, stepper, schedule, train, settings or {})
         log = RunLog(
-            folder, accelerator, num_epochs=optim.epochs, log_every=train.log_every, keep_lines=state.log_lines
+            *(folder, stepper.accelerator),
+            num_epochs=optim.epochs,
+            log_every=train.log_every,
+            keep_lines=state.log_lines,
         )
         keeper = CheckpointKeeper(folder, stepper, processes, log, train, state)
-        bar = ProgressBar(optim.epochs, clips.num_batches, shown=processes.is_main)
-        watching = Callbacks([*callbacks, log, bar])
+        watching = Callbacks([*callbacks, log, ProgressBar(optim.epochs, clips.num_batches, shown=processes.is_main)])
         loop = EpochLoop(
             *(clips, stepper, schedule, keeper, watching, stop, evaluate),
             accumulate_batches=train.accumulate_batches,
@@ -121,6 +107,54 @@ def fit(
         if stepper.ema is not None:
             stepper.ema.leave_in_model()
         model.eval()
+    return _result(folder, state)
+
+
+@contextmanager
+def _prepared(
+    model: VideoClassifier,
+    clips: ClipSource,
+    run: OpenRun,
+    train: TrainConfig,
+    optim: OptimConfig,
+    *,
+    mix: Mix | None,
+    task: Task | None,
+    seed: int,
+) -> Iterator[tuple[Stepper, Interruption]]:
+    """What takes steps with the model, and what hears of signals; then the model is unwrapped and where it was."""
+    home, processes = next(model.parameters()).device, run.processes
+    if processes.count > 1:
+        # Dropout differs between processes, and comes back with the seed.
+        torch.manual_seed(seed * 1_000_003 + processes.index)
+    norms = SynchronisedNorms(processes)
+    with ExitStack() as stack:
+        stack.enter_context(norms.applied(model))
+        accelerator = stack.enter_context(open_accelerator(train, run.folder.path))
+        stepper = Stepper(
+            model, accelerator, processes, norms, optim, num_classes=clips.num_classes, mix=mix, task=task, seed=seed
+        )
+        stop = stack.enter_context(Interruption(repeats=processes.count == 1))
+        stack.callback(model.to, home)
+        stack.callback(_unwrap, stepper)
+        yield stepper, stop
+
+
+def _state(
+    run: OpenRun, stepper: Stepper, schedule: Schedule, train: TrainConfig, settings: Mapping[str, Any]
+) -> TrainState:
+    """Where the run stands: at its checkpoint, or at the beginning."""
+    accelerator = stepper.accelerator
+    plain = {**settings, "processes": run.processes.count}
+    plain["computed_by"] = describe_computing(accelerator.device, accelerator.mixed_precision)
+    if run.checkpoint is not None:
+        return restore(run.checkpoint, stepper, schedule, train, plain)
+    if run.resume:
+        logger.warning("%s holds no checkpoint: starting anew", run.folder.path)
+    return TrainState(settings=plain)
+
+
+def _result(folder: RunFolder, state: TrainState) -> FitResult:
     return FitResult(
         last=folder.last,
         best=folder.best if state.best_score is not None else None,
