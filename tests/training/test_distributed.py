@@ -146,7 +146,7 @@ def test_what_one_process_meets_ends_the_run_in_both(tmp_path: Path) -> None:
     nan = (
         r"NonFiniteError: loss is nan in epoch 2, step 5; pixels hold NaN or infinity; videos: videos/30.mp4. The last"
     )
-    full = r"CheckpointError: .*last: the checkpoint could not be written .*No space left on device"
+    full = r"CheckpointError: .*last cannot be written .*No space left on device"
     for met in (first, second):
         assert re.match(nan, met["nan"]), met["nan"]
         assert re.match(full, met["full"]), met["full"]
@@ -161,7 +161,8 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_alone_a_process_gets_back_what_it_gave() -> None:
     alone = Processes()
-    assert (alone.is_main, alone.sum([1.0, 2.0]), alone.gather("a"), alone.share("a")) == (True, [1.0, 2.0], ["a"], "a")
+    said = (alone.is_main, alone.sum([1.0, 2.0]), alone.gather("a"), alone.broadcast("a"))
+    assert said == (True, [1.0, 2.0], ["a"], "a")
     assert alone.stack([3, 4]).tolist() == [[3, 4]]
 
 

@@ -90,7 +90,7 @@ def main(folder: Path) -> None:
             "resumed": run(folder / "signal", processes, resume=True),
         }
         if processes.is_main:
-            checkpoint._sync = _full
+            checkpoint._sha256 = _full
         met["full"] = run(folder / "full", processes)
     met["threads left"] = _communicating_threads()
     print(json.dumps(met))
