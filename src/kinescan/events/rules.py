@@ -211,7 +211,7 @@ def _of_model(content: Mapping[str, Any], path: str, classes: Sequence[str], wei
     ):
         raise ConfigError(
             f"{path} must hold weights, classes and rules, as they are saved with a model, or the rules alone. "
-            "Save it again (kinescan eval --choose-thresholds), or write the rules alone."
+            "Save it again (kinescan eval RUN --set thresholds=choose), or write the rules alone."
         )
     if content["classes"] != list(classes):
         raise ConfigError(
@@ -221,7 +221,7 @@ def _of_model(content: Mapping[str, Any], path: str, classes: Sequence[str], wei
     if content["weights"] != weights:
         raise ConfigError(
             f"{path} holds thresholds of other weights, whose scores they fit and not those of this model. Choose "
-            "them anew (kinescan eval --choose-thresholds), or give a file with the rules alone."
+            "them anew (kinescan eval RUN --set thresholds=choose), or give a file with the rules alone."
         )
     return kept
 
