@@ -109,7 +109,7 @@ def test_only_the_main_process_locks_and_all_are_refused(holder: subprocess.Pope
     class Second(Processes):
         """Hears what the first has met."""
 
-        def share(self, value: Any) -> Any:
+        def broadcast(self, value: Any) -> Any:
             assert value is None
             return heard
 
