@@ -77,8 +77,11 @@ class DataConfig:
         folds: of cross-validation: the videos are divided into so many folds, by `group`; 0: no folds.
         fold: which of them is held out, from 1.
         kept_frames: for few videos: decode each once and keep so many evenly spaced, resized frames of it in memory,
-            which training clips are sampled from; 0 decodes anew in every epoch.
+            which training clips are sampled from; 0 decodes anew in every epoch. Of labels with a start
+            and an end, any number above 0 keeps all frames at `preprocessing.frame_rate`.
         kept_gib: where the kept frames would take more memory than this, in GiB, every epoch decodes anew.
+        event_ratio: of labels with a start and an end: fraction of the training windows that show an event, the others
+            lie anywhere; with `train.carry_state`, what frames with an event weigh of all.
         timeout_seconds: how long opening a video, and each read of it, may take; a second more for each 100 kB of it.
         max_pixels: width times height of the largest frame that is decoded.
         allow_short: use what can be decoded of cut or damaged videos, in training and evaluation; without it, they are
@@ -99,6 +102,7 @@ class DataConfig:
     fold: int = 1
     kept_frames: int = 0
     kept_gib: float = 4.0
+    event_ratio: float = 0.5
     timeout_seconds: float = Limits.timeout_seconds
     max_pixels: int = Limits.max_pixels
     allow_short: bool = False
@@ -120,6 +124,8 @@ class DataConfig:
         for name in ("kept_frames", "kept_gib"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+        if not 0 < self.event_ratio < 1:
+            raise ConfigError(f"event_ratio must lie between 0 and 1, got {self.event_ratio}.")
         if not 0 < self.held_out_ratio < 1:
             raise ConfigError(f"held_out_ratio must lie between 0 and 1, got {self.held_out_ratio}.")
         if not 0 <= self.validation_ratio < 1:

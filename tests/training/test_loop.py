@@ -269,7 +269,7 @@ def test_fit_stops_early_and_stays_stopped(
     with caplog.at_level("INFO"):
         result = fit(tiny_model, clips, output=tmp_path, train=train, optim=optim, evaluate=scores)
     assert (result.steps, result.best_score, result.best_epoch, scores.left) == (16, 0.7, 2, [0.9])
-    assert mentions(caplog.text, "top-1", "0.7", "2 evaluations")
+    assert mentions(caplog.text, "better score", "0.7", "2 evaluations")
     clips = noise_clips()
     again = fit(tiny_model, clips, output=tmp_path, train=train, optim=optim, evaluate=scores, resume=True)
     assert (again.steps, clips.served) == (16, [])

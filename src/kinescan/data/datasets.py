@@ -42,18 +42,21 @@ class Sample:
 
     Attributes:
         clip: [T, 3, size, size] in training, [V, T, 3, size, size] in test; float32, normalised.
-        label: index of the class that the clip shows: of a mirrored clip, that of the opposite direction.
+        label: index of the class that the clip shows: of a mirrored clip, that of the opposite direction. Of a window
+            with a label for each frame, [T] int64, or [T, K] float32 for classes that overlap.
         item_index: position among the data set's items.
         frame_seconds: in training, from frame to frame of the clip; 0 where nothing tells.
+        starts: no window of the same video goes before it in its row of the batch.
     """
 
     clip: torch.Tensor
-    label: int
+    label: int | torch.Tensor
     item_index: int
     frame_seconds: float = 0.0
+    starts: bool = True
 
     def __repr__(self) -> str:
-        return f"Sample(clip={list(self.clip.shape)}, label={self.label}, item_index={self.item_index})"
+        return f"Sample(clip={list(self.clip.shape)}, label={_shown(self.label)}, item_index={self.item_index})"
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,10 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         """The epoch of the next samples; worker processes get it with each index (see `make_loader`)."""
         self.epoch = epoch
 
+    def is_readable(self, item_index: int) -> bool:
+        """Whether an item's file can be read now."""
+        return isinstance(self[item_index], Sample)
+
     def __getitem__(self, index: int | tuple[int, int]) -> Sample | Unreadable:
         """The sample of an item, or of (epoch, item)."""
         epoch, index = index if isinstance(index, tuple) else (self.epoch, index)
@@ -161,7 +168,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         """
         settings, frames = self.preprocessing, self.preprocessing.num_frames
         leading = (frames,) if self.mode == "train" else (self.views.num_views, self.views.frames)
-        clips = _new_block(len(indices), *leading, 3, settings.size, settings.size)
+        clips = new_block(len(indices), *leading, 3, settings.size, settings.size)
         samples = []
         for position, entry in enumerate(indices):
             epoch, index = entry if isinstance(entry, tuple) else (self.epoch, entry)
@@ -240,7 +247,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         return out
 
 
-def _new_block(*shape: int) -> torch.Tensor:
+def new_block(*shape: int) -> torch.Tensor:
     """Float32 memory for a batch; in a worker process, memory that the main process can see."""
     if torch.utils.data.get_worker_info() is None:
         return torch.empty(shape)
@@ -256,6 +263,10 @@ def mean_step(pts_seconds: torch.Tensor) -> float:
     """
     count = int((pts_seconds < pts_seconds[-1]).sum())
     return float(pts_seconds[-1] - pts_seconds[0]) / count if count else 0.0
+
+
+def _shown(label: int | torch.Tensor) -> int | list[int]:
+    return list(label.shape) if isinstance(label, torch.Tensor) else label
 
 
 def split_items(

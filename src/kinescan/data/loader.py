@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.context import BaseContext
 from typing import Any, Literal, cast
@@ -14,6 +14,8 @@ from typing import Any, Literal, cast
 import torch
 
 from kinescan.data.datasets import Sample, Samples, Unreadable, VideoDataset, stable_seed
+from kinescan.data.window_dataset import WindowDataset
+from kinescan.data.window_plan import FollowedWindows, RowOrder
 from kinescan.errors import ConfigError, WorkerError
 from kinescan.fields import check_most, check_types
 from kinescan.runtime.torch_internals import lost_worker
@@ -52,12 +54,14 @@ class Batch:
 
     Attributes:
         clips: [B, T, 3, size, size], or [B, V, T, 3, size, size] in test; [0] where no video could be read.
-        labels: [B] int64.
+        labels: [B] int64; of windows with a label for each frame, [B, T] int64, or [B, T, K] float32 for classes that
+            overlap.
         item_indices: indices of the B videos among the data set's items.
         unreadable: videos of this batch that could not be read; they are not among the B.
         positions: of the B videos in the batch as it was ordered, before unreadable ones were left out: `mix` pairs by
-            them. None where nothing was left out.
+            them, and they are the rows whose state is carried. None where nothing was left out.
         frame_seconds: in training, of each of the B clips, from frame to frame; empty where it is unknown.
+        starts: of each of the B, whether a state that is carried from batch to batch begins anew; empty for all.
     """
 
     clips: torch.Tensor
@@ -66,6 +70,7 @@ class Batch:
     unreadable: list[Unreadable]
     positions: list[int] | None = None
     frame_seconds: list[float] = field(default_factory=list)
+    starts: list[bool] = field(default_factory=list)
 
     @property
     def places(self) -> list[int] | None:
@@ -113,7 +118,7 @@ class VideoLoader:
 
     def __init__(
         self,
-        dataset: VideoDataset,
+        dataset: VideoDataset | WindowDataset,
         config: LoaderConfig,
         *,
         shuffle: bool,
@@ -125,14 +130,20 @@ class VideoLoader:
             raise ConfigError(f"process_index must lie in [0, {num_processes}), got {process_index}.")
         self.dataset, self.config = dataset, config
         self.global_batch_size = num_processes * config.batch_size
-        self._order = _BatchOrder(
-            len(dataset),
-            config.batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            num_processes=num_processes,
-            process_index=process_index,
-        )
+        self._order: _BatchOrder | RowOrder
+        if isinstance(dataset, WindowDataset) and isinstance(dataset.plan, FollowedWindows):
+            self._order = RowOrder(
+                dataset.plan, config.batch_size, num_processes=num_processes, process_index=process_index
+            )
+        else:
+            self._order = _BatchOrder(
+                len(dataset),
+                config.batch_size,
+                shuffle=shuffle,
+                seed=seed,
+                num_processes=num_processes,
+                process_index=process_index,
+            )
         workers = config.num_workers
         self._loader: torch.utils.data.DataLoader[Sample | Unreadable] = torch.utils.data.DataLoader(
             dataset,
@@ -187,7 +198,7 @@ class VideoLoader:
 
 
 def make_loader(
-    dataset: VideoDataset,
+    dataset: VideoDataset | WindowDataset,
     config: LoaderConfig,
     *,
     shuffle: bool,
@@ -227,12 +238,19 @@ def collate(gathered: Samples) -> Batch:
     whole = len(read) == len(samples)
     return Batch(
         clips=torch.empty(0) if not read else gathered.clips if whole else gathered.clips[positions],
-        labels=torch.tensor([sample.label for sample in read], dtype=torch.int64),
+        labels=_stacked([sample.label for sample in read]),
         item_indices=[sample.item_index for sample in read],
         unreadable=[sample for sample in samples if isinstance(sample, Unreadable)],
         positions=None if whole else positions,
         frame_seconds=[sample.frame_seconds for sample in read],
+        starts=[sample.starts for sample in read],
     )
+
+
+def _stacked(labels: Sequence[int | torch.Tensor]) -> torch.Tensor:
+    if any(isinstance(label, torch.Tensor) for label in labels):
+        return torch.stack([torch.as_tensor(label) for label in labels])
+    return torch.tensor(labels, dtype=torch.int64)
 
 
 class _BatchOrder:

@@ -129,8 +129,7 @@ def rate_of(model: VideoClassifier) -> float:
     """Frames a second at which the model sees a file: those of its training; 0 where they are unknown."""
     if model.preprocessing.frame_rate:
         return model.preprocessing.frame_rate
-    timing = getattr(model, "timing", None)
-    return 0.0 if timing is None else 1.0 / float(timing.median_seconds)
+    return 0.0 if model.timing is None else 1.0 / model.timing.median_seconds
 
 
 def _one_pass(

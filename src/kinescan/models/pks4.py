@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kinescan.errors import ConfigError, ShapeError
-from kinescan.layers.carried import named_tensors
+from kinescan.layers.carried import named_tensors, shaped_like
 from kinescan.layers.class_token import ROUTES, ClassTokenRouteKind, TemporalMix
 from kinescan.layers.kinematic import KinematicEncoder, KinematicState, Norm
 from kinescan.layers.scanner import Scanner
@@ -153,6 +153,19 @@ class PKS4State:
         named |= named_tensors(self.scanner, "scanner")
         named["average"], named["recent"] = self.average, self.recent
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "PKS4State":
+        """The same state with other tensors, under the names that `tensors` gives."""
+        kinematic = self.kinematic
+        if kinematic is not None:
+            kinematic = KinematicState(tensors.get("kinematic.correlation"), tensors.get("kinematic.variation"))
+        return PKS4State(
+            frames_seen=self.frames_seen,
+            class_tokens={place: tensors[f"class_tokens.{place}"] for place in self.class_tokens},
+            kinematic=kinematic,
+            scanner=shaped_like(self.scanner, tensors, "scanner"),
+            average=tensors.get("average"),
+        )
 
     @property
     def num_streams(self) -> int | None:

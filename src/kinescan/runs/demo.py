@@ -143,7 +143,9 @@ def demo(
             folder = output / "data" / data
             paths = replace(configs[name].data, train=str(folder / "train"), test=str(folder / "test"))
             model = replace(configs[name].model, weights=str(weights))
-            reports[name] = train(replace(configs[name], data=paths, model=model), output=output / name).report
+            report = train(replace(configs[name], data=paths, model=model), output=output / name).report
+            assert isinstance(report, Report)
+            reports[name] = report
     with clock.part("explanation"):
         label = PAIRS[0][1]
         video = output / "data" / "motion" / "test" / label / "0000.mp4"

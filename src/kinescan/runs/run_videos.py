@@ -56,7 +56,13 @@ def videos_of_run(
     before = read_run_videos(folder)
     if before is None:
         return now
-    known = {video.video_id: video.fingerprint for video in (*before.train, *before.validation, *before.held_out)}
+    everywhere = (*before.train, *before.validation, *before.held_out)
+
+    def recorded(part: Sequence[RecordedVideo]) -> dict[str, str]:
+        # Videos of different lists may have the same id: that of the own part counts.
+        return {video.video_id: video.fingerprint for video in (*everywhere, *part)}
+
+    known = recorded(before.train)
     there = [video for video in now.train if video.fingerprint and known.get(video.video_id)]
     changed = [video for video in there if video.fingerprint != known[video.video_id]]
     if changed:
@@ -70,10 +76,16 @@ def videos_of_run(
             )
         logger.warning("%s. The weights will not be those of an undisturbed run", said)
 
-    def kept(videos: Sequence[RecordedVideo]) -> tuple[RecordedVideo, ...]:
-        return tuple(replace(video, fingerprint=known.get(video.video_id, video.fingerprint)) for video in videos)
+    def kept(videos: Sequence[RecordedVideo], part: Sequence[RecordedVideo]) -> tuple[RecordedVideo, ...]:
+        prints = recorded(part)
+        return tuple(replace(video, fingerprint=prints.get(video.video_id, video.fingerprint)) for video in videos)
 
-    return replace(now, train=kept(now.train), validation=kept(now.validation), held_out=kept(now.held_out))
+    return replace(
+        now,
+        train=kept(now.train, before.train),
+        validation=kept(now.validation, before.validation),
+        held_out=kept(now.held_out, before.held_out),
+    )
 
 
 def held_out_items(run: Path, recipe: RunConfig | None) -> tuple[list[VideoItem], tuple[str, ...], str]:

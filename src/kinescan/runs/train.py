@@ -1,38 +1,60 @@
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
 from kinescan.config import ModelConfig, RunConfig, dump_recipe, find_recipe, load_recipe, parse_overrides
-from kinescan.data.datasets import VideoItem
+from kinescan.data.datasets import VideoDataset, VideoItem
+from kinescan.data.intervals import IntervalVideo
 from kinescan.data.provenance import RecordedVideo, RunVideos
 from kinescan.data.sampling import Views
 from kinescan.data.transforms import AugmentConfig, mix
+from kinescan.data.window_dataset import WindowDataset
 from kinescan.errors import ConfigError, VideoError
 from kinescan.evaluation.multiview import Evaluation, evaluate_model
 from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
+from kinescan.evaluation.temporal.report import TemporalReport
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.registry import find_model
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.profiling.cost import count_cost
-from kinescan.runs.datasets import evaluated_on, make_test_set, make_training_set, read_clips
+from kinescan.runs.datasets import (
+    Division,
+    evaluated_on,
+    is_of_intervals,
+    make_test_set,
+    make_training_set,
+    read_videos,
+)
 from kinescan.runs.folder import choose_output, run_of
+from kinescan.runs.frame_run import (
+    CHOSEN_BY,
+    WINDOWS,
+    FrameScores,
+    frame_config,
+    frame_labels,
+    frame_report,
+    make_frame_task,
+    make_window_set,
+    window_digest,
+)
 from kinescan.runs.run_videos import TRAINING_VIDEOS, training_digest, videos_of_run
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.device import choose_device
-from kinescan.runtime.distributed import open_processes
+from kinescan.runtime.distributed import Processes, open_processes
 from kinescan.runtime.own_modules import import_own_module, module_of
 from kinescan.runtime.run_folder import RunFolder
 from kinescan.settings import to_plain
 from kinescan.training.callbacks import Callback, Start
 from kinescan.training.dataset_clips import DatasetClips
 from kinescan.training.dry_run import Plan, make_plan
+from kinescan.training.frame_task import FrameTask
 from kinescan.training.loop import fit
 from kinescan.training.open_run import OpenRun, open_run
 from kinescan.training.result import FitResult
@@ -52,21 +74,36 @@ class TrainResult:
 
     output: Path
     fit: FitResult
-    report: Report
+    report: Report | TemporalReport
 
     def to_json(self) -> dict[str, Any]:
         """The run as plain values."""
-        metrics = self.report.evaluation.metrics
-        return {
+        run = {
             "output": str(self.output),
             "checkpoint": str(self.fit.best or self.fit.last),
             "best_epoch": None if self.fit.best_epoch is None else self.fit.best_epoch + 1,
             "steps": self.fit.steps,
+            "unreadable_training": self.fit.unreadable,
+        }
+        if isinstance(self.report, TemporalReport):
+            scores, unreadable = self.report.scores, self.report.unreadable
+            return {
+                **run,
+                "frame_map": scores.frames.mean,
+                "calibrated_frame_map": scores.frames.calibrated_mean,
+                "missed_ratio": scores.alarms.missed_ratio,
+                "false_alarms_per_hour": scores.alarms.false_alarms_per_hour,
+                "median_delay_seconds": scores.alarms.delay_seconds(0.5),
+                "num_videos": len(scores.videos),
+                "unreadable_test": {str(file.path): file.reason for file in unreadable},
+            }
+        metrics, unreadable = self.report.evaluation.metrics, self.report.evaluation.unreadable
+        return {
+            **run,
             "top1": metrics.top1,
             "top5": metrics.top5,
             "num_videos": metrics.num_videos,
-            "unreadable_training": self.fit.unreadable,
-            "unreadable_test": {str(file.path): file.reason for file in self.report.evaluation.unreadable},
+            "unreadable_test": {str(file.path): file.reason for file in unreadable},
         }
 
 
@@ -108,46 +145,110 @@ def train(
     with open_run(chosen, device=config.train.device, resume=resume) as run:
         folder = run.folder.path
         result, report = _train_into(run, replace(config, output=str(folder)), callbacks)
-    logger.info("top-1 %.1f %% on %s: %s", 100 * report.evaluation.metrics.top1, report.data, folder / "report.md")
+    if isinstance(report, TemporalReport):
+        logger.info(
+            "per-frame mAP %.1f %% on %s: %s", 100 * report.scores.frames.mean, report.data, folder / "report.md"
+        )
+    else:
+        top1 = report.evaluation.metrics.top1
+        logger.info("top-1 %.1f %% on %s: %s", 100 * top1, report.data, folder / "report.md")
     return TrainResult(output=folder, fit=result, report=report)
 
 
-def _train_into(run: OpenRun, config: RunConfig, callbacks: Sequence[Callback]) -> tuple[FitResult, Report]:
-    """The run itself, in a folder that is its own."""
-    folder, processes = run.folder.path, run.processes
-    division = read_clips(config)
-    set_seed(config.seed)
-    model = _make_model(config, division.classes)
-    # So that the run's folder says what its model needs.
-    module = config.model.module or module_of(type(model)) or ""
-    config = replace(config, model=replace(config.model, module=module))
-    clips = DatasetClips(
-        make_training_set(config, division.training, division.classes),
-        config.loader,
-        seed=config.seed,
-        processes=processes,
-    )
-    videos = processes.broadcast(videos_of_run(folder, config, division) if processes.is_main else None)
-    scores = HeldOutScores(config, division.chosen_on, division.classes, videos.chosen_on)
-    final = (
-        scores
-        if not division.validation
-        else HeldOutScores(config, division.held_out, division.classes, videos.held_out)
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What of a run depends on the kind of its labels.
+
+    Attributes:
+        config: of the run, with what the labels ask of the model.
+        labels: of the model, in the order of its outputs.
+        dataset: training samples.
+        chosen_by: the score that the best checkpoint is chosen by.
+        task: what outputs are to be; None for classification.
+        settings: what the weights depend on besides the config.
+    """
+
+    config: RunConfig
+    labels: tuple[str, ...]
+    dataset: VideoDataset | WindowDataset
+    chosen_by: str = "top1"
+    task: FrameTask | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+def _work(config: RunConfig, division: Division[VideoItem] | Division[IntervalVideo], processes: Processes) -> _Work:
+    if not is_of_intervals(division):
+        _refuse_frames(config)
+        clips = cast(Division[VideoItem], division)
+        dataset = make_training_set(config, clips.training, clips.classes)
+        return _Work(config=config, labels=clips.classes, dataset=dataset)
+    config = frame_config(config)
+    labels = frame_labels(config, division.classes)
+    windows = make_window_set(config, division.training, labels, processes)
+    return _Work(
+        config=config,
+        labels=labels,
+        dataset=windows,
+        chosen_by=CHOSEN_BY,
+        task=make_frame_task(config, windows),
+        settings={WINDOWS: window_digest(windows)},
     )
 
+
+def _refuse_frames(config: RunConfig) -> None:
+    """Passes where nothing is set that needs labels with a start and an end.
+
+    Raises:
+        ConfigError: something is.
+    """
+    wrong = ["train.carry_state"] if config.train.carry_state else []
+    wrong += ["model.options.output"] if config.model.options.get("output", "clip") != "clip" else []
+    wrong += ["data.overlaps"] if config.data.overlaps else []
+    if wrong:
+        raise ConfigError(
+            f"{wrong[0]} is for labels with a start and an end, and those of {config.data.train!r} are of whole clips. "
+            "Leave it out, or give a csv of path,start,end,label."
+        )
+
+
+def _train_into(
+    run: OpenRun, config: RunConfig, callbacks: Sequence[Callback]
+) -> tuple[FitResult, Report | TemporalReport]:
+    """The run itself, in a folder that is its own."""
+    folder, processes = run.folder.path, run.processes
+    division = read_videos(config)
+    work = _work(config, division, processes)
+    set_seed(config.seed)
+    model = _make_model(work.config, work.labels)
+    # So that the run's folder says what its model needs.
+    module = config.model.module or module_of(type(model)) or ""
+    config = replace(work.config, model=replace(work.config.model, module=module))
+    clips = DatasetClips(work.dataset, config.loader, seed=config.seed, processes=processes)
+    videos = processes.broadcast(videos_of_run(folder, config, division) if processes.is_main else None)
+    scores: HeldOutScores | FrameScores
+    final: HeldOutScores | FrameScores
+    if is_of_intervals(division):
+        scores = FrameScores(config, division.chosen_on, videos.chosen_on, processes)
+        final = FrameScores(config, division.held_out, videos.held_out, processes)
+    else:
+        of_clips = cast(Division[VideoItem], division)
+        scores = HeldOutScores(config, of_clips.chosen_on, division.classes, videos.chosen_on)
+        final = HeldOutScores(config, of_clips.held_out, division.classes, videos.held_out)
     result = fit(
         model,
         clips,
         output=run,
         train=config.train,
         optim=config.optim,
-        mix=partial(_mixed, config.augment),
+        mix=None if work.task is not None else partial(_mixed, config.augment),
+        task=work.task,
         evaluate=scores,
+        chosen_by=work.chosen_by,
         seed=config.seed,
-        settings={**to_plain(config), TRAINING_VIDEOS: training_digest(division.training)},
+        settings={**to_plain(config), TRAINING_VIDEOS: training_digest(division.training), **work.settings},
         callbacks=[_SettingsKept(folder, config, videos), *callbacks],
     )
-    report = _final_report(config, result, final, chosen_on_these=not division.validation)
+    report = _final_report(config, result, final if division.validation else scores, division, processes)
     if processes.is_main:
         report.save(folder)
     return result, report
@@ -177,15 +278,11 @@ def plan(recipe: str | Path | RunConfig, *, overrides: Sequence[str] = ()) -> tu
     """
     config, _ = _resolve(recipe, overrides, of_run=False)
     with open_processes(choose_device(config.train.device)) as processes:
-        division = read_clips(config)
+        work = _work(config, read_videos(config), processes)
+        config = work.config
         set_seed(config.seed)
-        clips = DatasetClips(
-            make_training_set(config, division.training, division.classes),
-            config.loader,
-            seed=config.seed,
-            processes=processes,
-        )
-        model = _make_model(config, division.classes)
+        clips = DatasetClips(work.dataset, config.loader, seed=config.seed, processes=processes)
+        model = _make_model(config, work.labels)
         planned = make_plan(model, clips, train=config.train, optim=config.optim, num_processes=processes.count)
     return config, planned
 
@@ -295,14 +392,27 @@ class HeldOutScores:
         return evaluation
 
 
-def _final_report(config: RunConfig, result: FitResult, scores: HeldOutScores, *, chosen_on_these: bool) -> Report:
+def _final_report(
+    config: RunConfig,
+    result: FitResult,
+    scores: HeldOutScores | FrameScores,
+    division: Division[VideoItem] | Division[IntervalVideo],
+    processes: Processes,
+) -> Report | TemporalReport:
     """The best checkpoint, scored with the final views."""
-    model = from_pretrained(result.best or result.last).to(choose_device(config.train.device))
+    checkpoint = result.best or result.last
+    notes = (CHOSEN_ON_THESE,) if result.best is not None and not division.validation else ()
+    if isinstance(scores, FrameScores) and is_of_intervals(division):
+        return frame_report(
+            config, checkpoint, scores, division, data=evaluated_on(config), notes=notes, processes=processes
+        )
+    assert isinstance(scores, HeldOutScores)
+    model = from_pretrained(checkpoint).to(choose_device(config.train.device))
     return make_report(
         scores.evaluate(model, config.views()),
         model=model.name,
         data=evaluated_on(config),
         seed=config.seed,
         cost=count_cost(model),
-        notes=(CHOSEN_ON_THESE,) if result.best is not None and chosen_on_these else (),
+        notes=notes,
     )

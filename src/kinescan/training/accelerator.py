@@ -32,12 +32,16 @@ class TrainConfig:
             backward pass.
         accumulate_batches: batches whose gradients are summed for one step, as if they were one; the learning rate is
             scaled with it. Batch norms see each batch by itself.
+        carry_state: of a causal model and labels with a start and an end: each row of the batch follows one video, and
+            the model's state continues from window to window (truncated backpropagation through time), as it will in a
+            stream. Without it, windows are drawn at random places and each starts anew.
         eval_every: epochs between two evaluations; the last epoch is always evaluated.
         log_every: steps between two lines of log.jsonl and of the trackers.
         checkpoint_minutes: the last checkpoint is never older than this while training; 0 leaves those after each
             epoch.
         keep_checkpoints: how many of the last checkpoints are kept; the best is kept beside them.
-        early_stop_evaluations: ends the run after so many evaluations without a better top-1; 0 never does.
+        early_stop_evaluations: ends the run after so many evaluations without a better score (top-1, or per-frame mAP);
+            0 never does.
         trackers: names that accelerate knows, such as "tensorboard" or "wandb".
     """
 
@@ -47,6 +51,7 @@ class TrainConfig:
     frozen: tuple[str, ...] = ()
     freeze_stem: bool = False
     accumulate_batches: int = 1
+    carry_state: bool = False
     eval_every: int = 1
     log_every: int = 10
     checkpoint_minutes: float = 15.0

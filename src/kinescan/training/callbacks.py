@@ -44,6 +44,7 @@ class Step:
         epoch_loss: mean of the epoch so far.
         epoch_accuracy: of the epoch so far, in [0, 1].
         clips_per_second: of the epoch so far.
+        balanced_accuracy: of this step's frames, the mean over classes; None where clips are classified.
     """
 
     epoch: int
@@ -57,6 +58,7 @@ class Step:
     epoch_loss: float
     epoch_accuracy: float
     clips_per_second: float
+    balanced_accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,7 @@ class Epoch:
         clips_per_second: since the epoch began, or was resumed.
         seconds: since then.
         num_unreadable: training videos that could not be read so far.
+        balanced_accuracy: of the frames, the mean over classes; None where clips are classified.
     """
 
     epoch: int
@@ -82,6 +85,7 @@ class Epoch:
     clips_per_second: float
     seconds: float
     num_unreadable: int
+    balanced_accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,7 @@ class Evaluation:
     Attributes:
         epoch: from 0.
         step: optimizer steps taken.
-        scores: as `evaluate` gave them, "top1" among them.
+        scores: as `evaluate` gave them; the one that chooses the best checkpoint is among them.
     """
 
     epoch: int

@@ -23,7 +23,7 @@ from kinescan.runtime.run_folder import LAST
 STATE_FILE = "training_state.pt"
 CHECKSUM_FILE = "checksums.json"
 FORMAT = 2
-_LATER = ("absent", "timing")
+_LATER = ("absent", "timing", "carried")
 """Fields that states of earlier versions lack."""
 _MOST_SETTINGS = 100_000
 _ADVICE = "Free space or choose another output; what was saved before is still there."
@@ -39,7 +39,7 @@ class TrainState:
         epoch: the epoch under way, from 0.
         batches_done: batches of this epoch that are behind us; all of them while its evaluation is pending.
         step: optimizer steps taken (or skipped, where a batch held nothing readable).
-        best_score: best top-1 so far, in [0, 1]; None before the first evaluation.
+        best_score: best score so far (top-1, or per-frame mAP), in [0, 1]; None before the first evaluation.
         best_epoch: the epoch that it belongs to.
         evaluations_without_gain: evaluations since `best_score` grew.
         stopped_early: no better score came for long enough, so the run is over.
@@ -51,6 +51,7 @@ class TrainState:
         optimizer: the optimizer's state dict.
         weights: with an EMA, the weights that are trained, by name; the folder's model holds their EMA.
         rng: the random generators' states, of each process.
+        carried: the states that continue with the next batch, of each process; empty where each batch starts anew.
         settings: plain settings that the weights depend on, to be compared on resume.
     """
 
@@ -69,6 +70,7 @@ class TrainState:
     optimizer: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     rng: list[dict[str, Any]] = field(default_factory=list)
+    carried: list[dict[str, Tensor]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
 

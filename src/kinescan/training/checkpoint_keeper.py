@@ -63,6 +63,8 @@ class CheckpointKeeper:
         state.optimizer, state.rng = self._stepper.optimizer.state_dict(), self._processes.gather(read_rng())
         state.weights = {} if ema is None else ema.weights()
         self._note_timing()
+        carried = self._stepper.carried
+        state.carried = [] if carried is None else self._processes.gather(carried.tensors())
         kept = self._train.keep_checkpoints - 1
         # The state is written anew after an evaluation: that is not another checkpoint to keep.
         earlier = earlier_name(last, self._saved_step) if kept and state.step != self._saved_step else None
@@ -79,19 +81,19 @@ class CheckpointKeeper:
         self._raise_everywhere(problem)
         self._saved_at, self._saved_step = time.monotonic(), state.step
 
-    def keep_best(self, top1: float) -> None:
+    def keep_best(self, score: float) -> None:
         """Writes the best checkpoint where none was better, of the weights that the model holds; ends a run in time.
 
         Args:
-            top1: of the evaluation, in [0, 1].
+            score: of the evaluation, in [0, 1]; top-1, or per-frame mAP.
 
         Raises:
             CheckpointError: it cannot be written.
         """
         state, best = self.state, self.state.best_score
-        state.evaluations_without_gain = 0 if best is None or top1 > best else state.evaluations_without_gain + 1
-        if best is None or top1 >= best:
-            state.best_score, state.best_epoch = top1, state.epoch
+        state.evaluations_without_gain = 0 if best is None or score > best else state.evaluations_without_gain + 1
+        if best is None or score >= best:
+            state.best_score, state.best_epoch = score, state.epoch
             problem = None
             if self._processes.is_main:
                 try:
@@ -103,7 +105,7 @@ class CheckpointKeeper:
         if patience and state.evaluations_without_gain >= patience:
             state.stopped_early = True
             logger.info(
-                "stopped early: no better top-1 than %.4g for %d evaluations", state.best_score or 0.0, patience
+                "stopped early: no better score than %.4g for %d evaluations", state.best_score or 0.0, patience
             )
 
     def _note_timing(self) -> None:

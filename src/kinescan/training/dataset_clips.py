@@ -1,10 +1,11 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from kinescan.data.datasets import Sample, VideoDataset
+from kinescan.data.datasets import VideoDataset
 from kinescan.data.loader import Batch, LoaderConfig, make_loader
 from kinescan.data.memory import VideoMemory
 from kinescan.data.readers.lists import files_there
+from kinescan.data.window_dataset import WindowDataset
 from kinescan.runtime.distributed import Processes
 
 
@@ -12,17 +13,22 @@ class DatasetClips:
     """Training batches of a data set, for `fit`; its workers live on from epoch to epoch.
 
     Args:
-        dataset: videos with mode="train".
+        dataset: videos with mode="train", or windows of long videos.
         config: batches and workers.
         seed: of the order.
         processes: those that every batch is divided between; None for this one alone.
     """
 
     def __init__(
-        self, dataset: VideoDataset, config: LoaderConfig, *, seed: int, processes: Processes | None = None
+        self,
+        dataset: VideoDataset | WindowDataset,
+        config: LoaderConfig,
+        *,
+        seed: int,
+        processes: Processes | None = None,
     ) -> None:
         self._dataset = dataset
-        if isinstance(dataset, VideoMemory):
+        if isinstance(dataset, VideoMemory) or (isinstance(dataset, WindowDataset) and dataset.in_memory):
             # Nothing is left to decode, and workers would each take a copy.
             config = replace(config, num_workers=0)
         processes = processes or Processes()
@@ -46,7 +52,7 @@ class DatasetClips:
     @property
     def num_items(self) -> int:
         """Videos in all."""
-        return len(self._dataset)
+        return len(self._dataset.items)
 
     def absent(self) -> list[int]:
         """Items whose files are not there now."""
@@ -55,7 +61,7 @@ class DatasetClips:
 
     def is_readable(self, item_index: int) -> bool:
         """Whether an item's file can be read now."""
-        return isinstance(self._dataset[item_index], Sample)
+        return self._dataset.is_readable(item_index)
 
     def path(self, item_index: int) -> str:
         """The video of an item."""

@@ -22,7 +22,7 @@ from kinescan.training.step import NonFinite, Stepper, StepResult
 logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[VideoClassifier], Mapping[str, float]]
-"""Scores of a model, "top1" among them, in [0, 1]; called by every process at once, with the same result in each."""
+"""Scores of a model in [0, 1]; called by every process at once, with the same result in each."""
 
 
 class EpochLoop:
@@ -38,6 +38,7 @@ class EpochLoop:
         evaluate: scores the model after epochs; None for no evaluation.
         accumulate_batches: batches of a step.
         eval_every: epochs between two evaluations.
+        chosen_by: the score that the best checkpoint is chosen by.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class EpochLoop:
         *,
         accumulate_batches: int,
         eval_every: int,
+        chosen_by: str = "top1",
     ) -> None:
         self._clips, self._stepper, self._schedule, self._keeper = clips, stepper, schedule, keeper
         self._callbacks, self._stop, self._evaluator = callbacks, stop, evaluate
-        self._accumulate_batches, self._eval_every = accumulate_batches, eval_every
+        self._accumulate_batches, self._eval_every, self._chosen_by = accumulate_batches, eval_every, chosen_by
         self._processes, self._state = stepper.processes, keeper.state
         self._num_epochs = schedule.optim.epochs
         self._watch = OutageWatch(clips, self._processes, self._state.absent)
@@ -175,7 +177,7 @@ class EpochLoop:
             self._callbacks.on_evaluation(
                 Evaluation(epoch=self._state.epoch, step=self._state.step, scores=dict(scores))
             )
-            self._keeper.keep_best(float(scores["top1"]))
+            self._keeper.keep_best(float(scores[self._chosen_by]))
 
     def _scores(self, evaluate: Evaluate) -> Mapping[str, float]:
         self._stop.immediate = True

@@ -41,6 +41,7 @@ def fit(
     mix: Mix | None = None,
     task: Task | None = None,
     evaluate: Evaluate | None = None,
+    chosen_by: str = "top1",
     seed: int = 0,
     resume: bool = False,
     settings: Mapping[str, Any] | None = None,
@@ -60,6 +61,7 @@ def fit(
         mix: mixup and cutmix of whole batches; None for neither. Not with `task`.
         task: what outputs are to be, for labels that are not classes; None: classification, by cross-entropy.
         evaluate: scores the model after epochs; None keeps no best checkpoint.
+        chosen_by: the score of `evaluate` that the best checkpoint and an early stop are chosen by.
         seed: of mixup and cutmix. Dropout and new weights follow torch's global generator.
         resume: continues from `output`/checkpoints/last, or starts anew where there is none; an opened run knows.
         settings: plain settings of the run, kept in checkpoints; on resume, changes are refused unless harmless.
@@ -101,6 +103,7 @@ def fit(
             *(clips, stepper, schedule, keeper, watching, stop, evaluate),
             accumulate_batches=train.accumulate_batches,
             eval_every=train.eval_every,
+            chosen_by=chosen_by,
         )
         with _told(watching, model, clips, optim, state, is_main=processes.is_main), _workers_named(folder.last):
             loop.run()
@@ -132,7 +135,12 @@ def _prepared(
         stack.enter_context(norms.applied(model))
         accelerator = stack.enter_context(open_accelerator(train, run.folder.path))
         stepper = Stepper(
-            model, accelerator, processes, norms, optim, num_classes=clips.num_classes, mix=mix, task=task, seed=seed
+            *(model, accelerator, processes, norms, optim),
+            num_classes=clips.num_classes,
+            mix=mix,
+            task=task,
+            seed=seed,
+            carry_rows=clips.batch_size if train.carry_state else 0,
         )
         stop = stack.enter_context(Interruption(repeats=processes.count == 1))
         stack.callback(model.to, home)

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from kinescan.runtime.quantities import duration
 from kinescan.training.callbacks import Callback, End, Start, Step
+from kinescan.training.frame_task import balanced_accuracy
+from kinescan.training.step import TALLY
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +130,11 @@ def memory_gib() -> float:
 
 
 def means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Loss and accuracy per clip."""
+    """Loss and accuracy per clip; where classes were counted, the accuracy that is balanced over them, too."""
     clips = max(sums.get("clips", 0.0), 1.0)
-    return {"loss": sums.get("loss", 0.0) / clips, "accuracy": sums.get("correct", 0.0) / clips}
+    found = {"loss": sums.get("loss", 0.0) / clips, "accuracy": sums.get("correct", 0.0) / clips}
+    tally = [sums[f"{TALLY}{place}"] for place in range(len(sums)) if f"{TALLY}{place}" in sums]
+    return found | ({"balanced_accuracy": balanced_accuracy(tally)} if tally else {})
 
 
 def listed(scores: Mapping[str, float]) -> str:

@@ -8,8 +8,8 @@ class FitResult:
 
     Attributes:
         last: checkpoint after the last epoch.
-        best: checkpoint with the best top-1 on the evaluation's videos; None without evaluation.
-        best_score: its top-1 in [0, 1].
+        best: checkpoint with the best score (top-1, or per-frame mAP) of all evaluations; None without evaluation.
+        best_score: its score in [0, 1].
         best_epoch: its epoch, from 0.
         steps: optimizer steps taken.
         unreadable: path -> reason of videos that could not be read.

@@ -49,6 +49,8 @@ def restore(
         refuse_other_groups(state.optimizer, optimizer.state_dict())
         optimizer.load_state_dict(state.optimizer)
         refuse_other_shapes(optimizer)
+        if stepper.carried is not None:
+            stepper.carried.restore(state.carried[stepper.processes.index])
         write_rng(state.rng[stepper.processes.index])
     except Exception as error:  # whatever the file holds instead of them
         raise CheckpointError(f"{folder} does not fit this model: {error}. Start anew in another output.") from error
@@ -81,7 +83,7 @@ def _take_up_early_stop(state: TrainState, patience: int, num_epochs: int) -> No
         state.stopped_early = False
     elif state.stopped_early and state.epoch < num_epochs:
         logger.warning(
-            "the run had stopped early, after %d evaluations without a better top-1: nothing is trained. Raise "
+            "the run had stopped early, after %d evaluations without a better score: nothing is trained. Raise "
             "train.early_stop_evaluations to continue",
             state.evaluations_without_gain,
         )

@@ -1,7 +1,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -156,17 +156,19 @@ class RunLog(Callback):
     def on_step(self, step: Step) -> None:
         """A line for every `log_every` steps that had a clip."""
         if step.step % self._log_every == 0 and step.num_clips:
-            names = ("loss", "accuracy", "lr", "gradient_norm", "clips_per_second")
-            self._write("step", step.epoch, step.step, {name: getattr(step, name) for name in names})
+            names = ("loss", "accuracy", "balanced_accuracy", "lr", "gradient_norm", "clips_per_second")
+            self._write("step", step.epoch, step.step, _known(step, names))
 
     def on_epoch(self, epoch: Epoch) -> None:
         """The epoch's line."""
-        names = ("loss", "accuracy", "gradient_norm", "clips_per_second", "seconds")
-        values = {name: getattr(epoch, name) for name in names}
+        names = ("loss", "accuracy", "balanced_accuracy", "gradient_norm", "clips_per_second", "seconds")
+        values = _known(epoch, names)
         self._write("epoch", epoch.epoch, epoch.step, {**values, "unreadable": epoch.num_unreadable})
+        balanced = epoch.balanced_accuracy
+        also = "" if balanced is None else f" ({100 * balanced:.1f} % balanced over classes)"
         logger.info(
-            "epoch %d/%d  loss %.4f  accuracy %.1f %%  %.1f clips/s  %.1f GiB",
-            epoch.epoch + 1, self._num_epochs, epoch.loss, 100 * epoch.accuracy, epoch.clips_per_second, memory_gib(),
+            "epoch %d/%d  loss %.4f  accuracy %.1f %%%s  %.1f clips/s  %.1f GiB", epoch.epoch + 1, self._num_epochs,
+            epoch.loss, 100 * epoch.accuracy, also, epoch.clips_per_second, memory_gib(),
         )  # fmt: skip
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
@@ -190,6 +192,11 @@ class RunLog(Callback):
         if self._journal is not None:
             self._journal.write(kind, {"epoch": epoch + 1, "step": step, **values})
         self._accelerator.log({f"{kind}/{key}": value for key, value in values.items()}, step=step)
+
+
+def _known(told: Step | Epoch, names: Iterable[str]) -> dict[str, float]:
+    """The values of these names that there are."""
+    return {name: getattr(told, name) for name in names if getattr(told, name) is not None}
 
 
 def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:

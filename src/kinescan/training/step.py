@@ -11,8 +11,11 @@ from torch.nn import functional as F
 
 from kinescan.data.loader import Batch
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.pks4 import PKS4State
 from kinescan.runtime.distributed import Processes
+from kinescan.training.carried import CarriedState, StatefulForward
 from kinescan.training.ema import WeightAverage
+from kinescan.training.frame_task import FrameTask
 from kinescan.training.optim import OptimConfig, make_optimizer, parameter_groups, set_lr
 from kinescan.training.sync_batch_norm import SynchronisedNorms
 
@@ -21,8 +24,10 @@ Mix = Callable[[Tensor, Tensor, torch.Generator, Sequence[int] | None], tuple[Te
 
 A batch in several parts is mixed part by part with equal generators, so partners have to be in the same part.
 """
+TALLY = "tally."
+"""Start of the keys of what a task counts for each class."""
 Task = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Outputs [B, K] and the labels of a batch -> the mean loss, and which of the B are right."""
+"""Outputs [B, ...] and the labels of a batch -> the mean loss, and which of the B are right, or how far in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,8 @@ class StepResult:
     """What a step did, over all parts and processes.
 
     Attributes:
-        sums: "loss" and "correct" summed over clips, "clips", and "norm", that of the gradients.
+        sums: "loss" and "correct" summed over clips, "clips", and "norm", that of the gradients; of a task of frames,
+            its tally, "tally.0" and so on.
         stop: a process was asked to stop.
         save: a process wants a checkpoint.
         problem: why the step was not taken; None if all went well.
@@ -81,6 +87,7 @@ class Stepper:
         mix: mixup and cutmix; None for neither.
         task: for labels that are not classes; None for classification by cross-entropy.
         seed: of mixup and cutmix.
+        carry_rows: rows of a batch whose state continues with the next batch; 0: each batch starts anew.
 
     Attributes:
         model: the model itself.
@@ -88,6 +95,10 @@ class Stepper:
         wrapped: the model as the accelerator runs it.
         optimizer: AdamW over the trained parameters.
         ema: the EMA of the weights; None where none is kept.
+        carried: the states of the rows; None where each batch starts anew.
+
+    Raises:
+        ConfigError: the model has no state to carry.
     """
 
     def __init__(
@@ -102,6 +113,7 @@ class Stepper:
         mix: Mix | None,
         task: Task | None,
         seed: int,
+        carry_rows: int = 0,
     ) -> None:
         self.model, self.accelerator, self.processes = model, accelerator, processes
         self.norms, self.optim = norms, optim
@@ -111,7 +123,8 @@ class Stepper:
         groups = parameter_groups(model, optim, layer_depths=model.layer_depths(), num_layers=model.num_layers)
         self.trained = [parameter for group in groups for parameter in group["params"]]
         self._clip_shape = (1, model.preprocessing.num_frames, 3, model.config.image_size, model.config.image_size)
-        self.wrapped = accelerator.prepare_model(model)
+        self.carried = CarriedState(model, carry_rows) if carry_rows else None
+        self.wrapped = accelerator.prepare_model(model if self.carried is None else StatefulForward(model))
         self.optimizer = accelerator.prepare_optimizer(make_optimizer(groups, optim))
         self.ema = WeightAverage(model, optim.ema_decay) if optim.ema_decay else None
 
@@ -141,21 +154,26 @@ class Stepper:
         """
         total = int(counts.sum())
         if total == 0:
+            if self.carried is not None:
+                self.carried.forget()
             stops, saves = self.processes.sum([float(stop), float(save)])
             return StepResult(stop=stops > 0, save=saves > 0)
         loss_sum, correct, outputs = 0.0, 0.0, []
+        tally = self._no_tally()
         for index, batch in enumerate(batches):
             clips, targets = self._prepare(batch, step)
             with self._gradients_shared(last=index + 1 == len(batches)):
-                logits, loss, right = self._run(clips, targets)
+                logits, loss, right = self._run(clips, targets, batch)
                 if logits is not None:
+                    tally += self._tally(logits, targets)
                     loss_sum, correct = loss_sum + loss.item() * len(targets), correct + right
                     loss = _scaled(loss, len(targets) * self.processes.count / total)
                 outputs.append(logits)
                 if logits is not None or self.processes.count > 1:
                     self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.trained, self.optim.clip_norm or math.inf).item()
-        loss_sum, correct, stops, saves = self.processes.sum([loss_sum, correct, float(stop), float(save)])
+        told = [loss_sum, correct, float(stop), float(save), *tally.tolist()]
+        loss_sum, correct, stops, saves, *counts_of_classes = self.processes.sum(told)
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             what, value = ("gradient norm", norm) if math.isfinite(loss_sum) else ("loss", loss_sum / total)
@@ -166,6 +184,7 @@ class Stepper:
         if self.ema is not None:
             self.ema.update(step + 1)
         sums = {"loss": loss_sum, "correct": correct, "norm": norm, "clips": float(total)}
+        sums |= {f"{TALLY}{place}": count for place, count in enumerate(counts_of_classes)}
         return StepResult(sums=sums, stop=stops > 0, save=saves > 0)
 
     def _prepare(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
@@ -179,17 +198,41 @@ class Stepper:
                 clips, targets = self.mix(clips, targets, generator, batch.positions)
         return clips.to(device), targets.to(device)
 
-    def _run(self, clips: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor, float]:
+    def _run(self, clips: Tensor, targets: Tensor, batch: Batch) -> tuple[Tensor | None, Tensor, float]:
         """Logits, mean loss and right answers of a part; of several processes, an empty one runs and counts nothing."""
         self.norms.idle = len(targets) == 0
         if len(targets):
-            logits = self.wrapped(clips).float()
+            logits = self._logits(clips, batch).float()
             loss, right = self.task(logits, targets)
             return logits.detach(), loss, right.sum().item()
+        if self.carried is not None:
+            self.carried.forget()
         if self.processes.count == 1:
             return None, torch.zeros(()), 0.0
         blank = torch.zeros(self._clip_shape, device=self.accelerator.device)
-        return None, self.wrapped(blank).float().sum() * 0.0, 0.0
+        logits = self.wrapped(blank) if self.carried is None else self.wrapped(blank, PKS4State())[0]
+        return None, logits.float().sum() * 0.0, 0.0
+
+    def _logits(self, clips: Tensor, batch: Batch) -> Tensor:
+        """What the model says of the clips; with a state to carry, each row continues from the batch before."""
+        if self.carried is None:
+            logits: Tensor = self.wrapped(clips)
+            return logits
+        logits, after = self.wrapped(clips, self.carried.take(batch.positions, batch.starts, clips.device))
+        self.carried.put(batch.positions, after)
+        return logits
+
+    def _no_tally(self) -> Tensor:
+        """Zeros for `_tally`."""
+        task = self.task
+        num_classes = task.num_tallied(self.model.config.num_classes) if isinstance(task, FrameTask) else 0
+        return torch.zeros(2 * num_classes, dtype=torch.float64)
+
+    def _tally(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """What the task counts for each class; nothing where it counts none."""
+        if not isinstance(self.task, FrameTask):
+            return self._no_tally()
+        return self.task.tally(logits, targets).flatten().cpu()
 
     def _classify(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The task unless another is given: cross-entropy with soft targets [B, K]."""
@@ -215,7 +258,7 @@ class Stepper:
             indices = [int(index) for index in batch.item_indices]
             everyone += indices
             broken += _chosen(indices, ~torch.isfinite(batch.clips).flatten(1).all(dim=1))
-            blamed += _chosen(indices, ~torch.isfinite(logits).all(dim=1).cpu())
+            blamed += _chosen(indices, ~torch.isfinite(logits).flatten(1).all(dim=1).cpu())
         gathered = self.processes.gather((broken, blamed, everyone))
         found = [list(chain.from_iterable(lists)) for lists in zip(*gathered, strict=True)]
         chosen = next(indices for indices in found if indices)

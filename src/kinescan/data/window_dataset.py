@@ -1,0 +1,310 @@
+"""Windows of long videos with a label for each frame."""
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kinescan.data.datasets import Sample, Samples, Unreadable, new_block, stable_seed
+from kinescan.data.frame_labels import IGNORED, frame_targets, frame_truth
+from kinescan.data.intervals import IntervalVideo
+from kinescan.data.memory import MARGIN
+from kinescan.data.mirroring import mirrored_labels
+from kinescan.data.storage import is_gone
+from kinescan.data.timestamps import timed_frames
+from kinescan.data.transforms import TrainTransform, chance, resize
+from kinescan.data.video import Limits, VideoReader
+from kinescan.data.window_plan import DrawnWindows, FollowedWindows, Span, Window, WindowPlan
+from kinescan.errors import ConfigError, VideoError
+from kinescan.preprocessing import Preprocessing
+from kinescan.shapes import BACKGROUND
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredVideo:
+    """A labelled video and the times of its frames at the rate of the training.
+
+    Attributes:
+        video: the video with its labels.
+        seconds: [n] float64, the time of each frame; empty where it could not be read.
+        reason: why it could not be read; empty where it could.
+        gone: its file is not there.
+        height: of its frames.
+        width: of its frames.
+    """
+
+    video: IntervalVideo
+    seconds: NDArray[np.float64]
+    reason: str = ""
+    gone: bool = False
+    height: int = 0
+    width: int = 0
+
+
+def measure_videos(
+    videos: Sequence[IntervalVideo],
+    preprocessing: Preprocessing,
+    *,
+    limits: Limits | None = None,
+    allow_short: bool = False,
+) -> list[MeasuredVideo]:
+    """The times of the frames of every video; several are opened at a time.
+
+    Args:
+        videos: that are trained on.
+        preprocessing: its `frame_rate` counts.
+        limits: what one file may take.
+        allow_short: take what is there of cut or damaged files (see VideoReader).
+
+    Raises:
+        ConfigError: no rate is set.
+    """
+    if not preprocessing.frame_rate:
+        raise ConfigError(
+            'labels with a start and an end need frames at a fixed rate. Set preprocessing.sampling = "rate" and '
+            "preprocessing.frame_rate, the frames a second, such as 8."
+        )
+
+    def measured(video: IntervalVideo) -> MeasuredVideo:
+        try:
+            with VideoReader(
+                video.path, limits=limits, allow_short=allow_short, square_pixels=preprocessing.square_pixels
+            ) as reader:
+                seconds = timed_frames(reader, preprocessing.frame_rate).seconds
+                return MeasuredVideo(video, seconds, height=reader.height, width=reader.width)
+        except VideoError as error:
+            return MeasuredVideo(video, np.zeros(0), error.reason, gone=is_gone(video.path))
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+        return list(threads.map(measured, videos))
+
+
+class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
+    """Windows of consecutive frames of labelled videos; what one shows depends on (seed, epoch, index) only.
+
+    Crop, mirroring and colours are the same for all frames of a window; of windows that follow each other, for the
+    whole video in that epoch.
+
+    Args:
+        measured: the videos.
+        classes: label texts in the order of the model's outputs: "background" first, unless classes overlap.
+        transform: makes clips from frames.
+        preprocessing: how many frames a window has, and how many a second.
+        overlapping: several classes may be true at once.
+        event_ratio: share of the windows that show an event; followed windows show all there is.
+        num_rows: follow one video in each of so many rows of the batch, of all processes together; 0: windows at
+            random places.
+        kept_gib: memory for all frames, resized; where they need more, every window is decoded anew.
+        seed: of the draws.
+        limits: what one file may take.
+        allow_short: take what is there of cut or damaged files (see VideoReader).
+
+    Raises:
+        ConfigError: there is no video.
+    """
+
+    def __init__(
+        self,
+        measured: Sequence[MeasuredVideo],
+        classes: Sequence[str],
+        transform: TrainTransform,
+        *,
+        preprocessing: Preprocessing,
+        overlapping: bool = False,
+        event_ratio: float = 0.5,
+        num_rows: int = 0,
+        kept_gib: float = 0.0,
+        seed: int = 0,
+        limits: Limits | None = None,
+        allow_short: bool = False,
+    ) -> None:
+        if not measured:
+            raise ConfigError("there is no video in the data set. Check the list that it was read from.")
+        self.measured, self.classes = tuple(measured), tuple(classes)
+        self.items = tuple(entry.video for entry in measured)
+        self.transform, self.preprocessing, self.overlapping = transform, preprocessing, overlapping
+        self.seed, self.epoch = seed, 0
+        self._limits, self._allow_short = limits, allow_short
+        self.truth = [frame_truth(entry.video.intervals, entry.seconds, self.classes) for entry in measured]
+        self.plan = self._make_plan(event_ratio, num_rows)
+        self._mirrored = [self._mirrored_columns(truth) for truth in self.truth]
+        self._kept: list[torch.Tensor | VideoError] | None = None
+        wanted = sum(_kept_bytes(entry, preprocessing.size) for entry in measured) / 2**30
+        self.in_memory = wanted <= kept_gib
+        if not self.in_memory and kept_gib:
+            logger.info(
+                "decoding anew in every epoch: all frames of %d videos would take %.1f GiB, more than data.kept_gib",
+                *(len(measured), wanted),
+            )
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the next samples; worker processes get it with each index (see `make_loader`)."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Sample | Unreadable:
+        """The window of an index, or of (epoch, index)."""
+        epoch, index = index if isinstance(index, tuple) else (self.epoch, index)
+        return self._sample(epoch, index, None)
+
+    def __getitems__(self, indices: Sequence[int | tuple[int, int]]) -> Samples:
+        """Several windows, their clips side by side in one block of memory."""
+        settings = self.preprocessing
+        clips = new_block(len(indices), settings.num_frames, 3, settings.size, settings.size)
+        samples = []
+        for place, entry in enumerate(indices):
+            epoch, index = entry if isinstance(entry, tuple) else (self.epoch, entry)
+            samples.append(self._sample(epoch, index, clips[place]))
+        return Samples(samples, clips)
+
+    def is_readable(self, item_index: int) -> bool:
+        """Whether a frame of a video can be read now."""
+        try:
+            self._read(item_index, [0])
+        except VideoError:
+            return False
+        return True
+
+    @property
+    def event_share(self) -> float:
+        """Share of all frames in which something happens."""
+        total = sum(map(len, self.truth))
+        busy = sum(int(truth[:, 0 if self._all_are_events else 1 :].any(axis=1).sum()) for truth in self.truth)
+        return busy / total if total else 0.0
+
+    @property
+    def _all_are_events(self) -> bool:
+        return self.classes[:1] != (BACKGROUND,)
+
+    def _make_plan(self, event_ratio: float, num_rows: int) -> WindowPlan:
+        lengths = [len(entry.seconds) for entry in self.measured]
+        num_frames = self.preprocessing.num_frames
+        if num_rows:
+            ids = [video.video_id for video in self.items]
+            # one that cannot be read has one window, so that it is met and listed
+            lengths = [max(1, length) for length in lengths]
+            return FollowedWindows(lengths, ids, num_frames=num_frames, num_rows=num_rows, seed=self.seed)
+        spans = [
+            Span(place, interval.label, int(inside[0]), int(inside[-1]))
+            for place, entry in enumerate(self.measured)
+            for interval in entry.video.intervals
+            if len(inside := _inside(interval.start_seconds, interval.end_seconds, entry.seconds))
+        ]
+        return DrawnWindows(lengths, spans, num_frames=num_frames, event_ratio=event_ratio, seed=self.seed)
+
+    def _mirrored_columns(self, truth: NDArray[np.bool_]) -> list[int] | None:
+        """For each class, the class whose mirror image shows it; None where a class of the video has none."""
+        opposite = mirrored_labels(self.classes)
+        if any(opposite[column] is None for column in np.flatnonzero(truth.any(axis=0))):
+            return None
+        return [column if opposite[column] is None else int(opposite[column] or 0) for column in range(len(opposite))]
+
+    def _sample(self, epoch: int, index: int, out: torch.Tensor | None) -> Sample | Unreadable:
+        window = self.plan.window(epoch, index)
+        video = self.items[window.video]
+        try:
+            places, truth, counted = self._frames_of(window)
+            pixels = self._read(window.video, places)
+        except VideoError as error:
+            return Unreadable(str(video.path), error.reason, window.video, gone=self._is_gone(window.video))
+        columns = self._mirrored[window.video]
+        draw = torch.Generator().manual_seed(stable_seed(self.seed, epoch, window.draw, "mirror"))
+        mirror = chance(self.transform.augment.flip_rate, draw) and columns is not None
+        targets = frame_targets(truth[:, columns] if mirror else truth, overlapping=self.overlapping)
+        targets[~counted] = IGNORED
+        generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch, window.draw))
+        clip = self.transform(pixels, generator=generator, mirror=mirror, out=out)
+        frame_seconds = 1 / self.preprocessing.frame_rate
+        return Sample(clip, targets, window.video, frame_seconds, starts=window.starts)
+
+    def _frames_of(self, window: Window) -> tuple[list[int], NDArray[np.bool_], torch.Tensor]:
+        """Places of the window's frames, their truth, and which of them lie within the video; the last is repeated."""
+        entry = self.measured[window.video]
+        if not len(entry.seconds):
+            # It may be back.
+            raise self._unreadable_now(window.video)
+        wanted = np.arange(window.first, window.first + self.preprocessing.num_frames)
+        places = np.minimum(wanted, len(entry.seconds) - 1)
+        return places.tolist(), self.truth[window.video][places], torch.from_numpy(wanted == places)
+
+    def _unreadable_now(self, item_index: int) -> VideoError:
+        entry = self.measured[item_index]
+        return VideoError(entry.video.path, entry.reason)
+
+    def _is_gone(self, item_index: int) -> bool:
+        entry = self.measured[item_index]
+        return entry.gone if not len(entry.seconds) else is_gone(entry.video.path)
+
+    def _read(self, item_index: int, places: Sequence[int]) -> torch.Tensor:
+        """[T, 3, H, W] uint8: frames of a video by their places among those at the rate."""
+        if not self.in_memory:
+            return self._decode(item_index, places)
+        if self._kept is None:
+            self.fill()
+            assert self._kept is not None
+        kept = self._kept[item_index]
+        if isinstance(kept, VideoError):
+            raise kept
+        return kept[list(places)]
+
+    def fill(self) -> None:
+        """Decodes every video into memory, as many at a time as there are cores."""
+        logger.info("reading all frames of %d videos into memory", len(self.items))
+        with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+            self._kept = list(threads.map(self._keep, range(len(self.items))))
+
+    def _keep(self, item_index: int) -> torch.Tensor | VideoError:
+        entry = self.measured[item_index]
+        if not len(entry.seconds):
+            return self._unreadable_now(item_index)
+        frames = []
+        try:
+            with self._open(item_index) as reader:
+                chosen = timed_frames(reader, self.preprocessing.frame_rate).places.tolist()
+                size = _kept_size(entry.height, entry.width, self.preprocessing.size)
+                for pixels, _ in reader.in_order(chosen):
+                    frames.append(resize(pixels[None], size, self.preprocessing.interpolation)[0].contiguous())
+        except VideoError as error:
+            return error
+        return torch.stack(frames)
+
+    def _decode(self, item_index: int, places: Sequence[int]) -> torch.Tensor:
+        with self._open(item_index) as reader:
+            chosen = timed_frames(reader, self.preprocessing.frame_rate).places
+            if max(places) >= len(chosen):
+                raise VideoError(reader.path, "has fewer frames than when the training began. Bring it back.")
+            return reader.read(chosen[list(places)]).pixels
+
+    def _open(self, item_index: int) -> VideoReader:
+        return VideoReader(
+            self.items[item_index].path,
+            allow_short=self._allow_short,
+            limits=self._limits,
+            square_pixels=self.preprocessing.square_pixels,
+        )
+
+
+def _inside(start: float, end: float, seconds: NDArray[np.float64]) -> NDArray[np.intp]:
+    """The frames of an interval."""
+    return np.flatnonzero((seconds >= start) & (seconds < end))
+
+
+def _kept_size(height: int, width: int, size: int) -> tuple[int, int]:
+    scale = min(1.0, MARGIN * size / min(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _kept_bytes(entry: MeasuredVideo, size: int) -> int:
+    if not len(entry.seconds):
+        return 0
+    height, width = _kept_size(entry.height, entry.width, size)
+    return 3 * height * width * len(entry.seconds)

@@ -1,0 +1,190 @@
+"""Which windows of long videos an epoch shows, and in which order."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from kinescan.data.datasets import stable_seed
+from kinescan.errors import ConfigError
+
+ONSET_RATE = 0.5
+"""Of the windows that show an event, how many show its beginning."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """An event as frames.
+
+    Attributes:
+        video: the video's place.
+        label: what happens.
+        first: its first frame.
+        last: its last one.
+    """
+
+    video: int
+    label: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of consecutive frames.
+
+    Attributes:
+        video: the video's place.
+        first: its first frame; it may reach beyond the video's end.
+        starts: nothing of the video goes before it: a state that is carried begins anew.
+        draw: what the draws of crop, mirroring and colours depend on besides seed and epoch.
+    """
+
+    video: int
+    first: int
+    starts: bool
+    draw: str
+
+
+class WindowPlan(Protocol):
+    """The windows of every epoch, which depend on seed and epoch only."""
+
+    def __len__(self) -> int:
+        """Windows in an epoch."""
+
+    def window(self, epoch: int, index: int) -> Window:
+        """A window of an epoch."""
+
+
+class DrawnWindows:
+    """Windows at random places: a share at events, the others anywhere.
+
+    As many as would cover all videos once. The first ones show events, drawn by the square root of how often their
+    class occurs, half of them their beginning; each of the others lies at random in its part of the whole time.
+
+    Args:
+        lengths: frames of each video; 0 where it cannot be read: then it has one window, so that it is met and listed.
+        spans: the events.
+        num_frames: of a window.
+        event_ratio: share of the windows that show an event.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], spans: Sequence[Span], *, num_frames: int, event_ratio: float, seed: int
+    ) -> None:
+        self._lengths, self._spans, self._num_frames, self._seed = lengths, spans, num_frames, seed
+        self._unread = [video for video, length in enumerate(lengths) if not length]
+        self._count = sum(-(-length // num_frames) for length in lengths)
+        self._num_events = round(event_ratio * self._count) if spans else 0
+        often = Counter(span.label for span in spans)
+        self._weights = torch.tensor([often[span.label] ** -0.5 for span in spans], dtype=torch.float64)
+        self._ends = torch.tensor(list(lengths), dtype=torch.int64).cumsum(0)
+
+    def __len__(self) -> int:
+        return self._count + len(self._unread)
+
+    def window(self, epoch: int, index: int) -> Window:
+        """A window of an epoch; each starts anew."""
+        if index >= self._count:
+            return Window(self._unread[index - self._count], 0, True, f"window {index}")
+        generator = torch.Generator().manual_seed(stable_seed(self._seed, epoch, "window", index))
+        if index < self._num_events:
+            video, first = self._at_event(generator)
+        else:
+            video, first = self._anywhere(index - self._num_events, generator)
+        return Window(video, first, True, f"window {index}")
+
+    def _at_event(self, generator: torch.Generator) -> tuple[int, int]:
+        span = self._spans[int(torch.multinomial(self._weights, 1, generator=generator))]
+        onset, along, place = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+        frame = span.first if onset < ONSET_RATE else span.first + int(along * (span.last - span.first + 1))
+        return span.video, self._inside(span.video, frame - int(place * self._num_frames))
+
+    def _anywhere(self, part: int, generator: torch.Generator) -> tuple[int, int]:
+        within = float(torch.rand((), generator=generator, dtype=torch.float64))
+        frame = int((part + within) * int(self._ends[-1]) / (self._count - self._num_events))
+        video = int(torch.searchsorted(self._ends, frame, right=True))
+        begun = int(self._ends[video]) - self._lengths[video]
+        return video, self._inside(video, frame - begun - self._num_frames // 2)
+
+    def _inside(self, video: int, first: int) -> int:
+        return max(0, min(first, self._lengths[video] - self._num_frames))
+
+
+class FollowedWindows:
+    """Windows one behind the other: each row of the batch follows one video, then the next.
+
+    In every epoch the videos come in another order, and their windows begin at another frame. All windows in this order
+    are divided into as many stretches as there are rows; a row starts anew where its stretch or a video begins. Where
+    they cannot be divided evenly, the last rows show some windows of the epoch's start again.
+
+    Args:
+        lengths: frames of each video; at least 1.
+        video_ids: the videos' names.
+        num_frames: of a window.
+        num_rows: rows of the batch, of all processes together.
+        seed: of order and beginnings.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], video_ids: Sequence[str], *, num_frames: int, num_rows: int, seed: int
+    ) -> None:
+        self._lengths, self._video_ids, self._num_frames, self._seed = lengths, video_ids, num_frames, seed
+        self._counts = [-(-length // num_frames) for length in lengths]
+        self.num_rows = num_rows
+        self.num_steps = -(-sum(self._counts) // num_rows)
+        self._drawn: tuple[int, list[tuple[int, int, int]]] | None = None
+
+    def __len__(self) -> int:
+        return self.num_rows * self.num_steps
+
+    def window(self, epoch: int, index: int) -> Window:
+        """A window of an epoch; `index` is row * num_steps + step."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, self._draw_order(epoch)
+        video, place, offset = self._drawn[1][index % sum(self._counts)]
+        starts = place == 0 or index % self.num_steps == 0 or index % sum(self._counts) == 0
+        return Window(video, offset + place * self._num_frames, starts, self._video_ids[video])
+
+    def _draw_order(self, epoch: int) -> list[tuple[int, int, int]]:
+        """(video, place among its windows, frame at which its first window begins) of every window, in order."""
+        generator = torch.Generator().manual_seed(stable_seed(self._seed, epoch))
+        windows = []
+        for video in torch.randperm(len(self._lengths), generator=generator).tolist():
+            # the last window may reach beyond the end by as much as the first leaves out, and still has a frame
+            left = self._lengths[video] - 1 - (self._counts[video] - 1) * self._num_frames
+            drawn = stable_seed(self._seed, epoch, self._video_ids[video], "first") % self._num_frames
+            windows += [(video, place, min(drawn, left)) for place in range(self._counts[video])]
+        return windows
+
+
+class RowOrder:
+    """Batches in which each row follows its video (see `FollowedWindows`), for a loader.
+
+    Args:
+        plan: the windows.
+        batch_size: rows of each process.
+        num_processes: that train together.
+        process_index: which of them this is.
+
+    Raises:
+        ConfigError: the plan was made for another number of rows.
+    """
+
+    def __init__(self, plan: FollowedWindows, batch_size: int, *, num_processes: int, process_index: int) -> None:
+        if plan.num_rows != batch_size * num_processes:
+            raise ConfigError(
+                f"the windows follow {plan.num_rows} rows, and {num_processes} processes have batches of {batch_size}."
+            )
+        self._plan, self._rows = plan, range(process_index * batch_size, (process_index + 1) * batch_size)
+        self.epoch, self.start_item = 0, 0
+
+    def __len__(self) -> int:
+        return self._plan.num_steps - self.start_item // self._plan.num_rows
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start_item // self._plan.num_rows, self._plan.num_steps):
+            yield [(self.epoch, row * self._plan.num_steps + step) for row in self._rows]

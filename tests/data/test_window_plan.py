@@ -1,0 +1,91 @@
+from collections import Counter
+
+import pytest
+
+from kinescan.data.window_plan import DrawnWindows, FollowedWindows, RowOrder, Span
+from kinescan.errors import ConfigError
+
+LENGTHS = [40, 7, 16, 1, 90]
+IDS = ["a", "b", "c", "d", "e"]
+SPANS = [Span(0, "fall", 10, 14), *(Span(4, "walk", k, k + 3) for k in range(0, 64, 4))]
+
+
+def _drawn(ratio: float = 0.5) -> DrawnWindows:
+    return DrawnWindows(LENGTHS, SPANS, num_frames=8, event_ratio=ratio, seed=0)
+
+
+def _followed(rows: int) -> FollowedWindows:
+    return FollowedWindows(LENGTHS, IDS, num_frames=8, num_rows=rows, seed=0)
+
+
+def test_windows_are_drawn_by_seed_epoch_and_index_alone() -> None:
+    first = [_drawn().window(3, index) for index in range(len(_drawn()))]
+    assert first == [_drawn().window(3, index) for index in range(len(first))]
+    assert first != [_drawn().window(4, index) for index in range(len(first))]
+    assert all(0 <= window.first <= max(0, LENGTHS[window.video] - 8) and window.starts for window in first)
+
+
+def test_a_part_of_the_windows_shows_events_rare_ones_more_often_than_they_occur() -> None:
+    plan, labels = _drawn(), Counter[str]()
+    for epoch in range(60):
+        for index in range(round(0.5 * len(plan))):
+            window = plan.window(epoch, index)
+            shown = {
+                span.label
+                for span in SPANS
+                if span.video == window.video and span.first <= window.first + 7 and span.last >= window.first
+            }
+            assert shown
+            labels.update(shown)
+    # One interval of 17; by the square root, one window of five.
+    assert 0.1 < labels["fall"] / labels.total() < 0.3
+
+
+def test_the_other_windows_reach_every_part_of_the_time() -> None:
+    seen = {video: set[int]() for video in range(5)}
+    plan = _drawn(0.01)
+    for epoch in range(40):
+        for index in range(len(plan)):
+            window = plan.window(epoch, index)
+            seen[window.video] |= set(range(window.first, min(window.first + 8, LENGTHS[window.video])))
+    assert {video: len(frames) for video, frames in seen.items()} == dict(enumerate(LENGTHS))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+def test_each_row_follows_one_video_to_its_end_and_then_the_next(rows: int) -> None:
+    plan = _followed(rows)
+    seen = Counter[tuple[int, int]]()
+    for row in range(rows):
+        before = None
+        for step in range(plan.num_steps):
+            window = plan.window(2, row * plan.num_steps + step)
+            assert window.first < LENGTHS[window.video]
+            seen[window.video, window.first] += 1
+            follows = before is not None and (window.video, window.first) == (before.video, before.first + 8)
+            assert window.starts != follows
+            before = window
+    # All windows of all videos; what does not divide evenly is shown again.
+    assert {video for video, _ in seen} == set(range(5))
+    assert seen.total() - len(seen) < rows
+    assert [sum(video == k for video, _ in seen) for k in range(5)] == [5, 1, 2, 1, 12]
+
+
+def test_rows_and_batches_do_not_depend_on_how_many_processes_share_them() -> None:
+    alone = RowOrder(_followed(4), 4, num_processes=1, process_index=0)
+    two = [RowOrder(_followed(4), 2, num_processes=2, process_index=index) for index in range(2)]
+    assert list(alone) == [first + second for first, second in zip(*two, strict=True)]
+    alone.start_item = 2 * 4
+    assert len(alone) == len(two[0]) - 2
+    assert next(iter(alone))[0] == (0, 2)
+
+
+def test_epochs_differ_in_order_and_beginnings() -> None:
+    plan = _followed(2)
+    first, second = ([plan.window(epoch, index) for index in range(len(plan))] for epoch in (0, 1))
+    assert [window.video for window in first] != [window.video for window in second]
+    assert {(window.video, window.first) for window in first} != {(window.video, window.first) for window in second}
+
+
+def test_a_loader_with_other_rows_than_the_plan_is_refused() -> None:
+    with pytest.raises(ConfigError, match="4 rows"):
+        RowOrder(_followed(4), 3, num_processes=1, process_index=0)
