@@ -1,15 +1,17 @@
 """What is wrong with the files of a data set: found out by looking at every one; nothing is changed or deleted."""
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kinescan.data.interval_summary import IntervalSummary, summarise
+from kinescan.data.intervals import IntervalTable, IntervalVideo
 from kinescan.data.listing import VideoItem, VideoList
 from kinescan.data.loader import start_worker, worker_context
 from kinescan.data.video import Inspection, Limits, inspect_video
@@ -30,14 +32,23 @@ class CheckedVideo:
     Attributes:
         part: which side of the data set.
         video_id: its id there.
-        label: text of its class.
+        label: text of its class; of intervals, of all classes in it.
         file: what its file holds, or what is wrong with it.
+        classes: of intervals, the classes in it; None where there is one, the label.
+        group: see `VideoItem`.
     """
 
     part: str
     video_id: str
     label: str
     file: Inspection
+    classes: frozenset[str] | None = None
+    group: str = ""
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """The classes in it."""
+        return frozenset({self.label}) if self.classes is None else self.classes
 
     def to_json(self) -> dict[str, str]:
         """Where it is and what is wrong, as plain values."""
@@ -57,6 +68,7 @@ class DataCheck:
         empty: part -> class folders without a video.
         same_ids: whether equal ids mean the same video in all parts, as in published data sets.
         decoded: every frame was decoded; otherwise damage inside of files does not show.
+        intervals: part -> what the labels say, where they have a start and an end.
     """
 
     videos: tuple[CheckedVideo, ...]
@@ -66,6 +78,7 @@ class DataCheck:
     empty: Mapping[str, tuple[str, ...]]
     same_ids: bool
     decoded: bool
+    intervals: Mapping[str, IntervalSummary] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -95,9 +108,18 @@ class DataCheck:
         """Part -> classes, and folders that would be classes, of which no file can be read."""
         found = {}
         for part in self.parts:
-            sound = {video.label for video in self.videos if video.part == part and video.file.problem is None}
+            readable = [video for video in self.videos if video.part == part and video.file.problem is None]
+            sound = {label for video in readable for label in video.labels}
             found[part] = [label for label in self.classes if label not in sound] + list(self.empty[part])
         return found
+
+    def shared_groups(self) -> list[str]:
+        """Groups with videos in several parts."""
+        parts: dict[str, set[str]] = {}
+        for video in self.videos:
+            if video.group:
+                parts.setdefault(video.group, set()).add(video.part)
+        return sorted(group for group, found in parts.items() if len(found) > 1)
 
     def is_sound(self) -> bool:
         """Nothing was found but what is normal."""
@@ -107,6 +129,8 @@ class DataCheck:
             any(self.without_videos().values()),
             self.duplicates(),
             self.overlap(),
+            self.shared_groups(),
+            any(found.problems for found in self.intervals.values()),
         )
         return not any(findings)
 
@@ -123,19 +147,34 @@ class DataCheck:
             "classes_without_videos": self.without_videos(),
             "duplicates": [[video.to_json() for video in group] for group in self.duplicates()],
             "train_and_test": [[video.to_json() for video in group] for group in self.overlap()],
+            "groups_in_train_and_test": self.shared_groups(),
+            **self._intervals_to_json(),
         }
 
+    def _intervals_to_json(self) -> dict[str, Any]:
+        return (
+            {"intervals": {part: found.to_json() for part, found in self.intervals.items()}} if self.intervals else {}
+        )
+
     def to_text(self) -> str:
-        """A page to read: counts, then what was found, at most ten of each kind."""
+        """A page to read: counts, then what was found: all wrong rows, and at most ten of each other kind."""
         lines = []
         for part in self.parts:
             counts = self._count(part)
             sound = f"{counts['readable']:,} of {counts['videos']:,} videos are sound"
             lines.append(f"{part}: {sound}, {counts['classes']} classes, {counts['hours']:.2f} h")
+            if counts.get("groups"):
+                lines.append(f"  {counts['groups']} groups, the largest of {counts['largest_group']} videos")
+            if part in self.intervals:
+                seconds = sum(video.file.seconds for video in self.videos if video.part == part)
+                lines += self.intervals[part].lines(seconds)
             if self.gone[part]:
                 lines.append(
                     f"  {len(self.gone[part]):,} more are listed and gone; they are left out, as is usual here"
                 )
+        for part, found in self.intervals.items():
+            lines += _section(f"wrong rows of {part}", list(map(str, found.problems)), most=None)
+            lines += _section(f"worth knowing of {part}", list(found.notes))
         for problem in PROBLEMS:
             lines += _section(
                 problem, [f"{video.file.path}: {video.file.reason}" for video in self.with_problem(problem)]
@@ -149,6 +188,7 @@ class DataCheck:
         )
         lines += _section("the same pictures in several files", list(map(_named, self.duplicates())))
         lines += _section("in training and in test", list(map(_named, self.overlap())))
+        lines += _section("groups in training and in test", self.shared_groups())
         if not self.decoded:
             lines.append("frames were not decoded: damage inside of files does not show")
         lines.append("sound: nothing was found" if self.is_sound() else "nothing was changed or deleted")
@@ -162,10 +202,15 @@ class DataCheck:
             "readable": problems["None"],
             **{problem: problems[problem] for problem in PROBLEMS},
             "gone": len(self.gone[part]),
-            "classes": len({video.label for video in videos}),
+            "classes": len({label for video in videos for label in video.labels}),
+            **self._groups(videos),
             "frames": sum(video.file.num_frames for video in videos),
             "hours": round(sum(video.file.seconds for video in videos) / 3600, 4),
         }
+
+    def _groups(self, videos: list[CheckedVideo]) -> dict[str, int]:
+        sizes = Counter(video.group for video in videos if video.group)
+        return {"groups": len(sizes), "largest_group": max(sizes.values())} if sizes else {}
 
     def _same_content(self) -> list[list[CheckedVideo]]:
         groups: dict[str, list[CheckedVideo]] = {}
@@ -176,7 +221,7 @@ class DataCheck:
 
 
 def check_videos(
-    parts: Mapping[str, VideoList],
+    parts: Mapping[str, VideoList | IntervalTable],
     *,
     same_ids: bool = False,
     num_workers: int = 0,
@@ -187,7 +232,7 @@ def check_videos(
     """Looks at every file of a data set.
 
     Args:
-        parts: its sides, as `list_videos` gives them.
+        parts: its sides, as `list_videos` or `read_intervals` gives them.
         same_ids: whether equal ids mean the same video in all parts.
         num_workers: processes that read files; 0 reads in this one.
         decode: decode every frame (see `inspect_video`).
@@ -207,7 +252,7 @@ def check_videos(
         >>> found.is_sound(), [[video.video_id for video in group] for group in found.duplicates()]
         (False, [['run/a.mp4', 'run/b.mp4']])
     """
-    listed = [(part, item) for part, videos in parts.items() for item in videos.items]
+    listed = [(part, item) for part, videos in parts.items() for item in _items(videos)]
     paths = list(dict.fromkeys(str(item.path) for _, item in listed))
     found: dict[str, Inspection] = {}
     with closing(_inspect_all(paths, num_workers, partial(inspect_video, decode=decode, limits=limits))) as inspections:
@@ -217,20 +262,30 @@ def check_videos(
                 progress(len(found), len(paths))
     first = next(iter(parts.values()))
     return DataCheck(
-        videos=tuple(
-            CheckedVideo(part=part, video_id=item.video_id, label=first.classes[item.label], file=found[str(item.path)])
-            for part, item in listed
-        ),
+        videos=tuple(_checked(part, item, first.classes, found[str(item.path)]) for part, item in listed),
         classes=first.classes,
-        gone={part: _gone(videos.missing, videos.items) for part, videos in parts.items()},
-        repeated={part: videos.repeated for part, videos in parts.items()},
-        empty={part: videos.empty for part, videos in parts.items()},
+        gone={part: _gone(videos.missing, _items(videos)) for part, videos in parts.items()},
+        repeated={part: videos.repeated if isinstance(videos, VideoList) else () for part, videos in parts.items()},
+        empty={part: videos.empty if isinstance(videos, VideoList) else () for part, videos in parts.items()},
         same_ids=same_ids,
         decoded=decode,
+        intervals={part: summarise(videos) for part, videos in parts.items() if isinstance(videos, IntervalTable)},
     )
 
 
-def _gone(missing: Iterable[str], items: Iterable[VideoItem]) -> tuple[str, ...]:
+def _items(videos: VideoList | IntervalTable) -> Sequence[VideoItem] | Sequence[IntervalVideo]:
+    return videos.items if isinstance(videos, VideoList) else videos.videos
+
+
+def _checked(part: str, item: VideoItem | IntervalVideo, classes: Sequence[str], file: Inspection) -> CheckedVideo:
+    if isinstance(item, VideoItem):
+        label, labels = classes[item.label], None
+    else:
+        label, labels = ", ".join(sorted(item.labels)), item.labels
+    return CheckedVideo(part=part, video_id=item.video_id, label=label, file=file, classes=labels, group=item.group)
+
+
+def _gone(missing: Iterable[str], items: Iterable[VideoItem | IntervalVideo]) -> tuple[str, ...]:
     """Missing ids that are left out of the items; the others are found missing file by file."""
     kept = {item.video_id for item in items}
     return tuple(video_id for video_id in missing if video_id not in kept)
@@ -280,11 +335,12 @@ def _in_processes(
                 raise
 
 
-def _section(title: str, rows: list[str]) -> list[str]:
+def _section(title: str, rows: list[str], *, most: int | None = _SHOWN) -> list[str]:
     if not rows:
         return []
-    more = [f"  ... and {len(rows) - _SHOWN:,} more"] if len(rows) > _SHOWN else []
-    return [f"{title} ({len(rows):,}):", *(f"  {escape_terminal(row)}" for row in rows[:_SHOWN]), *more]
+    shown = rows[:most]
+    more = [f"  ... and {len(rows) - len(shown):,} more"] if len(rows) > len(shown) else []
+    return [f"{title} ({len(rows):,}):", *(f"  {escape_terminal(row)}" for row in shown), *more]
 
 
 def _named(group: list[CheckedVideo]) -> str:

@@ -209,7 +209,7 @@ class _Placing:
         return ""
 
     def _apart(self, spans: Sequence[LabelledSpan]) -> list[LabelledSpan]:
-        """Spans that do not overlap; where two do, the later one is wrong."""
+        """Spans that do not overlap; where two do, the one that is written later is wrong."""
         kept: list[LabelledSpan] = []
         for span in spans:
             before = kept[-1] if kept else None
@@ -218,14 +218,20 @@ class _Placing:
             elif before.end - span.start < _TOUCH_SECONDS and span.start > before.start:
                 kept[-1] = replace(before, end=span.start)
                 kept.append(span)
+            elif before.line > span.line:
+                kept[-1] = span
+                self._overlap(before, span)
             else:
-                there = f" of line {before.line}" if before.line else ""
-                self._wrong(
-                    span.line,
-                    f"{span.label!r} from {span.start:g} to {span.end:g} s overlaps {before.label!r} from "
-                    f"{before.start:g} to {before.end:g} s{there}. Correct one, or set data.overlaps = true.",
-                )
+                self._overlap(span, before)
         return kept
+
+    def _overlap(self, span: LabelledSpan, other: LabelledSpan) -> None:
+        there = f" of line {other.line}" if other.line else ""
+        self._wrong(
+            span.line,
+            f"{span.label!r} from {span.start:g} to {span.end:g} s overlaps {other.label!r} from "
+            f"{other.start:g} to {other.end:g} s{there}. Correct one, or set data.overlaps = true.",
+        )
 
     def _wrong(self, line: int, reason: str) -> None:
         self.problems.append(RowProblem(line, f"{self._annotated.video_id}: {reason}"))

@@ -1,13 +1,17 @@
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from kinescan.config import DataConfig, load_recipe, parse_overrides
 from kinescan.data.check import DataCheck, check_videos
-from kinescan.data.listing import choose_layout, list_videos
+from kinescan.data.interval_layouts import find_interval_layout, interval_held_out_name
+from kinescan.data.interval_listing import read_intervals
+from kinescan.data.interval_plot import plot_lengths
+from kinescan.data.intervals import IntervalTable
+from kinescan.data.listing import VideoList, choose_layout, list_videos
 from kinescan.errors import ConfigError
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.counter import Counter
@@ -50,18 +54,11 @@ def check(
     """
     data = _data_config(source, overrides, test=test, reader=reader, split=split)
     folder = None if output is None else prepare_output(output)
-    layout = choose_layout(data.train, data.reader)
-    read = partial(list_videos, root=data.root or None, reader=data.reader, split=data.split)
-    parts = {"train": read(data.train)}
-    if data.test or layout.has_parts:
-        parts["test"] = read(data.test or data.train, part="test", classes=parts["train"].classes)
-    for name, videos in parts.items():
-        for note in videos.notes:
-            logger.warning("%s: %s", name, note)
+    parts, same_ids = _parts(data)
     with Counter("checking", "files") as progress:
         found = check_videos(
             parts,
-            same_ids=layout.has_parts,
+            same_ids=same_ids,
             num_workers=os.cpu_count() or 1 if num_workers is None else num_workers,
             decode=decode,
             limits=data.limits,
@@ -78,14 +75,45 @@ def check(
     return found
 
 
+def _parts(data: DataConfig) -> tuple[Mapping[str, VideoList | IntervalTable], bool]:
+    """The sides of a data set, and whether equal ids mean the same video in all of them."""
+    root = data.root or None
+    if find_interval_layout(data.train, data.reader, root) is not None:
+        read_table = partial(
+            read_intervals,
+            root=root,
+            reader=data.reader,
+            split=data.split,
+            overlaps=data.overlaps,
+            group=data.group,
+            limits=data.limits,
+            allow_short=data.allow_short,
+        )
+        tables = {"train": read_table(data.train)}
+        if data.test or interval_held_out_name(data.train, data.reader, root):
+            tables["test"] = read_table(data.test or data.train, part="test", classes=tables["train"].classes)
+        return tables, not data.test
+    layout = choose_layout(data.train, data.reader)
+    read = partial(list_videos, root=root, reader=data.reader, split=data.split, group=data.group)
+    parts = {"train": read(data.train)}
+    if data.test or layout.has_parts:
+        parts["test"] = read(data.test or data.train, part="test", classes=parts["train"].classes)
+    for name, videos in parts.items():
+        for note in videos.notes:
+            logger.warning("%s: %s", name, note)
+    return parts, layout.has_parts
+
+
 def save(found: DataCheck, folder: str | Path) -> None:
-    """Writes check.json and check.txt.
+    """Writes check.json and check.txt, and of intervals PART_lengths.png: how long those of each class last.
 
     Raises:
         ConfigError: one of them cannot be written.
     """
     write_text(Path(folder) / JSON_FILE, to_json(found.to_json(), indent=1) + "\n")
     write_text(Path(folder) / TEXT_FILE, found.to_text() + "\n")
+    for part, summary in found.intervals.items():
+        plot_lengths(summary.classes, Path(folder) / f"{part}_lengths.png")
 
 
 def _data_config(

@@ -138,11 +138,11 @@ class _RowReader:
             video.group = group
         if not start and not end:
             if label:
-                self._wrong(row, f"{label!r} has neither start nor end. Give both, or leave all three empty.")
+                self._wrong(row, f"{path}: {label!r} has neither start nor end. Give both, or leave all three empty.")
             else:
                 video.empty_lines.append(row.line)
             return
-        span = self._span(row, start, end, label)
+        span = self._span(row, path, start, end, label)
         if span is not None:
             video.spans.append(span)
 
@@ -183,28 +183,30 @@ class _RowReader:
             self._wrong(row, f"{path[:200]!r} is not there, as said above." if path else "the path is empty.")
         return self._places[path]
 
-    def _span(self, row: Row, start: str, end: str, label: str) -> LabelledSpan | None:
+    def _span(self, row: Row, path: str, start: str, end: str, label: str) -> LabelledSpan | None:
         """The interval of a row; None where something is wrong with it."""
         columns, name = self._columns, "duration" if self._columns.ends_are_lengths else "end"
         if not start or not end:
             lost = "start" if not start else name
-            self._wrong(row, f"the {lost} is empty. Give start and end in seconds, or leave both and the label empty.")
+            self._wrong(
+                row, f"{path}: the {lost} is empty. Give start and end in seconds, or leave both and the label empty."
+            )
             return None
         try:
             begin = parse_seconds(start) * columns.start.unit
             stop = parse_seconds(end) * columns.end.unit
         except ValueError as problem:
-            self._wrong(row, str(problem))
+            self._wrong(row, f"{path}: {problem}")
             return None
         stop = begin + stop if columns.ends_are_lengths else stop
         if len(label) > MOST_LETTERS:
             self._wrong(row, f"a label has {len(label):,} letters; {MOST_LETTERS:,} are allowed.")
         elif stop < begin:
-            self._wrong(row, f"the end ({end}) lies before the start ({start}).")
+            self._wrong(row, f"{path}: the end ({end}) lies before the start ({start}).")
         elif stop == begin:
-            self._wrong(row, f"start and end are both {start}: an interval needs a length.")
+            self._wrong(row, f"{path}: start and end are both {start}: an interval needs a length.")
         elif begin < 0:
-            self._wrong(row, f"the start ({start}) lies before 0.")
+            self._wrong(row, f"{path}: the start ({start}) lies before 0.")
         else:
             return LabelledSpan(label, begin, stop, row.line)
         return None
