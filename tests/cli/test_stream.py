@@ -12,7 +12,8 @@ import torch
 
 from kinescan.data.video import write_video
 from kinescan.inference import load_stream_state
-from kinescan.models.zoo import create_model
+from kinescan.models.timing import FrameTiming
+from kinescan.models.zoo import create_model, from_pretrained
 
 SIZES = {"patch_size": 16, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 16, "embed_dim": 16, "insert_after": 1}
 
@@ -79,3 +80,59 @@ def test_errors_of_a_live_source_are_one_line(kinescan: Any, causal: Path) -> No
     refused = kinescan("stream", "tcp://127.0.0.1:9", "--model", causal)
     assert refused.exit_code == 1
     assert refused.stderr.splitlines()[-1].startswith("VideoError: tcp://127.0.0.1:9: cannot be opened as video")
+
+
+@pytest.fixture(scope="module")
+def timed(causal: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model, trained with a frame every 0.2 s."""
+    folder = tmp_path_factory.mktemp("timed") / "model"
+    model = from_pretrained(causal)
+    model.timing = FrameTiming(median_seconds=0.2, shortest_seconds=0.2, longest_seconds=0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_frames_are_taken_by_their_times_or_by_count(kinescan: Any, timed: Path, causal: Path, recording: Path) -> None:
+    def frames(model: Path, *options: str) -> list[int]:
+        done = kinescan("stream", recording, "--model", model, "--json", *options)
+        assert done.exit_code == 0, done.stderr
+        return [line["frame_index"] for line in lines_of(done.stdout)]
+
+    assert frames(timed) == list(range(0, 30, 2))
+    assert frames(timed, "--every", "3") == list(range(0, 30, 3))
+    # a model of before
+    assert frames(causal) == list(range(30))
+
+
+def test_the_average_is_chosen_by_set(kinescan: Any, timed: Path, recording: Path) -> None:
+    def last(*options: str) -> list[float]:
+        done = kinescan("stream", recording, "--model", timed, "--json", "--top", "2", *options)
+        assert done.exit_code == 0, done.stderr
+        return sorted(lines_of(done.stdout)[-1]["scores"])
+
+    averages = [
+        last(),
+        last("--set", "stream.average=mean"),
+        last("--set", "stream.average=sliding"),
+        last("--set", "stream.average_seconds=30"),
+    ]
+    assert len({tuple(scores) for scores in averages}) == 4
+    assert last("--set", "stream.average=exponential", "--set", "stream.average_seconds=0.8") == averages[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("stream.average=median", "exponential"),
+        ("stream.average_seconds=-1", "average_seconds"),
+        ("stream.averag=mean", "average"),
+        ("stream=mean", "stream.NAME=VALUE"),
+        ("events.on=0.5", "--events"),
+    ],
+)
+def test_a_wrong_setting_of_a_stream_is_an_error(
+    kinescan: Any, timed: Path, recording: Path, setting: str, named: str
+) -> None:
+    done = kinescan("stream", recording, "--model", timed, "--set", setting)
+    assert done.exit_code != 0
+    assert named in done.stderr

@@ -9,7 +9,6 @@ import typer
 from kinescan import runs
 from kinescan.cli.output import reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
-from kinescan.errors import ConfigError
 from kinescan.runtime.escaping import escape_terminal, to_json
 from kinescan.runtime.quantities import percent
 from kinescan.runtime.signals import Interruption
@@ -54,15 +53,16 @@ def command(
         ),
     ] = [],  # noqa: B006
     settings: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="events.on=0.6, webhook.timeout_seconds=5, ...")
+        list[str],
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="stream.average=sliding, stream.average_seconds=2, events.on=0.6, ..."
+        ),
     ] = [],  # noqa: B006
     modules: OwnModules = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a frame, or an event.")] = False,
 ) -> None:
     """Classify a video or a live source frame by frame, at constant cost; the model must be causal."""
     import_own_modules(modules)
-    if settings and not events:
-        raise ConfigError("--set is for events: give --events WHERE, too (- only prints them).")
     # SIGTERM ends it as Ctrl-C does: with the state written
     with Interruption() as stop:
         stop.immediate = True
@@ -83,7 +83,14 @@ def command(
                     pass
             return
         predictions = runs.stream.stream_source(
-            source, model=model, every=every, top=top, device=device, state=state, allow_short=allow_short
+            source,
+            model=model,
+            every=every,
+            top=top,
+            device=device,
+            state=state,
+            allow_short=allow_short,
+            overrides=settings,
         )
         with closing(predictions):
             _print_as_they_come(predictions, as_json)

@@ -28,6 +28,7 @@ from kinescan.inference.stream import (
     predictions_of,
     session_from,
 )
+from kinescan.inference.stream_average import AverageKind
 from kinescan.inference.stream_state import load_stream_events, save_stream_state
 from kinescan.models.pks4 import PKS4State
 from kinescan.runtime.fingerprint import fingerprint_of
@@ -208,6 +209,8 @@ def stream_events(
     device: str | torch.device | None = None,
     state: str | Path | None = None,
     allow_short: bool = False,
+    average: AverageKind | None = None,
+    average_seconds: float | None = None,
 ) -> Generator[Told, None, None]:
     """What happens in a stream, as it begins and as it ends.
 
@@ -224,6 +227,8 @@ def stream_events(
             same event has the same id; every 5 seconds while an event is open, every minute, and at the end. A file
             continues behind the last frame that was seen, a live source by the wall's clock.
         allow_short: take what can be decoded of a cut or damaged file.
+        average: of a clip classifier's scores; see `StreamSession`.
+        average_seconds: see `StreamSession`.
 
     Returns:
         An iterator of records; closing it ends the stream. Events that are open end with the source; where the stream
@@ -244,7 +249,10 @@ def stream_events(
         [('start', 0.0), ('start', 0.0), ('end', 0.0), ('end', 0.0)]
     """
     path = None if state is None else Path(state)
-    session = StreamSession(model, device=device) if path is None else session_from(model, path, device=device)
+    if path is None:
+        session = StreamSession(model, device=device, average=average, average_seconds=average_seconds)
+    else:
+        session = session_from(model, path, device=device, average=average, average_seconds=average_seconds)
     name = str(source) if isinstance(source, str | Path) else "frames"
     watched = frames_of(source, session, allow_short)
     if watch is not None:

@@ -22,6 +22,19 @@ MOST_FRAMES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
+class StreamSettings:
+    """How a stream remembers, as `--set stream.NAME=VALUE` says it.
+
+    Attributes:
+        average: "exponential", "sliding" or "mean"; None: see `choose_average`.
+        average_seconds: how far the average reaches, in seconds; None: see `choose_average`.
+    """
+
+    average: AverageKind | None = None
+    average_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamAverage:
     """An average of logits over time; what it has taken is held by whoever has the stream.
 

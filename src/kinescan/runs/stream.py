@@ -1,15 +1,19 @@
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
+from kinescan.config import parse_overrides
+from kinescan.errors import ConfigError
 from kinescan.events.sinks import Calls, Sink
 from kinescan.events.told import Told
 from kinescan.inference.event_rules import model_rules
 from kinescan.inference.event_stream import stream_events
 from kinescan.inference.model_source import record_of_export, resolve_model
 from kinescan.inference.stream import StreamPrediction, stream
+from kinescan.inference.stream_average import StreamSettings
 from kinescan.runs.events import plan_events
 from kinescan.runs.folder import model_folder
 from kinescan.runtime.device import choose_device
+from kinescan.settings import build_settings
 
 
 def stream_source(
@@ -21,6 +25,7 @@ def stream_source(
     device: str = "auto",
     state: str | Path | None = None,
     allow_short: bool = False,
+    overrides: Sequence[str] = (),
 ) -> Generator[StreamPrediction, None, None]:
     """A prediction for each frame of a file or a live source.
 
@@ -32,12 +37,16 @@ def stream_source(
         device: "auto" or the name of one.
         state: file to continue from where it is there; written every minute and at the end.
         allow_short: use what can be decoded of a cut or damaged file.
+        overrides: "stream.average=sliding" and the like, for `StreamSettings`.
 
     Raises:
         ConfigError: no model was given, no such device, or a setting is wrong; see `kinescan.inference.stream.stream`.
         CheckpointError: the model or the state cannot be read.
         VideoError: the source cannot be read.
     """
+    settings, others = stream_settings(overrides)
+    if others:
+        raise ConfigError(f"--set {others[0]} is for events: give --events WHERE, too (- only prints them).")
     return stream(
         model_folder(model, hint="--model RUN"),
         source,
@@ -46,7 +55,26 @@ def stream_source(
         device=choose_device(device),
         state=state,
         allow_short=allow_short,
+        average=settings.average,
+        average_seconds=settings.average_seconds,
     )
+
+
+def stream_settings(overrides: Sequence[str]) -> tuple[StreamSettings, list[str]]:
+    """What `--set stream.NAME=VALUE` says, and the other overrides.
+
+    Raises:
+        ConfigError: a setting is unknown, or its value makes no sense.
+
+    Example:
+        >>> stream_settings(["stream.average=sliding", "events.on=0.6"])
+        (StreamSettings(average='sliding', average_seconds=None), ['events.on=0.6'])
+    """
+    own = [text for text in overrides if text.split("=")[0].split(".")[0].strip() == "stream"]
+    values = parse_overrides(own).get("stream", {})
+    if not isinstance(values, Mapping):
+        raise ConfigError("stream is a table of settings: give --set stream.NAME=VALUE.")
+    return build_settings(StreamSettings, values, where="stream"), [text for text in overrides if text not in own]
 
 
 def stream_source_events(
@@ -66,7 +94,7 @@ def stream_source_events(
     Args:
         source: a video file, a URL, or "-" for standard input.
         targets: files of rules, files to write, webhooks; see `kinescan.runs.events.plan_events`.
-        overrides: settings of rules and webhooks.
+        overrides: settings of the stream, of rules and of webhooks.
         sinks: who else is told.
         model: a run's folder, a saved causal model or a hub name; None for the newest run.
         every: feed every n-th frame by count; None takes frames by their times.
@@ -79,7 +107,8 @@ def stream_source_events(
         CheckpointError: the model or the state cannot be read.
         VideoError: the source cannot be read.
     """
-    plan = plan_events(targets, overrides)
+    settings, others = stream_settings(overrides)
+    plan = plan_events(targets, others)
     place = model_folder(model, hint="--model RUN")
     resolved = place if record_of_export(place) is not None else resolve_model(place, choose_device(device))
     if isinstance(resolved, str):
@@ -88,7 +117,15 @@ def stream_source_events(
     rules = model_rules(resolved, place, content=plan.rules, where=plan.where, changes=plan.changes)
     opened = plan.open_sinks(state)
     return stream_events(
-        resolved, source, rules=rules, sinks=[*opened, *sinks], every=every, state=state, allow_short=allow_short
+        resolved,
+        source,
+        rules=rules,
+        sinks=[*opened, *sinks],
+        every=every,
+        state=state,
+        allow_short=allow_short,
+        average=settings.average,
+        average_seconds=settings.average_seconds,
     )
 
 
