@@ -117,7 +117,7 @@ def test_files_of_somebody_else_are_left_alone(tmp_path: Path, kind: type[JsonLi
 
 @pytest.mark.parametrize(("kind", "name"), KINDS)
 def test_what_can_be_no_file_is_refused(tmp_path: Path, kind: type[JsonLines], name: str) -> None:
-    with pytest.raises(ConfigError, match="no folder"):
+    with pytest.raises(ConfigError, match="not a folder"):
         kind(tmp_path / "none" / name)
     (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match="a folder"):

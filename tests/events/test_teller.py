@@ -90,7 +90,7 @@ def test_memory_is_bounded_and_what_gives_way_is_counted(
     teller.close()
     assert len(sink.keys) == 10
     assert sink.keys[-1] == "s-100-start"
-    assert "90 records of events were dropped" in caplog.text
+    assert "90 records" in caplog.text
 
 
 def test_the_end_waits_no_longer_than_it_is_told_to(make_told: MakeTold, caplog: pytest.LogCaptureFixture) -> None:
@@ -100,7 +100,7 @@ def test_the_end_waits_no_longer_than_it_is_told_to(make_told: MakeTold, caplog:
     begun = time.monotonic()
     teller.close(patience_seconds=0.2)
     assert time.monotonic() - begun < 2
-    assert "2 records of events could not be told" in caplog.text
+    assert "2 records" in caplog.text
     sink.free.set()
 
 
@@ -144,15 +144,15 @@ def test_events_are_told_although_the_state_cannot_be_saved(
     make_told: MakeTold, caplog: pytest.LogCaptureFixture
 ) -> None:
     def save(snapshot: Any, pending: Sequence[Told]) -> None:
-        raise CheckpointError("the disk is full.")
+        raise CheckpointError("state-1.")
 
     sink = _Sink()
     teller = Teller([sink], save=save)
     teller.tell([make_told(1)], "a")
     _until(lambda: sink.keys)
-    with pytest.raises(CheckpointError, match="full"):
+    with pytest.raises(CheckpointError, match="state-1"):
         teller.close("b")
-    assert "the disk is full" in caplog.text
+    assert "state-1" in caplog.text
 
 
 def test_a_pipe_that_nobody_reads_ends_the_stream(make_told: MakeTold) -> None:

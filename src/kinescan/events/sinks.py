@@ -35,7 +35,7 @@ class Sink(Protocol):
         """
 
     def position(self, stream_id: str) -> int:
-        """The sequence number of the last record of a stream that is safe; 0 where nobody knows of any."""
+        """The sequence number of the last record of a stream that is safe; 0 where none is known."""
 
     def close(self, patience_seconds: float) -> None:
         """Finishes what is on its way, within so many seconds."""
@@ -54,7 +54,7 @@ class _LineFile:
         # several streams may be told of in one file
         self._lock = threading.Lock()
         if not self.path.parent.is_dir():
-            raise ConfigError(f"{self.path.parent} is no folder, so {self.path} cannot be written. Make the folder.")
+            raise ConfigError(f"{self.path.parent} is not a folder, so {self.path} cannot be written. Make the folder.")
         if not os.path.lexists(self.path):
             try:
                 self._append(b"")
@@ -138,7 +138,7 @@ class JsonLines(_LineFile):
         path: the file.
 
     Raises:
-        ConfigError: it cannot be written, is no regular file, or holds something else than events.
+        ConfigError: it cannot be written, is not a regular file, or holds something else than events.
     """
 
     def _line(self, told: Told) -> str:
@@ -164,7 +164,7 @@ class CsvFile(_LineFile):
         path: the file.
 
     Raises:
-        ConfigError: it cannot be written, is no regular file, or holds something else than events.
+        ConfigError: it cannot be written, is not a regular file, or holds something else than events.
     """
 
     def _header(self) -> bytes:
@@ -202,7 +202,7 @@ class Calls:
         self._call(told)
 
     def position(self, stream_id: str) -> int:
-        """Nobody knows what became of them."""
+        """What became of them is unknown."""
         return 0
 
     def close(self, patience_seconds: float) -> None:

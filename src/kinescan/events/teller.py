@@ -118,7 +118,7 @@ class Lane:
                 if num_failures == 1:
                     reason = mask_urls(str(getattr(error, "strerror", None) or error))
                     logger.warning(
-                        "%s: cannot be told of events (%s). It is tried again; the stream goes on.",
+                        "%s: cannot be told of events (%s). It is tried again; the stream continues.",
                         *(self.sink.name, reason),
                     )
                 with self._changed:
@@ -135,7 +135,7 @@ class Lane:
 class Teller:
     """Saves the stream and tells every sink, in that order, in threads of its own: `tell` never waits.
 
-    Where `save` is given, a record is told only after a snapshot was saved from which the stream goes on behind it:
+    Where `save` is given, a record is told only after a snapshot was saved from which the stream continues behind it:
     after a kill the same event has the same id. The snapshot holds the records that a sink may not have yet; after a
     restart these are given as `pending`, and each sink gets those that lie behind its position. So nothing is lost
     between the two, and sinks that know their position get nothing twice.
@@ -237,7 +237,7 @@ class Teller:
             self._num_failed_saves += 1
             if self._num_failed_saves == 1:
                 logger.warning(
-                    "%s The stream and its events go on; after a kill an event may be told again, with another id.",
+                    "%s The stream and its events continue; after a kill an event may be told again, with another id.",
                     error,
                 )
             return

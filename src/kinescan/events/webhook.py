@@ -173,7 +173,7 @@ class Webhook:
             if num_failures == 1 or time.monotonic() - last_said > _REMIND_SECONDS:
                 last_said = time.monotonic()
                 logger.warning(
-                    "%s: a message did not arrive (%s); %d wait in %s, and it is tried again. The stream goes on.",
+                    "%s: a message did not arrive (%s); %d wait in %s, and it is tried again. The stream continues.",
                     *(self.name, problem, len(self.queue), self.queue.folder),
                 )
             wait = min(_FIRST_WAIT_SECONDS * 2 ** min(num_failures - 1, 10), _LONGEST_WAIT_SECONDS)
@@ -253,16 +253,16 @@ def _split(url: str) -> SplitResult:
     """The parts of an address, checked.
 
     Raises:
-        ConfigError: it is none of http or https with a host, or holds what no request can carry.
+        ConfigError: it is not of http or https with a host, or holds what no request can carry.
     """
     advice = "Give http://HOST/PATH or https://HOST/PATH."
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname
     except ValueError as error:
-        raise ConfigError(f"the webhook {mask_url(url)} is no address ({error}). {advice}") from None
+        raise ConfigError(f"the webhook {mask_url(url)} is not an address ({error}). {advice}") from None
     if parts.scheme.lower() not in ("http", "https") or not host or port == 0:
-        raise ConfigError(f"the webhook {mask_url(url)} is no address of http or https. {advice}")
+        raise ConfigError(f"the webhook {mask_url(url)} is not an address of http or https. {advice}")
     if re.search(r"[^!-~]", parts.path + parts.query) or re.search(r"[\s\x00-\x1f]", host):
         raise ConfigError(f"the webhook {mask_url(url)} holds letters that have to be escaped (%20 and the like).")
     return parts
