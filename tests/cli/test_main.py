@@ -18,7 +18,8 @@ FLAGS = {
         *("--compare", "--allow-code", "--set", "--json"),
     },
     "predict": {
-        *("--set", "--model", "--top", "--views", "--explain", "--allow-short", "--device", "--allow-code", "--json"),
+        *("--set", "--model", "--top", "--explain", "--allow-short", "--device", "--allow-code", "--json"),
+        *("--segments", "--output"),
     },
     "stream": {
         *("--set", "--model", "--every", "--top", "--allow-short", "--device", "--state", "--events", "--json"),

@@ -114,3 +114,36 @@ def test_a_kill_between_start_and_end_tells_the_end_after_the_restart(saved: Pat
     assert records[0]["id"] == records[1]["id"] == start["id"] != records[2]["id"] == records[3]["id"]
     assert records[0]["start_time"] == records[1]["start_time"] < records[1]["end_time"]
     assert [record["sequence"] for record in records] == [1, 2, 3, 4]
+
+
+def test_segments_of_a_folder(kinescan: Any, saved: Path, video: Path) -> None:
+    rules = ["--set", "events=rules.toml", "--set", "events.merge_seconds=0.2"]
+    Path("rules.toml").write_text("least_seconds = 0.3\n")
+    result = kinescan("predict", video.parent, "--segments", "--output", "a.csv", "--model", saved, "--json", *rules)
+    assert result.exit_code == 0, result.stderr
+    [listed] = json.loads(result.stdout)
+    assert [event["kind"] for event in listed["events"]] == ["end", "end"]
+    with open("a.csv", newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == [event["id"] for event in listed["events"]]
+    table = kinescan("predict", video, "--segments", "--model", saved).stdout.splitlines()
+    assert len(table) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--output", "a.csv"], "--segments"),
+        (["--segments", "--explain", "maps"], "--explain"),
+        (["--segments", "--output", "a.txt"], "a.txt"),
+        (["--segments", "--set", "events.onn=1.0"], "'on'"),
+        (["--segments", "--set", "events=missing.toml"], "missing.toml"),
+        ([], "--segments"),
+    ],
+)
+def test_wrong_ways_to_ask_for_segments_are_one_line(
+    kinescan: Any, saved: Path, video: Path, arguments: list[str], named: str
+) -> None:
+    result = kinescan("predict", video, "--model", saved, *arguments)
+    assert result.exit_code == 2
+    assert named in result.stderr
+    assert result.stderr.count("ConfigError") == 1

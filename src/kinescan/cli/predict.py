@@ -9,19 +9,24 @@ from kinescan import runs
 from kinescan.cli.output import FAILED, JsonList, reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import Table, line_limit, print_text, shown_length
+from kinescan.errors import ConfigError
 from kinescan.runtime.quantities import percent
 from kinescan.runtime.signals import Interruption
 
 if TYPE_CHECKING:
     from kinescan.inference.predictor import Prediction
+    from kinescan.inference.segments import VideoEvents
     from kinescan.models.classifier import VideoClassifier
 
 EXAMPLES = (
-    "kinescan predict a.mp4",
+    "kinescan predict a.mp4 --model runs/own_videos_cpu",
     "kinescan predict a.mp4 folder/ --model runs/own_videos_cpu --top 5 --json",
-    "kinescan predict a.mp4 --explain pictures/",
+    "kinescan predict recordings/ --segments --output events.csv",
 )
 HEADER = ("file", "class", "score", "time")
+EVENT_HEADER = ("file", "class", "start", "end", "peak")
+EVENT_WIDTHS = (len("10000.00 s"), len("10000.00 s"), len("100.0 %"))
+"""Of start, end and peak."""
 WIDTHS = (len("100.0 %"), len("10.00 s"))
 """Of score and time."""
 
@@ -34,10 +39,21 @@ def command(
         typer.Option(help="A run's folder, a saved or exported model or a hub name. By default the newest run."),
     ] = None,
     settings: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="data.max_pixels or data.timeout_seconds of a file.")
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="data.max_pixels or data.timeout_seconds of a file; evaluation.views=8x2x3 (frames x clips x crops); "
+            "events.on=0.6, events.least_seconds=0.5, ... or events=RULES.toml.",
+        ),
     ] = [],  # noqa: B006
     top: Annotated[int, typer.Option(help="How many classes to name.")] = 5,
-    views: Annotated[str | None, typer.Option(help="Frames x clips x crops to average over, such as 8x2x3.")] = None,
+    segments: Annotated[
+        bool, typer.Option("--segments", help="Name what happens from when to when; for models that answer for frames.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="With --segments: a file to write, too: .csv, .json or .jsonl.")
+    ] = None,
     explain: Annotated[Path | None, typer.Option(help="Folder for pictures of what moved and what changed.")] = None,
     allow_short: Annotated[
         bool, typer.Option("--allow-short", help="Use what can be decoded of cut or damaged files.")
@@ -51,21 +67,61 @@ def command(
 ) -> None:
     """Name the classes of video files; each prediction is printed as soon as it is made."""
     import_own_modules(modules)
+    if output is not None:
+        if not segments:
+            raise ConfigError("--output is for events: give --segments, too. For predictions redirect --json.")
+        runs.segments.check_output(output)
+    if segments and explain is not None:
+        raise ConfigError("--explain draws clips. Leave it out, or leave out --segments.")
     job = runs.predict.prepare_prediction(paths, model=model, overrides=settings, device=device, allow_code=allow_code)
     # SIGTERM ends it as Ctrl-C does: with whole lines
     with Interruption() as stop:
         stop.immediate = True
         with JsonList() if as_json else nullcontext() as entries:
+            if segments:
+                show = _EventRows(job.model, job.files).add
+                videos = job.find_events(
+                    output=output,
+                    allow_short=allow_short,
+                    on_video=show if entries is None else lambda video: entries.add(video.to_plain()),
+                )
+                _end_with([video.error for video in videos])
+                return
             rows = _Rows(job.model, job.files)
             found = job.run(
-                views=views,
                 top=top,
                 explain_folder=explain,
                 allow_short=allow_short,
                 on_prediction=rows.add if entries is None else lambda prediction: entries.add(asdict(prediction)),
             )
-    if all(prediction.error is not None for prediction in found):
+    _end_with([prediction.error for prediction in found])
+
+
+def _end_with(errors: list[str | None]) -> None:
+    if all(error is not None for error in errors):
         raise typer.Exit(FAILED)
+
+
+class _EventRows:
+    """A table with a row an event, which grows with every file."""
+
+    def __init__(self, model: "VideoClassifier", files: list[Path]) -> None:
+        longest = [max(shown_length(str(name)) for name in names) for names in (files, model.class_names)]
+        self._table = Table(EVENT_HEADER, (*longest, *EVENT_WIDTHS), limit=line_limit())
+        self._begun = False
+
+    def add(self, video: "VideoEvents") -> None:
+        if not self._begun:
+            self._table.print_header()
+            self._begun = True
+        if video.error:
+            print_text([f"{video.path}: {video.error}"])
+        elif not video.events:
+            print_text([f"{video.path}: no events in {video.end_seconds:.2f} s"])
+        for told in video.events:
+            event = told.update.event
+            times = f"{event.start_seconds:.2f} s", f"{event.end_seconds:.2f} s"
+            self._table.print_row((video.path, event.label, *times, percent(event.peak_score)))
 
 
 class _Rows:

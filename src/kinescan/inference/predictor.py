@@ -82,8 +82,8 @@ def predict(
         One prediction a file, in the order of `paths`.
 
     Raises:
-        ConfigError: there is no path, a folder holds no video, views cannot be parsed, top is below 1, or
-            explain_folder cannot be written or the model cannot explain.
+        ConfigError: the model answers for every frame; no path was given, a folder holds no video, views cannot be
+            parsed, top is below 1, or explain_folder cannot be written or the model cannot explain.
         CheckpointError: `model` is a folder or name that holds no saved model.
         NonFiniteError: the model gives NaN or infinity for a file, which is named.
 
@@ -102,6 +102,11 @@ def predict(
         raise ConfigError(f"top must be at least 1, got {top}.")
     files = video_files(paths)
     resolved = resolve_model(model, device, allow_code=allow_code)
+    if resolved.answers_frames:
+        raise ConfigError(
+            f"{resolved.name} answers for every frame and names no class of a whole clip. Find out what happens from "
+            "when to when: kinescan predict --segments, in Python predict_events() or predict_frames()."
+        )
     chosen = _chosen_views(views, resolved)
     folder = None if explain_folder is None else _prepared(explain_folder, resolved)
     job = _Job(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kinescan.runs import profile as profile
     from kinescan.runs import recipe as recipe
     from kinescan.runs import recipe_reference as recipe_reference
+    from kinescan.runs import segments as segments
     from kinescan.runs import stream as stream
     from kinescan.runs import train as train
 
@@ -42,6 +43,7 @@ __getattr__ = lazy_names(
             "profile",
             "recipe",
             "recipe_reference",
+            "segments",
             "stream",
             "train",
         ),

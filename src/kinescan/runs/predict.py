@@ -1,14 +1,18 @@
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kinescan.data.clips import video_files
 from kinescan.data.video import Limits
+from kinescan.errors import ConfigError
 from kinescan.inference.model_source import resolve_model
 from kinescan.inference.predictor import Prediction, predict
+from kinescan.inference.segments import VideoEvents
 from kinescan.models.classifier import VideoClassifier
+from kinescan.runs.events import EventPlan, plan_events
 from kinescan.runs.folder import model_folder
 from kinescan.runs.limits import chosen_limits
+from kinescan.runs.segments import find_events
 from kinescan.runtime.device import choose_device
 
 
@@ -20,16 +24,21 @@ class PredictionJob:
         model: on its device.
         files: in the order of their predictions.
         limits: what one file may take.
+        place: where the model came from.
+        views: frames x clips x crops to average over; None for one clip of the model's length.
+        plan: what was said of the rules of events.
     """
 
     model: VideoClassifier
     files: list[Path]
     limits: Limits
+    place: str = ""
+    views: str | None = None
+    plan: EventPlan = field(default_factory=EventPlan)
 
     def run(
         self,
         *,
-        views: str | None = None,
         top: int = 5,
         explain_folder: str | Path | None = None,
         allow_short: bool = False,
@@ -39,12 +48,31 @@ class PredictionJob:
         return predict(
             self.model,
             self.files,
-            views=views,
+            views=self.views,
             top=top,
             explain_folder=explain_folder,
             limits=self.limits,
             allow_short=allow_short,
             on_prediction=on_prediction,
+        )
+
+    def find_events(
+        self,
+        *,
+        output: str | Path | None = None,
+        allow_short: bool = False,
+        on_video: Callable[[VideoEvents], None] | None = None,
+    ) -> list[VideoEvents]:
+        """The events of each file; see `kinescan.runs.segments.find_events` for the arguments and what is raised."""
+        return find_events(
+            self.model,
+            self.place,
+            self.files,
+            self.plan,
+            output=output,
+            limits=self.limits,
+            allow_short=allow_short,
+            on_video=on_video,
         )
 
 
@@ -61,7 +89,8 @@ def prepare_prediction(
     Args:
         paths: video files, and folders of them.
         model: a run's folder, a saved or exported model, or a hub name; None for the newest run.
-        overrides: see `chosen_limits`.
+        overrides: see `chosen_limits`; "evaluation.views=8x2x3"; and for events "events.on=0.6" and the like, or
+            "events=FILE" with a file of rules.
         device: "auto" or the name of one.
         allow_code: open an exported file that may run code of its own; see `load_exported`.
 
@@ -69,6 +98,17 @@ def prepare_prediction(
         ConfigError: no model was given, no path, no such device, or a setting is wrong.
         CheckpointError: the model cannot be read.
     """
-    limits = chosen_limits(overrides)
-    resolved = resolve_model(model_folder(model, hint="--model RUN"), choose_device(device), allow_code=allow_code)
-    return PredictionJob(model=resolved, files=video_files(paths), limits=limits)
+    # "events=FILE" beside "events.on=0.6" is no nested mapping
+    of_events = [override for override in overrides if override.partition("=")[0].split(".")[0] == "events"]
+    of_views = [override for override in overrides if override.partition("=")[0] == "evaluation.views"]
+    limits = chosen_limits([override for override in overrides if override not in (*of_events, *of_views)])
+    files = [value for key, _, value in (override.partition("=") for override in of_events) if key == "events"]
+    plan = plan_events(files, [override for override in of_events if override.startswith("events.")])
+    if plan.files or plan.webhooks:
+        raise ConfigError(
+            f"{plan.where}: files and webhooks are told by kinescan stream; here --output FILE is written."
+        )
+    place = model_folder(model, hint="--model RUN")
+    resolved = resolve_model(place, choose_device(device), allow_code=allow_code)
+    views = of_views[-1].partition("=")[2] if of_views else None
+    return PredictionJob(model=resolved, files=video_files(paths), limits=limits, place=place, views=views, plan=plan)
