@@ -103,7 +103,7 @@ def stream_source_events(
         allow_short: use what can be decoded of a cut or damaged file.
 
     Raises:
-        ConfigError: there is no model, no such device, or a setting is wrong; thresholds are those of another model.
+        ConfigError: no model was given, no such device, or a setting is wrong; thresholds are those of another model.
         CheckpointError: the model or the state cannot be read.
         VideoError: the source cannot be read.
     """
