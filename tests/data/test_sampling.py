@@ -209,3 +209,14 @@ def test_rate_without_rate_or_times_is_refused(options: dict[str, Any]) -> None:
 def test_rate_and_its_number_go_together(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="frame_rate"):
         Preprocessing(**options)
+
+
+@pytest.mark.parametrize("rate", [12.5, 25.0, 50.0])
+def test_dense_views_count_frames_of_the_training_rate(rate: float) -> None:
+    times = _times(rate, int(8 * rate))
+    options: dict[str, Any] = {"num_frames": 8, "num_clips": 3, "sampling": "dense", "frame_stride": 4}
+    clips = view_indices(len(times), dense_rate=25.0, pts_seconds=times, **options)
+    moments = times[clips] - 3.0
+    assert torch.allclose(moments.diff(dim=1), torch.tensor(0.16, dtype=torch.float64))
+    same = torch.equal(clips, view_indices(len(times), **options))
+    assert same == (rate == 25.0)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -8,6 +10,7 @@ from kinescan.data.video import VideoReader, write_video
 from kinescan.errors import CheckpointError, ConfigError, NonFiniteError
 from kinescan.inference.predictor import predict
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.timing import FrameTiming
 from kinescan.preprocessing import Preprocessing
 
 
@@ -36,6 +39,23 @@ def test_predict_gives_the_softmax_of_the_middle_clip(model, videos):
     assert prediction.seconds > 0
     assert prediction.error is None
     assert prediction.explanation is None
+
+
+def test_predict_of_a_dense_model_does_not_depend_on_the_rate_of_a_file(make_model, tmp_path):
+    model = make_model()
+    model.preprocessing = replace(model.preprocessing, sampling="dense", frame_stride=4)
+    pixels = torch.randint(0, 256, (50, 3, 40, 56), dtype=torch.uint8)
+    for rate, stride in ((50.0, 1), (25.0, 2), (12.5, 4)):
+        # without loss, so that a frame is the same in every file
+        write_video(tmp_path / f"{rate:g}.mkv", pixels[::stride], fps=rate, codec="ffv1")
+    by_count = {tuple(prediction.scores) for prediction in predict(model, tmp_path)}
+    model.timing = FrameTiming(median_seconds=0.16, shortest_seconds=0.16, longest_seconds=0.16)
+    slow, medium, fast = predict(model, tmp_path)
+    assert len(by_count) == 3
+    assert slow.scores == pytest.approx(medium.scores, abs=1e-5)
+    assert fast.scores == pytest.approx(medium.scores, abs=1e-5)
+    model.timing = FrameTiming(median_seconds=0.16, shortest_seconds=0.08, longest_seconds=0.16)
+    assert {tuple(prediction.scores) for prediction in predict(model, tmp_path)} == by_count
 
 
 def test_predict_expands_folders_in_the_order_of_names(model, videos):

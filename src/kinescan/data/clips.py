@@ -20,6 +20,7 @@ def read_clips(
     limits: Limits | None = None,
     *,
     allow_short: bool = False,
+    dense_rate: float = 0.0,
 ) -> tuple[Tensor, list[float]]:
     """The views of a video file, and the times of the first clip's frames.
 
@@ -30,6 +31,7 @@ def read_clips(
         transform: how frames become pixels of a clip, with as many crops.
         limits: what the file may take.
         allow_short: read what can be decoded of a cut or damaged file (see VideoReader).
+        dense_rate: see `view_indices`.
 
     Returns:
         [clips, crops, T, 3, size, size], and T seconds.
@@ -47,6 +49,7 @@ def read_clips(
             frame_stride=preprocessing.frame_stride,
             num_windows=preprocessing.num_windows,
             frame_rate=preprocessing.frame_rate,
+            dense_rate=dense_rate,
             pts_seconds=reader.pts_seconds,
         )
         frames = reader.read(indices.flatten())

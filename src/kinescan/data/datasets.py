@@ -108,6 +108,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         views: of every video in test; by default one clip and the transform's crops.
         allow_short: take what is there of cut or damaged files (see VideoReader).
         limits: what one file may take.
+        dense_rate: in test, see `view_indices`.
 
     Raises:
         ConfigError: there is no item, a label is not among the classes, or views and transform do not fit together.
@@ -125,11 +126,12 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         views: Views | None = None,
         allow_short: bool = False,
         limits: Limits | None = None,
+        dense_rate: float = 0.0,
     ) -> None:
         self.items, self.classes = tuple(items), tuple(classes)
         self.transform, self.preprocessing = transform, preprocessing
         self.mode, self.seed, self.allow_short = mode, seed, allow_short
-        self.limits = limits or Limits()
+        self.limits, self.dense_rate = limits or Limits(), dense_rate
         self.epoch = 0
         self._mirrored_labels = mirrored_labels(self.classes)
         crops = transform.crops if isinstance(transform, EvalTransform) else 1
@@ -236,6 +238,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
                 frame_stride=self.preprocessing.frame_stride,
                 num_windows=self.preprocessing.num_windows,
                 frame_rate=self.preprocessing.frame_rate,
+                dense_rate=self.dense_rate,
                 pts_seconds=video.pts_seconds,
             )
             pixels = video.read(indices.flatten()).pixels

@@ -260,6 +260,7 @@ def view_indices(
     frame_stride: int = 1,
     num_windows: int = 1,
     frame_rate: float = 0.0,
+    dense_rate: float = 0.0,
     pts_seconds: torch.Tensor | None = None,
 ) -> FrameIndices:
     """The frames of every clip that is scored in test.
@@ -276,7 +277,9 @@ def view_indices(
         frame_stride: for "dense", in frames.
         num_windows: for "windows": each is as long as the video over this number.
         frame_rate: for "rate", frames a second.
-        pts_seconds: [N], for "rate": when each frame is shown.
+        dense_rate: for "dense", frames a second of the videos that `frame_stride` was chosen for: it counts frames of
+            that rate, taken by their times. 0 counts the video's own.
+        pts_seconds: [N], for "rate" and with `dense_rate`: when each frame is shown.
 
     Returns:
         [V, T] int64, not decreasing along T.
@@ -304,9 +307,12 @@ def view_indices(
         return torch.stack(
             [_indices_in_parts(num_frames_in_video, middle, start=start, num_windows=num_windows) for start in starts]
         )
-    if sampling == "rate":
-        indices = _timed_places(frame_rate, pts_seconds)
-        inner = view_indices(len(indices), num_frames=num_frames, num_clips=num_clips, sampling="dense", frame_stride=1)
+    if sampling == "rate" or dense_rate:
+        stride = 1 if sampling == "rate" else frame_stride
+        indices = _timed_places(frame_rate if sampling == "rate" else dense_rate, pts_seconds)
+        inner = view_indices(
+            len(indices), num_frames=num_frames, num_clips=num_clips, sampling="dense", frame_stride=stride
+        )
         return indices[inner]
     if num_clips == 1:
         one = dense_indices(num_frames_in_video, num_frames, frame_stride=frame_stride, position="middle")

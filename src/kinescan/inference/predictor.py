@@ -146,7 +146,13 @@ class _Job:
         started = time.perf_counter()
         try:
             clips, seconds = read_clips(
-                file, self.model.preprocessing, self.views, self.transform, self.limits, allow_short=self.allow_short
+                file,
+                self.model.preprocessing,
+                self.views,
+                self.transform,
+                self.limits,
+                allow_short=self.allow_short,
+                dense_rate=self.model.dense_rate,
             )
         except VideoError as error:
             logger.warning("left out, cannot be read: %s", error)

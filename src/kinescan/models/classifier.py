@@ -124,6 +124,16 @@ class VideoClassifier(nn.Module, ABC):
             return 1 / self.preprocessing.frame_rate
         return None if self.timing is None else self.timing.median_seconds
 
+    @property
+    def dense_rate(self) -> float:
+        """Frames a second of the training videos, where `sampling` is "dense" and all had about the same; else 0.
+
+        In test, `frame_stride` then counts frames of that rate, whatever the rate of a video.
+        """
+        if self.timing is None or self.preprocessing.sampling != "dense" or not self.timing.is_steady:
+            return 0.0
+        return self.preprocessing.frame_stride / self.timing.median_seconds
+
     @abstractmethod
     def forward(self, clip: Clip) -> Logits | FrameLogits:
         """Logits [B, K] of clips [B, T, 3, H, W], normalised as `preprocessing` says; [B, T, K] of every frame."""

@@ -422,8 +422,10 @@ def make_training_set(config: RunConfig, items: Sequence[VideoItem], classes: Se
     )
 
 
-def make_test_set(config: RunConfig, items: Sequence[VideoItem], classes: Sequence[str], views: Views) -> VideoDataset:
-    """All views of each video."""
+def make_test_set(
+    config: RunConfig, items: Sequence[VideoItem], classes: Sequence[str], views: Views, *, dense_rate: float = 0.0
+) -> VideoDataset:
+    """All views of each video; `dense_rate` is that of the model."""
     transform = EvalTransform(config.preprocessing, crops=views.crops)
     return VideoDataset(
         items,
@@ -435,6 +437,7 @@ def make_test_set(config: RunConfig, items: Sequence[VideoItem], classes: Sequen
         seed=config.seed,
         limits=config.data.limits,
         allow_short=config.data.allow_short,
+        dense_rate=dense_rate,
     )
 
 

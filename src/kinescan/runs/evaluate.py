@@ -176,7 +176,8 @@ def _scored(
     """The report of a model in a folder, which may belong to a run; of several processes, all get the whole."""
     items, classes, origin = _items(data, run, recipe)
     chosen = _views(views, recipe, model.preprocessing.num_frames)
-    dataset = make_test_set(RunConfig(preprocessing=model.preprocessing), items, classes, chosen)
+    config = RunConfig(preprocessing=model.preprocessing)
+    dataset = make_test_set(config, items, classes, chosen, dense_rate=model.dense_rate)
     loader = replace(LoaderConfig() if recipe is None else recipe.loader, num_workers=num_workers)
     return make_report(
         evaluate_model(model, dataset, loader=loader, with_features=with_features, on_scored=finished.add),

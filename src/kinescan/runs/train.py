@@ -375,7 +375,7 @@ class HeldOutScores:
         Raises:
             VideoError: one that was there when the run began, or that was scored before, is gone.
         """
-        dataset = make_test_set(self._config, self._held_out, self._classes, views)
+        dataset = make_test_set(self._config, self._held_out, self._classes, views, dense_rate=model.dense_rate)
         evaluation = evaluate_model(model, dataset, loader=self._config.loader)
         lost = []
         for problem in evaluation.unreadable:
