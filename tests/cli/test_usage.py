@@ -23,6 +23,8 @@ import pytest
         ("demo --epochs 3", "--set optim.epochs=3"),
         ("eval --model runs/a", "kinescan eval RUN"),
         ("eval runs/a .", "--data ."),
+        ("eval runs/a --predictions r.json --data t.csv", "kinescan eval RESULTS.json"),
+        ("eval runs/a --choose-thresholds", "--set thresholds=choose"),
         ("export --model runs/a x --to onnx", "kinescan export RUN FOLDER"),
         ("profile --model runs/a", "kinescan profile RUN"),
         ("predict a.mp4 --tpo 3", "--top?"),

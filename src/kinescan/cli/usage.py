@@ -31,6 +31,15 @@ _OTHER_NAMES = {
 _MODEL_FIRST = {"eval": "kinescan eval RUN", "export": "kinescan export RUN FOLDER", "profile": "kinescan profile RUN"}
 
 
+_OTHERWISE = {
+    ("eval", "predictions"): "Detections are an argument: kinescan eval RESULTS.json --data TRUTH",
+    ("eval", "results"): "Detections are an argument: kinescan eval RESULTS.json --data TRUTH",
+    ("eval", "thresholds"): "Thresholds are chosen with --set thresholds=choose",
+    ("eval", "choose_thresholds"): "Thresholds are chosen with --set thresholds=choose",
+}
+"""Options that a verb does not have, and what does the same."""
+
+
 class Verb(TyperCommand):
     """A verb whose usage errors say what to write instead."""
 
@@ -82,6 +91,8 @@ def _for_choice(function: Any, name: str | None, given: Sequence[str]) -> str:
 
 def _for_option(option: str, verb: str, given: Sequence[str], flags: Sequence[str]) -> str:
     name = option.lstrip("-").replace("-", "_")
+    if (verb, name) in _OTHERWISE:
+        return _OTHERWISE[verb, name]
     if name == "model" and verb in _MODEL_FIRST:
         return f"The model is an argument: {_MODEL_FIRST[verb]}"
     near = _did_you_mean(option, flags)
