@@ -344,6 +344,6 @@ def _section(title: str, rows: list[str], *, most: int | None = _SHOWN) -> list[
 
 
 def _named(group: list[CheckedVideo]) -> str:
-    labels = {video.label for video in group}
+    labels = {video.label or "nothing" for video in group}
     differ = "" if len(labels) == 1 else f"  (labels differ: {', '.join(sorted(labels))})"
     return " = ".join(video.file.path for video in group) + differ

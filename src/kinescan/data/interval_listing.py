@@ -44,7 +44,8 @@ def read_intervals(
 ) -> IntervalTable:
     r"""Videos with all that happens in them, from when to when.
 
-    Each video is opened, since times are held against its length, and labels given frame by frame need its clock.
+    Times are counted from a video's first frame, as players show them; intervals have times of the file's own clock,
+    as frames have. Each video is opened for that, and since times are held against its length.
 
     Args:
         source: a csv of path,start,end,label, or the folder or file of another layout in `INTERVAL_DATASETS`.
@@ -96,7 +97,10 @@ def read_intervals(
     problems, videos, num_cut = list(found.problems), [], 0
     for video, clock in zip(found.videos, clocks, strict=True):
         placed = _Placing(video, clock, is_published=found.is_published, overlaps=overlaps)
-        videos.append(replace(placed.video(), group=grouping(video.video_id) or video.group))
+        found_video = placed.video()
+        if found_video.intervals or not placed.problems:
+            # nobody says that nothing happens where all labels are wrong
+            videos.append(replace(found_video, group=grouping(video.video_id) or video.group))
         problems += placed.problems
         num_cut += placed.num_cut
     labels = {label for video in videos for label in video.labels}
@@ -110,15 +114,17 @@ def read_intervals(
 
 @dataclass(frozen=True)
 class _Clock:
-    """When frames are shown.
+    """When frames are shown, in seconds since the first one, as players and annotation tools count.
 
     Attributes:
-        starts: of each frame, in seconds.
+        starts: of each frame.
         end: of the last one.
+        first: when the first one is shown, by the file's own clock.
     """
 
     starts: Sequence[float]
     end: float
+    first: float
 
     def at(self, frame: float) -> float:
         """When a frame begins; the frame behind the last one begins at the end."""
@@ -149,12 +155,17 @@ class _Placing:
         # the same row twice is one row
         once = {(span.start, span.end, span.label): span for span in reversed(named)}
         ordered = sorted(once.values(), key=lambda span: (span.start, span.end, span.label))
-        annotated = self._annotated
+        annotated, first = self._annotated, 0.0 if self._clock is None else self._clock.first
         return IntervalVideo(
             annotated.path,
             annotated.video_id,
             tuple(
-                Interval(video_id=annotated.video_id, label=span.label, start_seconds=span.start, end_seconds=span.end)
+                Interval(
+                    video_id=annotated.video_id,
+                    label=span.label,
+                    start_seconds=first + span.start,
+                    end_seconds=first + span.end,
+                )
                 for span in (ordered if self._overlaps else self._apart(ordered))
             ),
             annotated.group,
@@ -183,7 +194,7 @@ class _Placing:
         """The span where it lies in the video; its end may lie a little beyond."""
         if self._clock is None:
             return span
-        end, first = self._clock.end, self._clock.starts[0]
+        end = self._clock.end
         if span.end <= end:
             return span
         if span.start >= end or (span.end > end + _SLACK_SECONDS and not self._is_published):
@@ -191,7 +202,7 @@ class _Placing:
                 self.num_cut += 1
                 return None
             shown = f"{span.label!r} from {span.start:g} to {span.end:g} s lies beyond the video's end ({end:.6g} s)."
-            self._wrong(span.line, f"{shown}{self._frame_hint(span, end - first)}")
+            self._wrong(span.line, f"{shown}{self._frame_hint(span, end)}")
             return None
         self.num_cut += span.end > end + _SLACK_SECONDS
         return replace(span, end=end)
@@ -266,8 +277,8 @@ def _read_clocks(paths: Sequence[Path], limits: Limits | None, allow_short: bool
     def read(path: Path) -> _Clock | None:
         try:
             with VideoReader(path, limits=limits, allow_short=allow_short) as video:
-                starts = video.pts_seconds.tolist()
-                return _Clock(starts, starts[0] + video.duration_seconds)
+                first = float(video.pts_seconds[0])
+                return _Clock((video.pts_seconds - first).tolist(), video.duration_seconds, first)
         except VideoError:
             return None
 

@@ -41,6 +41,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+EXPORT_SUFFIXES = (".json", ".eaf", ".xml", ".zip", ".boris")
+"""Of files that annotation tools write, and that are no lists."""
+
 
 @dataclass(frozen=True)
 class VideoItem:
@@ -268,6 +271,11 @@ def choose_layout(source: str | Path, reader: str = "auto") -> Layout:
         return DATASETS[reader]
     if source.is_file() and is_video(source.name):
         raise ConfigError(f"{source} is a video. Name a folder with one folder of videos per class, or a csv.")
+    if source.is_file() and reader == "auto" and source.suffix.lower() in EXPORT_SUFFIXES:
+        raise ConfigError(
+            f"{source} is not a list of videos. If an annotation tool exported it, write it as one: "
+            f"kinescan data convert {source.name} labels.csv."
+        )
     if source.is_file() and reader in ("auto", "list"):
         return _with_parts(DATASETS["list"], list_held_out_name(source))
     if reader in ("auto", "list"):

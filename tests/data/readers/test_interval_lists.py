@@ -5,11 +5,13 @@ import pytest
 import torch
 from tests.mentions import mentions
 
+from kinescan.config import build_run
 from kinescan.data.interval_layouts import find_interval_layout, interval_held_out_name
 from kinescan.data.interval_listing import read_intervals
 from kinescan.data.intervals import IntervalTable
-from kinescan.data.video import write_video
+from kinescan.data.video import VideoReader, write_video
 from kinescan.errors import ConfigError
+from kinescan.runs.datasets import read_videos
 
 FALL = [("a.mp4", "fall", 0.5, 1.25)]
 HEADER = "path,start,end,label\n"
@@ -51,6 +53,9 @@ def rows(table: IntervalTable) -> list[tuple[str, str, float, float]]:
         "a.mp4,fall,0.5,1.25\n",
         "a.mp4\t0.5\t1.25\tfall\n",
         "a.mp4;0,5;1,25;fall\n",
+        "a.mp4|0.5|1.25|fall\n",
+        "a.mp4 0.5 1.25 fall\n",
+        "a.mp4  fall  0.5  1.25\n",
         'a.mp4,"0,5","1,25",fall\n',
         "path;start;end;label\na.mp4;0,5;1,25;fall\n",
         "path\tstart\tend\tlabel\na.mp4\t0,5\t1,25\tfall\n",
@@ -152,6 +157,24 @@ def test_a_video_that_cannot_be_read_stays_for_the_training_to_say(read: Callabl
     assert (rows(table), table.problems) == ([("broken.mp4", "fall", 5.0, 90.0)], ())
 
 
+def test_times_are_counted_from_the_first_frame_and_intervals_are_on_the_own_clock(
+    read: Callable[..., IntervalTable], folder: Path
+) -> None:
+    write_video(folder / "late.ts", torch.zeros(30, 3, 16, 16, dtype=torch.uint8), fps=10)
+    with VideoReader(folder / "late.ts") as video:
+        first = float(video.pts_seconds[0])
+    assert first > 0.05
+    table = read(HEADER + "late.ts,0,1.25,fall\nlate.ts,1.5,3,run\nlate.ts,3.5,4,run\n")
+    expected = [("fall", first, 1.25 + first), ("run", 1.5 + first, 3 + first)]
+    assert rows(table) == [("late.ts", label, round(start, 6), round(end, 6)) for label, start, end in expected]
+    assert [problem.line for problem in table.problems] == [4]
+
+
+def test_videos_of_which_all_rows_are_wrong_are_not_called_empty(read: Callable[..., IntervalTable]) -> None:
+    table = read(HEADER + 'a.mp4,2,1,fall\n"sub/b, c.mp4",7,8,fall\n')
+    assert (table.videos, [problem.line for problem in table.problems]) == ([], [2, 3])
+
+
 def test_classes_are_held_against_those_of_training(read: Callable[..., IntervalTable]) -> None:
     table = read(HEADER + "a.mp4,0.5,1.25,fall\na.mp4,2,3,rum\n", classes=["fall", "run"])
     assert table.classes == ("fall", "run")
@@ -197,6 +220,13 @@ def test_lists_that_cannot_be_understood_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=f"labels.csv.*{message}"):
         read(text)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.eaf", "a.xml", "a.zip"])
+def test_exports_of_tools_are_told_where_to_go(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("[1]")
+    with pytest.raises(ConfigError, match=f"{name}.*kinescan data convert {name} labels.csv"):
+        read_videos(build_run({"data": {"train": str(tmp_path / name)}}))
 
 
 def test_lists_of_clips_stay_what_they_are(folder: Path) -> None:

@@ -243,13 +243,13 @@ def _in_seconds(export: Export, options: ConvertOptions, places: _Places, file: 
 
 
 def _clock(path: Path | None, export: Export) -> Sequence[float] | None:
-    """When each frame of a video begins, and when its last one ends; None where that says nothing."""
+    """When each frame of a video begins, and when its last one ends, since the first; None where that says nothing."""
     if path is None or not export.counts_own_frames:
         return None
     try:
         with VideoReader(path) as video:
-            starts: list[float] = video.pts_seconds.tolist()
-            return [*starts, starts[0] + video.duration_seconds]
+            starts: list[float] = (video.pts_seconds - video.pts_seconds[0]).tolist()
+            return [*starts, video.duration_seconds]
     except VideoError as error:
         raise ConfigError(f"{error} Its clock is needed for frame numbers: give --fps.") from None
 

@@ -13,10 +13,16 @@ from kinescan.runtime.files import read_json, read_json_object
 
 
 def is_activitynet(file: Path, root: Path | None = None) -> bool:
-    """Whether a file is a JSON object with a table "database" of videos."""
+    """Whether a file is a JSON object with a table "database" of videos.
+
+    Raises:
+        ConfigError: it is one of results, or cannot be read.
+    """
     if not file.is_file() or file.suffix.lower() != ".json":
         return False
     content = read_json(file)
+    if isinstance(content, dict) and isinstance(content.get("results"), dict) and "database" not in content:
+        raise ConfigError(f'{file} holds results of a model ("results"), not labels ("database").')
     return isinstance(content, dict) and isinstance(content.get("database"), dict)
 
 

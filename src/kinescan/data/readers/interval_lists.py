@@ -71,7 +71,7 @@ def is_interval_list(file: Path, root: Path | None = None) -> bool:
     Raises:
         ConfigError: the list cannot be read.
     """
-    rows, comments = read_rows(file, root or file.parent)
+    rows, comments = _read_rows(file, root or file.parent)
     return bool(rows) and _find_columns(rows, comments, file, group="") is not None
 
 
@@ -150,6 +150,9 @@ class _RowReader:
         """All videos that were named, in the order of the rows."""
         found = []
         for video in self._found.values():
+            if not video.spans and not video.empty_lines:
+                # all that is said of it is wrong
+                continue
             if video.spans and video.empty_lines:
                 reason = f"{video.place} has labels in other rows (line {video.spans[0].line}), and none in this one."
                 self.problems += [RowProblem(line, reason) for line in video.empty_lines]
@@ -250,7 +253,7 @@ def find_interval_video(path: str, root: Path) -> str | None:
 
 
 def _read_table(file: Path, root: Path, *, group: str) -> tuple[_Columns, list[Row]]:
-    rows, comments = read_rows(file, root)
+    rows, comments = _read_rows(file, root)
     if not rows:
         raise ConfigError(f"{file} lists no video. {_FORM}")
     found = _find_columns(rows, comments, file, group=group)
@@ -264,6 +267,28 @@ def _read_table(file: Path, root: Path, *, group: str) -> tuple[_Columns, list[R
     if not rows:
         raise ConfigError(f"{file} lists no video below its header. {_FORM}")
     return columns, rows
+
+
+def _read_rows(file: Path, root: Path) -> tuple[list[Row], list[Row]]:
+    """The rows and the comments of a list; of one that is separated by blanks, four cells where there are times."""
+    rows, comments = read_rows(file, root)
+    cut = [_cut_at_blanks(row) for row in rows if len(row.cells) == 2]
+    if 2 * sum(len(row.cells) == 4 for row in cut) > len(rows):
+        rows = [_cut_at_blanks(row) for row in rows]
+    return rows, comments
+
+
+_TIMES_INSIDE = re.compile(r"(?P<path>\S.*?) (?P<start>[\d.,:]+) (?P<end>[\d.,:]+) (?P<label>\S.*)")
+_TIMES_BEHIND = re.compile(r"(?P<path>\S+) (?P<label>\S.*?) (?P<start>[\d.,:]+) (?P<end>[\d.,:]+)")
+
+
+def _cut_at_blanks(row: Row) -> Row:
+    """The cells of "path start end label" or "path label start end"; of another row, the row itself."""
+    text = " ".join(" ".join(row.cells).split())
+    match = _TIMES_INSIDE.fullmatch(text) or _TIMES_BEHIND.fullmatch(text)
+    if match is None or not (is_time(match["start"]) and is_time(match["end"])):
+        return row
+    return Row(row.line, (match["path"], match["start"], match["end"], match["label"]))
 
 
 def _find_columns(

@@ -13,7 +13,7 @@ from kinescan.data.readers.files import is_video
 from kinescan.errors import ConfigError
 from kinescan.runtime.files import read_bytes
 
-SEPARATORS = ("\t", ";", ",")
+SEPARATORS = ("\t", ";", ",", "|")
 """In the order in which they are tried where a list fits several alike."""
 _SAMPLE = 1000
 _HEAD = 4096
