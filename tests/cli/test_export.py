@@ -45,7 +45,7 @@ def test_export_exit_codes(kinescan: Any, saved: Path, tmp_path: Path, monkeypat
     wrong = kinescan("export", saved, tmp_path / "out", "--to", "torch", "--batch", "many")
     assert (wrong.exit_code, wrong.stderr) == (2, "ConfigError: batch must be 1 or more, or 'dynamic', got 'many'.\n")
     honest = formats.FORMATS["torch"]
-    broken = replace(honest, open=lambda *arguments: lambda clip: honest.open(*arguments)(clip) + 1)
+    broken = replace(honest, open=lambda *arguments: lambda inputs: [honest.open(*arguments)(inputs)[0] + 1])
     monkeypatch.setitem(formats.FORMATS, "torch", broken)  # type: ignore[arg-type]
     failed = kinescan("export", saved, tmp_path / "out", "--to", "torch")
     assert failed.exit_code == 1

@@ -22,7 +22,18 @@ FLAGS = {
         *("--segments", "--output"),
     },
     "stream": {
-        *("--set", "--model", "--every", "--top", "--allow-short", "--device", "--state", "--events", "--json"),
+        *(
+            "--set",
+            "--model",
+            "--every",
+            "--top",
+            "--allow-short",
+            "--device",
+            "--state",
+            "--events",
+            "--allow-code",
+            "--json",
+        ),
     },
     "ask": {
         *("--model", "--policy", "--budget", "--fps", "--storage", "--compare", "--allow-short", "--device", "--json"),
@@ -38,7 +49,7 @@ FLAGS = {
     "list": {"--recipes", "--markdown", "--json"},
     "recipe": {"--json"},
     "doctor": {"--json"},
-    "export": {"--to", "--batch", "--frames", "--precision", "--video", "--tolerance", "--json"},
+    "export": {"--to", "--batch", "--frames", "--precision", "--video", "--tolerance", "--step", "--json"},
     "bench": {"--quick", "--output", "--list", "--json"},
     "profile": {"--set", "--frames", "--size", "--batch", "--num-classes", "--repeats", "--device", "--json"},
 }
@@ -62,7 +73,7 @@ def test_flags_are_these_and_at_most_eight_beside_set_and_json() -> None:
     importing = {name for name, used in flags.items() if "--import" in used}
     assert importing == {"train", "cross-validate", "eval", "predict", "stream", "export", "profile", "list"}
     assert {name: used - {"--import"} for name, used in flags.items()} == FLAGS
-    assert all(len(used - {"--set", "--json", "--import"}) <= 8 for used in (*flags.values(), demo))
+    assert all(len(used - {"--set", "--json", "--import", "--allow-code"}) <= 8 for used in (*flags.values(), demo))
 
 
 @pytest.mark.parametrize("verb", sorted(FLAGS))

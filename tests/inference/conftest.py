@@ -7,7 +7,7 @@ from kinescan.preprocessing import Preprocessing
 LABELS = ("down", "left", "right", "up")
 
 
-def tiny_model(*, preprocessing_size=32, **options):
+def tiny_model(*, preprocessing_size=32, labels=LABELS, **options):
     """A small PKS4 whose every part shows in the output, zero starts included."""
     torch.manual_seed(0)
     settings = {
@@ -25,7 +25,7 @@ def tiny_model(*, preprocessing_size=32, **options):
     }
     model = create_model(
         "pks4_vit_ti16",
-        labels=LABELS,
+        labels=labels,
         preprocessing=Preprocessing(size=preprocessing_size, num_frames=4),
         **(settings | options),
     )

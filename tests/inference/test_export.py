@@ -127,7 +127,7 @@ def test_a_file_that_differs_is_an_error_with_the_numbers_and_leaves_nothing(
 
     def off(*arguments: Any) -> Any:
         run = honest.open(*arguments)
-        return lambda clip: run(clip) + torch.tensor([0.0, 0.0, 0.0, 50.0])
+        return lambda inputs: [run(inputs)[0] + torch.tensor([0.0, 0.0, 0.0, 50.0])]
 
     monkeypatch.setitem(formats.FORMATS, "torch", replace(honest, open=off))  # type: ignore[arg-type]
     message = (

@@ -275,7 +275,7 @@ def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> Non
 
 
 def test_only_causal_models_stream() -> None:
-    with pytest.raises(ConfigError, match=r"frames.*come.*causal=True"):
+    with pytest.raises(ConfigError, match=r"frames.*causal=True"):
         PKS4(TINY).forward_stream(_clip())
 
 

@@ -1,3 +1,4 @@
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "kinescan export runs/own_videos_cpu deployed --to openvino --precision bfloat16 --video a.mp4",
-    "kinescan export user/model deployed --to onnx --batch 1 --frames 8",
+    "kinescan export runs/causal deployed --to onnx --step",
     "kinescan export runs/own_videos_cpu deployed --to transformers --json",
 )
 
@@ -34,6 +35,9 @@ def command(
     tolerance: Annotated[
         float | None, typer.Option(help="How far logits may be off, as a fraction of the largest (at least of 1).")
     ] = None,
+    step: Annotated[
+        bool, typer.Option("--step", help="Write one step of a stream, with its state; the model must be causal.")
+    ] = False,
     modules: OwnModules = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print the record of the export as JSON.")] = False,
 ) -> None:
@@ -48,6 +52,7 @@ def command(
         precision=precision,
         videos=videos,
         tolerance=tolerance,
+        step=step,
     )
     if as_json:
         print_json(asdict(record))
@@ -57,13 +62,19 @@ def command(
 
 def describe(record: "ExportRecord", folder: Path) -> str:
     """What was written, what is fixed, and how it compares, in three lines."""
-    batch = "any number of clips" if record.batch is None else f"{record.batch} clips at once"
     check = record.check
+    clips = "clips" if record.step is None else "streams"
+    batch = f"any number of {clips}" if record.batch is None else f"{record.batch} {clips} at once"
+    if record.step is None:
+        frames, compared = f"of {record.num_frames} frames", "clips"
+    else:
+        values = sum(math.prod(state.shape) for state in record.step.states)
+        frames = f"frame by frame, with a state of {values:,} numbers each"
+        compared = f"clips at each of {check['num_steps']} frames"
     return (
         f"{folder / record.file}: {record.model} for {record.format}, computing in {record.precision}\n"
-        f"takes {batch} of {record.num_frames} frames, {record.size} x {record.size}; "
-        f"labels and preprocessing are in export.json\n"
+        f"takes {batch} {frames}, {record.size} x {record.size}; labels and preprocessing are in export.json\n"
         f"logits differ by up to {check['largest_difference']:.2g} from the model's (allowed: "
         f"{check['allowed_difference']:.2g}), the best class is the same on {check['same_top1']} of "
-        f"{len(check['clips'])} clips"
+        f"{len(check['clips'])} {compared}"
     )

@@ -40,6 +40,9 @@ def command(
     allow_short: Annotated[
         bool, typer.Option("--allow-short", help="Use what can be decoded of a cut or damaged file.")
     ] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Open a model of torch.export (.pt2), which may run code of its own.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     state: Annotated[
         Path | None, typer.Option(help="File to continue from where it is there; written every minute and at the end.")
@@ -77,6 +80,7 @@ def command(
                 device=device,
                 state=state,
                 allow_short=allow_short,
+                allow_code=allow_code,
             )
             with closing(told):
                 for _ in told:
@@ -91,6 +95,7 @@ def command(
             state=state,
             allow_short=allow_short,
             overrides=settings,
+            allow_code=allow_code,
         )
         with closing(predictions):
             _print_as_they_come(predictions, as_json)

@@ -8,7 +8,6 @@ from typing import Any
 from kinescan.events.predictions import BACKGROUND
 from kinescan.events.rules import RULES_FILE, EventRules, build_rules, load_rules, rules_of_content
 from kinescan.models.classifier import VideoClassifier
-from kinescan.runtime.fingerprint import fingerprint_of
 from kinescan.settings import to_plain
 
 logger = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ def model_rules(
     Raises:
         ConfigError: a setting makes no sense, a class is unknown, or thresholds are those of another model.
     """
-    classes, weights = model.class_names, fingerprint_of(model)
+    classes, weights = model.class_names, model.weights_fingerprint()
     beside = None if place is None else Path(place) / RULES_FILE
     if content:
         rules, origin = rules_of_content(content, where=where, classes=classes, weights=weights), where

@@ -31,7 +31,6 @@ from kinescan.inference.stream import (
 from kinescan.inference.stream_average import AverageKind
 from kinescan.inference.stream_state import load_stream_events, save_stream_state
 from kinescan.models.pks4 import PKS4State
-from kinescan.runtime.fingerprint import fingerprint_of
 from kinescan.runtime.urls import mask_url
 
 logger = logging.getLogger(__name__)
@@ -81,7 +80,7 @@ class EventStream:
         self._last: dict[str, float] | None = None
         self.resume_seconds: float | None = None
         pending = self._restore(path)
-        self._weights = fingerprint_of(session.model) if path is not None else None
+        self._weights = session.model.weights_fingerprint() if path is not None else None
         self._saved = time.monotonic()
         self._teller = Teller(sinks, save=None if path is None else self._save, pending=pending)
 

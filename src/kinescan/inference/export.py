@@ -1,4 +1,5 @@
 import copy
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -6,19 +7,22 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinescan.data.clips import read_clips, video_files
 from kinescan.data.sampling import Views
 from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, render_motion
 from kinescan.data.transforms import EvalTransform
 from kinescan.errors import ConfigError, ExportError, KinescanError
+from kinescan.events.rules import RULES_FILE
 from kinescan.inference.export_formats import FORMATS, FormatName, Precision, first_line, quiet_exporters
 from kinescan.inference.exported import (
     RECORD_FILE,
     ExportCheck,
     ExportedModel,
+    ExportedStep,
     ExportRecord,
+    StepRecord,
     check_precision,
     is_exported,
     load_exported,
@@ -27,6 +31,9 @@ from kinescan.inference.exported import (
 from kinescan.inference.model_source import ModelSource, holds_export, resolve_model
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.mode import evaluation_view
+from kinescan.models.pks4 import PKS4
+from kinescan.models.saving.location import locate_model
+from kinescan.models.stream_step import StreamStep
 from kinescan.runtime.atomic_write import atomic_files, write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.settings import closest, to_plain
@@ -35,6 +42,10 @@ from kinescan.version import __version__
 TOLERANCES: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.05}
 """How far logits may be off, as a fraction of the largest (and at least of 1)."""
 NUM_DRAWN_CLIPS = 3
+NUM_COMPARED_STEPS = 100
+"""Frames of each clip that an exported step is compared on, one behind the other."""
+NUM_STEPS_ALONE = 10
+"""Frames of each clip that go in without others beside them, too."""
 _SMALLEST_DRAWN_FRAME = 64
 
 
@@ -48,12 +59,16 @@ def export(
     precision: Precision = "float32",
     videos: Sequence[str | Path] = (),
     tolerance: float | None = None,
+    step: bool = False,
 ) -> ExportRecord:
     """Writes a model for deployment, and checks what was written against the model before it replaces anything.
 
     The folder then holds the file (model.onnx; model.xml and model.bin; or model.pt2) and export.json with labels,
     preprocessing and sizes; `load_exported` runs it. Our operators are taken apart into plain torch operations, so that
     nothing of kinescan is needed to run the file. Number of frames and frame size are fixed; the batch may vary.
+
+    With `step`, the file holds one step of a stream instead: frame and state go in, logits and the next state come out
+    (see `StreamStep`); `stream` runs it, and it is compared with the model at each of a hundred frames.
 
     "transformers" writes what its `AutoModelForVideoClassification` and its video-classification pipeline load after
     `ks.register_transformers()`, with our operators and any batch and number of frames.
@@ -64,11 +79,13 @@ def export(
         folder: made if need be; an earlier export in it is replaced.
         to: "onnx", "openvino", "torch" (torch.export) or "transformers".
         batch: clips that go in at once, or "dynamic" for any number.
-        num_frames: frames of a clip; by default those of the model's preprocessing.
+        num_frames: frames of a clip; by default those of the model's preprocessing. A step takes one at a time.
         precision: what the file computes in; "bfloat16" with openvino only. Weights are stored in float32.
         videos: files, or folders of them, to compare on; without any, synthetic clips of moving shapes.
         tolerance: how far logits may be off, as a fraction of the largest (at least of 1); by default 1e-3, and 0.05 in
-            bfloat16. The best class has to be the same on every clip in any case.
+            bfloat16. The best class has to be the same on every clip in any case; with `step`, at every frame where the
+            two best classes are further apart than that.
+        step: export one step of a stream; the model must be causal.
 
     Returns:
         What is in export.json.
@@ -82,9 +99,11 @@ def export(
         CheckpointError: `model` is a folder or name that holds no saved model.
     """
     target = Path(folder).resolve()
-    _check_arguments(to, batch, num_frames, precision, tolerance)
+    _check_arguments(to, batch, num_frames, precision, tolerance, step=step)
     earlier = _earlier_files(target)
     resolved = evaluation_view(_on_cpu(model))
+    module = _step_of(resolved) if step else resolved
+    rules = None if isinstance(model, VideoClassifier) else _rules_beside(model)
     preprocessing = replace(resolved.preprocessing, num_frames=num_frames or resolved.preprocessing.num_frames)
     record = ExportRecord(
         kinescan_version=__version__,
@@ -101,14 +120,20 @@ def export(
         precision=precision,
         causal=getattr(resolved.config, "causal", None),
         timing=resolved.timing,
+        output="frames" if resolved.answers_frames else "clip",
+        overlapping=resolved.overlapping,
+        weights=resolved.weights_fingerprint(),
+        step=_step_record(module) if isinstance(module, StreamStep) else None,
         versions=_versions(),
     )
     names, clips = _clips_to_compare(record, videos)
     with torch.no_grad():
-        expected = resolved(clips)
+        expected = module.model.forward_stream(clips)[0] if isinstance(module, StreamStep) else resolved(clips)
     allowed = TOLERANCES[precision] if tolerance is None else tolerance
     with atomic_files(target, last=RECORD_FILE, instead_of=earlier, error=ExportError) as aside:
-        record = _write(resolved, record, aside)
+        if rules is not None:
+            shutil.copyfile(rules, aside / RULES_FILE)
+        record = _write(module, record, aside)
         check = _compare(aside, names, clips, expected, allowed)
         record = replace(record, check=_plain(check))
         _write_record(record, aside)
@@ -118,10 +143,21 @@ def export(
 
 
 def _check_arguments(
-    to: FormatName, batch: int | str, num_frames: int | None, precision: Precision, tolerance: float | None
+    to: FormatName,
+    batch: int | str,
+    num_frames: int | None,
+    precision: Precision,
+    tolerance: float | None,
+    *,
+    step: bool,
 ) -> None:
     if to not in FORMATS:
         raise ConfigError(f"cannot export to {to!r}. {closest(to, FORMATS)}")
+    if step and not FORMATS[to].holds_steps:
+        able = ", ".join(name for name, kind in FORMATS.items() if kind.holds_steps)
+        raise ConfigError(f"{to} cannot hold one step of a stream. Formats with step: {able}.")
+    if step and num_frames is not None:
+        raise ConfigError(f"a step takes one frame at a time, so num_frames cannot be {num_frames}. Leave it out.")
     if precision not in get_args(Precision):
         raise ConfigError(f"precision must be float32 or bfloat16, got {precision!r}.")
     check_precision(to, precision)
@@ -157,11 +193,32 @@ def _on_cpu(model: ModelSource) -> VideoClassifier:
     return resolved if resolved.device.type == "cpu" else copy.deepcopy(resolved).to("cpu")
 
 
-def _write(model: VideoClassifier, record: ExportRecord, folder: Path) -> ExportRecord:
-    shape = (record.batch, record.num_frames, 3, record.size, record.size)
+def _rules_beside(model: str | Path) -> Path | None:
+    """The thresholds that were chosen for a saved model, which fit what is exported of it, too."""
+    path = Path(locate_model(model)) / RULES_FILE
+    return path if path.is_file() else None
+
+
+def _step_of(model: VideoClassifier) -> StreamStep:
+    if not isinstance(model, PKS4):
+        raise ConfigError(f"{model.name} keeps no state from frame to frame, so it has no step. Give a causal PKS4.")
+    return StreamStep(model)
+
+
+def _step_record(step: StreamStep) -> StepRecord:
+    config = step.model.config
+    return StepRecord(
+        states=step.states,
+        average=config.average,
+        average_rate=config.average_rate,
+        repeats_first=step.repeats_first,
+    )
+
+
+def _write(module: nn.Module, record: ExportRecord, folder: Path) -> ExportRecord:
     try:
         with quiet_exporters():
-            FORMATS[record.format].write(model, shape, folder / record.file)
+            FORMATS[record.format].write(module, record.signature, folder / record.file)
     except (RuntimeError, ValueError, TypeError) as error:
         if isinstance(error, KinescanError):
             raise
@@ -178,16 +235,15 @@ def _write_record(record: ExportRecord, folder: Path) -> None:
 def _clips_to_compare(record: ExportRecord, videos: Sequence[str | Path]) -> tuple[list[str], Tensor]:
     """Names and [n, T, 3, size, size]."""
     transform = EvalTransform(record.preprocessing)
+    num_frames = record.num_frames if record.step is None else NUM_COMPARED_STEPS
     if videos:
         files = video_files(videos)
-        views = Views(frames=record.num_frames, clips=1, crops=1)
+        views = Views(frames=num_frames, clips=1, crops=1)
         clips = [read_clips(file, record.preprocessing, views, transform)[0][0, 0] for file in files]
         return [str(file) for file in files], torch.stack(clips)
-    config = MotionConfig(
-        frame_size=max(record.size, _SMALLEST_DRAWN_FRAME), num_frames=max(record.num_frames, 2), seed=0
-    )
+    config = MotionConfig(frame_size=max(record.size, _SMALLEST_DRAWN_FRAME), num_frames=max(num_frames, 2), seed=0)
     pairs = list(MOTION_PAIRS)[:NUM_DRAWN_CLIPS]
-    clips = [transform(render_motion(config, "test", pair, 0)[: record.num_frames])[0] for pair in pairs]
+    clips = [transform(render_motion(config, "test", pair, 0)[:num_frames])[0] for pair in pairs]
     return [f"drawn: {MOTION_PAIRS[pair][0]}" for pair in pairs], torch.stack(clips)
 
 
@@ -195,25 +251,44 @@ def _compare(folder: Path, names: list[str], clips: Tensor, expected: Tensor, to
     """Runs the file as a user would."""
     # What we wrote ourselves.
     exported = load_exported(folder, allow_code=True)
-    given = exported(clips)
-    single = exported.config.batch is None
-    if single:
-        given = torch.cat([given, *(exported(clip[None]) for clip in clips)])
-        twice = torch.cat([expected, expected])
-    else:
-        twice = expected
-    difference = (given - twice).abs().max().item()
-    same = (given.argmax(1) == twice.argmax(1)).view(-1, len(clips)).all(0)
     largest = expected.abs().max().item()
+    allowed = tolerance * max(largest, 1.0)
+    single = exported.config.batch is None
+    if isinstance(exported, ExportedStep):
+        given, _ = exported.forward_stream(clips)
+        alone = [exported.forward_stream(clip[None, :NUM_STEPS_ALONE])[0] for clip in clips] if single else []
+    else:
+        given = exported(clips)
+        alone = [exported(clip[None]) for clip in clips] if single else []
+    difference, same = _difference(given, expected, allowed)
+    for index, logits in enumerate(alone):
+        wanted = expected[index : index + 1]
+        wanted = wanted if wanted.ndim == 2 else wanted[:, : logits.shape[1]]
+        of_one, same_of_one = _difference(logits, wanted, allowed)
+        difference, same[index] = max(difference, of_one), same[index] & same_of_one[0]
     return ExportCheck(
         clips=tuple(names),
         largest_logit=largest,
-        # NaN would compare as not larger.
-        largest_difference=difference if difference == difference else float("inf"),
-        allowed_difference=tolerance * max(largest, 1.0),
+        largest_difference=difference,
+        allowed_difference=allowed,
         same_top1=int(same.sum()),
         single_clip=single,
+        num_steps=None if exported.record.step is None else clips.shape[1],
     )
+
+
+def _difference(given: Tensor, expected: Tensor, allowed: float) -> tuple[float, Tensor]:
+    """The largest difference of logits [n, K] or [n, T, K], and [n], whether the best class is the same.
+
+    At every frame, where the two best classes are further apart than `allowed`: of many frames, some are a draw.
+    """
+    difference = (given - expected).abs().max().item()
+    same = given.argmax(-1) == expected.argmax(-1)
+    if expected.ndim == 3:
+        best = expected.topk(min(2, expected.shape[-1]), dim=-1).values
+        same = (same | (best[..., 0] - best[..., -1] <= allowed)).all(dim=1)
+    # NaN would compare as not larger.
+    return difference if difference == difference else float("inf"), same
 
 
 def _failure(record: ExportRecord, check: ExportCheck) -> str:

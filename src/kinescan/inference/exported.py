@@ -1,24 +1,76 @@
+import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kinescan.errors import CheckpointError, ConfigError, KinescanError, ShapeError
-from kinescan.inference.export_formats import FORMATS, FormatName, Precision, Runner, first_line
+from kinescan.inference.export_formats import (
+    CLIP,
+    FORMATS,
+    LOGITS,
+    FormatName,
+    Precision,
+    Runner,
+    Shape,
+    Signature,
+    first_line,
+)
+from kinescan.inference.state_tensors import state_of
+from kinescan.layers.running_average import AverageKind, running_average
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.pks4 import PKS4, PKS4State
 from kinescan.models.saving.location import EXPORT_FILE
+from kinescan.models.stream_step import FIRST, FRAME, StateShape, step_inputs, step_outputs
 from kinescan.models.timing import FrameTiming
 from kinescan.preprocessing import MAX_CLIP_PIXELS, Preprocessing
 from kinescan.runtime.files import inside, read_json_object
 from kinescan.settings import build_settings
-from kinescan.shapes import Clip, Logits
+from kinescan.shapes import Clip, FrameLogits, Logits
 
 RECORD_FILE = EXPORT_FILE
 _MAX_THREADS = 4096
+_KEPT_OUTSIDE = ("average", "recent")
+"""Of a stream's state, what is not the file's: averages of logits."""
+_MAX_STATE_VALUES = 2**28
+"""Of one stream: a gigabyte; B/16 at 224 pixels has 6 million."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What an exported step of a stream takes and gives beside frames and logits.
+
+    Attributes:
+        states: the tensors of the state, in the order in which they go in and come out, after the frame and the rate.
+        average: how the model averages frames, where it answers for clips.
+        average_rate: weight of the newest frame, for `average="exponential"`.
+        repeats_first: frames before a stream's first one repeat it, so that there is an input "first".
+    """
+
+    states: tuple[StateShape, ...]
+    average: AverageKind = "mean"
+    average_rate: float = 0.1
+    repeats_first: bool = False
+
+    def __post_init__(self) -> None:
+        if any(size < 1 for state in self.states for size in (*state.shape, state.tracks)):
+            raise ConfigError("sizes of states must be at least 1.")
+        if sum(math.prod(state.shape) for state in self.states) > _MAX_STATE_VALUES:
+            raise ConfigError(f"states must have at most {_MAX_STATE_VALUES} values for each stream.")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of all that goes in, in order."""
+        return step_inputs(self.states, repeats_first=self.repeats_first)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of all that comes out, in order."""
+        return step_outputs(self.states)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +92,10 @@ class ExportRecord:
         num_classes: number of logits; None in records of before, which have labels.
         causal: whether the model looks at no future frame; None for models where the question does not arise.
         timing: how far apart the frames of the training clips were; None where it is unknown.
+        output: whether the logits answer for the clip or for every frame.
+        overlapping: several classes may be true at once.
+        weights: fingerprint of the weights, which rules of events and the file with a stream's state name.
+        step: of one step of a stream, its state; None for whole clips.
         check: how it was compared with the model: clips, largest difference, what was allowed.
         versions: of the packages that wrote it.
     """
@@ -58,6 +114,10 @@ class ExportRecord:
     num_classes: int | None = None
     causal: bool | None = None
     timing: FrameTiming | None = None
+    output: Literal["clip", "frames"] = "clip"
+    overlapping: bool = False
+    weights: str | None = None
+    step: StepRecord | None = None
     check: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -71,6 +131,17 @@ class ExportRecord:
         if count < 1 or (self.labels is not None and len(set(self.labels)) != count):
             raise ConfigError("labels must be one for each of num_classes, and differ from each other.")
 
+    @property
+    def signature(self) -> Signature:
+        """What the file takes and gives."""
+        if self.step is None:
+            return Signature(inputs={CLIP: (self.batch, self.num_frames, 3, self.size, self.size)}, outputs=(LOGITS,))
+        shapes: dict[str, Shape] = {FRAME: (self.batch, 3, self.size, self.size)}
+        shapes |= {state.name: (self.batch, *state.shape) for state in self.step.states}
+        return Signature(
+            inputs={name: shapes.get(name, (self.batch,)) for name in self.step.inputs}, outputs=self.step.outputs
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedConfig:
@@ -81,12 +152,22 @@ class ExportedConfig:
         image_size: side of a frame in pixels.
         num_frames: frames of a clip.
         batch: clips that go in at once; None: any number.
+        causal: whether it is a step of a stream.
+        output: whether the logits answer for the clip or for every frame.
+        overlapping: several classes may be true at once.
+        average: how a step's model averages frames.
+        average_rate: weight of the newest frame, for `average="exponential"`.
     """
 
     num_classes: int
     image_size: int
     num_frames: int
     batch: int | None
+    causal: bool = False
+    output: Literal["clip", "frames"] = "clip"
+    overlapping: bool = False
+    average: AverageKind = "mean"
+    average_rate: float = 0.1
 
 
 class ExportedModel(VideoClassifier):
@@ -120,14 +201,19 @@ class ExportedModel(VideoClassifier):
             image_size=record.size,
             num_frames=record.num_frames,
             batch=record.batch,
+            causal=record.step is not None,
+            output=record.output,
+            overlapping=record.overlapping,
+            average="mean" if record.step is None else record.step.average,
+            average_rate=0.1 if record.step is None else record.step.average_rate,
         )
         super().__init__(config, name=record.model, labels=record.labels, preprocessing=record.preprocessing)
         self.record, self.timing = record, record.timing
         self._run = run
         self.eval()
 
-    def forward(self, clip: Clip) -> Logits:
-        """Logits [B, K] of clips [B, T, 3, H, W], T and H = W as they were exported.
+    def forward(self, clip: Clip) -> Logits | FrameLogits:
+        """Logits [B, K] (or [B, T, K]) of clips [B, T, 3, H, W], T and H = W as they were exported.
 
         With a fixed batch, clips go in piece by piece; the last piece is filled up with zeros.
 
@@ -142,29 +228,47 @@ class ExportedModel(VideoClassifier):
                 f"the exported {self.name} takes clips of {wanted} frames, got {clip.shape[1]}. "
                 f"Sample {wanted} frames, or export the model once more with --frames {clip.shape[1]}."
             )
-        clip = clip.detach().float().cpu()
-        if self.config.batch is None:
-            return self._checked(clip)
-        size = self.config.batch
-        filled = F.pad(clip, (0, 0) * 4 + (0, -clip.shape[0] % size))
-        return torch.cat([self._checked(part) for part in filled.split(size)])[: clip.shape[0]]
+        return self._run_graph([clip])[0]
 
-    def _checked(self, clip: Tensor) -> Tensor:
+    def _run_graph(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the file gives for any number of rows; a fixed batch is filled up with zeros."""
+        given = [tensor.detach().float().cpu() for tensor in inputs]
+        rows, size = len(given[0]), self.config.batch
+        if size is None:
+            return self._checked(given)
+        filled = [torch.cat([tensor, tensor.new_zeros(-rows % size, *tensor.shape[1:])]) for tensor in given]
+        parts = [self._checked(part) for part in zip(*(tensor.split(size) for tensor in filled), strict=True)]
+        return [torch.cat(outputs)[:rows] for outputs in zip(*parts, strict=True)]
+
+    def _checked(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What the file gives, which may be any file."""
         try:
-            logits = self._run(clip)
+            outputs = self._run(inputs)
         # Each runtime has its own errors.
         except Exception as error:
+            shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs[:3])
             raise CheckpointError(
-                f"the exported {self.name} ({self.record.file}) fails on a clip {list(clip.shape)}: "
-                f"{first_line(error)} Export the model again."
+                f"the exported {self.name} ({self.record.file}) fails on inputs {shapes}: {first_line(error)} Export "
+                "the model again."
             ) from error
-        if logits.dtype != torch.float32 or logits.shape != (len(clip), self.config.num_classes):
+        wanted = self._output_shapes(inputs)
+        if [tuple(tensor.shape) for tensor in outputs] != wanted or any(
+            tensor.dtype != torch.float32 for tensor in outputs
+        ):
+            found = ", ".join(f"{tensor.dtype} {list(tensor.shape)}" for tensor in outputs[:3])
             raise CheckpointError(
-                f"the exported {self.name} ({self.record.file}) gives {logits.dtype} {list(logits.shape)} where "
-                f"float32 {[len(clip), self.config.num_classes]} belongs. It is another model's; export it again."
+                f"the exported {self.name} ({self.record.file}) gives {found} where float32 {list(wanted[0])} "
+                "belongs. It is another model's; export it again."
             )
-        return logits
+        return outputs
+
+    def _output_shapes(self, inputs: Sequence[Tensor]) -> list[tuple[int, ...]]:
+        rows, classes = len(inputs[0]), self.config.num_classes
+        return [(rows, classes) if self.record.output == "clip" else (rows, self.config.num_frames, classes)]
+
+    def weights_fingerprint(self) -> str:
+        """That of the model that was exported; of older exports, which do not say it, one that no model has."""
+        return self.record.weights or "unknown"
 
     @property
     def device(self) -> torch.device:
@@ -190,6 +294,121 @@ class ExportedModel(VideoClassifier):
             f"an exported {self.name} cannot be saved as a kinescan model. Copy its folder, or save the model that it "
             "was exported from."
         )
+
+
+class ExportedStep(ExportedModel):
+    """An exported step of a stream as a causal classifier: `stream` takes it, and whole clips go in frame by frame.
+
+    Args:
+        record: what stands beside the file, with its `step`.
+        run: the function that runs the file.
+    """
+
+    def __init__(self, record: ExportRecord, run: Runner) -> None:
+        assert record.step is not None
+        super().__init__(record, run)
+        self.step = record.step
+
+    def forward(self, clip: Clip) -> Logits | FrameLogits:
+        """Logits [B, K] of clips [B, T, 3, H, W], any T; of a model that answers for every frame, [B, T, K]."""
+        logits, _ = self.forward_stream(clip)
+        return logits if self.answers_frames else logits[:, -1]
+
+    def forward_stream(self, clip: Clip, state: PKS4State | None = None) -> tuple[FrameLogits, PKS4State]:
+        """Logits [B, T, K] of every prefix (or frame), and the next state; see `PKS4.forward_stream`.
+
+        The state's average is one of logits [B, K], which the linear head makes of the model's own average.
+
+        Raises:
+            ShapeError: the clip has another size than the file takes.
+            CheckpointError: the file fails, or gives something else than logits and a state; the state is another
+                model's.
+        """
+        frames, averages, after = self._stream(clip, state)
+        return frames if self.answers_frames else averages, after
+
+    def stream_frames(self, clip: Clip, state: PKS4State | None = None) -> tuple[FrameLogits, PKS4State]:
+        """Logits [B, T, K] of every frame by itself, and the next state; see `PKS4.stream_frames`.
+
+        Raises:
+            ShapeError: as for `forward_stream`.
+            CheckpointError: as for `forward_stream`.
+        """
+        frames, _, after = self._stream(clip, state)
+        return frames, after
+
+    def _stream(self, clip: Tensor, state: PKS4State | None) -> tuple[Tensor, Tensor, PKS4State]:
+        """Logits [B, T, K] of each frame and of each prefix, and the new state."""
+        self.check_clip(clip)
+        state = PKS4State() if state is None else state
+        tensors = self.pack(state, len(clip))
+        answers = []
+        for index, frame in enumerate(clip.unbind(dim=1), start=state.frames_seen):
+            logits, tensors = self.take(frame, tensors, first=torch.full((len(clip),), float(index == 0)))
+            answers.append(logits)
+        frames = torch.stack(answers, dim=1)
+        after = self.unpack(tensors, state.frames_seen + clip.shape[1])
+        if self.answers_frames:
+            return frames, frames, after
+        kind, rate = self.config.average, self.config.average_rate
+        averages = running_average(frames, state.average, state.frames_seen, kind=kind, rate=rate)
+        return frames, averages, replace(after, average=averages[:, -1].clone())
+
+    def take(self, frames: Tensor, state: Sequence[Tensor], *, first: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """One step of B streams.
+
+        Args:
+            frames: [B, 3, H, W], normalised.
+            state: as `start` or the step before gave it.
+            first: [B], 1 where it is a stream's first frame, else 0.
+
+        Returns:
+            Logits [B, K] and the next state.
+        """
+        ruled = {FRAME: frames, FIRST: first}
+        given = [ruled[name] for name in self.step.inputs if name in ruled]
+        logits, *tensors = self._run_graph([*given, *state])
+        return logits, tensors
+
+    def start(self, num_streams: int) -> list[Tensor]:
+        """The state of streams before their first frame."""
+        return [torch.zeros(num_streams, *state.shape) for state in self.step.states]
+
+    def pack(self, state: PKS4State, num_streams: int = 1) -> list[Tensor]:
+        """The tensors of a state, as `take` wants them.
+
+        Raises:
+            CheckpointError: it is the state of another model.
+        """
+        if not state.frames_seen:
+            return self.start(num_streams)
+        named = {name: tensor for name, tensor in state.tensors().items() if name not in _KEPT_OUTSIDE}
+        shapes = {shape.name: (num_streams, *shape.shape) for shape in self.step.states}
+        found = dict.fromkeys(named, (num_streams, -1)) | {
+            shape.name: tuple(shape.stacked(named[shape.name]).shape)
+            for shape in self.step.states
+            if shape.name in named
+        }
+        if found != shapes:
+            wrong = min(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
+            raise CheckpointError(
+                f"the state does not fit the exported {self.name}: {wrong} is {found.get(wrong)}, the file takes "
+                f"{shapes.get(wrong)}. Give the state of the same model, or start anew."
+            )
+        return [shape.stacked(named[shape.name]) for shape in self.step.states]
+
+    def unpack(self, tensors: Sequence[Tensor], frames_seen: int) -> PKS4State:
+        """The inverse of `pack`."""
+        named = {shape.name: shape.flat(tensor) for shape, tensor in zip(self.step.states, tensors, strict=True)}
+        return state_of(named, frames_seen)
+
+    def _output_shapes(self, inputs: Sequence[Tensor]) -> list[tuple[int, ...]]:
+        rows = len(inputs[0])
+        return [(rows, self.config.num_classes), *((rows, *state.shape) for state in self.step.states)]
+
+
+CausalModel = PKS4 | ExportedStep
+"""What a stream runs on."""
 
 
 def is_exported(folder: str | Path) -> bool:
@@ -256,7 +475,7 @@ def load_exported(
             "your own, or of people whose programs you would run. ONNX and OpenVINO files run no code."
         )
     try:
-        run = kind.open(path, chosen, num_threads or torch.get_num_threads())
+        run = kind.open(path, chosen, num_threads or torch.get_num_threads(), record.signature)
     except KinescanError:
         raise
     # Each runtime has its own errors for a damaged file.
@@ -264,7 +483,7 @@ def load_exported(
         raise CheckpointError(
             f"{path} cannot be opened ({first_line(error)}). It is damaged; export the model again."
         ) from error
-    return ExportedModel(record, run)
+    return ExportedModel(record, run) if record.step is None else ExportedStep(record, run)
 
 
 def check_precision(name: FormatName, precision: Precision) -> None:
@@ -291,6 +510,7 @@ class ExportCheck:
         allowed_difference: what was allowed.
         same_top1: on how many clips the best class is the same.
         single_clip: whether clips were also given one by one (with any number at once).
+        num_steps: frames of each clip, one behind the other, for a step of a stream; else None.
     """
 
     clips: tuple[str, ...]
@@ -299,6 +519,7 @@ class ExportCheck:
     allowed_difference: float
     same_top1: int
     single_clip: bool
+    num_steps: int | None = None
 
     @property
     def passed(self) -> bool:

@@ -16,6 +16,7 @@ from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import LiveVideo, VideoReader, is_live
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
 from kinescan.evaluation.multiview import check_finite
+from kinescan.inference.exported import CausalModel, ExportedStep
 from kinescan.inference.model_source import ModelSource, record_of_export, resolve_model
 from kinescan.inference.stream_average import AverageKind, choose_average
 from kinescan.inference.stream_state import fitting_state, load_stream_state, save_stream_state
@@ -56,17 +57,18 @@ class StreamPrediction:
     logits: Tensor
 
 
-class _Average(TypedDict):
+class _Chosen(TypedDict):
     average: AverageKind | None
     average_seconds: float | None
+    allow_code: bool
 
 
 class StreamSession:
     """A causal model with the state of one stream; each frame costs the same time, and the state never grows.
 
     Args:
-        model: a causal PKS4, or the folder or hub name of a saved one, or a run's folder; used in evaluation mode, left
-            as it is. Moved to another device later, it needs a new session.
+        model: a causal PKS4, or the folder or hub name of a saved one, a run's folder, or an exported step; used in
+            evaluation mode, left as it is. Moved to another device later, it needs a new session.
         top: how many classes a prediction names.
         device: where to compute; by default where the model is.
         state: where to continue from, as `load_stream_state` reads it; None starts anew.
@@ -75,6 +77,7 @@ class StreamSession:
             stream, and soon no longer moves. None: as the model averages if that forgets, else "exponential".
         average_seconds: how old a frame is when it counts 1 / e of the newest one, or no longer; by default half the
             length of a training clip, or all of it, so that the label follows a change within that length.
+        allow_code: open an exported step that may run code of its own; see `load_exported`.
 
     Raises:
         ConfigError: the model is not causal; average or average_seconds is wrong, or the model answers for every frame.
@@ -98,24 +101,25 @@ class StreamSession:
         state: PKS4State | None = None,
         average: AverageKind | None = None,
         average_seconds: float | None = None,
+        allow_code: bool = False,
     ) -> None:
         _check_count("top", top)
         exported = record_of_export(model)
-        if exported is not None:
+        if exported is not None and exported.step is None:
             kind = "causal, but exported" if exported.causal else "exported"
             raise ConfigError(
-                f"{exported.model} is {kind}: an exported file takes whole clips of {exported.num_frames} frames "
-                "and keeps no state between them. Give the run or the saved model that it was exported from, or score "
-                "whole files with predict()."
+                f"{exported.model} is {kind} for whole clips of {exported.num_frames} frames, with no state between "
+                "them. Export one step of the stream (kinescan export RUN FOLDER --step), give the run or the saved "
+                "model that it was exported from, or score whole files with predict()."
             )
-        resolved = resolve_model(model, device)
-        if not isinstance(resolved, PKS4) or not resolved.config.causal:
+        resolved = resolve_model(model, device, allow_code=allow_code)
+        if not isinstance(resolved, PKS4 | ExportedStep) or not resolved.config.causal:
             raise ConfigError(
                 f"{resolved.name} looks at future frames, so it cannot run on a stream. Train a PKS4 with "
                 "causal = true (kinescan train --set model.options.causal=true; in Python "
                 "create_model(..., causal=True)), or score whole files with predict()."
             )
-        self.model: PKS4 = resolved
+        self.model: CausalModel = resolved
         self._view = evaluation_view(resolved)
         self.top = min(top, resolved.config.num_classes)
         self.state = PKS4State() if state is None else fitting_state(state, resolved)
@@ -204,6 +208,7 @@ def stream(
     allow_short: bool = False,
     average: AverageKind | None = None,
     average_seconds: float | None = None,
+    allow_code: bool = False,
 ) -> Generator[StreamPrediction, None, None]:
     """A prediction after each frame, at constant time and memory per frame, however long the source.
 
@@ -213,7 +218,8 @@ def stream(
     `average="mean"` gives the logits that `model` gives for the clip of all frames up to each.
 
     Args:
-        model: a causal PKS4, or the folder or hub name of a saved one, or a run's folder (its best checkpoint).
+        model: a causal PKS4, or the folder or hub name of a saved one, a run's folder (its best checkpoint), or an
+            exported step.
         source: a video file, decoded as it goes; a live source, read as it comes (see `LiveVideo`): "-" for standard
             input, a URL such as rtsp://..., or a named pipe; or an iterable of frames uint8 [3, H, W], each alone or as
             a pair with its time in seconds.
@@ -225,6 +231,7 @@ def stream(
         allow_short: take what can be decoded of a cut or damaged file (see VideoReader).
         average: see `StreamSession`.
         average_seconds: see `StreamSession`.
+        allow_code: see `StreamSession`.
 
     Returns:
         An iterator; nothing is decoded before the first `next`.
@@ -249,7 +256,7 @@ def stream(
     """
     if every is not None:
         _check_count("every", every)
-    chosen: _Average = {"average": average, "average_seconds": average_seconds}
+    chosen: _Chosen = {"average": average, "average_seconds": average_seconds, "allow_code": allow_code}
     name = mask_url(source) if isinstance(source, str | Path) else "the stream"
     if not isinstance(state, str | Path):
         session = StreamSession(model, top=top, device=device, state=state, **chosen)
@@ -267,6 +274,7 @@ def session_from(
     device: str | torch.device | None = None,
     average: AverageKind | None = None,
     average_seconds: float | None = None,
+    allow_code: bool = False,
 ) -> StreamSession:
     """A session that continues from the state in a file, where that is there.
 
@@ -279,7 +287,9 @@ def session_from(
         raise ConfigError(
             f"state: {path.parent} is not a folder that can be written to. Make it, or name another file."
         )
-    session = StreamSession(model, top=top, device=device, average=average, average_seconds=average_seconds)
+    session = StreamSession(
+        model, top=top, device=device, average=average, average_seconds=average_seconds, allow_code=allow_code
+    )
     if path.exists():
         session.state = fitting_state(load_stream_state(path, model=session.model), session.model)
     return session
@@ -310,7 +320,7 @@ def predictions_of(
 
 
 def _in_turn(
-    model: PKS4, frames: Iterable[Tensor | tuple[Tensor, float]], every: int | None, name: str
+    model: CausalModel, frames: Iterable[Tensor | tuple[Tensor, float]], every: int | None, name: str
 ) -> Iterator[tuple[int, Tensor, float | None, bool]]:
     """Index, pixels and time of the frames to feed, and whether the stream begins anew with one."""
     entries: Iterator[tuple[Tensor, float | None]]
@@ -330,7 +340,7 @@ def _in_turn(
 
 
 def _by_time(
-    model: PKS4, entries: Iterable[tuple[Tensor, float | None]], distance: float, name: str
+    model: CausalModel, entries: Iterable[tuple[Tensor, float | None]], distance: float, name: str
 ) -> Iterator[tuple[int, Tensor, float | None, bool]]:
     for frame in resample(entries, distance, name=name):
         if frame.gap_seconds:
@@ -341,7 +351,7 @@ def _by_time(
         yield frame.frame_index, frame.pixels, frame.seconds, frame.gap_seconds > 0
 
 
-def _tell_of_count(model: PKS4, name: str, *, has_times: bool) -> None:
+def _tell_of_count(model: CausalModel, name: str, *, has_times: bool) -> None:
     """Says what is assumed where frames cannot be taken by their times."""
     if model.frame_seconds is None:
         logger.warning(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kinescan.errors import ConfigError
-from kinescan.models.pks4 import PKS4
+from kinescan.inference.exported import CausalModel
 from kinescan.settings import closest
 
 AverageKind = Literal["exponential", "sliding", "mean"]
@@ -96,7 +96,7 @@ class StreamAverage:
         return (sums[:-1] / sums[-1]).float(), taken
 
 
-def choose_average(model: PKS4, kind: AverageKind | None, seconds: float | None) -> StreamAverage | None:
+def choose_average(model: CausalModel, kind: AverageKind | None, seconds: float | None) -> StreamAverage | None:
     """The average of a stream; None where the model's own is to be taken, or it answers for every frame.
 
     By default the label follows a change within the length of a training clip; a model that was trained with

@@ -1,7 +1,7 @@
 """The state of one stream through a causal model as a file: written whole, read part by part."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +11,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kinescan.errors import CheckpointError
+from kinescan.inference.exported import CausalModel
+from kinescan.inference.state_tensors import ANEW, RECENT, SCANNER, state_of
 from kinescan.layers.carried import shaped_like
-from kinescan.layers.kinematic import KinematicState
-from kinescan.layers.mamba import MambaState
 from kinescan.models.mode import evaluation_view
-from kinescan.models.pks4 import PKS4, PKS4State
+from kinescan.models.pks4 import PKS4State
 from kinescan.runtime.atomic_write import atomic_write
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import parse_json, require_regular
-from kinescan.runtime.fingerprint import fingerprint_of
 
 _MARK, _SEEN, _WEIGHTS, _EVENTS = "kinescan_stream_state", "frames_seen", "weights", "events"
-_ROUTE = "class_tokens."
-_SCANNER = "scanner"
-_RECENT = "recent"
-_NAMES = ("kinematic.correlation", "kinematic.variation", _SCANNER, "average", _RECENT)
 _ADVICE = "Name a file in a folder with room."
-_ANEW = "Give the file of a stream of this model, or start anew without it."
 
 
 def save_stream_state(
     state: PKS4State,
     path: str | Path,
     *,
-    model: PKS4 | None = None,
+    model: CausalModel | None = None,
     weights: str | None = None,
     events: Mapping[str, Any] | None = None,
 ) -> None:
@@ -55,7 +49,7 @@ def save_stream_state(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
     metadata = {_MARK: "1", _SEEN: str(state.frames_seen)}
     if weights is not None or model is not None:
-        metadata[_WEIGHTS] = weights or fingerprint_of(model)  # type: ignore[arg-type]
+        metadata[_WEIGHTS] = weights or model.weights_fingerprint()  # type: ignore[union-attr]
     if events is not None:
         metadata[_EVENTS] = to_json(events)
 
@@ -69,7 +63,7 @@ def save_stream_state(
             raise refused(f"{path} ({error}). {_ADVICE}") from None
 
 
-def load_stream_state(path: str | Path, *, model: PKS4 | None = None) -> PKS4State:
+def load_stream_state(path: str | Path, *, model: CausalModel | None = None) -> PKS4State:
     """Reads what `save_stream_state` wrote; give it to `stream` or `StreamSession` with the same model.
 
     Args:
@@ -89,15 +83,15 @@ def load_stream_state(path: str | Path, *, model: PKS4 | None = None) -> PKS4Sta
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
-        raise refused(f"{error}. {_ANEW}") from None
+        raise refused(f"{error}. {ANEW}") from None
     if _MARK not in metadata:
         raise CheckpointError(f"{path} holds tensors, but no stream's state. Give a file that save_stream_state wrote.")
     seen = metadata.get(_SEEN, "")
     if not (seen.isascii() and seen.isdigit() and len(seen) < 19):
-        raise refused(f"{_SEEN} is {seen!r}, and must be a number of frames. {_ANEW}")
+        raise refused(f"{_SEEN} is {seen!r}, and must be a number of frames. {ANEW}")
     weights = metadata.get(_WEIGHTS)
-    if model is not None and weights is not None and weights != fingerprint_of(model):
-        raise CheckpointError(f"{path} was written with other weights than those of {model.name}. {_ANEW}")
+    if model is not None and weights is not None and weights != model.weights_fingerprint():
+        raise CheckpointError(f"{path} was written with other weights than those of {model.name}. {ANEW}")
     try:
         return state_of(tensors, int(seen))
     except CheckpointError as error:
@@ -119,51 +113,22 @@ def load_stream_events(path: str | Path) -> dict[str, Any] | None:
         with safe_open(str(path), "pt") as file:
             text = (file.metadata() or {}).get(_EVENTS)
     except (OSError, SafetensorError, ValueError) as error:
-        raise refused(f"{error}. {_ANEW}") from None
+        raise refused(f"{error}. {ANEW}") from None
     if text is None:
         return None
     values = parse_json(text, path, error=refused)
     if not isinstance(values, dict):
-        raise refused(f"they are no JSON object. {_ANEW}")
+        raise refused(f"they are no JSON object. {ANEW}")
     return values
 
 
-def state_of(tensors: Mapping[str, Tensor], frames_seen: int) -> PKS4State:
-    """The inverse of `PKS4State.tensors`.
-
-    Raises:
-        CheckpointError: a tensor belongs to no part of a state, is half of a part, or holds NaN or infinity.
-    """
-    routes = {name: name.removeprefix(_ROUTE) for name in tensors if name.startswith(_ROUTE)}
-    scanner = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] == _SCANNER}
-    unknown = sorted(
-        name for name in tensors if name not in _NAMES and name not in scanner and not routes.get(name, "").isdecimal()
-    )
-    if unknown:
-        raise CheckpointError(f"{unknown[0]} belongs to no part of a stream's state. {_ANEW}")
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{name} holds other values than finite numbers. {_ANEW}")
-    # A plain ViT that answers for every frame carries nothing.
-    if tensors and not frames_seen:
-        raise CheckpointError(f"it holds {len(tensors)} tensors after {frames_seen} frames. {_ANEW}")
-    return PKS4State(
-        frames_seen=frames_seen,
-        class_tokens={int(block): tensors[name] for name, block in routes.items()},
-        kinematic=KinematicState(tensors.get("kinematic.correlation"), tensors.get("kinematic.variation")),
-        scanner=_scanner_state(scanner),
-        average=tensors.get("average"),
-        recent=tensors.get(_RECENT),
-    )
-
-
-def fitting_state(state: PKS4State, model: PKS4) -> PKS4State:
+def fitting_state(state: PKS4State, model: CausalModel) -> PKS4State:
     """The state on the model's device.
 
     Raises:
         CheckpointError: it is the state of another model, or of several streams.
     """
-    device = next(model.parameters()).device
+    device = model.device
     recent = _fitting_recent(state.recent, model)
     state = replace(state, recent=None)
     given = {name: tensor.to(device) for name, tensor in state.tensors().items()}
@@ -178,12 +143,12 @@ def fitting_state(state: PKS4State, model: PKS4) -> PKS4State:
                     f"{expected.get(name)}. Give the state of one stream of the same model."
                 )
         # A file does not say in what the tensors of a scanner of somebody's own were held; the model does.
-        scanner = shaped_like(example.scanner, given, _SCANNER)
+        scanner = shaped_like(example.scanner, given, SCANNER)
         return replace(state_of(given, state.frames_seen), scanner=scanner, recent=recent)
     return state_of(given, state.frames_seen)
 
 
-def _fitting_recent(recent: Tensor | None, model: PKS4) -> Tensor | None:
+def _fitting_recent(recent: Tensor | None, model: CausalModel) -> Tensor | None:
     """What a stream's average has taken, on the CPU, as it is kept; None in files of before.
 
     Raises:
@@ -192,30 +157,17 @@ def _fitting_recent(recent: Tensor | None, model: PKS4) -> Tensor | None:
     width = model.config.num_classes + 2
     if recent is not None and (recent.ndim != 2 or recent.shape[1] != width or not len(recent)):
         raise CheckpointError(
-            f"the state does not fit {model.name}: {_RECENT} is {tuple(recent.shape)}, but this model's has {width} "
+            f"the state does not fit {model.name}: {RECENT} is {tuple(recent.shape)}, but this model's has {width} "
             "columns. Give the state of one stream of the same model."
         )
     return None if recent is None else recent.detach().cpu().double()
 
 
-def _state_after_a_frame(model: PKS4) -> PKS4State:
+def _state_after_a_frame(model: CausalModel) -> PKS4State:
     """The model's state, every tensor of which keeps the size that it has after the first frame."""
     size = model.preprocessing.size
-    like = next(model.parameters())
-    frame = torch.zeros(1, 1, 3, size, size, device=like.device, dtype=like.dtype)
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    frame = torch.zeros(1, 1, 3, size, size, device=model.device, dtype=dtype)
     with torch.no_grad():
         _, state = evaluation_view(model).forward_stream(frame, PKS4State())
     return state
-
-
-def _scanner_state(tensors: Mapping[str, Tensor]) -> Any:
-    """What these tensors are the state of: PKS4's own scan, or another scanner, whose kind only its model knows."""
-    if not tensors or _SCANNER in tensors:
-        return tensors.get(_SCANNER)
-    inner = {name.removeprefix(f"{_SCANNER}."): tensor for name, tensor in tensors.items()}
-    own = {field.name for field in fields(MambaState)}
-    if inner.keys() == own:
-        return MambaState(**inner)
-    if inner.keys() < own:
-        raise CheckpointError(f"{_SCANNER}.{min(own - inner.keys())} is missing. {_ANEW}")
-    return inner

@@ -24,10 +24,13 @@ class KinematicState:
     Attributes:
         correlation: [B, c, h, Hp, Wp], the last c reduced frames of the correlation operator (None when it is off).
         variation: the same of the variation operator.
+        fresh: [B], whether a stream has had no frame yet, so that its part of the tensors does not count; None where
+            all have had some.
     """
 
     correlation: Tensor | None = None
     variation: Tensor | None = None
+    fresh: Tensor | None = None
 
 
 class ConvNormAct(nn.Module):
@@ -65,18 +68,24 @@ class _Operator(nn.Module):
         self.expand = nn.Conv2d(hidden_width, width, 1, bias=False)
         nn.init.zeros_(self.expand.weight)
 
-    def forward(self, maps: FrameMaps, context: Tensor | None = None) -> tuple[FrameMaps, Tensor | None]:
+    def forward(
+        self, maps: FrameMaps, context: Tensor | None = None, fresh: Tensor | None = None
+    ) -> tuple[FrameMaps, Tensor | None]:
         """What the operator adds to the maps, and the reduced frames that the next frames will look back at.
 
         Args:
             maps: [B, T, W, Hp, Wp].
             context: [B, c, h, Hp, Wp], reduced frames before the first one; None at the start of a clip.
+            fresh: [B], the clips that start here all the same; None: none of them.
 
         Returns:
             [B, T, W, Hp, Wp] and the new context (None unless every offset looks back).
         """
         batch, num_frames = maps.shape[:2]
         reduced = self.reduce(maps.flatten(0, 1)).unflatten(0, (batch, num_frames))
+        if context is not None and fresh is not None:
+            start = self._before(reduced, None, context.shape[1]).to(context.dtype)
+            context = torch.where(fresh[:, None, None, None, None], start, context)
         signals = self.compare(reduced, context)  # [B, T, K, h, Hp, Wp]
         added = self.expand(self.fuse(signals.flatten(0, 1).flatten(1, 2)))
         return added.unflatten(0, (batch, num_frames)), self._next_context(reduced, context)
@@ -260,9 +269,9 @@ class KinematicEncoder(nn.Module):
         state = state or KinematicState()
         added, carried = torch.zeros((), dtype=maps.dtype, device=maps.device), KinematicState()
         if self.correlation is not None:
-            added, carried.correlation = self.correlation(maps, state.correlation)
+            added, carried.correlation = self.correlation(maps, state.correlation, state.fresh)
         if self.variation is not None:
-            prior, carried.variation = self.variation(maps + added, state.variation)
+            prior, carried.variation = self.variation(maps + added, state.variation, state.fresh)
             added = added + prior
         return added, carried
 

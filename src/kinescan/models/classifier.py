@@ -18,6 +18,7 @@ from kinescan.models.vit.vit import check_dtype
 from kinescan.models.weights.hub import upload
 from kinescan.models.weights.vit_weights import Checkpoint, LoadReport, Pretrained, load_pretrained, read_vision_tower
 from kinescan.preprocessing import Preprocessing
+from kinescan.runtime.fingerprint import fingerprint_of
 from kinescan.runtime.own_modules import module_of
 from kinescan.settings import build_settings, to_plain
 from kinescan.shapes import BACKGROUND, Clip, FrameLogits, Logits
@@ -133,6 +134,10 @@ class VideoClassifier(nn.Module, ABC):
         if self.timing is None or self.preprocessing.sampling != "dense" or not self.timing.is_steady:
             return 0.0
         return self.preprocessing.frame_stride / self.timing.median_seconds
+
+    def weights_fingerprint(self) -> str:
+        """Which weights these are, in a few bytes: of an exported model, those of the model that it was made from."""
+        return fingerprint_of(self)
 
     @abstractmethod
     def forward(self, clip: Clip) -> Logits | FrameLogits:

@@ -12,6 +12,7 @@ from kinescan.errors import ConfigError, ShapeError
 from kinescan.layers.carried import named_tensors, shaped_like
 from kinescan.layers.class_token import ROUTES, ClassTokenRouteKind, TemporalMix
 from kinescan.layers.kinematic import KinematicEncoder, KinematicState, Norm
+from kinescan.layers.running_average import running_average
 from kinescan.layers.scanner import Scanner
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.size_limits import check_at_most, check_sizes
@@ -25,6 +26,8 @@ SMALLEST_WIDEST = 15
 """A window up to this is taken on any grid, however small: the default fits everywhere."""
 DEEP = 16
 """From this depth on `recompute` takes blocks in pairs: half of their inputs outweigh what a second block holds."""
+
+_ROUTE = "class_tokens."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +149,7 @@ class PKS4State:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state by name."""
-        named: dict[str, Tensor | None] = {f"class_tokens.{k}": tokens for k, tokens in self.class_tokens.items()}
+        named: dict[str, Tensor | None] = {f"{_ROUTE}{k}": tokens for k, tokens in self.class_tokens.items()}
         if self.kinematic is not None:
             named["kinematic.correlation"] = self.kinematic.correlation
             named["kinematic.variation"] = self.kinematic.variation
@@ -156,15 +159,26 @@ class PKS4State:
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "PKS4State":
         """The same state with other tensors, under the names that `tensors` gives."""
-        kinematic = self.kinematic
-        if kinematic is not None:
-            kinematic = KinematicState(tensors.get("kinematic.correlation"), tensors.get("kinematic.variation"))
-        return PKS4State(
-            frames_seen=self.frames_seen,
-            class_tokens={place: tensors[f"class_tokens.{place}"] for place in self.class_tokens},
-            kinematic=kinematic,
-            scanner=shaped_like(self.scanner, tensors, "scanner"),
+        scanner = shaped_like(self.scanner, tensors, "scanner")
+        return PKS4State.from_tensors(tensors, self.frames_seen, scanner=scanner)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], frames_seen: int, *, scanner: Any = None) -> "PKS4State":
+        """The inverse of `tensors`.
+
+        Args:
+            tensors: by name; those of the scanner are not looked at.
+            frames_seen: how many frames went in.
+            scanner: its state.
+        """
+        routes = {name: name.removeprefix(_ROUTE) for name in tensors if name.startswith(_ROUTE)}
+        return cls(
+            frames_seen=frames_seen,
+            class_tokens={int(index): tensors[name] for name, index in routes.items()},
+            kinematic=KinematicState(tensors.get("kinematic.correlation"), tensors.get("kinematic.variation")),
+            scanner=scanner,
             average=tensors.get("average"),
+            recent=tensors.get("recent"),
         )
 
     @property
@@ -249,7 +263,7 @@ class PKS4(VideoClassifier):
         Raises:
             ShapeError: the clip has another rank, number of channels or size than the model takes.
         """
-        frames, _ = self._frame_representations(clip, PKS4State(), keep_state=False)
+        frames, _ = self.represent(clip, PKS4State(), keep_state=False)
         if self.answers_frames:
             every: Tensor = self.head(frames)
             return every
@@ -311,11 +325,42 @@ class PKS4(VideoClassifier):
                 "Start with state=None, or keep one state for each batch of streams."
             )
         state = PKS4State() if state is None else state
-        frames, after = self._frame_representations(clip, state, keep_state=True)
+        frames, after = self.represent(clip, state, keep_state=True)
         if self.answers_frames:
             return frames, frames, after
         averages, average = self._averages(frames, state)
         return frames, averages, replace(after, average=average)
+
+    def represent(self, clip: Tensor, state: PKS4State, *, keep_state: bool) -> tuple[Tensor, PKS4State]:
+        """What the head takes of every frame, before anything is averaged.
+
+        Args:
+            clip: [B, T, 3, H, W], the next frames.
+            state: of the frames before.
+            keep_state: give the state after the last frame.
+
+        Returns:
+            [B, T, E], and the state, but for its `average`; an empty one without `keep_state`.
+        """
+        self.check_clip(clip)
+        batch, num_frames = clip.shape[:2]
+        tokens = self.vit.embed(clip.flatten(0, 1)).unflatten(0, (batch, num_frames))  # [B, T, P + N, W]
+        run_blocks = partial(self._run_blocks, keep_state=keep_state)
+        class_tokens: dict[int, Tensor] = {}
+        kinematic, scan = None, None
+        for indices in _runs(self.config):
+            tokens, tails = self._recomputed(run_blocks, indices, tokens, state.class_tokens)
+            class_tokens |= tails
+            if self.config.has_module and indices.stop == self.config.insert_after:
+                prefix = self.config.num_prefix_tokens
+                patches, kinematic, scan = self._run_module(tokens[:, :, prefix:], state, keep_state=keep_state)
+                tokens = torch.cat([tokens[:, :, :prefix], patches], dim=2)
+        frames = self.vit.pool(tokens.flatten(0, 1)).unflatten(0, (batch, num_frames))
+        if not keep_state:
+            return frames, PKS4State()
+        return frames, PKS4State(
+            frames_seen=state.frames_seen + num_frames, class_tokens=class_tokens, kinematic=kinematic, scanner=scan
+        )
 
     @property
     def num_layers(self) -> int:
@@ -341,28 +386,6 @@ class PKS4(VideoClassifier):
             name
             for name, _ in self.named_parameters()
             if depths.get(name, self.num_layers) <= num_blocks or name.startswith(routes)
-        )
-
-    def _frame_representations(self, clip: Tensor, state: PKS4State, *, keep_state: bool) -> tuple[Tensor, PKS4State]:
-        """[B, T, 3, H, W] -> [B, T, E], and the state after the last frame (but for `average`; empty if not kept)."""
-        self.check_clip(clip)
-        batch, num_frames = clip.shape[:2]
-        tokens = self.vit.embed(clip.flatten(0, 1)).unflatten(0, (batch, num_frames))  # [B, T, P + N, W]
-        run_blocks = partial(self._run_blocks, keep_state=keep_state)
-        class_tokens: dict[int, Tensor] = {}
-        kinematic, scan = None, None
-        for indices in _runs(self.config):
-            tokens, tails = self._recomputed(run_blocks, indices, tokens, state.class_tokens)
-            class_tokens |= tails
-            if self.config.has_module and indices.stop == self.config.insert_after:
-                prefix = self.config.num_prefix_tokens
-                patches, kinematic, scan = self._run_module(tokens[:, :, prefix:], state, keep_state=keep_state)
-                tokens = torch.cat([tokens[:, :, :prefix], patches], dim=2)
-        frames = self.vit.pool(tokens.flatten(0, 1)).unflatten(0, (batch, num_frames))
-        if not keep_state:
-            return frames, PKS4State()
-        return frames, PKS4State(
-            frames_seen=state.frames_seen + num_frames, class_tokens=class_tokens, kinematic=kinematic, scanner=scan
         )
 
     def _recomputed(self, part: Callable[..., Any], *inputs: Any) -> Any:
@@ -430,24 +453,13 @@ class PKS4(VideoClassifier):
         return patches + out if self.config.residual == "literal" else out, kinematic, scan_state
 
     def _averages(self, frames: Tensor, state: PKS4State) -> tuple[Tensor, Tensor]:
-        """Representations [B, T, E] -> their running averages [B, T, E] after each frame, and the last one.
-
-        Running averages are kept in float32 at least: in bfloat16, steps of 1 / t are soon rounded away.
-        """
+        """Representations [B, T, E] -> their running averages [B, T, E] after each frame, and the last one."""
         if self.config.average == "mean" and state.average is None and not self.config.causal:
             return frames.mean(dim=1, keepdim=True), frames.mean(dim=1)
-        average = state.average
-        averages = []
-        wide = frames.to(torch.promote_types(frames.dtype, torch.float32))
-        for t, frame in enumerate(wide.unbind(dim=1), start=state.frames_seen + 1):
-            if average is None:
-                average = frame
-            else:
-                rate = self.config.average_rate if self.config.average == "exponential" else 1.0 / t
-                average = average + (frame - average) * rate
-            averages.append(average)
-        assert average is not None
-        return torch.stack(averages, dim=1).to(frames.dtype), average
+        kind, rate = self.config.average, self.config.average_rate
+        averages = running_average(frames, state.average, state.frames_seen, kind=kind, rate=rate)
+        # A copy: a view would keep the averages of the whole chunk alive as long as the state.
+        return averages.to(frames.dtype), averages[:, -1].clone()
 
 
 def _runs(config: PKS4Config) -> list[range]:

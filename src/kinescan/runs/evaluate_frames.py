@@ -31,7 +31,6 @@ from kinescan.runs.frame_evaluation import (
 )
 from kinescan.runs.run_videos import located, seen_notes
 from kinescan.runtime.distributed import Processes
-from kinescan.runtime.fingerprint import fingerprint_of
 from kinescan.runtime.run_folder import BEST
 from kinescan.settings import build_settings
 
@@ -198,7 +197,7 @@ class FrameJob:
         if self.settings.thresholds == "choose" or not beside.is_file():
             note = "No thresholds were chosen for this model: choose them with --set thresholds=choose."
             return EventRules(), DEFAULT_RULES, () if self.settings.thresholds == "choose" else (note,)
-        rules = load_rules(beside, classes=self.model.class_names, weights=fingerprint_of(self.model))
+        rules = load_rules(beside, classes=self.model.class_names, weights=self.model.weights_fingerprint())
         return rules, f"those saved with the model ({beside})", ()
 
     def _choose(self) -> tuple[ChosenRules, str]:

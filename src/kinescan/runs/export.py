@@ -18,6 +18,7 @@ def export_model(
     precision: str = "float32",
     videos: Sequence[str | Path] = (),
     tolerance: float | None = None,
+    step: bool = False,
 ) -> ExportRecord:
     """Writes a model for deployment, checked against the model itself; see `kinescan.inference.export.export`.
 
@@ -30,6 +31,7 @@ def export_model(
         precision: what the file computes in.
         videos: files or folders to compare on.
         tolerance: how far logits may be off, as a fraction of the largest.
+        step: export one step of a stream, with its state as inputs and outputs.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -40,7 +42,7 @@ def export_model(
     # Names of formats and precisions are checked by `export`, which says what there is.
     options: Any = {"to": to, "batch": _batch(batch), "precision": precision}
     found = model_folder(model, hint="kinescan export RUN FOLDER")
-    return export(found, folder, num_frames=num_frames, videos=videos, tolerance=tolerance, **options)
+    return export(found, folder, num_frames=num_frames, videos=videos, tolerance=tolerance, step=step, **options)
 
 
 def _batch(given: int | str) -> int | str:

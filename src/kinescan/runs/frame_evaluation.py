@@ -21,7 +21,6 @@ from kinescan.inference.frame_predictor import predict_frames
 from kinescan.models.classifier import VideoClassifier
 from kinescan.profiling.cost import count_cost
 from kinescan.runtime.distributed import Processes
-from kinescan.runtime.fingerprint import fingerprint_of
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +209,7 @@ def save_chosen(chosen: ChosenRules, model: VideoClassifier, folder: str | Path)
     Raises:
         ConfigError: the folder cannot be written.
     """
-    save_rules(Path(folder), chosen.rules, classes=model.class_names, weights=fingerprint_of(model))
+    save_rules(Path(folder), chosen.rules, classes=model.class_names, weights=model.weights_fingerprint())
 
 
 def report_frames(

@@ -26,6 +26,7 @@ def stream_source(
     state: str | Path | None = None,
     allow_short: bool = False,
     overrides: Sequence[str] = (),
+    allow_code: bool = False,
 ) -> Generator[StreamPrediction, None, None]:
     """A prediction for each frame of a file or a live source.
 
@@ -38,6 +39,7 @@ def stream_source(
         state: file to continue from where it is there; written every minute and at the end.
         allow_short: use what can be decoded of a cut or damaged file.
         overrides: "stream.average=sliding" and the like, for `StreamSettings`.
+        allow_code: open an exported file that may run code of its own; see `load_exported`.
 
     Raises:
         ConfigError: no model was given, no such device, or a setting is wrong; see `kinescan.inference.stream.stream`.
@@ -57,6 +59,7 @@ def stream_source(
         allow_short=allow_short,
         average=settings.average,
         average_seconds=settings.average_seconds,
+        allow_code=allow_code,
     )
 
 
@@ -88,6 +91,7 @@ def stream_source_events(
     device: str = "auto",
     state: str | Path | None = None,
     allow_short: bool = False,
+    allow_code: bool = False,
 ) -> Generator[Told, None, None]:
     """The starts and ends of events in a file or a live source, told wherever `targets` say.
 
@@ -101,6 +105,7 @@ def stream_source_events(
         device: "auto" or the name of one.
         state: file to continue from where it is there; see `kinescan.inference.event_stream.stream_events`.
         allow_short: use what can be decoded of a cut or damaged file.
+        allow_code: open an exported file that may run code of its own; see `load_exported`.
 
     Raises:
         ConfigError: no model was given, no such device, or a setting is wrong; thresholds are those of another model.
@@ -110,10 +115,11 @@ def stream_source_events(
     settings, others = stream_settings(overrides)
     plan = plan_events(targets, others)
     place = model_folder(model, hint="--model RUN")
-    resolved = place if record_of_export(place) is not None else resolve_model(place, choose_device(device))
-    if isinstance(resolved, str):
+    exported = record_of_export(place)
+    if exported is not None and exported.step is None:
         # says why an exported model cannot run on a stream
-        return stream_events(resolved, source)
+        return stream_events(place, source)
+    resolved = resolve_model(place, choose_device(device), allow_code=allow_code)
     rules = model_rules(resolved, place, content=plan.rules, where=plan.where, changes=plan.changes)
     opened = plan.open_sinks(state)
     return stream_events(
