@@ -1,0 +1,455 @@
+"""Events in long videos, frame by frame: PKS4 against the same ViT without time, with a GRU and with a causal TCN.
+
+Run, again and again until it says "complete":   OMP_NUM_THREADS=1 python benchmarks/events.py --seconds 900
+Several processes may share the rows: --only "PKS4, windows" in one, --only "ViT" in another.
+
+The videos are those of `kinescan data make events` at 32 pixels and 6 frames a second, rendered into memory. All rows
+start from one ViT that was trained on stills and see the same windows of 12 frames in the same order, easy ones first
+(one object, no distractor), through the loop of `kinescan.training.fit`. "Carried state" is the same training with
+windows one behind the other and the state going on between them. Thresholds are chosen on validation videos, for the
+most events at no more than two false alarms an hour; numbers are of test videos, whose textures no training video has,
+in one pass over each. Then the same twelve test videos stand at frame 100 and at frame 100,000 of one stream.
+Writes benchmarks/results/events.json from what is done.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import measure
+from events_models import ROWS, SIZES
+from kinescan.config import load_recipe
+from kinescan.data.intervals import Interval
+from kinescan.data.loader import Batch
+from kinescan.data.synthetic.events import EventsConfig, draw_event_scene, render_events
+from kinescan.evaluation.temporal.alarms import Alarm, AlarmScores, score_alarms
+from kinescan.evaluation.temporal.scores import SOON_SECONDS, TemporalScores, score_frames
+from kinescan.evaluation.temporal.thresholds import choose_rules
+from kinescan.events.detector import EventUpdate, detect_updates
+from kinescan.events.predictions import BACKGROUND, FramePredictions
+from kinescan.events.rules import EventRules
+from kinescan.models.classifier import VideoClassifier
+from kinescan.models.pks4 import PKS4, PKS4State
+from kinescan.models.zoo import create_model, from_pretrained
+from kinescan.preprocessing import Preprocessing
+from kinescan.runs.demo import STILLS_PER_EPOCH, train_on_stills
+from kinescan.settings import to_plain
+from kinescan.training.accelerator import TrainConfig
+from kinescan.training.frame_task import FrameTask
+from kinescan.training.loop import fit
+from kinescan.training.optim import OptimConfig
+
+Truth = Mapping[str, tuple[Interval, ...]]
+"""Video -> what happens in it."""
+Prepare = Callable[[Tensor], Tensor]
+WORK = Path("runs/events")
+RECIPES = measure.HERE.parent / "src" / "kinescan" / "recipes"
+CONFIG = EventsConfig(frame_size=SIZES["image_size"], fps=6.0, shake_pixels=0.5)
+"""Frames of 32 pixels shake by as much of their side as the default's 64 do."""
+CLASSES = (BACKGROUND, *CONFIG.classes)
+EASY = replace(CONFIG, objects=1, distractors=0, pause_seconds=1.0, quiet_ratio=0.0, seed=1)
+"""What training begins with: one object, and nothing else that moves."""
+NUM_VIDEOS = {"easy": 48, "train": 96, "validation": 24, "test": 48}
+FIRST_VALIDATION = 10_000
+WINDOW, CHUNK, VIDEOS_AT_ONCE = 12, 60, 8
+BATCH, EASY_STEPS, STEPS, RATE = 16, 180, 500, 2e-3
+"""`EASY_STEPS` are part of `STEPS`."""
+AT_ONSETS = 0.75
+"""Fraction of the windows that begin a little before an event; the others lie anywhere."""
+SEEDS = (0, 1, 2)
+MOST_FALSE_ALARMS = 2.0
+EARLY, LATE, REPEATED, SETTLED_SECONDS = 100, 100_000, 12, 2.0
+NUMBERS = (
+    "per_frame_map",
+    "map_at_tiou_0.5",
+    "recall",
+    "told_within_0.5_s",
+    "delay_median_seconds",
+    "delay_90_seconds",
+    "false_alarms_per_hour",
+)
+CLAIMED = ("per_frame_map", "told_within_0.5_s", "false_alarms_per_hour")
+SPREAD: Mapping[str, Callable[[Iterable[float]], float]] = {"lowest": min, "highest": max}
+
+
+def load_videos(part: str) -> tuple[Tensor, Truth]:
+    """Frames [videos, T, 3, S, S] uint8, made once and mapped from a file afterwards; and what happens in each."""
+    split: Any = "test" if part == "test" else "train"
+    config = EASY if part == "easy" else CONFIG
+    first = FIRST_VALIDATION if part == "validation" else 0
+    indices = range(first, first + NUM_VIDEOS[part])
+    path = WORK / f"{part}_{len(indices)}.pt"
+    if not path.exists():
+        pixels = torch.stack([render_events(config, split, index) for index in indices])
+        aside = path.with_suffix(".part")
+        torch.save(pixels, aside)
+        aside.replace(path)
+    names = [f"{part}/{index}" for index in indices]
+    truth = {
+        name: draw_event_scene(config, split, index).intervals(name) for name, index in zip(names, indices, strict=True)
+    }
+    return torch.load(path, mmap=True), truth
+
+
+def frame_labels(intervals: Sequence[Interval], num_frames: int) -> Tensor:
+    """[T]: the class of what happens at each frame's time."""
+    labels = torch.zeros(num_frames, dtype=torch.long)
+    seconds = torch.arange(num_frames) / CONFIG.fps
+    for event in intervals:
+        inside = (seconds >= event.start_seconds) & (seconds < event.end_seconds)
+        labels[inside] = CLASSES.index(event.label)
+    return labels
+
+
+class LabelledVideos:
+    """Frames and labels of a part, and windows of them."""
+
+    def __init__(self, part: str) -> None:
+        self.pixels, truth = load_videos(part)
+        self.labels = torch.stack([frame_labels(events, self.pixels.shape[1]) for events in truth.values()])
+        self.last = self.pixels.shape[1] - WINDOW
+        onsets = (self.labels[:, 1:] != self.labels[:, :-1]) & (self.labels[:, 1:] > 0)
+        self.onsets = (onsets.nonzero() + torch.tensor([0, 1])).tolist()
+
+    def place(self, rng: np.random.Generator, at_onsets: float) -> tuple[int, int]:
+        """A video, and the first frame of a window in it."""
+        video, first = int(rng.integers(len(self.pixels))), int(rng.integers(self.last + 1))
+        if rng.uniform() < at_onsets:
+            video, onset = self.onsets[int(rng.integers(len(self.onsets)))]
+            first = onset - int(rng.integers(1, WINDOW // 2))
+        return video, min(max(first, 0), self.last)
+
+    def windows(self, places: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Frames [B, T, 3, S, S] uint8 and labels [B, T]."""
+        both = [(self.pixels[v, first : first + WINDOW], self.labels[v, first : first + WINDOW]) for v, first in places]
+        pixels, labels = zip(*both, strict=True)
+        return torch.stack(pixels), torch.stack(labels)
+
+
+class Windows:
+    """Windows of training videos, easy ones first: a source for `fit`. Each window starts anew, with no state."""
+
+    num_classes = len(CLASSES)
+    batch_size = BATCH
+    num_batches = STEPS
+
+    def __init__(self, prepare: Prepare, *, seed: int) -> None:
+        self.easy, self.videos = LabelledVideos("easy"), LabelledVideos("train")
+        self.prepare, self.seed = prepare, seed
+
+    def path(self, item_index: int) -> str:
+        return f"video {item_index}"
+
+    def batches(self, epoch: int, first_batch: int) -> Iterator[Batch]:
+        assert epoch == 0
+        assert first_batch == 0
+        rng = np.random.default_rng([self.seed, 7])
+        for _ in range(EASY_STEPS):
+            yield self.batch(self.easy, [self.easy.place(rng, 1.0) for _ in range(BATCH)], [True] * BATCH)
+        yield from self.hard(rng)
+
+    def hard(self, rng: np.random.Generator) -> Iterator[Batch]:
+        """The rest: windows at random places."""
+        for _ in range(STEPS - EASY_STEPS):
+            yield self.batch(self.videos, [self.videos.place(rng, AT_ONSETS) for _ in range(BATCH)], [True] * BATCH)
+
+    def batch(self, videos: LabelledVideos, places: Sequence[tuple[int, int]], starts: list[bool]) -> Batch:
+        pixels, labels = videos.windows(places)
+        indices = [video for video, _ in places]
+        return Batch(clips=self.prepare(pixels), labels=labels, item_indices=indices, unreadable=[], starts=starts)
+
+
+class FollowedWindows(Windows):
+    """After the easy ones, each row of the batch follows a video from window to window, then another."""
+
+    def hard(self, rng: np.random.Generator) -> Iterator[Batch]:
+        # Each row joins somewhere, so that they do not all start anew at the same time.
+        places, starts = [self.videos.place(rng, 0.0) for _ in range(BATCH)], [True] * BATCH
+        for _ in range(STEPS - EASY_STEPS):
+            yield self.batch(self.videos, places, starts)
+            starts = [first + WINDOW > self.videos.last for _, first in places]
+            places = [
+                (int(rng.integers(len(self.videos.pixels))), 0) if ended else (video, first + WINDOW)
+                for ended, (video, first) in zip(starts, places, strict=True)
+            ]
+
+
+def preparer(preprocessing: Preprocessing) -> Prepare:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    return lambda pixels: (pixels.float() / 255 - mean) / std
+
+
+def stills() -> Path:
+    """The ViT that all rows start from, trained on single pictures."""
+    folder = WORK / "stills" / "checkpoints" / "last"
+    if not folder.exists():
+        config = load_recipe(RECIPES / "demo_stills.toml")
+        preprocessing = replace(config.preprocessing, size=SIZES["image_size"])
+        train_on_stills(replace(config, preprocessing=preprocessing), WORK, STILLS_PER_EPOCH)
+    return folder
+
+
+def build(row: str) -> VideoClassifier:
+    name, options = ROWS[row]
+    causal = {} if name == "vit_ti16" else {"causal": True}
+    sizes = {key: value for key, value in SIZES.items() if key in ("activation", "heads", "image_size")}
+    return create_model(name, labels=CLASSES, weights=stills(), output="frames", **sizes, **causal, **options)
+
+
+def train(row: str, seed: int, *, carried: bool = False) -> VideoClassifier:
+    """A row's model, trained on the same windows in the same order as the others of that seed; once, then loaded."""
+    folder = WORK / "models" / f"{row}, {'carried' if carried else 'windows'}, {seed}".replace(" ", "_")
+    if folder.exists():
+        return from_pretrained(folder)
+    torch.manual_seed(seed)
+    model = build(row)
+    source = (FollowedWindows if carried else Windows)(preparer(model.preprocessing), seed=seed)
+    output = WORK / "run" / folder.name
+    shutil.rmtree(output, ignore_errors=True)
+    fit(
+        model,
+        source,
+        output=output,
+        train=TrainConfig(device="cpu", trackers=(), checkpoint_minutes=0, carry_state=carried),
+        optim=OptimConfig(
+            lr=RATE, lr_batch_size=BATCH, epochs=1, warmup_epochs=0.05, layer_decay=1.0, label_smoothing=0.0
+        ),
+        task=FrameTask(),
+        seed=seed,
+    )
+    model.save_pretrained(folder)
+    return model
+
+
+@torch.inference_mode()
+def predict(model: VideoClassifier, pixels: Tensor, names: Sequence[str]) -> list[FramePredictions]:
+    """One pass over each video; several side by side, the state carried from chunk to chunk."""
+    prepare = preparer(model.preprocessing)
+    found: list[list[Tensor]] = [[] for _ in names]
+    for some in torch.arange(len(names)).split(VIDEOS_AT_ONCE):
+        state = None
+        for first in range(0, pixels.shape[1], CHUNK):
+            logits, state = answer(model, prepare(pixels[some, first : first + CHUNK]), state)
+            for place, scores in zip(some.tolist(), model.probabilities(logits), strict=True):
+                found[place].append(scores)
+    return [as_predictions(name, torch.cat(scores)) for name, scores in zip(names, found, strict=True)]
+
+
+def answer(model: VideoClassifier, clip: Tensor, state: PKS4State | None) -> tuple[Tensor, PKS4State | None]:
+    """Logits [B, T, K] of the next frames; a ViT without time has no state."""
+    assert isinstance(model, PKS4)
+    return model.forward_stream(clip, state) if model.config.causal else (model(clip), None)
+
+
+def as_predictions(name: str, scores: Tensor) -> FramePredictions:
+    """Scores [T, K] of frames at the videos' rate."""
+    return FramePredictions(
+        video_id=name,
+        seconds=np.arange(len(scores)) / CONFIG.fps,
+        scores=scores.float().numpy(),
+        classes=CLASSES,
+        end_seconds=len(scores) / CONFIG.fps,
+    )
+
+
+def score(row: str, seed: int, *, carried: bool) -> dict[str, Any]:
+    """A trained row on the test videos, under rules that were chosen on the validation videos."""
+    start = time.process_time()
+    model = train(row, seed, carried=carried)
+    trained = time.process_time() - start
+    start = time.process_time()
+    rules = chosen_rules(model)
+    pixels, truth = load_videos("test")
+    found = score_frames(predict(model, pixels, list(truth)), truth, rules)
+    return {
+        "per_frame_map": found.frames.mean,
+        "per_frame_mcap": found.frames.calibrated_mean,
+        "map_at_tiou_0.5": map_at_half(found),
+        **alarm_numbers(found.alarms),
+        "parameters": model.num_parameters,
+        "train_cpu_seconds": trained,
+        "test_cpu_seconds": time.process_time() - start,
+        "rules": to_plain(rules),
+    }
+
+
+def chosen_rules(model: VideoClassifier) -> EventRules:
+    """Thresholds and times that tell of the most events of the validation videos at the false alarms aimed at."""
+    pixels, truth = load_videos("validation")
+    predictions = predict(model, pixels, list(truth))
+    return choose_rules(predictions, truth, most_false_alarms_per_hour=MOST_FALSE_ALARMS).rules
+
+
+def map_at_half(found: TemporalScores) -> float:
+    """MAP at tIoU 0.5."""
+    scores = found.detection["0.5:0.05:0.95"]
+    return scores.mean[scores.tious.index(0.5)]
+
+
+def alarm_numbers(alarms: AlarmScores) -> dict[str, float]:
+    return {
+        "recall": 1 - alarms.missed_ratio,
+        "told_within_0.5_s": alarms.told_within(SOON_SECONDS),
+        "delay_median_seconds": alarms.delay_seconds(0.5),
+        "delay_90_seconds": alarms.delay_seconds(0.9),
+        "false_alarms_per_hour": alarms.false_alarms_per_hour,
+        "events": alarms.num_true,
+    }
+
+
+@torch.inference_mode()
+def long_stream(row: str, seed: int, *, carried: bool) -> dict[str, Any]:
+    """The same videos at frame 100 and at frame 100,000 of one stream, with other videos before and between."""
+    model = train(row, seed, carried=carried)
+    rules = chosen_rules(model)
+    pixels, truth = load_videos("test")
+    prepare, state, scores = preparer(model.preprocessing), None, []
+    for video, first, last in stream_order(len(truth), pixels.shape[1]):
+        for begin in range(first, last, CHUNK):
+            logits, state = answer(model, prepare(pixels[video : video + 1, begin : min(begin + CHUNK, last)]), state)
+            scores.append(model.probabilities(logits)[0])
+    whole = torch.cat(scores)
+    updates = detect_updates(as_predictions("stream", whole), rules)
+    asked = [truth[name] for name in list(truth)[:REPEATED]]
+    num_frames = REPEATED * pixels.shape[1]
+    early, late = whole[EARLY : EARLY + num_frames], whole[LATE : LATE + num_frames]
+    settled = round(SETTLED_SECONDS * CONFIG.fps)
+    return {
+        **{f"at frame {first:,}": scores_from(first, updates, asked, pixels.shape[1]) for first in (EARLY, LATE)},
+        "frames": len(whole),
+        "largest_difference_of_scores_after_2_s": float((early - late).abs()[settled:].max()),
+        "frames_with_another_answer": int((early.argmax(1) != late.argmax(1)).sum()),
+    }
+
+
+def stream_order(num_videos: int, length: int) -> list[tuple[int, int, int]]:
+    """(video, first frame, frame after the last) of the stream's parts; the first videos come twice."""
+    asked, others = range(REPEATED), range(REPEATED, num_videos)
+    every = [(video, 0, length) for video in asked]
+    order = [(others[0], length - EARLY, length), *every]
+    frames, turn = EARLY + REPEATED * length, 0
+    while frames < LATE:
+        turn += 1
+        order.append((others[turn % len(others)], 0, min(length, LATE - frames)))
+        frames += min(length, LATE - frames)
+    return order + every
+
+
+def scores_from(
+    first: int, updates: Sequence[EventUpdate], asked: Sequence[Sequence[Interval]], length: int
+) -> dict[str, float]:
+    """Alarms of the stream from a frame on, where the videos with the intervals `asked` stand one behind the other."""
+    begin, end = first / CONFIG.fps, (first + len(asked) * length) / CONFIG.fps
+    truth = [
+        Interval(
+            video_id="stream",
+            label=event.label,
+            start_seconds=event.start_seconds + begin + index * length / CONFIG.fps,
+            end_seconds=event.end_seconds + begin + index * length / CONFIG.fps,
+        )
+        for index, events in enumerate(asked)
+        for event in events
+    ]
+    alarms = [
+        Alarm(video_id="stream", label=update.event.label, seconds=update.told_at_seconds)
+        for update in updates
+        if update.kind == "start" and begin <= update.told_at_seconds < end
+    ]
+    return alarm_numbers(score_alarms(truth, alarms, hours=(end - begin) / 3600))
+
+
+JOBS: tuple[tuple[str, Callable[..., dict[str, Any]], str, bool], ...] = (
+    *((f"{row}, windows", score, row, False) for row in ROWS),
+    ("PKS4, carried state", score, "PKS4", True),
+    ("PKS4, windows: one stream", long_stream, "PKS4", False),
+    ("PKS4, carried state: one stream", long_stream, "PKS4", True),
+)
+"""Name, what to do, with which row, and whether its state was carried in training."""
+
+
+def summarise(done: Mapping[str, Any]) -> dict[str, Any]:
+    """Means over the seeds, with the lowest and the highest of what is claimed."""
+    rows, streams = {}, {}
+    for name, work, _, _ in JOBS:
+        runs = [done[f"{name}|{seed}"] for seed in SEEDS if f"{name}|{seed}" in done]
+        if not runs:
+            continue
+        if work is score:
+            rows[name] = {
+                "seeds": len(runs),
+                **{key: mean_of(runs, key) for key in NUMBERS},
+                **{f"{key}_{kind}": of(run[key] for run in runs) for key in CLAIMED for kind, of in SPREAD.items()},
+                "parameters": runs[0]["parameters"],
+                "train_cpu_seconds": mean_of(runs, "train_cpu_seconds"),
+            }
+            continue
+        streams[name] = {
+            place: {key: mean_of([run[place] for run in runs], key) for key in runs[0][place]}
+            for place in runs[0]
+            if place.startswith("at frame")
+        } | {key: max(run[key] for run in runs) for key in runs[0] if not key.startswith("at frame")}
+    return {"rows": rows, "one_stream": streams}
+
+
+def mean_of(runs: Sequence[Mapping[str, float]], key: str) -> float:
+    return statistics.mean(run[key] for run in runs)
+
+
+def publish(done: Mapping[str, Any]) -> None:
+    settings = {
+        **{key: SIZES[key] for key in ("image_size", "patch_size", "width", "depth")},
+        "fps": CONFIG.fps,
+        "videos": NUM_VIDEOS,
+        "video_seconds": CONFIG.seconds,
+        "objects": CONFIG.objects,
+        "distractors": CONFIG.distractors,
+        "classes": CLASSES,
+        "window_frames": WINDOW,
+        "batch_size": BATCH,
+        "steps": STEPS,
+        "easy_steps": EASY_STEPS,
+        "most_false_alarms_per_hour_on_validation": MOST_FALSE_ALARMS,
+    }
+    measure.write_result("events", seed=SEEDS[0], n=len(SEEDS), settings=settings, results=summarise(done))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=900, help="Start nothing new after this time.")
+    parser.add_argument("--only", nargs="*", help="beginnings of the rows to do")
+    arguments = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    (WORK / "done").mkdir(exist_ok=True)
+    started = time.monotonic()
+    for seed in SEEDS:
+        for name, work, row, carried in JOBS:
+            path = WORK / "done" / f"{name}, {seed}.json"
+            if path.exists() or (arguments.only and not name.startswith(tuple(arguments.only))):
+                continue
+            if time.monotonic() - started > arguments.seconds:
+                return
+            found = work(row, seed, carried=carried)
+            path.write_text(json.dumps(found, indent=1))
+            print(name, seed, found, flush=True)
+            publish(read_done())
+    print("complete")
+
+
+def read_done() -> dict[str, Any]:
+    """What all processes have done."""
+    paths = {f"{name}|{seed}": WORK / "done" / f"{name}, {seed}.json" for name, *_ in JOBS for seed in SEEDS}
+    return {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
+
+
+if __name__ == "__main__":
+    main()
