@@ -373,3 +373,16 @@ def test_a_report_of_whole_videos_moves_aside_for_one_of_frames(
     evaluate(save_model(tmp_path / "model"), data=recordings / "labels.csv", output=tmp_path / "report")
     assert (tmp_path / "report" / "earlier-1" / "confusion.png").is_file()
     assert not (tmp_path / "report" / "confusion.png").exists()
+
+
+def test_true_intervals_without_length_are_left_out_and_counted(tmp_path: Path, kinescan: Any) -> None:
+    annotations = [{"segment": segment, "label": "fall"} for segment in ([1, 2], [3, 3], [5, 4])]
+    (tmp_path / "truth.json").write_text(json.dumps({"database": {"a": {"annotations": annotations}}}))
+    results = {"results": {"a": [{"label": "fall", "score": 1, "segment": [1, 2]}]}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    result = kinescan("eval", tmp_path / "results.json", "--data", tmp_path / "truth.json", "--json")
+    assert result.exit_code == 0, result.stderr
+    plain = json.loads(result.stdout)
+    assert plain["num_intervals"] == 1
+    assert plain["detection"]["0.5:0.05:0.95"]["average_map"] == 1.0
+    assert plain["notes"][0].startswith("2 ")

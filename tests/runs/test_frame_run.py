@@ -12,8 +12,11 @@ from tests.events_data import write_events
 
 from kinescan.config import RunConfig, build_run
 from kinescan.errors import ConfigError, TrainingInterrupted, VideoError
+from kinescan.events.rules import load_rules
 from kinescan.models.zoo import from_pretrained
 from kinescan.runs.train import TrainResult, plan, train
+from kinescan.runtime.fingerprint import fingerprint_of
+from kinescan.settings import to_plain
 from kinescan.training.callbacks import Callback, Step
 
 RECIPE: dict[str, Any] = {
@@ -79,6 +82,10 @@ def test_a_run_on_intervals_learns_to_answer_every_frame(events: Path, tmp_path:
     assert model.timing.median_seconds == 0.125
     scores = result.to_json()
     assert scores["frame_map"] > 0.8
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert "4 training videos" in report["rules_from"]
+    rules = load_rules(tmp_path / "run" / "checkpoints" / "best", classes=model.labels, weights=fingerprint_of(model))
+    assert to_plain(rules) == report["rules"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert all("balanced_accuracy" in line for line in lines if line["kind"] in ("step", "epoch"))
     assert lines[-1]["frame_map"] == pytest.approx(result.fit.best_score)

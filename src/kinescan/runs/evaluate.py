@@ -96,6 +96,8 @@ def evaluate(
             report: Report | TemporalReport
             if model_here.answers_frames:
                 _refuse_for_frames(views, features)
+                if num_workers:
+                    logger.info("videos are read by the process that answers for their frames: no workers are started")
                 report = FrameJob(
                     model=model_here,
                     folder=folder,

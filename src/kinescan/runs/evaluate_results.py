@@ -43,7 +43,12 @@ def evaluate_results(
         )
     folder = None if output is None else prepare_output(output)
     truth = _truth(data, settings)
-    report = score_results(truth, found, results=str(results), data=str(data))
+    sound = {video: tuple(one for one in own if one.end_seconds > one.start_seconds) for video, own in truth.items()}
+    num_empty = sum(map(len, truth.values())) - sum(map(len, sound.values()))
+    note = (
+        f"{num_empty} true intervals end no later than they start; they are left out, as OpenTAD and ActionFormer do."
+    )
+    report = score_results(sound, found, results=str(results), data=str(data), notes=(note,) if num_empty else ())
     if folder is not None:
         with locked(folder):
             report.save(folder)

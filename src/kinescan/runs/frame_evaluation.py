@@ -25,8 +25,8 @@ from kinescan.runtime.distributed import Processes
 logger = logging.getLogger(__name__)
 
 DEFAULT_RULES = "the usual ones, chosen on nothing"
-HOURS_TO_CHOOSE_ON = 2.0
-"""Of training videos, where there are none for validation."""
+HOURS_TO_CHOOSE_ON, MOST_HOURS = 0.5, 2.0
+"""Of training videos, where there are none for validation: at least, if there are so many, and at most."""
 EVENTS_TO_CHOOSE_ON = 30
 """Of each class, where there are so many."""
 OnAnswered = Callable[[FramePredictions, int, int], None]
@@ -137,8 +137,8 @@ def choose_for(
 ) -> tuple[ChosenRules, str]:
     """Thresholds for a model, chosen on the validation videos of its run; where it has none, on training videos.
 
-    Of training videos, as many as make up two hours and show each class often enough, in an order that depends on
-    their ids alone.
+    Of training videos, half an hour, and up to two hours until each class was shown 30 times, in an order that depends
+    on their ids alone.
 
     Returns:
         The rules, and what they were chosen on, in words.
@@ -186,7 +186,8 @@ def _is_enough(found: AnsweredVideos, all_videos: Sequence[IntervalVideo]) -> bo
         for interval in video.intervals:
             wanted[interval.label] = wanted.get(interval.label, 0) + 1
     shown = all(counts.get(label, 0) >= min(EVENTS_TO_CHOOSE_ON, number) for label, number in wanted.items())
-    return shown and watched_hours(found.predictions) >= HOURS_TO_CHOOSE_ON
+    hours = watched_hours(found.predictions)
+    return hours >= MOST_HOURS or (shown and hours >= HOURS_TO_CHOOSE_ON)
 
 
 def rules_notes(chosen: ChosenRules) -> Iterator[str]:

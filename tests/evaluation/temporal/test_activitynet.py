@@ -120,7 +120,6 @@ def test_of_several_subsets_the_held_out_one_with_labels_is_meant(tmp_path: Path
         ({"clip7": []}, "database"),
         ({"clip7": {"annotations": {}}}, "clip7"),
         ({"clip7": {"annotations": [ANNOTATION, {}]}}, "annotation 1 of 'clip7'"),
-        ({"clip7": {"annotations": [{**ANNOTATION, "segment": [2, 1]}]}}, "clip7"),
         ({"clip7": {"annotations": [{**ANNOTATION, "segment": [2, None]}]}}, "clip7"),
         ({"clip7": {"annotations": [{**ANNOTATION, "label": ""}]}}, "clip7"),
     ],

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
+from kinescan.data.frame_labels import frame_truth
 from kinescan.data.intervals import Interval
 from kinescan.evaluation.temporal import bootstrap, detection_map, frame_map, score_alarms
 from kinescan.evaluation.temporal.alarm_sweep import alarms_of
 from kinescan.evaluation.temporal.bootstrap import alarm_scores, detection_map_score, frame_map_score, resamples
 from kinescan.evaluation.temporal.intervals import Detection
 from kinescan.evaluation.temporal.proposals import propose_intervals
-from kinescan.evaluation.temporal.truth import frame_truth
 from kinescan.events.predictions import FramePredictions
 from kinescan.events.rules import EventRules
 

@@ -4,7 +4,6 @@ import pytest
 from kinescan.errors import ConfigError
 from kinescan.evaluation.temporal.truth import (
     frame_labels,
-    frame_truth,
     overlap,
     refuse_outside,
     refuse_unknown_labels,
@@ -15,17 +14,8 @@ from .made_up import interval
 SECONDS = np.array([0.0, 0.5, 0.5, 1.3, 2.0])
 
 
-def test_frames_belong_to_half_open_intervals() -> None:
-    marked = frame_truth(
-        [interval(0.5, 1.3), interval(1.3, 9.0, "run"), interval(0, 9, "else")], SECONDS, ["fall", "run"]
-    )
-    assert marked[:, 0].tolist() == [False, True, True, False, False]
-    assert marked[:, 1].tolist() == [False, False, False, True, True]
-
-
 @pytest.mark.parametrize(("start", "end"), [(0.6, 1.2), (1.3, 1.3), (5, 6), (-3, 0)])
 def test_an_interval_between_frames_marks_none(start: float, end: float) -> None:
-    assert not frame_truth([interval(start, end)], SECONDS, ["fall"]).any()
     assert set(frame_labels([interval(start, end)], SECONDS, background="none")) == {"none"}
 
 

@@ -157,12 +157,12 @@ def _interval(path: str | Path, video: str, place: int, entry: Any) -> Interval:
     try:
         start, end = map(_number, entry["segment"])
         label = entry["label"]
-        if not isinstance(label, str) or not label or end <= start:
+        if not isinstance(label, str) or not label:
             raise TypeError
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
             f"{path}: annotation {place} of {video!r} is {to_json(entry)[:120]}; needed are label, a text, and "
-            "segment, two numbers of seconds, the first one smaller."
+            "segment, two numbers of seconds."
         ) from None
     return Interval(video_id=video, label=label, start_seconds=start, end_seconds=end)
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from kinescan.data.frame_labels import frame_truth
 from kinescan.data.intervals import Interval
 from kinescan.evaluation.temporal.alarms import AlarmScores
 from kinescan.evaluation.temporal.detection import match_detections
 from kinescan.evaluation.temporal.intervals import Detection, Floats
-from kinescan.evaluation.temporal.truth import frame_truth
 from kinescan.events.predictions import BACKGROUND, FramePredictions
 
 Score = Callable[[Floats], Floats]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kinescan.data.frame_labels import frame_truth
 from kinescan.data.intervals import Interval
 from kinescan.errors import ConfigError
 from kinescan.evaluation.temporal.alarm_sweep import AlarmSweep, shifted, started
@@ -15,7 +16,7 @@ from kinescan.evaluation.temporal.intervals import Detection
 from kinescan.evaluation.temporal.proposals import propose_intervals
 from kinescan.evaluation.temporal.segmentation import SegmentationScores, segmentation_scores
 from kinescan.evaluation.temporal.thresholds import watched_hours
-from kinescan.evaluation.temporal.truth import frame_labels, frame_truth, overlap, refuse_outside, refuse_unknown_labels
+from kinescan.evaluation.temporal.truth import frame_labels, overlap, refuse_outside, refuse_unknown_labels
 from kinescan.events.detector import Event, EventUpdate, detect_updates
 from kinescan.events.predictions import BACKGROUND, FramePredictions
 from kinescan.events.rules import EventRules

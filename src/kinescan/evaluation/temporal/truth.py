@@ -3,36 +3,11 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kinescan.data.intervals import Interval
 from kinescan.errors import ConfigError
 from kinescan.evaluation.temporal.intervals import Floats
 from kinescan.settings import closest
-
-
-def frame_truth(intervals: Iterable[Interval], seconds: Floats, classes: Sequence[str]) -> NDArray[np.bool_]:
-    """Which classes are true at each frame, [T, K]: those of the intervals with start <= time stamp < end.
-
-    An interval without a time stamp in it marks no frame.
-
-    Args:
-        intervals: of one video; labels that are not among the classes are left out.
-        seconds: [T], the time stamps, not decreasing.
-        classes: K names of columns.
-
-    Example:
-        >>> fall = Interval(video_id="a", label="fall", start_seconds=0.5, end_seconds=1.5)
-        >>> frame_truth([fall], np.array([0.0, 0.5, 1.0, 1.5]), ["fall"])[:, 0].tolist()
-        [False, True, True, False]
-    """
-    columns = {label: index for index, label in enumerate(classes)}
-    marked = np.zeros((len(seconds), len(classes)), dtype=bool)
-    for interval in intervals:
-        if interval.label in columns:
-            first, end = np.searchsorted(seconds, (interval.start_seconds, interval.end_seconds), side="left")
-            marked[first:end, columns[interval.label]] = True
-    return marked
 
 
 def frame_labels(intervals: Iterable[Interval], seconds: Floats, *, background: str) -> list[str]:
