@@ -21,7 +21,7 @@ from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.preprocessing import Preprocessing
 from kinescan.runs.compare import compare_reports
 from kinescan.runs.evaluate import evaluate
-from kinescan.runs.frame_evaluation import AnsweredVideos, answer_videos
+from kinescan.runs.frame_evaluation import AnsweredVideos, answer_videos, looks_ahead
 from kinescan.runtime.distributed import Processes
 from kinescan.runtime.fingerprint import fingerprint_of
 
@@ -386,3 +386,21 @@ def test_true_intervals_without_length_are_left_out_and_counted(tmp_path: Path, 
     assert plain["num_intervals"] == 1
     assert plain["detection"]["0.5:0.05:0.95"]["average_map"] == 1.0
     assert plain["notes"][0].startswith("2 ")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("vit_ti16", {}, []),
+        ("pks4_vit_ti16", {"causal": True}, []),
+        ("pks4_vit_ti16", {"causal": False}, ["0.88 s"]),
+        ("vit_ti16", {"class_token_route": "tsm"}, ["0.88 s"]),
+    ],
+)
+def test_delays_of_a_model_that_looks_ahead_are_explained(name: str, options: dict[str, Any], said: list[str]) -> None:
+    settings = Preprocessing(size=32, num_frames=8, frame_rate=8.0)
+    sizes = {**SIZES, "depth": 2, "insert_after": 1, "output": "frames"}
+    model = create_model(name, labels=LABELS, preprocessing=settings, **sizes, **options)
+    notes = list(looks_ahead(model))
+    assert len(notes) == len(said)
+    assert all(text in note for text, note in zip(said, notes, strict=True))

@@ -17,7 +17,7 @@ from kinescan.evaluation.temporal.thresholds import ChosenRules, choose_rules, w
 from kinescan.events.predictions import BACKGROUND, FramePredictions
 from kinescan.events.rules import EventRules, save_rules
 from kinescan.inference.exported import ExportedModel
-from kinescan.inference.frame_predictor import predict_frames
+from kinescan.inference.frame_predictor import predict_frames, rate_of
 from kinescan.models.classifier import VideoClassifier
 from kinescan.profiling.cost import count_cost
 from kinescan.runtime.distributed import Processes
@@ -244,10 +244,24 @@ def report_frames(
         paths={video.video_id: str(video.path) for video in answered.videos},
         unreadable=answered.unreadable,
         seed=seed,
-        notes=(*notes, *empty),
+        notes=(*notes, *empty, *looks_ahead(model)),
         # What an exported file computes cannot be counted.
         cost=None if isinstance(model, ExportedModel) else count_cost(model),
         seconds=answered.seconds,
+    )
+
+
+def looks_ahead(model: VideoClassifier) -> Iterator[str]:
+    """What a reader has to know of the delays of a model whose answer for a frame depends on later ones."""
+    config = model.config
+    mixes = getattr(config, "has_module", True) or getattr(config, "class_token_route", "none") != "none"
+    if getattr(config, "causal", False) or not mixes:
+        return
+    rate = rate_of(model)
+    after = f"up to {(model.preprocessing.num_frames - 1) / rate:.2g} s" if rate else "frames"
+    yield (
+        f"The model is not causal: its answer for a frame depends on what comes {after} later. The delays here do not "
+        "count that: while a recording runs, it would tell by as much later."
     )
 
 
