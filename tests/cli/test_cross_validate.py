@@ -6,7 +6,9 @@ import pytest
 import torch
 from tests.mentions import mentions
 
+from kinescan.config import build_run
 from kinescan.data.video import write_video
+from kinescan.runs.cross_validate import CrossValidation, Fold
 from kinescan.runs.train import HeldOutScores, train
 
 GROUP = r"data.group=\d+_(\w)\."
@@ -132,3 +134,18 @@ def test_the_best_checkpoint_is_chosen_on_validation_videos_alone(
     assert json.loads(kinescan("eval", str(output), "--json").stdout)["num_videos"] == 4
     again = kinescan("train", str(output), "--resume", "--set", "data.validation_ratio=0")
     assert (again.exit_code, "data.validation_ratio" in again.stderr) == (2, True)
+
+
+def test_a_score_that_a_fold_lacks_is_averaged_over_the_others(tmp_path: Path) -> None:
+    def fold(number: int, **scores: float) -> Fold:
+        return Fold(number=number, output=tmp_path, num_training=1, num_validation=1, num_held_out=1, scores=scores)
+
+    config = build_run({"data": {"train": "a|b", "validation_ratio": 0.2}})
+    folds = (fold(1, top1=0.5, delay_seconds=2.0), fold(2, top1=1.0), fold(3))
+    found = CrossValidation(output=tmp_path, recipe=config, folds=folds)
+    summary = found.summary()
+    assert (found.finished, summary["top1"]["mean"], summary["top1"]["folds"]) == (False, 0.75, 2)
+    assert summary["top1"]["standard_deviation"] == pytest.approx(0.5**1.5)
+    assert (summary["delay_seconds"]["mean"], summary["delay_seconds"]["folds"]) == (2.0, 1)
+    table = found.to_markdown()
+    assert mentions(table, "3 folds of a\\|b", "| 1 | 1 | 50.0 % | 2 |", "| 2 | 1 | 100.0 % |  |", "| 75.0 % | 2 |")

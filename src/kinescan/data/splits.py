@@ -46,7 +46,7 @@ def hold_out(videos: Sequence[Video], ratio: float, seed: int, *, what: str = "h
         >>> from pathlib import Path
         >>> people = [VideoItem(Path(f"{i}.mp4"), i % 2, f"{i}.mp4", f"person{i // 4}") for i in range(20)]
         >>> sorted(hold_out(people, 0.2, seed=0))
-        ['12.mp4', '13.mp4', '14.mp4', '15.mp4']
+        ['0.mp4', '1.mp4', '2.mp4', '3.mp4']
     """
     if not 0 < ratio < 1:
         raise ConfigError(f"{what} must lie between 0 and 1, got {ratio}.")

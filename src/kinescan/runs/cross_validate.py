@@ -77,12 +77,19 @@ class CrossValidation:
         return all(fold.scores for fold in self.folds)
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Score -> mean and standard deviation (of a sample: n - 1) over the folds that are done."""
-        done = [fold.scores for fold in self.folds if fold.scores]
-        names = [name for name in (done[0] if done else {}) if all(name in scores for scores in done)]
-        values = {name: [scores[name] for scores in done] for name in names}
+        """Score -> mean and standard deviation (of a sample: n - 1) over the folds that have it, and how many do.
+
+        A fold may lack a score, as the delay where no event was found.
+        """
+        done = [fold.scores for fold in self.folds]
+        names = dict.fromkeys(name for scores in done for name in scores)
+        values = {name: [scores[name] for scores in done if name in scores] for name in names}
         return {
-            name: {"mean": mean(found), "standard_deviation": stdev(found) if len(found) > 1 else math.nan}
+            name: {
+                "mean": mean(found),
+                "standard_deviation": stdev(found) if len(found) > 1 else math.nan,
+                "folds": len(found),
+            }
             for name, found in values.items()
         }
 
@@ -121,6 +128,10 @@ class CrossValidation:
         for title, key in (("mean", "mean"), ("standard deviation", "standard_deviation")):
             found = (self.summary()[name][key] for name in scores)
             yield [title, "", *filler, *map(_shown, scores, found)]
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _shown(name: str, value: float) -> str:
@@ -172,7 +183,7 @@ def cross_validate(
         config = _of_fold(result.recipe, fold.number)
         begun = resume and RunFolder(fold.output).checkpoints.is_dir()
         trained = train(config, output=fold.output, resume=begun).to_json()
-        scores = {name: float(value) for name, value in trained.items() if isinstance(value, float)}
+        scores = {name: float(value) for name, value in trained.items() if _is_score(value)}
         filled = tuple(
             replace(other, scores=scores) if other.number == fold.number else other for other in result.folds
         )
