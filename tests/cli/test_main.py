@@ -22,18 +22,8 @@ FLAGS = {
         *("--segments", "--output"),
     },
     "stream": {
-        *(
-            "--set",
-            "--model",
-            "--every",
-            "--top",
-            "--allow-short",
-            "--device",
-            "--state",
-            "--events",
-            "--allow-code",
-            "--json",
-        ),
+        *("--set", "--model", "--every", "--allow-short", "--device", "--state", "--events", "--record"),
+        *("--allow-code", "--json"),
     },
     "ask": {
         *("--model", "--policy", "--budget", "--fps", "--storage", "--compare", "--allow-short", "--device", "--json"),

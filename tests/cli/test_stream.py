@@ -106,7 +106,7 @@ def test_frames_are_taken_by_their_times_or_by_count(kinescan: Any, timed: Path,
 
 def test_the_average_is_chosen_by_set(kinescan: Any, timed: Path, recording: Path) -> None:
     def last(*options: str) -> list[float]:
-        done = kinescan("stream", recording, "--model", timed, "--json", "--top", "2", *options)
+        done = kinescan("stream", recording, "--model", timed, "--json", "--set", "stream.top=2", *options)
         assert done.exit_code == 0, done.stderr
         return sorted(lines_of(done.stdout)[-1]["scores"])
 

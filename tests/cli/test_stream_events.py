@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.bright_model import bright_model, write_blinking
 
+from kinescan.data.video import VideoReader
 from kinescan.events.rules import EventRules, save_rules
 
 
@@ -53,6 +54,17 @@ def test_events_are_printed_and_written(kinescan: Any, saved: Path, video: Path)
     lines = kinescan("stream", video, "--model", saved, "--events", "-").stdout.splitlines()
     assert len(lines) == 4
     assert all("bright" in line for line in lines)
+
+
+def test_a_recording_holds_every_frame(kinescan: Any, saved: Path, video: Path) -> None:
+    result = kinescan("stream", video, "--model", saved, "--record", "out.mp4", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [record["kind"] for record in _records(result.stdout)] == ["start", "end", "start", "end"]
+    with VideoReader("out.mp4") as reader:
+        assert reader.num_frames == 50
+    refused = kinescan("stream", video, "--model", saved, "--record", "out.txt")
+    assert refused.exit_code == 2
+    assert "out.txt" in refused.stderr
 
 
 def test_settings_change_the_rules(kinescan: Any, saved: Path, video: Path) -> None:

@@ -36,7 +36,6 @@ def command(
         int | None,
         typer.Option(help="Feed every n-th frame by count; by default by time, as far apart as in training."),
     ] = None,
-    top: Annotated[int, typer.Option(help="How many classes to name.")] = 1,
     allow_short: Annotated[
         bool, typer.Option("--allow-short", help="Use what can be decoded of a cut or damaged file.")
     ] = False,
@@ -55,10 +54,15 @@ def command(
             "only print; or rules, FILE.toml or .json. Can be repeated.",
         ),
     ] = [],  # noqa: B006
+    record: Annotated[
+        Path | None, typer.Option(help="A video to write, .mp4 and others, with events and a timeline drawn in.")
+    ] = None,
     settings: Annotated[
         list[str],
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="stream.average=sliding, stream.average_seconds=2, events.on=0.6, ..."
+            "--set",
+            metavar="KEY=VALUE",
+            help="stream.top=5 (classes to name), stream.average=sliding, stream.average_seconds=2, events.on=0.6, ...",
         ),
     ] = [],  # noqa: B006
     modules: OwnModules = [],  # noqa: B006
@@ -69,11 +73,12 @@ def command(
     # SIGTERM ends it as Ctrl-C does: with the state written
     with Interruption() as stop:
         stop.immediate = True
-        if events:
+        if events or record is not None:
             told = runs.stream.stream_source_events(
                 source,
                 events,
                 overrides=settings,
+                record=record,
                 sinks=[runs.stream.printing(_print_event_json if as_json else _print_event)],
                 model=model,
                 every=every,
@@ -90,7 +95,6 @@ def command(
             source,
             model=model,
             every=every,
-            top=top,
             device=device,
             state=state,
             allow_short=allow_short,

@@ -95,7 +95,7 @@ class EventStream:
             raise ConfigError(
                 "events need the time of every frame. Give frames as pairs (frame, seconds), or a file or live source."
             )
-        seconds = prediction.seconds + self._offset(prediction.seconds)
+        seconds = self.clock(prediction.seconds)
         scores = self._session.model.probabilities(prediction.logits)
         told = self._told(self._detector.push(seconds, scores.double().numpy()))
         self._last = {"seconds": seconds, "source_seconds": prediction.seconds, "time": time.time()}
@@ -128,12 +128,12 @@ class EventStream:
             )
         self._teller.close(self._snapshot() if self._path is not None else None)
 
-    def _offset(self, seconds: float) -> float:
-        """What is added to the source's clock, so that time continues over a restart."""
+    def clock(self, seconds: float) -> float:
+        """The time of events for a time of the source, which may begin anew with a restart."""
         if self._offset_seconds is None:
             assert self._last is not None, "it is None only where a state told when the stream was left"
             self._offset_seconds = self._last["seconds"] + max(0.0, time.time() - self._last["time"]) - seconds
-        return self._offset_seconds
+        return seconds + self._offset_seconds
 
     def _told(self, updates: Sequence[EventUpdate]) -> list[Told]:
         told = []
@@ -219,7 +219,7 @@ def stream_events(
         source: as for `stream`; frames need their times.
         rules: thresholds and times; None are those that are saved with the model, or the defaults (see `model_rules`).
         sinks: who else is told, each by a thread of its own, so that none holds the stream.
-        watch: is given every frame with its time, before the model; must not wait.
+        watch: is given every frame of the source with its time by the clock of the events, before the model.
         every: feed each `every`-th frame by count; None takes frames by their times, as `stream` does.
         device: where to compute.
         state: file to continue from where it is there. It is written before an event is told, so that after a kill the
@@ -253,9 +253,6 @@ def stream_events(
     else:
         session = session_from(model, path, device=device, average=average, average_seconds=average_seconds)
     name = str(source) if isinstance(source, str | Path) else "frames"
-    watched = frames_of(source, session, allow_short)
-    if watch is not None:
-        watched = _watched(watched, watch)
     events = EventStream(
         session,
         EventRules() if rules is None else rules,
@@ -264,6 +261,9 @@ def stream_events(
         is_live=isinstance(source, str | Path) and is_live(source),
         path=path,
     )
+    watched = frames_of(source, session, allow_short)
+    if watch is not None:
+        watched = _watched(watched, watch, events)
     predictions = predictions_of(session, watched, every, after_seconds=events.resume_seconds, name=mask_url(name))
     return _told(predictions, events, path is not None)
 
@@ -286,10 +286,14 @@ def _told(
             events.close()
 
 
-def _watched(frames: Iterable[Tensor | tuple[Tensor, float]], watch: Watch) -> Iterator[Tensor | tuple[Tensor, float]]:
+def _watched(
+    frames: Iterable[Tensor | tuple[Tensor, float]], watch: Watch, events: EventStream
+) -> Iterator[Tensor | tuple[Tensor, float]]:
     for entry in frames:
         if isinstance(entry, tuple):
-            watch(*entry)
+            pixels, seconds = entry
+            if events.resume_seconds is None or seconds > events.resume_seconds:
+                watch(pixels, events.clock(seconds))
         yield entry
 
 

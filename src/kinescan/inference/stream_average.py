@@ -23,13 +23,15 @@ MOST_FRAMES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSettings:
-    """How a stream remembers, as `--set stream.NAME=VALUE` says it.
+    """How a stream remembers and what is named of it, as `--set stream.NAME=VALUE` says it.
 
     Attributes:
+        top: how many classes to name.
         average: "exponential", "sliding" or "mean"; None: see `choose_average`.
         average_seconds: how far the average reaches, in seconds; None: see `choose_average`.
     """
 
+    top: int = 1
     average: AverageKind | None = None
     average_seconds: float | None = None
 

@@ -2,7 +2,9 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
 from kinescan.config import parse_overrides
+from kinescan.data.video import is_live
 from kinescan.errors import ConfigError
+from kinescan.events.recording import Recorder
 from kinescan.events.sinks import Calls, Sink
 from kinescan.events.told import Told
 from kinescan.inference.event_rules import model_rules
@@ -21,7 +23,6 @@ def stream_source(
     *,
     model: str | None = None,
     every: int | None = None,
-    top: int = 1,
     device: str = "auto",
     state: str | Path | None = None,
     allow_short: bool = False,
@@ -34,7 +35,6 @@ def stream_source(
         source: a video file, a URL, or "-" for standard input.
         model: a run's folder, a saved causal model or a hub name; None for the newest run.
         every: feed every n-th frame by count; None takes frames by their times, as far apart as in training.
-        top: how many classes to name.
         device: "auto" or the name of one.
         state: file to continue from where it is there; written every minute and at the end.
         allow_short: use what can be decoded of a cut or damaged file.
@@ -53,7 +53,7 @@ def stream_source(
         model_folder(model, hint="--model RUN"),
         source,
         every=every,
-        top=top,
+        top=settings.top,
         device=choose_device(device),
         state=state,
         allow_short=allow_short,
@@ -71,7 +71,7 @@ def stream_settings(overrides: Sequence[str]) -> tuple[StreamSettings, list[str]
 
     Example:
         >>> stream_settings(["stream.average=sliding", "events.on=0.6"])
-        (StreamSettings(average='sliding', average_seconds=None), ['events.on=0.6'])
+        (StreamSettings(top=1, average='sliding', average_seconds=None), ['events.on=0.6'])
     """
     own = [text for text in overrides if text.split("=")[0].split(".")[0].strip() == "stream"]
     values = parse_overrides(own).get("stream", {})
@@ -85,6 +85,7 @@ def stream_source_events(
     targets: Sequence[str],
     *,
     overrides: Sequence[str] = (),
+    record: str | Path | None = None,
     sinks: Sequence[Sink] = (),
     model: str | None = None,
     every: int | None = None,
@@ -99,6 +100,7 @@ def stream_source_events(
         source: a video file, a URL, or "-" for standard input.
         targets: files of rules, files to write, webhooks; see `kinescan.runs.events.plan_events`.
         overrides: settings of the stream, of rules and of webhooks.
+        record: video to write, with events drawn in; see `kinescan.events.recording.Recorder`.
         sinks: who else is told.
         model: a run's folder, a saved causal model or a hub name; None for the newest run.
         every: feed every n-th frame by count; None takes frames by their times.
@@ -121,12 +123,14 @@ def stream_source_events(
         return stream_events(place, source)
     resolved = resolve_model(place, choose_device(device), allow_code=allow_code)
     rules = model_rules(resolved, place, content=plan.rules, where=plan.where, changes=plan.changes)
-    opened = plan.open_sinks(state)
+    recorder = None if record is None else Recorder(record, waits=not is_live(source))
+    opened = [*plan.open_sinks(state), *sinks, *([] if recorder is None else [recorder])]
     return stream_events(
         resolved,
         source,
         rules=rules,
-        sinks=[*opened, *sinks],
+        sinks=opened,
+        watch=None if recorder is None else recorder.watch,
         every=every,
         state=state,
         allow_short=allow_short,
