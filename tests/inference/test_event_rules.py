@@ -28,6 +28,10 @@ def test_those_given_go_before_those_saved_and_these_before_the_defaults(
     assert model_rules(model, tmp_path, content={"on": 0.6}) == EventRules(on=0.6)
     changed = model_rules(model, tmp_path, changes={"least_seconds": 1.0, "classes": {"bright": {"off": 0.3}}})
     assert changed == EventRules(on=0.7, least_seconds=1.0, classes={"bright": ClassRules(on=0.8, off=0.3)})
+    everywhere = model_rules(model, tmp_path, changes={"on": 0.1})
+    assert everywhere.of("bright").on == everywhere.on == 0.1, "asked for all classes, so for those with their own, too"
+    both = model_rules(model, tmp_path, changes={"on": 0.1, "classes": {"bright": {"on": 0.9}}})
+    assert both.of("bright").on == 0.9
 
 
 def test_thresholds_of_other_weights_are_refused(model: PKS4, tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ def model_rules(
         place: the folder that it came from, in which its events.json lies.
         content: what a file of rules holds; see `load_rules`.
         where: name of that file, for messages.
-        changes: single settings that go before all of them, nested as in a file.
+        changes: single settings that go before all of them, nested as in a file: one for all classes goes before what
+            a file says of one class, too.
 
     Raises:
         ConfigError: a setting makes no sense, a class is unknown, or thresholds are those of another model.
@@ -42,7 +43,7 @@ def model_rules(
     else:
         rules, origin = EventRules(), "the defaults; none were chosen for this model"
     if changes:
-        rules = build_rules(_merged(to_plain(rules), changes))
+        rules = build_rules(_merged(_without_own(to_plain(rules), changes), changes))
         rules.check_classes(classes)
     logger.info(
         "events: on = %g, off = %g, least %g s, merge %g s (%s)",
@@ -55,6 +56,20 @@ def model_rules(
             model.name,
         )
     return rules
+
+
+def _without_own(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The rules without what is said of single classes where `changes` say it of all."""
+    general = {name for name in ("on", "off", "least_seconds", "merge_seconds") if name in changes}
+    if "on" in general:
+        # The threshold for the end is a part of that for the start, unless both are given.
+        general.add("off")
+        values = values | {"off": None}
+    classes = {
+        label: {name: value for name, value in own.items() if name not in general}
+        for label, own in values["classes"].items()
+    }
+    return values | {"classes": classes}
 
 
 def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
