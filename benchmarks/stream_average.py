@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=500, help="Start nothing new after this time.")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
-    started, record = time.monotonic(), WORK / "done.json"
+    started, record = time.monotonic(), WORK / "scores.json"
     done: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
     for seed in SEEDS:
         if str(seed) in done:

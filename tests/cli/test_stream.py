@@ -117,7 +117,7 @@ def test_the_average_is_chosen_by_set(kinescan: Any, timed: Path, recording: Pat
         last("--set", "stream.average_seconds=30"),
     ]
     assert len({tuple(scores) for scores in averages}) == 4
-    assert last("--set", "stream.average=exponential", "--set", "stream.average_seconds=0.8") == averages[0]
+    assert last("--set", "stream.average=exponential", "--set", "stream.average_seconds=0.4") == averages[0]
 
 
 @pytest.mark.parametrize(

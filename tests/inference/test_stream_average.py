@@ -96,14 +96,14 @@ def test_a_wrong_average_is_refused(causal_model, kind, seconds):
         stream(causal_model, [], average=kind, average_seconds=seconds)
 
 
-def test_the_default_is_half_a_training_clip(causal_model, make_model):
+def test_the_default_is_a_fraction_of_a_training_clip(causal_model, make_model):
     chosen = choose_average(timed(causal_model), None, None)
-    assert (chosen.kind, chosen.seconds) == ("exponential", pytest.approx(0.5 * 4 * 0.25))
-    assert choose_average(causal_model, "sliding", None).seconds == pytest.approx(4 * 0.25)
+    assert (chosen.kind, chosen.seconds) == ("exponential", pytest.approx(0.25 * 4 * 0.25))
+    assert choose_average(causal_model, "sliding", None).seconds == pytest.approx(0.5 * 4 * 0.25)
     assert choose_average(causal_model, None, 3.0).seconds == 3.0
     assert choose_average(causal_model, "mean", None) is None
     assert choose_average(make_model(causal=True), None, None) == StreamAverage(
-        kind="exponential", seconds=2.0, counts_frames=True
+        kind="exponential", seconds=1.0, counts_frames=True
     )
     with pytest.raises(ConfigError, match="average_seconds"):
         choose_average(causal_model, "mean", 3.0)

@@ -75,8 +75,8 @@ class StreamSession:
         average: of a clip classifier's scores: "exponential" (the older a frame, the less it counts), "sliding" (the
             last seconds count), or "mean": all frames alike, which gives exactly the logits of each prefix of the
             stream, and soon no longer moves. None: as the model averages if that forgets, else "exponential".
-        average_seconds: how old a frame is when it counts 1 / e of the newest one, or no longer; by default half the
-            length of a training clip, or all of it, so that the label follows a change within that length.
+        average_seconds: how old a frame is when it counts 1 / e of the newest one, or no longer; by default a
+            quarter of a training clip's length, or half of it, so that the label follows a change within that length.
         allow_code: open an exported step that may run code of its own; see `load_exported`.
 
     Raises:

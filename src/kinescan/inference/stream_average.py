@@ -15,8 +15,8 @@ AverageKind = Literal["exponential", "sliding", "mean"]
 """How frames count: less and less with their age; the last seconds alike; or all since the start alike."""
 
 DEFAULT_KIND: AverageKind = "exponential"
-CLIP_FRACTION = 0.5
-"""Of a training clip: the seconds of the default average (benchmarks/stream_average.py)."""
+CLIP_FRACTIONS: dict[AverageKind, float] = {"exponential": 0.25, "sliding": 0.5}
+"""Of a training clip: the seconds of an average by default (docs/benchmarks/stream_average.md)."""
 MOST_FRAMES = 4096
 """That a sliding average holds."""
 
@@ -128,7 +128,9 @@ def choose_average(model: CausalModel, kind: AverageKind | None, seconds: float 
     if seconds is not None:
         return StreamAverage(kind=kind or DEFAULT_KIND, seconds=seconds)
     num_frames, distance = model.preprocessing.num_frames, model.frame_seconds
-    share = 1.0 if kind == "sliding" else CLIP_FRACTION
+    kind = kind or DEFAULT_KIND
+    # an unknown kind is refused by name
+    length = CLIP_FRACTIONS.get(kind, 1.0) * num_frames
     if distance is None:
-        return StreamAverage(kind=kind or DEFAULT_KIND, seconds=share * num_frames, counts_frames=True)
-    return StreamAverage(kind=kind or DEFAULT_KIND, seconds=share * num_frames * distance)
+        return StreamAverage(kind=kind, seconds=length, counts_frames=True)
+    return StreamAverage(kind=kind, seconds=length * distance)
