@@ -11,6 +11,7 @@ from kinescan.data.frame_labels import IGNORED
 from kinescan.data.interval_listing import read_intervals
 from kinescan.data.loader import Batch, LoaderConfig, make_loader
 from kinescan.data.transforms import AugmentConfig, TrainTransform
+from kinescan.data.video import write_video
 from kinescan.data.window_dataset import WindowDataset, measure_videos
 from kinescan.errors import ConfigError
 from kinescan.preprocessing import Preprocessing
@@ -127,3 +128,28 @@ def test_overlapping_labels_are_one_number_a_class(events: Path) -> None:
 def test_without_a_rate_there_are_no_windows(events: Path) -> None:
     with pytest.raises(ConfigError, match="frame_rate"):
         measure_videos(read_intervals(events).videos, Preprocessing(size=16))
+
+
+@pytest.mark.parametrize("num_rows", [0, 1])
+def test_no_window_is_stretched_over_a_pause(tmp_path: Path, num_rows: int) -> None:
+    times = torch.tensor([k / 8 + (60.0 if k >= 13 else 0.0) for k in range(30)])
+    pixels = torch.full((30, 3, 24, 32), 100, dtype=torch.uint8)
+    pixels[13:, 0] = 250
+    write_video(tmp_path / "a.mp4", pixels, fps=8, pts_seconds=times)
+    (tmp_path / "events.csv").write_text("path,start,end,label\na.mp4,61.5,64,red\n", encoding="utf-8")
+    table = read_intervals(tmp_path / "events.csv")
+    dataset = WindowDataset(
+        measure_videos(table.videos, SETTINGS),
+        ("background", "red"),
+        TrainTransform(SETTINGS, PLAIN),
+        preprocessing=SETTINGS,
+        num_rows=num_rows,
+    )
+    assert dataset.measured[0].lengths == (13, 17)
+    starts = 0
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        assert isinstance(sample, Sample)
+        assert len(set(_colours(sample.clip))) == 1
+        starts += sample.starts
+    assert starts == (len(dataset) if not num_rows else 2)

@@ -266,3 +266,10 @@ def test_a_causal_export_is_called_causal(bare: PKS4, deployed: Path, tmp_path: 
 def test_from_pretrained_says_how_an_export_is_loaded(deployed: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model.*load_exported"):
         from_pretrained(deployed)
+
+
+def test_a_model_of_frames_is_refused(tmp_path: Path) -> None:
+    model = create_model("vit_ti16", labels=["background", "fall"], depth=1, output="frames")
+    with pytest.raises(ConfigError, match="every frame"):
+        export(model, tmp_path / "exported", to="onnx")
+    assert not (tmp_path / "exported").exists()

@@ -279,3 +279,17 @@ def test_a_new_model_is_one_dict_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
     create_model("mine", labels=["a", "b"], window=5).save_pretrained(tmp_path)
     assert from_pretrained(tmp_path).name == "mine"
     assert "mine" in list_models()
+
+
+def test_weights_of_a_model_of_frames_start_one_of_clips_and_the_other_way_round(tmp_path: Path) -> None:
+    frames = create_model("vit_ti16", labels=["background", "fall"], depth=1, output="frames", causal=True)
+    frames.save_pretrained(tmp_path)
+    assert create_model("vit_ti16", weights=tmp_path).answers_frames
+    assert create_model("vit_ti16", weights=tmp_path, labels=["background", "fall"]).answers_frames
+    clips = create_model("vit_ti16", weights=tmp_path, labels=["left", "right"])
+    assert not clips.answers_frames
+    clips.save_pretrained(tmp_path / "clips")
+    options = {"output": "frames", "overlapping": True}
+    again = create_model("vit_ti16", weights=tmp_path / "clips", labels=["walk", "sit"], **options)
+    assert again.overlapping
+    assert torch.equal(again.state_dict()["vit.conv1.weight"], frames.state_dict()["vit.conv1.weight"])

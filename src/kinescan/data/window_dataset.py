@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kinescan.data.datasets import Sample, Samples, Unreadable, new_block, stable_seed
 from kinescan.data.frame_labels import IGNORED, frame_targets, frame_truth
-from kinescan.data.intervals import IntervalVideo
+from kinescan.data.intervals import Interval, IntervalVideo
 from kinescan.data.memory import MARGIN
 from kinescan.data.mirroring import mirrored_labels
 from kinescan.data.storage import is_gone
@@ -34,6 +34,8 @@ class MeasuredVideo:
     Attributes:
         video: the video with its labels.
         seconds: [n] float64, the time of each frame; empty where it could not be read.
+        lengths: how many frames follow on each other, again and again: more than one number where the video has a
+            pause that no window is stretched over.
         reason: why it could not be read; empty where it could.
         gone: its file is not there.
         height: of its frames.
@@ -42,6 +44,7 @@ class MeasuredVideo:
 
     video: IntervalVideo
     seconds: NDArray[np.float64]
+    lengths: tuple[int, ...] = ()
     reason: str = ""
     gone: bool = False
     height: int = 0
@@ -77,13 +80,29 @@ def measure_videos(
             with VideoReader(
                 video.path, limits=limits, allow_short=allow_short, square_pixels=preprocessing.square_pixels
             ) as reader:
-                seconds = timed_frames(reader, preprocessing.frame_rate).seconds
-                return MeasuredVideo(video, seconds, height=reader.height, width=reader.width)
+                frames = timed_frames(reader, preprocessing.frame_rate)
+                lengths = tuple(frames.lengths)
+                return MeasuredVideo(video, frames.seconds, lengths, height=reader.height, width=reader.width)
         except VideoError as error:
-            return MeasuredVideo(video, np.zeros(0), error.reason, gone=is_gone(video.path))
+            return MeasuredVideo(video, np.zeros(0), reason=error.reason, gone=is_gone(video.path))
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
         return list(threads.map(measured, videos))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Frames of a video that follow on each other.
+
+    Attributes:
+        video: index of the video.
+        first: its first frame.
+        length: how many.
+    """
+
+    video: int
+    first: int
+    length: int
 
 
 class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
@@ -133,6 +152,7 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         self.seed, self.epoch = seed, 0
         self._limits, self._allow_short = limits, allow_short
         self.truth = [frame_truth(entry.video.intervals, entry.seconds, self.classes) for entry in measured]
+        self._parts = list(_parts(measured))
         self.plan = self._make_plan(event_ratio, num_rows)
         self._mirrored = [self._mirrored_columns(truth) for truth in self.truth]
         self._kept: list[torch.Tensor | VideoError] | None = None
@@ -186,20 +206,25 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         return self.classes[:1] != (BACKGROUND,)
 
     def _make_plan(self, event_ratio: float, num_rows: int) -> WindowPlan:
-        lengths = [len(entry.seconds) for entry in self.measured]
+        lengths = [part.length for part in self._parts]
         num_frames = self.preprocessing.num_frames
         if num_rows:
-            ids = [video.video_id for video in self.items]
+            ids = [self.items[part.video].video_id for part in self._parts]
             # one that cannot be read has one window, so that it is met and listed
             lengths = [max(1, length) for length in lengths]
             return FollowedWindows(lengths, ids, num_frames=num_frames, num_rows=num_rows, seed=self.seed)
         spans = [
-            Span(place, interval.label, int(inside[0]), int(inside[-1]))
-            for place, entry in enumerate(self.measured)
-            for interval in entry.video.intervals
-            if len(inside := _inside(interval.start_seconds, interval.end_seconds, entry.seconds))
+            Span(index, interval.label, int(inside[0]), int(inside[-1]))
+            for index, part in enumerate(self._parts)
+            for interval in self.items[part.video].intervals
+            if len(inside := self._inside(part, interval))
         ]
         return DrawnWindows(lengths, spans, num_frames=num_frames, event_ratio=event_ratio, seed=self.seed)
+
+    def _inside(self, part: _Part, interval: Interval) -> NDArray[np.intp]:
+        """The frames of a part that lie in an interval, counted from its first."""
+        seconds = self.measured[part.video].seconds[part.first : part.first + part.length]
+        return np.flatnonzero((seconds >= interval.start_seconds) & (seconds < interval.end_seconds))
 
     def _mirrored_columns(self, truth: NDArray[np.bool_]) -> list[int] | None:
         """For each class, the class whose mirror image shows it; None where a class of the video has none."""
@@ -210,13 +235,13 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
 
     def _sample(self, epoch: int, index: int, out: torch.Tensor | None) -> Sample | Unreadable:
         window = self.plan.window(epoch, index)
-        video = self.items[window.video]
+        item = self._parts[window.video].video
         try:
             places, truth, counted = self._frames_of(window)
-            pixels = self._read(window.video, places)
+            pixels = self._read(item, places)
         except VideoError as error:
-            return Unreadable(str(video.path), error.reason, window.video, gone=self._is_gone(window.video))
-        columns = self._mirrored[window.video]
+            return Unreadable(str(self.items[item].path), error.reason, item, gone=self._is_gone(item))
+        columns = self._mirrored[item]
         draw = torch.Generator().manual_seed(stable_seed(self.seed, epoch, window.draw, "mirror"))
         mirror = chance(self.transform.augment.flip_rate, draw) and columns is not None
         targets = frame_targets(truth[:, columns] if mirror else truth, overlapping=self.overlapping)
@@ -224,17 +249,17 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch, window.draw))
         clip = self.transform(pixels, generator=generator, mirror=mirror, out=out)
         frame_seconds = 1 / self.preprocessing.frame_rate
-        return Sample(clip, targets, window.video, frame_seconds, starts=window.starts)
+        return Sample(clip, targets, item, frame_seconds, starts=window.starts)
 
     def _frames_of(self, window: Window) -> tuple[list[int], NDArray[np.bool_], torch.Tensor]:
-        """Places of the window's frames, their truth, and which of them lie within the video; the last is repeated."""
-        entry = self.measured[window.video]
-        if not len(entry.seconds):
-            # It may be back.
-            raise self._unreadable_now(window.video)
+        """Places of the window's frames, their truth, and which of them are there; the last one is repeated."""
+        part = self._parts[window.video]
+        if not part.length:
+            raise self._unreadable_now(part.video)
         wanted = np.arange(window.first, window.first + self.preprocessing.num_frames)
-        places = np.minimum(wanted, len(entry.seconds) - 1)
-        return places.tolist(), self.truth[window.video][places], torch.from_numpy(wanted == places)
+        inside = np.minimum(wanted, part.length - 1)
+        places = part.first + inside
+        return places.tolist(), self.truth[part.video][places], torch.from_numpy(wanted == inside)
 
     def _unreadable_now(self, item_index: int) -> VideoError:
         entry = self.measured[item_index]
@@ -293,9 +318,13 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         )
 
 
-def _inside(start: float, end: float, seconds: NDArray[np.float64]) -> NDArray[np.intp]:
-    """The frames of an interval."""
-    return np.flatnonzero((seconds >= start) & (seconds < end))
+def _parts(measured: Sequence[MeasuredVideo]) -> Iterator[_Part]:
+    """The parts of all videos; of one that cannot be read, one without a frame."""
+    for index, entry in enumerate(measured):
+        first = 0
+        for length in entry.lengths or (0,):
+            yield _Part(index, first, length)
+            first += length
 
 
 def _kept_size(height: int, width: int, size: int) -> tuple[int, int]:

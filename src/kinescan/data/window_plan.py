@@ -1,4 +1,7 @@
-"""Which windows of long videos an epoch shows, and in which order."""
+"""Which windows of long videos an epoch shows, and in which order.
+
+A video with a pause in it counts as several here.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -120,14 +120,19 @@ def evaluate_model(
         Scores, labels and metrics, and the files that could not be read.
 
     Raises:
-        ConfigError: a class of the data set is unknown to the model, the model's classes have no texts, or the data
-            set is made for training.
+        ConfigError: a class of the data set is unknown to the model, the model's classes have no texts, it answers for
+            every frame, or the data set is made for training.
         VideoError: none of the files could be read.
         NonFiniteError: the model gives NaN or infinity for a video, which is named.
     """
     started = time.perf_counter()
     if dataset.mode != "test":
         raise ConfigError(f'evaluation takes a data set with mode="test", got mode="{dataset.mode}".')
+    if model.answers_frames:
+        raise ConfigError(
+            f"{model.name} answers for every frame, and these videos have one label each. Evaluate it on labels with a "
+            "start and an end: kinescan eval --data LABELS."
+        )
     model_labels = known_labels(model, labels)
     label_indices = match_labels(dataset.classes, model_labels)
     if device is not None:

@@ -91,8 +91,8 @@ def export(
         What is in export.json.
 
     Raises:
-        ConfigError: an argument is out of range, the format cannot compute in that precision, or the folder holds
-            something else.
+        ConfigError: an argument is out of range, the format cannot compute in that precision, the model answers for
+            every frame, or the folder holds something else.
         ExportError: the model cannot be exported, or the file differs from it; then nothing is left behind.
         VideoError: one of the videos cannot be read.
         DependencyError: a package of the extra "export" (or "vlm", for transformers) is not installed.
@@ -102,6 +102,11 @@ def export(
     _check_arguments(to, batch, num_frames, precision, tolerance, step=step)
     earlier = _earlier_files(target)
     resolved = evaluation_view(_on_cpu(model))
+    if resolved.answers_frames and not step:
+        raise ConfigError(
+            f"{resolved.name} answers for every frame, and such a file answers for whole clips. Of a causal model, "
+            "export the step of a stream: --step; or run the model itself: kinescan predict --segments."
+        )
     module = _step_of(resolved) if step else resolved
     rules = None if isinstance(model, VideoClassifier) else _rules_beside(model)
     preprocessing = replace(resolved.preprocessing, num_frames=num_frames or resolved.preprocessing.num_frames)

@@ -18,6 +18,9 @@ from kinescan.settings import build_settings, closest, to_plain
 
 logger = logging.getLogger(__name__)
 
+_ANSWERS = ("output", "overlapping")
+"""Fields of a config that say what a logit answers for."""
+
 
 def create_model(
     name: str,
@@ -72,6 +75,9 @@ def create_model(
     if "num_frames" in asked and "num_frames" in _fields(architecture):
         options = {"num_frames": asked["num_frames"], **options}
     settings = _merge(name, architecture, pretrained, options)
+    if pretrained is not None and labels is not None and tuple(labels) != pretrained.labels:
+        # For other classes, what the logits answer for is not the weights' to tell.
+        settings = {key: value for key, value in settings.items() if key not in _ANSWERS or key in options}
     if labels is None and pretrained is not None and num_classes in (None, len(pretrained.labels or ())):
         labels = pretrained.labels
     classes = num_classes if num_classes is not None else None if labels is None else len(labels)

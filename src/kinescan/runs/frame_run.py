@@ -116,7 +116,7 @@ def window_digest(dataset: WindowDataset) -> str:
 
     A video that could not be read when the run began, and can be now, would change all windows.
     """
-    lines = "\n".join(f"{entry.video.video_id}\t{len(entry.seconds)}" for entry in dataset.measured)
+    lines = "\n".join(f"{entry.video.video_id}\t{entry.lengths}" for entry in dataset.measured)
     return (
         f"{len(dataset)} windows, SHA-256 {hashlib.sha256(lines.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
     )
