@@ -2,7 +2,7 @@ import time
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kinescan.events.told import Told
     from kinescan.inference.stream import StreamPrediction
 
+Behind = Literal["wait", "newest"]
 EXAMPLES = (
     "kinescan stream a.mp4 --model runs/causal",
     "kinescan stream rtsp://camera/1 --state camera.safetensors",
@@ -40,7 +41,10 @@ def command(
         bool, typer.Option("--allow-short", help="Use what can be decoded of a cut or damaged file.")
     ] = False,
     allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Open a model of torch.export (.pt2), which may run code of its own.")
+        bool,
+        typer.Option(
+            "--allow-code", hidden=True, help="Open a model of torch.export (.pt2), which may run code of its own."
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     state: Annotated[
@@ -57,12 +61,16 @@ def command(
     record: Annotated[
         Path | None, typer.Option(help="A video to write, .mp4 and others, with events and a timeline drawn in.")
     ] = None,
+    when_behind: Annotated[
+        Behind,
+        typer.Option(help="Where predictions fall behind a live source: wait for them, or take its newest frame."),
+    ] = "wait",
     settings: Annotated[
         list[str],
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="stream.top=5 (classes to name), stream.average=sliding, stream.average_seconds=2, events.on=0.6, ...",
+            help="stream.top=5, stream.average_seconds=2, reconnect.limit_seconds=300, events.on=0.6, ...",
         ),
     ] = [],  # noqa: B006
     modules: OwnModules = [],  # noqa: B006
@@ -86,6 +94,7 @@ def command(
                 state=state,
                 allow_short=allow_short,
                 allow_code=allow_code,
+                when_behind=when_behind,
             )
             with closing(told):
                 for _ in told:
@@ -98,6 +107,7 @@ def command(
             device=device,
             state=state,
             allow_short=allow_short,
+            when_behind=when_behind,
             overrides=settings,
             allow_code=allow_code,
         )
@@ -136,8 +146,12 @@ def _print_as_they_come(predictions: "Iterable[StreamPrediction]", as_json: bool
                 "scores": prediction.scores,
                 "milliseconds": round(milliseconds, 3),
             }
+            if prediction.behind_seconds is not None:
+                values["behind_seconds"] = round(prediction.behind_seconds, 3)
+                values["dropped"] = prediction.num_dropped
             print(to_json(values), flush=True)
         else:
             pairs = zip(prediction.labels, prediction.scores, strict=True)
             listed = "  ".join(f"{escape_terminal(label)} {percent(score)}" for label, score in pairs)
-            print(f"{prediction.seconds:8.3f} s  {listed}  ({milliseconds:.0f} ms)", flush=True)
+            dropped = f", {prediction.num_dropped} dropped" if prediction.num_dropped else ""
+            print(f"{prediction.seconds:8.3f} s  {listed}  ({milliseconds:.0f} ms{dropped})", flush=True)

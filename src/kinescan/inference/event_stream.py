@@ -12,24 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kinescan.data.video import is_live
+from kinescan.data.video import Reconnect, is_live
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.events.detector import EventDetector, EventUpdate
 from kinescan.events.rules import EventRules
 from kinescan.events.sinks import Sink
 from kinescan.events.teller import Teller
 from kinescan.events.told import Told, told_from
+from kinescan.inference.feed import WhenBehind
 from kinescan.inference.model_source import ModelSource
 from kinescan.inference.stream import (
     FrameSource,
     StreamPrediction,
     StreamSession,
-    frames_of,
+    checked_behind,
     predictions_of,
     session_from,
 )
 from kinescan.inference.stream_average import AverageKind
 from kinescan.inference.stream_state import load_stream_events, save_stream_state
+from kinescan.inference.turns import frames_of
 from kinescan.models.pks4 import PKS4State
 from kinescan.runtime.urls import mask_url
 
@@ -51,6 +53,7 @@ class EventStream:
         source: the stream's name, shown without secrets.
         is_live: whether it is a live source, whose time continues after a restart by the wall's clock.
         path: where the state is kept; None keeps none.
+        name: what records call the stream; by default `source` without secrets.
 
     Attributes:
         resume_seconds: up to where a file was seen before a restart; None to begin with the first frame.
@@ -69,10 +72,11 @@ class EventStream:
         source: str,
         is_live: bool,
         path: Path | None = None,
+        name: str | None = None,
     ) -> None:
         self._session = session
         self._detector = EventDetector(session.model.class_names, rules)
-        self._source, self._is_live, self._path = mask_url(source), is_live, path
+        self._source, self._is_live, self._path = name or mask_url(source), is_live, path
         self._identity = None if is_live else _identity_of(source)
         self._sequence = 0
         self._offset_seconds: float | None = 0.0
@@ -210,6 +214,8 @@ def stream_events(
     allow_short: bool = False,
     average: AverageKind | None = None,
     average_seconds: float | None = None,
+    when_behind: WhenBehind = "wait",
+    reconnect: Reconnect | None = None,
 ) -> Generator[Told, None, None]:
     """What happens in a stream, as it begins and as it ends.
 
@@ -228,6 +234,8 @@ def stream_events(
         allow_short: take what can be decoded of a cut or damaged file.
         average: of a clip classifier's scores; see `StreamSession`.
         average_seconds: see `StreamSession`.
+        when_behind: as for `stream`; `watch` is called by the thread that reads, then.
+        reconnect: as for `stream`.
 
     Returns:
         An iterator of records; closing it ends the stream. Events that are open end with the source; where the stream
@@ -261,10 +269,17 @@ def stream_events(
         is_live=isinstance(source, str | Path) and is_live(source),
         path=path,
     )
-    watched = frames_of(source, session, allow_short)
+    watched = frames_of(source, session.model, allow_short, reconnect)
     if watch is not None:
         watched = _watched(watched, watch, events)
-    predictions = predictions_of(session, watched, every, after_seconds=events.resume_seconds, name=mask_url(name))
+    predictions = predictions_of(
+        session,
+        watched,
+        every,
+        after_seconds=events.resume_seconds,
+        name=mask_url(name),
+        when_behind=checked_behind(when_behind, source),
+    )
     return _told(predictions, events, path is not None)
 
 

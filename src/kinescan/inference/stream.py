@@ -1,28 +1,31 @@
 import logging
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 import torch
 from torch import Tensor
 
-from kinescan.data.resampling import resample
 from kinescan.data.transforms import EvalTransform
-from kinescan.data.video import LiveVideo, VideoReader, is_live
+from kinescan.data.video import Reconnect, is_live
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
 from kinescan.evaluation.multiview import check_finite
 from kinescan.inference.exported import CausalModel, ExportedStep
+from kinescan.inference.feed import Feed, WhenBehind
 from kinescan.inference.model_source import ModelSource, record_of_export, resolve_model
 from kinescan.inference.stream_average import AverageKind, choose_average
 from kinescan.inference.stream_state import fitting_state, load_stream_state, save_stream_state
+from kinescan.inference.turns import FrameSource as FrameSource
+from kinescan.inference.turns import Turn, frames_of, turns_of
 from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4, PKS4State
 from kinescan.runtime.urls import mask_url
+from kinescan.settings import closest
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +34,6 @@ _STATE_SECONDS = 60.0
 _CLIPS_OF_A_MEAN = 4
 """A stream of more clips than these is told what `average="mean"` does to it."""
 _TINY_SECONDS = 1e-6
-
-FrameSource = str | Path | Iterable[Tensor | tuple[Tensor, float]]
-"""A video file; "-" (standard input), a URL or a named pipe; or frames uint8 [3, H, W] as they come, each alone or with
-its time in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +47,10 @@ class StreamPrediction:
         labels: the best classes, first the best.
         scores: their probabilities.
         logits: [K] float32 on the CPU, of every class: averaged over the last seconds (see `StreamSession`).
+        camera: whose frame it is, where there are several.
+        behind_seconds: how much later the prediction is than the frame would have come without delay; None where
+            frames are not read by a thread of their own (see `kinescan.inference.feed`).
+        num_dropped: frames of the source dropped so far, to stay with it.
     """
 
     frame_index: int
@@ -55,6 +58,9 @@ class StreamPrediction:
     labels: tuple[str, ...]
     scores: tuple[float, ...]
     logits: Tensor
+    camera: str | None = None
+    behind_seconds: float | None = None
+    num_dropped: int = 0
 
 
 class _Chosen(TypedDict):
@@ -144,12 +150,39 @@ class StreamSession:
             NonFiniteError: the model gives NaN or infinity.
         """
         frame_index = self.state.frames_seen if frame_index is None else frame_index
-        _check_frame(frame, frame_index)
-        clip = self._transform(frame[None]).to(self.model.device)  # [1, 1, 3, size, size]
+        clip = self.prepare(frame, frame_index)
         with torch.no_grad():
-            forward = self._view.forward_stream if self._average is None else self._view.stream_frames
+            forward = self._view.forward_stream if self.has_own_average else self._view.stream_frames
             answers, state = forward(clip, self.state)
-        logits = answers[0, -1].float().cpu()
+        return self.take(clip, answers[0, -1], state, frame_index=frame_index, seconds=seconds)
+
+    @property
+    def has_own_average(self) -> bool:
+        """Whether the model's logits are predicted from as they are, averaged by the model or not at all."""
+        return self._average is None
+
+    def prepare(self, frame: Tensor, frame_index: int) -> Tensor:
+        """A frame as the model takes it, [1, 1, 3, size, size] on its device; see `push`."""
+        _check_frame(frame, frame_index)
+        clip: Tensor = self._transform(frame[None]).to(self.model.device)
+        return clip
+
+    def take(
+        self, clip: Tensor, answer: Tensor, state: PKS4State, *, frame_index: int, seconds: float | None
+    ) -> StreamPrediction:
+        """What `push` gives once the model has run, here or in a batch of streams.
+
+        Args:
+            clip: what `prepare` gave.
+            answer: [K], the model's logits: of `forward_stream` with `has_own_average`, else of `stream_frames`.
+            state: the model's after the frame.
+            frame_index: as for `push`.
+            seconds: as for `push`.
+
+        Raises:
+            NonFiniteError: the logits hold NaN or infinity.
+        """
+        logits = answer.float().cpu()
         check_finite(logits, clip, name=f"frame {frame_index}")
         recent = self.state.recent
         if self._average is not None:
@@ -209,6 +242,8 @@ def stream(
     average: AverageKind | None = None,
     average_seconds: float | None = None,
     allow_code: bool = False,
+    when_behind: WhenBehind = "wait",
+    reconnect: Reconnect | None = None,
 ) -> Generator[StreamPrediction, None, None]:
     """A prediction after each frame, at constant time and memory per frame, however long the source.
 
@@ -232,6 +267,9 @@ def stream(
         average: see `StreamSession`.
         average_seconds: see `StreamSession`.
         allow_code: see `StreamSession`.
+        when_behind: "newest" drops frames where predictions fall behind the source, and counts them; "wait" drops none
+            (see `kinescan.inference.feed.Feed`). Nothing is dropped of a file.
+        reconnect: open a live source again after a break; None ends with it.
 
     Returns:
         An iterator; nothing is decoded before the first `next`.
@@ -258,12 +296,14 @@ def stream(
         _check_count("every", every)
     chosen: _Chosen = {"average": average, "average_seconds": average_seconds, "allow_code": allow_code}
     name = mask_url(source) if isinstance(source, str | Path) else "the stream"
-    if not isinstance(state, str | Path):
+    when_behind = checked_behind(when_behind, source)
+    if isinstance(state, str | Path):
+        session = session_from(model, state, top=top, device=device, **chosen)
+    else:
         session = StreamSession(model, top=top, device=device, state=state, **chosen)
-        return predictions_of(session, frames_of(source, session, allow_short), every, name=name)
-    session = session_from(model, state, top=top, device=device, **chosen)
-    predictions = predictions_of(session, frames_of(source, session, allow_short), every, name=name)
-    return _kept(predictions, session, Path(state))
+    frames = frames_of(source, session.model, allow_short, reconnect)
+    predictions = predictions_of(session, frames, every, name=name, when_behind=when_behind)
+    return _kept(predictions, session, Path(state)) if isinstance(state, str | Path) else predictions
 
 
 def session_from(
@@ -302,6 +342,7 @@ def predictions_of(
     *,
     after_seconds: float | None = None,
     name: str = "the stream",
+    when_behind: WhenBehind = "wait",
 ) -> Generator[StreamPrediction, None, None]:
     """What the session says after each frame that it is fed; those up to `after_seconds` were fed before.
 
@@ -311,60 +352,23 @@ def predictions_of(
         every: as for `stream`.
         after_seconds: up to where the source was seen before.
         name: of the source, for the log.
+        when_behind: as for `stream`.
     """
-    for index, frame, seconds, is_cut in _in_turn(session.model, frames, every, name):
-        if after_seconds is None or seconds is None or seconds > after_seconds:
-            if is_cut:
-                session.restart()
-            yield session.push(frame, frame_index=index, seconds=seconds)
+    turns = partial(turns_of, session.model, frames, every, name, after_seconds=after_seconds)
+    if when_behind == "wait":
+        for turn in turns():
+            yield _pushed(session, turn)
+        return
+    with closing(Feed(turns, name=name, when_behind=when_behind)) as feed:
+        for fed in feed.frames():
+            prediction = _pushed(session, fed.turn)
+            yield replace(prediction, behind_seconds=fed.behind_seconds, num_dropped=fed.num_dropped)
 
 
-def _in_turn(
-    model: CausalModel, frames: Iterable[Tensor | tuple[Tensor, float]], every: int | None, name: str
-) -> Iterator[tuple[int, Tensor, float | None, bool]]:
-    """Index, pixels and time of the frames to feed, and whether the stream begins anew with one."""
-    entries: Iterator[tuple[Tensor, float | None]]
-    entries = iter(entry if isinstance(entry, tuple) else (entry, None) for entry in frames)
-    if every is None:
-        first = next(entries, None)
-        entries = chain([] if first is None else [first], entries)
-        distance = model.frame_seconds
-        if distance is not None and first is not None and first[1] is not None:
-            yield from _by_time(model, entries, distance, name)
-            return
-        if first is not None:
-            _tell_of_count(model, name, has_times=first[1] is not None)
-    for index, (pixels, seconds) in enumerate(entries):
-        if index % (every or 1) == 0:
-            yield index, pixels, seconds, False
-
-
-def _by_time(
-    model: CausalModel, entries: Iterable[tuple[Tensor, float | None]], distance: float, name: str
-) -> Iterator[tuple[int, Tensor, float | None, bool]]:
-    for frame in resample(entries, distance, name=name):
-        if frame.gap_seconds:
-            logger.warning(
-                "%s: no frame lies in %.1f s before %.2f s; %s begins anew there",
-                *(name, frame.gap_seconds, frame.seconds, model.name),
-            )
-        yield frame.frame_index, frame.pixels, frame.seconds, frame.gap_seconds > 0
-
-
-def _tell_of_count(model: CausalModel, name: str, *, has_times: bool) -> None:
-    """Says what is assumed where frames cannot be taken by their times."""
-    if model.frame_seconds is None:
-        logger.warning(
-            "%s: %s does not know how far apart in time the frames of its training clips were. Every frame is fed; "
-            "where they lie closer than in training, choose every (--every).",
-            *(name, model.name),
-        )
-    elif not has_times:
-        logger.warning(
-            "%s: its frames come without times. Each is taken to be %.3g s after the one before, as in training; give "
-            "them as pairs with their seconds if they are not.",
-            *(name, model.frame_seconds),
-        )
+def _pushed(session: StreamSession, turn: Turn) -> StreamPrediction:
+    if turn.is_cut:
+        session.restart()
+    return session.push(turn.pixels, frame_index=turn.frame_index, seconds=turn.seconds)
 
 
 def _kept(
@@ -389,22 +393,18 @@ def _kept(
             logger.info("the state after %d frames: %s", session.state.frames_seen, path)
 
 
-def frames_of(
-    source: FrameSource, session: StreamSession, allow_short: bool
-) -> Iterable[Tensor | tuple[Tensor, float]]:
-    """The frames of a source, each alone or with its time in seconds; nothing is opened before the first."""
-    if not isinstance(source, str | Path):
-        return source
-    return _decoded(source, allow_short=allow_short, square_pixels=session.model.preprocessing.square_pixels)
+def checked_behind(when_behind: str, source: FrameSource) -> WhenBehind:
+    """What is done when predictions fall behind; of a file, nothing is dropped.
 
-
-def _decoded(source: str | Path, *, allow_short: bool, square_pixels: bool) -> Iterator[tuple[Tensor, float]]:
-    if is_live(source):
-        opened: LiveVideo | VideoReader = LiveVideo(source, square_pixels=square_pixels)
-    else:
-        opened = VideoReader(source, allow_short=allow_short, square_pixels=square_pixels)
-    with opened as video:
-        yield from video
+    Raises:
+        ConfigError: unknown.
+    """
+    if when_behind not in get_args(WhenBehind):
+        raise ConfigError(f"unknown when_behind {when_behind!r}. {closest(str(when_behind), get_args(WhenBehind))}")
+    if when_behind == "newest" and isinstance(source, str | Path) and not is_live(source):
+        logger.info("%s is a file, of which no frames are dropped", source)
+        return "wait"
+    return "newest" if when_behind == "newest" else "wait"
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -1,14 +1,16 @@
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from kinescan.config import parse_overrides
-from kinescan.data.video import is_live
+from kinescan.data.video import Reconnect, is_live
 from kinescan.errors import ConfigError
 from kinescan.events.recording import Recorder
 from kinescan.events.sinks import Calls, Sink
 from kinescan.events.told import Told
 from kinescan.inference.event_rules import model_rules
 from kinescan.inference.event_stream import stream_events
+from kinescan.inference.feed import WhenBehind
 from kinescan.inference.model_source import record_of_export, resolve_model
 from kinescan.inference.stream import StreamPrediction, stream
 from kinescan.inference.stream_average import StreamSettings
@@ -16,6 +18,8 @@ from kinescan.runs.events import plan_events
 from kinescan.runs.folder import model_folder
 from kinescan.runtime.device import choose_device
 from kinescan.settings import build_settings
+
+T = TypeVar("T")
 
 
 def stream_source(
@@ -26,6 +30,7 @@ def stream_source(
     device: str = "auto",
     state: str | Path | None = None,
     allow_short: bool = False,
+    when_behind: WhenBehind = "wait",
     overrides: Sequence[str] = (),
     allow_code: bool = False,
 ) -> Generator[StreamPrediction, None, None]:
@@ -40,6 +45,9 @@ def stream_source(
         allow_short: use what can be decoded of a cut or damaged file.
         overrides: "stream.average=sliding" and the like, for `StreamSettings`.
         allow_code: open an exported file that may run code of its own; see `load_exported`.
+        when_behind: "newest" drops frames of a live source where predictions fall behind; "wait" drops none.
+        overrides: "stream.average=sliding" and the like, for `StreamSettings`; "reconnect.limit_seconds=300" and the
+            like, for `kinescan.data.video.Reconnect`.
 
     Raises:
         ConfigError: no model was given, no such device, or a setting is wrong; see `kinescan.inference.stream.stream`.
@@ -47,6 +55,7 @@ def stream_source(
         VideoError: the source cannot be read.
     """
     settings, others = stream_settings(overrides)
+    reconnect, others = reconnect_settings(others)
     if others:
         raise ConfigError(f"--set {others[0]} is for events: give --events WHERE, too (- only prints them).")
     return stream(
@@ -60,6 +69,8 @@ def stream_source(
         average=settings.average,
         average_seconds=settings.average_seconds,
         allow_code=allow_code,
+        when_behind=when_behind,
+        reconnect=reconnect,
     )
 
 
@@ -73,11 +84,24 @@ def stream_settings(overrides: Sequence[str]) -> tuple[StreamSettings, list[str]
         >>> stream_settings(["stream.average=sliding", "events.on=0.6"])
         (StreamSettings(top=1, average='sliding', average_seconds=None), ['events.on=0.6'])
     """
-    own = [text for text in overrides if text.split("=")[0].split(".")[0].strip() == "stream"]
-    values = parse_overrides(own).get("stream", {})
+    return _table("stream", StreamSettings, overrides)
+
+
+def reconnect_settings(overrides: Sequence[str]) -> tuple[Reconnect, list[str]]:
+    """What `--set reconnect.NAME=VALUE` says, and the other overrides.
+
+    Raises:
+        ConfigError: a setting is unknown, or its value makes no sense.
+    """
+    return _table("reconnect", Reconnect, overrides)
+
+
+def _table(name: str, kind: type[T], overrides: Sequence[str]) -> tuple[T, list[str]]:
+    own = [text for text in overrides if text.split("=")[0].split(".")[0].strip() == name]
+    values = parse_overrides(own).get(name, {})
     if not isinstance(values, Mapping):
-        raise ConfigError("stream is a table of settings: give --set stream.NAME=VALUE.")
-    return build_settings(StreamSettings, values, where="stream"), [text for text in overrides if text not in own]
+        raise ConfigError(f"{name} is a table of settings: give --set {name}.NAME=VALUE.")
+    return build_settings(kind, values, where=name), [text for text in overrides if text not in own]
 
 
 def stream_source_events(
@@ -93,6 +117,7 @@ def stream_source_events(
     state: str | Path | None = None,
     allow_short: bool = False,
     allow_code: bool = False,
+    when_behind: WhenBehind = "wait",
 ) -> Generator[Told, None, None]:
     """The starts and ends of events in a file or a live source, told wherever `targets` say.
 
@@ -108,6 +133,7 @@ def stream_source_events(
         state: file to continue from where it is there; see `kinescan.inference.event_stream.stream_events`.
         allow_short: use what can be decoded of a cut or damaged file.
         allow_code: open an exported file that may run code of its own; see `load_exported`.
+        when_behind: as for `stream_source`.
 
     Raises:
         ConfigError: no model was given, no such device, or a setting is wrong; thresholds are those of another model.
@@ -115,6 +141,7 @@ def stream_source_events(
         VideoError: the source cannot be read.
     """
     settings, others = stream_settings(overrides)
+    reconnect, others = reconnect_settings(others)
     plan = plan_events(targets, others)
     place = model_folder(model, hint="--model RUN")
     exported = record_of_export(place)
@@ -136,6 +163,8 @@ def stream_source_events(
         allow_short=allow_short,
         average=settings.average,
         average_seconds=settings.average_seconds,
+        when_behind=when_behind,
+        reconnect=reconnect,
     )
 
 

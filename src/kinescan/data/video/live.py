@@ -122,6 +122,7 @@ class LiveVideo:
         except VideoError:
             self.close()
             raise
+        self._is_recording = bool(self._container.duration) or self._container.size > 0
         # threads would hold frames back
         self._stream.thread_type = "NONE"
         self._stream.codec_context.thread_count = 1
@@ -136,6 +137,11 @@ class LiveVideo:
 
     def __repr__(self) -> str:
         return f"LiveVideo({self.source!r}, {self.num_frames} frames so far)"
+
+    @property
+    def ends_by_itself(self) -> bool:
+        """Whether its end is one, and no break: a pipe's, and that of a recording, which says how long it is."""
+        return self._pipe is not None or self._is_recording
 
     def close(self) -> None:
         """Closes the source; a second call does nothing."""
@@ -423,6 +429,6 @@ class _Lag:
             self._told = True
             logger.warning(
                 "%s: frames are used more slowly than they come, %.1f s behind by now. Feed fewer of them "
-                "(kinescan stream --every, kinescan ask --fps), or use a faster machine.",
+                "(kinescan stream --when-behind newest or --every, kinescan ask --fps), or use a faster machine.",
                 *(self._source, behind),
             )

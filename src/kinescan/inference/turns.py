@@ -1,0 +1,120 @@
+"""The frames of a source that a stream feeds to its model, each in its turn."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from kinescan.data.resampling import resample
+from kinescan.data.video import LiveVideo, Reconnect, ReconnectingVideo, VideoReader, is_live
+from kinescan.inference.exported import CausalModel
+
+logger = logging.getLogger(__name__)
+
+FrameSource = str | Path | Iterable[Tensor | tuple[Tensor, float]]
+"""A video file; "-" (standard input), a URL or a named pipe; or frames uint8 [3, H, W] as they come, each alone or with
+its time in seconds."""
+
+
+class Turn(NamedTuple):
+    """A frame that is to be fed.
+
+    Attributes:
+        frame_index: its index in the source.
+        pixels: uint8 [3, H, W].
+        seconds: when, by the source's clock; None where it came without a time.
+        is_cut: the stream begins anew with it.
+    """
+
+    frame_index: int
+    pixels: Tensor
+    seconds: float | None
+    is_cut: bool
+
+
+def frames_of(
+    source: FrameSource,
+    model: CausalModel,
+    allow_short: bool,
+    reconnect: Reconnect | None = None,
+) -> Iterable[Tensor | tuple[Tensor, float]]:
+    """The frames of a source, each alone or with its time in seconds; nothing is opened before the first."""
+    if not isinstance(source, str | Path):
+        return source
+    square_pixels = model.preprocessing.square_pixels
+    if reconnect is not None and is_live(source):
+        return ReconnectingVideo(source, reconnect=reconnect, square_pixels=square_pixels)
+    return _decoded(source, allow_short=allow_short, square_pixels=square_pixels)
+
+
+def _decoded(source: str | Path, *, allow_short: bool, square_pixels: bool) -> Iterator[tuple[Tensor, float]]:
+    if is_live(source):
+        opened: LiveVideo | VideoReader = LiveVideo(source, square_pixels=square_pixels)
+    else:
+        opened = VideoReader(source, allow_short=allow_short, square_pixels=square_pixels)
+    with opened as video:
+        yield from video
+
+
+def turns_of(
+    model: CausalModel,
+    frames: Iterable[Tensor | tuple[Tensor, float]],
+    every: int | None,
+    name: str,
+    *,
+    after_seconds: float | None = None,
+) -> Iterator[Turn]:
+    """The frames to feed, each in its turn; see `predictions_of`."""
+    for turn in _in_turn(model, frames, every, name):
+        if after_seconds is None or turn.seconds is None or turn.seconds > after_seconds:
+            yield turn
+
+
+def _in_turn(
+    model: CausalModel, frames: Iterable[Tensor | tuple[Tensor, float]], every: int | None, name: str
+) -> Iterator[Turn]:
+    entries: Iterator[tuple[Tensor, float | None]]
+    entries = iter(entry if isinstance(entry, tuple) else (entry, None) for entry in frames)
+    if every is None:
+        first = next(entries, None)
+        entries = chain([] if first is None else [first], entries)
+        distance = model.frame_seconds
+        if distance is not None and first is not None and first[1] is not None:
+            yield from _by_time(model, entries, distance, name)
+            return
+        if first is not None:
+            _tell_of_count(model, name, has_times=first[1] is not None)
+    for index, (pixels, seconds) in enumerate(entries):
+        if index % (every or 1) == 0:
+            yield Turn(index, pixels, seconds, False)
+
+
+def _by_time(
+    model: CausalModel, entries: Iterable[tuple[Tensor, float | None]], distance: float, name: str
+) -> Iterator[Turn]:
+    for frame in resample(entries, distance, name=name):
+        if frame.gap_seconds:
+            logger.warning(
+                "%s: no frame lies in %.1f s before %.2f s; %s begins anew there",
+                *(name, frame.gap_seconds, frame.seconds, model.name),
+            )
+        yield Turn(frame.frame_index, frame.pixels, frame.seconds, frame.gap_seconds > 0)
+
+
+def _tell_of_count(model: CausalModel, name: str, *, has_times: bool) -> None:
+    """Says what is assumed where frames cannot be taken by their times."""
+    if model.frame_seconds is None:
+        logger.warning(
+            "%s: %s does not know how far apart in time the frames of its training clips were. Every frame is fed; "
+            "where they lie closer than in training, choose every (--every).",
+            *(name, model.name),
+        )
+    elif not has_times:
+        logger.warning(
+            "%s: its frames come without times. Each is taken to be %.3g s after the one before, as in training; give "
+            "them as pairs with their seconds if they are not.",
+            *(name, model.frame_seconds),
+        )

@@ -1,0 +1,163 @@
+import itertools
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+
+from kinescan.data.resampling import resample
+from kinescan.data.video import Outage, Reconnect, ReconnectingVideo, write_video
+from kinescan.errors import ConfigError, VideoError
+
+QUICK = Reconnect(limit_seconds=1.0, first_wait_seconds=0.1, longest_wait_seconds=0.4, silence_seconds=1.0)
+
+
+class Server:
+    """Sends one answer to each client; before it are pauses in which nobody listens.
+
+    Args:
+        answers: each a pause in seconds, what is sent, and whether the connection stays open and silent.
+    """
+
+    def __init__(self, answers: Sequence[tuple[float, bytes, bool]]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            self._port = found.getsockname()[1]
+        self.address = f"tcp://127.0.0.1:{self._port}"
+        self._answers = answers
+        self._is_over = threading.Event()
+        self._is_ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        self._is_ready.wait(10)
+
+    def close(self) -> None:
+        self._is_over.set()
+        self._thread.join(20)
+
+    def _serve(self) -> None:
+        for pause, data, stays in self._answers:
+            if self._is_over.wait(pause):
+                return
+            with socket.create_server(("127.0.0.1", self._port)) as listener:
+                self._is_ready.set()
+                listener.settimeout(5)
+                connection, _ = listener.accept()
+            with connection:
+                connection.sendall(data)
+                if stays:
+                    self._is_over.wait(20)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(*answers: tuple[float, bytes, bool]) -> Server:
+        servers.append(Server(answers))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """2 s at 10 fps, a key frame every 5."""
+    path = tmp_path_factory.mktemp("video") / "a.ts"
+    frames = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
+    write_video(path, frames, fps=10, keyframe_interval=5)
+    return path.read_bytes()
+
+
+def test_a_source_that_comes_back_continues_by_the_walls_clock(serve, recording, caplog):
+    """Its own clock begins at the same time again."""
+    server = serve((0.0, recording, False), (0.5, recording, False))
+    with caplog.at_level(logging.WARNING):
+        video = ReconnectingVideo(server.address, reconnect=QUICK)
+        times = [seconds for _, seconds in video]
+    assert video.num_reconnects == 1
+    assert len(times) == 40
+    assert all(later > earlier for earlier, later in itertools.pairwise(times))
+    # a pause of half a second, and up to 0.4 s until the next try; the first connection was faster than its clock
+    assert 0.3 < times[20] - times[19] < 3.0
+    assert "Tried again in 0.1 s (try 1)" in caplog.text
+    assert "Tried again in 0.2 s (try 2)" in caplog.text
+    assert "is back after" in caplog.text
+
+
+def test_a_gap_longer_than_the_rule_begins_anew(serve, recording):
+    server = serve((0.0, recording, False), (0.5, recording, False))
+    video = ReconnectingVideo(server.address, reconnect=QUICK)
+    gaps = [frame.gap_seconds for frame in resample(video, 0.1, longest_gap_seconds=0.3)]
+    assert sum(gap > 0 for gap in gaps) == 1
+    assert max(gaps) > 0.3
+
+
+def test_silence_is_a_break(serve, recording, caplog):
+    server = serve((0.0, recording, True))
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING), pytest.raises(VideoError, match=r"127\.0\.0\.1.*tries"):
+        list(ReconnectingVideo(server.address, reconnect=QUICK))
+    assert time.monotonic() - started < 10
+    assert "Tried again" in caplog.text
+
+
+def test_a_recording_ends_and_breaks_off_once(serve, recording, tmp_path):
+    path = tmp_path / "a.mkv"
+    write_video(path, torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8), fps=10)
+    assert len(list(ReconnectingVideo(f"file://{path}", reconnect=QUICK))) == 20
+    video = ReconnectingVideo(serve((0.0, path.read_bytes(), False)).address, reconnect=QUICK)
+    assert len(list(video)) == 20
+    assert video.num_reconnects == 0
+
+
+@pytest.mark.parametrize("limit_seconds", [0.0, 5.0])
+def test_a_source_that_was_never_there_is_an_error_at_once(limit_seconds):
+    video = ReconnectingVideo("tcp://127.0.0.1:9", reconnect=Reconnect(limit_seconds=limit_seconds))
+    with pytest.raises(VideoError, match="cannot be opened"):
+        next(iter(video))
+
+
+def test_who_asks_decides_when_it_is_given_up(serve, recording):
+    seen: list[Outage] = []
+
+    def gives_up(outage: Outage) -> bool:
+        seen.append(outage)
+        return len(seen) > 1
+
+    server = serve((0.0, recording, False))
+    list(ReconnectingVideo(server.address, reconnect=QUICK, gives_up=gives_up))
+    assert [outage.was_there for outage in seen] == [True, True]
+    assert seen[0].seconds < seen[1].seconds
+
+
+def test_a_wait_ends_when_it_is_stopped(serve, recording):
+    stop = threading.Event()
+    server = serve((0.0, recording, False))
+    slow = Reconnect(limit_seconds=60, first_wait_seconds=30)
+    threading.Timer(1.0, stop.set).start()
+    started = time.monotonic()
+    assert len(list(ReconnectingVideo(server.address, reconnect=slow, stop=stop))) == 20
+    assert time.monotonic() - started < 10
+
+
+def test_secrets_of_addresses_are_not_said(caplog):
+    with caplog.at_level(logging.WARNING), pytest.raises(VideoError) as caught:
+        list(
+            ReconnectingVideo(
+                "http://me:geheim@127.0.0.1:9/live?key=geheim", gives_up=lambda outage: outage.seconds > 0.1
+            )
+        )
+    assert "geheim" not in caplog.text + str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"limit_seconds": -1.0}, {"first_wait_seconds": 0.0}, {"silence_seconds": float("inf")}]
+)
+def test_settings_of_reconnecting_are_checked(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        Reconnect(**settings)
