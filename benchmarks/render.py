@@ -330,7 +330,7 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "stream_average": Section(
         title="What a stream of a clip classifier remembers",
-        says="A training experiment: a small causal PKS4 on four motions, three seeds; test clips one behind the "
+        says="A training experiment: a small causal PKS4 on four motions, means over seeds; test clips one behind the "
         "other. Averages are named by their seconds in lengths of a training clip. Accuracies are over frames; `clips` "
         "is over single clips, at their last frame; chance is 0.25.",
     ),

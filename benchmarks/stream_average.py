@@ -231,36 +231,41 @@ def summarise(done: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
+def write(done: dict[str, Any]) -> None:
+    settings = {
+        "classes": len(CLASSES),
+        "chance": 1 / len(CLASSES),
+        "train_clips": len(CLASSES) * TRAIN_PER_CLASS,
+        "test_clips": len(CLASSES) * TEST_PER_CLASS,
+        "epochs": EPOCHS,
+        "frames_of_a_clip": FRAMES,
+        "frame_seconds": FRAME_SECONDS,
+        "streams": STREAMS,
+        "actions_of_a_stream": ACTIONS,
+        "noise_levels": NOISE["noisy"],
+        "frames_of_the_long_stream": LONG_ACTIONS * FRAMES,
+    }
+    measure.write_result("stream_average", seed=SEEDS[0], n=len(done), settings=settings, results=summarise(done))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=500, help="Start nothing new after this time.")
+    parser.add_argument("--seconds", type=float, default=500, help="Start no new seed after this time.")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     started, record = time.monotonic(), WORK / "scores.json"
     done: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
-    for seed in SEEDS:
-        if str(seed) in done:
-            continue
+    left = [seed for seed in SEEDS if str(seed) not in done]
+    for seed in left:
         if time.monotonic() - started > arguments.seconds:
-            return
+            break
         done[str(seed)] = run(seed)
         record.write_text(json.dumps(done, indent=1))
-        settings = {
-            "classes": len(CLASSES),
-            "chance": 1 / len(CLASSES),
-            "train_clips": len(CLASSES) * TRAIN_PER_CLASS,
-            "test_clips": len(CLASSES) * TEST_PER_CLASS,
-            "epochs": EPOCHS,
-            "frames_of_a_clip": FRAMES,
-            "frame_seconds": FRAME_SECONDS,
-            "streams": STREAMS,
-            "actions_of_a_stream": ACTIONS,
-            "noise_levels": NOISE["noisy"],
-            "frames_of_the_long_stream": LONG_ACTIONS * FRAMES,
-        }
-        measure.write_result("stream_average", seed=SEEDS[0], n=len(SEEDS), settings=settings, results=summarise(done))
         print(seed, json.dumps(done[str(seed)], indent=1), flush=True)
-    print("complete")
+    if done:
+        write(done)
+    if len(done) == len(SEEDS):
+        print("complete")
 
 
 if __name__ == "__main__":
