@@ -22,6 +22,10 @@ MOST_LANES = 24
 SHORTEST_STRIP = 30.0
 """Seconds in one row of a timeline, at least."""
 MOST_STRIPS = 6
+MOST_ROWS = 48
+"""Lanes of all strips together."""
+MANY_SECONDS = 120.0
+"""In longer strips, marks are small."""
 WIDTH_INCHES, TOP_INCHES, BOTTOM_INCHES, GAP_INCHES = 11.0, 0.4, 0.75, 0.3
 MOST_POINTS = 4000
 """Of a score's line in one row."""
@@ -39,9 +43,10 @@ def plot_timeline(video: VideoResult, predictions: FramePredictions | None, path
         path: the file to write.
     """
     labels = [one.label for one in video.intervals] + [one.label for one in video.events]
-    lanes = list(dict.fromkeys(labels))[:MOST_LANES]
+    every_lane = list(dict.fromkeys(labels))
+    lanes = every_lane[:MOST_LANES]
     end = max(video.end_seconds, 1e-3)
-    num_strips = max(1, min(MOST_STRIPS, math.ceil(end / SHORTEST_STRIP)))
+    num_strips = max(1, min(MOST_STRIPS, MOST_ROWS // max(1, len(lanes)), math.ceil(end / SHORTEST_STRIP)))
     length = end / num_strips
     lane_inches, height = 0.42 * max(1, len(lanes)), TOP_INCHES + BOTTOM_INCHES - GAP_INCHES
     height += num_strips * (lane_inches + GAP_INCHES)
@@ -50,7 +55,7 @@ def plot_timeline(video: VideoResult, predictions: FramePredictions | None, path
     FigureCanvasAgg(figure)
     strips = figure.subplots(num_strips, 1, squeeze=False)[:, 0]
     figure.subplots_adjust(
-        left=1.5 / WIDTH_INCHES,
+        left=1.85 / WIDTH_INCHES,
         right=1 - 0.2 / WIDTH_INCHES,
         top=1 - TOP_INCHES / height,
         bottom=BOTTOM_INCHES / height,
@@ -62,7 +67,8 @@ def plot_timeline(video: VideoResult, predictions: FramePredictions | None, path
     strips[-1].set_xlabel("seconds")
     accuracy = "" if video.frame_accuracy is None else f", {100 * video.frame_accuracy:.0f} % of frames right"
     counts = f"{video.alarms.num_missed} of {video.alarms.num_true} missed, {video.alarms.num_false} false alarms"
-    title = f"{escape_plot(video.video_id, length=60)}: {counts}{accuracy}"
+    cut = f" ({len(lanes)} of {len(every_lane)} classes shown)" if len(every_lane) > len(lanes) else ""
+    title = f"{escape_plot(video.video_id, length=60)}: {counts}{accuracy}{cut}"
     figure.text(0.5, 1 - 0.5 * TOP_INCHES / height, title, ha="center", va="center", fontsize=10)
     handles = [
         Patch(facecolor=TRUE, label="true"),
@@ -109,7 +115,8 @@ def _draw_lanes(axes: Axes, video: VideoResult, predictions: FramePredictions | 
             wrong = (alarm.label, alarm.seconds) in false
             colour, mark, width = (MISSED, "x", 2.0) if wrong else ("black", "v", 0.5)
             height = lanes.index(alarm.label) + 0.72
-            axes.plot([alarm.seconds], [height], color=colour, marker=mark, markersize=5, markeredgewidth=width)
+            size = 5.0 if right - left <= MANY_SECONDS else 3.0
+            axes.plot([alarm.seconds], [height], color=colour, marker=mark, markersize=size, markeredgewidth=width)
     if predictions is not None:
         _draw_scores(axes, predictions, lanes)
 
