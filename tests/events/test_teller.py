@@ -165,3 +165,18 @@ def test_a_pipe_that_nobody_reads_ends_the_stream(make_told: MakeTold) -> None:
     with pytest.raises(BrokenPipeError):
         _until(lambda: teller.tell([]))
     teller.close(patience_seconds=0.1)
+
+
+def test_the_end_waits_for_one_that_is_slow_and_takes_them(make_told: MakeTold) -> None:
+    sink = _Sink()
+    deliver = sink.deliver
+
+    def slow(told: Told) -> None:
+        time.sleep(0.05)
+        deliver(told)
+
+    sink.deliver = slow  # type: ignore[method-assign]
+    teller = Teller([sink])
+    teller.tell([make_told(number) for number in range(1, 21)])
+    teller.close(patience_seconds=0.5)
+    assert len(sink.keys) == 20

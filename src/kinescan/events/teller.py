@@ -69,13 +69,19 @@ class Lane:
             self._changed.notify_all()
 
     def close(self, patience_seconds: float) -> None:
-        """Waits for what is to be told, so long at most; says what was left."""
-        deadline = time.monotonic() + patience_seconds
+        """Waits for what is to be told, until so long nothing was taken; says what was left."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
-        self._thread.join(max(0.0, patience_seconds))
-        self.sink.close(max(0.0, deadline - time.monotonic()))
+        left, deadline = -1, 0.0
+        while self._thread.is_alive():
+            if left != len(self._waiting):
+                left, deadline = len(self._waiting), time.monotonic() + patience_seconds
+            if time.monotonic() > deadline:
+                break
+            self._thread.join(0.02)
+        # one that hangs has had its time
+        self.sink.close(0.0 if self._thread.is_alive() else patience_seconds)
         with self._changed:
             self._is_stopped = True
             num_left = len(self._waiting)
@@ -188,7 +194,11 @@ class Teller:
             self._changed.notify_all()
 
     def close(self, snapshot: Any = None, *, patience_seconds: float = 5.0) -> None:
-        """Tells what is left, so long at most, and saves the last snapshot with what still is.
+        """Tells what is left and saves the last snapshot with what still is.
+
+        Args:
+            snapshot: of the end.
+            patience_seconds: how long to wait for a sink that takes nothing.
 
         Raises:
             CheckpointError: the last snapshot cannot be written.
@@ -198,9 +208,8 @@ class Teller:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(patience_seconds)
-        deadline = time.monotonic() + patience_seconds
         for lane in self._lanes:
-            lane.close(max(0.0, deadline - time.monotonic()))
+            lane.close(patience_seconds)
         if self._save is not None and snapshot is not None:
             with self._saving:
                 self._save(snapshot, self._left())

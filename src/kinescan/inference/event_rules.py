@@ -46,8 +46,8 @@ def model_rules(
         rules = build_rules(_merged(_without_own(to_plain(rules), changes), changes))
         rules.check_classes(classes)
     logger.info(
-        "events: on = %g, off = %g, least %g s, merge %g s (%s)",
-        *(rules.on, rules.of("").off, rules.least_seconds, rules.merge_seconds, origin),
+        "events: on = %g, off = %g, least %g s, merge %g s, %d class(es) with their own (%s)",
+        *(rules.on, rules.of("").off, rules.least_seconds, rules.merge_seconds, len(rules.classes), origin),
     )
     if BACKGROUND not in classes and not model.overlapping:
         logger.warning(

@@ -37,7 +37,7 @@ from kinescan.runtime.urls import mask_url
 
 logger = logging.getLogger(__name__)
 
-_STATE_SECONDS, _OPEN_STATE_SECONDS = 60.0, 5.0
+_STATE_SECONDS, _OPEN_STATE_SECONDS = 60.0, 1.0
 """How often the state is written, besides when something is told: in general, and while an event is open."""
 
 Watch = Callable[[Tensor, float], None]
@@ -229,7 +229,7 @@ def stream_events(
         every: feed each `every`-th frame by count; None takes frames by their times, as `stream` does.
         device: where to compute.
         state: file to continue from where it is there. It is written before an event is told, so that after a kill the
-            same event has the same id; every 5 seconds while an event is open, every minute, and at the end. A file
+            same event has the same id; every second while an event is open, every minute, and at the end. A file
             continues behind the last frame that was seen, a live source by the wall's clock.
         allow_short: take what can be decoded of a cut or damaged file.
         average: of a clip classifier's scores; see `StreamSession`.
