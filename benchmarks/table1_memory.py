@@ -125,7 +125,7 @@ def build(method: str, pks4: str, vit: str, **sizes: Any) -> nn.Module:
             return PEERS[method](config, FRAMES, NUM_CLASSES)
         if method == "vit":
             return create_model(vit, num_classes=NUM_CLASSES, **sizes)
-        model = create_model(pks4, num_classes=NUM_CLASSES, recompute="recomputed" in method, **sizes)
+        model = create_model(pks4, num_classes=NUM_CLASSES, activation_checkpointing="recomputed" in method, **sizes)
     assert isinstance(model.config, PKS4Config)
     if "frozen stem" in method:
         stem = set(model.stem_parameters())
@@ -231,9 +231,9 @@ def recomputation_difference() -> float:
     clip = torch.randn(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     gradients = []
     state: dict[str, Tensor] = {}
-    for recompute in (False, True):
+    for checkpointing in (False, True):
         torch.manual_seed(0)
-        model = create_model("pks4_vit_b16", num_classes=5, window=5, recompute=recompute, **sizes)
+        model = create_model("pks4_vit_b16", num_classes=5, window=5, activation_checkpointing=checkpointing, **sizes)
         if not state:
             state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             for name in state:

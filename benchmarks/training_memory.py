@@ -20,13 +20,15 @@ MODELS = {"pks4_vit_b16": 8, "pks4_vit_l14": 8, "videomamba_middle": 8}
 def count(name: str, num_frames: int) -> dict[str, int]:
     """Bytes for one clip, by variant."""
     counts = {}
-    for recompute in (False, True):
+    for checkpointing in (False, True):
         with torch.device("meta"):
-            model = create_model(name, num_classes=174, recompute=recompute)
+            model = create_model(name, num_classes=174, activation_checkpointing=checkpointing)
         stem = model.stem_parameters() if name.startswith("pks4") else ()
         for frozen in (False, True) if stem else (False,):
             with trainable_only(model, ("*",), stem=stem) if frozen else nullcontext():
-                variant = " and ".join(word for word, on in (("recompute", recompute), ("frozen stem", frozen)) if on)
+                variant = " and ".join(
+                    word for word, on in (("recompute", checkpointing), ("frozen stem", frozen)) if on
+                )
                 counts[f"{variant or 'plain'}_bytes"] = activation_bytes(model, num_clips=1, num_frames=num_frames)
     return counts
 

@@ -24,7 +24,7 @@ from kinescan.runtime.files import read_toml
 from kinescan.runtime.recipe_files import RECIPES as RECIPES
 from kinescan.runtime.recipe_files import find_recipe as find_recipe
 from kinescan.runtime.recipe_files import packaged_recipes as packaged_recipes
-from kinescan.settings import build_settings, closest, to_plain
+from kinescan.settings import build_settings, closest, other_names, to_plain
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.optim import OptimConfig
 
@@ -292,6 +292,8 @@ def _override(values: dict[str, Any], text: str) -> None:
     if parts == ["model"] and isinstance(parsed, str) and isinstance(values.get("model"), dict):
         values["model"]["name"] = parsed
     else:
+        for other in other_names(parts[-1]):
+            table.pop(other, None)
         table[parts[-1]] = parsed
 
 

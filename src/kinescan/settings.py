@@ -2,10 +2,12 @@
 
 import dataclasses
 import difflib
+import functools
 import json
 import re
 import types
 import typing
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -17,6 +19,8 @@ from kinescan.errors import ConfigError
 T = TypeVar("T")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST_SHOWN = 200
+OLD_NAMES = {"recompute": "activation_checkpointing"}
+"""Earlier names of settings, which are still accepted, and what they are called now."""
 
 
 def build_settings(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
@@ -40,6 +44,7 @@ def build_settings(cls: type[T], values: Mapping[str, Any], *, where: str = "") 
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or cls.__name__} must be a table of settings, got {type(values).__name__}.")
+    values = current_names(cls, values)
     _refuse_unknown_keys(cls, values, where)
     try:
         text = json.dumps(values, default=_plain)
@@ -62,6 +67,79 @@ def to_plain(settings: Any) -> dict[str, Any]:
     """
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings), default=_plain))
     return plain
+
+
+def accept_old_names(cls: type[T]) -> type[T]:
+    """A class decorator, above @dataclass: the constructor takes `OLD_NAMES` of the fields, and they can be read.
+
+    Both warn of deprecation. `dataclasses.replace` takes them, too: an old name wins over the value that is copied.
+    """
+    old_names = _old_names_of(cls)
+    made = cls.__init__
+
+    @functools.wraps(made)
+    def __init__(self: Any, *args: Any, **values: Any) -> None:
+        for old in old_names.keys() & values.keys():
+            _warn(cls, old, stacklevel=3)
+            values[old_names[old]] = values.pop(old)
+        made(self, *args, **values)
+
+    def reader(old: str) -> property:
+        def read(self: Any) -> Any:
+            _warn(cls, old, stacklevel=3)
+            return getattr(self, old_names[old])
+
+        return property(read, doc=f"The old name of `{old_names[old]}`; deprecated.")
+
+    cls.__init__ = __init__  # type: ignore[method-assign]
+    for old in old_names:
+        setattr(cls, old, reader(old))
+    return cls
+
+
+def current_names(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values by the names that the fields of the dataclass `cls` have now.
+
+    Raises:
+        ConfigError: a field is given by both names, with different values.
+
+    Example:
+        >>> from kinescan.models import PKS4Config
+        >>> current_names(PKS4Config, {"recompute": True})
+        {'activation_checkpointing': True}
+    """
+    current = dict(values)
+    for old, new in _old_names_of(cls).items():
+        if old not in current:
+            continue
+        value = current.pop(old)
+        if current.setdefault(new, value) != value:
+            raise ConfigError(
+                f"{old} is the old name of {new}: both are given, with different values. Leave {old} out."
+            )
+    return current
+
+
+def other_names(name: str) -> set[str]:
+    """The other names of a setting.
+
+    Example:
+        >>> other_names("recompute"), other_names("activation_checkpointing"), other_names("depth")
+        ({'activation_checkpointing'}, {'recompute'}, set())
+    """
+    return {old for old, new in OLD_NAMES.items() if new == name} | {
+        new for old, new in OLD_NAMES.items() if old == name
+    }
+
+
+def _old_names_of(cls: type[Any]) -> dict[str, str]:
+    fields = {field.name for field in dataclasses.fields(cls)}
+    return {old: new for old, new in OLD_NAMES.items() if new in fields and old not in fields}
+
+
+def _warn(cls: type[Any], old: str, *, stacklevel: int) -> None:
+    text = f"{cls.__name__}.{old} is deprecated. Use {OLD_NAMES[old]}."
+    warnings.warn(text, DeprecationWarning, stacklevel=stacklevel)
 
 
 _OTHER_WORDS = {"gpu": "cuda", "nvidia": "cuda", "bfloat16": "bf16", "float32": "no", "fp32": "no", "none": "no"}

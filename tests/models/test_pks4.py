@@ -168,7 +168,7 @@ def test_what_is_computed_again_leaves_gradients_as_they_are_bit_for_bit(
 
     given = gradients()
     for place in ("models.vit.vit_block", "layers.mamba"):
-        monkeypatch.setattr(f"kinescan.{place}.recomputed", lambda part, *inputs: part(*inputs))
+        monkeypatch.setattr(f"kinescan.{place}.checkpointed", lambda part, *inputs: part(*inputs))
     assert all(torch.equal(left, right) for left, right in zip(given, gradients(), strict=True))
 
 
@@ -291,9 +291,9 @@ def test_state_of_another_batch_is_refused() -> None:
 )
 def test_recomputation_gives_the_same_gradients_and_statistics_in_less_memory(options: dict[str, Any]) -> None:
     states, kept = [], []
-    for recompute in (False, True):
+    for again in (False, True):
         torch.manual_seed(0)
-        model = _awake(PKS4(replace(TINY, recompute=recompute, drop_path=0.5, **options)))
+        model = _awake(PKS4(replace(TINY, activation_checkpointing=again, drop_path=0.5, **options)))
         torch.manual_seed(1)
         saved: dict[int, int] = {}
 
@@ -316,7 +316,7 @@ def test_recomputation_gives_the_same_gradients_and_statistics_in_less_memory(op
 def test_blocks_of_a_deep_model_are_computed_again_in_pairs_that_the_module_does_not_cut(
     depth: int, insert_after: int, lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = _awake(PKS4(replace(TINY, depth=depth, insert_after=insert_after, recompute=True)))
+    model = _awake(PKS4(replace(TINY, depth=depth, insert_after=insert_after, activation_checkpointing=True)))
     runs: list[range] = []
     run = PKS4._run_blocks
 

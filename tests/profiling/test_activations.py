@@ -33,7 +33,7 @@ def _kept(model, clip):
     ("name", "options"),
     [
         ("pks4_vit_ti16", SMALL),
-        ("pks4_vit_ti16", {**SMALL, "recompute": True}),
+        ("pks4_vit_ti16", {**SMALL, "activation_checkpointing": True}),
         ("videomamba_tiny", {"image_size": 32, "depth": 2, "width": 24}),
     ],
 )
@@ -59,7 +59,7 @@ def test_autocast_on_a_gpu_keeps_more_in_float32():
 def test_a_frozen_stem_and_recomputation_need_less_memory():
     with torch.device("meta"):
         plain = create_model("pks4_vit_b16", num_classes=174)
-        again = create_model("pks4_vit_b16", num_classes=174, recompute=True)
+        again = create_model("pks4_vit_b16", num_classes=174, activation_checkpointing=True)
     whole = activation_bytes(plain, num_clips=8)
     assert activation_bytes(again, num_clips=8) < 0.2 * whole
     for name in plain.stem_parameters():

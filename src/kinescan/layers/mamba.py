@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kinescan.layers.checkpointed import checkpointed
 from kinescan.layers.pieces import pieces_of
-from kinescan.layers.recompute import recomputed
 from kinescan.ops import selective_scan
 from kinescan.shapes import Tracks
 
@@ -101,7 +101,7 @@ class Mamba(nn.Module):
         """
         pieces = pieces_of(tokens, 2 * self.inner_width * tokens.shape[1])
         if state is not None or len(pieces) == 1:
-            out, last = recomputed(self._scan, self.in_proj(tokens), state)
+            out, last = checkpointed(self._scan, self.in_proj(tokens), state)
             # A copy: a view of the tail would keep the inputs of the whole chunk alive as long as the state.
             return out, MambaState(last.scan, last.conv_tail.clone()) if keep_state else None
         outs, states = [], []

@@ -20,16 +20,18 @@ from kinescan.models.vit.vit import Block, VisionTransformer, ViTConfig
 from kinescan.ops.backend import transformed
 from kinescan.ops.local_correlation import Border
 from kinescan.preprocessing import Preprocessing
+from kinescan.settings import accept_old_names
 from kinescan.shapes import Clip, FrameLogits, Logits, Tokens
 
 SMALLEST_WIDEST = 15
 """A window up to this is taken on any grid, however small: the default fits everywhere."""
 DEEP = 16
-"""From this depth on `recompute` takes blocks in pairs: half of their inputs outweigh what a second block holds."""
+"""From this depth on, checkpointing takes blocks in pairs: half of their inputs outweigh what a second block holds."""
 
 _ROUTE = "class_tokens."
 
 
+@accept_old_names
 @dataclass(frozen=True, kw_only=True)
 class PKS4Config(ViTConfig):
     """A video classifier: an image ViT, one temporal module in its middle, a mean over frames, a linear head.
@@ -63,8 +65,8 @@ class PKS4Config(ViTConfig):
         output: what the logits answer for: "clip", the average over its frames, [B, K]; or "frames", every frame,
             [B, T, K], with nothing averaged between the temporal module and the head. Class 0 is "background" then.
         overlapping: with `output="frames"`: several classes may be true at once, or none; no class is "background".
-        recompute: activation checkpointing: compute blocks and scanner again in the backward pass instead of keeping
-            what they computed; the same gradients in less memory.
+        activation_checkpointing: compute blocks and scanner again in the backward pass instead of keeping what they
+            computed; the same gradients in less memory.
     """
 
     num_classes: int = 400
@@ -88,7 +90,7 @@ class PKS4Config(ViTConfig):
     expand: int = 2
     output: Literal["clip", "frames"] = "clip"
     overlapping: bool = False
-    recompute: bool = False
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -349,7 +351,7 @@ class PKS4(VideoClassifier):
         class_tokens: dict[int, Tensor] = {}
         kinematic, scan = None, None
         for indices in _runs(self.config):
-            tokens, tails = self._recomputed(run_blocks, indices, tokens, state.class_tokens)
+            tokens, tails = self._checkpointed(run_blocks, indices, tokens, state.class_tokens)
             class_tokens |= tails
             if self.config.has_module and indices.stop == self.config.insert_after:
                 prefix = self.config.num_prefix_tokens
@@ -388,12 +390,12 @@ class PKS4(VideoClassifier):
             if depths.get(name, self.num_layers) <= num_blocks or name.startswith(routes)
         )
 
-    def _recomputed(self, part: Callable[..., Any], *inputs: Any) -> Any:
-        """What `part` gives; with `recompute`, what it computes inside is not kept for the backward pass.
+    def _checkpointed(self, part: Callable[..., Any], *inputs: Any) -> Any:
+        """What `part` gives; with activation checkpointing, what it computes inside is not kept for the backward pass.
 
         The kinematic encoder is not called through here: its batch norms would count every batch twice.
         """
-        if not (self.config.recompute and torch.is_grad_enabled()) or transformed():
+        if not (self.config.activation_checkpointing and torch.is_grad_enabled()) or transformed():
             return part(*inputs)
         return checkpoint(part, *inputs, use_reentrant=False)
 
@@ -447,7 +449,7 @@ class PKS4(VideoClassifier):
         out = enriched
         if self.scanner is not None:
             scan = partial(self.scanner, keep_state=keep_state)
-            scanned, scan_state = self._recomputed(scan, enriched, state.scanner)
+            scanned, scan_state = self._checkpointed(scan, enriched, state.scanner)
             _check_scanned(self.scanner, scanned, enriched)
             out = enriched + scanned
         return patches + out if self.config.residual == "literal" else out, kinematic, scan_state
@@ -464,7 +466,7 @@ class PKS4(VideoClassifier):
 
 def _runs(config: PKS4Config) -> list[range]:
     """Blocks that are computed again together, none of them on both sides of the module."""
-    length = 2 if config.recompute and config.depth >= DEEP else 1
+    length = 2 if config.activation_checkpointing and config.depth >= DEEP else 1
     parts = [0, config.insert_after, config.depth] if config.has_module else [0, config.depth]
     return [range(k, min(k + length, stop)) for start, stop in pairwise(parts) for k in range(start, stop, length)]
 

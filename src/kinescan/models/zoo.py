@@ -14,7 +14,7 @@ from kinescan.models.videomamba.tuned import TunedVideoMamba
 from kinescan.models.weights.labels import refuse_other_classes, reorder_head
 from kinescan.models.weights.vit_weights import Pretrained, open_checkpoint
 from kinescan.preprocessing import Preprocessing
-from kinescan.settings import build_settings, closest, to_plain
+from kinescan.settings import OLD_NAMES, build_settings, closest, current_names, to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +63,13 @@ def create_model(
         (2, 5, ('left', 'right'))
     """
     architecture = require_model(name)
+    options = _current_options(name, architecture, options)
     _refuse_unknown_options(name, architecture, options)
     pretrained = None
     if weights is not None:
         pretrained = architecture.model.translate(open_checkpoint(weights))
+        conventions = current_names(architecture.model.config_class, pretrained.conventions)
+        pretrained = dataclasses.replace(pretrained, conventions=conventions)
         _refuse_contradictions(name, architecture, pretrained, options)
         _refuse_another_named_size(name, pretrained)
     asked = to_plain(preprocessing) if isinstance(preprocessing, Preprocessing) else dict(preprocessing or {})
@@ -146,6 +149,13 @@ def from_pretrained(
     if not issubclass(model, TunedVideoMamba):
         raise CheckpointError(f"{folder} holds a {name}, which is whole and needs no base. Leave base out.")
     return model.from_pretrained(folder, base=base)
+
+
+def _current_options(name: str, architecture: Architecture, options: Mapping[str, Any]) -> dict[str, Any]:
+    current = current_names(architecture.model.config_class, options)
+    for old in sorted(options.keys() - current.keys()):
+        logger.warning("%s: the option %s is deprecated. Use %s", name, old, OLD_NAMES[old])
+    return current
 
 
 def _fields(architecture: Architecture) -> list[str]:

@@ -26,6 +26,7 @@ HARMLESS = (
     "evaluation",
     "model.module",
     "model.new_head",
+    "model.options.activation_checkpointing",
     "model.options.recompute",
     "train.eval_every",
     "train.log_every",

@@ -331,9 +331,9 @@ def test_frames_of_the_recipe_become_those_of_the_model() -> None:
 
 def test_recomputation_gives_the_same_gradients() -> None:
     gradients = []
-    for recompute in (False, True):
+    for again in (False, True):
         torch.manual_seed(0)
-        model = VideoMamba(VideoMambaConfig(**TINY, num_classes=3, recompute=recompute, drop_path=0.5))
+        model = VideoMamba(VideoMambaConfig(**TINY, num_classes=3, activation_checkpointing=again, drop_path=0.5))
         torch.manual_seed(1)
         model(torch.randn(2, 4, 3, 16, 16)).sum().backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))

@@ -20,6 +20,7 @@ from kinescan.models.weights.load_report import LoadReport
 from kinescan.models.weights.videomamba_weights import load_videomamba, read_videomamba
 from kinescan.models.weights.vit_weights import Pretrained
 from kinescan.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from kinescan.settings import accept_old_names
 from kinescan.shapes import Clip, Logits
 
 Sequences = Float[Tensor, "B L W_"]
@@ -27,6 +28,7 @@ Sequences = Float[Tensor, "B L W_"]
 Features = Float[Tensor, "B W_"]
 
 
+@accept_old_names
 @dataclass(frozen=True, kw_only=True)
 class VideoMambaConfig:
     """A video classifier without attention: two-direction Mamba blocks over the tokens of all frames at once.
@@ -47,8 +49,8 @@ class VideoMambaConfig:
         drop_path: rate at which the last block's output is dropped while training; earlier ones less, linearly.
         inflation: how an image model's kernel becomes one over several frames: "center" puts it at the middle one,
             "mean" spreads it.
-        recompute: activation checkpointing: compute blocks again in the backward pass instead of keeping what they
-            computed; the same gradients in less memory.
+        activation_checkpointing: compute blocks again in the backward pass instead of keeping what they computed; the
+            same gradients in less memory.
     """
 
     num_classes: int = 400
@@ -65,7 +67,7 @@ class VideoMambaConfig:
     norm_eps: float = 1e-5
     drop_path: float = 0.0
     inflation: Literal["center", "mean"] = "center"
-    recompute: bool = False
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -333,7 +335,7 @@ class VideoMamba(VideoClassifier):
         hidden, residual = self._begin(self.embed(clip)), None
         for index, block in enumerate(self.blocks):
             hidden, residual = self._enter(index, hidden, residual)
-            if self.config.recompute and torch.is_grad_enabled():
+            if self.config.activation_checkpointing and torch.is_grad_enabled():
                 hidden, residual = checkpoint(block, hidden, residual, use_reentrant=False)
             else:
                 hidden, residual = block(hidden, residual)

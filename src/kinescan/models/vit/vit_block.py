@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinescan.layers.attention import attend
+from kinescan.layers.checkpointed import checkpointed
 from kinescan.layers.pieces import in_pieces
-from kinescan.layers.recompute import recomputed
 from kinescan.layers.rotary import Rotary
 from kinescan.models.vit.vit_config import ViTConfig
 from kinescan.shapes import FrameTokens
@@ -147,7 +147,7 @@ class Block(nn.Module):
     """A pre-norm block; its two branches can be called one by one, so that a video model can work between them.
 
     For the backward pass it keeps the tokens that it gets and its products' results; norms, activation and the sum
-    between its branches are computed again (see `recomputed`).
+    between its branches are computed again (see `checkpointed`).
 
     Args:
         config: sizes and variants.
@@ -169,7 +169,7 @@ class Block(nn.Module):
         """The attention branch of tokens [F, N, W], without the residual."""
 
         def branch(frames: Tensor) -> Tensor:
-            return self.attn.mix(recomputed(lambda tokens: self.attn.project(self.ln_1(tokens)), frames))
+            return self.attn.mix(checkpointed(lambda tokens: self.attn.project(self.ln_1(tokens)), frames))
 
         out: Tensor = self.drop_path(self.ls_1(in_pieces(branch, x, 3 * x.shape[1] * x.shape[2])))
         return out
@@ -178,7 +178,7 @@ class Block(nn.Module):
         """The MLP branch of tokens [F, N, W], without the residual."""
 
         def branch(frames: Tensor) -> Tensor:
-            return recomputed(self.mlp.contract, recomputed(self._expand, frames))
+            return checkpointed(self.mlp.contract, checkpointed(self._expand, frames))
 
         out: Tensor = self.drop_path(self.ls_2(in_pieces(branch, x, x.shape[1] * self.mlp.c_fc.out_features)))
         return out
@@ -214,8 +214,8 @@ class Block(nn.Module):
             tokens, seen, tail = route(_sum(*parts))
             return tokens, self._expand(seen.flatten(0, -3)), tail
 
-        tokens, hidden, tail = recomputed(enter, *parts)
-        transformed = self.drop_path(self.ls_2(recomputed(self.mlp.contract, hidden)))
+        tokens, hidden, tail = checkpointed(enter, *parts)
+        transformed = self.drop_path(self.ls_2(checkpointed(self.mlp.contract, hidden)))
         return tokens + transformed.view_as(tokens), tail
 
     def forward(self, x: FrameTokens) -> FrameTokens:

@@ -6,8 +6,10 @@ from torch.nn import functional as F
 from kinescan.models.size_limits import check_sizes
 from kinescan.models.videomamba.tuned import TunedVideoMamba, Tuner
 from kinescan.models.videomamba.videomamba import VideoMambaConfig
+from kinescan.settings import accept_old_names
 
 
+@accept_old_names
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig(VideoMambaConfig):
     """A frozen VideoMamba with a bottleneck after every block.

@@ -14,8 +14,10 @@ from kinescan.layers.prompts import (
 from kinescan.models.size_limits import check_at_most, check_sizes
 from kinescan.models.videomamba.tuned import TunedVideoMamba, Tuner, join_frames, split_frames
 from kinescan.models.videomamba.videomamba import VideoMambaConfig
+from kinescan.settings import accept_old_names
 
 
+@accept_old_names
 @dataclass(frozen=True, kw_only=True)
 class SSPConfig(VideoMambaConfig):
     """A frozen VideoMamba tuned by state-space prompts.

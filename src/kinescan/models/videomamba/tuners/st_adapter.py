@@ -7,8 +7,10 @@ from kinescan.errors import ConfigError
 from kinescan.models.size_limits import check_sizes
 from kinescan.models.videomamba.tuned import TunedVideoMamba, Tuner, join_frames, split_frames
 from kinescan.models.videomamba.videomamba import VideoMambaConfig
+from kinescan.settings import accept_old_names
 
 
+@accept_old_names
 @dataclass(frozen=True, kw_only=True)
 class STAdapterConfig(VideoMambaConfig):
     """A frozen VideoMamba with a depthwise filter over time inside a bottleneck, before every block.

@@ -7,8 +7,10 @@ from kinescan.errors import ConfigError
 from kinescan.models.size_limits import check_at_most
 from kinescan.models.videomamba.tuned import TunedVideoMamba, Tuner, join_frames, split_frames
 from kinescan.models.videomamba.videomamba import VideoMambaConfig
+from kinescan.settings import accept_old_names
 
 
+@accept_old_names
 @dataclass(frozen=True, kw_only=True)
 class VPTConfig(VideoMambaConfig):
     """A frozen VideoMamba with learned tokens appended to every time step.

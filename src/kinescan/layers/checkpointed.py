@@ -11,7 +11,7 @@ Inputs = TypeVarTuple("Inputs")
 Result = TypeVar("Result")
 
 
-def recomputed(part: Callable[[*Inputs], Result], *inputs: *Inputs) -> Result:
+def checkpointed(part: Callable[[*Inputs], Result], *inputs: *Inputs) -> Result:
     """What `part` gives; for the backward pass its inputs are kept, and what it computes inside is computed again.
 
     For parts that cost little beside what they would keep, such as a normalisation before a product: a product that
@@ -25,7 +25,7 @@ def recomputed(part: Callable[[*Inputs], Result], *inputs: *Inputs) -> Result:
 
     Example:
         >>> x = torch.ones(2, requires_grad=True)
-        >>> recomputed(torch.exp, x).sum().backward()
+        >>> checkpointed(torch.exp, x).sum().backward()
         >>> torch.equal(x.grad, x.exp())
         True
     """

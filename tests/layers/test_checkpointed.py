@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kinescan.layers.recompute import recomputed
+from kinescan.layers.checkpointed import checkpointed
 
 
 def _saved(run: object) -> set[tuple[int, ...]]:
@@ -18,12 +18,12 @@ def _saved(run: object) -> set[tuple[int, ...]]:
     return shapes
 
 
-def test_recomputed_gives_the_same_values_and_gradients_and_keeps_its_input_alone() -> None:
+def test_checkpointed_gives_the_same_values_and_gradients_and_keeps_its_input_alone() -> None:
     norm, product = nn.LayerNorm(6), nn.Linear(6, 4)
     x = torch.randn(5, 6, requires_grad=True)
     weights = [x, *norm.parameters(), *product.parameters()]
     plain = product(norm(x))
-    given = recomputed(lambda rows: product(norm(rows)), x)
+    given = checkpointed(lambda rows: product(norm(rows)), x)
     assert torch.equal(given, plain)
     for left, right in zip(
         torch.autograd.grad(given.square().sum(), weights),
@@ -32,10 +32,10 @@ def test_recomputed_gives_the_same_values_and_gradients_and_keeps_its_input_alon
     ):
         assert torch.equal(left, right)
     assert (5, 1) in _saved(lambda: product(norm(x)))  # mean and deviation of the norm
-    assert _saved(lambda: recomputed(lambda rows: product(norm(rows)), x)) == {(5, 6)}
+    assert _saved(lambda: checkpointed(lambda rows: product(norm(rows)), x)) == {(5, 6)}
 
 
-def test_recomputed_runs_once_where_no_gradient_is_wanted() -> None:
+def test_checkpointed_runs_once_where_no_gradient_is_wanted() -> None:
     calls = []
 
     def part(x: Tensor) -> Tensor:
@@ -43,18 +43,18 @@ def test_recomputed_runs_once_where_no_gradient_is_wanted() -> None:
         return x.exp()
 
     with torch.no_grad():
-        recomputed(part, torch.ones(2, requires_grad=True))
-    recomputed(part, torch.ones(2))
+        checkpointed(part, torch.ones(2, requires_grad=True))
+    checkpointed(part, torch.ones(2))
     assert len(calls) == 2
-    recomputed(part, torch.ones(2, requires_grad=True)).sum().backward()
+    checkpointed(part, torch.ones(2, requires_grad=True)).sum().backward()
     assert len(calls) == 4
 
 
 @pytest.mark.compile
-def test_recomputed_is_no_part_of_an_exported_graph() -> None:
+def test_checkpointed_is_no_part_of_an_exported_graph() -> None:
     class Part(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return recomputed(torch.exp, x)
+            return checkpointed(torch.exp, x)
 
     program = torch.export.export(Part(), (torch.ones(2, requires_grad=True),))
     assert "checkpoint" not in str(program.graph)
