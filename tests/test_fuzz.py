@@ -20,7 +20,10 @@ from safetensors.torch import save_file
 from kinescan.config import build_run, dump_recipe, load_recipe
 from kinescan.data.datasets import read_items
 from kinescan.data.sampling import Views
-from kinescan.errors import KinescanError
+from kinescan.errors import CheckpointError, KinescanError
+from kinescan.events.detector import EventDetector
+from kinescan.events.rules import ClassRules, EventRules, load_rules, save_rules
+from kinescan.events.told import Told, told_from
 from kinescan.inference.exported import ExportRecord, read_record
 from kinescan.inference.model_source import resolve_model
 from kinescan.inference.stream import save_stream_state
@@ -32,6 +35,8 @@ from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.preprocessing import Preprocessing
 from kinescan.runs.bench import read_suite
 from kinescan.runs.compare import compare_reports
+from kinescan.runtime.escaping import to_json
+from kinescan.runtime.files import read_json_object
 from kinescan.settings import to_plain
 from kinescan.training.checkpoint import TrainState, find_checkpoint, load_state, read_rng, save_checkpoint, write_rng
 from kinescan.training.run_log import Journal
@@ -68,6 +73,27 @@ def small_model(**options: Any) -> Any:
     torch.manual_seed(0)
     labels, preprocessing = ["left", "right"], {"num_frames": 2}
     return create_model("pks4_vit_ti16", labels=labels, preprocessing=preprocessing, **TINY, **options)
+
+
+def make_events(folder: Path) -> None:
+    detector, told = EventDetector(("background", "fall"), stream_id="s"), []
+    for frame in range(8):
+        told += detector.push(frame / 10, [0.1, 0.9 * (frame != 5)])
+    records = [Told(update=update, source="a.mp4", sequence=1).to_plain() for update in told]
+    (folder / "state.json").write_text(json.dumps({"detector": detector.state(), "told": records}))
+    save_rules(folder, EventRules(classes={"fall": ClassRules(on=0.9)}), classes=detector.classes, weights="w")
+
+
+def read_events(folder: Path) -> None:
+    rules = load_rules(folder, classes=("background", "fall"), weights="w")
+    content = read_json_object(folder / "state.json", error=CheckpointError)
+    detector = EventDetector(("background", "fall"), rules)
+    detector.restore(content.get("detector", {}))
+    for frame in range(20):
+        detector.push(1 + frame / 10, [0.1, 0.9 * (frame < 5)])
+    records = content.get("told")
+    for record in records if isinstance(records, list) else []:
+        to_json(told_from(record).to_plain())
 
 
 def make_tuned(folder: Path) -> None:
@@ -171,6 +197,7 @@ def make_suite(folder: Path) -> None:
 
 
 CASES: Mapping[str, Case] = {
+    "events": Case(make_events, read_events, ("state.json", "events.json")),
     "saved model": Case(
         lambda folder: small_model().save_pretrained(folder), resolve_model, ("config.json", "model.safetensors")
     ),

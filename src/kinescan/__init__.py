@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from kinescan import runs as runs
     from kinescan import vlm as vlm
     from kinescan.config import RunConfig as RunConfig
+    from kinescan.inference.event_stream import stream_events as stream_events
     from kinescan.inference.export import export as export
     from kinescan.inference.exported import load_exported as load_exported
     from kinescan.inference.predictor import predict as predict
     from kinescan.inference.registration import register_transformers as register_transformers
+    from kinescan.inference.segments import predict_events as predict_events
     from kinescan.inference.stream import stream as stream
     from kinescan.models.registry import list_models as list_models
     from kinescan.models.registry import register_model as register_model
@@ -35,7 +37,9 @@ _PLACES = {
     "list_models": "kinescan.models.registry",
     "register_model": "kinescan.models.registry",
     "predict": "kinescan.inference.predictor",
+    "predict_events": "kinescan.inference.segments",
     "stream": "kinescan.inference.stream",
+    "stream_events": "kinescan.inference.event_stream",
     "export": "kinescan.inference.export",
     "load_exported": "kinescan.inference.exported",
     "register_transformers": "kinescan.inference.registration",

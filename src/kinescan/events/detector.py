@@ -211,16 +211,16 @@ class EventDetector:
                     "anew without it."
                 )
             clock = _Clock(last=_number(state["last_seconds"]))
-            clock.distances.extend(float(value) for value in state["distances"])
+            clock.distances.extend(_finite(value) for value in state["distances"])
             smoothed = state["smoothed"]
             values = None if smoothed is None else np.array(smoothed, dtype=np.float64)
-            if values is not None and values.shape != (len(self.classes),):
-                raise ValueError("smoothed has another length than classes")
-            runs = {int(index): _Run(**values) for index, values in state["runs"].items()}
+            if values is not None and (values.shape != (len(self.classes),) or not np.isfinite(values).all()):
+                raise ValueError("smoothed must be one finite number for each class")
+            runs = {int(index): _restored(**values) for index, values in state["runs"].items()}
             if not all(0 <= index < len(self.classes) for index in runs):
                 raise ValueError("an event is of no class")
             num_told, stream_id = int(state["num_told"]), str(state["stream_id"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(
                 f"the state of the events is damaged ({type(error).__name__}: {error}). Start anew without it."
             ) from None
@@ -357,9 +357,34 @@ def detect_events(predictions: FramePredictions, rules: EventRules | None = None
 
 
 def _number(value: Any) -> float | None:
-    if value is None:
-        return None
+    return None if value is None else _finite(value)
+
+
+def _finite(value: Any) -> float:
     number = float(value)
     if not math.isfinite(number):
-        raise ValueError("a time is not finite")
+        raise ValueError("a number is not finite")
     return number
+
+
+def _restored(
+    *,
+    start: Any,
+    peak: Any,
+    total: Any,
+    num_frames: Any,
+    id: Any = "",
+    ended: Any = None,
+    pause_total: Any = 0.0,
+    pause_frames: Any = 0,
+) -> _Run:
+    return _Run(
+        start=_finite(start),
+        peak=_finite(peak),
+        total=_finite(total),
+        num_frames=int(num_frames),
+        id=str(id),
+        ended=_number(ended),
+        pause_total=_finite(pause_total),
+        pause_frames=int(pause_frames),
+    )

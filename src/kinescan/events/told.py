@@ -68,9 +68,11 @@ def told_from(record: Mapping[str, Any]) -> Told:
     try:
         values = {name: record[name] for name in FIELDS}
         event = Event(**{name: values.pop(name) for name in Event.__dataclass_fields__})
+        if not all(isinstance(text, str) for text in (event.id, event.label, values["source"])):
+            raise ValueError("id, label and source must be text")
         update = EventUpdate(kind=values.pop("kind"), event=event, told_at_seconds=float(values.pop("told_at_seconds")))
         return Told(update=update, **{**values, "sequence": int(values["sequence"])})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"a record of an event is damaged ({type(error).__name__}: {error}).") from None
 
 

@@ -189,7 +189,7 @@ class EventStream:
             self._last = last and {name: float(last[name]) for name in ("seconds", "source_seconds", "time")}
             pending = [told_from(record) for record in kept["pending"]]
             source = kept["source"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(
                 f"{path}: the events in it are damaged ({type(error).__name__}: {error}). Start anew without it."
             ) from None
