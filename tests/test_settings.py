@@ -12,6 +12,7 @@ from kinescan.config import build_run
 from kinescan.errors import ConfigError
 from kinescan.models import PKS4Config
 from kinescan.models.videomamba.tuners.ssp import SSPConfig
+from kinescan.models.videomamba.tuners.st_adapter import STAdapterConfig
 from kinescan.models.videomamba.videomamba import VideoMambaConfig
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.settings import build_settings
@@ -29,6 +30,12 @@ def test_constructors_take_and_read_the_old_name(config: type[Any]) -> None:
     with pytest.warns(DeprecationWarning, match="activation_checkpointing"):
         assert replace(given, recompute=False) == config()
     assert build_settings(config, {"recompute": True}) == given
+
+
+def test_taps_is_the_old_name_of_the_kernel_size() -> None:
+    model = create_model("st_adapter_videomamba_tiny", taps=5, depth=1)
+    assert isinstance(model.config, STAdapterConfig)
+    assert model.config.kernel_size == 5
 
 
 def test_create_model_takes_the_old_name_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

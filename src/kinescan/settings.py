@@ -19,7 +19,7 @@ from kinescan.errors import ConfigError
 T = TypeVar("T")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST_SHOWN = 200
-OLD_NAMES = {"recompute": "activation_checkpointing"}
+OLD_NAMES = {"recompute": "activation_checkpointing", "taps": "kernel_size"}
 """Earlier names of settings, which are still accepted, and what they are called now."""
 
 

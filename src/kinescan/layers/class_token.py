@@ -25,8 +25,8 @@ class TemporalMix(nn.Module):
         self.width = width
         self.causal = causal
 
-    def taps(self) -> Tensor:
-        """The filter [width, 3]: the weight of each frame in the order of time."""
+    def kernel(self) -> Tensor:
+        """The kernel [width, 3]: the weight of each frame in the order of time."""
         raise NotImplementedError  # pragma: no cover  (each route has its own)
 
     def mixed_tokens(self, num_tokens: int) -> slice:
@@ -60,8 +60,8 @@ class TemporalMix(nn.Module):
         margin = part.new_zeros(part.shape[0], before, *part.shape[2:]) if state is None else state.to(part.dtype)
         after = [] if self.causal else [torch.zeros_like(part[:, :1])]
         padded = torch.cat([margin, part, *after], dim=1)  # [B, T + 2, m, width]
-        taps = self.taps().to(part.dtype)
-        mixed = sum(padded[:, k : k + num_frames] * taps[:, k] for k in range(self.kernel_size))
+        kernel = self.kernel().to(part.dtype)
+        mixed = sum(padded[:, k : k + num_frames] * kernel[:, k] for k in range(self.kernel_size))
         assert isinstance(mixed, Tensor)
         # A copy: a view would keep the tokens of the whole chunk alive as long as the state.
         tail = padded[:, -2:].clone() if self.causal else None
@@ -90,9 +90,9 @@ class ClassTokenConv(TemporalMix):
     def reset_parameters(self) -> None:
         """The shift that training starts from."""
         with torch.no_grad():
-            self.weight.copy_(_shift_taps(self.width, self.width // 4, self.causal).unsqueeze(1))
+            self.weight.copy_(_shift_kernel(self.width, self.width // 4, self.causal).unsqueeze(1))
 
-    def taps(self) -> Tensor:
+    def kernel(self) -> Tensor:
         """The learned filter."""
         return self.weight.squeeze(1)
 
@@ -113,9 +113,9 @@ class ClassTokenShift(TemporalMix):
     def reset_buffers(self) -> None:
         """The fixed filter, which no checkpoint holds."""
         assert isinstance(self.shift, Tensor)
-        self.shift.copy_(_shift_taps(self.width, self.width // self.share, self.causal))
+        self.shift.copy_(_shift_kernel(self.width, self.width // self.share, self.causal))
 
-    def taps(self) -> Tensor:
+    def kernel(self) -> Tensor:
         """The fixed filter."""
         assert isinstance(self.shift, Tensor)
         return self.shift
@@ -144,14 +144,14 @@ ROUTES: dict[str, type[TemporalMix]] = {
 }
 
 
-def _shift_taps(width: int, share: int, causal: bool) -> Tensor:
+def _shift_kernel(width: int, share: int, causal: bool) -> Tensor:
     """[width, 3]: `share` channels from frame t+1, as many from t-1, the rest from t (causal: `share` from t-1)."""
-    taps = torch.zeros(width, 3)
+    kernel = torch.zeros(width, 3)
     if causal:
-        taps[:share, 1] = 1
-        taps[share:, 2] = 1
+        kernel[:share, 1] = 1
+        kernel[share:, 2] = 1
     else:
-        taps[:share, 2] = 1
-        taps[share : 2 * share, 0] = 1
-        taps[2 * share :, 1] = 1
-    return taps
+        kernel[:share, 2] = 1
+        kernel[share : 2 * share, 0] = 1
+        kernel[2 * share :, 1] = 1
+    return kernel

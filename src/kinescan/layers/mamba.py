@@ -168,16 +168,16 @@ def scan_branch(
 
 
 def _convolve(content: Tensor, conv1d: nn.Conv1d, tail: Tensor | None) -> tuple[Tensor, Tensor]:
-    taps = conv1d.weight.squeeze(1).to(content.dtype).t().contiguous()  # [k, D]: dense in channels, as the content is
-    kernel, num_steps = taps.shape[0], content.shape[1]
+    kernel = conv1d.weight.squeeze(1).to(content.dtype).t().contiguous()  # [k, D]: dense in channels, as the content is
+    kernel_size, num_steps = kernel.shape[0], content.shape[1]
     if tail is None:
-        tail = content.new_zeros(content.shape[0], kernel - 1, content.shape[2])
+        tail = content.new_zeros(content.shape[0], kernel_size - 1, content.shape[2])
     padded = torch.cat([tail.to(content.dtype), content], dim=1)
     assert conv1d.bias is not None
     # Sums of shifted copies: sequences are short and channels last, where conv1d would transpose twice.
-    mixed = conv1d.bias.to(content.dtype) + padded[:, :num_steps] * taps[0]
-    for k in range(1, kernel):
-        mixed = torch.addcmul(mixed, padded[:, k : k + num_steps], taps[k])
+    mixed = conv1d.bias.to(content.dtype) + padded[:, :num_steps] * kernel[0]
+    for k in range(1, kernel_size):
+        mixed = torch.addcmul(mixed, padded[:, k : k + num_steps], kernel[k])
     return F.silu(mixed), padded[:, num_steps:]
 
 

@@ -21,7 +21,7 @@ LIMITS = {
     "num_frames": 4096,
     "tubelet_frames": 256,
     "bottleneck": 16_384,
-    "taps": 255,
+    "kernel_size": 255,
     "num_prompts": 1024,
     "inner_width": 16_384,
     "attention_width": 16_384,

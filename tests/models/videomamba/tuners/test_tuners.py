@@ -90,7 +90,7 @@ def test_deep_prompts_replace_what_blocks_made_of_theirs_and_shallow_ones_stay()
     [
         ("adapter", {"bottleneck": 0}, "bottleneck"),
         ("st_adapter", {"bottleneck": 0}, "bottleneck"),
-        ("st_adapter", {"taps": 2}, "2. Use 3"),
+        ("st_adapter", {"kernel_size": 2}, "2. Use 3"),
         ("vpt", {"num_prompts": 0}, "num_prompts"),
         ("adapter", {"botleneck": 3}, "adapter_videomamba_tiny"),
     ],

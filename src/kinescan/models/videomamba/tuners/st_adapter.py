@@ -17,17 +17,19 @@ class STAdapterConfig(VideoMambaConfig):
 
     Attributes:
         bottleneck: channels of the bottleneck.
-        taps: frames of the filter; odd.
+        kernel_size: frames of the filter; odd.
     """
 
     bottleneck: int = 72
-    taps: int = 3
+    kernel_size: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sizes(self, "bottleneck", "taps")
-        if self.taps < 1 or self.taps % 2 == 0:
-            raise ConfigError(f"taps must be odd, got {self.taps}. Use 3: the frame before, itself, the one after.")
+        check_sizes(self, "bottleneck", "kernel_size")
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ConfigError(
+                f"kernel_size must be odd, got {self.kernel_size}. Use 3: the frame before, itself, the one after."
+            )
 
 
 class TemporalBottleneck(nn.Module):
@@ -36,14 +38,14 @@ class TemporalBottleneck(nn.Module):
     Args:
         width: channels of a token.
         bottleneck: channels in between.
-        taps: frames of the filter.
+        kernel_size: frames of the filter.
     """
 
-    def __init__(self, width: int, bottleneck: int, *, taps: int) -> None:
+    def __init__(self, width: int, bottleneck: int, *, kernel_size: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, bottleneck)
         self.conv = nn.Conv3d(
-            bottleneck, bottleneck, kernel_size=(taps, 1, 1), padding=(taps // 2, 0, 0), groups=bottleneck
+            bottleneck, bottleneck, kernel_size=(kernel_size, 1, 1), padding=(kernel_size // 2, 0, 0), groups=bottleneck
         )
         self.fc2 = nn.Linear(bottleneck, width)
         assert self.conv.bias is not None
@@ -53,12 +55,12 @@ class TemporalBottleneck(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """What to add to the patches [B, T, N, W]."""
         inner = self.fc1(patches)
-        taps, side = self.conv.weight.flatten(1).to(inner.dtype).t().contiguous(), self.conv.kernel_size[0] // 2
+        kernel, side = self.conv.weight.flatten(1).to(inner.dtype).t().contiguous(), self.conv.kernel_size[0] // 2
         padded = nn.functional.pad(inner, (0, 0, 0, 0, side, side))
         assert self.conv.bias is not None
         mixed = self.conv.bias.to(inner.dtype).expand_as(inner)
-        for k in range(taps.shape[0]):
-            mixed = torch.addcmul(mixed, padded[:, k : k + inner.shape[1]], taps[k])
+        for k in range(kernel.shape[0]):
+            mixed = torch.addcmul(mixed, padded[:, k : k + inner.shape[1]], kernel[k])
         out: Tensor = self.fc2(mixed)
         return out
 
@@ -77,7 +79,8 @@ class STAdapters(Tuner):
         super().__init__()
         self.config = config
         self.adapters = nn.ModuleList(
-            TemporalBottleneck(config.width, config.bottleneck, taps=config.taps) for _ in range(config.depth)
+            TemporalBottleneck(config.width, config.bottleneck, kernel_size=config.kernel_size)
+            for _ in range(config.depth)
         )
 
     def enter(self, index: int, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
