@@ -110,7 +110,7 @@ def test_record_beside_the_file_says_all_that_is_needed(deployed: Path, small: P
     assert {entry.name for entry in deployed.iterdir()} == {"model.pt2", "export.json"}
     assert record["labels"] == list(LABELS)
     assert record["preprocessing"]["mean"] == list(small.preprocessing.mean)
-    assert record["check"]["clips"] == ["drawn: right", "drawn: down", "drawn: clockwise"]
+    assert record["check"]["clips"] == ["synthetic: right", "synthetic: down", "synthetic: clockwise"]
     assert record["check"]["same_top1"] == 3
 
 

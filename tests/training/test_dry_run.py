@@ -21,7 +21,9 @@ def test_plan_counts_groups_steps_and_memory(noise_clips: Any) -> None:
     assert plan.groups[0].lr == pytest.approx(2 * 1e-3 * 16 / 8)
     stem = sum(model.get_parameter(name).numel() for name in model.stem_parameters())
     assert plan.num_trained == plan.num_parameters - stem == sum(group.num_parameters for group in plan.groups)
-    assert plan.memory.gradients == plan.memory.average == 4 * plan.num_trained == plan.memory.optimizer // 2
+    assert plan.memory.gradients == plan.memory.ema == 4 * plan.num_trained == plan.memory.optimizer // 2
+    with pytest.warns(DeprecationWarning, match="ema"):
+        assert plan.memory.average == plan.memory.ema
     assert plan.memory.weights >= 4 * plan.num_parameters
     assert plan.memory.total == sum((plan.memory.weights, 4 * plan.memory.gradients, plan.memory.activations))
     assert plan.seconds is not None

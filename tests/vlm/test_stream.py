@@ -211,8 +211,10 @@ def test_cost_of_a_frame_is_constant_and_memory_as_computed(vlm, video):
             stream.push(frame)
             stats = stream.stats
             seen.append((stats.query_key_pairs - before, stats.state_tokens, stats.state_bytes, stats.num_tokens))
-        assert stats.detailed_bytes == 12 * tokens * stream.cache.shape.bytes_per_token()
-        assert stats.detailed_bytes == 12 * tokens * 2 * layers * 2 * 16 * 4
+        assert stats.full_cache_bytes == 12 * tokens * stream.cache.shape.bytes_per_token()
+        assert stats.full_cache_bytes == 12 * tokens * 2 * layers * 2 * 16 * 4
+        with pytest.warns(DeprecationWarning, match="full_cache_bytes"):
+            assert stats.detailed_bytes == stats.full_cache_bytes
         assert stats.allocated_bytes == 7 * 16 * stream.cache.shape.bytes_per_token()
     own = tokens * (tokens + 1) // 2
     assert [pairs for pairs, *_ in seen[:3]] == [layers * (own + tokens * count) for count in (0, 9, 18)]

@@ -101,11 +101,11 @@ class _Bar:
 
     def update(self, done: int, total: int | None, stats: "StreamStats") -> None:
         rate = done / (time.perf_counter() - self._started)
-        sizes = f"{rate:.1f}/s, state {byte_size(stats.state_bytes)}, cache {byte_size(stats.detailed_bytes)}"
+        sizes = f"{rate:.1f}/s, state {byte_size(stats.state_bytes)}, cache {byte_size(stats.full_cache_bytes)}"
         if not self._narrow:
             sizes = (
                 f"{rate:.2f} frames/s, state {stats.state_tokens} tokens {byte_size(stats.state_bytes)}, "
-                f"cache {stats.num_tokens} tokens {byte_size(stats.detailed_bytes)}"
+                f"cache {stats.num_tokens} tokens {byte_size(stats.full_cache_bytes)}"
             )
         self._progress.update(self._task, completed=done, total=total, sizes=sizes)
 
@@ -138,7 +138,7 @@ def _print_costs(report: "AskReport") -> None:
     print(
         f"{report.num_frames} frames: {report.vision_seconds:.2f} s to decode and see, {report.prefill.seconds:.2f} s "
         f"in the decoder; state {stats.state_tokens} tokens, {byte_size(stats.state_bytes)}; cache "
-        f"{stats.num_tokens} tokens, {byte_size(stats.detailed_bytes)}",
+        f"{stats.num_tokens} tokens, {byte_size(stats.full_cache_bytes)}",
         file=sys.stderr,
     )
     if report.full_prefill is None:
@@ -150,5 +150,5 @@ def _print_costs(report: "AskReport") -> None:
     print(
         f"prefill {report.prefill.seconds:.2f} s against {full.seconds:.2f} s; query-key pairs "
         f"{stats.query_key_pairs:,} against {full.stats.query_key_pairs:,}; past seen by a frame "
-        f"{byte_size(stats.state_bytes)} against {byte_size(full.stats.detailed_bytes)}"
+        f"{byte_size(stats.state_bytes)} against {byte_size(full.stats.full_cache_bytes)}"
     )

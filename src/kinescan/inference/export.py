@@ -41,12 +41,12 @@ from kinescan.version import __version__
 
 TOLERANCES: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.05}
 """How far logits may be off, as a fraction of the largest (and at least of 1)."""
-NUM_DRAWN_CLIPS = 3
+NUM_SYNTHETIC_CLIPS = 3
 NUM_COMPARED_STEPS = 100
 """Frames of each clip that an exported step is compared on, one behind the other."""
 NUM_STEPS_ALONE = 10
 """Frames of each clip that go in without others beside them, too."""
-_SMALLEST_DRAWN_FRAME = 64
+_SMALLEST_SYNTHETIC_FRAME = 64
 
 
 def export(
@@ -246,10 +246,10 @@ def _clips_to_compare(record: ExportRecord, videos: Sequence[str | Path]) -> tup
         views = Views(frames=num_frames, clips=1, crops=1)
         clips = [read_clips(file, record.preprocessing, views, transform)[0][0, 0] for file in files]
         return [str(file) for file in files], torch.stack(clips)
-    config = MotionConfig(frame_size=max(record.size, _SMALLEST_DRAWN_FRAME), num_frames=max(num_frames, 2), seed=0)
-    pairs = list(MOTION_PAIRS)[:NUM_DRAWN_CLIPS]
+    config = MotionConfig(frame_size=max(record.size, _SMALLEST_SYNTHETIC_FRAME), num_frames=max(num_frames, 2), seed=0)
+    pairs = list(MOTION_PAIRS)[:NUM_SYNTHETIC_CLIPS]
     clips = [transform(render_motion(config, "test", pair, 0)[:num_frames])[0] for pair in pairs]
-    return [f"drawn: {MOTION_PAIRS[pair][0]}" for pair in pairs], torch.stack(clips)
+    return [f"synthetic: {MOTION_PAIRS[pair][0]}" for pair in pairs], torch.stack(clips)
 
 
 def _compare(folder: Path, names: list[str], clips: Tensor, expected: Tensor, tolerance: float) -> ExportCheck:

@@ -504,7 +504,7 @@ class ExportCheck:
     """How an exported file compares with the model on clips.
 
     Attributes:
-        clips: where they came from: files, or "drawn".
+        clips: where they came from: files, or "synthetic: MOTION".
         largest_logit: largest absolute logit of the model.
         largest_difference: largest absolute difference of a logit.
         allowed_difference: what was allowed.

@@ -1,6 +1,7 @@
 """What a training run will do and need, before it starts."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -45,16 +46,22 @@ class MemoryPlan:
     Attributes:
         weights: parameters and buffers.
         gradients: of what is trained.
-        optimizer: AdamW's two averages.
-        average: of the weights.
+        optimizer: AdamW's two moments.
+        ema: the moving average of the weights.
         activations: what one batch of one process keeps for its backward pass.
     """
 
     weights: int
     gradients: int
     optimizer: int
-    average: int
+    ema: int
     activations: int
+
+    @property
+    def average(self) -> int:
+        """The old name of `ema`; deprecated."""
+        warnings.warn("MemoryPlan.average is deprecated. Use ema.", DeprecationWarning, stacklevel=2)
+        return self.ema
 
     @property
     def total(self) -> int:
@@ -151,7 +158,7 @@ def make_plan(
             weights=_num_bytes(held),
             gradients=_num_bytes(trained),
             optimizer=2 * _num_bytes(trained),
-            average=_num_bytes(trained) if optim.ema_decay else 0,
+            ema=_num_bytes(trained) if optim.ema_decay else 0,
             activations=activations,
         ),
         flops=training_flops(cost.macs.with_attention, num_clips=num_clips, num_epochs=optim.epochs),

@@ -1,5 +1,6 @@
 """What a stream gives back."""
 
+import warnings
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -45,7 +46,7 @@ class StreamStats:
         num_tokens: tokens in the full KV cache.
         state_tokens: tokens that the next frame may see of the past, in each layer and key head.
         state_bytes: of the compressed state, over all layers.
-        detailed_bytes: of the tokens in the full KV cache, over all layers.
+        full_cache_bytes: of the tokens in the full KV cache, over all layers.
         allocated_bytes: of the full KV cache with the unused ends of its chunks.
         query_key_pairs: computed so far, summed over layers, for each query head.
     """
@@ -54,6 +55,13 @@ class StreamStats:
     num_tokens: int
     state_tokens: int
     state_bytes: int
-    detailed_bytes: int
+    full_cache_bytes: int
     allocated_bytes: int
     query_key_pairs: int
+
+    @property
+    def detailed_bytes(self) -> int:
+        """The old name of `full_cache_bytes`; deprecated."""
+        text = "StreamStats.detailed_bytes is deprecated. Use full_cache_bytes."
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return self.full_cache_bytes

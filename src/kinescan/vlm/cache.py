@@ -274,7 +274,7 @@ class StreamCache:
         return sum(layer.state.num_bytes for layer in self.layers)
 
     @property
-    def detailed_bytes(self) -> int:
+    def full_cache_bytes(self) -> int:
         """Bytes that the tokens of the full KV cache take, over all layers."""
         return sum(layer.full_cache.num_bytes for layer in self.layers)
 

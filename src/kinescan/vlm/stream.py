@@ -154,7 +154,7 @@ class VideoStream:
             num_tokens=self.cache.num_tokens,
             state_tokens=self.cache.state_tokens,
             state_bytes=self.cache.state_bytes,
-            detailed_bytes=self.cache.detailed_bytes,
+            full_cache_bytes=self.cache.full_cache_bytes,
             allocated_bytes=self.cache.allocated_bytes,
             query_key_pairs=self.cache.query_key_pairs,
         )
