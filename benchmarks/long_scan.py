@@ -8,9 +8,9 @@ Writes benchmarks/results/long_scan_cpu.json. Every candidate first has to meet 
 
 Candidates:
     kinescan            the package's own operator, which runs over time step by step and over channels in parallel
-    kinescan, time cut  the same operator on pieces of the sequence side by side: once from empty states, the states
+    kinescan, time cut  the same operator on chunks of the sequence side by side: once from empty states, the states
                         handed on, once more from the right ones; parallel over time, twice the work
-    blockwise           the package's form without kernels: pieces side by side in plain torch, on any device
+    blockwise           the package's form without kernels: chunks side by side in plain torch, on any device
     eager loop          the reference, in float32
     transformers        the slow path of its Mamba (`mamba_selective_scan`, what runs without CUDA kernels)
     mambapy             a parallel scan in plain torch
@@ -75,13 +75,13 @@ def eager(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, 
     return reference.scan(u, delta, A, B, C, D, z, bias, True, None)[0]
 
 
-def _pieces(x: Tensor, length: int) -> Tensor:
-    """[R, T, X] -> [R, pieces, length, X], padded at the end."""
+def _chunks(x: Tensor, length: int) -> Tensor:
+    """[R, T, X] -> [R, chunks, length, X], padded at the end."""
     return F.pad(x, (0, 0, 0, -x.shape[1] % length)).unflatten(1, (-1, length))
 
 
 def _hand_on(ends: Tensor, decays: Tensor) -> Tensor:
-    """States before each piece, from those that each piece leaves by itself: [R, pieces, D, S]."""
+    """States before each chunk, from those that each chunk leaves by itself: [R, chunks, D, S]."""
     state, states = torch.zeros_like(ends[:, 0]), []
     for k in range(ends.shape[1]):
         states.append(state)
@@ -89,13 +89,13 @@ def _hand_on(ends: Tensor, decays: Tensor) -> Tensor:
     return torch.stack(states, dim=1)
 
 
-def ours_in_pieces(
+def ours_in_chunks(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor
 ) -> Tensor:
     steps = u.shape[1]
     length = math.ceil(steps / 8)
     delta = F.softplus(delta + bias)
-    cut = [_pieces(x, length) for x in (u, delta, B, C, z)]
+    cut = [_chunks(x, length) for x in (u, delta, B, C, z)]
     folded = [x.flatten(0, 1) for x in cut]
     ends = selective_scan(folded[0], folded[1], A, folded[2], folded[3], delta_softplus=False)[1]
     decays = torch.exp(cut[1].sum(dim=2)[..., None] * A)
@@ -132,7 +132,7 @@ def _foreign(use_mambapy: bool) -> Scan | None:
 def candidates() -> dict[str, Scan]:
     found = {
         "kinescan": ours,
-        "kinescan, time cut": ours_in_pieces,
+        "kinescan, time cut": ours_in_chunks,
         "blockwise": blockwise,
         "eager loop": eager,
         "transformers": _foreign(use_mambapy=False),

@@ -32,7 +32,7 @@ from kinescan.vlm.chat import Chat
 from kinescan.vlm.families import PixelSettings, family_class
 from kinescan.vlm.families.door import registered_attention
 from kinescan.vlm.policy import POLICIES, make_policy
-from kinescan.vlm.sequence import Piece
+from kinescan.vlm.sequence import Chunk
 from kinescan.vlm.stream import VideoStream
 
 LENGTHS = (32, 64, 128)
@@ -133,8 +133,8 @@ class WatchedStream(VideoStream):
 
     said: int = -1
 
-    def _run(self, pieces: Any, positions: Any, *, answering: bool) -> Tensor:
-        hidden = super()._run(list[Piece](pieces), positions, answering=answering)
+    def _run(self, chunks: Any, positions: Any, *, answering: bool) -> Tensor:
+        hidden = super()._run(list[Chunk](chunks), positions, answering=answering)
         if not answering:
             self.said = int(self.family.logits(hidden[-1:]).argmax())
         return hidden

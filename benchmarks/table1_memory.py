@@ -37,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import measure
-from kinescan.layers import pieces
+from kinescan.layers import chunks
 from kinescan.models.pks4 import PKS4Config
 from kinescan.models.vit.vit import ViTConfig
 from kinescan.models.zoo import create_model
@@ -180,7 +180,7 @@ def count(model: nn.Module, clips: int, dtype: str, *, fake: bool = True) -> Mem
         fake: without memory.
     """
     size = model.config.image_size
-    all_at_once = mock.patch.object(pieces, "PIECE_VALUES", sys.maxsize)
+    all_at_once = mock.patch.object(chunks, "CHUNK_VALUES", sys.maxsize)
     with cuda_autocast_rules(), all_at_once, FakeTensorMode() if fake else nullcontext(), Storages() as storages:
         give_memory(model, "cpu")
         pixels = torch.zeros(clips, FRAMES, 3, size, size)

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from kinescan.layers import pieces
+from kinescan.layers import chunks
 from kinescan.training.dry_run import activation_bytes
 
 SIZES: dict[str, Any] = {
@@ -91,7 +91,7 @@ def test_frames_without_gradients_are_counted_all_at_once_as_on_a_gpu(
         return needed
 
     whole = peak()
-    monkeypatch.setattr(pieces, "PIECE_VALUES", 1)
+    monkeypatch.setattr(chunks, "CHUNK_VALUES", 1)
     assert peak() == whole
 
 

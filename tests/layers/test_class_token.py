@@ -51,11 +51,11 @@ def test_causal_route_in_pieces_equals_whole(kind: str) -> None:
         torch.nn.init.normal_(parameter)
     tokens = torch.randn(2, 7, 5, 16)
     whole, _ = route(tokens)
-    state, pieces = None, []
+    state, chunks = None, []
     for start, end in ((0, 1), (1, 2), (2, 5), (5, 7)):
-        piece, state = route(tokens[:, start:end], state)
-        pieces.append(piece)
-    assert torch.equal(torch.cat(pieces, dim=1), whole)
+        chunk, state = route(tokens[:, start:end], state)
+        chunks.append(chunk)
+    assert torch.equal(torch.cat(chunks, dim=1), whole)
 
 
 @pytest.mark.parametrize("kind", ROUTES)

@@ -103,11 +103,11 @@ def test_causal_encoder_in_pieces_equals_whole(context_frames: int, norm: str, b
     maps = torch.randn(2, 9, 16, 6, 5)
     with torch.no_grad():
         whole, _ = encoder(maps)
-        state, pieces = None, []
+        state, chunks = None, []
         for start, end in ((0, 1), (1, 2), (2, 5), (5, 6), (6, 9)):
-            piece, state = encoder(maps[:, start:end], state)
-            pieces.append(piece)
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
+            chunk, state = encoder(maps[:, start:end], state)
+            chunks.append(chunk)
+    torch.testing.assert_close(torch.cat(chunks, dim=1), whole, atol=1e-5, rtol=1e-5)
     assert state.correlation.shape == state.variation.shape == (2, context_frames, 16, 6, 5)
 
 

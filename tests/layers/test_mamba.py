@@ -68,11 +68,11 @@ def test_mamba_in_pieces_equals_whole() -> None:
     block = Mamba(16)
     x = torch.randn(3, 9, 16)
     whole, end = block(x)
-    state, pieces = None, []
+    state, chunks = None, []
     for start, stop in ((0, 1), (1, 4), (4, 9)):
-        piece, state = block(x[:, start:stop], state)
-        pieces.append(piece)
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-6, rtol=1e-5)
+        chunk, state = block(x[:, start:stop], state)
+        chunks.append(chunk)
+    torch.testing.assert_close(torch.cat(chunks, dim=1), whole, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(state.scan, end.scan, atol=1e-6, rtol=1e-5)
     assert torch.equal(state.conv_tail, end.conv_tail)
 
@@ -80,7 +80,7 @@ def test_mamba_in_pieces_equals_whole() -> None:
 def test_mamba_takes_a_few_trajectories_at_a_time_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     block, tokens = Mamba(8), torch.randn(7, 5, 8)
     whole, end = block(tokens)
-    monkeypatch.setattr("kinescan.layers.pieces.PIECE_VALUES", 3 * 5 * 32)
+    monkeypatch.setattr("kinescan.layers.chunks.CHUNK_VALUES", 3 * 5 * 32)
     with torch.no_grad():
         out, state = block(tokens)
         alone, none = block(tokens, keep_state=False)

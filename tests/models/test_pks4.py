@@ -118,12 +118,12 @@ def test_stream_in_pieces_equals_frame_by_frame_and_state_keeps_its_size() -> No
     clip = _clip(12)
     with torch.no_grad():
         whole, end = model.forward_stream(clip)
-        state, pieces, sizes = None, [], []
+        state, chunks, sizes = None, [], []
         for start, stop in ((0, 1), (1, 2), (2, 6), (6, 11), (11, 12)):
             logits, state = model.forward_stream(clip[:, start:stop], state)
-            pieces.append(logits)
+            chunks.append(logits)
             sizes.append(state.num_bytes())
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(chunks, dim=1), whole, atol=1e-5, rtol=1e-5)
     assert len(set(sizes)) == 1
     assert end.num_bytes() == sizes[0]
     assert state.frames_seen == 12
@@ -176,7 +176,7 @@ def test_frames_in_pieces_give_the_same_logits(monkeypatch: pytest.MonkeyPatch) 
     model, clip = _awake(PKS4(TINY)).eval(), _clip(5)
     with torch.no_grad():
         whole = model(clip)
-        monkeypatch.setattr("kinescan.layers.pieces.PIECE_VALUES", 3 * 17 * 96)
+        monkeypatch.setattr("kinescan.layers.chunks.CHUNK_VALUES", 3 * 17 * 96)
         torch.testing.assert_close(model(clip), whole, atol=1e-6, rtol=1e-5)
 
 
@@ -417,7 +417,7 @@ FRAMES: dict[str, dict[str, Any]] = {"full": {}, "scanner alone": VARIANTS["scan
 
 
 @pytest.mark.parametrize("variant", FRAMES)
-def test_frames_of_a_causal_model_are_the_same_whole_and_in_pieces(variant: str) -> None:
+def test_frames_of_a_causal_model_are_the_same_whole_and_in_chunks(variant: str) -> None:
     model = _awake(PKS4(replace(TINY, causal=True, output="frames", **FRAMES[variant]))).eval()
     clip = _clip(7)
     whole = model(clip)

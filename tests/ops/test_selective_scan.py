@@ -114,13 +114,13 @@ def test_pieces_give_what_the_whole_gives(backend):
     tensors = draw(3, 41, 10, 4, dtype=torch.float32)
     whole, last = selective_scan(**tensors, backend=backend)
     for lengths in ([1] * 41, [16, 25], [40, 1], [7, 17, 17]):
-        state, start, pieces = tensors["state"], 0, []
+        state, start, chunks = tensors["state"], 0, []
         for length in lengths:
             cut = {n: x[:, start : start + length] if n in ALONG_TIME else x for n, x in tensors.items()}
             y, state = selective_scan(**{**cut, "state": state}, backend=backend)
-            pieces.append(y)
+            chunks.append(y)
             start += length
-        torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.cat(chunks, dim=1), whole, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(state, last, atol=1e-5, rtol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The form for long sequences against the reference: outputs, last state, every gradient; in pieces; the choice."""
+"""The form for long sequences against the reference: outputs, last state, every gradient; in chunks; the choice."""
 
 import pytest
 import torch
@@ -53,12 +53,12 @@ def test_long_sequences_in_float32_match_the_reference_in_float64(backend: str) 
 def test_blockwise_in_pieces_equals_whole() -> None:
     tensors = _draw(2, 70, 3)
     whole, end = selective_scan(**tensors, backend="blockwise")
-    state, pieces = tensors.pop("state"), []
+    state, chunks = tensors.pop("state"), []
     for part in (slice(0, 1), slice(1, 40), slice(40, 70)):
         cut = {name: t[:, part] if name in ("u", "delta", "B", "C", "z") else t for name, t in tensors.items()}
         y, state = selective_scan(**cut, state=state, backend="blockwise")
-        pieces.append(y)
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-10, rtol=1e-9)
+        chunks.append(y)
+    torch.testing.assert_close(torch.cat(chunks, dim=1), whole, atol=1e-10, rtol=1e-9)
     torch.testing.assert_close(state, end, atol=1e-10, rtol=1e-9)
 
 

@@ -137,8 +137,8 @@ def check_pieces_and_steps(device):
             )
             rows.append(row[:, None])
         else:
-            piece, state = selective_scan(**{**cut, "state": state}, backend="triton")
-            rows.append(piece)
+            chunk, state = selective_scan(**{**cut, "state": state}, backend="triton")
+            rows.append(chunk)
     torch.testing.assert_close(torch.cat(rows, dim=1), whole, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(state, last, atol=1e-5, rtol=1e-5)
     assert torch.equal(tensors["state"], before)

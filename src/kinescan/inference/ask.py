@@ -113,7 +113,7 @@ def ask(
         horizon_frames: frames that a live source will not exceed, for models that have to know (see `open_stream`); a
             file tells.
         on_progress: called as frames enter.
-        on_text: called with (question, piece of text) as the answer comes.
+        on_text: called with (question, part of the text) as the answer comes.
 
     Raises:
         VideoError: the file cannot be read, or is cut or damaged (CutVideoError) and allow_short is off; or the live

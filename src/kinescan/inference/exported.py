@@ -215,7 +215,7 @@ class ExportedModel(VideoClassifier):
     def forward(self, clip: Clip) -> Logits | FrameLogits:
         """Logits [B, K] (or [B, T, K]) of clips [B, T, 3, H, W], T and H = W as they were exported.
 
-        With a fixed batch, clips go in piece by piece; the last piece is filled up with zeros.
+        With a fixed batch, clips go in chunk by chunk; the last chunk is filled up with zeros.
 
         Raises:
             ShapeError: the clip has another size or number of frames than the file takes.

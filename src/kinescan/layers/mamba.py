@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kinescan.layers.checkpointed import checkpointed
-from kinescan.layers.pieces import pieces_of
+from kinescan.layers.chunks import chunks_of
 from kinescan.ops import selective_scan
 from kinescan.shapes import Tracks
 
@@ -96,20 +96,20 @@ class Mamba(nn.Module):
             keep_state: give the state; without it, that of all trajectories is never held at once.
 
         Returns:
-            [R, T, width] and the state to continue with, or None. Feeding a sequence in pieces gives what feeding it
+            [R, T, width] and the state to continue with, or None. Feeding a sequence in chunks gives what feeding it
             whole gives.
         """
-        pieces = pieces_of(tokens, 2 * self.inner_width * tokens.shape[1])
-        if state is not None or len(pieces) == 1:
+        chunks = chunks_of(tokens, 2 * self.inner_width * tokens.shape[1])
+        if state is not None or len(chunks) == 1:
             out, last = checkpointed(self._scan, self.in_proj(tokens), state)
             # A copy: a view of the tail would keep the inputs of the whole chunk alive as long as the state.
             return out, MambaState(last.scan, last.conv_tail.clone()) if keep_state else None
         outs, states = [], []
-        for piece in pieces:
-            out, last = self._scan(self.in_proj(piece), None)
+        for chunk in chunks:
+            out, last = self._scan(self.in_proj(chunk), None)
             outs.append(out)
             states += [last] if keep_state else []
-            del last  # or it would be held beside that of the next piece
+            del last  # or it would be held beside that of the next chunk
         out = torch.cat(outs)
         if not keep_state:
             return out, None

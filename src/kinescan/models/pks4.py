@@ -239,7 +239,7 @@ class PKS4(VideoClassifier):
         and gives what is added to them, of the same shape, and the state after the last frame (None without
         `keep_state`): a tensor, or a dataclass, mapping or tuple of tensors, in floating point, whose sizes do not
         depend on T. It changes no state that it was given. In a causal model, the output at t depends on tokens up to
-        t only, and what was fed in pieces gives what it gives as a whole.
+        t only, and what was fed in chunks gives what it gives as a whole.
 
         Args:
             config: the model's, of the subclass's own `config_class`.
@@ -274,7 +274,7 @@ class PKS4(VideoClassifier):
         return logits
 
     def forward_stream(self, clip: Clip, state: PKS4State | None = None) -> tuple[Tensor, PKS4State]:
-        """Scores of every prefix, and the state to continue with: feeding frames in pieces changes nothing.
+        """Scores of every prefix, and the state to continue with: feeding frames in chunks changes nothing.
 
         With `output="frames"`, the scores of every frame, which are those that `forward` gives for the whole.
 

@@ -1,4 +1,4 @@
-"""Memory for large results that the system hands over in few pieces."""
+"""Memory for large results that the system hands over in few blocks."""
 
 import ctypes
 import functools
@@ -16,13 +16,13 @@ PAGE = 1 << 21
 def empty_for_writing(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """`torch.empty` on the CPU, for a result that is written at once.
 
-    Fresh memory is mapped on the first write of each page, by default in pieces of 4 KiB, which for a large result
+    Fresh memory is mapped on the first write of each page, by default in pages of 4 KiB, which for a large result
     takes longer than a kernel takes to fill it. Linux gives huge pages to who asks for them (`madvise`, the setting of
     most distributions), much sooner. Where none is free, it moves small ones together first, and that takes about as
     long as small ones would.
 
     Not always sooner: a virtual machine gets memory from its host when it first writes to it. Huge pages come from the
-    large free pieces, which it may never have written to, small ones from those freed last. There the first results are
+    large free blocks, which it may never have written to, small ones from those freed last. There the first results are
     slow, slower than with small pages, until the machine has its memory; and where the host is short of memory and
     takes it back, every large result is. Callers who keep their results' memory (`out=`) are spared all of it.
 

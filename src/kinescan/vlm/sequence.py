@@ -1,4 +1,4 @@
-"""A piece of the token sequence, text and frames in turn, made ready for the decoder."""
+"""A chunk of the token sequence, text and frames in turn, made ready for the decoder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Embedded:
     vectors: Float[Tensor, "n W"]
 
 
-Piece = Text | Patch | Embedded
+Chunk = Text | Patch | Embedded
 
 
 @dataclass(frozen=True)
@@ -52,27 +52,27 @@ class Sequenced:
     deepstack: tuple[Float[Tensor, "v W"], ...]
 
 
-def sequence(family: Family, pieces: Sequence[Piece], positions: Positions) -> Sequenced:
-    """The pieces in a row; `positions` moves on.
+def sequence(family: Family, chunks: Sequence[Chunk], positions: Positions) -> Sequenced:
+    """The chunks in a row; `positions` moves on.
 
     Args:
         family: embeds text and gives positions.
-        pieces: at least one token in all.
+        chunks: at least one token in all.
         positions: how far positions have been given out.
     """
     vectors, positions_of_parts, visual, levels = [], [], [], []
-    for piece in pieces:
-        if isinstance(piece, Patch):
-            vectors.append(piece.features.tokens)
-            positions_of_parts.append(family.vision_positions(positions, piece.features, piece.seconds))
-            levels.append(piece.features.deepstack)
+    for chunk in chunks:
+        if isinstance(chunk, Patch):
+            vectors.append(chunk.features.tokens)
+            positions_of_parts.append(family.vision_positions(positions, chunk.features, chunk.seconds))
+            levels.append(chunk.features.deepstack)
         else:
-            part = piece.vectors if isinstance(piece, Embedded) else family.embed(piece.token_ids)
+            part = chunk.vectors if isinstance(chunk, Embedded) else family.embed(chunk.token_ids)
             if not len(part):
                 continue
             vectors.append(part)
             positions_of_parts.append(family.text_positions(positions, len(part)))
-        visual.append(torch.full((len(vectors[-1]),), isinstance(piece, Patch), device=vectors[-1].device))
+        visual.append(torch.full((len(vectors[-1]),), isinstance(chunk, Patch), device=vectors[-1].device))
     like = family.embedding
     return Sequenced(
         embedded=torch.cat([part.to(like.device, like.dtype) for part in vectors]),

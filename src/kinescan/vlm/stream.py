@@ -25,7 +25,7 @@ from kinescan.vlm.families.door import follows_length, pinned_rope, share_weight
 from kinescan.vlm.frames import to_frames
 from kinescan.vlm.intake import Intake, PendingPatch, encoded
 from kinescan.vlm.policy import Policy, make_policy
-from kinescan.vlm.sequence import Embedded, Patch, Piece, Text, sequence
+from kinescan.vlm.sequence import Chunk, Embedded, Patch, Text, sequence
 from kinescan.vlm.snapshot import describe_shape, pack_cache, pack_intake, pack_policy, write_snapshot
 
 logger = logging.getLogger(__name__)
@@ -290,14 +290,14 @@ class VideoStream:
                     self._step(waiting)
                 waiting = []
             behind_answer = self.place == "next_video" and not waiting
-            positions, pieces = self.positions.copy(), self._patch_pieces(waiting)[0]
+            positions, chunks = self.positions.copy(), self._patch_chunks(waiting)[0]
             closing = None if behind_answer else self.family.closing_features()
             if closing is not None:
-                pieces.append(Embedded(closing))
-            pieces.append(Text(self.chat.question(question, behind="answer" if behind_answer else "video")))
+                chunks.append(Embedded(closing))
+            chunks.append(Text(self.chat.question(question, behind="answer" if behind_answer else "video")))
             self._state = "answering"
         try:
-            yield from self._generate(pieces, positions, limit, keep)
+            yield from self._generate(chunks, positions, limit, keep)
             if keep:
                 with self._turn, self.cache.all_or_nothing():
                     self.cache.keep_answer()
@@ -308,13 +308,13 @@ class VideoStream:
                 if self._state == "answering":
                     self._state = "open"
 
-    def _generate(self, pieces: Sequence[Piece], positions: Positions, limit: int, keep: bool) -> Iterator[AnswerToken]:
+    def _generate(self, chunks: Sequence[Chunk], positions: Positions, limit: int, keep: bool) -> Iterator[AnswerToken]:
         """Tokens until one ends the answer; to be kept, the last one enters the cache too."""
         stop_ids = self.family.stop_ids()
         said: list[int] = []
         shown = ""
         for _ in range(limit):
-            logits = self._next_logits(pieces, positions)
+            logits = self._next_logits(chunks, positions)
             chosen = int(logits.argmax())
             text = ""
             if chosen not in stop_ids:
@@ -325,16 +325,16 @@ class VideoStream:
             yield AnswerToken(token_id=chosen, text=text, logits=logits)
             if chosen in stop_ids:
                 return
-            pieces = [Text([chosen])]
+            chunks = [Text([chosen])]
         if keep:
-            self._next_logits(pieces, positions)
+            self._next_logits(chunks, positions)
 
     @torch.no_grad()
-    def _next_logits(self, pieces: Sequence[Piece], positions: Positions) -> Tensor:
+    def _next_logits(self, chunks: Sequence[Chunk], positions: Positions) -> Tensor:
         with self._turn:
             if self._state == "closed":
                 self._check_usable()
-            hidden = self._run(pieces, positions, answering=True)[-1:]
+            hidden = self._run(chunks, positions, answering=True)[-1:]
             logits = self.family.logits(hidden)[0].float().cpu()
         if not bool(torch.isfinite(logits).all()):
             raise NonFiniteError(
@@ -355,9 +355,9 @@ class VideoStream:
             raise
 
     def _step(self, patches: Sequence[PendingPatch]) -> None:
-        pieces, place = self._patch_pieces(patches)
+        chunks, place = self._patch_chunks(patches)
         positions = self.positions.copy()
-        hidden = self._run(pieces, positions, answering=False)
+        hidden = self._run(chunks, positions, answering=False)
         if not bool(torch.isfinite(hidden).all()):
             raise NonFiniteError(
                 f"the decoder gives NaN or infinity for frame {patches[-1].number}, which was not taken. Use weights "
@@ -372,20 +372,20 @@ class VideoStream:
                 self.cache.budget,
             )
 
-    def _patch_pieces(self, patches: Sequence[PendingPatch]) -> tuple[list[Piece], Place]:
-        pieces: list[Piece] = []
+    def _patch_chunks(self, patches: Sequence[PendingPatch]) -> tuple[list[Chunk], Place]:
+        chunks: list[Chunk] = []
         place = self.place
         for patch in patches:
             mean_seconds = sum(patch.seconds) / 2
-            pieces.append(Text(self.chat.before_patch(patch.number, mean_seconds, place)))
-            pieces.append(Patch(patch.features, patch.seconds[0]))
-            pieces.append(Text(self.chat.after_patch()))
+            chunks.append(Text(self.chat.before_patch(patch.number, mean_seconds, place)))
+            chunks.append(Patch(patch.features, patch.seconds[0]))
+            chunks.append(Text(self.chat.after_patch()))
             place = "between"
-        return pieces, place
+        return chunks, place
 
-    def _run(self, pieces: Sequence[Piece], positions: Positions, *, answering: bool) -> Tensor:
-        self._declare_horizon(pieces)
-        inputs = sequence(self.family, pieces, positions)
+    def _run(self, chunks: Sequence[Chunk], positions: Positions, *, answering: bool) -> Tensor:
+        self._declare_horizon(chunks)
+        inputs = sequence(self.family, chunks, positions)
         pinned = self.horizon_positions
         if pinned is not None and positions.upcoming > pinned:
             raise ConfigError(
@@ -407,10 +407,10 @@ class VideoStream:
         finally:
             self.cache.answering = False
 
-    def _declare_horizon(self, pieces: Sequence[Piece]) -> None:
+    def _declare_horizon(self, chunks: Sequence[Chunk]) -> None:
         """Fixes how many positions the stream may come to, once the first patch shows how many one takes."""
         horizon = self.config.horizon_frames
-        first = next((piece for piece in pieces if isinstance(piece, Patch)), None)
+        first = next((chunk for chunk in chunks if isinstance(chunk, Patch)), None)
         if self.horizon_positions is not None or horizon is None or first is None:
             return
         merged = self.family.temporal_patch

@@ -79,7 +79,7 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        """Begins a new piece of work with the whole time."""
+        """Begins a new part of the work with the whole time."""
         try:
             size = os.path.getsize(self._source)
         except (OSError, ValueError):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from kinescan.layers.attention import attend
 from kinescan.layers.checkpointed import checkpointed
-from kinescan.layers.pieces import in_pieces
+from kinescan.layers.chunks import in_chunks
 from kinescan.layers.rotary import Rotary
 from kinescan.models.vit.vit_config import ViTConfig
 from kinescan.shapes import FrameTokens
@@ -171,7 +171,7 @@ class Block(nn.Module):
         def branch(frames: Tensor) -> Tensor:
             return self.attn.mix(checkpointed(lambda tokens: self.attn.project(self.ln_1(tokens)), frames))
 
-        out: Tensor = self.drop_path(self.ls_1(in_pieces(branch, x, 3 * x.shape[1] * x.shape[2])))
+        out: Tensor = self.drop_path(self.ls_1(in_chunks(branch, x, 3 * x.shape[1] * x.shape[2])))
         return out
 
     def transform(self, x: FrameTokens) -> FrameTokens:
@@ -180,7 +180,7 @@ class Block(nn.Module):
         def branch(frames: Tensor) -> Tensor:
             return checkpointed(self.mlp.contract, checkpointed(self._expand, frames))
 
-        out: Tensor = self.drop_path(self.ls_2(in_pieces(branch, x, x.shape[1] * self.mlp.c_fc.out_features)))
+        out: Tensor = self.drop_path(self.ls_2(in_chunks(branch, x, x.shape[1] * self.mlp.c_fc.out_features)))
         return out
 
     def attend_parts(self, x: Tensor, seen: Tensor) -> tuple[Tensor, ...]:

@@ -49,7 +49,7 @@ def selective_scan(
         y_t     = (C_t h_t + D u_t) silu(z_t)               the parts with D and z only where they are given
 
     Gradients reach every tensor, the state that comes in and through the one that goes out. Only the inputs are kept
-    for them (numba and triton): states are computed again in the backward pass. Feeding a sequence in pieces, with the
+    for them (numba and triton): states are computed again in the backward pass. Feeding a sequence in chunks, with the
     state handed on, gives what feeding it whole gives.
 
     Everything is computed in float32, or in float64 where u is float64, and autocast changes nothing about it: A, D,
@@ -66,7 +66,7 @@ def selective_scan(
         delta_bias: [D].
         delta_softplus: make step sizes positive by softplus.
         state: [R, D, S], the state to continue from; zeros by default.
-        backend: "numba" (CPU), "triton" (CUDA), "blockwise" (pieces of time side by side, for long sequences on any
+        backend: "numba" (CPU), "triton" (CUDA), "blockwise" (chunks of time side by side, for long sequences on any
             device) or "reference"; by default the fastest that runs on this device and dtype.
         out: y and the last state to write to, of the shapes and dtypes of what is returned, without gaps; no
             gradients. The last state may be `state` itself, which is then overwritten. Worth it in a loop: a system

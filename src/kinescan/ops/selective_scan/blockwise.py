@@ -1,4 +1,4 @@
-"""The selective scan for long sequences in plain torch: pieces of time side by side, on any device and dtype."""
+"""The selective scan for long sequences in plain torch: chunks of time side by side, on any device and dtype."""
 
 import math
 
@@ -26,12 +26,12 @@ def scan(
 ) -> tuple[Tracks, State]:
     """As `reference.scan`, in about 3 sqrt(T) steps instead of T; the sums are made in another order.
 
-    Legend as in `reference.py`; the sequence is cut into K pieces of L steps, k a piece, j a step inside it:
+    Legend as in `reference.py`; the sequence is cut into K chunks of L steps, k a chunk, j a step inside it:
 
-        g_kj = exp(Delta_kj A) g_k(j-1) + Delta_kj B_kj u_kj       g_k0 = 0, all pieces at once
-        s_kj = Delta_k1 + ... + Delta_kj                           exp(s_kj A) is the decay since the piece began
-        H_k  = exp(s_(k-1)L A) H_(k-1) + g_(k-1)L                  H_1 = h_0, one piece after the other
-        y_kj = C_kj (g_kj + exp(s_kj A) H_k)                       all pieces at once
+        g_kj = exp(Delta_kj A) g_k(j-1) + Delta_kj B_kj u_kj       g_k0 = 0, all chunks at once
+        s_kj = Delta_k1 + ... + Delta_kj                           exp(s_kj A) is the decay since the chunk began
+        H_k  = exp(s_(k-1)L A) H_(k-1) + g_(k-1)L                  H_1 = h_0, one chunk after the other
+        y_kj = C_kj (g_kj + exp(s_kj A) H_k)                       all chunks at once
 
     Source: the passes of a blocked prefix sum (Blelloch, 1990, section 1.5), with Mamba's recurrence as the operator.
     """

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kinescan.layers.pieces import PIECE_VALUES, in_pieces
+from kinescan.layers.chunks import CHUNK_VALUES, in_chunks
 
 
 def _lengths(num_rows: int, values_per_row: int) -> list[int]:
@@ -13,26 +13,26 @@ def _lengths(num_rows: int, values_per_row: int) -> list[int]:
         return 2 * rows
 
     rows = torch.randn(num_rows, 3)
-    assert torch.equal(in_pieces(part, rows, values_per_row), 2 * rows)
+    assert torch.equal(in_chunks(part, rows, values_per_row), 2 * rows)
     return lengths
 
 
 def test_pieces_hold_no_more_values_than_they_may() -> None:
     with torch.no_grad():
-        assert _lengths(7, PIECE_VALUES // 3) == [3, 3, 1]
-        assert _lengths(7, PIECE_VALUES // 7) == [7]
-        assert _lengths(3, 2 * PIECE_VALUES) == [1, 1, 1]
+        assert _lengths(7, CHUNK_VALUES // 3) == [3, 3, 1]
+        assert _lengths(7, CHUNK_VALUES // 7) == [7]
+        assert _lengths(3, 2 * CHUNK_VALUES) == [1, 1, 1]
 
 
 def test_all_rows_go_at_once_where_gradients_are_kept() -> None:
-    assert _lengths(7, PIECE_VALUES) == [7]
+    assert _lengths(7, CHUNK_VALUES) == [7]
 
 
 @pytest.mark.compile
 def test_pieces_are_no_part_of_an_exported_graph() -> None:
     class Part(nn.Module):
         def forward(self, rows: Tensor) -> Tensor:
-            return in_pieces(torch.exp, rows, PIECE_VALUES)
+            return in_chunks(torch.exp, rows, CHUNK_VALUES)
 
     with torch.no_grad():
         program = torch.export.export(Part(), (torch.ones(4, 2),), dynamic_shapes=({0: torch.export.Dim("rows")},))
