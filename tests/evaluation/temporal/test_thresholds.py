@@ -44,6 +44,13 @@ def test_a_class_without_intervals_gets_the_usual_threshold() -> None:
     assert found.rules.of("run").on == found.rules.of("fall").on
 
 
+def test_scores_that_are_all_low_get_a_threshold_among_them() -> None:
+    made = predictions((2, 4, "fall", 0.012), (8, 10, "fall", 0.006), (12, 14, "fall", 0.012), noise=0.004)
+    found = choose_rules([made], {"a.mp4": [interval(2, 4), interval(12, 14)]})
+    assert 0.006 < found.rules.of("fall").on <= 0.012
+    assert found.f1["fall"] == 1.0
+
+
 def test_no_more_false_alarms_than_asked_for() -> None:
     made = predictions(*((start, start + 1, "fall", 0.5) for start in (2, 6, 10)), (14, 15, "fall", 0.4))
     truth = {"a.mp4": [interval(2, 3), interval(6, 7), interval(14, 15)]}

@@ -24,7 +24,8 @@ from kinescan.events.rules import EventRules
 TIOUS = {"0.5:0.05:0.95": ACTIVITYNET_TIOUS, "0.3:0.1:0.7": THUMOS_TIOUS}
 SOON_SECONDS = 0.5
 """An alarm so soon after the onset is counted by itself."""
-SHIFTS = tuple(round(0.5 * step, 1) for step in range(-12, 13))
+_STEPS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+SHIFTS = (*(-step for step in reversed(_STEPS)), 0.0, *_STEPS)
 """Of the thresholds' logits, along the curve."""
 NEAR_CHANCE = 1.1
 CHANCE_CALIBRATED = 0.5

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from itertools import product
 from statistics import median
 
+import numpy as np
+
 from kinescan.data.intervals import Interval
 from kinescan.errors import ConfigError
 from kinescan.evaluation.temporal.alarm_sweep import AlarmSweep
@@ -13,7 +15,9 @@ from kinescan.evaluation.temporal.truth import refuse_unknown_labels
 from kinescan.events.predictions import BACKGROUND, FramePredictions
 from kinescan.events.rules import ClassRules, EventRules
 
-ON = (0.02, 0.05, *(round(0.1 + 0.05 * step, 2) for step in range(17)), 0.93, 0.95, 0.97, 0.98, 0.99, 0.995)
+ON = (0.05, *(round(0.1 * step, 1) for step in range(1, 10)), 0.95, 0.98, 0.99, 0.995)
+QUANTILES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+"""Of a class's scores: thresholds there are tried, too, since scores of rare events can all be low."""
 LEAST_SECONDS = (0.0, 0.2, 0.5)
 MERGE_SECONDS = (0.5, 1.0, 2.0)
 SMOOTH_SECONDS = (0.0, 0.15, 0.4)
@@ -48,10 +52,11 @@ def choose_rules(
 ) -> ChosenRules:
     """The rules under which alarms tell best of the true events of some videos; give validation videos, not test ones.
 
-    For each class the threshold with the highest F1 of its alarms (matched to true intervals as `score_alarms` does)
-    among those at which at least half of its alarms are right; where there is none, one that tells of nothing here. In
-    a range of equally good thresholds it is the middle. The times are the same for all classes: of those with the best
-    mean F1 (within 0.01), the ones with the shortest median delay.
+    Thresholds are tried from 0.05 to 0.995 and at quantiles of the class's scores. For each class it is the one with the
+    highest F1 of its alarms (matched to true intervals as `score_alarms` does) among those at which at least half of
+    its alarms are right; where there is none, one that tells of nothing here. In a range of equally good thresholds it
+    is the middle. The times are the same for all classes: of those with the best mean F1 (within 0.01), the ones with
+    the shortest median delay.
 
     Args:
         predictions: of the videos, by one model.
@@ -77,11 +82,12 @@ def choose_rules(
     sweeps = [AlarmSweep(one) for one in predictions]
     shown = [label for label in classes if any(one.label == label for one in intervals)]
     budget = None if most_false_alarms_per_hour is None else most_false_alarms_per_hour / max(1, len(shown))
+    tried_on = {label: _candidates(predictions, label) for label in shown}
     tried = [
         _with_times(
             sweeps,
             intervals,
-            shown,
+            tried_on,
             hours,
             EventRules(least_seconds=least, merge_seconds=merge, smooth_seconds=smooth),
             budget,
@@ -130,16 +136,23 @@ def _checked(
     return intervals, classes, hours
 
 
+def _candidates(predictions: Sequence[FramePredictions], label: str) -> list[float]:
+    """Thresholds to try for a class, ascending."""
+    scores = np.concatenate([one.scores[:, one.classes.index(label)] for one in predictions]).astype(np.float64)
+    own = [float(f"{value:.3g}") for value in np.quantile(scores, QUANTILES)]
+    return sorted({value for value in (*ON, *own) if 0 < value <= 1})
+
+
 def _with_times(
     sweeps: Sequence[AlarmSweep],
     intervals: Sequence[Interval],
-    labels: Sequence[str],
+    tried_on: Mapping[str, Sequence[float]],
     hours: float,
     times: EventRules,
     budget: float | None,
 ) -> tuple[float, float, EventRules]:
     """The mean of what the classes reach, their median delay, and the rules."""
-    found = {label: _choose_on(sweeps, intervals, label, hours, times, budget) for label in labels}
+    found = {label: _choose_on(sweeps, intervals, label, on, hours, times, budget) for label, on in tried_on.items()}
     delays = [delay for _, scores, _ in found.values() for delay in scores.delays_seconds]
     rules = EventRules(
         on=median(on for on, _, _ in found.values()),
@@ -156,6 +169,7 @@ def _choose_on(
     sweeps: Sequence[AlarmSweep],
     intervals: Sequence[Interval],
     label: str,
+    tried_on: Sequence[float],
     hours: float,
     times: EventRules,
     budget: float | None,
@@ -163,7 +177,7 @@ def _choose_on(
     """Threshold of one class, what its alarms reach, and the value that was maximised."""
     own = [interval for interval in intervals if interval.label == label]
     tried = []
-    for on in ON:
+    for on in tried_on:
         rules = EventRules(
             on=on,
             least_seconds=times.least_seconds,
