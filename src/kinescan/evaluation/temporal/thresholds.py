@@ -52,8 +52,8 @@ def choose_rules(
 ) -> ChosenRules:
     """The rules under which alarms tell best of the true events of some videos; give validation videos, not test ones.
 
-    Thresholds are tried from 0.05 to 0.995 and at quantiles of the class's scores. For each class it is the one with the
-    highest F1 of its alarms (matched to true intervals as `score_alarms` does) among those at which at least half of
+    Thresholds are tried from 0.05 to 0.995 and at quantiles of the scores of a class. For each class it is the one with
+    the highest F1 of its alarms (matched to true intervals as `score_alarms` does) among those at which half or more of
     its alarms are right; where there is none, one that tells of nothing here. In a range of equally good thresholds it
     is the middle. The times are the same for all classes: of those with the best mean F1 (within 0.01), the ones with
     the shortest median delay.
