@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from kinescan.config import build_run, dump_recipe, load_recipe
+from kinescan.data.convert.conversion import ConvertOptions, convert_export
 from kinescan.data.datasets import read_items
+from kinescan.data.interval_listing import read_intervals
 from kinescan.data.sampling import Views
 from kinescan.errors import CheckpointError, KinescanError
 from kinescan.events.detector import EventDetector
@@ -353,3 +355,53 @@ def test_damaged_lists_of_videos_are_read_or_refused(
         read_items(folder / "list.csv")
     except KinescanError:
         return
+
+
+TASK = {"id": 1, "data": {"video": "/data/upload/1/0a1b2c3d-a.mp4"}}
+RESULT = {"type": "timelinelabels", "value": {"ranges": [{"start": 3, "end": 9}], "timelinelabels": ["fall"]}}
+EXPORTS = {
+    "a.json": json.dumps([TASK | {"annotations": [{"result": [RESULT]}]}]),
+    "b.json": json.dumps({"database": {"a": {"subset": "train", "annotations": [{"segment": [1, 2], "label": "x"}]}}}),
+    "a.eaf": '<ANNOTATION_DOCUMENT><HEADER TIME_UNITS="milliseconds"><MEDIA_DESCRIPTOR MEDIA_URL="file:///a.mp4"/>'
+    '</HEADER><TIME_ORDER><TIME_SLOT TIME_SLOT_ID="1" TIME_VALUE="500"/><TIME_SLOT TIME_SLOT_ID="2" TIME_VALUE="900"/>'
+    '</TIME_ORDER><TIER TIER_ID="t"><ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="a" TIME_SLOT_REF1="1" '
+    'TIME_SLOT_REF2="2"><ANNOTATION_VALUE>x</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION></TIER>'
+    "</ANNOTATION_DOCUMENT>",
+    "a.xml": "<annotations><meta><task><size>60</size><source>a.mp4</source></task></meta><track id='0' label='x'>"
+    "<box frame='3' outside='0'><attribute name='n'>true</attribute></box><box frame='9' outside='1'/></track>"
+    "</annotations>",
+    "a.tsv": "Observation id\tSource\tMedia duration (s)\tBehavior\tBehavior type\tStart (s)\tStop (s)\n"
+    "o\tplayer #1:b.mp4;a.mp4\t3;3\tx\tSTATE\t3.5\t4\n",
+    "b.tsv": "Time\tMedia file path\tBehavior\tStatus\n1\ta.mp4\tx\tSTART\n2\ta.mp4\tx\tSTOP\n",
+    "a.txt": "event\t\t00:00:00.500\t0.5\t00:00:01.250\t1.25\t00:00:00.750\t0.75\tfall\n",
+    "b.txt": "Begin Time - ss.msec\tEnd Time - ss.msec\tevent\tFile Path\n0.5\t1.25\tfall\t/x/a.eaf\n",
+    "a.csv": '# ATTRIBUTE = {"1":{"aname":"w","options":{"0":"x"}}}\n'
+    "# CSV_HEADER = metadata_id,file_list,temporal_coordinates,metadata\n"
+    '"1","[""a.mp4""]","[0.5,1.25]","{""1"":""0""}"\n',
+    "b.csv": "path,start_frame,end_frame,label\na.mp4,3,9,x\n",
+    "c.csv": 'path,start,end,label,split\na.mp4,"0,5",0:01,x,train\nb.mp4,,,,val\n',
+}
+
+
+@FUZZ
+@given(st.data(), st.sampled_from(sorted(EXPORTS)))
+def test_damaged_exports_of_annotation_tools_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, name: str
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "exports"
+    folder.mkdir(exist_ok=True)
+    for video in ("a.mp4", "b.mp4"):
+        (folder / video).touch()
+    if name.endswith(".json") and data.draw(st.booleans()):
+        content = json.dumps(exchange(data.draw, json.loads(EXPORTS[name]))).encode()
+    else:
+        content = damage(data.draw, EXPORTS[name].encode())
+    (folder / name).write_bytes(content)
+    for read in (
+        lambda: convert_export(folder / name, ConvertOptions(frame_rate=20, least_seconds=0.5)),
+        lambda: read_intervals(folder / name),
+    ):
+        try:
+            read()
+        except KinescanError:
+            continue

@@ -70,6 +70,8 @@ def test_label_studio_timelines_count_frames_from_1(convert: Convert) -> None:
     assert "give it with --fps" in convert("x.json", text, code=2)
     minimal = [{"id": 1, "video": "https://host/path/a.mp4?key=1", "t": [timeline(11, 25, "fall")["value"]]}]
     assert convert("x.json", json.dumps(minimal), "--fps", "20") == FALL
+    kept = task(timeline(11, 25, "fall"), video="/data/upload/3/0a1b2c3d-lost.mp4")
+    assert convert("x.json", json.dumps([kept]), "--fps", "20", found=False) == [("lost.mp4", "0.5", "1.25", "fall")]
     rated = task(timeline(11, 25, "fall"))
     rated["data"] = {"video": "s3://bucket/a.mp4", "fps": 20}
     assert convert("x.json", json.dumps(rated)) == FALL
@@ -134,6 +136,7 @@ def test_boris_aggregated_events_are_read(convert: Convert) -> None:
         assert convert("x.csv", NEW + row) == FALL
     assert convert("x.tsv", (NEW + new_row("0.5", "1.25")).replace('"two, words"', "two").replace(",", "\t")) == FALL
     assert convert("x.tsv", OLD + old_row("0.5", "1.25")) == FALL
+    assert convert("x.tsv", (OLD + old_row("0.5", "1.25")).replace(" (s)", "")) == FALL
     assert convert("x.tsv", (OLD + old_row("0.5", "1.25")).encode("utf-16")) == FALL
     fields = ("--label", "behavior,modifiers,subject")
     assert convert("x.csv", NEW + new_row("0.5", "1.25"), *fields) == [("a.mp4", "0.5", "1.25", "fall left ann")]
@@ -361,6 +364,18 @@ def test_via_segments_are_read(convert: Convert) -> None:
     assert "line 5: " in said(convert)
     older = VIA.replace("temporal_coordinates,spatial_coordinates", "temporal_segment_start,temporal_segment_end")
     assert convert("x.csv", older + '"1_aB3","[""a.mp4""]",0,0.5,1.25,"{""1"":""fall""}"\n') == FALL
+
+
+# frames
+
+
+def test_lists_of_frames_are_read_by_the_clock_of_the_video(convert: Convert) -> None:
+    text = "video;label;start_frame;end_frame\na.mp4;fall;10;24\nb.mp4;;;\n"
+    assert convert("x.csv", text) == [*FALL, *NOTHING]
+    assert convert("x.csv", text, "--fps", "40") == [("a.mp4", "0.25", "0.625", "fall"), *NOTHING]
+    wrong = text + "a.mp4;run;30;20\na.mp4;run;58;61\na.mp4;run;50;90\n;run;1;2\n"
+    assert convert("x.csv", wrong, code=1) == [*FALL, ("a.mp4", "2.9", "3", "run"), *NOTHING]
+    assert [f"line {number}: " in said(convert) for number in (4, 5, 6, 7)] == [True, False, True, True]
 
 
 # all

@@ -60,6 +60,13 @@ def test_all_wrong_rows_unknown_classes_and_shared_groups_are_listed(labels: Pat
     assert found.to_json()["train_and_test"][0][0]["id"] == "b.mp4"
 
 
+def test_videos_beside_the_listed_ones_are_named(labels: Path) -> None:
+    (labels.parent / "c.mp4").write_bytes((labels.parent / "a.mp4").read_bytes())
+    found = check(labels, num_workers=0, decode=False)
+    assert found.unlisted == (str(labels.parent / "c.mp4"),)
+    assert (found.is_sound(), mentions(found.to_text(), "without labels", "(1)", "c.mp4")) == (True, True)
+
+
 def test_bins_hold_every_length() -> None:
     for lengths in ([1.0], [0.5, 0.5], [0.0, 2.0], [0.04, 0.08, 3600.0]):
         counts = histogram(lengths, bin_edges(lengths))

@@ -33,7 +33,8 @@ def command(
     ] = [],  # noqa: B006
     point: Annotated[float | None, typer.Option(help="Seconds that an event without a length lasts.", min=0)] = None,
     tool: Annotated[
-        str, typer.Option("--format", help="label_studio, boris, elan, elan_table, cvat, via; found out by default.")
+        str,
+        typer.Option("--format", help="label_studio, boris, elan, elan_table, cvat, via, frame_list, or auto."),
     ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a list that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,

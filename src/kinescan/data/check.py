@@ -1,7 +1,8 @@
 """What is wrong with the files of a data set: found out by looking at every one; nothing is changed or deleted."""
 
+import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -14,6 +15,7 @@ from kinescan.data.interval_summary import IntervalSummary, summarise
 from kinescan.data.intervals import IntervalTable, IntervalVideo
 from kinescan.data.listing import VideoItem, VideoList
 from kinescan.data.loader import start_worker, worker_context
+from kinescan.data.readers.files import is_hidden, is_video
 from kinescan.data.video import Inspection, Limits, inspect_video
 from kinescan.runtime.escaping import escape_terminal
 from kinescan.runtime.python_internals import kill_workers
@@ -69,6 +71,7 @@ class DataCheck:
         same_ids: whether equal ids mean the same video in all parts, as in published data sets.
         decoded: every frame was decoded; otherwise damage inside of files does not show.
         intervals: part -> what the labels say, where they have a start and an end.
+        unlisted: videos beside those that are listed, which have no labels and are not used.
     """
 
     videos: tuple[CheckedVideo, ...]
@@ -79,6 +82,7 @@ class DataCheck:
     same_ids: bool
     decoded: bool
     intervals: Mapping[str, IntervalSummary] = field(default_factory=dict)
+    unlisted: tuple[str, ...] = ()
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -148,6 +152,7 @@ class DataCheck:
             "duplicates": [[video.to_json() for video in group] for group in self.duplicates()],
             "train_and_test": [[video.to_json() for video in group] for group in self.overlap()],
             "groups_in_train_and_test": self.shared_groups(),
+            "without_labels": list(self.unlisted),
             **self._intervals_to_json(),
         }
 
@@ -186,6 +191,7 @@ class DataCheck:
             "worth knowing, and no fault",
             [f"{video.file.path}: {note}" for video in self.videos for note in video.file.notes],
         )
+        lines += _section("videos without labels beside the others, which are not used", list(self.unlisted))
         lines += _section("the same pictures in several files", list(map(_named, self.duplicates())))
         lines += _section("in training and in test", list(map(_named, self.overlap())))
         lines += _section("groups in training and in test", self.shared_groups())
@@ -270,7 +276,25 @@ def check_videos(
         same_ids=same_ids,
         decoded=decode,
         intervals={part: summarise(videos) for part, videos in parts.items() if isinstance(videos, IntervalTable)},
+        unlisted=tuple(_unlisted([video for table in parts.values() for video in _listed(table)])),
     )
+
+
+def _listed(videos: VideoList | IntervalTable) -> Sequence[IntervalVideo]:
+    """Videos that a list of intervals names; of annotations of published data sets, none."""
+    return [video for video in videos.videos if video.line] if isinstance(videos, IntervalTable) else []
+
+
+def _unlisted(listed: Sequence[IntervalVideo]) -> Iterator[str]:
+    """Videos in the folders of those that a list names."""
+    known = {os.path.normpath(video.path) for video in listed}
+    for folder in sorted({os.path.dirname(path) for path in known}):
+        try:
+            names = sorted(os.listdir(folder or "."))
+        except OSError:
+            continue
+        paths = (os.path.join(folder, name) for name in names if is_video(name) and not is_hidden(name))
+        yield from (path for path in paths if path not in known and os.path.isfile(path))
 
 
 def _items(videos: VideoList | IntervalTable) -> Sequence[VideoItem] | Sequence[IntervalVideo]:

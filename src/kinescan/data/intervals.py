@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kinescan.errors import ConfigError
@@ -70,10 +70,12 @@ class RowProblem:
     Attributes:
         line: its number, from 1; 0 where the format has none.
         reason: what is wrong, what is allowed.
+        video: what the file calls the video, where that is known.
     """
 
     line: int
     reason: str
+    video: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"line {self.line}: {self.reason}" if self.line else self.reason

@@ -208,7 +208,7 @@ def test_a_column_of_parts_divides_a_list(read: Callable[..., IntervalTable], fo
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,start_frame,end_frame,label\na.mp4,5,12,fall\n", "line 1: .*'start_frame'.*--fps"),
+        ("path,start_frame,end_frame,label\na.mp4,5,12,fall\n", "line 1: .*'start_frame'.*kinescan data convert"),
         ("path,start,end\na.mp4,0.5,1\n", "line 1: .*none of labels"),
         ("path,start,start,end,label\na.mp4,0,0,1,fall\n", "line 1.*'start'"),
         (HEADER, "lists"),

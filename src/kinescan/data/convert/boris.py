@@ -13,6 +13,7 @@ from kinescan.data.readers.times import parse_seconds
 from kinescan.errors import ConfigError
 
 _AGGREGATED = ("Behavior", "Start (s)", "Stop (s)")
+_WITHOUT_UNIT = ("Behavior", "Start", "Stop")
 _TABULAR = ("Behavior", "Time")
 _NOTHING = ("", "na", "nan", "n/a", "none", "live")
 
@@ -20,7 +21,7 @@ _NOTHING = ("", "na", "nan", "n/a", "none", "live")
 def is_boris(file: Path) -> bool:
     """Whether a table has BORIS's columns."""
     rows = read_sheet(file)
-    return any(find_header(rows, *names) is not None for names in (_AGGREGATED, _TABULAR))
+    return any(find_header(rows, *names) is not None for names in (_AGGREGATED, _WITHOUT_UNIT, _TABULAR))
 
 
 def read_boris(source: ExportFile) -> Export:
@@ -33,6 +34,7 @@ def read_boris(source: ExportFile) -> Export:
     """
     rows = read_sheet(source.path)
     place = find_header(rows, *_AGGREGATED)
+    place = find_header(rows, *_WITHOUT_UNIT) if place is None else place
     if place is not None:
         return _Reading(rows[place], rows[:place]).aggregated(rows[place + 1 :])
     place = find_header(rows, *_TABULAR)
@@ -66,16 +68,16 @@ class _Reading:
             if video is None:
                 continue
             try:
-                start = parse_seconds(self._sheet.get(row, "Start (s)")) - offset
+                start = parse_seconds(self._sheet.get(row, "Start (s)", "Start")) - offset
                 kind = self._sheet.get(row, "Behavior type").upper()
-                stop = self._sheet.get(row, "Stop (s)")
+                stop = self._sheet.get(row, "Stop (s)", "Stop")
                 ends_itself = kind == "POINT" or stop.lower() in _NOTHING
                 end = start if ends_itself else parse_seconds(stop) - offset
             except ValueError as problem:
-                self._problems.append(RowProblem(row.line, str(problem)))
+                self._problems.append(RowProblem(row.line, str(problem), video))
                 continue
             if stop.lower() in _NOTHING and kind == "STATE":
-                self._problems.append(RowProblem(row.line, "a STATE event has no stop. Close it in BORIS."))
+                self._problems.append(RowProblem(row.line, "a STATE event has no stop. Close it in BORIS.", video))
                 continue
             self._add(video, start, end, row)
         return self._export()
@@ -90,7 +92,7 @@ class _Reading:
             try:
                 time = parse_seconds(self._sheet.get(row, "Time")) - offset
             except ValueError as problem:
-                self._problems.append(RowProblem(row.line, str(problem)))
+                self._problems.append(RowProblem(row.line, str(problem), video))
                 continue
             status = self._sheet.get(row, "Status", "Behavior type").upper()
             fields = self._fields(row)
@@ -104,9 +106,11 @@ class _Reading:
             elif status == "POINT":
                 self._add(video, time, time, row)
             elif status == "STOP":
-                self._problems.append(RowProblem(row.line, f"{fields['behavior']!r} stops and was not started."))
+                self._problems.append(RowProblem(row.line, f"{fields['behavior']!r} stops and was not started.", video))
             else:
-                self._problems.append(RowProblem(row.line, f"status {status!r} is none of START, STOP and POINT."))
+                self._problems.append(
+                    RowProblem(row.line, f"status {status!r} is none of START, STOP and POINT.", video)
+                )
         for left in begun.values():
             for _, row in left:
                 behavior = self._sheet.get(row, "Behavior")

@@ -16,6 +16,8 @@ from kinescan.errors import ConfigError, VideoError
 from kinescan.settings import closest
 
 _ATTRIBUTE = "attribute:"
+_FRAMES_BEHIND = 2
+"""By how many frames a mark may reach beyond its video: tools count them in other ways."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +100,8 @@ def convert_export(source: str | Path, options: ConvertOptions | None = None) ->
         found.problems += [(file, problem) for problem in export.problems]
         found.notes += export.notes
         found.videos.update(dict.fromkeys(export.videos))
-        if export.problems:
-            found.unsure.update(export.videos)
+        known = [problem.video for problem in export.problems]
+        found.unsure.update(known if all(known) else export.videos)
         marks += [(file, mark) for mark in _in_seconds(export, options, places, file, found)]
     if not found.videos and not found.problems:
         raise ConfigError(f"{source} holds no annotation of a video.")
@@ -160,12 +162,12 @@ class _Places:
     def find(self, name: str) -> Path | None:
         """The file of a video; None: there is none, or several fit."""
         if name not in self._paths:
-            self._paths[name] = self._names.find(name)
+            self._paths[name] = self._names.find(name) or self._names.find(_as_uploaded(name))
         return self._paths[name]
 
     def path(self, name: str) -> Path:
         """The file of a video, or the last part of its name where there is none."""
-        return self.find(name) or Path(re.split(r"[\\/]", name.rstrip("\\/"))[-1] or name)
+        return self.find(name) or Path(re.split(r"[\\/]", _as_uploaded(name).rstrip("\\/"))[-1] or name)
 
     def not_found(self, names: Iterable[str]) -> Sequence[str]:
         """Names without a file.
@@ -180,6 +182,11 @@ class _Places:
             why = f"{len(several)} files fit {lost[0]!r}" if several else f"the first is {lost[0]!r}"
             raise ConfigError(f"none of the {len(lost)} videos of the export is found in {self._names.folder}: {why}.")
         return lost
+
+
+def _as_uploaded(name: str) -> str:
+    """The name that a file had before Label Studio stored it: upload/3/0a1b2c3d-clip.mp4 was clip.mp4."""
+    return re.sub(r"((?:^|/)upload/(?:[^/]+/)*)[0-9a-f]{8}-(?=[^/])", r"\1", name)
 
 
 def _attribute(kind: str, options: ConvertOptions) -> str:
@@ -230,7 +237,7 @@ def _in_seconds(export: Export, options: ConvertOptions, places: _Places, file: 
                 "not hold: give it with --fps"
             )
             raise ConfigError(f"{file} counts frames of {mark.video}, {why}.")
-        if mark.start >= len(clock) - 1 or mark.end > len(clock):
+        if mark.start >= len(clock) - 1 or mark.end > len(clock) + _FRAMES_BEHIND:
             found.unsure.add(mark.video)
             found.problems.append(
                 (

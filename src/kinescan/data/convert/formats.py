@@ -8,6 +8,7 @@ from kinescan.data.convert.boris import is_boris, read_boris
 from kinescan.data.convert.cvat import is_cvat, read_cvat
 from kinescan.data.convert.elan import is_eaf, is_elan_table, read_eaf, read_elan_table
 from kinescan.data.convert.export import Export, ExportFile
+from kinescan.data.convert.frame_list import is_frame_list, read_frame_list
 from kinescan.data.convert.label_studio import is_label_studio, read_label_studio
 from kinescan.data.convert.via import is_via, read_via
 from kinescan.data.convert.xml import is_zip
@@ -59,6 +60,12 @@ FORMATS: dict[str, Format] = {
         _table(is_boris),
         ("behavior", "subject", "modifiers", "category"),
         "BORIS: aggregated events (or tabular events) as csv or tsv",
+    ),
+    "frame_list": Format(
+        read_frame_list,
+        _table(is_frame_list),
+        ("label",),
+        "a csv of path,start_frame,end_frame,label, whose last frame belongs to the interval",
     ),
     "elan_table": Format(
         read_elan_table,

@@ -1,5 +1,6 @@
 """Label Studio: its JSON and JSON-MIN exports of timelines, audio regions and tracked boxes."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,6 @@ from kinescan.data.readers.files import is_video
 from kinescan.errors import ConfigError
 from kinescan.runtime.files import read_json
 
-_UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")
 _VIDEO_KEYS = ("video", "video_url", "videourl", "url", "media", "file")
 
 
@@ -65,7 +65,7 @@ class _Reading:
         name = task.get("id", number)
         video = _video_of(data)
         if video is None:
-            self._problems.append(RowProblem(0, f"task {name}: its data names no video."))
+            self._problems.append(RowProblem(0, f"task {name}: its data names no video.", "?"))
             return
         results = self._results(task)
         if results is None:
@@ -73,7 +73,7 @@ class _Reading:
             return
         self._videos.setdefault(video)
         for key in ("fps", "framerate", "frame_rate"):
-            if isinstance(data.get(key), int | float) and data[key] > 0:
+            if _is_rate(data.get(key)):
                 self._rates.add(float(data[key]))
         for result in results:
             self._region(result, video, f"task {name}")
@@ -113,7 +113,8 @@ class _Reading:
         """Regions of a task; None where nobody has labelled it."""
         if "annotations" not in task:
             return list(_minimal(task)) or None
-        annotations = [entry for entry in task["annotations"] or [] if isinstance(entry, dict)]
+        given = task["annotations"]
+        annotations = [entry for entry in given if isinstance(entry, dict)] if isinstance(given, list) else []
         annotations = [entry for entry in annotations if not entry.get("was_cancelled")]
         if not annotations:
             return None
@@ -130,17 +131,21 @@ class _Reading:
         labels = [text for key, texts in value.items() if key.endswith("labels") for text in _texts(texts)]
         try:
             spans, in_frames = _spans(value)
+            if not all(math.isfinite(time) for span in spans for time in span):
+                raise ValueError
         except (TypeError, ValueError, KeyError, OverflowError):
-            self._problems.append(RowProblem(0, f"{where}: a region has no times that can be read: {value!r:.120}."))
+            self._problems.append(
+                RowProblem(0, f"{where}: a region has no times that can be read: {value!r:.120}.", video)
+            )
             return
         if not spans:
             self._others += 1
             return
         if not labels:
-            self._problems.append(RowProblem(0, f"{where}: a region has no label: {value!r:.120}."))
+            self._problems.append(RowProblem(0, f"{where}: a region has no label: {value!r:.120}.", video))
         count, duration = value.get("framesCount"), value.get("duration")
-        if in_frames and isinstance(count, int) and isinstance(duration, int | float) and duration > 0:
-            self._rates.add(round(count / duration, 3))
+        if in_frames and count is not None and duration is not None and _is_rate(count) and _is_rate(duration):
+            self._rates.add(round(float(count) / float(duration), 3))
         fields = {"control": str(result.get("from_name", ""))}
         kept = self._frames if in_frames else self._seconds
         kept += [Mark(video, start, end, {"label": label, **fields}) for start, end in spans for label in labels]
@@ -172,6 +177,11 @@ def _lifespans(value: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
         yield started - 1, max(float(value.get("framesCount") or last), last)
 
 
+def _is_rate(value: Any) -> bool:
+    """Whether a value is a number that may be a rate, a count or a length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1e-6 < value < 1e9
+
+
 def _texts(texts: Any) -> list[str]:
     return [str(text).strip() for text in (texts if isinstance(texts, list) else [texts])]
 
@@ -195,15 +205,11 @@ def _video_of(data: Mapping[str, Any]) -> str | None:
 
 
 def _name_in(text: str) -> str:
-    """The path in an address, without what storages put before it."""
+    """The path in an address."""
     source = re.search(r"""src=["']([^"']+)""", text)
     try:
         parts = urlsplit(source[1] if source else text)
         local = parse_qs(parts.query).get("d")
     except ValueError:
         return text
-    path = unquote(local[0] if local else parts.path)
-    folder, sign, name = path.rpartition("/")
-    if re.search(r"(^|/)upload(/|$)", folder):
-        name = _UPLOADED.sub("", name, count=1)
-    return f"{folder}{sign}{name}"
+    return unquote(local[0] if local else parts.path)

@@ -107,7 +107,7 @@ def _spans(video_id: str, entry: Mapping[str, Any]) -> Iterator[LabelledSpan | R
             continue
         try:
             start, end = (float(time) for time in segment)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             start = end = math.nan
         if not (math.isfinite(start) and math.isfinite(end)):
             yield RowProblem(0, f"{where}: {segment!r:.100} are not two times in seconds.")

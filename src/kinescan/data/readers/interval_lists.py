@@ -343,11 +343,11 @@ def _header_columns(header: Row, file: Path, group: str) -> _Columns | None:
     if path is None:
         return None
     if start is None or (end or length) is None:
-        framed = place_of((*_STARTS, "frame_start"), lambda unit: unit in _FRAMES)
-        if framed is not None and place_of((*_ENDS, "frame_end"), lambda unit: unit in _FRAMES) is not None:
+        framed = place_of(_STARTS, lambda unit: unit in _FRAMES)
+        if framed is not None and place_of(_ENDS, lambda unit: unit in _FRAMES) is not None:
             raise ConfigError(
                 f"{file}, line {header.line}: the column {header.cells[framed]!r} holds frame numbers. Give seconds, "
-                "or let `kinescan data convert` write them: it takes --fps."
+                "or let `kinescan data convert` write them."
             )
         return None
     if label is None:
@@ -367,6 +367,30 @@ def _header_columns(header: Row, file: Path, group: str) -> _Columns | None:
         group=find_group_column(header, file, group),
         count=len(header.cells),
     )
+
+
+@dataclass(frozen=True)
+class FrameColumns:
+    """Places of columns in a list whose times are numbers of frames."""
+
+    path: int
+    start: int
+    end: int
+    label: int
+
+
+def find_frame_columns(header: Row) -> FrameColumns | None:
+    """The columns of a header that names a path, a first and a last frame and a label; None for another one."""
+    names = [_without_unit(name) for name in column_names(header)]
+
+    def place_of(known: Sequence[str], units: Sequence[str]) -> int | None:
+        return next((place for place, (name, unit) in enumerate(names) if name in known and unit in units), None)
+
+    path, label = place_of(_PATHS, ("",)), place_of(_LABELS, ("",))
+    start, end = place_of(_STARTS, _FRAMES), place_of(_ENDS, _FRAMES)
+    if path is None or label is None or start is None or end is None:
+        return None
+    return FrameColumns(path, start, end, label)
 
 
 def _without_unit(name: str) -> tuple[str, str]:

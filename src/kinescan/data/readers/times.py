@@ -1,5 +1,6 @@
 """Times as people and programs write them."""
 
+import math
 import re
 
 _NUMBER = r"\d+(?:[.,]\d*)?|[.,]\d+"
@@ -24,12 +25,14 @@ def parse_seconds(text: str) -> float:
     match = _SECONDS.fullmatch(text)
     if match is not None:
         sign, number, exponent = match.groups()
-        return float(f"{sign}{number.replace(',', '.')}e{exponent or 0}")
+        seconds = float(f"{sign}{number.replace(',', '.')}e{exponent or 0}")
+        if math.isfinite(seconds):
+            return seconds
     match = _CLOCK.fullmatch(text)
     if match is None:
         raise ValueError(f"{_shown(text)} is not a time{_why(text)}. Write {_FORMS}.")
-    sign, hours, minutes, seconds = match.groups()
-    rest = float(seconds.replace(",", "."))
+    sign, hours, minutes, rest_text = match.groups()
+    rest = float(rest_text.replace(",", "."))
     if rest >= 60 or (hours is not None and int(minutes) >= 60):
         raise ValueError(f"{_shown(text)} is not a time: minutes and seconds end at 59. Write {_FORMS}.")
     total = 3600 * int(hours or 0) + 60 * int(minutes) + rest
