@@ -136,3 +136,36 @@ def test_a_wrong_setting_of_a_stream_is_an_error(
     done = kinescan("stream", recording, "--model", timed, "--set", setting)
     assert done.exit_code != 0
     assert named in done.stderr
+
+
+def test_cameras_are_ended_with_all_their_states(causal: Path, recording: Path, tmp_path: Path) -> None:
+    """One camera is a pipe that stays open, one is a file, and one is dead from the start."""
+    pipe, cameras = tmp_path / "pipe", tmp_path / "cameras.toml"
+    os.mkfifo(pipe)
+    sources = {"door": pipe, "yard": recording, "dead": "tcp://127.0.0.1:9"}
+    tables = [f'[[camera]]\nname = "{name}"\nurl = "{source}"\n' for name, source in sources.items()]
+    cameras.write_text("\n".join(tables))
+    options = ["--model", str(causal), "--state", str(tmp_path / "states"), "--json"]
+    command = [sys.executable, "-m", "kinescan", "stream", str(cameras), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    with pipe.open("wb") as file:
+        file.write(recording.read_bytes())
+        file.flush()
+        lines = [json.loads(process.stdout.readline())]
+        while {line["camera"] for line in lines} != {"door", "yard"}:
+            lines.append(json.loads(process.stdout.readline()))
+        os.kill(process.pid, signal.SIGTERM)
+        rest, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    lines += lines_of(rest.decode())
+    assert all(line["dropped"] == 0 and line["behind_seconds"] >= 0 for line in lines)
+    for name in ("door", "yard"):
+        seen = load_stream_state(tmp_path / "states" / f"{name}.state").frames_seen
+        assert abs(seen - sum(line["camera"] == name for line in lines)) <= 1
+    assert "dead (tcp://127.0.0.1:9)" in said.decode()
+
+
+def test_recording_of_cameras_is_refused(kinescan: Any, causal: Path, tmp_path: Path) -> None:
+    found = kinescan("stream", "cameras.toml", "--model", causal, "--record", tmp_path / "a.mp4")
+    assert (found.exit_code, found.stderr.count("--record")) == (2, 1)

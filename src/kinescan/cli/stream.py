@@ -1,3 +1,4 @@
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import closing
@@ -9,6 +10,7 @@ import typer
 from kinescan import runs
 from kinescan.cli.output import reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
+from kinescan.errors import ConfigError
 from kinescan.runtime.escaping import escape_terminal, to_json
 from kinescan.runtime.quantities import percent
 from kinescan.runtime.signals import Interruption
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 Behind = Literal["wait", "newest"]
 EXAMPLES = (
     "kinescan stream a.mp4 --model runs/causal",
-    "kinescan stream rtsp://camera/1 --state camera.safetensors",
+    "kinescan stream cameras.toml --state states/ --when-behind newest",
     "kinescan stream rtsp://camera/1 --events events.jsonl --events https://example.org/hook --state camera.state",
 )
 
@@ -28,7 +30,10 @@ EXAMPLES = (
 @reported
 def command(
     source: Annotated[
-        str, typer.Argument(help="A video file, a URL (rtsp://, http://, ...), or - for standard input.")
+        str,
+        typer.Argument(
+            help="A video file, a URL (rtsp://, http://, ...), - for standard input, or cameras.toml with several."
+        ),
     ],
     model: Annotated[
         str | None, typer.Option(help="A run's folder, a saved causal model or a hub name. By default the newest run.")
@@ -48,7 +53,8 @@ def command(
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     state: Annotated[
-        Path | None, typer.Option(help="File to continue from where it is there; written every minute and at the end.")
+        Path | None,
+        typer.Option(help="File to continue from, written every minute and at the end; a folder for cameras.toml."),
     ] = None,
     events: Annotated[
         list[str],
@@ -78,9 +84,28 @@ def command(
 ) -> None:
     """Classify a video or a live source frame by frame, at constant cost; the model must be causal."""
     import_own_modules(modules)
+    is_several = runs.cameras.is_cameras(source)
+    if is_several and record is not None:
+        raise ConfigError("--record is for one source. Leave it out, or run kinescan stream for each camera.")
     # SIGTERM ends it as Ctrl-C does: with the state written
     with Interruption() as stop:
         stop.immediate = True
+        if is_several:
+            cameras = runs.cameras.stream_cameras(
+                source,
+                targets=events,
+                sinks=[runs.stream.printing(_print_camera_event_json if as_json else _print_camera_event)],
+                model=model,
+                every=every,
+                device=device,
+                state=state,
+                when_behind=when_behind,
+                overrides=settings,
+                allow_code=allow_code,
+            )
+            with closing(cameras):
+                _print_as_they_come(cameras, as_json)
+            return
         if events or record is not None:
             told = runs.stream.stream_source_events(
                 source,
@@ -115,22 +140,27 @@ def command(
             _print_as_they_come(predictions, as_json)
 
 
-def _print_event(told: "Told") -> None:
+def _print_event(told: "Told", camera: str = "") -> None:
     event = told.update.event
-    label = escape_terminal(event.label)
+    label, score = escape_terminal(event.label), f"{100 * event.peak_score:.1f} %"
     if told.update.kind == "start":
-        print(
-            f"{event.start_seconds:10.3f} s  {label} begins  ({event.id}, {100 * event.peak_score:.1f} %)", flush=True
-        )
+        _print_line(f"{camera}{event.start_seconds:10.3f} s  {label} begins  ({event.id}, {score})")
         return
     assert event.end_seconds is not None, "it has ended"
     lasted = event.end_seconds - event.start_seconds
-    text = f"{event.end_seconds:10.3f} s  {label} ends after {lasted:.3f} s"
-    print(f"{text}  ({event.id}, {100 * event.peak_score:.1f} %)", flush=True)
+    _print_line(f"{camera}{event.end_seconds:10.3f} s  {label} ends after {lasted:.3f} s  ({event.id}, {score})")
+
+
+def _print_camera_event(told: "Told") -> None:
+    _print_event(told, f"{escape_terminal(told.source)}: ")
+
+
+def _print_camera_event_json(told: "Told") -> None:
+    _print_line(to_json({"camera": told.source, **told.to_plain()}))
 
 
 def _print_event_json(told: "Told") -> None:
-    print(to_json(told.to_plain()), flush=True)
+    _print_line(to_json(told.to_plain()))
 
 
 def _print_as_they_come(predictions: "Iterable[StreamPrediction]", as_json: bool) -> None:
@@ -140,6 +170,7 @@ def _print_as_they_come(predictions: "Iterable[StreamPrediction]", as_json: bool
         milliseconds, before = 1000 * (now - before), now
         if as_json:
             values = {
+                **({} if prediction.camera is None else {"camera": prediction.camera}),
                 "frame_index": prediction.frame_index,
                 "seconds": prediction.seconds,
                 "labels": prediction.labels,
@@ -149,9 +180,16 @@ def _print_as_they_come(predictions: "Iterable[StreamPrediction]", as_json: bool
             if prediction.behind_seconds is not None:
                 values["behind_seconds"] = round(prediction.behind_seconds, 3)
                 values["dropped"] = prediction.num_dropped
-            print(to_json(values), flush=True)
+            _print_line(to_json(values))
         else:
             pairs = zip(prediction.labels, prediction.scores, strict=True)
             listed = "  ".join(f"{escape_terminal(label)} {percent(score)}" for label, score in pairs)
             dropped = f", {prediction.num_dropped} dropped" if prediction.num_dropped else ""
-            print(f"{prediction.seconds:8.3f} s  {listed}  ({milliseconds:.0f} ms{dropped})", flush=True)
+            camera = "" if prediction.camera is None else f"{escape_terminal(prediction.camera)}: "
+            _print_line(f"{camera}{prediction.seconds:8.3f} s  {listed}  ({milliseconds:.0f} ms{dropped})")
+
+
+def _print_line(text: str) -> None:
+    """At once: events of several cameras are printed by several threads."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

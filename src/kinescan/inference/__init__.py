@@ -6,9 +6,11 @@ from kinescan.inference.exported import ExportCheck, ExportedModel, ExportRecord
 from kinescan.inference.predictor import Prediction, predict
 from kinescan.inference.stream import StreamPrediction, StreamSession, stream
 from kinescan.inference.stream_state import load_stream_state, save_stream_state
+from kinescan.inference.streams import Camera, stream_many
 from kinescan.inference.strip import draw_strip
 
 __all__ = [
+    "Camera",
     "ExportCheck",
     "ExportRecord",
     "ExportedModel",
@@ -24,4 +26,5 @@ __all__ = [
     "predict",
     "save_stream_state",
     "stream",
+    "stream_many",
 ]

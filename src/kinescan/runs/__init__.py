@@ -10,6 +10,7 @@ from kinescan.runtime.lazy import lazy_names
 if TYPE_CHECKING:
     from kinescan.runs import ask as ask
     from kinescan.runs import bench as bench
+    from kinescan.runs import cameras as cameras
     from kinescan.runs import check as check
     from kinescan.runs import compare as compare
     from kinescan.runs import convert as convert
@@ -33,7 +34,7 @@ __getattr__ = lazy_names(
     __name__,
     {},
     (
-        *("ask", "bench", "check", "compare", "convert", "cross_validate", "demo", "demo_page", "doctor"),
+        *("ask", "cameras", "bench", "check", "compare", "convert", "cross_validate", "demo", "demo_page", "doctor"),
         *(
             "evaluate",
             "export",

@@ -43,18 +43,23 @@ class EventPlan:
     files: tuple[str, ...] = ()
     webhooks: tuple[WebhookSettings, ...] = ()
 
-    def open_sinks(self, state: str | Path | None = None) -> list[Sink]:
+    def open_sinks(self, state: str | Path | None = None, *, shared: dict[str, Sink] | None = None) -> list[Sink]:
         """Opens what is written and called.
 
         Args:
             state: file of the stream's state, beside which messages wait.
+            shared: files that are open by name, for several streams that are told of in one; opened ones are added.
 
         Raises:
             ConfigError: a file or folder cannot be written, or a secret is not set.
         """
         sinks: list[Sink] = []
+        files = {} if shared is None else shared
         try:
-            sinks += [_FILES[Path(name).suffix.lower()](name) for name in self.files]
+            for name in self.files:
+                if name not in files:
+                    files[name] = _FILES[Path(name).suffix.lower()](name)
+                sinks.append(files[name])
             for webhook in self.webhooks:
                 sinks.append(Webhook(webhook, _queue_of(webhook, state), secret=_secret_of(webhook)))
         except ConfigError:
