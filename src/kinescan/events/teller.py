@@ -208,11 +208,24 @@ class Teller:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(patience_seconds)
+        # whoever is impatient ends the program while slow sinks are waited for
+        saved = None if snapshot is None else self._saved(snapshot)
         for lane in self._lanes:
             lane.close(patience_seconds)
-        if self._save is not None and snapshot is not None:
+        if self._save is not None and snapshot is not None and saved != [told.key for told in self._left()]:
             with self._saving:
                 self._save(snapshot, self._left())
+
+    def _saved(self, snapshot: Any) -> list[str] | None:
+        """Saves the last snapshot; gives the records in it, or None where it cannot be written."""
+        left = self._left()
+        try:
+            if self._save is not None:
+                with self._saving:
+                    self._save(snapshot, left)
+        except (KinescanError, OSError):
+            return None
+        return [told.key for told in left]
 
     def _run(self) -> None:
         while True:
