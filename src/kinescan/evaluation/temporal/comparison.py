@@ -158,6 +158,7 @@ class TemporalComparison:
             difference = f"{mark}{_shown(gap.difference, gap.unit, signed=True)}{mark}"
             interval = f"{_shown(gap.low, gap.unit, signed=True)} to {_shown(gap.high, gap.unit, signed=True)}"
             yield f"| {gap.score} | {values} | {difference} | {interval} |"
+        yield "\nGaps of percentages are in points; those in bold are unlikely to be noise."
         yield f"\n{escape_markdown(self.verdict())}"
         if self.num_only_a or self.num_only_b:
             yield (
@@ -294,5 +295,6 @@ def _shown(value: float, unit: str, *, signed: bool = False) -> str:
         return "-"
     sign = "+" if signed else ""
     if unit == "%":
-        return f"{100 * value:{sign}.1f} %"
+        # gaps of percentages are points, as the page says
+        return f"{100 * value:{sign}.1f}" if signed else f"{100 * value:.1f} %"
     return f"{value:{sign}.2f} s" if unit == "s" else f"{value:{sign}.2f}"
