@@ -5,7 +5,7 @@ Several processes may share the rows: --only "PKS4, windows" in one, --only "ViT
 
 The videos are those of `kinescan data make events` at 32 pixels and 6 frames a second, rendered into memory. All rows
 start from one ViT that was trained on stills and see the same windows of 12 frames in the same order, easy ones first
-(one object, no distractor), through the loop of `kinescan.training.fit`. "Carried state" is the same training with
+(one object), through the loop of `kinescan.training.fit`. "Carried state" is the same training with
 windows one behind the other and the state going on between them. Thresholds are chosen on validation videos, for the
 most events at no more than two false alarms an hour; numbers are of test videos, whose textures no training video has,
 in one pass over each. Then the same twelve test videos stand at frame 100 and at frame 100,000 of one stream.
@@ -54,15 +54,18 @@ Truth = Mapping[str, tuple[Interval, ...]]
 Prepare = Callable[[Tensor], Tensor]
 WORK = Path("runs/events")
 RECIPES = measure.HERE.parent / "src" / "kinescan" / "recipes"
-CONFIG = EventsConfig(frame_size=SIZES["image_size"], fps=6.0, shake_pixels=0.5)
+CONFIG = EventsConfig(frame_size=SIZES["image_size"], fps=6.0, shake_pixels=0.5, distractors=0)
 """Frames of 32 pixels shake by as much of their side as the default's 64 do."""
+DENSE = replace(CONFIG, pause_seconds=1.0, quiet_ratio=0.05)
+"""What is trained on: more happens in a minute."""
+EASY = replace(DENSE, objects=1, quiet_ratio=0.0, seed=1)
+"""What training begins with: one object at a time."""
+CONFIGS = {"easy": EASY, "train": DENSE, "validation": CONFIG, "test": CONFIG}
 CLASSES = (BACKGROUND, *CONFIG.classes)
-EASY = replace(CONFIG, objects=1, distractors=0, pause_seconds=1.0, quiet_ratio=0.0, seed=1)
-"""What training begins with: one object, and nothing else that moves."""
-NUM_VIDEOS = {"easy": 48, "train": 96, "validation": 24, "test": 48}
+NUM_VIDEOS = {"easy": 64, "train": 128, "validation": 30, "test": 60}
 FIRST_VALIDATION = 10_000
 WINDOW, CHUNK, VIDEOS_AT_ONCE = 12, 60, 8
-BATCH, EASY_STEPS, STEPS, RATE = 16, 180, 500, 2e-3
+BATCH, EASY_STEPS, STEPS, RATE = 16, 120, 400, 2e-3
 """`EASY_STEPS` are part of `STEPS`."""
 AT_ONSETS = 0.75
 """Fraction of the windows that begin a little before an event; the others lie anywhere."""
@@ -85,7 +88,7 @@ SPREAD: Mapping[str, Callable[[Iterable[float]], float]] = {"lowest": min, "high
 def load_videos(part: str) -> tuple[Tensor, Truth]:
     """Frames [videos, T, 3, S, S] uint8, made once and mapped from a file afterwards; and what happens in each."""
     split: Any = "test" if part == "test" else "train"
-    config = EASY if part == "easy" else CONFIG
+    config = CONFIGS[part]
     first = FIRST_VALIDATION if part == "validation" else 0
     indices = range(first, first + NUM_VIDEOS[part])
     path = WORK / f"{part}_{len(indices)}.pt"

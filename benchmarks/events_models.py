@@ -61,7 +61,7 @@ class TemporalHead(PKS4):
 
     def forward_stream(self, clip: Tensor, state: PKS4State | None = None) -> tuple[Tensor, PKS4State]:
         state = PKS4State() if state is None else state
-        frames, after = self._frame_representations(clip, state, keep_state=True)
+        frames, after = self.represent(clip, state, keep_state=True)
         frames, carried = self.temporal(frames, state.scanner)
         logits: Tensor = self.head(frames)
         return logits, replace(after, scanner=carried)
