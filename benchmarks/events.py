@@ -4,8 +4,8 @@ Run, again and again until it says "complete":   OMP_NUM_THREADS=1 python benchm
 Several processes may share the rows: --only "PKS4, windows" in one, --only "ViT" in another.
 
 The videos are those of `kinescan data make events` at 32 pixels and 6 frames a second, rendered into memory. All rows
-start from one ViT that was trained on stills and see the same windows of 12 frames in the same order, easy ones first
-(one object), through the loop of `kinescan.training.fit`. "Carried state" is the same training with
+start from one ViT that was trained on stills and see the same windows of 12 frames in the same order, onsets first,
+through the loop of `kinescan.training.fit`. "Carried state" is the same training with
 windows one behind the other and the state going on between them. Thresholds are chosen on validation videos, for the
 most events at no more than two false alarms an hour; numbers are of test videos, whose textures no training video has,
 in one pass over each. Then the same twelve test videos stand at frame 100 and at frame 100,000 of one stream.
@@ -54,21 +54,19 @@ Truth = Mapping[str, tuple[Interval, ...]]
 Prepare = Callable[[Tensor], Tensor]
 WORK = Path("runs/events")
 RECIPES = measure.HERE.parent / "src" / "kinescan" / "recipes"
-CONFIG = EventsConfig(frame_size=SIZES["image_size"], fps=6.0, shake_pixels=0.5, distractors=0)
+CONFIG = EventsConfig(frame_size=SIZES["image_size"], fps=6.0, shake_pixels=0.5, objects=1, distractors=0)
 """Frames of 32 pixels shake by as much of their side as the default's 64 do."""
 DENSE = replace(CONFIG, pause_seconds=1.0, quiet_ratio=0.05)
 """What is trained on: more happens in a minute."""
-EASY = replace(DENSE, objects=1, quiet_ratio=0.0, seed=1)
-"""What training begins with: one object at a time."""
-CONFIGS = {"easy": EASY, "train": DENSE, "validation": CONFIG, "test": CONFIG}
+CONFIGS = {"train": DENSE, "validation": CONFIG, "test": CONFIG}
 CLASSES = (BACKGROUND, *CONFIG.classes)
-NUM_VIDEOS = {"easy": 64, "train": 128, "validation": 30, "test": 60}
+NUM_VIDEOS = {"train": 128, "validation": 30, "test": 60}
 FIRST_VALIDATION = 10_000
 WINDOW, CHUNK, VIDEOS_AT_ONCE = 12, 60, 8
-BATCH, EASY_STEPS, STEPS, RATE = 16, 120, 400, 2e-3
-"""`EASY_STEPS` are part of `STEPS`."""
+BATCH, ONSET_STEPS, STEPS, RATE = 16, 160, 400, 2e-3
+"""The first `ONSET_STEPS` of `STEPS` show onsets only."""
 AT_ONSETS = 0.75
-"""Fraction of the windows that begin a little before an event; the others lie anywhere."""
+"""Afterwards, the fraction of the windows that begin a little before an event; the others lie anywhere."""
 SEEDS = (0, 1, 2)
 MOST_FALSE_ALARMS = 2.0
 EARLY, LATE, REPEATED, SETTLED_SECONDS = 100, 100_000, 12, 2.0
@@ -140,14 +138,14 @@ class LabelledVideos:
 
 
 class Windows:
-    """Windows of training videos, easy ones first: a source for `fit`. Each window starts anew, with no state."""
+    """Windows of training videos, onsets first: a source for `fit`. Each window starts anew, with no state."""
 
     num_classes = len(CLASSES)
     batch_size = BATCH
     num_batches = STEPS
 
     def __init__(self, prepare: Prepare, *, seed: int) -> None:
-        self.easy, self.videos = LabelledVideos("easy"), LabelledVideos("train")
+        self.videos = LabelledVideos("train")
         self.prepare, self.seed = prepare, seed
 
     def path(self, item_index: int) -> str:
@@ -157,29 +155,29 @@ class Windows:
         assert epoch == 0
         assert first_batch == 0
         rng = np.random.default_rng([self.seed, 7])
-        for _ in range(EASY_STEPS):
-            yield self.batch(self.easy, [self.easy.place(rng, 1.0) for _ in range(BATCH)], [True] * BATCH)
-        yield from self.hard(rng)
+        for _ in range(ONSET_STEPS):
+            yield self.batch([self.videos.place(rng, 1.0) for _ in range(BATCH)], [True] * BATCH)
+        yield from self.mixed(rng)
 
-    def hard(self, rng: np.random.Generator) -> Iterator[Batch]:
+    def mixed(self, rng: np.random.Generator) -> Iterator[Batch]:
         """The rest: windows at random places."""
-        for _ in range(STEPS - EASY_STEPS):
-            yield self.batch(self.videos, [self.videos.place(rng, AT_ONSETS) for _ in range(BATCH)], [True] * BATCH)
+        for _ in range(STEPS - ONSET_STEPS):
+            yield self.batch([self.videos.place(rng, AT_ONSETS) for _ in range(BATCH)], [True] * BATCH)
 
-    def batch(self, videos: LabelledVideos, places: Sequence[tuple[int, int]], starts: list[bool]) -> Batch:
-        pixels, labels = videos.windows(places)
+    def batch(self, places: Sequence[tuple[int, int]], starts: list[bool]) -> Batch:
+        pixels, labels = self.videos.windows(places)
         indices = [video for video, _ in places]
         return Batch(clips=self.prepare(pixels), labels=labels, item_indices=indices, unreadable=[], starts=starts)
 
 
 class FollowedWindows(Windows):
-    """After the easy ones, each row of the batch follows a video from window to window, then another."""
+    """After the first onsets, each row of the batch follows a video from window to window, then another."""
 
-    def hard(self, rng: np.random.Generator) -> Iterator[Batch]:
+    def mixed(self, rng: np.random.Generator) -> Iterator[Batch]:
         # Each row joins somewhere, so that they do not all start anew at the same time.
         places, starts = [self.videos.place(rng, 0.0) for _ in range(BATCH)], [True] * BATCH
-        for _ in range(STEPS - EASY_STEPS):
-            yield self.batch(self.videos, places, starts)
+        for _ in range(STEPS - ONSET_STEPS):
+            yield self.batch(places, starts)
             starts = [first + WINDOW > self.videos.last for _, first in places]
             places = [
                 (int(rng.integers(len(self.videos.pixels))), 0) if ended else (video, first + WINDOW)
@@ -420,7 +418,7 @@ def publish(done: Mapping[str, Any]) -> None:
         "window_frames": WINDOW,
         "batch_size": BATCH,
         "steps": STEPS,
-        "easy_steps": EASY_STEPS,
+        "onset_steps": ONSET_STEPS,
         "most_false_alarms_per_hour_on_validation": MOST_FALSE_ALARMS,
     }
     measure.write_result("events", seed=SEEDS[0], n=len(SEEDS), settings=settings, results=summarise(done))

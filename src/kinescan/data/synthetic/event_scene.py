@@ -37,7 +37,8 @@ _REST_SECONDS = 0.8
 """An object rests for this long at least after it came, between what it does, and before it goes."""
 _GRID_SECONDS = 0.1
 _MOST_STROKES = 3
-_TRIES = 200
+_TRIES, _TRIES_OF_A_CHAIN = 240, 40
+"""Of an object; after every so many, it moves once less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,9 @@ def draw_lives(
     shape: str | None,
     others: Sequence[Life],
 ) -> list[Life]:
-    """The objects that be in one place after another, and move at `times`; where no room is found, one is left out.
+    """The objects that are in one place after another, and move at `times`.
+
+    Where there is no room, one moves less often, or is left out.
 
     Every movement is as likely as its reversal in time, so that a single frame does not tell the direction.
 
@@ -132,15 +135,19 @@ def draw_lives(
     for part, comes, goes in _divide(rng, times, seconds):
         kinds = [str(rng.choice(pairs)) for _ in part]
         name = shape or str(rng.choice(SHAPES))
-        for _ in range(_TRIES):
+        for attempt in range(1, _TRIES + 1):
             strokes = _draw_strokes(rng, part, kinds)
             poses = _draw_poses(rng, strokes)
-            if poses is None:
-                continue
-            life = Life(shape=name, comes=comes, goes=goes, strokes=strokes, poses=poses)
-            if not any(_meet(life, other, seconds) for other in others):
-                lives.append(life)
-                break
+            if poses is not None:
+                life = Life(shape=name, comes=comes, goes=goes, strokes=strokes, poses=poses)
+                if not any(_meet(life, other, seconds) for other in others):
+                    lives.append(life)
+                    break
+            if attempt % _TRIES_OF_A_CHAIN == 0 and part:
+                # Any of them, not the last: a life backwards is to be as likely as forwards.
+                gone = int(rng.integers(len(part)))
+                part = [*part[:gone], *part[gone + 1 :]]
+                kinds = [*kinds[:gone], *kinds[gone + 1 :]]
     return lives
 
 
