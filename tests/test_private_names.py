@@ -20,6 +20,8 @@ COMPARED = {"models/weights/torchscript.py"}
 """Compares such names with those in other people's files; calls none of them."""
 PUBLIC = {("os", "_exit")}
 """Documented, whatever the name looks like."""
+OF_NAMED_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
+"""Documented methods, whose underscore keeps them apart from fields."""
 PRIVATE = re.compile(r"_(?!_)\w*[a-zA-Z]\w*")
 
 
@@ -46,7 +48,7 @@ def _strangers(tree: ast.Module, own: set[str]) -> Iterator[str]:
                     yield f"{module}.{alias.name}".strip(".")
         elif isinstance(node, ast.Attribute) and PRIVATE.fullmatch(node.attr):
             holder = ast.unparse(node.value)
-            if holder in {"self", "cls", "super()"} or (holder, node.attr) in PUBLIC or node.attr in own:
+            if holder in {"self", "cls", "super()"} or (holder, node.attr) in PUBLIC or node.attr in OF_NAMED_TUPLES | own:
                 continue
             yield f"{holder}.{node.attr}"
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in STRINGS:
