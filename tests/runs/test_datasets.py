@@ -200,6 +200,25 @@ def test_videos_of_intervals_are_divided_by_person(tmp_path: Path, caplog: pytes
         held_out(folds=5)
 
 
+def test_a_group_on_both_sides_is_refused_and_a_fold_without_a_class_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write_intervals(tmp_path)
+    test = tmp_path / "other.csv"
+    test.write_text("path,start,end,label,person\n8.mp4,0,0.5,run,p3\n")
+    video(tmp_path / "8.mp4", 50)
+    data = {"train": str(file), "group": "column person"}
+    with pytest.raises(ConfigError, match=r"1 groups .*'p3'"):
+        read_videos(build_run({"data": {**data, "test": str(test)}}))
+    file.write_text(file.read_text() + "8.mp4,0,0.5,wave,p9\n")
+    number = next(
+        fold.fold
+        for fold in [build_run({"data": {**data, "folds": 5, "fold": fold}}).data for fold in range(1, 6)]
+        if any(found.group == "p9" for found in read_videos(RunConfig(data=fold)).held_out)
+    )
+    assert mentions(caplog.text, f"fold {number}: ", "'wave'")
+
+
 def test_wrong_rows_and_unknown_classes_of_intervals_end_a_run_before_it_begins(tmp_path: Path) -> None:
     file = write_intervals(tmp_path, 4)
     test = tmp_path / "other.csv"

@@ -77,6 +77,8 @@ def rows(table: IntervalTable) -> list[tuple[str, str, float, float]]:
         HEADER + "a.mp4,0.5,1.25,fall\na.mp4,0.5,1.25,fall\n",
         HEADER + "a.mp4 , 0.5 s , 1.25 s , fall \n",
         HEADER + "./a.mp4,0.5,1.25,fall\n",
+        HEADER + "/home/ann/clips/a.mp4,0.5,1.25,fall\n",
+        HEADER + "C:\\clips\\a.mp4,0.5,1.25,fall\n",
         HEADER + "a,0.5,1.25,fall\n",
         HEADER + "a.mp4,0.5,1.25,fall\na.mp4,1.25,2,background\na.mp4,2,3,\n",
     ],

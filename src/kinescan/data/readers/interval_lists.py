@@ -234,8 +234,13 @@ class _Gathered:
 def find_interval_video(path: str, root: Path) -> str | None:
     """The path of a video that a list names, relative to `root`, as its file spells it; None: there is none.
 
-    A name without its ending stands for the one video of that name.
+    A name without its ending stands for the one video of that name. Of a full path of another computer, the last parts
+    count that are there below `root`.
     """
+    parts = re.split(r"[\\/]+", path)
+    if re.match(r"/|[A-Za-z]:[\\/]", path) and not os.path.isfile(path):
+        ends = (os.path.join(*parts[count:]) for count in range(1, len(parts)) if parts[count])
+        path = next((end for end in ends if os.path.isfile(os.path.join(root, end))), path)
     relative = relative_path(path, root)
     full = os.path.join(root, relative)
     if os.path.isfile(full):
