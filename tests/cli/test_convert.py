@@ -77,6 +77,14 @@ def test_label_studio_timelines_count_frames_from_1(convert: Convert) -> None:
     assert convert("x.json", json.dumps(rated)) == FALL
 
 
+def test_label_studio_names_of_files_with_blanks_are_found(convert: Convert, videos: Path) -> None:
+    (videos / "odd (1).mp4").write_bytes((videos / "a.mp4").read_bytes())
+    for name in ("odd_1.mp4", "0a1b2c3d-odd_1.mp4", "odd%20(1).mp4"):
+        text = json.dumps([task(timeline(11, 25, "fall"), video=f"/data/upload/3/{name}")])
+        assert convert("x.json", text, "--fps", "20") == [("odd (1).mp4", "0.5", "1.25", "fall")]
+    (videos / "odd (1).mp4").unlink()
+
+
 def test_label_studio_takes_the_newest_annotation_and_leaves_unlabelled_tasks_out(convert: Convert) -> None:
     several = task(timeline(1, 2, "old"), updated_at="2026-01-01")
     newer = [{"result": [timeline(11, 25, "fall")], "updated_at": "2026-02-01"}, {"was_cancelled": True, "result": []}]

@@ -162,8 +162,15 @@ class _Places:
     def find(self, name: str) -> Path | None:
         """The file of a video; None: there is none, or several fit."""
         if name not in self._paths:
-            self._paths[name] = self._names.find(name) or self._names.find(_as_uploaded(name))
+            uploaded = _as_uploaded(name)
+            self._paths[name] = self._names.find(name) or self._names.find(uploaded) or self._stored_as(uploaded)
         return self._paths[name]
+
+    def _stored_as(self, name: str) -> Path | None:
+        """The one file that a storage would call so: blanks become underscores, and odd signs go."""
+        wanted = Path(name).name
+        found = [path for path in self._names.paths if _plain(path.name) == wanted != path.name]
+        return found[0] if len(found) == 1 else None
 
     def path(self, name: str) -> Path:
         """The file of a video, or the last part of its name where there is none."""
@@ -187,6 +194,10 @@ class _Places:
 def _as_uploaded(name: str) -> str:
     """The name that a file had before Label Studio stored it: upload/3/0a1b2c3d-clip.mp4 was clip.mp4."""
     return re.sub(r"((?:^|/)upload/(?:[^/]+/)*)[0-9a-f]{8}-(?=[^/])", r"\1", name)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
 def _attribute(kind: str, options: ConvertOptions) -> str:
