@@ -17,7 +17,6 @@ Writes benchmarks/results/stream_average.json from what is done.
 
 import argparse
 import json
-import shutil
 import statistics
 import time
 from dataclasses import replace
@@ -74,12 +73,11 @@ def train(seed: int) -> PKS4:
         config.model.name, labels=CLASSES, preprocessing=config.preprocessing, **(config.model.options | options)
     )
     output = WORK / f"run{seed}"
-    if not (output / "checkpoints" / "last").exists():
-        shutil.rmtree(output, ignore_errors=True)
-        pixels, labels = render("train", TRAIN_PER_CLASS, seed)
-        clips = MemoryClips(pixels, labels, num_classes=len(CLASSES), seed=seed)
-        optim = replace(config.optim, epochs=EPOCHS, warmup_epochs=2)
-        fit(model, clips, output=output, train=config.train, optim=optim, seed=seed)
+    pixels, labels = render("train", TRAIN_PER_CLASS, seed)
+    clips = MemoryClips(pixels, labels, num_classes=len(CLASSES), seed=seed)
+    optim = replace(config.optim, epochs=EPOCHS, warmup_epochs=2)
+    # a run that was finished is taken as it is, one that was left goes on
+    fit(model, clips, output=output, train=config.train, optim=optim, seed=seed, resume=output.exists())
     model = type(model).from_pretrained(output / "checkpoints" / "last")
     assert isinstance(model, PKS4)
     return model
