@@ -1,7 +1,7 @@
 """Tuners of one frozen VideoMamba on motions that it has not seen: accuracy against trained parameters, memory, time.
 
 Run, again and again until it says "complete":   OMP_NUM_THREADS=1 python benchmarks/ssp_tuners.py --seconds 330
-Several processes may share the tuners: --only full --only "head only" in one of them.
+Several processes may share the tuners: --only full --only "linear probe" in one of them.
 
 1. A small VideoMamba is trained on the look of objects (12 classes) and on three pairs of motions (6 classes). A clip
    that is labelled by its look moves in any way, so the loss of a clip compares only classes of its own kind.
@@ -62,7 +62,7 @@ RATES = (1e-3, 4e-3, 1.6e-2)
 STEP_SIZES = (0.01, 0.5)
 TUNERS: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("full", {}),
-    "head only": ("head_only", {}),
+    "linear probe": ("linear_probe", {}),
     "VPT, shallow": ("vpt", {"num_prompts": 8, "deep": False}),
     "VPT, deep": ("vpt", {"num_prompts": 8}),
     "Adapter": ("adapter", {"bottleneck": 31}),

@@ -22,8 +22,11 @@ _VIDEOMAMBA: dict[str, dict[str, Any]] = {
     "videomamba_middle": {"width": 576, "depth": 32},
 }
 
-TUNER_NAMES = ("ssp", "full", "head_only", "adapter", "st_adapter", "vpt")
+TUNER_NAMES = ("ssp", "full", "linear_probe", "adapter", "st_adapter", "vpt")
 """What may be trained of, or on top of, a VideoMamba; each gives the models TUNER_videomamba_SIZE."""
+
+OLD_MODEL_NAMES = {f"head_only_{name}": f"linear_probe_{name}" for name in _VIDEOMAMBA}
+"""Earlier names of models, which are still accepted, and what they are called now."""
 
 IMAGE_MODELS: dict[str, Mapping[str, Any]] = {
     "vit_ti16": _TI16 | _AVERAGING,
@@ -52,6 +55,16 @@ REGISTERED: dict[str, Any] = {}
 """Models of somebody's own, as `kinescan.models.registry.register_model` adds them."""
 ENTRY_POINTS = "kinescan.models"
 """Group of entry points by which an installed package offers models: NAME = "module that registers NAME"."""
+
+
+def current_model_name(name: str) -> str:
+    """What a model is called now.
+
+    Example:
+        >>> current_model_name("head_only_videomamba_tiny"), current_model_name("pks4_vit_b16")
+        ('linear_probe_videomamba_tiny', 'pks4_vit_b16')
+    """
+    return OLD_MODEL_NAMES.get(name, name)
 
 
 def offered_models() -> tuple[EntryPoint, ...]:

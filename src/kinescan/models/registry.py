@@ -9,14 +9,22 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from kinescan.errors import ConfigError
-from kinescan.models.catalog import IMAGE_MODELS, REGISTERED, TUNED, VIDEOMAMBAS, offered_models
+from kinescan.models.catalog import (
+    IMAGE_MODELS,
+    OLD_MODEL_NAMES,
+    REGISTERED,
+    TUNED,
+    VIDEOMAMBAS,
+    current_model_name,
+    offered_models,
+)
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.pks4 import PKS4
 from kinescan.models.videomamba.tuned import TunedVideoMamba
 from kinescan.models.videomamba.tuners import (
     AdapterVideoMamba,
     FullVideoMamba,
-    HeadOnlyVideoMamba,
+    LinearProbeVideoMamba,
     STAdapterVideoMamba,
     VPTVideoMamba,
 )
@@ -43,7 +51,7 @@ class Architecture:
 TUNERS: dict[str, type[TunedVideoMamba]] = {
     "ssp": SSPVideoMamba,
     "full": FullVideoMamba,
-    "head_only": HeadOnlyVideoMamba,
+    "linear_probe": LinearProbeVideoMamba,
     "adapter": AdapterVideoMamba,
     "st_adapter": STAdapterVideoMamba,
     "vpt": VPTVideoMamba,
@@ -84,8 +92,8 @@ def register_model(name: str, config: Any, builder: type[VideoClassifier]) -> No
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"a model's name is made of letters, digits, '_', '-' and '.', got {name!r}.")
-    if name in MODELS or name in REGISTERED:
-        owner = "a model of kinescan" if name in MODELS else REGISTERED[name].model.__qualname__
+    if name in MODELS or name in REGISTERED or name in OLD_MODEL_NAMES:
+        owner = "a model of kinescan" if name not in REGISTERED else REGISTERED[name].model.__qualname__
         raise ConfigError(f"the name {name} is taken by {owner}. Choose another.")
     settings = _checked_config(name, config)
     cls = config if isinstance(config, type) else type(config)
@@ -107,6 +115,7 @@ def find_model(name: str) -> Architecture | None:
     Raises:
         ConfigError: such a package fails.
     """
+    name = current_model_name(name)
     if name in MODELS or name in REGISTERED:
         return MODELS.get(name) or REGISTERED[name]
     for entry in offered_models():

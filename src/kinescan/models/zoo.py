@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from kinescan.errors import CheckpointError, ConfigError
+from kinescan.models.catalog import current_model_name
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.registry import MODELS, Architecture, find_model, list_models, require_model
 from kinescan.models.saving import saved_model
@@ -62,6 +63,7 @@ def create_model(
         >>> model.config.num_classes, model.config.window, model.labels
         (2, 5, ('left', 'right'))
     """
+    name = _current_name(name)
     architecture = require_model(name)
     options = _current_options(name, architecture, options)
     _refuse_unknown_options(name, architecture, options)
@@ -69,7 +71,8 @@ def create_model(
     if weights is not None:
         pretrained = architecture.model.translate(open_checkpoint(weights))
         conventions = current_names(architecture.model.config_class, pretrained.conventions)
-        pretrained = dataclasses.replace(pretrained, conventions=conventions)
+        trained_as = None if pretrained.model is None else current_model_name(pretrained.model)
+        pretrained = dataclasses.replace(pretrained, conventions=conventions, model=trained_as)
         _refuse_contradictions(name, architecture, pretrained, options)
         _refuse_another_named_size(name, pretrained)
     asked = to_plain(preprocessing) if isinstance(preprocessing, Preprocessing) else dict(preprocessing or {})
@@ -149,6 +152,13 @@ def from_pretrained(
     if not issubclass(model, TunedVideoMamba):
         raise CheckpointError(f"{folder} holds a {name}, which is whole and needs no base. Leave base out.")
     return model.from_pretrained(folder, base=base)
+
+
+def _current_name(name: str) -> str:
+    current = current_model_name(name)
+    if current != name:
+        logger.warning("the model name %s is deprecated. Use %s", name, current)
+    return current
 
 
 def _current_options(name: str, architecture: Architecture, options: Mapping[str, Any]) -> dict[str, Any]:

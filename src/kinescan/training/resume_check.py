@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from kinescan.errors import CheckpointError, ConfigError
+from kinescan.models.catalog import current_model_name
 from kinescan.models.weights.labels import describe_labels
+from kinescan.settings import OLD_NAMES
 from kinescan.training.schedule import Schedule
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,6 @@ HARMLESS = (
     "model.module",
     "model.new_head",
     "model.options.activation_checkpointing",
-    "model.options.recompute",
     "train.eval_every",
     "train.log_every",
     "train.checkpoint_minutes",
@@ -74,7 +75,7 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
     Raises:
         ConfigError: settings changed that the weights depend on; each is listed.
     """
-    old, new = _flat(before), _flat(now)
+    old, new = _flat(_current(before)), _flat(_current(now))
     changed = {
         key: f"{key} was {_shown(old, key)}, is {_shown(new, key)}"
         for key in sorted(old.keys() | new.keys())
@@ -146,6 +147,15 @@ def refuse_other_labels(saved: Sequence[str] | None, own: Sequence[str] | None, 
 def _shown(values: Mapping[str, Any], key: str) -> str:
     text = repr(values[key]) if key in values else "not set"
     return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}..."
+
+
+def _current(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings by the names that models and their options have now."""
+    model = settings.get("model")
+    if not isinstance(model, Mapping):
+        return settings
+    options = {OLD_NAMES.get(key, key): value for key, value in model.get("options", {}).items()}
+    return {**settings, "model": {**model, "name": current_model_name(str(model.get("name"))), "options": options}}
 
 
 def _flat(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:

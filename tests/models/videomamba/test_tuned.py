@@ -25,7 +25,7 @@ SIZES: dict[str, Any] = {"image_size": 16, "patch_size": 8, "depth": 2, "width":
 OPTIONS: dict[str, dict[str, Any]] = {
     "ssp": {"inner_width": 8, "attention_width": 8, "attention_heads": 2},
     "full": {},
-    "head_only": {},
+    "linear_probe": {},
     "adapter": {"bottleneck": 4},
     "st_adapter": {"bottleneck": 4},
     "vpt": {"num_prompts": 2},
@@ -84,7 +84,7 @@ def test_training_changes_what_is_trained_and_nothing_else(tuner: str, base: Pat
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     # Prompts of the first block of SSP are never read, nor are the biases of gates that are still shut.
     assert {"head.weight", "head.bias"} <= changed
-    assert bool(changed - {"head.weight", "head.bias", "norm_f.weight"}) == (tuner != "head_only")
+    assert bool(changed - {"head.weight", "head.bias", "norm_f.weight"}) == (tuner != "linear_probe")
 
 
 @pytest.mark.parametrize("tuner", FROZEN)
@@ -213,7 +213,7 @@ def test_what_an_image_base_has_nothing_for_is_trained_and_saved(base: Path, tmp
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][:, :, 0]
     del state["temporal_pos_embedding"]
     torch.save(state, tmp_path / "image.pth")
-    model = _tuned("head_only", tmp_path / "image.pth", num_frames=4)
+    model = _tuned("linear_probe", tmp_path / "image.pth", num_frames=4)
     assert model.temporal_pos_embedding.requires_grad
     torch.nn.init.normal_(model.temporal_pos_embedding)
     model.save_pretrained(tmp_path / "saved")

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kinescan.errors import CheckpointError
+from kinescan.models.catalog import current_model_name
 from kinescan.models.saving import location
 from kinescan.models.saving.location import EXPORT_FILE, locate_model
 from kinescan.models.weights.hub import download
@@ -113,7 +114,7 @@ def read_config(folder: Path) -> SavedModel:
         )
     if not all(isinstance(label, str) for label in content["labels"] or ()):
         raise CheckpointError(f"{path}: labels must all be text. It is damaged; save or fetch the model again.")
-    named = {key: content[key] for key in kinds}
+    named = {key: content[key] for key in kinds} | {"model": current_model_name(content["model"])}
     module = content.get("module")
     if module is not None and not (isinstance(module, str) and is_module_name(module)):
         raise CheckpointError(f"{path}: module is not the name of a Python module. Save or fetch the model again.")

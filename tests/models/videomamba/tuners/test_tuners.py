@@ -1,14 +1,19 @@
 """Each tuner: its parameter count, that it starts as its base, and what it refuses."""
 
+import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from kinescan.errors import ConfigError
+from kinescan.models.registry import register_model
+from kinescan.models.videomamba import tuners
 from kinescan.models.videomamba.tuned import split_frames
-from kinescan.models.zoo import create_model
+from kinescan.models.zoo import create_model, from_pretrained
+from kinescan.training.resume_check import refuse_changes
 
 SIZES: dict[str, Any] = {"image_size": 16, "patch_size": 8, "depth": 2, "width": 16, "num_frames": 4}
 CLIP = torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -18,7 +23,7 @@ CLIP = torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     ("tuner", "options", "added"),
     [
         ("full", {}, 0),
-        ("head_only", {}, 0),
+        ("linear_probe", {}, 0),
         ("adapter", {}, 2_379_776),  # the paper's table: 2.40 M
         ("st_adapter", {}, 2_684_160),  # 2.69 M
         ("vpt", {}, 1_474_560),  # 1.50 M
@@ -29,11 +34,11 @@ def test_added_parameters_on_the_middle_size(tuner: str, options: dict[str, Any]
     with torch.device("meta"):
         model = create_model(f"{tuner}_videomamba_middle", num_classes=174, **options)
     assert sum(parameter.numel() for parameter in model.tuner.parameters()) == added
-    head, norm = 174 * 577, 0 if tuner == "head_only" else 576
+    head, norm = 174 * 577, 0 if tuner == "linear_probe" else 576
     assert model.num_trained == (73_745_454 if tuner == "full" else added + head + norm)
 
 
-@pytest.mark.parametrize("tuner", ["full", "head_only", "adapter", "st_adapter"])
+@pytest.mark.parametrize("tuner", ["full", "linear_probe", "adapter", "st_adapter"])
 def test_start_is_the_base(tuner: str) -> None:
     torch.manual_seed(0)
     base = create_model("videomamba_tiny", num_classes=3, **SIZES).eval()
@@ -98,3 +103,28 @@ def test_deep_prompts_replace_what_blocks_made_of_theirs_and_shallow_ones_stay()
 def test_impossible_tuners_are_refused(tuner: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         create_model(f"{tuner}_videomamba_tiny", **SIZES, **options)
+
+
+def test_head_only_is_the_old_name_of_the_linear_probe(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        model = create_model("head_only_videomamba_tiny", depth=1, labels=["left", "right"])
+    assert "linear_probe_videomamba_tiny" in caplog.text
+    assert model.name == "linear_probe_videomamba_tiny"
+    with pytest.warns(DeprecationWarning, match="LinearProbeVideoMamba"):
+        assert tuners.HeadOnlyVideoMamba is type(model)
+    model.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    saved = config.read_text(encoding="utf-8").replace("linear_probe_videomamba", "head_only_videomamba")
+    config.write_text(saved, encoding="utf-8")
+    assert from_pretrained(tmp_path).name == "linear_probe_videomamba_tiny"
+    with pytest.raises(ConfigError, match="head_only_videomamba_tiny"):
+        register_model("head_only_videomamba_tiny", model.config, type(model))
+
+
+def test_a_run_with_the_old_names_resumes_under_the_current_ones(tmp_path: Path) -> None:
+    def settings(name: str, kernel: str) -> dict[str, object]:
+        return {"model": {"name": f"{name}_videomamba_tiny", "options": {kernel: 3}}}
+
+    refuse_changes(settings("head_only", "taps"), settings("linear_probe", "kernel_size"), tmp_path)
+    with pytest.raises(ConfigError, match="kernel_size"):
+        refuse_changes(settings("head_only", "taps"), settings("linear_probe", "depth"), tmp_path)

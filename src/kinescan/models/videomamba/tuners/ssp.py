@@ -43,7 +43,7 @@ class SSPConfig(VideoMambaConfig):
         if self.num_prompts < 1:
             raise ConfigError(
                 f"num_prompts must be at least 1, got {self.num_prompts}: without prompts nothing spreads between "
-                "frames. For the bare base take a videomamba or head_only_videomamba model."
+                "frames. For the bare base take a videomamba or linear_probe_videomamba model."
             )
         check_sizes(self, "inner_width")
         check_heads(self.attention_width, self.attention_heads)

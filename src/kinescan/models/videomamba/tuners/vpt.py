@@ -29,7 +29,7 @@ class VPTConfig(VideoMambaConfig):
         check_at_most(self, "num_prompts")
         if self.num_prompts < 1:
             raise ConfigError(
-                f"num_prompts must be at least 1, got {self.num_prompts}. For no prompts take head_only_videomamba."
+                f"num_prompts must be at least 1, got {self.num_prompts}. For no prompts take linear_probe_videomamba."
             )
 
 

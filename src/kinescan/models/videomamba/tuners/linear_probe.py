@@ -2,8 +2,8 @@ from kinescan.models.videomamba.tuned import TunedVideoMamba, Tuner
 from kinescan.models.videomamba.videomamba import VideoMambaConfig
 
 
-class HeadOnlyVideoMamba(TunedVideoMamba):
-    """A frozen VideoMamba with a new linear head (a linear probe)."""
+class LinearProbeVideoMamba(TunedVideoMamba):
+    """A frozen VideoMamba with a new linear head, which alone is trained."""
 
     config_class = VideoMambaConfig
     trained = ("head.*",)
