@@ -4,7 +4,7 @@ Run: OMP_NUM_THREADS=1 python benchmarks/statekv_speed.py            (about two 
 Aims: query-key pairs of a frame constant; 512 frames in <= 0.3x of full attention; scoring <= 1.6x of plain attention.
 
 A decoder of 4 layers, width 128, 64 tokens a frame, random weights, a budget of 512 tokens. Features are pushed, so
-that the vision tower takes no part. Peers are pushed in turn, frame by frame. "transformers" is its own forward with
+that the vision encoder takes no part. Peers are pushed in turn, frame by frame. "transformers" is its own forward with
 its growing cache; "full" is the same attention over our cache in one chunk; "recency" selects without scores.
 """
 

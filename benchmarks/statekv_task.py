@@ -145,7 +145,7 @@ def build_vlm(seed: int) -> InternVLForConditionalGeneration:
 
 
 def pixels_of(frames: Tensor) -> Tensor:
-    """[..., 3, 8, 8] uint8 as the vision tower takes them; the same in training and in streams."""
+    """[..., 3, 8, 8] uint8 as the vision encoder takes them; the same in training and in streams."""
     return (frames.float() / 255 - 0.5) / 0.25
 
 

@@ -1,4 +1,4 @@
-"""Makes clip.safetensors: a tiny CLIP vision tower with random weights, run by transformers in float64.
+"""Makes clip.safetensors: a tiny CLIP vision encoder with random weights, run by transformers in float64.
 
 Source: transformers 5.23.0, CLIPVisionModelWithProjection. Run: python tests/golden/make_clip.py
 """

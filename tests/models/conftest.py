@@ -16,30 +16,32 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 @pytest.fixture(scope="session")
 def golden() -> State:
-    """A tiny CLIP tower in Hugging Face's names with its outputs, see tests/golden/make_clip.py."""
+    """A tiny CLIP encoder in Hugging Face's names with its outputs, see tests/golden/make_clip.py."""
     return load_file(GOLDEN / "clip.safetensors")
 
 
 @pytest.fixture(scope="session")
-def tower(golden: State) -> State:
+def encoder(golden: State) -> State:
     """The golden weights under OpenAI's names without `visual.`, put together here by hand."""
-    return openai_tower({name.removeprefix("weights/"): t for name, t in golden.items() if name.startswith("weights/")})
+    return openai_encoder(
+        {name.removeprefix("weights/"): t for name, t in golden.items() if name.startswith("weights/")}
+    )
 
 
 @pytest.fixture(scope="session")
-def published(tower: State, golden: State) -> dict[str, State]:
+def published(encoder: State, golden: State) -> dict[str, State]:
     """The golden weights as each of the published layouts has them."""
     hugging_face = {name.removeprefix("weights/"): t for name, t in golden.items() if name.startswith("weights/")}
-    openai = {f"visual.{name}": tensor for name, tensor in tower.items()}
+    openai = {f"visual.{name}": tensor for name, tensor in encoder.items()}
     text = {"logit_scale": torch.ones(()), "token_embedding.weight": torch.ones(5, 4)}
-    timm = timm_tower(tower)
+    timm = timm_encoder(encoder)
     projection = timm.pop("head.weight")
     return {
         "openai": openai | text,
-        "openai tower": tower,
+        "openai encoder": encoder,
         "openai half": {name: tensor.half() for name, tensor in openai.items()},
         "hugging_face": hugging_face | {"vision_model.embeddings.position_ids": torch.arange(10)},
-        "hugging_face tower": {
+        "hugging_face encoder": {
             name.removeprefix("vision_model."): t
             for name, t in hugging_face.items()
             if name.startswith("vision_model.")
@@ -52,31 +54,31 @@ def published(tower: State, golden: State) -> dict[str, State]:
     }
 
 
-def openai_tower(hugging_face: State) -> State:
+def openai_encoder(hugging_face: State) -> State:
     """Hugging Face names -> OpenAI names without `visual.`."""
     vision = {name.removeprefix("vision_model."): tensor for name, tensor in hugging_face.items()}
-    tower = {
+    encoder = {
         "conv1.weight": vision["embeddings.patch_embedding.weight"],
         "class_embedding": vision["embeddings.class_embedding"],
         "positional_embedding": vision["embeddings.position_embedding.weight"],
         "proj": vision["visual_projection.weight"].T.contiguous(),
     }
     for leaf in ("weight", "bias"):
-        tower[f"ln_pre.{leaf}"] = vision[f"pre_layrnorm.{leaf}"]
-        tower[f"ln_post.{leaf}"] = vision[f"post_layernorm.{leaf}"]
+        encoder[f"ln_pre.{leaf}"] = vision[f"pre_layrnorm.{leaf}"]
+        encoder[f"ln_post.{leaf}"] = vision[f"post_layernorm.{leaf}"]
         for i in range(2):
             old, new = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
-            tower[f"{new}.ln_1.{leaf}"] = vision[f"{old}.layer_norm1.{leaf}"]
-            tower[f"{new}.ln_2.{leaf}"] = vision[f"{old}.layer_norm2.{leaf}"]
+            encoder[f"{new}.ln_1.{leaf}"] = vision[f"{old}.layer_norm1.{leaf}"]
+            encoder[f"{new}.ln_2.{leaf}"] = vision[f"{old}.layer_norm2.{leaf}"]
             projections = [vision[f"{old}.self_attn.{letter}_proj.{leaf}"] for letter in "qkv"]
-            tower[f"{new}.attn.in_proj_{leaf}"] = torch.cat(projections)
-            tower[f"{new}.attn.out_proj.{leaf}"] = vision[f"{old}.self_attn.out_proj.{leaf}"]
-            tower[f"{new}.mlp.c_fc.{leaf}"] = vision[f"{old}.mlp.fc1.{leaf}"]
-            tower[f"{new}.mlp.c_proj.{leaf}"] = vision[f"{old}.mlp.fc2.{leaf}"]
-    return tower
+            encoder[f"{new}.attn.in_proj_{leaf}"] = torch.cat(projections)
+            encoder[f"{new}.attn.out_proj.{leaf}"] = vision[f"{old}.self_attn.out_proj.{leaf}"]
+            encoder[f"{new}.mlp.c_fc.{leaf}"] = vision[f"{old}.mlp.fc1.{leaf}"]
+            encoder[f"{new}.mlp.c_proj.{leaf}"] = vision[f"{old}.mlp.fc2.{leaf}"]
+    return encoder
 
 
-def timm_tower(tower: State) -> State:
+def timm_encoder(encoder: State) -> State:
     """OpenAI names -> timm names, by the replacements that timm itself makes."""
     swaps = [
         ("conv1", "patch_embed.proj"),
@@ -86,7 +88,7 @@ def timm_tower(tower: State) -> State:
     swaps += [("ln_pre", "norm_pre"), ("ln_post", "norm"), ("ln_", "norm"), ("in_proj_", "qkv."), ("out_proj", "proj")]
     swaps += [("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2"), ("class_embedding", "cls_token")]
     timm = {}
-    for name, tensor in tower.items():
+    for name, tensor in encoder.items():
         if name == "proj":
             timm["head.weight"] = tensor.T.contiguous()
             continue

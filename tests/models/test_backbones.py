@@ -1,4 +1,4 @@
-"""Vision towers beside CLIP's: each against transformers' own class, and under the other names it is published by."""
+"""Vision encoders beside CLIP's: each against transformers' own class, and under the other names it is published by."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from kinescan.models.pks4 import PKS4
 from kinescan.models.vit.vit import VisionTransformer, ViTConfig
 from kinescan.models.weights.checkpoint_file import open_checkpoint
 from kinescan.models.weights.layouts import translate
-from kinescan.models.weights.vit_weights import load_pretrained, read_vision_tower, resize_positions
+from kinescan.models.weights.vit_weights import load_pretrained, read_vision_encoder, resize_positions
 from kinescan.models.zoo import create_model
 
 State = dict[str, Tensor]
@@ -59,7 +59,7 @@ def _saved(name: str, folder: Path) -> Any:
 
 
 def _ours(folder: Path, **options: Any) -> VisionTransformer:
-    pretrained = read_vision_tower(open_checkpoint(folder), prefix="")
+    pretrained = read_vision_encoder(open_checkpoint(folder), prefix="")
     vit = VisionTransformer(ViTConfig(**(pretrained.sizes | pretrained.conventions | options))).eval()
     assert load_pretrained(vit, pretrained).missing == ()
     return vit
@@ -230,7 +230,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], Callable[[State], State]]] = {
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)
-def test_other_published_names_give_the_same_tower(kind: str, tmp_path: Path) -> None:
+def test_other_published_names_give_the_same_encoder(kind: str, tmp_path: Path) -> None:
     options, published = PUBLISHED[kind]
     vit = _tiny(**options)
     if "rotary" in options.values():
@@ -239,7 +239,7 @@ def test_other_published_names_give_the_same_tower(kind: str, tmp_path: Path) ->
                 block.attn.in_proj_bias[24:48] = 0
     state = published(_timm_from_ours(vit))
     save_file({name: tensor.clone() for name, tensor in state.items()}, tmp_path / "model.safetensors")
-    pretrained = read_vision_tower(open_checkpoint(tmp_path / "model.safetensors"), prefix="")
+    pretrained = read_vision_encoder(open_checkpoint(tmp_path / "model.safetensors"), prefix="")
     again = _ours(tmp_path / "model.safetensors", heads=2, image_size=12)
     assert {**pretrained.sizes, **pretrained.conventions}.items() >= options.items()
     pixels = torch.randn(2, 3, 12, 12)

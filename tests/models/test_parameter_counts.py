@@ -17,7 +17,7 @@ _KS4_ONLY = {"correlation": False, "variation": False}
         ("pks4_vit_b16", {}, 91_693_550),
         ("pks4_vit_b16", {"bidirectional": True}, 95_464_430),
         ("pks4_vit_l14", {}, 312_827_374),
-        # The paper's baseline without its class-token route: the bare tower and the head.
+        # The paper's baseline without its class-token route: the bare encoder and the head.
         ("vit_b16", {}, 86_192_640 + 174 * 513),
         ("vit_l14", {}, 303_966_208 + 174 * 769),
         ("vit_b16", {"class_token_route": "conv"}, 86_337_198),

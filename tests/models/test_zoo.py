@@ -135,11 +135,11 @@ def test_options_that_contradict_the_weights_are_errors(clip_file: Path) -> None
             create_model("vit_b16", weights=clip_file, heads=3, **{option: value})
 
 
-def test_another_image_size_interpolates_positions(clip_file: Path, tower: State) -> None:
+def test_another_image_size_interpolates_positions(clip_file: Path, encoder: State) -> None:
     model = create_model("vit_b16", weights=clip_file, heads=3, image_size=20)
     assert model.preprocessing.size == 20
     assert model.load_report.resized == ("vit.positional_embedding",)
-    assert torch.equal(model.vit.positional_embedding, resize_positions(tower["positional_embedding"], 26))
+    assert torch.equal(model.vit.positional_embedding, resize_positions(encoder["positional_embedding"], 26))
     by_preprocessing = create_model("vit_b16", weights=clip_file, heads=3, preprocessing=Preprocessing(size=20))
     assert torch.equal(by_preprocessing.vit.positional_embedding, model.vit.positional_embedding)
 

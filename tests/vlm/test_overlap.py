@@ -118,7 +118,7 @@ def start_tokens(model, frames):
 
 
 @pytest.mark.parametrize("policy", ["h2o", "none"])
-@pytest.mark.parametrize("where", ["tower", "decoder", "nan_tower", "nan_decoder", "interrupt"])
+@pytest.mark.parametrize("where", ["encoder", "decoder", "nan_encoder", "nan_decoder", "interrupt"])
 def test_a_push_that_fails_leaves_the_stream_as_it_was(where, policy, family_name, vlm, video, monkeypatch):
     model, frames = vlm(family_name), video(8)
     expected = answer_alone(model, frames, policy=policy)
@@ -130,7 +130,7 @@ def test_a_push_that_fails_leaves_the_stream_as_it_was(where, policy, family_nam
 
         def fails(self_or_frames, *args, **options):
             calls.append(1)
-            inner = encode if "tower" in where else decode
+            inner = encode if "encoder" in where else decode
             if len(calls) < 2:
                 return inner(self_or_frames, *args, **options)
             if where == "interrupt":
@@ -144,7 +144,7 @@ def test_a_push_that_fails_leaves_the_stream_as_it_was(where, policy, family_nam
             given.tokens[0, 0] = float("inf")
             return given
 
-        monkeypatch.setattr(stream.family, "encode" if "tower" in where else "decode", fails)
+        monkeypatch.setattr(stream.family, "encode" if "encoder" in where else "decode", fails)
         error = {"nan": NonFiniteError, "int": KeyboardInterrupt}.get(where[:3], RuntimeError)
         with pytest.raises(error):
             stream.push(frames[3:8])

@@ -16,7 +16,7 @@ from kinescan.models.saving.saved_model import SavedModel
 from kinescan.models.timing import FrameTiming
 from kinescan.models.vit.vit import check_dtype
 from kinescan.models.weights.hub import upload
-from kinescan.models.weights.vit_weights import Checkpoint, LoadReport, Pretrained, load_pretrained, read_vision_tower
+from kinescan.models.weights.vit_weights import Checkpoint, LoadReport, Pretrained, load_pretrained, read_vision_encoder
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.fingerprint import fingerprint_of
 from kinescan.runtime.own_modules import module_of
@@ -170,12 +170,12 @@ class VideoClassifier(nn.Module, ABC):
 
     @classmethod
     def translate(cls, checkpoint: Checkpoint) -> Pretrained:
-        """What a checkpoint holds for this class of model, under its parameter names; here the tower `vit`.
+        """What a checkpoint holds for this class of model, under its parameter names; here the encoder `vit`.
 
         Raises:
             CheckpointError: the checkpoint fits nothing in such a model.
         """
-        return read_vision_tower(checkpoint, prefix="vit.")
+        return read_vision_encoder(checkpoint, prefix="vit.")
 
     def load(self, pretrained: Pretrained, *, skip: tuple[str, ...] = ()) -> LoadReport:
         """Takes up weights that `translate` gave, brought to this model's sizes.

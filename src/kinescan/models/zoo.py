@@ -35,7 +35,7 @@ def create_model(
 ) -> VideoClassifier:
     """A model by name, with new weights or on a pretrained backbone.
 
-    With `weights`, sizes are read from the tensors: "pks4_vit_b16" on a smaller tower is a smaller model. What was
+    With `weights`, sizes are read from the tensors: "pks4_vit_b16" on a smaller encoder is a smaller model. What was
     loaded, missing, left over and resized is in `model.load_report` and logged.
 
     Args:
@@ -263,7 +263,7 @@ def _merge(
         told = ({} if foreign else dict(pretrained.conventions)) | pretrained.sizes
         if "heads" in told and told["heads"] is None and "heads" not in options:
             raise ConfigError(
-                f"{pretrained.source}: nothing says how many attention heads a tower of width {told['width']} and "
+                f"{pretrained.source}: nothing says how many attention heads an encoder of width {told['width']} and "
                 f"depth {told['depth']} has, and none was published in this size. Add heads=... (in a recipe "
                 "model.options.heads), or put its config.json beside the weights."
             )

@@ -22,7 +22,7 @@ class PendingPatch:
     """A temporal patch that waits for its step.
 
     Attributes:
-        features: what the tower made of it.
+        features: what the encoder made of it.
         number: of its first frame, counted from 1.
         seconds: times of its first and last frame.
     """
@@ -89,7 +89,7 @@ class Intake:
         return self._take_patch(patch)
 
     def take_patch(self, features: Features, seconds: float) -> list[PendingPatch] | None:
-        """A temporal patch that the tower has seen already; gives the step that it fills."""
+        """A temporal patch that the encoder has seen already; gives the step that it fills."""
         merged = self.family.temporal_patch
         if self.frames:
             raise ConfigError(f"a frame still waits for another {merged - len(self.frames)}; push that first.")
@@ -186,7 +186,7 @@ def encoded(family: Family, frames: UInt8[Tensor, "T 3 H W"]) -> Features:
     """One temporal patch through the vision encoder, checked.
 
     Raises:
-        NonFiniteError: the tower gives NaN or infinity.
+        NonFiniteError: the encoder gives NaN or infinity.
     """
     features = family.encode(frames)
     check_features(features, family)

@@ -42,7 +42,7 @@ class Sequenced:
     Attributes:
         embedded: [n, W].
         positions: [n] or [3, n].
-        visual: [n], True where a token is the tower's.
+        visual: [n], True where a token is the encoder's.
         deepstack: features of those tokens, [visual.sum(), W] for each of the first layers.
     """
 

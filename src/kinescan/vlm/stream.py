@@ -168,7 +168,7 @@ class VideoStream:
 
         Raises:
             ShapeError: they are something else.
-            NonFiniteError: the tower gives NaN or infinity.
+            NonFiniteError: the encoder gives NaN or infinity.
         """
         with self._turn:
             self._check_usable()

@@ -14,9 +14,9 @@ TINY = ViTConfig(image_size=12, patch_size=4, width=24, depth=2, heads=3, mlp_di
 
 
 @pytest.fixture
-def vit(tower: dict[str, Tensor]) -> VisionTransformer:
+def vit(encoder: dict[str, Tensor]) -> VisionTransformer:
     model = VisionTransformer(TINY).eval()
-    model.load_state_dict(tower)
+    model.load_state_dict(encoder)
     return model
 
 

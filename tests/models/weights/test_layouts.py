@@ -12,24 +12,24 @@ State = dict[str, Tensor]
     ("kind", "layout", "public"),
     [
         ("openai", "openai", "openai"),
-        ("openai tower", "openai_tower", "openai"),
+        ("openai encoder", "openai_encoder", "openai"),
         ("hugging_face", "hugging_face", "hugging_face"),
         ("timm", "timm", "timm"),
         ("timm without bias", "timm", "timm"),
         ("open_clip trunk", "open_clip_trunk", "open_clip"),
     ],
 )
-def test_translate_gives_our_tower_bit_for_bit(
-    published: dict[str, State], tower: State, kind: str, layout: str, public: str
+def test_translate_gives_our_encoder_bit_for_bit(
+    published: dict[str, State], encoder: State, kind: str, layout: str, public: str
 ) -> None:
     assert detect_layout(published[kind]) == layout
     translated = translate(published[kind], layout, "x")
     assert translated.layout == public
-    assert translated.tensors.keys() == tower.keys()
-    assert all(torch.equal(translated.tensors[name], tensor) for name, tensor in tower.items())
+    assert translated.tensors.keys() == encoder.keys()
+    assert all(torch.equal(translated.tensors[name], tensor) for name, tensor in encoder.items())
 
 
-def test_translate_lists_what_is_no_part_of_the_tower(published: dict[str, State]) -> None:
+def test_translate_lists_what_is_no_part_of_the_encoder(published: dict[str, State]) -> None:
     assert set(translate(published["openai"], "openai", "x").unexpected) == {"logit_scale", "token_embedding.weight"}
     hugging_face = translate(published["hugging_face"], "hugging_face", "x")
     assert hugging_face.unexpected == ("vision_model.embeddings.position_ids",)
@@ -37,12 +37,12 @@ def test_translate_lists_what_is_no_part_of_the_tower(published: dict[str, State
     assert set(trunk.unexpected) == {"logit_scale", "token_embedding.weight"}
 
 
-def test_vision_model_alone_has_no_projection(published: dict[str, State], tower: State) -> None:
-    state = published["hugging_face tower"]
-    translated = translate(state, "hugging_face_tower", "x")
-    assert detect_layout(state) == "hugging_face_tower"
+def test_vision_model_alone_has_no_projection(published: dict[str, State], encoder: State) -> None:
+    state = published["hugging_face encoder"]
+    translated = translate(state, "hugging_face_encoder", "x")
+    assert detect_layout(state) == "hugging_face_encoder"
     assert translated.layout == "hugging_face"
-    assert set(tower) - set(translated.tensors) == {"proj"}
+    assert set(encoder) - set(translated.tensors) == {"proj"}
 
 
 def test_a_classifier_head_of_timm_stays_behind(published: dict[str, State]) -> None:
@@ -77,7 +77,7 @@ def test_parts_that_we_do_not_have_are_refused(published: dict[str, State], name
         translate(published["timm"] | {name: torch.ones(1)}, "timm", "x")
 
 
-def test_a_resnet_and_a_clip_tower_without_class_token_are_refused(published: dict[str, State]) -> None:
+def test_a_resnet_and_a_clip_encoder_without_class_token_are_refused(published: dict[str, State]) -> None:
     resnet = {"visual.conv1.weight": torch.ones(1), "visual.layer1.0.conv1.weight": torch.ones(1)}
     with pytest.raises(CheckpointError, match=r"has a ResNet \(visual.layer1.0.conv1.weight\)"):
         translate(resnet, "openai", "x")
@@ -86,7 +86,7 @@ def test_a_resnet_and_a_clip_tower_without_class_token_are_refused(published: di
         translate(cut, "hugging_face", "x")
 
 
-def test_an_incomplete_tower_is_refused(published: dict[str, State]) -> None:
+def test_an_incomplete_encoder_is_refused(published: dict[str, State]) -> None:
     state = {name: t for name, t in published["hugging_face"].items() if "layers.0.self_attn.k_proj" not in name}
     with pytest.raises(CheckpointError, match=r"x.*CLIPModel.*SiglipModel.*incomplete.*in_proj"):
         translate(state, "hugging_face", "x")

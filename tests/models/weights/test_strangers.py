@@ -1,4 +1,4 @@
-"""Files that look like a vision tower of ours and are not, or are stored in other ways: right, or refused by name."""
+"""Files that look like a vision encoder of ours and are not, or are stored in other ways: right, or refused by name."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.models.towers import openai_state, timm_state
+from tests.models.encoders import openai_state, timm_state
 from torch import Tensor
 
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models.vit.vit import VisionTransformer, ViTConfig
-from kinescan.models.weights.vit_weights import Checkpoint, Pretrained, load_pretrained, read_vision_tower
+from kinescan.models.weights.vit_weights import Checkpoint, Pretrained, load_pretrained, read_vision_encoder
 from kinescan.models.zoo import create_model
 
 State = dict[str, Tensor]
@@ -19,7 +19,7 @@ ONE = torch.ones(1)
 
 
 def _read(state: State) -> Pretrained:
-    return read_vision_tower(Checkpoint(source="x", file=Path("x.pt"), tensors=state), prefix="")
+    return read_vision_encoder(Checkpoint(source="x", file=Path("x.pt"), tensors=state), prefix="")
 
 
 def _load(state: State) -> None:
@@ -116,12 +116,12 @@ def test_projections_that_are_not_one_matrix_are_refused(names: tuple[str, ...],
         ("visual.layer1.0.conv1.weight", "a ResNet"),
     ],
 )
-def test_clip_towers_with_more_in_them_are_refused(extra: str, message: str) -> None:
+def test_clip_encoders_with_more_in_them_are_refused(extra: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         _read(openai_state() | {extra: ONE})
 
 
-def test_what_is_known_to_come_after_a_tower_is_left_out_and_listed() -> None:
+def test_what_is_known_to_come_after_an_encoder_is_left_out_and_listed() -> None:
     known = ("head.weight", "head.bias", "mask_token", "decoder_embed.weight", "decoder_blocks.0.norm1.weight")
     pretrained = _read(timm_state() | dict.fromkeys((*known, "decoder_pos_embed"), ONE))
     assert set(pretrained.unexpected) == {*known, "decoder_pos_embed"}
@@ -133,7 +133,7 @@ def test_adapters_alone_are_named() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["module.", "backbone.", "model.vision_tower.", "pretrained.", "encoder.", "a.b.c."])
-def test_a_tower_is_found_under_any_prefix(prefix: str) -> None:
+def test_an_encoder_is_found_under_any_prefix(prefix: str) -> None:
     for state in (timm_state(), openai_state()):
         plain = _read(state)
         found = _read({prefix + name: tensor for name, tensor in state.items()} | {"other.weight": ONE})
@@ -142,7 +142,7 @@ def test_a_tower_is_found_under_any_prefix(prefix: str) -> None:
         assert all(torch.equal(found.tensors[name], tensor) for name, tensor in plain.tensors.items())
 
 
-def test_several_towers_are_refused() -> None:
+def test_several_encoders_are_refused() -> None:
     state = {f"{who}.{name}": t for who in ("student", "teacher") for name, t in timm_state().items()}
     with pytest.raises(CheckpointError, match=r"2.*\*, teacher.\*"):
         _read(state)

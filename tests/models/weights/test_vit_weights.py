@@ -18,6 +18,7 @@ from kinescan.models.weights.vit_weights import (
     infer_vit_config,
     load_pretrained,
     open_checkpoint,
+    read_vision_encoder,
     read_vision_tower,
     resize_positions,
 )
@@ -39,19 +40,19 @@ def _vit(**fields: object) -> VisionTransformer:
 
 
 def _load(vit: VisionTransformer, state: State) -> object:
-    return load_pretrained(vit, read_vision_tower(_checkpoint(state), prefix=""))
+    return load_pretrained(vit, read_vision_encoder(_checkpoint(state), prefix=""))
 
 
 def test_every_layout_and_kind_of_file_gives_the_same_outputs(
     published: dict[str, State], golden: State, tmp_path: Path
 ) -> None:
     expected = None
-    for kind in ("openai", "openai tower", "hugging_face", "timm", "timm without bias", "open_clip trunk"):
+    for kind in ("openai", "openai encoder", "hugging_face", "timm", "timm without bias", "open_clip trunk"):
         for ending in ("safetensors", "pt"):
             path = tmp_path / f"{kind}.{ending}"
             (save_file if ending == "safetensors" else torch.save)(published[kind], path)
             vit = _vit().eval()
-            report = load_pretrained(vit, read_vision_tower(open_checkpoint(path), prefix=""))
+            report = load_pretrained(vit, read_vision_encoder(open_checkpoint(path), prefix=""))
             assert report.source == str(path)
             assert report.missing == report.resized == ()
             out = vit(golden["pixels"])
@@ -60,19 +61,19 @@ def test_every_layout_and_kind_of_file_gives_the_same_outputs(
     torch.testing.assert_close(expected.double(), golden["image_embeds_f64"], atol=1e-5, rtol=1e-5)
 
 
-def test_half_precision_becomes_float32(published: dict[str, State], tower: State) -> None:
+def test_half_precision_becomes_float32(published: dict[str, State], encoder: State) -> None:
     vit = _vit()
     _load(vit, published["openai half"])
     assert vit.proj is not None
     assert vit.proj.dtype == torch.float32
-    assert torch.equal(vit.proj, tower["proj"].half().float())
+    assert torch.equal(vit.proj, encoder["proj"].half().float())
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-L-14"])
 def test_published_sizes_are_read_from_the_tensors(shared: Path, name: str) -> None:
     layout = json.loads((shared / "fixtures" / "clip_fullsize_layouts.json").read_text())[name]
     state = {key: torch.empty(shape, device="meta") for key, shape in layout["shapes"].items()}
-    pretrained = read_vision_tower(_checkpoint(state))
+    pretrained = read_vision_encoder(_checkpoint(state))
     large = name == "ViT-L-14"
     expected = (
         ViTConfig(patch_size=14, width=1024, depth=24, heads=16, mlp_dim=4096, embed_dim=768) if large else ViTConfig()
@@ -87,16 +88,16 @@ def test_published_sizes_are_read_from_the_tensors(shared: Path, name: str) -> N
     assert sum(tensor.numel() for tensor in own.values()) == layout["params"]
 
 
-def test_infer_vit_config_reads_every_size(tower: State) -> None:
-    assert infer_vit_config(tower) == SIZES | PLAIN | {"heads": None}
-    plain = {name: tensor for name, tensor in tower.items() if name != "proj" and not name.startswith("ln_pre")}
+def test_infer_vit_config_reads_every_size(encoder: State) -> None:
+    assert infer_vit_config(encoder) == SIZES | PLAIN | {"heads": None}
+    plain = {name: tensor for name, tensor in encoder.items() if name != "proj" and not name.startswith("ln_pre")}
     found = infer_vit_config(plain | {"conv1.bias": torch.zeros(24)})
     assert (found["embed_dim"], found["pre_norm"], found["patch_bias"]) == (None, False, True)
 
 
-def test_grids_that_are_not_square_are_refused(tower: State) -> None:
+def test_grids_that_are_not_square_are_refused(encoder: State) -> None:
     with pytest.raises(CheckpointError, match=r"4 x 4.*10"):
-        infer_vit_config(tower | {"positional_embedding": torch.zeros(11, 24)})
+        infer_vit_config(encoder | {"positional_embedding": torch.zeros(11, 24)})
 
 
 @pytest.mark.parametrize(
@@ -119,37 +120,37 @@ def test_grids_that_are_not_square_are_refused(tower: State) -> None:
 def test_activation_is_read_or_the_usual_one(
     published: dict[str, State], kind: str, settings: dict[str, object], activation: str
 ) -> None:
-    assert read_vision_tower(_checkpoint(published[kind], **settings)).conventions["activation"] == activation
+    assert read_vision_encoder(_checkpoint(published[kind], **settings)).conventions["activation"] == activation
 
 
 def test_names_tell_the_activation_where_no_config_does(published: dict[str, State]) -> None:
     openai = dataclasses.replace(_checkpoint(published["timm"]), source="timm/vit_base_patch16_clip_224.openai")
-    assert read_vision_tower(openai).conventions["activation"] == "quick_gelu"
+    assert read_vision_encoder(openai).conventions["activation"] == "quick_gelu"
     open_clip = dataclasses.replace(_checkpoint(published["openai"]), file=Path("open_clip_pytorch_model.bin"))
-    assert read_vision_tower(open_clip).conventions["activation"] == "gelu"
-    assert read_vision_tower(open_clip).layout == "open_clip"
+    assert read_vision_encoder(open_clip).conventions["activation"] == "gelu"
+    assert read_vision_encoder(open_clip).layout == "open_clip"
 
 
 def test_an_assumed_activation_is_said(published: dict[str, State], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        read_vision_tower(_checkpoint(published["openai"], model_cfg={}))
+        read_vision_encoder(_checkpoint(published["openai"], model_cfg={}))
         assert "activation" not in caplog.text
-        read_vision_tower(_checkpoint(published["openai"]))
+        read_vision_encoder(_checkpoint(published["openai"]))
     assert "quick_gelu" in caplog.text
 
 
 def test_heads_and_eps_come_from_the_config(published: dict[str, State]) -> None:
     vision = {"num_attention_heads": 3, "layer_norm_eps": 1e-6}
-    pretrained = read_vision_tower(_checkpoint(published["hugging_face"], model_type="clip", vision_config=vision))
+    pretrained = read_vision_encoder(_checkpoint(published["hugging_face"], model_type="clip", vision_config=vision))
     assert pretrained.sizes["heads"] == 3
     assert pretrained.conventions["norm_eps"] == 1e-6
     model_cfg = {"vision_cfg": {"width": 24, "head_width": 8}}
-    assert read_vision_tower(_checkpoint(published["openai"], model_cfg=model_cfg)).sizes["heads"] == 3
+    assert read_vision_encoder(_checkpoint(published["openai"], model_cfg=model_cfg)).sizes["heads"] == 3
 
 
 def test_imagenet_vits_of_timm_have_another_eps(published: dict[str, State]) -> None:
     plain = {name: t for name, t in published["timm"].items() if not name.startswith(("norm_pre", "head"))}
-    pretrained = read_vision_tower(_checkpoint(plain | {"patch_embed.proj.bias": torch.zeros(24)}))
+    pretrained = read_vision_encoder(_checkpoint(plain | {"patch_embed.proj.bias": torch.zeros(24)}))
     assert pretrained.conventions["norm_eps"] == 1e-6
     assert pretrained.sizes["patch_bias"]
     assert pretrained.sizes["embed_dim"] is None
@@ -161,7 +162,7 @@ def test_imagenet_vits_of_timm_have_another_eps(published: dict[str, State]) -> 
 def test_an_unknown_activation_is_refused(published: dict[str, State]) -> None:
     settings = {"model_type": "clip", "hidden_act": "relu"}
     with pytest.raises(CheckpointError, match=r"'relu'; VisionTransformer.*quick_gelu"):
-        read_vision_tower(_checkpoint(published["hugging_face"], **settings))
+        read_vision_encoder(_checkpoint(published["hugging_face"], **settings))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_an_unknown_activation_is_refused(published: dict[str, State]) -> None:
     ],
 )
 def test_mean_and_std_come_with_the_weights(published: dict[str, State], settings: dict[str, object]) -> None:
-    told = read_vision_tower(_checkpoint(published["timm"], **settings)).preprocessing
+    told = read_vision_encoder(_checkpoint(published["timm"], **settings)).preprocessing
     assert told == {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
 
@@ -191,7 +192,7 @@ def test_pixels_are_scaled_as_the_processor_of_the_weights_does(
     published: dict[str, State], settings: dict[str, object], expected: tuple[float, float]
 ) -> None:
     given = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, **settings}
-    told = read_vision_tower(_checkpoint(published["timm"], **given)).preprocessing
+    told = read_vision_encoder(_checkpoint(published["timm"], **given)).preprocessing
     pixels = torch.arange(256.0)
     factor = 1.0 if settings.get("do_rescale") is False else float(str(settings.get("rescale_factor", 1 / 255)))
     theirs = pixels * factor if settings.get("do_normalize") is False else (pixels * factor - 0.5) / 0.25
@@ -202,7 +203,7 @@ def test_pixels_are_scaled_as_the_processor_of_the_weights_does(
 @pytest.mark.parametrize("factor", [0, -1, True, "x", float("nan"), 255])
 def test_a_senseless_rescale_factor_is_refused(published: dict[str, State], factor: object) -> None:
     with pytest.raises(CheckpointError, match="rescale_factor"):
-        read_vision_tower(
+        read_vision_encoder(
             _checkpoint(published["timm"], image_mean=[0.5] * 3, image_std=[0.5] * 3, rescale_factor=factor)
         )
 
@@ -210,7 +211,7 @@ def test_a_senseless_rescale_factor_is_refused(published: dict[str, State], fact
 def test_a_checkpoint_that_fits_nothing_shows_what_was_expected() -> None:
     state = {f"bert.layer.{i}.weight": torch.ones(1) for i in range(7)}
     with pytest.raises(CheckpointError) as caught:
-        read_vision_tower(_checkpoint(state))
+        read_vision_encoder(_checkpoint(state))
     message = str(caught.value)
     assert mentions(message, "x", "7 tensors: bert.layer.0.weight")
     assert "Hugging Face CLIPModel or SiglipModel: vision_model.embeddings.patch_embedding.weight" in message
@@ -234,7 +235,7 @@ def test_load_reports_missing_left_over_and_resized(
 def test_parts_of_the_model_without_weights_are_missing_and_kept(published: dict[str, State]) -> None:
     model = torch.nn.ModuleDict({"vit": _vit(), "head": torch.nn.Linear(12, 3)})
     before = model["head"].weight.clone()
-    report = load_pretrained(model, read_vision_tower(_checkpoint(published["openai"])))
+    report = load_pretrained(model, read_vision_encoder(_checkpoint(published["openai"])))
     assert report.missing == ("head.weight", "head.bias")
     assert torch.equal(model["head"].weight, before)
 
@@ -268,10 +269,10 @@ def test_smaller_grids_are_averaged() -> None:
     assert small[1:].abs().max() < 0.2
 
 
-def test_a_file_of_ours_without_config_is_read_by_its_tensors(tower: State, tmp_path: Path) -> None:
-    own = {f"vit.{name}": tensor for name, tensor in tower.items()} | {"head.weight": torch.ones(5, 12)}
+def test_a_file_of_ours_without_config_is_read_by_its_tensors(encoder: State, tmp_path: Path) -> None:
+    own = {f"vit.{name}": tensor for name, tensor in encoder.items()} | {"head.weight": torch.ones(5, 12)}
     save_file(own, tmp_path / "model.safetensors")
-    pretrained = read_vision_tower(open_checkpoint(tmp_path))
+    pretrained = read_vision_encoder(open_checkpoint(tmp_path))
     assert pretrained.layout == "kinescan"
     assert pretrained.sizes == SIZES | PLAIN
     assert pretrained.labels is None
@@ -287,7 +288,7 @@ def test_transformers_own_files_load(golden: State, tmp_path: Path) -> None:
     for cls in (transformers.CLIPVisionModel, transformers.CLIPVisionModelWithProjection):
         model = cls(config).eval()
         model.save_pretrained(tmp_path / cls.__name__)
-        pretrained = read_vision_tower(open_checkpoint(tmp_path / cls.__name__), prefix="")
+        pretrained = read_vision_encoder(open_checkpoint(tmp_path / cls.__name__), prefix="")
         fields = pretrained.sizes | pretrained.conventions
         assert (fields["heads"], fields["activation"]) == (3, "gelu")
         vit = VisionTransformer(ViTConfig(**fields)).eval()
@@ -300,7 +301,7 @@ def test_transformers_own_files_load(golden: State, tmp_path: Path) -> None:
 def test_both_shared_layouts_give_the_reference_outputs(shared: Path) -> None:
     outputs = load_file(shared / "fixtures" / "clip_outputs.safetensors")
     for file in ("clip_openai.safetensors", "clip_hf.safetensors"):
-        pretrained = read_vision_tower(open_checkpoint(shared / "fixtures" / file), prefix="")
+        pretrained = read_vision_encoder(open_checkpoint(shared / "fixtures" / file), prefix="")
         config = ViTConfig(**(pretrained.sizes | pretrained.conventions | {"heads": 4}))
         vit = VisionTransformer(config).double()
         load_pretrained(vit, pretrained)
@@ -311,6 +312,13 @@ def _without_prefix(tensors: State) -> State:
     return {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}
 
 
-def test_translate_keeps_meta_tensors(tower: State) -> None:
-    meta = {f"visual.{name}": tensor.to("meta") for name, tensor in tower.items()}
+def test_translate_keeps_meta_tensors(encoder: State) -> None:
+    meta = {f"visual.{name}": tensor.to("meta") for name, tensor in encoder.items()}
     assert all(tensor.is_meta for tensor in translate(meta, "openai", "x").tensors.values())
+
+
+def test_read_vision_tower_is_the_old_name(published: dict[str, State]) -> None:
+    checkpoint = _checkpoint(published["openai"])
+    with pytest.warns(DeprecationWarning, match="read_vision_encoder"):
+        old = read_vision_tower(checkpoint)
+    assert old.sizes == read_vision_encoder(checkpoint).sizes

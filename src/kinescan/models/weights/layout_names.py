@@ -3,11 +3,11 @@
 # Layout -> a name that only it has, then what such a checkpoint is; the order is that of detection.
 MARKERS = {
     "kinescan": ("vit.conv1.weight", "a model of kinescan"),
-    "open_clip_trunk": ("visual.trunk.patch_embed.proj.weight", "open_clip with a timm tower"),
+    "open_clip_trunk": ("visual.trunk.patch_embed.proj.weight", "open_clip with a timm encoder"),
     "openai": ("visual.conv1.weight", "OpenAI CLIP or open_clip"),
-    "openai_tower": ("conv1.weight", "the vision encoder of OpenAI CLIP or open_clip alone"),
+    "openai_encoder": ("conv1.weight", "the vision encoder of OpenAI CLIP or open_clip alone"),
     "hugging_face": ("vision_model.embeddings.patch_embedding.weight", "Hugging Face CLIPModel or SiglipModel"),
-    "hugging_face_tower": (
+    "hugging_face_encoder": (
         "embeddings.patch_embedding.weight",
         "Hugging Face CLIPVisionModel or SiglipVisionModel",
     ),
@@ -42,9 +42,9 @@ PREFIXES = {
 EVIDENCE = {
     "open_clip_trunk": r"visual\.trunk\.blocks\.0\.",
     "openai": r"visual\.(transformer\.resblocks\.0\.|layer1\.0\.)",
-    "openai_tower": r"(transformer\.resblocks\.0\.|layer1\.0\.conv1\.)",
+    "openai_encoder": r"(transformer\.resblocks\.0\.|layer1\.0\.conv1\.)",
     "hugging_face": r"vision_model\.(encoder\.)?layers?\.0\.",
-    "hugging_face_tower": r"(encoder\.)?layers?\.0\.",
+    "hugging_face_encoder": r"(encoder\.)?layers?\.0\.",
     "hugging_face_vit": r"(encoder\.|model\.)?layers?\.0\.",
     "hugging_face_vit_headed": r"vit\.(encoder\.|model\.)?layers?\.0\.",
     "hugging_face_dinov2_headed": r"dinov2\.(encoder\.|model\.)?layers?\.0\.",
@@ -52,7 +52,7 @@ EVIDENCE = {
     "hugging_face_dinov3": r"(encoder\.|model\.)?layers?\.0\.",
     "timm": r"blocks\.0\.",
 }
-PUBLIC_NAMES = {"open_clip_trunk": "open_clip", "openai_tower": "openai"}
+PUBLIC_NAMES = {"open_clip_trunk": "open_clip", "openai_encoder": "openai"}
 """Layout -> what reports call it, where that is not "hugging_face" or its own name."""
 
 # Parts that VisionTransformer does not have: a pattern that their names match -> what to call them.
@@ -73,13 +73,13 @@ UNSUPPORTED = {
     r"(^|\.)patch_embed\.(backbone|proj\.\d)": "patches made by a convolutional network",
 }
 
-# What may be left out of a tower: masks of pretraining, and heads, poolers and decoders that come after it.
+# What may be left out of a vision encoder: masks of pretraining, and heads, poolers and decoders that come after it.
 LEFT_OUT = (
     r"(embeddings\.)?(mask_token|position_ids)$|(head|head_drop|pre_logits|classifier|fc|pooler\.dense|decoder\w*|neck|"
     r"local_cls_norm)(\.|$)|decoder_pos_embed$"
 )
-# What stands beside a tower and changes what comes out of it: projections that are not one matrix.
-BESIDE_TOWER = r"(.*\.)?(visual|vision|image)_?(head|proj|projection|projector)?\."
+# What stands beside a vision encoder and changes what comes out of it: projections that are not one matrix.
+BESIDE_ENCODER = r"(.*\.)?(visual|vision|image)_?(head|proj|projection|projector)?\."
 
 CLIP_MODULES = {
     "embeddings.patch_embedding": "conv1.",
@@ -185,7 +185,7 @@ BLOCK_NAMES = (
     *("mlp.c_proj.weight", "mlp.c_proj.bias"),
 )
 SCALE_NAMES = ("ls_1.gamma", "ls_2.gamma")
-TOWER_NAMES = ("conv1.weight", "class_embedding", "positional_embedding", "ln_post.weight", "ln_post.bias")
+ENCODER_NAMES = ("conv1.weight", "class_embedding", "positional_embedding", "ln_post.weight", "ln_post.bias")
 BLOCK_BIASES = ("attn.out_proj.bias", "mlp.c_fc.bias", "mlp.c_proj.bias")
 """Of products: a layer without one is a layer with zeros."""
 OPTIONAL_NAMES = ("conv1.bias", "ln_pre.weight", "ln_pre.bias", "proj", "register_tokens")

@@ -19,18 +19,18 @@ from kinescan.models.weights.strangers import (
     refuse_other_parts,
 )
 
-__all__ = ["MARKERS", "Family", "Tower", "describe_layouts", "detect_layout", "find_tower", "translate"]
+__all__ = ["MARKERS", "Family", "VisionEncoder", "describe_layouts", "detect_layout", "find_encoder", "translate"]
 
 Family = Literal["clip", "siglip", "dinov2", "dinov3", "vit"]
 """Whose conventions hold where nothing tells activation, epsilon or pixels' scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tower:
+class VisionEncoder:
     """A vision encoder under our names.
 
     Attributes:
-        layout: "openai", "hugging_face", "timm" or "open_clip" (with a timm tower).
+        layout: "openai", "hugging_face", "timm" or "open_clip" (with a timm encoder).
         family: whose conventions hold for it; "vit" where the names do not tell.
         tensors: name in `VisionTransformer` -> tensor.
         unexpected: names in the checkpoint that are not part of it, such as the text encoder's.
@@ -55,7 +55,7 @@ def detect_layout(names: Iterable[str]) -> str | None:
     return next((layout for layout, (marker, _) in MARKERS.items() if marker in held), None)
 
 
-def translate(tensors: Mapping[str, Tensor], layout: str, source: str) -> Tower:
+def translate(tensors: Mapping[str, Tensor], layout: str, source: str) -> VisionEncoder:
     """The vision encoder in a checkpoint, under our names.
 
     Args:
@@ -64,7 +64,7 @@ def translate(tensors: Mapping[str, Tensor], layout: str, source: str) -> Tower:
         source: named in errors.
 
     Raises:
-        CheckpointError: the tower has parts that `VisionTransformer` has not, or lacks some.
+        CheckpointError: the encoder has parts that `VisionTransformer` has not, or lacks some.
     """
     prefix = names_of.PREFIXES.get(layout, "")
     inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -75,24 +75,24 @@ def translate(tensors: Mapping[str, Tensor], layout: str, source: str) -> Tower:
     named = _settle(named)
     family = _family(named, layout, sizes)
     _fill_biases(named)
-    tower, known = _known_part(named, family)
+    encoder, known = _known_part(named, family)
     refuse_incomplete(
-        (name for name in known if name not in tower and name not in names_of.OPTIONAL_NAMES), what, source
+        (name for name in known if name not in encoder and name not in names_of.OPTIONAL_NAMES), what, source
     )
     left = [name for name in named if name not in known]
     refuse_left_over(left, outside, prefix, source)
-    depth = sum(name.endswith(".attn.in_proj_weight") and name.startswith(_block("")[:-1]) for name in tower)
-    refuse_hidden_rotary(inside, tower, depth, source)
-    return Tower(
+    depth = sum(name.endswith(".attn.in_proj_weight") and name.startswith(_block("")[:-1]) for name in encoder)
+    refuse_hidden_rotary(inside, encoder, depth, source)
+    return VisionEncoder(
         layout=_public_name(layout),
         family=family,
-        tensors=tower,
+        tensors=encoder,
         unexpected=(*(prefix + name for name in left), *outside),
         sizes=sizes,
     )
 
 
-def find_tower(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], str | None, tuple[str, ...]]:
+def find_encoder(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], str | None, tuple[str, ...]]:
     """The tensors of the part that holds a vision encoder, as a layout names them, wherever in a checkpoint it stands.
 
     Args:
@@ -103,7 +103,7 @@ def find_tower(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Te
         The tensors of that part, its layout (None if there is none), and the names of all other tensors.
 
     Raises:
-        CheckpointError: there are several towers.
+        CheckpointError: there are several encoders.
     """
     layout = detect_layout(tensors)
     if layout is not None:
@@ -137,11 +137,11 @@ def _public_name(layout: str) -> str:
 def _under_our_names(
     inside: dict[str, Tensor], tensors: Mapping[str, Tensor], outside: list[str], layout: str, source: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tower's tensors renamed, and what its names alone tell; a projection beside it is taken from `outside`."""
+    """The encoder's tensors renamed, and what its names alone tell; a projection beside it is taken from `outside`."""
     sizes: dict[str, Any] = {}
     if layout.startswith("openai"):
         return dict(inside), sizes
-    if layout in ("hugging_face", "hugging_face_tower"):
+    if layout in ("hugging_face", "hugging_face_encoder"):
         named = _rename(inside, names_of.CLIP_MODULES, names_of.CLIP_BLOCK, names_of.CLIP_BLOCK_MODULES)
         _move_all(named, names_of.CLIP_TENSORS, source)
         if "visual_projection.weight" in outside:
@@ -317,7 +317,7 @@ def _family(named: Mapping[str, Tensor], layout: str, sizes: Mapping[str, Any]) 
 
 
 def _known_part(named: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], dict[str, None]]:
-    """The tensors of the tower, and every name that a tower as deep as this one has, in order."""
+    """The tensors of the encoder, and every name that a vision encoder as deep as this one has, in order."""
     indices = [int(match[1]) for name in named if (match := re.match(r"transformer\.resblocks\.(\d{1,6})\.", name))]
     # Names may say anything: no more blocks are looked for than there are tensors.
     indices = [index for index in indices if index <= len(named)]
@@ -325,9 +325,9 @@ def _known_part(named: Mapping[str, Tensor], family: Family) -> tuple[dict[str, 
     inner = (*names_of.BLOCK_NAMES, *(names_of.SCALE_NAMES if scaled else ()))
     blocks = [_block(index) + name for index in range(max(indices, default=0) + 1) for name in inner]
     absent = {"dinov3": "positional_embedding"}.get(family) if family != "clip" else None
-    # CLIP's towers have a class token; others that have none read the patches.
+    # CLIP's encoders have a class token; others that have none read the patches.
     optional = "class_embedding" if family != "clip" and "class_embedding" not in named else None
-    tower = [name for name in names_of.TOWER_NAMES if name not in (absent, optional)]
+    encoder = [name for name in names_of.ENCODER_NAMES if name not in (absent, optional)]
     pool = names_of.POOL_NAMES if "attn_pool.probe" in named else ()
-    known = dict.fromkeys((*tower, *names_of.OPTIONAL_NAMES, *pool, *blocks))
+    known = dict.fromkeys((*encoder, *names_of.OPTIONAL_NAMES, *pool, *blocks))
     return {name: tensor for name, tensor in named.items() if name in known}, known

@@ -1,6 +1,7 @@
 import dataclasses
 import logging
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,11 +15,11 @@ from kinescan.errors import CheckpointError, KinescanError
 from kinescan.models.vit.vit import ViTConfig
 from kinescan.models.weights.checkpoint_file import Checkpoint, open_checkpoint, read_checkpoint
 from kinescan.models.weights.conventions import CONVENTIONS
-from kinescan.models.weights.layouts import Family, describe_layouts, find_tower, translate
+from kinescan.models.weights.encoder_config import read_settings
+from kinescan.models.weights.layouts import Family, describe_layouts, find_encoder, translate
 from kinescan.models.weights.load_report import LoadReport
-from kinescan.models.weights.published_towers import HEADS, NARROW_HEADS, SIGLIP_HEADS
+from kinescan.models.weights.published_encoders import HEADS, NARROW_HEADS, SIGLIP_HEADS
 from kinescan.models.weights.strangers import ADVICE
-from kinescan.models.weights.tower_config import read_settings
 
 __all__ = [
     "Checkpoint",
@@ -28,6 +29,7 @@ __all__ = [
     "load_pretrained",
     "open_checkpoint",
     "read_checkpoint",
+    "read_vision_encoder",
     "read_vision_tower",
     "resize_positions",
 ]
@@ -65,20 +67,20 @@ class Pretrained:
     model: str | None = None
 
 
-def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretrained:
+def read_vision_encoder(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretrained:
     """The vision encoder of a checkpoint, under the names it has inside a model.
 
-    Layouts: OpenAI CLIP, open_clip (also with a timm tower), Hugging Face CLIP, SigLIP, ViT, ViTMAE, DINOv2 (also with
-    registers) and DINOv3, timm VisionTransformer, the own files of DINOv2, DINOv3 and MAE, kinescan.
+    Layouts: OpenAI CLIP, open_clip (also with a timm encoder), Hugging Face CLIP, SigLIP, ViT, ViTMAE, DINOv2 (also
+    with registers) and DINOv3, timm VisionTransformer, the own files of DINOv2, DINOv3 and MAE, kinescan.
 
     Args:
         checkpoint: as `open_checkpoint` gives it.
         prefix: of the vision encoder in the model.
 
     Raises:
-        CheckpointError: no layout fits, or the tower has parts that `VisionTransformer` has not.
+        CheckpointError: no layout fits, or the encoder has parts that `VisionTransformer` has not.
     """
-    held, layout, elsewhere = find_tower(checkpoint.tensors, checkpoint.source)
+    held, layout, elsewhere = find_encoder(checkpoint.tensors, checkpoint.source)
     if layout is None:
         names = list(held)
         adapter = any("lora_" in name for name in names)
@@ -90,27 +92,27 @@ def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretra
     if layout == "kinescan":
         return _read_own(checkpoint)
     with shapes_that_fit(checkpoint.source):
-        tower = translate(held, layout, checkpoint.source)
-        sizes = infer_vit_config(tower.tensors, source=checkpoint.source) | tower.sizes
-    name = tower.layout
+        encoder = translate(held, layout, checkpoint.source)
+        sizes = infer_vit_config(encoder.tensors, source=checkpoint.source) | encoder.sizes
+    name = encoder.layout
     if name == "openai" and ("model_cfg" in checkpoint.settings or checkpoint.file.name.startswith("open_clip")):
         name = "open_clip"
-    told = read_settings(checkpoint, name, tower.family, sizes)
-    conventions = _usual_fields(checkpoint, tower.family, name, layout, sizes)
+    told = read_settings(checkpoint, name, encoder.family, sizes)
+    conventions = _usual_fields(checkpoint, encoder.family, name, layout, sizes)
     if sizes["positions"] == "rotary":
         # Rotary positions do not tell how many there were.
         sizes["image_size"] = told.pop("image_size", sizes["image_size"])
-        theta = told.pop("rotary_theta", CONVENTIONS[tower.family].rotary_theta)
+        theta = told.pop("rotary_theta", CONVENTIONS[encoder.family].rotary_theta)
         sizes.setdefault("rotary_theta", theta)
     del sizes["pooling"]
     if "heads" in told:
         del conventions["heads"]
         sizes["heads"] = told.pop("heads")
-    elif sizes["heads"] is None and tower.family == "siglip":
+    elif sizes["heads"] is None and encoder.family == "siglip":
         conventions["heads"] = SIGLIP_HEADS.get((sizes["width"], sizes["depth"]))
     if "heads" in conventions:
         del sizes["heads"]
-    if "activation" not in told and tower.family in ("clip", "vit"):
+    if "activation" not in told and encoder.family in ("clip", "vit"):
         logger.info(
             "%s: nothing says which activation; %s is usual for the %s layout, activation=... asks for another",
             checkpoint.source,
@@ -120,12 +122,18 @@ def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretra
     return Pretrained(
         source=checkpoint.source,
         layout=name,
-        tensors={prefix + key: tensor for key, tensor in tower.tensors.items()},
-        unexpected=(*tower.unexpected, *elsewhere),
+        tensors={prefix + key: tensor for key, tensor in encoder.tensors.items()},
+        unexpected=(*encoder.unexpected, *elsewhere),
         sizes=sizes,
         conventions=conventions | told,
-        preprocessing={**CONVENTIONS[tower.family].pixels} | _read_preprocessing(checkpoint),
+        preprocessing={**CONVENTIONS[encoder.family].pixels} | _read_preprocessing(checkpoint),
     )
+
+
+def read_vision_tower(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretrained:
+    """The old name of `read_vision_encoder`; deprecated."""
+    warnings.warn("read_vision_tower is deprecated. Use read_vision_encoder.", DeprecationWarning, stacklevel=2)
+    return read_vision_encoder(checkpoint, prefix=prefix)
 
 
 @contextmanager
@@ -169,7 +177,7 @@ def infer_vit_config(tensors: Mapping[str, Tensor], *, source: str = "the checkp
         source: named in errors.
 
     Returns:
-        image_size, patch_size, width, depth, heads (those of the towers published in this size; None where there are
+        image_size, patch_size, width, depth, heads (those of the encoders published in this size; None where there are
         none), mlp_dim, embed_dim, pre_norm, patch_bias, class_token, num_registers, layer_scale, positions, pooling.
         Without position embeddings, image_size is 224 or the multiple of the patch size below it.
 
@@ -190,7 +198,7 @@ def infer_vit_config(tensors: Mapping[str, Tensor], *, source: str = "the checkp
         beside = " beside the class token" if class_token else ""
         raise CheckpointError(
             f"{source}: patches of {patch_rows} x {patch_columns} pixels and {num_patches} positions{beside}; "
-            "both must be square. Give a tower that was trained on square images."
+            "both must be square. Give a vision encoder that was trained on square images."
         )
     if "attn_pool.probe" in tensors and class_token:
         raise CheckpointError(f"{source}: an attention pool beside a class token, which ours does not read. {ADVICE}")
@@ -315,7 +323,9 @@ def _read_own(checkpoint: Checkpoint) -> Pretrained:
     settings = checkpoint.settings
     inside = {n.removeprefix(_OWN_PREFIX): t for n, t in checkpoint.tensors.items() if n.startswith(_OWN_PREFIX)}
     with shapes_that_fit(checkpoint.source):
-        held = infer_vit_config(translate(inside, "openai_tower", checkpoint.source).tensors, source=checkpoint.source)
+        held = infer_vit_config(
+            translate(inside, "openai_encoder", checkpoint.source).tensors, source=checkpoint.source
+        )
     refuse_wrong_kinds(checkpoint)
     if "kinescan_version" in settings and "config" in settings:
         backbone = {key.name for key in dataclasses.fields(ViTConfig)} - {"drop_path", "position_init"}

@@ -202,7 +202,7 @@ class Family(ABC):
             embedded: [n, W].
             positions: [n] or [3, n].
             cache: what the decoder keeps keys and values in.
-            visual: [n] bool, which tokens are the tower's.
+            visual: [n] bool, which tokens are the encoder's.
             deepstack: features of those tokens, [visual.sum(), W] for each of the first layers.
         """
         output = self.decoder(

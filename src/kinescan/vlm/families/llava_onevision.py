@@ -12,7 +12,7 @@ from kinescan.vlm.families.pixels import PixelSettings, normalise, resize
 class LlavaOnevision(Family):
     """LLaVA-OneVision: one frame a patch, halved in both directions, and one newline embedding behind the whole video.
 
-    Differs: the tower's `get_video_features` puts the newline behind what it is given; a stream takes it off each
+    Differs: the encoder's `get_video_features` puts the newline behind what it is given; a stream takes it off each
     frame and gives it with the question, behind the last.
 
     Source: LLaVA-OneVision (arXiv 2408.03326).

@@ -15,7 +15,7 @@ from kinescan.preprocessing import CLIP_MEAN, CLIP_STD
 
 HALF = (0.5, 0.5, 0.5)
 MAX_SIDE = 8192
-"""Of a frame as it is given to a tower, in pixels; the largest towers of today take 1024."""
+"""Of a frame as it is given to a vision encoder, in pixels; the largest encoders of today take 1024."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def resize(frames: UInt8[Tensor, "T 3 H W"], size: tuple[int, int]) -> Float[Ten
 
 
 def normalise(frames: Float[Tensor, "T 3 H W"], settings: PixelSettings) -> Float[Tensor, "T 3 H W"]:
-    """From 0 .. 255 to the tower's range, channel by channel."""
+    """From 0 .. 255 to the encoder's range, channel by channel."""
     mean = torch.tensor(settings.mean, device=frames.device).view(3, 1, 1) * 255
     std = torch.tensor(settings.std, device=frames.device).view(3, 1, 1) * 255
     return (frames - mean) / std
@@ -130,7 +130,7 @@ def free_size(height: int, width: int, *, factor: int, min_pixels: float, max_pi
 def patchify(
     frames: Float[Tensor, "T 3 H W"], *, patch: int, merge: int, temporal_patch: int
 ) -> tuple[Float[Tensor, "N D"], tuple[int, int, int]]:
-    """Frames as rows of pixels, in the order in which Qwen's tower merges them, and the grid (time, height, width).
+    """Frames as rows of pixels, in the order in which Qwen's encoder merges them, and the grid (time, height, width).
 
     The last frame is repeated where the number of frames is not a multiple of `temporal_patch`.
 

@@ -64,8 +64,8 @@ class Qwen25VL(Family):
 
     @override
     def encode(self, frames: UInt8[Tensor, "T 3 H W"]) -> Features:
-        tower = self.model.model.visual
-        patches, grid = self._patches(frames.to(tower.device))
+        encoder = self.model.model.visual
+        patches, grid = self._patches(frames.to(encoder.device))
         output = self.model.model.get_video_features(patches, torch.tensor([grid], device=patches.device))
         stacked = tuple(torch.cat(tuple(level)) for level in getattr(output, "deepstack_features", None) or ())
         return Features(

@@ -1,4 +1,4 @@
-"""Vision towers in the layouts of timm and OpenAI, at any size, with drawn weights or on no device."""
+"""Vision encoders in the layouts of timm and OpenAI, at any size, with drawn weights or on no device."""
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ def timm_state(
 
 
 def openai_state(**sizes: int) -> State:
-    """OpenAI's CLIP: `visual.` and a text tower's tensor; sizes as for `timm_state`."""
+    """OpenAI's CLIP: `visual.` and a text encoder's tensor; sizes as for `timm_state`."""
     state = timm_state(**sizes)  # type: ignore[arg-type]
     width = state["cls_token"].shape[2]
     swaps = [

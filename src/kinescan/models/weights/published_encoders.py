@@ -1,6 +1,6 @@
 """What published vision encoders have that their tensors do not tell."""
 
-# (width, depth) -> attention heads of every plain tower that was published in this size: CLIP and open_clip (MetaCLIP,
+# (width, depth) -> attention heads of every plain encoder published in this size: CLIP and open_clip (MetaCLIP,
 # DFN, CLIPA and TinyCLIP among them), timm's VisionTransformer, DeiT, DINO, DINOv2, DINOv3, MAE, I-JEPA, EVA, SigLIP.
 # From 1152 on they are not width / 64.
 HEADS = {
@@ -28,7 +28,7 @@ HEADS = {
 NARROW_HEADS = {(768, 8, 2304): 8}
 """(width, depth, MLP) -> heads, where the first two do not tell: timm's first vit_small."""
 SIGLIP_HEADS = {(1536, 40): 16}
-"""Of towers that only SigLIP has in this size; others of this width have 12 or 24 heads."""
+"""Of encoders that only SigLIP has in this size; others of this width have 12 or 24 heads."""
 
 # model_type in a config.json of transformers -> activation, epsilon and heads where its file leaves them out.
 _CLIP = ("quick_gelu", 1e-5, 12)
@@ -53,10 +53,10 @@ HUGGING_FACE_FAMILIES = {
     "dinov3_vit": "dinov3",
     **dict.fromkeys(("vit", "vit_mae", "vit_msn", "ijepa", "dpt", "flava_image_model"), "vit"),
 }
-"""model_type -> the family that the names of such a tower's tensors tell."""
+"""model_type -> the family that the names of such a vision encoder's tensors tell."""
 HUGGING_FACE_NAMES = {"clip": "CLIP", "siglip": "SigLIP", "dinov2": "DINOv2", "dinov3": "DINOv3", "vit": "ViT"}
 
-# Names whose towers turn queries and keys by tables that are not among their tensors: Perception Encoder, rope ViTs.
+# Names whose encoders turn queries and keys by tables that are not among their tensors: Perception Encoder, rope ViTs.
 ROTARY_NAMES = r"(?i)(^|[^a-z0-9])(rope|pe[-_](core|lang|spatial)|eva02|naflex|naflexvit|mlcd)([^a-z0-9]|$)"
 EVA_SIZES = {(1408, 40), (1024, 24)}
-"""(width, depth) of the towers of timm's class Eva that have no rotary positions (patches of 14 pixels)."""
+"""(width, depth) of the encoders of timm's class Eva that have no rotary positions (patches of 14 pixels)."""

@@ -1,4 +1,4 @@
-"""Every family of vision towers in transformers: results are equal, or the file is refused; nothing in between."""
+"""Every family of vision encoders in transformers: results are equal, or the file is refused; nothing in between."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kinescan.errors import CheckpointError
 from kinescan.models.vit.vit import VisionTransformer, ViTConfig
 from kinescan.models.weights.checkpoint_file import open_checkpoint
-from kinescan.models.weights.vit_weights import load_pretrained, read_vision_tower
+from kinescan.models.weights.vit_weights import load_pretrained, read_vision_encoder
 
 transformers = pytest.importorskip("transformers")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -110,7 +110,7 @@ def test_a_family_that_loads_gives_the_same(name: str, with_config: bool, tmp_pa
         (tmp_path / "config.json").unlink()
         options = {"heads": 4, "image_size": 16, "activation": "gelu"} if name == "metaclip2" else {"heads": 4}
         options |= {"image_size": 16}
-    pretrained = read_vision_tower(open_checkpoint(tmp_path), prefix="")
+    pretrained = read_vision_encoder(open_checkpoint(tmp_path), prefix="")
     vit = VisionTransformer(ViTConfig(**(pretrained.sizes | pretrained.conventions | options))).eval()
     assert load_pretrained(vit, pretrained).missing == ()
     pixels = torch.randn(2, 3, 16, 16)
@@ -135,4 +135,4 @@ def test_every_other_family_is_refused(name: str, with_config: bool, tmp_path: P
     if not with_config:
         (tmp_path / "config.json").unlink()
     with pytest.raises(CheckpointError):
-        read_vision_tower(open_checkpoint(tmp_path))
+        read_vision_encoder(open_checkpoint(tmp_path))

@@ -1,4 +1,4 @@
-"""Heads, pooling, activation and epsilon of towers: from the files beside the weights, or from published sizes."""
+"""Heads, pooling, activation and epsilon of encoders: from the files beside the weights, or from published sizes."""
 
 import dataclasses
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models.towers import openai_state, timm_state
+from tests.models.encoders import openai_state, timm_state
 from torch import Tensor
 
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models.vit.vit import VisionTransformer, ViTConfig
-from kinescan.models.weights.published_towers import HUGGING_FACE_DEFAULTS
-from kinescan.models.weights.vit_weights import Checkpoint, Pretrained, load_pretrained, read_vision_tower
+from kinescan.models.weights.published_encoders import HUGGING_FACE_DEFAULTS
+from kinescan.models.weights.vit_weights import Checkpoint, Pretrained, load_pretrained, read_vision_encoder
 from kinescan.models.zoo import create_model
 
 State = dict[str, Tensor]
@@ -23,7 +23,7 @@ def _checkpoint(state: State, source: str = "x", **settings: Any) -> Checkpoint:
 
 
 def _read(state: State, source: str = "x", **settings: Any) -> dict[str, Any]:
-    pretrained = read_vision_tower(_checkpoint(state, source, **settings), prefix="")
+    pretrained = read_vision_encoder(_checkpoint(state, source, **settings), prefix="")
     return pretrained.sizes | pretrained.conventions
 
 
@@ -42,13 +42,13 @@ def _vit(pretrained: Pretrained, **options: Any) -> VisionTransformer:
         *((1792, 56, 15360, 14, 16), (768, 8, 2304, 16, 8), (896, 18, 2304, 16, 14)),
     ],
 )
-def test_published_towers_have_their_heads(width: int, depth: int, mlp_dim: int, patch: int, heads: int) -> None:
+def test_published_encoders_have_their_heads(width: int, depth: int, mlp_dim: int, patch: int, heads: int) -> None:
     for make in (timm_state, openai_state):
         state = make(width=width, depth=depth, mlp_dim=mlp_dim, patch=patch, positions=256, device="meta")
         assert _read(state)["heads"] == heads
 
 
-def test_towers_that_were_not_published_ask_for_their_heads(tmp_path: Path) -> None:
+def test_encoders_that_were_not_published_ask_for_their_heads(tmp_path: Path) -> None:
     for sizes in ({"width": 128}, {"width": 768, "depth": 2}, {"width": 1536, "depth": 40, "device": "meta"}):
         assert _read(timm_state(**sizes))["heads"] is None
     torch.save(timm_state(64, 2, 128), tmp_path / "tiny.pt")
@@ -90,7 +90,7 @@ def test_open_clip_s_heads_are_64_wide_where_its_config_does_not_say() -> None:
     ],
 )
 def test_open_clip_s_pooling_is_read(vision: dict[str, Any], pooling: str) -> None:
-    pretrained = read_vision_tower(_checkpoint(openai_state(), model_cfg={"vision_cfg": vision}), prefix="")
+    pretrained = read_vision_encoder(_checkpoint(openai_state(), model_cfg={"vision_cfg": vision}), prefix="")
     vit = _vit(pretrained, heads=2)
     assert vit.config.pooling == pooling
     tokens = torch.randn(2, 10, 24)
@@ -137,7 +137,7 @@ def test_activation_and_epsilon(state: State, settings: dict[str, Any], activati
     assert (fields["activation"], fields["norm_eps"]) == (activation, norm_eps)
 
 
-def test_open_clip_s_timm_towers_are_read_as_timm_s() -> None:
+def test_open_clip_s_timm_encoders_are_read_as_timm_s() -> None:
     trunk = {f"visual.trunk.{name}": tensor for name, tensor in timm_state(class_token=False).items()}
     vision = {"timm_model_name": "vit_base_patch16_siglip_gap_224", "timm_pool": "avg"}
     fields = _read(trunk, model_cfg={"vision_cfg": vision})
@@ -146,7 +146,7 @@ def test_open_clip_s_timm_towers_are_read_as_timm_s() -> None:
     assert _read(plain)["norm_eps"] == 1e-6
 
 
-def test_layer_scale_in_a_clip_tower_keeps_clip_s_epsilon() -> None:
+def test_layer_scale_in_a_clip_encoder_keeps_clip_s_epsilon() -> None:
     scales = {f"visual.transformer.resblocks.{i}.ls_{k}.gamma": torch.ones(24) for i in range(2) for k in (1, 2)}
     fields = _read(openai_state() | scales)
     assert (fields["layer_scale"], fields["norm_eps"], fields["activation"]) == (True, 1e-5, "quick_gelu")
@@ -175,7 +175,7 @@ def test_layer_scale_in_a_clip_tower_keeps_clip_s_epsilon() -> None:
         ({"image_mean": 0.5, "image_std": 0.5}, "3 numbers"),
     ],
 )
-def test_configs_of_other_towers_and_of_the_wrong_kind_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_configs_of_other_encoders_and_of_the_wrong_kind_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         _read(timm_state(), **settings)
 
@@ -183,7 +183,7 @@ def test_configs_of_other_towers_and_of_the_wrong_kind_are_refused(settings: dic
 @pytest.mark.parametrize(
     "source", ["timm/vit_pe_core_base_patch16_224.fb", "PE-Core-B16-224.pt", "a/rope_vit_small.pt"]
 )
-def test_names_of_rotary_towers_are_refused(source: str) -> None:
+def test_names_of_rotary_encoders_are_refused(source: str) -> None:
     with pytest.raises(CheckpointError, match="rotary"):
         _read(openai_state(), source)
     assert _read(openai_state(), "europe/type-core.pt")["width"] == 24
@@ -191,7 +191,7 @@ def test_names_of_rotary_towers_are_refused(source: str) -> None:
 
 def test_positions_of_registers_go_into_their_tokens() -> None:
     state = timm_state(class_token=False, registers=4) | {"pos_embed": torch.randn(1, 4 + 9, 24)}
-    pretrained = read_vision_tower(_checkpoint(state), prefix="")
+    pretrained = read_vision_encoder(_checkpoint(state), prefix="")
     torch.testing.assert_close(
         pretrained.tensors["register_tokens"], state["reg_token"][0] + state["pos_embed"][0, :4], atol=0, rtol=0
     )
@@ -221,6 +221,6 @@ def test_defaults_are_those_of_transformers() -> None:
 
 def test_a_config_says_no_more_than_the_caller() -> None:
     state = openai_state()
-    pretrained = read_vision_tower(_checkpoint(state, model_cfg={"vision_cfg": {"pool_type": "avg"}}), prefix="")
+    pretrained = read_vision_encoder(_checkpoint(state, model_cfg={"vision_cfg": {"pool_type": "avg"}}), prefix="")
     assert "pooling" in pretrained.conventions
     assert dataclasses.replace(pretrained).sizes.get("pooling") is None

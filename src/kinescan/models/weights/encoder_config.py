@@ -8,7 +8,7 @@ from kinescan.errors import CheckpointError
 from kinescan.models.weights.checkpoint_file import Checkpoint
 from kinescan.models.weights.conventions import CONVENTIONS
 from kinescan.models.weights.layouts import Family
-from kinescan.models.weights.published_towers import (
+from kinescan.models.weights.published_encoders import (
     HUGGING_FACE_DEFAULTS,
     HUGGING_FACE_FAMILIES,
     HUGGING_FACE_NAMES,
@@ -32,11 +32,11 @@ def read_settings(checkpoint: Checkpoint, layout: str, family: Family, sizes: Ma
         checkpoint: its `settings` are read.
         layout: whose names the tensors have.
         family: whose conventions hold.
-        sizes: what the tensors tell; a config of other sizes belongs to another tower.
+        sizes: what the tensors tell; a config of other sizes belongs to another vision encoder.
 
     Raises:
-        CheckpointError: a config names a tower, an activation or a pooling that `VisionTransformer` has not, is of
-            another tower, or has a value of the wrong kind.
+        CheckpointError: a config names an encoder, an activation or a pooling that `VisionTransformer` has not, is of
+            another encoder, or has a value of the wrong kind.
     """
     refuse_rotary_names(checkpoint.source, checkpoint.source.split("@")[0].rsplit("/", 1)[-1], checkpoint.file.name)
     reader = _Reader(checkpoint, sizes)
@@ -52,11 +52,11 @@ def read_settings(checkpoint: Checkpoint, layout: str, family: Family, sizes: Ma
 
 
 def refuse_rotary_names(source: str, *names: str) -> None:
-    """Raises an error where a name says that a tower has rotary positions that its tensors do not show."""
+    """Raises an error where a name says that a vision encoder has rotary positions that its tensors do not show."""
     for name in names:
         if re.search(ROTARY_NAMES, name):
             raise CheckpointError(
-                f"{source}: {name} names a tower with rotary positions of another kind, which VisionTransformer has "
+                f"{source}: {name} names an encoder with rotary positions of another kind, which VisionTransformer has "
                 "not. Give one with learned positions, such as CLIP's, SigLIP's or DINOv2's, or DINOv3's."
             )
 
@@ -74,7 +74,7 @@ class _Reader:
             raise CheckpointError(
                 f"{self.source}: its config.json is of a {kind!r}, whose vision encoder is not known to be a ViT. "
                 f"Known: {', '.join(sorted(HUGGING_FACE_DEFAULTS))}. Take config.json away (and give heads=...) where "
-                "you know that the tower is a plain one."
+                "you know that the encoder is a plain one."
             )
         if HUGGING_FACE_FAMILIES.get(kind, family) != family:
             raise CheckpointError(
@@ -152,7 +152,7 @@ class _Reader:
             if value is not None and value != self.sizes[field]:
                 raise CheckpointError(
                     f"{self.source}: the config beside the weights has {key} = {value}, the tensors have "
-                    f"{self.sizes[field]}. It is another tower's, or the file is cut; fetch both again."
+                    f"{self.sizes[field]}. It is another vision encoder's, or the file is cut; fetch both again."
                 )
 
     def _activation(self, name: str) -> str:
