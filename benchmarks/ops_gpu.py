@@ -30,7 +30,7 @@ from kinescan.ops.selective_scan import reference
 from measure import versions, write_result
 
 SEED = 0
-PLACES, WINDOW, OFFSETS = 16, 9, (-2, -1, 0, 1, 2)
+STATE_SIZE, WINDOW, OFFSETS = 16, 9, (-2, -1, 0, 1, 2)
 ORDER = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 OUTPUT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
@@ -108,9 +108,9 @@ def draw(tracks: int, steps: int, channels: int, device: torch.device, dtype: to
     return {
         "u": tokens(channels),
         "delta": tokens(channels),
-        "A": -torch.arange(1.0, PLACES + 1, device=device).repeat(channels, 1),
-        "B": tokens(PLACES),
-        "C": tokens(PLACES),
+        "A": -torch.arange(1.0, STATE_SIZE + 1, device=device).repeat(channels, 1),
+        "B": tokens(STATE_SIZE),
+        "C": tokens(STATE_SIZE),
         "D": torch.ones(channels, device=device),
         "z": tokens(channels),
         "delta_bias": torch.full((channels,), -3.5, device=device),
@@ -259,7 +259,7 @@ def time_scans(
     for steps in sizes.lengths:
         tensors = draw(sizes.tracks, steps, sizes.channels, device, dtype)
         grad_y = torch.randn(tensors["u"].shape, device=device).to(dtype)
-        floor = exp_floor(tensors["u"].numel() * PLACES, device)
+        floor = exp_floor(tensors["u"].numel() * STATE_SIZE, device)
         shape = f"{sizes.tracks} x {steps} x {sizes.channels}"
         with torch.no_grad():
             runs = {name: partial(scan, tensors) for name, scan in scans.items()}
@@ -268,7 +268,7 @@ def time_scans(
         results[f"scan, forward and backward, {shape}"] = compare(clock, runs, repetitions)
     tensors = draw(sizes.step_tracks, 1, sizes.channels, device, dtype)
     rows = {name: x[:, 0] if x.ndim == 3 else x for name, x in tensors.items()}
-    state = torch.randn(sizes.step_tracks, sizes.channels, PLACES, device=device)
+    state = torch.randn(sizes.step_tracks, sizes.channels, STATE_SIZE, device=device)
     loops = {name: scans[name] for name in ("compiled_loop", "eager_loop")}
     with torch.no_grad():
         runs = {name: partial(scan, {**tensors, "state": state}) for name, scan in loops.items()}

@@ -94,10 +94,10 @@ def band_by_strides(products: Tensor, transposed: bool) -> Tensor:
     batch, pairs, height, width = products.shape[:4]
     edges = (0, 0, 0, 0) if transposed else ()
     padded = functional.pad(products, (*edges, RADIUS, RADIUS, RADIUS, RADIUS))
-    by_clip, by_pair, *places = padded.stride()
+    by_clip, by_pair, *strides = padded.stride()
     if transposed:
-        places = places[2:] + places[:2]
-    y, x, y_other, x_other = places
+        strides = strides[2:] + strides[:2]
+    y, x, y_other, x_other = strides
     strides = (by_clip, by_pair, y_other, x_other, y + y_other, x + x_other)
     return padded.as_strided((batch, pairs, WINDOW, WINDOW, height, width), strides).flatten(2, 3)
 

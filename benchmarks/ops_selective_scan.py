@@ -36,7 +36,7 @@ from measure import (
 )
 
 SEED = 0
-NUM_STEPS, NUM_CHANNELS, NUM_PLACES = 8, 1536, 16
+NUM_STEPS, NUM_CHANNELS, STATE_SIZE = 8, 1536, 16
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 SIZES = ("tracks", "training-tracks", "few-tracks", "repetitions")
 FLOORS = {"exp_roof": "share_of_exp_roof", "state_read_and_write": "share_of_read_and_write_floor"}
@@ -51,9 +51,9 @@ def draw(
     tensors = {
         "u": torch.randn(*tracks, num_channels),
         "delta": torch.randn(*tracks, num_channels),
-        "A": -torch.arange(1.0, NUM_PLACES + 1).repeat(num_channels, 1),
-        "B": torch.randn(*tracks, NUM_PLACES),
-        "C": torch.randn(*tracks, NUM_PLACES),
+        "A": -torch.arange(1.0, STATE_SIZE + 1).repeat(num_channels, 1),
+        "B": torch.randn(*tracks, STATE_SIZE),
+        "C": torch.randn(*tracks, STATE_SIZE),
         "D": torch.ones(num_channels),
         "z": torch.randn(*tracks, num_channels),
         "delta_bias": torch.full((num_channels,), -3.5),
@@ -155,9 +155,9 @@ def time_forward(
     tensors = draw(num_tracks, trained=trained)
     scans = {"ours": ours, **{name: PEERS[name] for name in peers}}
     runs: dict[str, Callable[[], Any]] = {name: (lambda scan=scan: scan(tensors)) for name, scan in scans.items()}
-    out = (torch.empty_like(tensors["u"]), torch.empty(num_tracks, NUM_CHANNELS, NUM_PLACES))
+    out = (torch.empty_like(tensors["u"]), torch.empty(num_tracks, NUM_CHANNELS, STATE_SIZE))
     runs["ours, out="] = lambda: selective_scan(**tensors, backend="numba", out=out)
-    runs["exp_roof"] = exponentials(num_tracks * NUM_STEPS * NUM_CHANNELS * NUM_PLACES)
+    runs["exp_roof"] = exponentials(num_tracks * NUM_STEPS * NUM_CHANNELS * STATE_SIZE)
     with torch.no_grad():
         return time_in_turn(runs, repetitions)
 
@@ -195,7 +195,7 @@ def time_step(num_tracks: int, repetitions: int) -> dict[str, Timing]:
     """A step of a stream: each candidate hands its state on from call to call."""
     tensors = draw(num_tracks, 1)
     rows = {name: x[:, 0] if x.ndim == 3 else x for name, x in tensors.items()}
-    state = torch.randn(num_tracks, NUM_CHANNELS, NUM_PLACES)
+    state = torch.randn(num_tracks, NUM_CHANNELS, STATE_SIZE)
     own, y = state.clone(), torch.empty_like(rows["u"])
     steps: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
         "ours": lambda state: selective_scan_step(**rows, state=state, backend="numba"),
@@ -283,7 +283,7 @@ def main() -> None:
     settings = {
         "steps": NUM_STEPS,
         "channels": NUM_CHANNELS,
-        "places": NUM_PLACES,
+        "places": STATE_SIZE,
         "dtype": "float32",
         "processes": given.processes,
         "memory": "kept by the allocator (mallopt) but where a part is called fresh",

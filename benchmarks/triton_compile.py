@@ -51,11 +51,11 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def scan(num_steps: int, dtype: torch.dtype, state: bool = False) -> None:
     """PKS4-B/16 with 32 clips, or a step of 4 streams: A, D and the bias in float32 beside the tokens."""
-    tracks, channels, places = (196 * 4 if state else 196 * 32), 1536, 16
+    tracks, channels, state_size = (196 * 4 if state else 196 * 32), 1536, 16
     u, delta, z = (empty(tracks, num_steps, channels, dtype=dtype) for _ in range(3))
-    B, C = (empty(tracks, num_steps, places, dtype=dtype) for _ in range(2))
-    before = empty(tracks, channels, places) if state else None
-    inputs = ScanInputs(u, delta, empty(channels, places), B, C, empty(channels), z, empty(channels), True, before)
+    B, C = (empty(tracks, num_steps, state_size, dtype=dtype) for _ in range(2))
+    before = empty(tracks, channels, state_size) if state else None
+    inputs = ScanInputs(u, delta, empty(channels, state_size), B, C, empty(channels), z, empty(channels), True, before)
     y, last = selective_scan.scan(inputs)
     selective_scan.scan_backward(y, last if state else None, inputs)
 

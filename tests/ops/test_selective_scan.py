@@ -18,22 +18,22 @@ ARGUMENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 ALONG_TIME = ("u", "delta", "B", "C", "z")
 
 
-def draw(num_tracks, num_steps, num_channels, num_places, dtype=torch.float64, optional=True, state=True):
+def draw(num_tracks, num_steps, num_channels, state_size, dtype=torch.float64, optional=True, state=True):
     def normal(*shape):
         return torch.randn(*shape, dtype=dtype)
 
     tensors = {
         "u": normal(num_tracks, num_steps, num_channels),
         "delta": normal(num_tracks, num_steps, num_channels),
-        "A": -torch.exp(normal(num_channels, num_places)),
-        "B": normal(num_tracks, num_steps, num_places),
-        "C": normal(num_tracks, num_steps, num_places),
+        "A": -torch.exp(normal(num_channels, state_size)),
+        "B": normal(num_tracks, num_steps, state_size),
+        "C": normal(num_tracks, num_steps, state_size),
     }
     if optional:
         tensors |= {"D": normal(num_channels), "z": normal(num_tracks, num_steps, num_channels)}
         tensors["delta_bias"] = normal(num_channels)
     if state:
-        tensors["state"] = normal(num_tracks, num_channels, num_places)
+        tensors["state"] = normal(num_tracks, num_channels, state_size)
     return tensors
 
 

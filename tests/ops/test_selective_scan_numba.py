@@ -13,25 +13,25 @@ from kinescan.ops.selective_scan import kernels, numba
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 
 
-def draw(num_tracks, num_steps, num_channels, num_places, optional=True, state=True):
+def draw(num_tracks, num_steps, num_channels, state_size, optional=True, state=True):
     tensors = {
         "u": torch.randn(num_tracks, num_steps, num_channels),
         "delta": torch.randn(num_tracks, num_steps, num_channels),
-        "A": -torch.exp(torch.randn(num_channels, num_places)),
-        "B": torch.randn(num_tracks, num_steps, num_places),
-        "C": torch.randn(num_tracks, num_steps, num_places),
+        "A": -torch.exp(torch.randn(num_channels, state_size)),
+        "B": torch.randn(num_tracks, num_steps, state_size),
+        "C": torch.randn(num_tracks, num_steps, state_size),
     }
     if optional:
         tensors |= {"D": torch.randn(num_channels), "z": torch.randn(num_tracks, num_steps, num_channels)}
         tensors["delta_bias"] = torch.randn(num_channels)
     if state:
-        tensors["state"] = torch.randn(num_tracks, num_channels, num_places)
+        tensors["state"] = torch.randn(num_tracks, num_channels, state_size)
     return tensors
 
 
-def multiples(num_channels, num_places):
+def multiples(num_channels, state_size):
     """Rates as a Mamba block has them before training: 1 .. S times one of each channel, by way of their logarithms."""
-    logarithms = torch.log(torch.arange(1.0, num_places + 1)) + torch.randn(num_channels, 1)
+    logarithms = torch.log(torch.arange(1.0, state_size + 1)) + torch.randn(num_channels, 1)
     return -torch.exp(logarithms)
 
 
@@ -77,18 +77,18 @@ def nan_memory():
 
 @pytest.mark.parametrize("num_steps", [1, 2, 16, 17, 63, 100])
 @pytest.mark.parametrize(
-    ("num_channels", "num_places"), [(1, 1), (7, 4), (24, 16), (33, 17), (64, 16), (70, 8), (96, 5), (160, 16)]
+    ("num_channels", "state_size"), [(1, 1), (7, 4), (24, 16), (33, 17), (64, 16), (70, 8), (96, 5), (160, 16)]
 )
-def test_matches_reference_at_every_size(num_steps, num_channels, num_places, nan_memory):
-    assert_matches_reference(draw(2, num_steps, num_channels, num_places))
+def test_matches_reference_at_every_size(num_steps, num_channels, state_size, nan_memory):
+    assert_matches_reference(draw(2, num_steps, num_channels, state_size))
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 17, 63])
-@pytest.mark.parametrize(("num_channels", "num_places"), [(1, 2), (7, 9), (33, 17), (64, 16), (70, 8), (96, 40)])
+@pytest.mark.parametrize(("num_channels", "state_size"), [(1, 2), (7, 9), (33, 17), (64, 16), (70, 8), (96, 40)])
 @pytest.mark.parametrize("rates", ["multiples", "but the last", "one is zero", "one grows"])
-def test_matches_reference_whatever_is_known_about_the_rates(rates, num_channels, num_places, num_steps, nan_memory):
-    """One exponential for several places, one without a check of its range, or one that takes anything."""
-    tensors = draw(2, num_steps, num_channels, num_places) | {"A": multiples(num_channels, num_places)}
+def test_matches_reference_whatever_is_known_about_the_rates(rates, num_channels, state_size, num_steps, nan_memory):
+    """One exponential for several positions, one without a check of its range, or one that takes anything."""
+    tensors = draw(2, num_steps, num_channels, state_size) | {"A": multiples(num_channels, state_size)}
     if rates != "multiples":
         tensors["A"][-1, -1] *= {"but the last": 1.01, "one is zero": 0.0, "one grows": -0.01}[rates]
     expected = {"multiples": kernels.MULTIPLES, "but the last": kernels.NEGATIVE}.get(rates, kernels.ANY)
@@ -112,7 +112,7 @@ def test_parity_would_show_rates_that_are_taken_for_multiples(num_tracks, monkey
 def test_kind_of_rates():
     rates = -torch.arange(1.0, 17.0).repeat(33, 1) * torch.rand(33, 1)
     assert kind_of(rates) == kind_of(multiples(200, 64)) == kernels.MULTIPLES
-    assert kind_of(rates[:, :1]) == kernels.NEGATIVE, "one place alone saves nothing"
+    assert kind_of(rates[:, :1]) == kernels.NEGATIVE, "one position alone saves nothing"
     for beside in (1 + 1e-6, 1 - 1e-6, 2.0):
         changed = rates.clone()
         changed[32, 15] *= beside
@@ -125,13 +125,13 @@ def test_kind_of_rates():
         assert kind_of(changed) == kernels.ANY
 
 
-@pytest.mark.parametrize("num_places", [2, 9, 16, 64])
-def test_decays_of_multiples_are_exact_to_the_rounding_of_a_few_products(num_places):
-    rates = -torch.arange(1.0, num_places + 1) * torch.logspace(-6, 0.7, 500)[:, None]
+@pytest.mark.parametrize("state_size", [2, 9, 16, 64])
+def test_decays_of_multiples_are_exact_to_the_rounding_of_a_few_products(state_size):
+    rates = -torch.arange(1.0, state_size + 1) * torch.logspace(-6, 0.7, 500)[:, None]
     assert kind_of(rates) == kernels.MULTIPLES
-    row, vector = torch.zeros(1, 1, 500), torch.zeros(1, 1, num_places)
+    row, vector = torch.zeros(1, 1, 500), torch.zeros(1, 1, state_size)
     delta = torch.full((1, 1, 500), 0.3)
-    start = torch.ones(1, 500, num_places)
+    start = torch.ones(1, 500, state_size)
     _, state = selective_scan(row, delta, rates, vector, vector, state=start.expand(1, -1, -1), backend="numba")
     # Read off the step size that the kernel takes: of u = 1 and B = 1 it is what is written into an empty state.
     ones = torch.ones_like
@@ -188,7 +188,7 @@ def test_matches_reference_without_optional_parts(absent, delta_softplus, nan_me
 @pytest.mark.parametrize("absent", ["D", "z", "delta_bias", "nothing"])
 @pytest.mark.parametrize("delta_softplus", [True, False])
 def test_step_of_a_stream_matches_reference(absent, delta_softplus, nan_memory):
-    """Sixteen places, whole groups of channels: the step that reads and writes the state as it lies."""
+    """Sixteen positions, whole groups of channels: the step that reads and writes the state as it lies."""
     for num_channels in (32, 96):
         tensors = draw(5, 1, num_channels, 16)
         tensors["A"] = multiples(num_channels, 16) if absent == "nothing" and delta_softplus else tensors["A"]
@@ -204,7 +204,7 @@ def test_step_of_a_stream_is_the_scan_of_one_step(monkeypatch):
     monkeypatch.setattr(kernels, "scan", None)
     y, state = selective_scan(**tensors, backend="numba")
     monkeypatch.undo()
-    monkeypatch.setattr(numba, "PLACES", 0)
+    monkeypatch.setattr(numba, "STATE_SIZE", 0)
     general, general_state = selective_scan(**tensors, backend="numba")
     assert torch.equal(state, general_state)
     torch.testing.assert_close(y, general, atol=1e-5, rtol=1e-5)

@@ -19,19 +19,19 @@ ARGUMENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 ALONG_TIME = ("u", "delta", "B", "C", "z")
 
 
-def draw(device, num_tracks, num_steps, num_channels, num_places, optional=True, state=True):
+def draw(device, num_tracks, num_steps, num_channels, state_size, optional=True, state=True):
     tensors = {
         "u": torch.randn(num_tracks, num_steps, num_channels),
         "delta": torch.randn(num_tracks, num_steps, num_channels),
-        "A": -torch.exp(torch.randn(num_channels, num_places)),
-        "B": torch.randn(num_tracks, num_steps, num_places),
-        "C": torch.randn(num_tracks, num_steps, num_places),
+        "A": -torch.exp(torch.randn(num_channels, state_size)),
+        "B": torch.randn(num_tracks, num_steps, state_size),
+        "C": torch.randn(num_tracks, num_steps, state_size),
     }
     if optional:
         tensors |= {"D": torch.randn(num_channels), "z": torch.randn(num_tracks, num_steps, num_channels)}
         tensors["delta_bias"] = torch.randn(num_channels)
     if state:
-        tensors["state"] = torch.randn(num_tracks, num_channels, num_places)
+        tensors["state"] = torch.randn(num_tracks, num_channels, state_size)
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 

@@ -363,8 +363,8 @@ def _channel_tiles(
         while c < num_channels:
             f_c, out_c = f + 4 * c * stride + x, out + 4 * c * vector_width + x
             for row in range(num_rows):
-                w_place, out_place = w + 4 * row * w_row + x, out_c + 4 * row * out_row
-                _weighted_1x1(w_place, 0, w_m, w_n, f_c, 0, f_m, f_n, count_m, count_n, out_place, 0, 0)
+                w_offset, out_offset = w + 4 * row * w_row + x, out_c + 4 * row * out_row
+                _weighted_1x1(w_offset, 0, w_m, w_n, f_c, 0, f_m, f_n, count_m, count_n, out_offset, 0, 0)
             c += 1
 
 

@@ -54,8 +54,8 @@ def correlate_clip(
         rows.append(torch.stack([directions[:, u] if 0 <= u < num_frames else nothing for u in sources], dim=1))
     others = torch.stack(rows, dim=1)  # [B, T', K, C, N]
     products = directions[:, first_frame:, None].transpose(3, 4) @ others  # [B, T', K, N, N]
-    places_of_window, inside = _window(height, width, window, features.device)
-    picked = products.flatten(3).index_select(3, places_of_window)
+    indices_of_window, inside = _window(height, width, window, features.device)
+    picked = products.flatten(3).index_select(3, indices_of_window)
     return torch.where(inside, picked, 0.0).unflatten(3, (window * window, height, width))
 
 

@@ -71,11 +71,11 @@ def make_weighted_rows(num_rows: int, num_channels: int) -> Any:
             with cgutils.for_range(builder, count_m) as outer:
                 w_step, f_step = builder.mul(outer.index, w_m), builder.mul(outer.index, f_m)
                 with cgutils.for_range(builder, count_n) as inner:
-                    w_place = builder.add(w_step, builder.mul(inner.index, w_n))
-                    f_place = builder.add(f_step, builder.mul(inner.index, f_n))
-                    weights = [_load(builder, w, [w_place, _times(builder, w_row, i)]) for i in range(num_rows)]
+                    w_offset = builder.add(w_step, builder.mul(inner.index, w_n))
+                    f_offset = builder.add(f_step, builder.mul(inner.index, f_n))
+                    weights = [_load(builder, w, [w_offset, _times(builder, w_row, i)]) for i in range(num_rows)]
                     for c in range(num_channels):
-                        values = _load(builder, f, [f_place, _times(builder, f_channel, c)])
+                        values = _load(builder, f, [f_offset, _times(builder, f_channel, c)])
                         for i in range(num_rows):
                             _add_product(builder, sums[i][c], weights[i], values)
             _add_to_memory(builder, sums, out, out_row, out_channel)
@@ -152,8 +152,8 @@ def project_vector(typing_context, target, source, along, direction, scale):  # 
     """Sets target to (source - along * direction) * scale."""
 
     def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        target, *places = arguments
-        source, along, direction, scale = (_load(builder, place, []) for place in places)
+        target, *addresses = arguments
+        source, along, direction, scale = (_load(builder, address, []) for address in addresses)
         rest = builder.fsub(source, builder.fmul(along, direction))
         _store(builder, builder.fmul(rest, scale), target, [])
         return context.get_dummy_value()

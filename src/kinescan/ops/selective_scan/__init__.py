@@ -184,7 +184,7 @@ def selective_scan_step(
     for name, tensor in {"u": u, "delta": delta, "B": B, "C": C, "z": z}.items():
         if tensor is not None and tensor.ndim != 2:
             raise ShapeError(
-                f"{name} of a single step must have 2 axes, tracks and channels or places of the state, "
+                f"{name} of a single step must have 2 axes, tracks and channels or positions of the state, "
                 f"got {list(tensor.shape)}. For several steps call selective_scan."
             )
     gate = None if z is None else z[:, None]

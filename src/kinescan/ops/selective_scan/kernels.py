@@ -1,13 +1,13 @@
 """Loops of the selective scan, compiled: float32, vectors of channels, states recomputed in the backward pass.
 
 Legend as in `reference.py`: u, delta, A, B, C, D, z, h; `rates` is A log2(e), so that exp(Delta A) = 2**(Delta rates).
-In a kernel, r is a track, t a step, s a place in the state; `LANES` neighbouring channels, a group, are one vector.
+In a kernel, r is a track, t a step, s a position in the state; `LANES` neighbouring channels, a group, are one vector.
 Where that does not divide the channels, the last group is padded with zeros. Tensors come as addresses of float32
 memory, which saves counting references; the caller keeps the memory alive.
 
 Exponentials are polynomials in registers, and most of the work. What is known about the rates saves some of it
 (`kind_of_rates`): negative ones need no check of the range, and where a channel's are 1, 2, 3 ... S times its first, as
-a Mamba block has them before training, one exponential serves `RUN` places. That is looked up at every call.
+a Mamba block has them before training, one exponential serves `RUN` positions. That is looked up at every call.
 
 The vectors are explicit: a numba type whose operations are written out as LLVM instructions, so that no loop has to be
 recognised as one that can be vectorised, and no fast-math flag is needed. In particular not `reassoc`: it would allow
@@ -33,16 +33,16 @@ LANES = 32
 """Channels of a vector: four registers of AVX2 or two of AVX-512, enough to hide how long an instruction takes."""
 CHUNK = 16
 """Steps whose states the backward pass holds at once; of longer sequences it keeps one state per chunk."""
-PLACES = 16
-"""Places of a state that go into half a vector: those for which a state is written, and a step made, as it lies."""
+STATE_SIZE = 16
+"""The size of a state that fills half a vector: such a state is written, and a step of it made, as it lies."""
 LINE = 64
 """Bytes of a cache line, a whole number of which a tensor's memory begins at."""
 LARGE = 1 << 23
 """Values of a result that no cache holds until it is read: 32 MiB."""
 RUN = 8
-"""Places of a state whose decays are products of one exponential, where rates are multiples; a power of 2.
+"""Positions of a state whose decays are products of one exponential, where rates are multiples; a power of 2.
 
-Of a product of so many the relative error stays below 1e-6, whatever the number of places.
+Of a product of so many the relative error stays below 1e-6, whatever the number of positions.
 """
 ANY, NEGATIVE, MULTIPLES = 0, 1, 2
 """What is known about rates; see `kind_of_rates`."""
@@ -190,9 +190,9 @@ def _loading(kind: Any, result: Any) -> Any:
     return intrinsic(typing)
 
 
-def _store_past_caches(builder: Any, value: Any, place: Any, align: int) -> None:
+def _store_past_caches(builder: Any, value: Any, pointer: Any, align: int) -> None:
     """To memory that is not read again soon, without its old content being read first; in whole cache lines."""
-    stored = builder.store(value, place, align=align)
+    stored = builder.store(value, pointer, align=align)
     stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
 
 
@@ -200,11 +200,11 @@ def _storing(kind: Any, stored: Any, past_caches: bool = False) -> Any:
     def typing(context, address, index, value):  # type: ignore[no-untyped-def]
         def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
             address, index, value = values
-            place = _pointer(builder, address, index, kind)
+            pointer = _pointer(builder, address, index, kind)
             if past_caches:
-                _store_past_caches(builder, value, place, LINE)
+                _store_past_caches(builder, value, pointer, LINE)
             else:
-                builder.store(value, place, align=4)
+                builder.store(value, pointer, align=4)
             return context.get_dummy_value()
 
         return types.void(types.intp, types.intp, stored), generate
@@ -222,8 +222,8 @@ def _emit_fetch(builder: Any, address: Any, index: Any) -> None:
     byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    place = builder.bitcast(_pointer(builder, address, index, ir.FloatType()), byte)
-    builder.call(function, [place, ir.Constant(flag, 0), ir.Constant(flag, 3), ir.Constant(flag, 1)])
+    pointer = builder.bitcast(_pointer(builder, address, index, ir.FloatType()), byte)
+    builder.call(function, [pointer, ir.Constant(flag, 0), ir.Constant(flag, 3), ir.Constant(flag, 1)])
 
 
 @intrinsic
@@ -273,9 +273,9 @@ def add_halves(context, address, index, vector):  # type: ignore[no-untyped-def]
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         address, index, vector = values
-        place = _pointer(builder, address, index, _HALF_FLOATS)
+        pointer = _pointer(builder, address, index, _HALF_FLOATS)
         both = builder.fadd(_half(builder, vector, 0), _half(builder, vector, 1))
-        builder.store(builder.fadd(builder.load(place, align=4), both), place, align=4)
+        builder.store(builder.fadd(builder.load(pointer, align=4), both), pointer, align=4)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, _VECTOR), generate
@@ -300,7 +300,7 @@ def _transposing(size: int, past_caches: bool) -> Any:
 
     `past_caches`: as `_store_past_caches`, which wants them to be whole cache lines.
     """
-    kind, places = ir.VectorType(ir.FloatType(), size), ir.VectorType(ir.IntType(32), size)
+    kind, indices = ir.VectorType(ir.FloatType(), size), ir.VectorType(ir.IntType(32), size)
 
     def row(builder: Any, address: Any, first: Any, stride: Any, k: int) -> Any:
         return _pointer(builder, address, builder.add(first, builder.mul(stride, ir.Constant(stride.type, k))), kind)
@@ -315,15 +315,15 @@ def _transposing(size: int, past_caches: bool) -> Any:
             for k in range(size):
                 if not k & span:
                     a, b = rows[k], rows[k + span]
-                    rows[k] = builder.shuffle_vector(a, b, ir.Constant(places, low))
-                    rows[k + span] = builder.shuffle_vector(a, b, ir.Constant(places, high))
+                    rows[k] = builder.shuffle_vector(a, b, ir.Constant(indices, low))
+                    rows[k + span] = builder.shuffle_vector(a, b, ir.Constant(indices, high))
             span *= 2
         for k in range(size):
-            place = row(builder, target, target_at, target_stride, k)
+            pointer = row(builder, target, target_at, target_stride, k)
             if past_caches:
-                _store_past_caches(builder, rows[k], place, 4 * size)
+                _store_past_caches(builder, rows[k], pointer, 4 * size)
             else:
-                builder.store(rows[k], place, align=4)
+                builder.store(rows[k], pointer, align=4)
         return context.get_dummy_value()
 
     def typing(context, source, at, stride, target, target_at, target_stride):  # type: ignore[no-untyped-def]
@@ -359,16 +359,16 @@ def _half_totals(builder: Any, vectors: list[Any]) -> Any:
 
 @intrinsic
 def advance_as_it_lies(context, state, at, rates, rate_at, B, B_at, C, C_at, step, x, target):  # type: ignore[no-untyped-def]
-    """One step of a group of channels, as they lie in a tensor [D, PLACES]; gives C h of each channel.
+    """One step of a group of channels, as they lie in a tensor [D, STATE_SIZE]; gives C h of each channel.
 
-    A vector holds two channels. rates, like state and `target`, are [D, PLACES]; what is written begins at `at`, too,
-    in whole cache lines, past the caches.
+    A vector holds two channels. rates, like state and `target`, are [D, STATE_SIZE]; what is written begins at `at`,
+    too, in whole cache lines, past the caches.
     """
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         state, at, rates, rate_at, B, B_at, C, C_at, step, x, target = values
-        half = ir.VectorType(ir.FloatType(), PLACES)
-        twice = ir.Constant(_INTS, list(range(PLACES)) * 2)
+        half = ir.VectorType(ir.FloatType(), STATE_SIZE)
+        twice = ir.Constant(_INTS, list(range(STATE_SIZE)) * 2)
 
         def both(address: Any, index: Any) -> Any:
             vector = builder.load(_pointer(builder, address, index, half), align=4)
@@ -379,8 +379,8 @@ def advance_as_it_lies(context, state, at, rates, rate_at, B, B_at, C, C_at, ste
             offset = ir.Constant(at.type, k * LANES)
             h = builder.load(_pointer(builder, state, builder.add(at, offset), _FLOATS), align=4)
             rate = builder.load(_pointer(builder, rates, builder.add(rate_at, offset), _FLOATS), align=4)
-            for line in (0, PLACES):  # of the next group of channels
-                _emit_fetch(builder, state, builder.add(at, ir.Constant(at.type, (LANES + k * 2) * PLACES + line)))
+            for line in (0, STATE_SIZE):  # of the next group of channels
+                _emit_fetch(builder, state, builder.add(at, ir.Constant(at.type, (LANES + k * 2) * STATE_SIZE + line)))
             decay = _emit_exp2(builder, builder.fmul(_split(builder, step, k), rate))
             new = _fma(builder, decay, h, builder.fmul(_split(builder, x, k), write))
             _store_past_caches(builder, new, _pointer(builder, target, builder.add(at, offset), _FLOATS), LINE)
@@ -445,39 +445,39 @@ def _store_some(array, at, count, vector, padded, past_caches):  # type: ignore[
 
 
 @_inlined
-def _read_state(state, at, count, num_places, h, h_at, stride):  # type: ignore[no-untyped-def]
+def _read_state(state, at, count, state_size, h, h_at, stride):  # type: ignore[no-untyped-def]
     """[count, S] of a flat array into S vectors of h, `stride` apart."""
-    if count == LANES and num_places % _TILE == 0:
-        for s in range(0, num_places, _TILE):
+    if count == LANES and state_size % _TILE == 0:
+        for s in range(0, state_size, _TILE):
             for j in range(0, LANES, _TILE):
-                transpose_8x8(state, at + j * num_places + s, num_places, h, h_at + s * stride + j, stride)
+                transpose_8x8(state, at + j * state_size + s, state_size, h, h_at + s * stride + j, stride)
     else:
-        for s in range(num_places):
+        for s in range(state_size):
             for j in range(LANES):
-                put(h, h_at + s * stride + j, get(state, at + j * num_places + s) if j < count else _ZERO)
+                put(h, h_at + s * stride + j, get(state, at + j * state_size + s) if j < count else _ZERO)
 
 
 @_inlined
-def _write_state(h, h_at, stride, count, num_places, state, at):  # type: ignore[no-untyped-def]
+def _write_state(h, h_at, stride, count, state_size, state, at):  # type: ignore[no-untyped-def]
     """The reverse of `_read_state`."""
-    if count == LANES and num_places % PLACES == 0 and state % LINE == 0:
-        for j in range(0, LANES, PLACES):
-            for s in range(0, num_places, PLACES):
-                transpose_16x16(h, h_at + s * stride + j, stride, state, at + j * num_places + s, num_places)
-    elif count == LANES and num_places % _TILE == 0:
+    if count == LANES and state_size % STATE_SIZE == 0 and state % LINE == 0:
+        for j in range(0, LANES, STATE_SIZE):
+            for s in range(0, state_size, STATE_SIZE):
+                transpose_16x16(h, h_at + s * stride + j, stride, state, at + j * state_size + s, state_size)
+    elif count == LANES and state_size % _TILE == 0:
         for j in range(0, LANES, _TILE):
-            for s in range(0, num_places, _TILE):
-                transpose_8x8(h, h_at + s * stride + j, stride, state, at + j * num_places + s, num_places)
+            for s in range(0, state_size, _TILE):
+                transpose_8x8(h, h_at + s * stride + j, stride, state, at + j * state_size + s, state_size)
     else:
         for j in range(count):
-            for s in range(num_places):
-                put(state, at + j * num_places + s, get(h, h_at + s * stride + j))
+            for s in range(state_size):
+                put(state, at + j * state_size + s, get(h, h_at + s * stride + j))
 
 
 @_inlined
-def _copy_state(source, source_at, num_places, h, h_at, stride):  # type: ignore[no-untyped-def]
+def _copy_state(source, source_at, state_size, h, h_at, stride):  # type: ignore[no-untyped-def]
     """S vectors into S vectors of h, `stride` apart."""
-    for s in range(num_places):
+    for s in range(state_size):
         store(h, h_at + s * stride, load(source, source_at + s * LANES))
 
 
@@ -504,14 +504,14 @@ def _fetch_next(rows, r, t, channel, width):  # type: ignore[no-untyped-def]
 
 
 @_compile
-def kind_of_rates(rates, num_channels, num_places):  # type: ignore[no-untyped-def]
+def kind_of_rates(rates, num_channels, state_size):  # type: ignore[no-untyped-def]
     """Whether rates [D, S] are ANY, all NEGATIVE (and finite), or MULTIPLES: 1, 2, 3 ... S times a channel's first."""
-    kind = MULTIPLES if num_places > 1 else NEGATIVE
+    kind = MULTIPLES if state_size > 1 else NEGATIVE
     for channel in range(num_channels):
-        first = get(rates, channel * num_places)
+        first = get(rates, channel * state_size)
         num_others, num_beside = 0, 0
-        for s in range(num_places):
-            rate = get(rates, channel * num_places + s)
+        for s in range(state_size):
+            rate = get(rates, channel * state_size + s)
             num_others += not (rate >= -_LARGEST and rate < _ZERO)  # NaN, too
             num_beside += not (abs(rate - np.float32(s + 1) * first) <= _SAME_RATE * -rate)
         if num_others > 0:
@@ -523,25 +523,25 @@ def kind_of_rates(rates, num_channels, num_places):  # type: ignore[no-untyped-d
 
 @_inlined
 def _decay(step, rates, at, kind):  # type: ignore[no-untyped-def]
-    """exp(Delta A), one place of a group."""
+    """exp(Delta A), one position of a group."""
     exponent = step * load(rates, at)
     return exp2(exponent) if kind == ANY else exp2_of_negative(exponent)
 
 
 @_inlined
-def _advance(h, at, rates, rate_at, B, B_at, C, C_at, num_places, step, x, y, from_zeros, kind):  # type: ignore[no-untyped-def]
+def _advance(h, at, rates, rate_at, B, B_at, C, C_at, state_size, step, x, y, from_zeros, kind):  # type: ignore[no-untyped-def]
     """One step of the state, S vectors in h; gives y + C h.
 
-    Where rates are multiples, all but every `RUN`th decay is that of the place before times that of the first.
+    Where rates are multiples, all but every `RUN`th decay is that of the position before times that of the first.
     """
     if from_zeros:
-        for s in range(num_places):
+        for s in range(state_size):
             new = x * spread(get(B, B_at + s))
             store(h, at + s * LANES, new)
             y = fma(new, spread(get(C, C_at + s)), y)
     else:
         first, decay, inside = spread(_ONE), spread(_ONE), RUN - 1 if kind == MULTIPLES else 0
-        for s in range(num_places):
+        for s in range(state_size):
             decay = decay * first if s & inside else _decay(step, rates, rate_at + s * LANES, kind)
             if s == 0:
                 first = decay
@@ -552,12 +552,12 @@ def _advance(h, at, rates, rate_at, B, B_at, C, C_at, num_places, step, x, y, fr
 
 
 @_inlined
-def _advance_two(h, at, rates, rate_at, B, B_at, C, C_at, num_places, steps, xs, ys, kind):  # type: ignore[no-untyped-def]
+def _advance_two(h, at, rates, rate_at, B, B_at, C, C_at, state_size, steps, xs, ys, kind):  # type: ignore[no-untyped-def]
     """As `_advance` for a group and the next, which share what is spread over lanes and the constants of exp2."""
-    (step, next_step), (x, next_x), (y, next_y), group_size = steps, xs, ys, num_places * LANES
+    (step, next_step), (x, next_x), (y, next_y), group_size = steps, xs, ys, state_size * LANES
     first = decay = next_first = next_decay = spread(_ONE)
     inside = RUN - 1 if kind == MULTIPLES else 0
-    for s in range(num_places):
+    for s in range(state_size):
         own, next_own = at + s * LANES, at + group_size + s * LANES
         into, out_of = spread(get(B, B_at + s)), spread(get(C, C_at + s))
         if s & inside == 0:
@@ -593,9 +593,9 @@ def _leave(r, t, channel, count, num_steps, num_channels, z, y, y_t, padded, is_
     _store_some(y, (r * num_steps + t) * num_channels + channel, count, y_t, padded, is_large)
 
 
-def scan_room(num_groups: int, num_places: int) -> int:
+def scan_room(num_groups: int, state_size: int) -> int:
     """Floats that `scan` needs to work in."""
-    return LANES * (1 + num_groups * num_places)
+    return LANES * (1 + num_groups * state_size)
 
 
 @_compile
@@ -606,8 +606,8 @@ def scan(tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus,
     rates [groups, S, LANES], D and bias [groups, LANES], state, y, last_state. 0 means absent. `room` has `scan_room`
     floats.
     """
-    num_steps, num_channels, num_places = sizes
-    group_size = num_places * LANES
+    num_steps, num_channels, state_size = sizes
+    group_size = state_size * LANES
     padded, carried = room, room + 4 * LANES
     is_large = _is_large(tracks, sizes, y)
     for r in range(tracks[0], tracks[1]):
@@ -619,8 +619,8 @@ def scan(tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus,
                 if first_step == 0 and state != 0:
                     for k in range(past_group - group):
                         count = min(LANES, num_channels - channel - k * LANES)
-                        state_at = (r * num_channels + channel + k * LANES) * num_places
-                        _read_state(state, state_at, count, num_places, carried, h_at + k * group_size, LANES)
+                        state_at = (r * num_channels + channel + k * LANES) * state_size
+                        _read_state(state, state_at, count, state_size, carried, h_at + k * group_size, LANES)
                 for t in range(first_step, past_step):
                     B_at, C_at, from_zeros = _at(B, r, t), _at(C, r, t), t == 0 and state == 0
                     _fetch_next(u, r, t, channel, 2 * LANES)
@@ -631,7 +631,7 @@ def scan(tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus,
                         step, x, y_t = _enter(r, t, channel, LANES, *inputs)
                         next_step, next_x, next_y = _enter(r, t, channel + LANES, LANES, *inputs)
                         y_t, next_y = _advance_two(
-                            carried, h_at, rates, rate_at, B[0], B_at, C[0], C_at, num_places,
+                            carried, h_at, rates, rate_at, B[0], B_at, C[0], C_at, state_size,
                             (step, next_step), (x, next_x), (y_t, next_y), kind,
                         )  # fmt: skip
                         _leave(r, t, channel, LANES, num_steps, num_channels, z, y, y_t, padded, is_large)
@@ -642,34 +642,34 @@ def scan(tracks, groups, sizes, u, delta, rates, B, C, D, z, bias, has_softplus,
                         step, x, y_t = _enter(r, t, own, count, u, delta, D, bias, has_softplus, padded)
                         y_t = _advance(
                             carried, h_at + k * group_size, rates, rate_at + k * group_size, B[0], B_at, C[0], C_at,
-                            num_places, step, x, y_t, from_zeros, kind,
+                            state_size, step, x, y_t, from_zeros, kind,
                         )  # fmt: skip
                         _leave(r, t, own, count, num_steps, num_channels, z, y, y_t, padded, is_large)
                 if past_step == num_steps:
                     for k in range(past_group - group):
                         count = min(LANES, num_channels - channel - k * LANES)
-                        state_at = (r * num_channels + channel + k * LANES) * num_places
-                        _write_state(carried, h_at + k * group_size, LANES, count, num_places, last_state, state_at)
+                        state_at = (r * num_channels + channel + k * LANES) * state_size
+                        _write_state(carried, h_at + k * group_size, LANES, count, state_size, last_state, state_at)
     settle()
 
 
 @_compile
 def step_as_it_lies(tracks, sizes, u, delta, rates, B, C, D, z, bias, has_softplus, state, kind, y, last_state):  # type: ignore[no-untyped-def]
-    """What `scan` does, for a single step from a state with PLACES places and of channels that LANES divides.
+    """What `scan` does, for a single step from a state with STATE_SIZE positions and of channels that LANES divides.
 
     The arguments are those of `scan`, but that rates are [D, S]; `last_state` begins with a cache line. Nothing is
     transposed: this is the step of a stream, which reads the state and writes it, and computes little between.
     """
     num_channels = sizes[1]
     for r in range(tracks[0], tracks[1]):
-        first = r * num_channels * PLACES
+        first = r * num_channels * STATE_SIZE
         for channel in range(0, num_channels, LANES):
             u_t = load(u[0], r * u[1] + channel)
             step = load(delta[0], r * delta[1] + channel) + load(bias, channel)
             if has_softplus:
                 step = softplus(step)
             y_t = advance_as_it_lies(
-                state, first + channel * PLACES, rates, channel * PLACES, B[0], r * B[1], C[0], r * C[1],
+                state, first + channel * STATE_SIZE, rates, channel * STATE_SIZE, B[0], r * B[1], C[0], r * C[1],
                 step, step * u_t, last_state,
             )  # fmt: skip
             if D != 0:
@@ -682,18 +682,18 @@ def step_as_it_lies(tracks, sizes, u, delta, rates, B, C, D, z, bias, has_softpl
 
 
 @_inlined
-def _advance_and_keep(past, decays, i, rates, rate_at, B, B_at, C, C_at, num_places, step, x, y, from_zeros, kind):  # type: ignore[no-untyped-def]
+def _advance_and_keep(past, decays, i, rates, rate_at, B, B_at, C, C_at, state_size, step, x, y, from_zeros, kind):  # type: ignore[no-untyped-def]
     """As `_advance`, from past[i] to past[i + 1], each [S, LANES]; unless rates are multiples, decays are kept, too."""
-    before = i * num_places * LANES
-    after = before + num_places * LANES
+    before = i * state_size * LANES
+    after = before + state_size * LANES
     if from_zeros:
-        for s in range(num_places):
+        for s in range(state_size):
             new = x * spread(get(B, B_at + s))
             store(past, after + s * LANES, new)
             y = fma(new, spread(get(C, C_at + s)), y)
     else:
         first, decay, inside = spread(_ONE), spread(_ONE), RUN - 1 if kind == MULTIPLES else 0
-        for s in range(num_places):
+        for s in range(state_size):
             decay = decay * first if s & inside else _decay(step, rates, rate_at + s * LANES, kind)
             if s == 0:
                 first = decay
@@ -707,16 +707,16 @@ def _advance_and_keep(past, decays, i, rates, rate_at, B, B_at, C, C_at, num_pla
 
 @_inlined
 def _retreat(  # type: ignore[no-untyped-def]
-    past, decays, i, adjoint, at, rates, rate_at, B, B_at, C, C_at, num_places, step, x, dy, dBC, from_zeros, kind
+    past, decays, i, adjoint, at, rates, rate_at, B, B_at, C, C_at, state_size, step, x, dy, dBC, from_zeros, kind
 ):
     """The reverse of a step; gradients of x = Delta u, and of Delta by way of the decay.
 
     adjoint [S, 2, LANES] holds the gradient of the state and, added up, that of A; dBC [CHUNK, S, 2, HALF] those of B
     and C, added up over groups and the halves of their lanes.
     """
-    before, after, sums = i * num_places * LANES, (i + 1) * num_places * LANES, i * num_places * 2 * HALF
+    before, after, sums = i * state_size * LANES, (i + 1) * state_size * LANES, i * state_size * 2 * HALF
     dx, dstep, first, decay = spread(_ZERO), spread(_ZERO), spread(_ONE), spread(_ONE)
-    for s in range(num_places):
+    for s in range(state_size):
         pair = s * 2 * LANES
         dh = fma(dy, spread(get(C, C_at + s)), load(adjoint, at + pair))
         add_halves(dBC, sums + s * 2 * HALF, dh * x)
@@ -742,16 +742,16 @@ def _retreat(  # type: ignore[no-untyped-def]
 @_inlined
 def _find_starts(r, groups, sizes, u, delta, rates, B, C, bias, has_softplus, state, kind, starts, padded):  # type: ignore[no-untyped-def]
     """The state before every chunk of a track, in starts [chunks, groups, S, LANES]."""
-    num_steps, num_channels, num_places = sizes
-    group_size = num_places * LANES
+    num_steps, num_channels, state_size = sizes
+    group_size = state_size * LANES
     chunk_size = (groups[1] - groups[0]) * group_size
     for group in range(groups[0], groups[1]):
         channel, h_at = group * LANES, (group - groups[0]) * group_size
         if state != 0:
-            state_at, count = (r * num_channels + channel) * num_places, min(LANES, num_channels - channel)
-            _read_state(state, state_at, count, num_places, starts, h_at, LANES)
+            state_at, count = (r * num_channels + channel) * state_size, min(LANES, num_channels - channel)
+            _read_state(state, state_at, count, state_size, starts, h_at, LANES)
         else:
-            for s in range(num_places):
+            for s in range(state_size):
                 store(starts, h_at + s * LANES, spread(_ZERO))
     for past_step in range(CHUNK, num_steps, CHUNK):
         for group in range(groups[0], groups[1]):
@@ -759,22 +759,22 @@ def _find_starts(r, groups, sizes, u, delta, rates, B, C, bias, has_softplus, st
             count = min(LANES, num_channels - channel)
             from_at = (past_step // CHUNK - 1) * chunk_size + (group - groups[0]) * group_size
             h_at = from_at + chunk_size
-            _copy_state(starts, from_at, num_places, starts, h_at, LANES)
+            _copy_state(starts, from_at, state_size, starts, h_at, LANES)
             for t in range(past_step - CHUNK, past_step):
                 u_t = _load_some(u[0], _at(u, r, t) + channel, count, padded)
                 step = _load_some(delta[0], _at(delta, r, t) + channel, count, padded) + load(bias, channel)
                 if has_softplus:
                     step = softplus(step)
                 _advance(
-                    starts, h_at, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t), num_places,
+                    starts, h_at, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t), state_size,
                     step, step * u_t, spread(_ZERO), t == 0 and state == 0, kind,
                 )  # fmt: skip
 
 
-def backward_room(num_groups: int, num_steps: int, num_places: int) -> int:
+def backward_room(num_groups: int, num_steps: int, state_size: int) -> int:
     """Floats that `scan_backward` needs to work in."""
     num_chunks, longest = -(-num_steps // CHUNK), min(CHUNK, num_steps)
-    return LANES * (1 + 4 * longest + (3 * longest + 1 + num_chunks * num_groups) * num_places)
+    return LANES * (1 + 4 * longest + (3 * longest + 1 + num_chunks * num_groups) * state_size)
 
 
 @_compile
@@ -788,8 +788,8 @@ def scan_backward(  # type: ignore[no-untyped-def]
     LANES] and sums [groups, 2, LANES] come as zeros and leave with the gradients of A, in the second of each pair, and
     of D and the bias. `room` has `backward_room` floats.
     """
-    num_steps, num_channels, num_places = sizes
-    group_size = num_places * LANES
+    num_steps, num_channels, state_size = sizes
+    group_size = state_size * LANES
     num_chunks, longest = (num_steps + CHUNK - 1) // CHUNK, min(CHUNK, num_steps)
     chunk_size = (groups[1] - groups[0]) * group_size
     is_large = _is_large(tracks, sizes, du) and _is_large(tracks, sizes, ddelta) and _is_large(tracks, sizes, dz)
@@ -797,23 +797,23 @@ def scan_backward(  # type: ignore[no-untyped-def]
     past = kept + 4 * longest * 4 * LANES
     decays = past + 4 * (longest + 1) * group_size
     dBC = decays + 4 * longest * group_size
-    starts = dBC + 4 * longest * num_places * 2 * HALF
+    starts = dBC + 4 * longest * state_size * 2 * HALF
     for r in range(tracks[0], tracks[1]):
         _find_starts(r, groups, sizes, u, delta, rates, B, C, bias, has_softplus, state, kind, starts, padded)
         for chunk in range(num_chunks - 1, -1, -1):
             first_step, past_step = chunk * CHUNK, min((chunk + 1) * CHUNK, num_steps)
-            for i in range(longest * num_places):
+            for i in range(longest * state_size):
                 store(dBC, i * 2 * HALF, spread(_ZERO))
             for group in range(groups[0], groups[1]):
                 channel, own, rate_at = group * LANES, group - groups[0], group * group_size
                 count = min(LANES, num_channels - channel)
-                state_at, adjoint_at = (r * num_channels + channel) * num_places, 2 * own * group_size
+                state_at, adjoint_at = (r * num_channels + channel) * state_size, 2 * own * group_size
                 if past_step == num_steps and dlast_state != 0:
-                    _read_state(dlast_state, state_at, count, num_places, adjoints, adjoint_at, 2 * LANES)
+                    _read_state(dlast_state, state_at, count, state_size, adjoints, adjoint_at, 2 * LANES)
                 elif past_step == num_steps:
-                    for s in range(num_places):
+                    for s in range(state_size):
                         store(adjoints, adjoint_at + s * 2 * LANES, spread(_ZERO))
-                _copy_state(starts, chunk * chunk_size + own * group_size, num_places, past, 0, LANES)
+                _copy_state(starts, chunk * chunk_size + own * group_size, state_size, past, 0, LANES)
                 for t in range(first_step, past_step):
                     i, from_zeros = t - first_step, t == 0 and state == 0
                     _fetch_next(u, r, t, channel, LANES)
@@ -827,7 +827,7 @@ def scan_backward(  # type: ignore[no-untyped-def]
                         step = softplus(step)
                     y_t = load(D, channel) * u_t if D != 0 else spread(_ZERO)
                     y_t = _advance_and_keep(
-                        past, decays, i, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t), num_places,
+                        past, decays, i, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t), state_size,
                         step, step * u_t, y_t, from_zeros, kind,
                     )  # fmt: skip
                     store(kept, (i * 4 + 1) * LANES, step)
@@ -846,7 +846,7 @@ def scan_backward(  # type: ignore[no-untyped-def]
                         dy_t = dy_t * (gate * opened)
                     dx, dstep = _retreat(
                         past, decays, i, adjoints, adjoint_at, rates, rate_at, B[0], _at(B, r, t), C[0], _at(C, r, t),
-                        num_places, step, step * u_t, dy_t, dBC, from_zeros, kind,
+                        state_size, step, step * u_t, dy_t, dBC, from_zeros, kind,
                     )  # fmt: skip
                     dstep = fma(dx, u_t, dstep)
                     if has_softplus:
@@ -860,10 +860,10 @@ def scan_backward(  # type: ignore[no-untyped-def]
                     store(sums, sums_at, fma(dy_t, u_t, load(sums, sums_at)))
                     store(sums, sums_at + LANES, dstep + load(sums, sums_at + LANES))
                 if first_step == 0 and state != 0:
-                    _write_state(adjoints, adjoint_at, 2 * LANES, count, num_places, dstate, state_at)
+                    _write_state(adjoints, adjoint_at, 2 * LANES, count, state_size, dstate, state_at)
             for t in range(first_step, past_step):
-                for s in range(num_places):
-                    lanes_at = ((t - first_step) * num_places + s) * 2 * HALF
-                    put(dB, (r * num_steps + t) * num_places + s, total(dBC, lanes_at))
-                    put(dC, (r * num_steps + t) * num_places + s, total(dBC, lanes_at + HALF))
+                for s in range(state_size):
+                    lanes_at = ((t - first_step) * state_size + s) * 2 * HALF
+                    put(dB, (r * num_steps + t) * state_size + s, total(dBC, lanes_at))
+                    put(dC, (r * num_steps + t) * state_size + s, total(dBC, lanes_at + HALF))
     settle()

@@ -13,7 +13,7 @@ from torch import Tensor
 from kinescan.errors import ShapeError
 from kinescan.ops.huge_pages import empty_for_writing
 from kinescan.ops.selective_scan import kernels
-from kinescan.ops.selective_scan.kernels import LANES, LINE, PLACES
+from kinescan.ops.selective_scan.kernels import LANES, LINE, STATE_SIZE
 from kinescan.ops.selective_scan.operator import Gradients, ScanInputs, register_scan, register_scan_into
 
 MIN_WORK = 1 << 18
@@ -70,9 +70,9 @@ def _meet(first: tuple[int, int], second: tuple[int, int]) -> bool:
 
 
 def _fill(inputs: ScanInputs, y: Tensor, last_state: Tensor) -> None:
-    u, num_places = inputs.u, inputs.A.shape[1]
+    u, state_size = inputs.u, inputs.A.shape[1]
     as_it_lies = (
-        (u.shape[1], u.shape[2] % LANES, num_places) == (1, 0, PLACES)
+        (u.shape[1], u.shape[2] % LANES, state_size) == (1, 0, STATE_SIZE)
         and inputs.state is not None
         and last_state.data_ptr() % LINE == 0
     )
@@ -82,35 +82,35 @@ def _fill(inputs: ScanInputs, y: Tensor, last_state: Tensor) -> None:
         if as_it_lies:
             kernels.step_as_it_lies(part.tracks, memory.sizes, *memory.addresses, y.data_ptr(), last_state.data_ptr())
             return
-        room = torch.empty(kernels.scan_room(part.num_groups, num_places), dtype=torch.float32)
+        room = torch.empty(kernels.scan_room(part.num_groups, state_size), dtype=torch.float32)
         outputs = (y.data_ptr(), last_state.data_ptr(), room.data_ptr())
         kernels.scan(part.tracks, part.groups, memory.sizes, *memory.addresses, *outputs)
 
-    _run(run, list(_parts(u.shape, num_places, whole_tracks=as_it_lies)))
+    _run(run, list(_parts(u.shape, state_size, whole_tracks=as_it_lies)))
 
 
 def _scan_backward(grad_y: Tensor, grad_state: Tensor | None, inputs: ScanInputs) -> Gradients:
     u, delta, A, B, C, D, z, delta_bias, _, state = inputs
     memory = _Memory(inputs)
-    num_steps, num_channels, num_places = memory.sizes
+    num_steps, num_channels, state_size = memory.sizes
     dy, dlast_state = memory.rows(grad_y), memory.flat(grad_state)
-    parts = list(_parts(u.shape, num_places))
+    parts = list(_parts(u.shape, state_size))
     num_track_parts, num_group_parts = parts[-1].track_part + 1, parts[-1].group_part + 1
     du, ddelta, dz, dstate = (_fresh(*(0,) if x is None else x.shape) for x in (u, delta, z, state))
     # Each share of the groups has its dB and dC, each share of the tracks its gradients of A, D and the bias.
     dB, dC = (torch.empty(num_group_parts, *B.shape, dtype=torch.float32) for _ in "BC")
-    adjoints = torch.zeros(num_track_parts, _num_groups(num_channels), num_places, 2, LANES)
+    adjoints = torch.zeros(num_track_parts, _num_groups(num_channels), state_size, 2, LANES)
     sums = torch.zeros(num_track_parts, _num_groups(num_channels), 2, LANES)
 
     def run(part: _Part) -> None:
-        room = torch.empty(kernels.backward_room(part.num_groups, num_steps, num_places), dtype=torch.float32)
+        room = torch.empty(kernels.backward_room(part.num_groups, num_steps, state_size), dtype=torch.float32)
         own = (part.track_part, part.groups[0])
         shared = (du, ddelta, dB[part.group_part], dC[part.group_part], dz, dstate, adjoints[own], sums[own], room)
         outputs = (x.data_ptr() for x in shared)
         kernels.scan_backward(part.tracks, part.groups, memory.sizes, *memory.addresses, dy, dlast_state, *outputs)
 
     _run(run, parts)
-    dA = adjoints[:, :, :, 1].sum(dim=0).movedim(1, 2).reshape(-1, num_places)[:num_channels]  # [D, S]
+    dA = adjoints[:, :, :, 1].sum(dim=0).movedim(1, 2).reshape(-1, state_size)[:num_channels]  # [D, S]
     dD, dbias = sums.sum(dim=0).movedim(1, 0).reshape(2, -1)[:, :num_channels]
     dA, dD, dbias = (x.clone(memory_format=torch.contiguous_format) for x in (dA, dD, dbias))
     return (
@@ -139,10 +139,10 @@ class _Part(NamedTuple):
         return self.groups[1] - self.groups[0]
 
 
-def _parts(shape: torch.Size, num_places: int, *, whole_tracks: bool = False) -> Iterator[_Part]:
+def _parts(shape: torch.Size, state_size: int, *, whole_tracks: bool = False) -> Iterator[_Part]:
     """Shares of the tracks, and, but for `whole_tracks`, of the channels too where threads outnumber the tracks."""
     num_tracks, num_steps, num_channels = shape
-    work = num_tracks * num_steps * num_channels * num_places
+    work = num_tracks * num_steps * num_channels * state_size
     num_threads = max(1, min(torch.get_num_threads(), work // MIN_WORK))
     num_groups = _num_groups(num_channels)
     track_parts = min(num_tracks, num_threads)

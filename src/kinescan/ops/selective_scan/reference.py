@@ -22,7 +22,7 @@ def scan(
     """One step after the other, for all trajectories at once.
 
     Legend: u_t the input, Delta_t > 0 the step size, A < 0 the decay rates, B_t what is written into the state h_t,
-    C_t what is read out of it, D the way past the state, z_t the gate; r trajectory, d channel, s place in the state:
+    C_t what is read out of it, D the way past the state, z_t the gate; r trajectory, d channel, s index in the state:
 
         Delta_t = softplus(delta_t + delta_bias)                  or delta_t + delta_bias without `delta_softplus`
         h_t     = exp(Delta_t A) h_{t-1} + Delta_t B_t u_t        h_0 = state

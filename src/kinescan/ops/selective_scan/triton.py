@@ -1,11 +1,12 @@
 """The selective scan on a GPU: a program for a block of channels, whose states never leave the registers.
 
 Legend as in `reference.py`; `rates` is A log2(e), so that exp(Delta A) = 2**(Delta rates), stored as [S, D].
-What belongs to a state is [S, BLOCK] in a program. A thread then has one channel with all its places: sums over places
-(y, and the gradients of u and Delta) need no exchange between threads, and neighbours read neighbouring channels.
-The backward pass reads the inputs alone and computes the states of a chunk of steps again before it goes back through
-them. A program takes a share of the tracks, so that the gradients of A, D and the bias add up in registers; what
-several programs add to is written in parts that torch sums up. There are no atomics: results are the same every time.
+What belongs to a state is [S, BLOCK] in a program. A thread then has one channel with all its positions: sums over
+positions (y, and the gradients of u and Delta) need no exchange between threads, and neighbours read neighbouring
+channels. The backward pass reads the inputs alone and computes the states of a chunk of steps again before it goes back
+through them. A program takes a share of the tracks, so that the gradients of A, D and the bias add up in registers;
+what several programs add to is written in parts that torch sums up. There are no atomics: results are the same every
+time.
 """
 
 import torch
@@ -19,10 +20,10 @@ LOG2E = 1.4426950408889634
 LN2 = tl.constexpr(0.6931471805599453)
 MAX_BLOCK = 128
 """Channels of a program: four warps."""
-PLACES_OF_A_THREAD = 32
-"""Where states have more places, a channel is shared by threads, and a program has fewer channels."""
+STATE_SIZE_OF_A_THREAD = 32
+"""Where states have more positions, a channel is shared by threads, and a program has fewer channels."""
 KEPT_BY_A_THREAD = 128
-"""States, times their places, that the backward pass keeps in registers; of 255 that there are."""
+"""States, times their positions, that the backward pass keeps in registers; of 255 that there are."""
 TRACK_SHARES = 128
 """Shares of the tracks in the backward pass: enough programs for a large GPU, few enough parts to sum up."""
 
@@ -57,18 +58,18 @@ def _scan(  # type: ignore[no-untyped-def]
     u_ptr, delta_ptr, rates_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, state_ptr, y_ptr, last_ptr,
     num_steps, num_channels,
     u_track, u_step, delta_track, delta_step, B_track, B_step, C_track, C_step, z_track, z_step,
-    SOFTPLUS: tl.constexpr, PLACES: tl.constexpr, WIDE_PLACES: tl.constexpr, BLOCK: tl.constexpr,
+    SOFTPLUS: tl.constexpr, STATE_SIZE: tl.constexpr, WIDE_STATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One track and one block of channels, step by step. `x_track` and `x_step` are strides."""
     num_blocks = tl.cdiv(num_channels, BLOCK)
     track = (tl.program_id(0) // num_blocks).to(tl.int64)
     channels = (tl.program_id(0) % num_blocks) * BLOCK + tl.arange(0, BLOCK)
-    places = tl.arange(0, WIDE_PLACES)
-    is_channel, is_place = channels < num_channels, places < PLACES
-    in_state = is_place[:, None] & is_channel[None, :]
-    rates = _read(rates_ptr, places[:, None] * num_channels + channels[None, :], in_state)
-    state_at = (track * num_channels + channels)[None, :] * PLACES + places[:, None]
-    h = tl.zeros((WIDE_PLACES, BLOCK), tl.float32)
+    positions = tl.arange(0, WIDE_STATE)
+    is_channel, is_position = channels < num_channels, positions < STATE_SIZE
+    in_state = is_position[:, None] & is_channel[None, :]
+    rates = _read(rates_ptr, positions[:, None] * num_channels + channels[None, :], in_state)
+    state_at = (track * num_channels + channels)[None, :] * STATE_SIZE + positions[:, None]
+    h = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
     if state_ptr is not None:
         h = _read(state_ptr, state_at, in_state)
     if bias_ptr is not None:
@@ -85,8 +86,8 @@ def _scan(  # type: ignore[no-untyped-def]
     for _t in range(0, num_steps):
         u = _read(u_ptr, channels, is_channel)
         step = _read(delta_ptr, channels, is_channel)
-        into = _read(B_ptr, places, is_place)
-        out_of = _read(C_ptr, places, is_place)
+        into = _read(B_ptr, positions, is_position)
+        out_of = _read(C_ptr, positions, is_position)
         if bias_ptr is not None:
             step += bias
         if SOFTPLUS:
@@ -131,8 +132,8 @@ def _scan_backward(  # type: ignore[no-untyped-def]
     du_ptr, ddelta_ptr, dBC_ptr, dz_ptr, dstate_ptr, dA_ptr, dD_ptr, dbias_ptr, starts_ptr,
     num_tracks, num_steps, num_channels, num_shares,
     dy_track, dy_step, u_track, u_step, delta_track, delta_step, B_track, B_step, C_track, C_step, z_track, z_step,
-    SOFTPLUS: tl.constexpr, PLACES: tl.constexpr, WIDE_PLACES: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-    FAR: tl.constexpr,
+    SOFTPLUS: tl.constexpr, STATE_SIZE: tl.constexpr, WIDE_STATE: tl.constexpr, BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
     """A share of the tracks (every num_shares-th) and one block of channels.
 
@@ -144,11 +145,11 @@ def _scan_backward(  # type: ignore[no-untyped-def]
     share = (tl.program_id(0) // num_blocks).to(tl.int64)
     block = (tl.program_id(0) % num_blocks).to(tl.int64)
     channels = block * BLOCK + tl.arange(0, BLOCK)
-    places = tl.arange(0, WIDE_PLACES)
-    is_channel, is_place = channels < num_channels, places < PLACES
-    in_state = is_place[:, None] & is_channel[None, :]
-    by_place = places[:, None] * num_channels + channels[None, :]
-    rates = _read(rates_ptr, by_place, in_state)
+    positions = tl.arange(0, WIDE_STATE)
+    is_channel, is_position = channels < num_channels, positions < STATE_SIZE
+    in_state = is_position[:, None] & is_channel[None, :]
+    by_position = positions[:, None] * num_channels + channels[None, :]
+    rates = _read(rates_ptr, by_position, in_state)
     bias = None
     if bias_ptr is not None:
         bias = _read(bias_ptr, channels, is_channel)
@@ -160,52 +161,52 @@ def _scan_backward(  # type: ignore[no-untyped-def]
         B_step, C_step = tl.cast(B_step, tl.int64), tl.cast(C_step, tl.int64)
     num_chunks = tl.cdiv(num_steps, CHUNK)
     share_starts = share * num_chunks
-    dA = tl.zeros((WIDE_PLACES, BLOCK), tl.float32)
+    dA = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
     dD = tl.zeros((BLOCK,), tl.float32)
     dbias = tl.zeros((BLOCK,), tl.float32)
     for i in range(0, tl.cdiv(num_tracks - share, num_shares)):
         track = share + i * num_shares
-        state_at = (track * num_channels + channels)[None, :] * PLACES + places[:, None]
-        u_at, delta_at, B_at = track * u_track + channels, track * delta_track + channels, track * B_track + places
-        h = tl.zeros((WIDE_PLACES, BLOCK), tl.float32)
+        state_at = (track * num_channels + channels)[None, :] * STATE_SIZE + positions[:, None]
+        u_at, delta_at, B_at = track * u_track + channels, track * delta_track + channels, track * B_track + positions
+        h = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
         if state_ptr is not None:
             h = _read(state_ptr, state_at, in_state)
         if starts_ptr is not None:
             for chunk in range(0, num_chunks):
-                _write(starts_ptr, (share_starts + chunk) * PLACES * num_channels + by_place, h, in_state)
+                _write(starts_ptr, (share_starts + chunk) * STATE_SIZE * num_channels + by_position, h, in_state)
                 if chunk + 1 < num_chunks:
                     for t in range(chunk * CHUNK, (chunk + 1) * CHUNK):
                         u = _read(u_ptr, u_at + t * u_step, is_channel)
                         _, step = _step_size(delta_ptr, delta_at + t * delta_step, is_channel, bias, SOFTPLUS)
-                        into = _read(B_ptr, B_at + t * B_step, is_place)
+                        into = _read(B_ptr, B_at + t * B_step, is_position)
                         h = _advance(h, rates, u, step, into)
             # What some threads wrote, others may read.
             tl.debug_barrier()
-        g = tl.zeros((WIDE_PLACES, BLOCK), tl.float32)
+        g = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
         if dlast_ptr is not None:
             g = _read(dlast_ptr, state_at, in_state)
         for from_end in range(1, num_chunks + 1):
             chunk = num_chunks - from_end
             if starts_ptr is not None:
-                h = _read(starts_ptr, (share_starts + chunk) * PLACES * num_channels + by_place, in_state)
+                h = _read(starts_ptr, (share_starts + chunk) * STATE_SIZE * num_channels + by_position, in_state)
             earlier = ()
             for j in tl.static_range(CHUNK):
                 earlier = earlier + (h,)  # type: ignore[assignment]  # noqa: RUF005  (Triton knows only this)
                 t = chunk * CHUNK + j
-                here, in_time = is_channel & (t < num_steps), is_place & (t < num_steps)
+                here, in_time = is_channel & (t < num_steps), is_position & (t < num_steps)
                 u = _read(u_ptr, u_at + t * u_step, here)
                 _, step = _step_size(delta_ptr, delta_at + t * delta_step, here, bias, SOFTPLUS)
                 into = _read(B_ptr, B_at + t * B_step, in_time)
                 h = _advance(h, rates, u, step, into)
             for j in tl.static_range(CHUNK):
                 t = chunk * CHUNK + CHUNK - 1 - j
-                here, in_time = is_channel & (t < num_steps), is_place & (t < num_steps)
+                here, in_time = is_channel & (t < num_steps), is_position & (t < num_steps)
                 row = (track * num_steps + t) * num_channels + channels
                 before = earlier[CHUNK - 1 - j]  # type: ignore[var-annotated]
                 u = _read(u_ptr, u_at + t * u_step, here)
                 raw, step = _step_size(delta_ptr, delta_at + t * delta_step, here, bias, SOFTPLUS)
                 into = _read(B_ptr, B_at + t * B_step, in_time)
-                out_of = _read(C_ptr, track * C_track + t * C_step + places, in_time)
+                out_of = _read(C_ptr, track * C_track + t * C_step + positions, in_time)
                 dy = _read(dy_ptr, track * dy_track + t * dy_step + channels, here)
                 if z_ptr is not None:
                     gate = _read(z_ptr, track * z_track + t * z_step + channels, here)
@@ -218,7 +219,7 @@ def _scan_backward(  # type: ignore[no-untyped-def]
                 g += dy[None, :] * out_of[:, None]
                 # Both sums at once: threads meet half as often.
                 both = tl.join(g * (step * u)[None, :], dy[None, :] * h)
-                part = ((block * num_tracks + track) * num_steps + t) * PLACES + places
+                part = ((block * num_tracks + track) * num_steps + t) * STATE_SIZE + positions
                 _write(dBC_ptr, part[:, None] * 2 + tl.arange(0, 2)[None, :], tl.sum(both, 1), in_time[:, None])
                 dwrite = tl.sum(g * into[:, None], 0)
                 g *= tl.exp2(step[None, :] * rates)
@@ -239,29 +240,29 @@ def _scan_backward(  # type: ignore[no-untyped-def]
             _write(dstate_ptr, state_at, g, in_state)
         if starts_ptr is not None:
             tl.debug_barrier()
-    _write(dA_ptr, share * PLACES * num_channels + by_place, dA, in_state)
+    _write(dA_ptr, share * STATE_SIZE * num_channels + by_position, dA, in_state)
     _write(dD_ptr, share * num_channels + channels, dD, is_channel)
     _write(dbias_ptr, share * num_channels + channels, dbias, is_channel)
 
 
-def launch_sizes(num_channels: int, num_places: int) -> dict[str, int]:
-    """Constants and number of warps of `_scan` for this many channels and places of a state."""
-    wide_places = triton.next_power_of_2(num_places)
-    fewer = max(1, wide_places // PLACES_OF_A_THREAD)
+def launch_sizes(num_channels: int, state_size: int) -> dict[str, int]:
+    """Constants and number of warps of `_scan` for this many channels and positions of a state."""
+    wide_state = triton.next_power_of_2(state_size)
+    fewer = max(1, wide_state // STATE_SIZE_OF_A_THREAD)
     most = MAX_BLOCK // min(fewer, 4)
     block = min(most, max(32, triton.next_power_of_2(num_channels)))
     return {
-        "PLACES": num_places,
-        "WIDE_PLACES": wide_places,
+        "STATE_SIZE": state_size,
+        "WIDE_STATE": wide_state,
         "BLOCK": block,
         "num_warps": min(4, max(1, block * min(fewer, 4) // 32)),
     }
 
 
-def backward_sizes(num_steps: int, num_channels: int, num_places: int) -> dict[str, int]:
+def backward_sizes(num_steps: int, num_channels: int, state_size: int) -> dict[str, int]:
     """Those of `_scan_backward`."""
-    sizes = launch_sizes(num_channels, num_places)
-    of_a_thread = sizes["WIDE_PLACES"] * sizes["BLOCK"] // (32 * sizes["num_warps"])
+    sizes = launch_sizes(num_channels, state_size)
+    of_a_thread = sizes["WIDE_STATE"] * sizes["BLOCK"] // (32 * sizes["num_warps"])
     kept = max(1, KEPT_BY_A_THREAD // max(1, of_a_thread))
     return {**sizes, "CHUNK": min(8, kept, triton.next_power_of_2(num_steps))}
 
