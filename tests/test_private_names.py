@@ -48,7 +48,11 @@ def _strangers(tree: ast.Module, own: set[str]) -> Iterator[str]:
                     yield f"{module}.{alias.name}".strip(".")
         elif isinstance(node, ast.Attribute) and PRIVATE.fullmatch(node.attr):
             holder = ast.unparse(node.value)
-            if holder in {"self", "cls", "super()"} or (holder, node.attr) in PUBLIC or node.attr in OF_NAMED_TUPLES | own:
+            if (
+                holder in {"self", "cls", "super()"}
+                or (holder, node.attr) in PUBLIC
+                or node.attr in OF_NAMED_TUPLES | own
+            ):
                 continue
             yield f"{holder}.{node.attr}"
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in STRINGS:

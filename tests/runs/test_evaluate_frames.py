@@ -242,6 +242,7 @@ def test_overlapping_labels_are_scored_when_asked(
         {"overrides": ["thresholds=best"]},
         {"overrides": ["data.train=x"]},
         {"overrides": ["false_alarms_per_hour=-1"]},
+        {"overrides": ["false_alarms_per_hour=2"]},
         {"overrides": ["threshold=choose"]},
     ],
 )

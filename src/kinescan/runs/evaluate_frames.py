@@ -62,6 +62,10 @@ class EvalSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.false_alarms_per_hour < float("inf"):
             raise ConfigError(f"false_alarms_per_hour must be 0 or more, got {self.false_alarms_per_hour}.")
+        if self.false_alarms_per_hour and self.thresholds != "choose":
+            raise ConfigError(
+                "false_alarms_per_hour is for thresholds that are chosen anew: add --set thresholds=choose."
+            )
         if self.data.train or self.data.test:
             raise ConfigError("videos to evaluate on are named with --data, not with data.train or data.test.")
 
