@@ -21,6 +21,8 @@ LATEST_SECONDS = 0.75
 """A frame that would be answered later than this after it came gives way to the newest one."""
 _MOST_WAITING = 4
 """Frames that wait where none is dropped; more are read when there is room."""
+_COSTS = 5
+"""Of so many answers, the slowest says how long the next one may take."""
 _OFFSET_SECONDS = 10.0
 """In so long, some frame comes without delay."""
 _TOLD_EVERY_SECONDS = 60.0
@@ -50,8 +52,8 @@ class Feed:
     """Frames of one source in their turns, read by a thread of its own.
 
     Where nothing is dropped ("wait"), a few frames wait and the source is read no further. Else ("newest"), by this
-    rule: a frame whose answer would come more than 0.75 s after the frame, by the time that the last answer took, gives
-    way to the newest one, with all between them. They are counted; turns in between are not made up for.
+    rule: a frame whose answer would come more than 0.75 s after the frame, by the slowest of the last five answers,
+    gives way to the newest one, with all between them. They are counted; turns in between are not made up for.
 
     When a frame came is known by its own time: of the last 10 s, that frame which came soonest by the wall's clock came
     without delay, and the others are measured by it. So frames that wait in a network's buffers are late, too.
@@ -82,7 +84,7 @@ class Feed:
         self._is_closed = False
         self._has_ended = False
         self._error: BaseException | None = None
-        self._cost_seconds = 0.0
+        self._costs: deque[float] = deque(maxlen=_COSTS)
         self._taken_at: float | None = None
         self._cut_dropped = False
         self._told = 0, -_TOLD_EVERY_SECONDS
@@ -100,7 +102,7 @@ class Feed:
         with self._changed:
             now = time.monotonic()
             if self._taken_at is not None:
-                self._cost_seconds, self._taken_at = now - self._taken_at, None
+                self._count_cost(now)
             if not self._waiting:
                 if self._error is not None:
                     error, self._error = self._error, None
@@ -119,7 +121,7 @@ class Feed:
     def answered(self) -> None:
         """The frame that was taken is done with."""
         if self._taken_at is not None:
-            self._cost_seconds, self._taken_at = time.monotonic() - self._taken_at, None
+            self._count_cost(time.monotonic())
 
     @property
     def is_waiting(self) -> bool:
@@ -186,10 +188,15 @@ class Feed:
             self._changed.notify_all()
             return not self._is_closed
 
+    def _count_cost(self, now: float) -> None:
+        assert self._taken_at is not None, "a frame was taken"
+        self._costs.append(now - self._taken_at)
+        self._taken_at = None
+
     def _drop_late(self, now: float) -> None:
         if not self._drops or len(self._waiting) < 2:
             return
-        if now - self._waiting[0][1] + self._cost_seconds <= LATEST_SECONDS:
+        if now - self._waiting[0][1] + max(self._costs, default=0.0) <= LATEST_SECONDS:
             return
         while len(self._waiting) > 1:
             turn, _ = self._waiting.popleft()

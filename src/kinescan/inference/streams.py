@@ -211,8 +211,8 @@ class _Group:
                     return False
                 failed = {**self.never_there, **{one.name: one.reason for one in members if one.error is not None}}
                 if not self._was_one_there and len(failed) == self._num_cameras:
-                    listed = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-                    raise VideoError("cameras", f"none of {len(failed)} can be opened. {listed}")
+                    listed = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in failed.items())
+                    raise VideoError("cameras", f"none of {len(failed)} can be opened. {listed}.")
                 self.changed.wait()
 
 

@@ -20,7 +20,8 @@ import pytest
 import torch
 
 from kinescan.data.video import LiveVideo, VideoReader, is_live, shown_every, write_video
-from kinescan.data.video.live import _Damage
+from kinescan.data.video import live as live_module
+from kinescan.data.video.live import _Damage, _Lag
 from kinescan.errors import ConfigError, VideoError
 
 TS_PACKET_BYTES = 188
@@ -435,3 +436,14 @@ def test_a_pipe_is_live_and_a_file_is_not(tmp_path, make_video):
     os.mkfifo(tmp_path / "pipe")
     assert is_live(tmp_path / "pipe")
     assert not is_live(make_video())
+
+
+@pytest.mark.parametrize(("waited", "said"), [(0.0, 1), (20.0, 0)])
+def test_who_waits_for_a_frame_is_not_behind(monkeypatch, caplog, waited, said):
+    """After a stall of 20 s in which the source's clock stood still."""
+    now = iter([0.0, 0.1, 20.1, 20.2])
+    monkeypatch.setattr(live_module, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    lag = _Lag("door")
+    for index, seconds in enumerate([0.0, 0.1, 0.2, 0.3]):
+        lag.look(seconds, waited if index == 2 else 0.0)
+    assert len(caplog.records) == said

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _BEHIND_SECONDS = 2.0
 """Lag behind the source's clock that is worth a line in the log."""
+_WAITED_SECONDS = 0.05
 _SLACK_SECONDS = 1e-6
 _MAX_PACKETS_IN_DECODER = 256
 _MP4_ADVICE = (
@@ -164,9 +165,10 @@ class LiveVideo:
                 if entry is None:
                     break
                 frame, raw_seconds, arrived = entry
-                seconds = clock.time_of(raw_seconds, now=arrived, waited=max(0.0, arrived - asked))
+                waited = max(0.0, arrived - asked)
+                seconds = clock.time_of(raw_seconds, now=arrived, waited=waited)
                 self.num_frames += 1
-                lag.look(seconds)
+                lag.look(seconds, waited)
                 yield to_rgb(self.source, frame, reformatter, self._shown_size(frame)).permute(2, 0, 1), seconds
         finally:
             if self.num_left_out:
@@ -419,10 +421,11 @@ class _Lag:
         self._start: tuple[float, float] | None = None
         self._told = False
 
-    def look(self, seconds: float) -> None:
-        """At a frame with this time."""
+    def look(self, seconds: float, waited_seconds: float) -> None:
+        """At a frame with this time, which was waited for so long."""
         now = time.monotonic()
-        if self._start is None:
+        # who waits for frames is not behind them, however late they come
+        if self._start is None or waited_seconds > _WAITED_SECONDS:
             self._start = now, seconds
         behind = (now - self._start[0]) - (seconds - self._start[1])
         if behind > _BEHIND_SECONDS and not self._told:
