@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kinescan.runs.evaluate import evaluate as evaluate
     from kinescan.runs.train import train as train
 
-_PLACES = {
+_MODULES = {
     "create_model": "kinescan.models.zoo",
     "from_pretrained": "kinescan.models.zoo",
     "list_models": "kinescan.models.registry",
@@ -50,12 +50,12 @@ _PLACES = {
 }
 _PACKAGES = ("ops", "layers", "models", "vlm", "data", "evaluation", "runs", "config", "errors")
 
-__all__ = ["__version__", *_PLACES, *_PACKAGES]
+__all__ = ["__version__", *_MODULES, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     if name in _PACKAGES:
         return importlib.import_module(f"kinescan.{name}")
     raise AttributeError(f"module 'kinescan' has no attribute {name!r}; there are: {', '.join(__all__)}")

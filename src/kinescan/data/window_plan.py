@@ -22,7 +22,7 @@ class Span:
     """An event as frames.
 
     Attributes:
-        video: the video's place.
+        video: the video's position.
         label: what happens.
         first: its first frame.
         last: its last one.
@@ -39,7 +39,7 @@ class Window:
     """A stretch of consecutive frames.
 
     Attributes:
-        video: the video's place.
+        video: the video's position.
         first: its first frame; it may reach beyond the video's end.
         starts: nothing of the video goes before it: a state that is carried begins anew.
         draw: what the draws of crop, mirroring and colours depend on besides seed and epoch.
@@ -62,7 +62,7 @@ class WindowPlan(Protocol):
 
 
 class DrawnWindows:
-    """Windows at random places: a share at events, the others anywhere.
+    """Windows at random positions: a share at events, the others anywhere.
 
     As many as would cover all videos once. The first ones show events, drawn by the square root of how often their
     class occurs, half of them their beginning; each of the others lies at random in its part of the whole time.
@@ -102,9 +102,9 @@ class DrawnWindows:
 
     def _at_event(self, generator: torch.Generator) -> tuple[int, int]:
         span = self._spans[int(torch.multinomial(self._weights, 1, generator=generator))]
-        onset, along, place = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+        onset, along, position = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
         frame = span.first if onset < ONSET_RATE else span.first + int(along * (span.last - span.first + 1))
-        return span.video, self._inside(span.video, frame - int(place * self._num_frames))
+        return span.video, self._inside(span.video, frame - int(position * self._num_frames))
 
     def _anywhere(self, part: int, generator: torch.Generator) -> tuple[int, int]:
         within = float(torch.rand((), generator=generator, dtype=torch.float64))
@@ -148,19 +148,19 @@ class FollowedWindows:
         """A window of an epoch; `index` is row * num_steps + step."""
         if self._drawn is None or self._drawn[0] != epoch:
             self._drawn = epoch, self._draw_order(epoch)
-        video, place, offset = self._drawn[1][index % sum(self._counts)]
-        starts = place == 0 or index % self.num_steps == 0 or index % sum(self._counts) == 0
-        return Window(video, offset + place * self._num_frames, starts, self._video_ids[video])
+        video, position, offset = self._drawn[1][index % sum(self._counts)]
+        starts = position == 0 or index % self.num_steps == 0 or index % sum(self._counts) == 0
+        return Window(video, offset + position * self._num_frames, starts, self._video_ids[video])
 
     def _draw_order(self, epoch: int) -> list[tuple[int, int, int]]:
-        """(video, place among its windows, frame at which its first window begins) of every window, in order."""
+        """(video, position among its windows, frame at which its first window begins) of every window, in order."""
         generator = torch.Generator().manual_seed(stable_seed(self._seed, epoch))
         windows = []
         for video in torch.randperm(len(self._lengths), generator=generator).tolist():
             # the last window may reach beyond the end by as much as the first leaves out, and still has a frame
             left = self._lengths[video] - 1 - (self._counts[video] - 1) * self._num_frames
             drawn = stable_seed(self._seed, epoch, self._video_ids[video], "first") % self._num_frames
-            windows += [(video, place, min(drawn, left)) for place in range(self._counts[video])]
+            windows += [(video, position, min(drawn, left)) for position in range(self._counts[video])]
         return windows
 
 

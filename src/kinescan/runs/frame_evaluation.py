@@ -39,7 +39,7 @@ class AnsweredVideos:
     Attributes:
         predictions: of each video that could be read, in the order of the data.
         videos: the same videos with their labels.
-        unreadable: the others; `item_index` is the place among all.
+        unreadable: the others; `item_index` is the position among all.
         seconds: how long it took.
     """
 

@@ -79,7 +79,7 @@ def frame_labels(config: RunConfig, classes: Sequence[str]) -> tuple[str, ...]:
 def make_window_set(
     config: RunConfig, videos: Sequence[IntervalVideo], labels: Sequence[str], processes: Processes
 ) -> WindowDataset:
-    """Training windows: at random places, or with `train.carry_state` one behind the other.
+    """Training windows: at random positions, or with `train.carry_state` one behind the other.
 
     Raises:
         ConfigError: no rate of frames is set.
@@ -123,7 +123,7 @@ def window_digest(dataset: WindowDataset) -> str:
 
 
 def make_frame_task(config: RunConfig, dataset: WindowDataset) -> FrameTask:
-    """The loss: windows at random places are balanced themselves, followed ones by the weights of their frames."""
+    """The loss: windows at random positions are balanced themselves, followed ones by the weights of their frames."""
     event, background = 1.0, 1.0
     if config.train.carry_state:
         event, background = balanced_weights(dataset.event_share, config.data.event_ratio)

@@ -34,7 +34,7 @@ class TrainConfig:
             scaled with it. Batch norms see each batch by itself.
         carry_state: of a causal model and labels with a start and an end: each row of the batch follows one video, and
             the model's state continues from window to window (truncated backpropagation through time), as it will in a
-            stream. Without it, windows are drawn at random places and each starts anew.
+            stream. Without it, windows are sampled at random positions and each starts anew.
         eval_every: epochs between two evaluations; the last epoch is always evaluated.
         log_every: steps between two lines of log.jsonl and of the trackers.
         checkpoint_minutes: the last checkpoint is never older than this while training; 0 leaves those after each

@@ -133,7 +133,7 @@ def means(sums: Mapping[str, float]) -> dict[str, float]:
     """Loss and accuracy per clip; where classes were counted, the accuracy that is balanced over them, too."""
     clips = max(sums.get("clips", 0.0), 1.0)
     found = {"loss": sums.get("loss", 0.0) / clips, "accuracy": sums.get("correct", 0.0) / clips}
-    tally = [sums[f"{TALLY}{place}"] for place in range(len(sums)) if f"{TALLY}{place}" in sums]
+    tally = [sums[f"{TALLY}{index}"] for index in range(len(sums)) if f"{TALLY}{index}" in sums]
     return found | ({"balanced_accuracy": balanced_accuracy(tally)} if tally else {})
 
 

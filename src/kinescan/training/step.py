@@ -184,7 +184,7 @@ class Stepper:
         if self.ema is not None:
             self.ema.update(step + 1)
         sums = {"loss": loss_sum, "correct": correct, "norm": norm, "clips": float(total)}
-        sums |= {f"{TALLY}{place}": count for place, count in enumerate(counts_of_classes)}
+        sums |= {f"{TALLY}{index}": count for index, count in enumerate(counts_of_classes)}
         return StepResult(sums=sums, stop=stops > 0, save=saves > 0)
 
     def _prepare(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:

@@ -33,16 +33,16 @@ def read_boris(source: ExportFile) -> Export:
         ConfigError: it is not a table of BORIS.
     """
     rows = read_sheet(source.path)
-    place = find_header(rows, *_AGGREGATED)
-    place = find_header(rows, *_WITHOUT_UNIT) if place is None else place
-    if place is not None:
-        return _Reading(rows[place], rows[:place]).aggregated(rows[place + 1 :])
-    place = find_header(rows, *_TABULAR)
-    if place is None:
+    index = find_header(rows, *_AGGREGATED)
+    index = find_header(rows, *_WITHOUT_UNIT) if index is None else index
+    if index is not None:
+        return _Reading(rows[index], rows[:index]).aggregated(rows[index + 1 :])
+    index = find_header(rows, *_TABULAR)
+    if index is None:
         raise ConfigError(
             f"{source.path} has no columns {', '.join(_AGGREGATED)}. Export aggregated events as TSV or CSV."
         )
-    return _Reading(rows[place], rows[:place]).tabular(rows[place + 1 :])
+    return _Reading(rows[index], rows[:index]).tabular(rows[index + 1 :])
 
 
 class _Reading:
@@ -130,7 +130,7 @@ class _Reading:
         sheet = self._sheet
         # newer versions name a column after each set: ('eat', 'food')
         columns = sheet.matching(lambda name: bool(re.match(r"modifiers?\b|\('", name)))
-        modifiers = [row.cells[place] for place in columns.values() if place < len(row.cells)]
+        modifiers = [row.cells[index] for index in columns.values() if index < len(row.cells)]
         named = [text for text in modifiers if text.lower() not in (*_NOTHING, "none")]
         return {
             "behavior": sheet.get(row, "Behavior"),
@@ -158,8 +158,8 @@ class _Reading:
             chosen = observation
         self._videos.setdefault(chosen)
         bases = [_base(name) for name in names]
-        place = bases.index(_base(chosen)) if own and _base(chosen) in bases else 0
-        if not place:
+        index = bases.index(_base(chosen)) if own and _base(chosen) in bases else 0
+        if not index:
             if len(names) > 1 and not own:
                 self._notes.setdefault(
                     "an observation has several media files, and rows do not say which: the first is taken"
@@ -167,7 +167,7 @@ class _Reading:
             return chosen, 0.0
         lengths = re.split(r"[;\s]+", sheet.get(row, "Media duration (s)", "Total length").strip())
         try:
-            return chosen, sum(parse_seconds(text) for text in lengths[:place]) if len(lengths) > place else 1 / 0
+            return chosen, sum(parse_seconds(text) for text in lengths[:index]) if len(lengths) > index else 1 / 0
         except (ValueError, ZeroDivisionError):
             self._problems.append(
                 RowProblem(row.line, f"{chosen} follows other files on one clock, and their lengths are not given.")

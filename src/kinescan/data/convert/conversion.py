@@ -92,7 +92,7 @@ def convert_export(source: str | Path, options: ConvertOptions | None = None) ->
     files = export_files(source, options.format)
     kind = files[0][1]
     attribute = _attribute(kind, options)
-    places = _Places(source, options)
+    video_paths = _VideoPaths(source, options)
     marks: list[tuple[Path, Mark]] = []
     found = _Found()
     for file, _ in files:
@@ -102,11 +102,11 @@ def convert_export(source: str | Path, options: ConvertOptions | None = None) ->
         found.videos.update(dict.fromkeys(export.videos))
         known = [problem.video for problem in export.problems]
         found.unsure.update(known if all(known) else export.videos)
-        marks += [(file, mark) for mark in _in_seconds(export, options, places, file, found)]
+        marks += [(file, mark) for mark in _in_seconds(export, options, video_paths, file, found)]
     if not found.videos and not found.problems:
         raise ConfigError(f"{source} holds no annotation of a video.")
-    rows = [row for file, mark in marks for row in _rows(file, mark, kind, options, places, found)]
-    rows += _empty_rows(rows, places, found)
+    rows = [row for file, mark in marks for row in _rows(file, mark, kind, options, video_paths, found)]
+    rows += _empty_rows(rows, video_paths, found)
     ordered = sorted(set(rows), key=lambda row: (str(row.path), row.start or 0.0, row.end or 0.0, row.label))
     notes = [*dict.fromkeys(found.notes), *_counts(found), *_overlaps(ordered)]
     return Conversion(
@@ -114,7 +114,7 @@ def convert_export(source: str | Path, options: ConvertOptions | None = None) ->
         rows=tuple(ordered),
         problems=tuple(found.problems),
         notes=tuple(notes),
-        not_found=tuple(places.not_found(found.videos)),
+        not_found=tuple(video_paths.not_found(found.videos)),
     )
 
 
@@ -130,19 +130,19 @@ class _Found:
     """Videos of which something could not be taken: nobody may say that nothing happens in them."""
 
 
-def _empty_rows(rows: Sequence[ConvertedRow], places: "_Places", found: _Found) -> Sequence[ConvertedRow]:
+def _empty_rows(rows: Sequence[ConvertedRow], video_paths: "_VideoPaths", found: _Found) -> Sequence[ConvertedRow]:
     """Rows of the videos in which nothing happens."""
     used = {row.path for row in rows}
-    empty = [name for name in found.videos if places.path(name) not in used]
+    empty = [name for name in found.videos if video_paths.path(name) not in used]
     lost = [name for name in empty if name in found.unsure]
     if lost:
         found.notes.append(
             f"{len(lost)} videos are not in the list, such as {lost[0]}: none of what was marked in them could be taken"
         )
-    return [ConvertedRow(path=places.path(name)) for name in empty if name not in found.unsure]
+    return [ConvertedRow(path=video_paths.path(name)) for name in empty if name not in found.unsure]
 
 
-class _Places:
+class _VideoPaths:
     """Where the videos of an export are.
 
     Args:
@@ -222,7 +222,9 @@ def _fields(label: str) -> list[str]:
     return [name.strip() for name in label.split(",") if name.strip()]
 
 
-def _in_seconds(export: Export, options: ConvertOptions, places: _Places, file: Path, found: _Found) -> Iterator[Mark]:
+def _in_seconds(
+    export: Export, options: ConvertOptions, video_paths: _VideoPaths, file: Path, found: _Found
+) -> Iterator[Mark]:
     """Marks with times in seconds.
 
     Raises:
@@ -238,7 +240,7 @@ def _in_seconds(export: Export, options: ConvertOptions, places: _Places, file: 
             yield replace(mark, start=mark.start / rate, end=mark.end / rate)
             continue
         if mark.video not in clocks:
-            clocks[mark.video] = _clock(places.find(mark.video), export)
+            clocks[mark.video] = _clock(video_paths.find(mark.video), export)
         clock = clocks[mark.video]
         if clock is None:
             why = (
@@ -273,7 +275,7 @@ def _clock(path: Path | None, export: Export) -> Sequence[float] | None:
 
 
 def _rows(
-    file: Path, mark: Mark, kind: str, options: ConvertOptions, places: _Places, found: _Found
+    file: Path, mark: Mark, kind: str, options: ConvertOptions, video_paths: _VideoPaths, found: _Found
 ) -> Iterator[ConvertedRow]:
     """The row of a mark; none where it is left out."""
     if not _is_kept(mark, options.where):
@@ -296,7 +298,7 @@ def _rows(
             (file, RowProblem(mark.line, f"{mark.video}: {label!r} ends at {end:g} s and starts at {start:g} s."))
         )
     else:
-        yield ConvertedRow(path=places.path(mark.video), start=max(start, 0.0), end=end, label=label)
+        yield ConvertedRow(path=video_paths.path(mark.video), start=max(start, 0.0), end=end, label=label)
 
 
 def _is_kept(mark: Mark, where: Sequence[str]) -> bool:

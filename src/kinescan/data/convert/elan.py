@@ -81,17 +81,17 @@ def _slots(root: Element) -> tuple[dict[str, float], int]:
     """Seconds of each time slot, and how many have none of their own."""
     names: list[str] = []
     known: dict[int, float] = {}
-    for place, slot in enumerate(root.iterfind("TIME_ORDER/TIME_SLOT")):
+    for index, slot in enumerate(root.iterfind("TIME_ORDER/TIME_SLOT")):
         names.append(slot.get("TIME_SLOT_ID", ""))
         if re.fullmatch(r"\d{1,15}", slot.get("TIME_VALUE", "")):
-            known[place] = int(slot.get("TIME_VALUE", "")) / 1000
+            known[index] = int(slot.get("TIME_VALUE", "")) / 1000
     seconds = {}
-    for place, name in enumerate(names):
-        before = max((other for other in known if other <= place), default=None)
-        behind = min((other for other in known if other >= place), default=None)
+    for index, name in enumerate(names):
+        before = max((other for other in known if other <= index), default=None)
+        behind = min((other for other in known if other >= index), default=None)
         if before is None or behind is None:
             continue
-        share = (place - before) / (behind - before) if behind > before else 0.0
+        share = (index - before) / (behind - before) if behind > before else 0.0
         seconds[name] = known[before] + (known[behind] - known[before]) * share
     return seconds, len(names) - len(known)
 
@@ -152,8 +152,8 @@ def read_elan_table(source: ExportFile) -> Export:
             problems.append(RowProblem(row.line, str(problem)))
             continue
         videos.setdefault(name)
-        for tier, place in columns.texts:
-            text = _cell(row, place)
+        for tier, index in columns.texts:
+            text = _cell(row, index)
             if text or len(columns.texts) == 1:
                 fields = {
                     "text": text,
@@ -166,7 +166,7 @@ def read_elan_table(source: ExportFile) -> Export:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Places of columns; `texts` are pairs of a tier's name, where the column is one tier's, and its place."""
+    """Positions of columns; `texts` are pairs of a tier's name, where the column is one tier's, and its position."""
 
     begin: int
     end: int
@@ -188,7 +188,7 @@ _FORMS = ("ss.msec", "hh:mm:ss.ms", "msec")
 
 def _find_columns(rows: Sequence[Row]) -> _Columns | None:
     head = rows[0].cells
-    begins, ends = ([place for place, name in enumerate(head) if form.match(name)] for form in (_BEGIN, _END))
+    begins, ends = ([index for index, name in enumerate(head) if form.match(name)] for form in (_BEGIN, _END))
     if begins and ends:
         return _named_columns(head, begins, ends)
     return _columns_by_content(rows)
@@ -198,22 +198,22 @@ def _named_columns(head: Sequence[str], begins: Sequence[int], ends: Sequence[in
     def form_of(name: str) -> str:
         return next((form for form in _FORMS if name.lower().rstrip(" )]").endswith(form)), "")
 
-    shared = [form for form in (*_FORMS, "") for place in begins if form_of(head[place]) == form]
-    form = next((form for form in shared if any(form_of(head[place]) == form for place in ends)), None)
+    shared = [form for form in (*_FORMS, "") for index in begins if form_of(head[index]) == form]
+    form = next((form for form in shared if any(form_of(head[index]) == form for index in ends)), None)
     if form is None:
         return None
-    begin, end = (next(place for place in places if form_of(head[place]) == form) for places in (begins, ends))
+    begin, end = (next(index for index in indices if form_of(head[index]) == form) for indices in (begins, ends))
     low = [name.lower() for name in head]
-    tier = next((place for place, name in enumerate(low) if name in ("tier", "tier name", "acteur", "zeile")), None)
-    person = next((place for place, name in enumerate(low) if name in ("participant", "teilnehmer")), None)
-    file = next((place for place, name in enumerate(low) if name in ("file path", "file", "file name")), None)
-    timed = [place for place, name in enumerate(head) if any(f.match(name) for f in (_BEGIN, _END, _LENGTH))]
-    left = [place for place in range(len(head)) if place not in (*timed, tier, person, file)]
-    texts = [place for place in left if low[place] in ("text", "annotation", "value", "label", "")]
+    tier = next((index for index, name in enumerate(low) if name in ("tier", "tier name", "acteur", "zeile")), None)
+    person = next((index for index, name in enumerate(low) if name in ("participant", "teilnehmer")), None)
+    file = next((index for index, name in enumerate(low) if name in ("file path", "file", "file name")), None)
+    timed = [index for index, name in enumerate(head) if any(f.match(name) for f in (_BEGIN, _END, _LENGTH))]
+    left = [index for index in range(len(head)) if index not in (*timed, tier, person, file)]
+    texts = [index for index in left if low[index] in ("text", "annotation", "value", "label", "")]
     if tier is not None or (len(left) == 1 and texts):
-        chosen = [("", place) for place in (texts or left)[:1]]
+        chosen = [("", index) for index in (texts or left)[:1]]
     else:
-        chosen = [(head[place], place) for place in left if head[place]]
+        chosen = [(head[index], index) for index in left if head[index]]
     if not chosen:
         return None
     unit = 1e-3 if form == "msec" else 1.0
@@ -224,36 +224,36 @@ def _columns_by_content(rows: Sequence[Row]) -> _Columns | None:
     """Of a table without a header: begin, end and length are in this order, each in the same forms."""
     width = max(len(row.cells) for row in rows)
     timed = [
-        place
-        for place in range(width)
-        if all(is_time(_cell(row, place)) for row in rows) and any(_cell(row, place) for row in rows)
+        index
+        for index in range(width)
+        if all(is_time(_cell(row, index)) for row in rows) and any(_cell(row, index) for row in rows)
     ]
     for groups in (3, 2):
         size, left = divmod(len(timed), groups)
         if left or not size or timed != list(range(timed[0], timed[0] + len(timed))):
             continue
         for form in range(size):
-            places = [timed[group * size + form] for group in range(groups)]
-            times = [[parse_seconds(_cell(row, place)) for place in places] for row in rows]
+            indices = [timed[group * size + form] for group in range(groups)]
+            times = [[parse_seconds(_cell(row, index)) for index in indices] for row in rows]
             if all(row[1] >= row[0] for row in times) and (
                 groups == 2 or all(abs(row[1] - row[0] - row[2]) < 0.01 * max(1.0, row[1]) for row in times)
             ):
                 break
         else:
             continue
-        behind = [place for place in range(timed[-1] + 1, width) if any(_cell(row, place) for row in rows)]
+        behind = [index for index in range(timed[-1] + 1, width) if any(_cell(row, index) for row in rows)]
         if not behind and not timed[0]:
             continue
-        plain = all(_cell(row, places[0]).isdecimal() and _cell(row, places[1]).isdecimal() for row in rows)
+        plain = all(_cell(row, indices[0]).isdecimal() and _cell(row, indices[1]).isdecimal() for row in rows)
         unit = 1e-3 if plain and max(row[1] for row in times) >= 1000 else 1.0
         tier = 0 if timed[0] else None
         texts = (("", behind[0]),) if behind else (("", width),)
-        return _Columns(places[0], places[1], unit, texts, tier, 1 if timed[0] > 1 else None)
+        return _Columns(indices[0], indices[1], unit, texts, tier, 1 if timed[0] > 1 else None)
     return None
 
 
-def _cell(row: Row, place: int | None) -> str:
-    return row.cells[place] if place is not None and place < len(row.cells) else ""
+def _cell(row: Row, index: int | None) -> str:
+    return row.cells[index] if index is not None and index < len(row.cells) else ""
 
 
 def _plain_name(text: str) -> str:
