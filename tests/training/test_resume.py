@@ -14,7 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from kinescan.config import RunConfig
+from kinescan.errors import ConfigError
+from kinescan.settings import to_plain
 from kinescan.training.checkpoint import find_checkpoint, load_state
+from kinescan.training.resume_check import ADDED, refuse_changes
 
 SCRIPT = Path(__file__).with_name("killed_run.py")
 TIMES = ("clips_per_second", "seconds")
@@ -110,3 +114,18 @@ def test_a_run_that_dies_between_two_renames_ends_as_if_undisturbed(undisturbed:
     assert find_checkpoint(tmp_path / "checkpoints" / "last") is not None
     script.run(tmp_path)
     _assert_same(tmp_path, undisturbed)
+
+
+def test_checkpoints_without_a_newer_setting_mean_what_was_done_then(tmp_path: Path) -> None:
+    now = to_plain(RunConfig())
+    flat = {f"{room}.{key}": value for room in ("data", "preprocessing", "train") for key, value in now[room].items()}
+    assert {key: flat[key] for key in ADDED} == dict(ADDED), "each is the default"
+    before = {
+        room: {key: value for key, value in values.items() if f"{room}.{key}" not in ADDED}
+        if isinstance(values, dict)
+        else values
+        for room, values in now.items()
+    }
+    refuse_changes(before, now, tmp_path)
+    with pytest.raises(ConfigError, match=r"data\.group"):
+        refuse_changes(before, {**now, "data": {**now["data"], "group": "column person"}}, tmp_path)

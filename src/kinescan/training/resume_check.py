@@ -37,6 +37,18 @@ HARMLESS = (
     "train.trackers",
 )
 """Settings that may change: the weights do not depend on them. Videos may move; which ones they are may not change."""
+ADDED: Mapping[str, Any] = {
+    "data.overlaps": False,
+    "data.group": "",
+    "data.split_seed": -1,
+    "data.validation_ratio": 0.0,
+    "data.folds": 0,
+    "data.fold": 1,
+    "data.event_ratio": 0.5,
+    "preprocessing.frame_rate": 0.0,
+    "train.carry_state": False,
+}
+"""Settings that checkpoints of earlier versions do not have, with the value that stands for what these versions did."""
 ROUNDING = "computed_by"
 """What the last digits of the weights depend on: threads, versions, processor."""
 SHOWN_LETTERS = 80
@@ -76,6 +88,7 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
         ConfigError: settings changed that the weights depend on; each is listed.
     """
     old, new = _flat(_current(before)), _flat(_current(now))
+    old |= {key: value for key, value in ADDED.items() if key in new and key not in old}
     changed = {
         key: f"{key} was {_shown(old, key)}, is {_shown(new, key)}"
         for key in sorted(old.keys() | new.keys())
