@@ -37,7 +37,7 @@ def show_plan(config: "RunConfig", plan: "Plan", *, as_json: bool) -> None:
     )
     parts = ", ".join(f"{name} {bytes_ / GIB:.2f}" for name, bytes_ in asdict(plan.memory).items() if bytes_)
     print(f"about {plan.memory.total / GIB:.2f} GiB on the device of each process: {parts}")
-    print(f"{plan.flops / 1e15:.3g} PFLOPs of training")
+    print(f"{plan.flops / 1e15:.3g} PFLOPs of training, two for each MAC")
     if plan.seconds is not None and plan.seconds_per_clip is not None:
         print(
             f"about {duration(plan.seconds)} of steps on {plan.device}, at {plan.seconds_per_clip:.3g} s a clip as "
