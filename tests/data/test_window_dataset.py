@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,16 @@ def test_no_window_is_stretched_over_a_pause(tmp_path: Path, num_rows: int) -> N
         assert len(set(_colours(sample.clip))) == 1
         starts += sample.starts
     assert starts == (len(dataset) if not num_rows else 2)
+
+
+def test_a_video_is_opened_once_for_many_windows_and_anew_in_a_worker(
+    events: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, opened = _dataset(events), []
+    own = WindowDataset._open
+    monkeypatch.setattr(WindowDataset, "_open", lambda self, index: opened.append(index) or own(self, index))
+    samples = [dataset[index] for index in range(len(dataset))]
+    assert len(opened) == len(set(opened)) > 1
+    other = pickle.loads(pickle.dumps(dataset))
+    again = [other[index] for index in range(len(dataset))]
+    assert all(torch.equal(a.clip, b.clip) for a, b in zip(samples, again, strict=True))

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from kinescan.shapes import BACKGROUND
 
 logger = logging.getLogger(__name__)
 
+MOST_OPEN = 16
+"""Videos that each process keeps open."""
+
 
 @dataclass(frozen=True, eq=False)
 class MeasuredVideo:
@@ -34,6 +38,7 @@ class MeasuredVideo:
     Attributes:
         video: the video with its labels.
         seconds: [n] float64, the time of each frame; empty where it could not be read.
+        places: [n] int64, each frame's place in the file.
         lengths: how many frames follow on each other, again and again: more than one number where the video has a
             pause that no window is stretched over.
         reason: why it could not be read; empty where it could.
@@ -44,6 +49,7 @@ class MeasuredVideo:
 
     video: IntervalVideo
     seconds: NDArray[np.float64]
+    places: NDArray[np.int64]
     lengths: tuple[int, ...] = ()
     reason: str = ""
     gone: bool = False
@@ -81,10 +87,18 @@ def measure_videos(
                 video.path, limits=limits, allow_short=allow_short, square_pixels=preprocessing.square_pixels
             ) as reader:
                 frames = timed_frames(reader, preprocessing.frame_rate)
-                lengths = tuple(frames.lengths)
-                return MeasuredVideo(video, frames.seconds, lengths, height=reader.height, width=reader.width)
+                return MeasuredVideo(
+                    video,
+                    frames.seconds,
+                    frames.places.numpy(),
+                    tuple(frames.lengths),
+                    height=reader.height,
+                    width=reader.width,
+                )
         except VideoError as error:
-            return MeasuredVideo(video, np.zeros(0), reason=error.reason, gone=is_gone(video.path))
+            return MeasuredVideo(
+                video, np.zeros(0), np.zeros(0, dtype=np.int64), reason=error.reason, gone=is_gone(video.path)
+            )
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
         return list(threads.map(measured, videos))
@@ -156,6 +170,7 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         self.plan = self._make_plan(event_ratio, num_rows)
         self._mirrored = [self._mirrored_columns(truth) for truth in self.truth]
         self._kept: list[torch.Tensor | VideoError] | None = None
+        self._readers: dict[int, VideoReader] = {}
         wanted = sum(_kept_bytes(entry, preprocessing.size) for entry in measured) / 2**30
         self.in_memory = wanted <= kept_gib
         if not self.in_memory and kept_gib:
@@ -294,20 +309,32 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         frames = []
         try:
             with self._open(item_index) as reader:
-                chosen = timed_frames(reader, self.preprocessing.frame_rate).places.tolist()
                 size = _kept_size(entry.height, entry.width, self.preprocessing.size)
-                for pixels, _ in reader.in_order(chosen):
+                for pixels, _ in reader.in_order(entry.places.tolist()):
                     frames.append(resize(pixels[None], size, self.preprocessing.interpolation)[0].contiguous())
         except VideoError as error:
             return error
         return torch.stack(frames)
 
     def _decode(self, item_index: int, places: Sequence[int]) -> torch.Tensor:
-        with self._open(item_index) as reader:
-            chosen = timed_frames(reader, self.preprocessing.frame_rate).places
-            if max(places) >= len(chosen):
+        reader = self._readers.pop(item_index, None) or self._open(item_index)
+        chosen = self.measured[item_index].places[list(places)]
+        try:
+            if int(chosen.max()) >= reader.num_frames:
                 raise VideoError(reader.path, "has fewer frames than when the training began. Bring it back.")
-            return reader.read(chosen[list(places)]).pixels
+            pixels = reader.read(chosen.tolist()).pixels
+        except VideoError:
+            reader.close()
+            raise
+        # Windows come back to a video, and opening a long one means to read all of its packets.
+        self._readers[item_index] = reader
+        if len(self._readers) > MOST_OPEN:
+            self._readers.pop(next(iter(self._readers))).close()
+        return pixels
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files: each worker opens its own."""
+        return {**self.__dict__, "_readers": {}}
 
     def _open(self, item_index: int) -> VideoReader:
         return VideoReader(
