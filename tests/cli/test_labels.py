@@ -46,7 +46,7 @@ def test_a_run_with_any_labels_reaches_its_end(kinescan: Any, tmp_path: Path) ->
         ["train", tmp_path / "recipe.toml", *flags, "--output", run],
         ["eval", run],
         ["predict", tmp_path / "videos" / "0_0.mp4", "--model", run, "--top", "10", "--explain", tmp_path / "pictures"],
-        ["stream", tmp_path / "videos" / "0_0.mp4", "--model", run, "--set", "stream.top=10"],
+        ["stream", tmp_path / "videos" / "0_0.mp4", "--model", run, "--top", "10"],
         ["data", "check", tmp_path / "list.csv", "--workers", "0"],
         ["eval", "--compare", run, run],
     ]

@@ -141,6 +141,14 @@ def test_the_reason_of_an_unreadable_file_stands_on_its_own_line(
     assert "gone.mp4" in result.stdout
 
 
+def test_views_are_chosen_by_a_setting_and_by_the_option_of_before(kinescan: Any, model: Path, many: Path) -> None:
+    arguments = ("predict", str(many / "a/000.mp4"), "--model", str(model), "--json")
+    wrong = [kinescan(*arguments, *how) for how in (("--set", "evaluation.views=2x0x1"), ("--views", "2x0x1"))]
+    assert [result.exit_code for result in wrong] == [2, 2]
+    assert all("2x0x1" in result.stderr for result in wrong)
+    assert kinescan(*arguments, "--views", "2x1x1").exit_code == 0
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 @pytest.mark.parametrize("line", [("list", "models"), ("recipe", "own_videos_cpu")])
 def test_output_that_cannot_be_written_is_an_error_without_a_traceback(line: tuple[str, ...]) -> None:

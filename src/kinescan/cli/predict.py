@@ -48,6 +48,7 @@ def command(
         ),
     ] = [],  # noqa: B006
     top: Annotated[int, typer.Option(help="How many classes to name.")] = 5,
+    views: Annotated[str | None, typer.Option(hidden=True, help="As --set evaluation.views.")] = None,
     segments: Annotated[
         bool, typer.Option("--segments", help="Name what happens from when to when; for models that answer for frames.")
     ] = False,
@@ -67,6 +68,8 @@ def command(
 ) -> None:
     """Name the classes of video files; each prediction is printed as soon as it is made."""
     import_own_modules(modules)
+    if views is not None:
+        settings = [*settings, f"evaluation.views={views}"]
     if output is not None:
         if not segments:
             raise ConfigError("--output is for events: give --segments, too. For predictions redirect --json.")

@@ -42,6 +42,7 @@ def command(
         int | None,
         typer.Option(help="Feed every n-th frame by count; by default by time, as far apart as in training."),
     ] = None,
+    top: Annotated[int | None, typer.Option(hidden=True, help="As --set stream.top.")] = None,
     allow_short: Annotated[
         bool, typer.Option("--allow-short", help="Use what can be decoded of a cut or damaged file.")
     ] = False,
@@ -84,6 +85,8 @@ def command(
 ) -> None:
     """Classify a video or a live source frame by frame, at constant cost; the model must be causal."""
     import_own_modules(modules)
+    if top is not None:
+        settings = [*settings, f"stream.top={top}"]
     is_several = runs.cameras.is_cameras(source)
     if is_several and record is not None:
         raise ConfigError("--record is for one source. Leave it out, or run kinescan stream for each camera.")
