@@ -247,7 +247,7 @@ def test_save_and_from_pretrained_give_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrap", "message"),
     [
-        (lambda state: {"vit.conv1.weight": torch.zeros(1)}, "is no VideoMamba: it lacks cls_token, pos_embed"),
+        (lambda state: {"vit.conv1.weight": torch.zeros(1)}, "VideoMamba: it lacks cls_token, pos_embed"),
         (
             lambda state: {name: t for name, t in state.items() if "_b" not in name},
             "layers.0.mixer.A_b_log",
