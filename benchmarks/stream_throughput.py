@@ -11,7 +11,7 @@ where the model was trained at 8 frames a second and takes no more of the 25, as
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,15 @@ def decoding(path: Path, model: PKS4) -> Callable[[], None]:
     return run
 
 
-def measure_model(size: str, folder: Path, repetitions: int) -> dict[str, Any]:
+def measure_model(size: str, exports: Sequence[str], folder: Path, repetitions: int) -> dict[str, Any]:
     """CPU seconds of a frame of one stream, for each engine and number of streams; exports are checked first."""
     name, options = MODELS[size]
     model = build(name, **options)
     engines: dict[str, PKS4 | ExportedStep] = {"torch, float32": model}
     checks = {}
-    for name, how in EXPORTS.items():
+    for name in exports:
         target = folder / f"{size}-{name}".replace("/", "").replace(", ", "-")
-        checks[name] = export(model, target, step=True, **how).check
+        checks[name] = export(model, target, step=True, **EXPORTS[name]).check
         exported = load_exported(target, num_threads=1)
         assert isinstance(exported, ExportedStep)
         engines[name] = exported
@@ -109,13 +109,14 @@ def measure_model(size: str, folder: Path, repetitions: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--exports", nargs="+", default=list(EXPORTS), choices=list(EXPORTS))
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for size in arguments.models:
-            results[size] = measure_model(size, Path(folder), arguments.repetitions)
+            results[size] = measure_model(size, arguments.exports, Path(folder), arguments.repetitions)
             print(size, json.dumps(results[size], indent=1), flush=True)
     settings = {"models": MODELS, "fps": FPS, "decoded": "320x240 H.264", "sampled_fps": SAMPLED_FPS}
     measure.write_result(NAME, seed=SEED, n=arguments.repetitions, settings=settings, results=results)
