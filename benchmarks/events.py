@@ -70,6 +70,7 @@ AT_ONSETS = 0.75
 """Afterwards, the fraction of the windows that begin a little before an event; the others lie anywhere."""
 SEEDS = (0, 1, 2)
 MOST_FALSE_ALARMS = 2.0
+LOADED_SECONDS = 5.0
 EARLY, LATE, REPEATED, SETTLED_SECONDS = 100, 100_000, 12, 2.0
 NUMBERS = (
     "per_frame_map",
@@ -265,31 +266,44 @@ def as_predictions(name: str, scores: Tensor) -> FramePredictions:
 
 
 def score(row: str, seed: int, *, carried: bool) -> dict[str, Any]:
-    """A trained row on the test videos, under rules that were chosen on the validation videos."""
+    """A trained row on the test videos, under rules chosen on the validation videos: strict ones, and those of F1."""
     start = time.process_time()
     model = train(row, seed, carried=carried)
     trained = time.process_time() - start
     start = time.process_time()
-    rules = chosen_rules(model)
+    strict, best = (chosen_rules(model, most_false_alarms=most) for most in (MOST_FALSE_ALARMS, None))
     pixels, truth = load_videos("test")
-    found = score_frames(predict(model, pixels, list(truth)), truth, rules)
+    predictions = predict(model, pixels, list(truth))
+    found = score_frames(predictions, truth, strict)
+    every = [event for events in truth.values() for event in events]
+    told = [
+        Alarm(video_id=one.video_id, label=update.event.label, seconds=update.told_at_seconds)
+        for one in predictions
+        for update in detect_updates(one, best)
+        if update.kind == "start"
+    ]
     return {
         "per_frame_map": found.frames.mean,
         "per_frame_mcap": found.frames.calibrated_mean,
         "map_at_tiou_0.5": map_at_half(found),
         **alarm_numbers(found.alarms),
+        "at_best_f1": alarm_numbers(score_alarms(every, told, hours=found.alarms.hours)),
         "parameters": model.num_parameters,
-        "train_cpu_seconds": trained,
+        # A model that was trained before costs nothing here.
+        "train_cpu_seconds": trained if trained > LOADED_SECONDS else math.nan,
         "test_cpu_seconds": time.process_time() - start,
-        "rules": to_plain(rules),
+        "rules": to_plain(strict),
     }
 
 
-def chosen_rules(model: VideoClassifier) -> EventRules:
-    """Thresholds and times that tell of the most events of the validation videos at the false alarms aimed at."""
+def chosen_rules(model: VideoClassifier, *, most_false_alarms: float | None = MOST_FALSE_ALARMS) -> EventRules:
+    """Thresholds and times that tell of the most events of the validation videos at the false alarms aimed at.
+
+    Without such an aim, those of the best F1.
+    """
     pixels, truth = load_videos("validation")
     predictions = predict(model, pixels, list(truth))
-    return choose_rules(predictions, truth, most_false_alarms_per_hour=MOST_FALSE_ALARMS).rules
+    return choose_rules(predictions, truth, most_false_alarms_per_hour=most_false_alarms).rules
 
 
 def map_at_half(found: TemporalScores) -> float:
@@ -381,7 +395,7 @@ JOBS: tuple[tuple[str, Callable[..., dict[str, Any]], str, bool], ...] = (
 
 def summarise(done: Mapping[str, Any]) -> dict[str, Any]:
     """Means over the seeds, with the lowest and the highest of what is claimed."""
-    rows, streams = {}, {}
+    rows, strictless, streams = {}, {}, {}
     for name, work, _, _ in JOBS:
         runs = [done[f"{name}|{seed}"] for seed in SEEDS if f"{name}|{seed}" in done]
         if not runs:
@@ -390,17 +404,23 @@ def summarise(done: Mapping[str, Any]) -> dict[str, Any]:
             rows[name] = {
                 "seeds": len(runs),
                 **{key: mean_of(runs, key) for key in NUMBERS},
-                **{f"{key}_{kind}": of(run[key] for run in runs) for key in CLAIMED for kind, of in SPREAD.items()},
+                **(spread(runs) if len(runs) > 1 else {}),
                 "parameters": runs[0]["parameters"],
                 "train_cpu_seconds": mean_of(runs, "train_cpu_seconds"),
             }
+            strictless[name] = {key: mean_of([run["at_best_f1"] for run in runs], key) for key in NUMBERS[2:]}
             continue
         streams[name] = {
             place: {key: mean_of([run[place] for run in runs], key) for key in runs[0][place]}
             for place in runs[0]
             if place.startswith("at frame")
         } | {key: max(run[key] for run in runs) for key in runs[0] if not key.startswith("at frame")}
-    return {"rows": rows, "one_stream": streams}
+    return {"rows": rows, "at_the_best_f1_of_validation_videos": strictless, "one_stream": streams}
+
+
+def spread(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The lowest and the highest of what is claimed."""
+    return {f"{key}_{kind}": of(run[key] for run in runs) for key in CLAIMED for kind, of in SPREAD.items()}
 
 
 def mean_of(runs: Sequence[Mapping[str, float]], key: str) -> float | None:
