@@ -350,7 +350,7 @@ SECTIONS: Mapping[str, Section] = {
         says="A causal PKS4, one frame of each stream at a time, one thread: the demo's model at 64 x 64 pixels, Ti/16 "
         "and B/16 at 224 x 224. A step exported to OpenVINO was compared with the model over a hundred frames before. "
         "All 25 frames a second go in, without and with the decoding of 320x240 H.264; or 8 of the 25 are taken, for a "
-        "model that was trained at that rate.",
+        "model that was trained at that rate. The machine was busy with other work, which makes a frame dearer.",
     ),
     "videomamba_cpu": Section(
         title="VideoMamba, CPU",
