@@ -211,7 +211,9 @@ class _Group:
                     return False
                 failed = {**self.never_there, **{one.name: one.reason for one in members if one.error is not None}}
                 if not self._was_one_there and len(failed) == self._num_cameras:
-                    listed = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in failed.items())
+                    # In the order of the cameras, whichever failed first.
+                    names = [member.name for member in members if member.name in failed]
+                    listed = "; ".join(f"{name}: {failed[name].rstrip('.')}" for name in names)
                     raise VideoError("cameras", f"none of {len(failed)} can be opened. {listed}.")
                 self.changed.wait()
 
