@@ -22,6 +22,7 @@ from kinescan.models.pks4 import PKS4
 from kinescan.models.registry import require_model
 from kinescan.models.zoo import from_pretrained
 from kinescan.runs.datasets import Division
+from kinescan.runs.expected_videos import ExpectedVideos
 from kinescan.runs.frame_evaluation import (
     AnsweredVideos,
     answer_videos,
@@ -161,8 +162,7 @@ class FrameScores:
                 "Name others with data.test, or hold out more with data.held_out_ratio."
             )
         self._config, self._videos, self._processes = config, tuple(videos), processes
-        self._absent = {video.video_id for video in recorded if not video.fingerprint}
-        self._scored: set[str] = set()
+        self._expected = ExpectedVideos(recorded)
 
     def __call__(self, model: VideoClassifier) -> dict[str, float]:
         """Scores after an epoch, as `fit` takes them."""
@@ -179,21 +179,11 @@ class FrameScores:
         found = answer_videos(
             model, self._videos, processes=self._processes, limits=data.limits, allow_short=data.allow_short
         )
-        lost = []
-        for problem in found.unreadable:
-            video_id = self._videos[problem.item_index].video_id
-            if video_id in self._scored or (problem.gone and video_id not in self._absent):
-                lost.append(problem)
-        if lost:
-            raise VideoError(
-                lost[0].path,
-                f"{lost[0].reason}; {len(lost)} held-out videos that were there before are gone. Bring them back: a "
-                "score without them cannot be compared with the others of the run.",
-            )
+        self._expected.require(found.unreadable, [video.video_id for video in self._videos])
         if not found.predictions:
             first = found.unreadable[0]
             raise VideoError(first.path, f"{first.reason} None of {len(found.unreadable)} videos could be read.")
-        self._scored.update(video.video_id for video in found.videos)
+        self._expected.add_scored(video.video_id for video in found.videos)
         return found
 
 

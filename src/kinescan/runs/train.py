@@ -16,7 +16,7 @@ from kinescan.data.provenance import RecordedVideo, RunVideos
 from kinescan.data.sampling import Views
 from kinescan.data.transforms import AugmentConfig, mix
 from kinescan.data.window_dataset import WindowDataset
-from kinescan.errors import ConfigError, VideoError
+from kinescan.errors import ConfigError
 from kinescan.evaluation.multiview import Evaluation, evaluate_model
 from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
 from kinescan.evaluation.temporal.report import TemporalReport
@@ -32,6 +32,7 @@ from kinescan.runs.datasets import (
     make_training_set,
     read_videos,
 )
+from kinescan.runs.expected_videos import ExpectedVideos
 from kinescan.runs.folder import choose_output, run_of
 from kinescan.runs.frame_run import (
     CHOSEN_BY,
@@ -361,8 +362,7 @@ class HeldOutScores:
         recorded: Sequence[RecordedVideo],
     ) -> None:
         self._config, self._held_out, self._classes = config, held_out, classes
-        self._absent = {video.video_id for video in recorded if not video.fingerprint}
-        self._scored: set[str] = set()
+        self._expected = ExpectedVideos(recorded)
 
     def __call__(self, model: VideoClassifier) -> dict[str, float]:
         """Scores after an epoch, as `fit` takes them."""
@@ -377,18 +377,8 @@ class HeldOutScores:
         """
         dataset = make_test_set(self._config, self._held_out, self._classes, views, dense_rate=model.dense_rate)
         evaluation = evaluate_model(model, dataset, loader=self._config.loader)
-        lost = []
-        for problem in evaluation.unreadable:
-            video_id = self._held_out[problem.item_index].video_id
-            if video_id in self._scored or (problem.gone and video_id not in self._absent):
-                lost.append(problem)
-        if lost:
-            raise VideoError(
-                lost[0].path,
-                f"{lost[0].reason}; {len(lost)} held-out videos that were there before are gone. Bring them back: a "
-                "score without them cannot be compared with the others of the run.",
-            )
-        self._scored.update(item.video_id for item in evaluation.items)
+        self._expected.require(evaluation.unreadable, [item.video_id for item in self._held_out])
+        self._expected.add_scored(item.video_id for item in evaluation.items)
         return evaluation
 
 

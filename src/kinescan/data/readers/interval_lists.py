@@ -20,7 +20,7 @@ from kinescan.data.readers.lists import (
     relative_path,
 )
 from kinescan.data.readers.source import Source
-from kinescan.data.readers.split_names import held_out_name, part_of
+from kinescan.data.readers.split_names import held_out_name, no_training_part, part_of
 from kinescan.data.readers.table import Row, read_rows
 from kinescan.data.readers.times import is_time, parse_seconds
 from kinescan.errors import ConfigError
@@ -426,10 +426,7 @@ def _rows_of_part(rows: list[Row], columns: _Columns, source: Source) -> tuple[l
     held_out = held_out_name(names) if "train" in map(part_of, names) else None
     if "train" not in map(part_of, names):
         if source.part == "train":
-            raise ConfigError(
-                f"{source.path} lists videos of the parts {', '.join(sorted(names))} and none to train on. List those "
-                "to train on, with train in that column, or name another list."
-            )
+            raise no_training_part(source.path, names)
         return rows, ()
     if held_out is None:
         return rows, ()

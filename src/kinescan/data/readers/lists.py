@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kinescan.data.readers.files import is_video
 from kinescan.data.readers.source import LabelledVideo, Listing, Source
-from kinescan.data.readers.split_names import TEST_NAMES, TRAIN_NAMES, held_out_name, part_of
+from kinescan.data.readers.split_names import TEST_NAMES, TRAIN_NAMES, held_out_name, no_training_part, part_of
 from kinescan.data.readers.table import Row, read_rows
 from kinescan.errors import ConfigError
 from kinescan.runtime.urls import is_url, mask_url
@@ -288,10 +288,7 @@ def _rows_of_part(rows: list[Row], columns: _Columns, source: Source) -> tuple[l
         others += part_of(name) != "train" and name != held_out
     if "train" not in map(part_of, names):
         if source.part == "train":
-            raise ConfigError(
-                f"{source.path} lists videos of the parts {', '.join(sorted(names))} and none to train on. List those "
-                "to train on, with train in that column, or name another list."
-            )
+            raise no_training_part(source.path, names)
         return rows, ()
     if held_out is None:
         return rows, ()

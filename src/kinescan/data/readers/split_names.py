@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import Literal
+
+from kinescan.errors import ConfigError
 
 TRAIN_NAMES = frozenset({"train", "training"})
 VALIDATION_NAMES = frozenset({"val", "valid", "validation", "validate", "dev"})
@@ -42,3 +45,11 @@ def held_out_name(names: Collection[str]) -> str | None:
     """
     found = sorted((name for name in names if part_of(name) in ("validation", "test")), key=str.lower)
     return min(found, key=lambda name: part_of(name) == "test", default=None)
+
+
+def no_training_part(path: str | Path, names: Collection[str]) -> ConfigError:
+    """The error for a list with a column of parts, none of which is to train on."""
+    return ConfigError(
+        f"{path} lists videos of the parts {', '.join(sorted(names))} and none to train on. List those to train on, "
+        "with train in that column, or name another list."
+    )
