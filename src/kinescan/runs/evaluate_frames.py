@@ -10,7 +10,7 @@ from kinescan.config import DataConfig, RunConfig, parse_overrides
 from kinescan.data.datasets import Unreadable
 from kinescan.data.interval_layouts import find_interval_layout, interval_held_out_name
 from kinescan.data.interval_listing import read_intervals
-from kinescan.data.intervals import IntervalVideo
+from kinescan.data.intervals import IntervalTable, IntervalVideo
 from kinescan.data.provenance import RunVideos, read_run_videos
 from kinescan.errors import ConfigError
 from kinescan.evaluation.report import CHOSEN_ON_THESE
@@ -68,6 +68,37 @@ class EvalSettings:
             )
         if self.data.train or self.data.test:
             raise ConfigError("videos to evaluate on are named with --data, not with data.train or data.test.")
+
+
+def read_test_intervals(
+    data: str | Path, given: DataConfig, *, overlaps: bool, classes: Sequence[str] | None = None
+) -> IntervalTable:
+    """The test part of labels with a start and an end, all of which make sense; what is to be said of them is logged.
+
+    Args:
+        data: the list, folder or file.
+        given: root, reader, split, limits and allow_short.
+        overlaps: intervals of one video may overlap.
+        classes: as for `read_intervals`.
+
+    Raises:
+        ConfigError: a row makes no sense (all are listed in the log), a class is unknown, or nothing can be read.
+    """
+    table = read_intervals(
+        data,
+        root=given.root or None,
+        classes=classes,
+        reader=given.reader,
+        part="test",
+        split=given.split,
+        overlaps=overlaps,
+        limits=given.limits,
+        allow_short=given.allow_short,
+    )
+    for note in table.notes:
+        logger.warning("%s: %s", data, note)
+    table.require_sound(data)
+    return table
 
 
 def eval_settings(overrides: Sequence[str]) -> EvalSettings:
@@ -178,20 +209,7 @@ class FrameJob:
                 "a csv of path,start,end,label, or another layout of docs/data.md."
             )
         overlaps = given.overlaps or self.model.overlapping or (self.recipe is not None and self.recipe.data.overlaps)
-        table = read_intervals(
-            data,
-            root=root,
-            classes=events_of(self.model),
-            reader=given.reader,
-            part="test",
-            split=given.split,
-            overlaps=overlaps,
-            limits=given.limits,
-            allow_short=given.allow_short,
-        )
-        for note in table.notes:
-            logger.warning("%s: %s", data, note)
-        table.require_sound(data)
+        table = read_test_intervals(data, given, overlaps=overlaps, classes=events_of(self.model))
         missing = tuple(Unreadable(name, "it is listed, and not there.", -1, gone=True) for name in table.missing)
         name = interval_held_out_name(data, given.reader, root)
         return table.videos, str(data) if name is None else f"the {name} part of {data}", missing

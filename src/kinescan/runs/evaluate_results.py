@@ -4,12 +4,11 @@ import logging
 from pathlib import Path
 
 from kinescan.data.interval_layouts import find_interval_layout
-from kinescan.data.interval_listing import read_intervals
 from kinescan.data.intervals import Interval
 from kinescan.errors import ConfigError
 from kinescan.evaluation.temporal.activitynet import is_truth, read_results, read_truth
 from kinescan.evaluation.temporal.results_report import ResultsReport, score_results
-from kinescan.runs.evaluate_frames import EvalSettings
+from kinescan.runs.evaluate_frames import EvalSettings, read_test_intervals
 from kinescan.runtime.folder_lock import locked
 from kinescan.runtime.output_folder import prepare_output
 
@@ -65,17 +64,5 @@ def _truth(data: str | Path, settings: EvalSettings) -> dict[str, tuple[Interval
             f"{data} holds no labels with a start and an end. Name a csv of path,start,end,label, a JSON file in "
             "ActivityNet's format, or another layout of docs/data.md."
         )
-    table = read_intervals(
-        data,
-        root=given.root or None,
-        reader=given.reader,
-        part="test",
-        split=given.split,
-        overlaps=True,
-        limits=given.limits,
-        allow_short=given.allow_short,
-    )
-    for note in table.notes:
-        logger.warning("%s: %s", data, note)
-    table.require_sound(data)
+    table = read_test_intervals(data, given, overlaps=True)
     return {video.video_id: video.intervals for video in table.videos}
