@@ -86,13 +86,13 @@ def damages(trials: int) -> dict[str, tuple[Change, int]]:
 
 
 def _flip(data: bytes, draws: random.Random) -> bytes:
-    place = draws.randrange(len(data) // 20, len(data))
-    return data[:place] + bytes([data[place] ^ 1 << draws.randrange(8)]) + data[place + 1 :]
+    position = draws.randrange(len(data) // 20, len(data))
+    return data[:position] + bytes([data[position] ^ 1 << draws.randrange(8)]) + data[position + 1 :]
 
 
 def _zero(data: bytes, draws: random.Random) -> bytes:
-    place = draws.randrange(len(data) // 20, len(data) - BLOCK_BYTES)
-    return data[:place] + bytes(BLOCK_BYTES) + data[place + BLOCK_BYTES :]
+    position = draws.randrange(len(data) // 20, len(data) - BLOCK_BYTES)
+    return data[:position] + bytes(BLOCK_BYTES) + data[position + BLOCK_BYTES :]
 
 
 def _write(path: Path, codec: str) -> None:

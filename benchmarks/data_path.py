@@ -127,8 +127,8 @@ def measure_batch_memory(items: list[VideoItem], repetitions: int) -> dict[str, 
 
     def in_place() -> Tensor:
         block = datasets._new_block(len(frames), 1, *CLIP)
-        for pixels, place in zip(frames, block, strict=True):
-            transform(pixels, out=place)
+        for pixels, target in zip(frames, block, strict=True):
+            transform(pixels, out=target)
         return block
 
     def stacked() -> Tensor:

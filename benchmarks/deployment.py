@@ -80,9 +80,9 @@ def main() -> None:
     records: dict[str, ExportRecord] = {}
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for place, (name, options) in enumerate(EXPORTS.items()):
+        for number, (name, options) in enumerate(EXPORTS.items()):
             started = time.perf_counter()
-            target = Path(folder) / str(place)
+            target = Path(folder) / str(number)
             # Raises where the file differs from the model: no speed is reported then.
             records[name] = export(model, target, batch=1, **options)
             seconds[name] = round(time.perf_counter() - started, 1)

@@ -124,7 +124,7 @@ class LabelledVideos:
         onsets = (self.labels[:, 1:] != self.labels[:, :-1]) & (self.labels[:, 1:] > 0)
         self.onsets = (onsets.nonzero() + torch.tensor([0, 1])).tolist()
 
-    def place(self, rng: np.random.Generator, at_onsets: float) -> tuple[int, int]:
+    def position(self, rng: np.random.Generator, at_onsets: float) -> tuple[int, int]:
         """A video, and the first frame of a window in it."""
         video, first = int(rng.integers(len(self.pixels))), int(rng.integers(self.last + 1))
         if rng.uniform() < at_onsets:
@@ -132,9 +132,11 @@ class LabelledVideos:
             first = onset - int(rng.integers(1, WINDOW // 2))
         return video, min(max(first, 0), self.last)
 
-    def windows(self, places: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def windows(self, positions: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Frames [B, T, 3, S, S] uint8 and labels [B, T]."""
-        both = [(self.pixels[v, first : first + WINDOW], self.labels[v, first : first + WINDOW]) for v, first in places]
+        both = [
+            (self.pixels[v, first : first + WINDOW], self.labels[v, first : first + WINDOW]) for v, first in positions
+        ]
         pixels, labels = zip(*both, strict=True)
         return torch.stack(pixels), torch.stack(labels)
 
@@ -158,17 +160,17 @@ class Windows:
         assert first_batch == 0
         rng = np.random.default_rng([self.seed, 7])
         for _ in range(ONSET_STEPS):
-            yield self.batch([self.videos.place(rng, 1.0) for _ in range(BATCH)], [True] * BATCH)
+            yield self.batch([self.videos.position(rng, 1.0) for _ in range(BATCH)], [True] * BATCH)
         yield from self.mixed(rng)
 
     def mixed(self, rng: np.random.Generator) -> Iterator[Batch]:
-        """The rest: windows at random places."""
+        """The rest: windows at random positions."""
         for _ in range(STEPS - ONSET_STEPS):
-            yield self.batch([self.videos.place(rng, AT_ONSETS) for _ in range(BATCH)], [True] * BATCH)
+            yield self.batch([self.videos.position(rng, AT_ONSETS) for _ in range(BATCH)], [True] * BATCH)
 
-    def batch(self, places: Sequence[tuple[int, int]], starts: list[bool]) -> Batch:
-        pixels, labels = self.videos.windows(places)
-        indices = [video for video, _ in places]
+    def batch(self, positions: Sequence[tuple[int, int]], starts: list[bool]) -> Batch:
+        pixels, labels = self.videos.windows(positions)
+        indices = [video for video, _ in positions]
         return Batch(clips=self.prepare(pixels), labels=labels, item_indices=indices, unreadable=[], starts=starts)
 
 
@@ -177,13 +179,13 @@ class FollowedWindows(Windows):
 
     def mixed(self, rng: np.random.Generator) -> Iterator[Batch]:
         # Each row joins somewhere, so that they do not all start anew at the same time.
-        places, starts = [self.videos.place(rng, 0.0) for _ in range(BATCH)], [True] * BATCH
+        positions, starts = [self.videos.position(rng, 0.0) for _ in range(BATCH)], [True] * BATCH
         for _ in range(STEPS - ONSET_STEPS):
-            yield self.batch(places, starts)
-            starts = [first + WINDOW > self.videos.last for _, first in places]
-            places = [
+            yield self.batch(positions, starts)
+            starts = [first + WINDOW > self.videos.last for _, first in positions]
+            positions = [
                 (int(rng.integers(len(self.videos.pixels))), 0) if ended else (video, first + WINDOW)
-                for ended, (video, first) in zip(starts, places, strict=True)
+                for ended, (video, first) in zip(starts, positions, strict=True)
             ]
 
 
@@ -243,8 +245,8 @@ def predict(model: VideoClassifier, pixels: Tensor, names: Sequence[str]) -> lis
         state = None
         for first in range(0, pixels.shape[1], CHUNK):
             logits, state = answer(model, prepare(pixels[some, first : first + CHUNK]), state)
-            for place, scores in zip(some.tolist(), model.probabilities(logits), strict=True):
-                found[place].append(scores)
+            for index, scores in zip(some.tolist(), model.probabilities(logits), strict=True):
+                found[index].append(scores)
     return [as_predictions(name, torch.cat(scores)) for name, scores in zip(names, found, strict=True)]
 
 
@@ -411,9 +413,9 @@ def summarise(done: Mapping[str, Any]) -> dict[str, Any]:
             strictless[name] = {key: mean_of([run["at_best_f1"] for run in runs], key) for key in NUMBERS[2:]}
             continue
         streams[name] = {
-            place: {key: mean_of([run[place] for run in runs], key) for key in runs[0][place]}
-            for place in runs[0]
-            if place.startswith("at frame")
+            setting: {key: mean_of([run[setting] for run in runs], key) for key in runs[0][setting]}
+            for setting in runs[0]
+            if setting.startswith("at frame")
         } | {key: max(run[key] for run in runs) for key in runs[0] if not key.startswith("at frame")}
     return {"rows": rows, "at_the_best_f1_of_validation_videos": strictless, "one_stream": streams}
 

@@ -32,13 +32,13 @@ class Table:
     """Candidates side by side.
 
     Attributes:
-        place: where in the results, in words.
+        heading: where in the results, in words.
         facts: what else is said there, as "name value".
         columns: names of the columns behind the candidate's.
         rows: candidate -> cell for each column; "" where there is none.
     """
 
-    place: str
+    heading: str
     facts: tuple[str, ...]
     columns: tuple[str, ...]
     rows: Mapping[str, tuple[str, ...]]
@@ -49,7 +49,7 @@ class Curves:
     """Numbers of several candidates over a size.
 
     Attributes:
-        place: where in the results, in words.
+        heading: where in the results, in words.
         facts: what else is said there, as "name value".
         x_label: the size, such as "frames".
         quantity: the key of the numbers; tells their unit.
@@ -57,7 +57,7 @@ class Curves:
         lines: candidate -> a number for each size; None where it was not measured.
     """
 
-    place: str
+    heading: str
     facts: tuple[str, ...]
     x_label: str
     quantity: str
@@ -68,15 +68,15 @@ class Curves:
 Finding = Table | Curves
 
 
-def findings(values: Mapping[str, Any], place: str = "") -> Iterator[Finding]:
+def findings(values: Mapping[str, Any], heading: str = "") -> Iterator[Finding]:
     """Every table and curve in a mapping, outermost first."""
     sizes = _by_size(values)
     if sizes:
-        yield from _curves_of_sizes(values, sizes, place)
+        yield from _curves_of_sizes(values, sizes, heading)
     elif _is_group(values):
-        yield _table({}, values, {}, place)
+        yield _table({}, values, {}, heading)
         return
-    lists = {} if sizes else dict(_curves_of_lists(values, place))
+    lists = {} if sizes else dict(_curves_of_lists(values, heading))
     yield from lists.values()
     beside = {
         key: value
@@ -85,14 +85,14 @@ def findings(values: Mapping[str, Any], place: str = "") -> Iterator[Finding]:
     }
     wrapped = any(_is_group(value) and key in WRAPPERS for key, value in beside.items())
     if not (sizes or wrapped or any(not is_flat(value) for value in beside.values())):
-        yield from _facts_alone(values, place)
+        yield from _facts_alone(values, heading)
     for key, value in beside.items():
         if _is_group(value) and _shown(key):
             columns = {other: numbers for other, numbers in beside.items() if _belongs(other, numbers, value)}
             around = values if key in WRAPPERS else value
-            yield _table(around, value, columns, place if key in WRAPPERS else _join(place, key))
+            yield _table(around, value, columns, heading if key in WRAPPERS else _join(heading, key))
         elif not is_flat(value) or _by_size(value):
-            yield from findings(value, _join(place, key))
+            yield from findings(value, _join(heading, key))
 
 
 def is_timing(value: Any) -> bool:
@@ -129,7 +129,7 @@ def said(key: str, value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _table(around: Mapping[str, Any], group: Mapping[str, Any], columns: Mapping[str, Any], place: str) -> Table:
+def _table(around: Mapping[str, Any], group: Mapping[str, Any], columns: Mapping[str, Any], heading: str) -> Table:
     group = {key: _scalar_part(value) for key, value in group.items() if _shown(key) and isinstance(value, Mapping)}
     if all(is_timing(value) for value in group.values()):
         headers, cells = _timing_cells(group)
@@ -147,7 +147,7 @@ def _table(around: Mapping[str, Any], group: Mapping[str, Any], columns: Mapping
         for name, row in cells.items():
             row.append(said(key, numbers[name]) if name in numbers else "")
     rows = {words(name): tuple(row) for name, row in cells.items() if any(row)}
-    return Table(place, tuple(_facts(around)), tuple(headers), rows)
+    return Table(heading, tuple(_facts(around)), tuple(headers), rows)
 
 
 def _timing_cells(group: Mapping[str, Mapping[str, float]]) -> tuple[list[str], dict[str, list[str]]]:
@@ -169,10 +169,10 @@ def _facts(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{words(key.removesuffix('_bytes'))} {said(key, value)}"
 
 
-def _facts_alone(values: Mapping[str, Any], place: str) -> Iterator[Table]:
+def _facts_alone(values: Mapping[str, Any], heading: str) -> Iterator[Table]:
     facts = tuple(_facts(values))
-    if facts and place:
-        yield Table(place, facts, (), {})
+    if facts and heading:
+        yield Table(heading, facts, (), {})
 
 
 def _by_size(values: Mapping[str, Any]) -> dict[float, dict[str, Any]]:
@@ -188,12 +188,12 @@ def _by_size(values: Mapping[str, Any]) -> dict[float, dict[str, Any]]:
         if isinstance(value, list):
             continue
         units.add(match["unit"])
-        place = found.setdefault(float(match["size"]), {})
+        heading = found.setdefault(float(match["size"]), {})
         if match["name"] or not isinstance(value, Mapping) or (is_flat(value) and any(map(_has_unit, value))):
-            place[match["name"] or ""] = value
+            heading[match["name"] or ""] = value
         else:
-            place |= value
-    names = [name for place in found.values() for name in place]
+            heading |= value
+    names = [name for heading in found.values() for name in heading]
     # Candidates that each stand at a size of their own are no curve.
     if len(found) < 2 or len(units) != 1 or "" in units or len(set(names)) == len(names):
         return {}
@@ -201,7 +201,7 @@ def _by_size(values: Mapping[str, Any]) -> dict[float, dict[str, Any]]:
 
 
 def _curves_of_sizes(
-    values: Mapping[str, Any], sizes: Mapping[float, Mapping[str, Any]], place: str
+    values: Mapping[str, Any], sizes: Mapping[float, Mapping[str, Any]], heading: str
 ) -> Iterator[Curves]:
     unit = next(match["unit"] for key in values if (match := _sized(key))) or "size"
     flat: dict[str, dict[str, list[float | None]]] = {}
@@ -216,7 +216,7 @@ def _curves_of_sizes(
             words(name) or ("time" if quantity.endswith("_seconds") else words(quantity)): tuple(line)
             for name, line in lines.items()
         }
-        several = ": ".join(filter(None, (place, words(quantity)))) if len(flat) > 1 else place
+        several = ": ".join(filter(None, (heading, words(quantity)))) if len(flat) > 1 else heading
         yield Curves(several, facts, words(unit), quantity, tuple(sizes), frozen)
         facts = ()
 
@@ -240,7 +240,7 @@ def _quantities(name: str, value: Any) -> Iterator[tuple[str, float]]:
         yield "value", value
 
 
-def _curves_of_lists(values: Mapping[str, Any], place: str) -> Iterator[tuple[str, Curves]]:
+def _curves_of_lists(values: Mapping[str, Any], heading: str) -> Iterator[tuple[str, Curves]]:
     """Curves over the first ascending list of numbers, of mappings of lists as long as it."""
     axis = next((key for key, value in values.items() if _ascending(value)), None)
     if axis is None:
@@ -254,7 +254,7 @@ def _curves_of_lists(values: Mapping[str, Any], place: str) -> Iterator[tuple[st
             and all(isinstance(line, list) and len(line) == len(sizes) for line in lines.values())
         ):
             frozen = {words(name): tuple(line) for name, line in lines.items()}
-            yield key, Curves(_join(place, key), (), words(axis), key, tuple(sizes), frozen)
+            yield key, Curves(_join(heading, key), (), words(axis), key, tuple(sizes), frozen)
 
 
 def _ascending(value: Any) -> bool:
@@ -310,5 +310,5 @@ def _shown(key: str) -> bool:
     return not any(word in key for word in HIDDEN)
 
 
-def _join(place: str, key: str) -> str:
-    return f"{place}, {words(key)}" if place else words(key)
+def _join(heading: str, key: str) -> str:
+    return f"{heading}, {words(key)}" if heading else words(key)

@@ -58,14 +58,14 @@ def _scan(what: str, part: str, peer: str, peer_name: str) -> Headline:
 
 
 def _correlation(what: str, part: str) -> Headline:
-    place = ("1x8x768x14x14", part)
+    key = ("1x8x768x14x14", part)
     return Headline(
         what=what,
         result=CORRELATION,
-        ours=(*place, "candidates", "kinescan", "cpu_seconds"),
-        peer=(*place, "candidates", COMPILED_DENSE, "cpu_seconds"),
+        ours=(*key, "candidates", "kinescan", "cpu_seconds"),
+        peer=(*key, "candidates", COMPILED_DENSE, "cpu_seconds"),
         peer_name="compiled dense product",
-        ratio=(*place, "speedup_over_best_peer"),
+        ratio=(*key, "speedup_over_best_peer"),
         more_is_better=True,
     )
 
@@ -170,20 +170,20 @@ def value(results: Mapping[str, Any], keys: Sequence[str]) -> float:
 def seconds(number: float, *, up: bool) -> str:
     """Three digits, in s or ms, rounded up or down."""
     unit, scale = ("s", 1.0) if number >= 1 else ("ms", 1e3)
-    places = max(0, 2 - math.floor(math.log10(number * scale)))
-    return f"{_rounded(number * scale, places, up):.{places}f} {unit}"
+    decimals = max(0, 2 - math.floor(math.log10(number * scale)))
+    return f"{_rounded(number * scale, decimals, up):.{decimals}f} {unit}"
 
 
 def times(ratio: float, *, up: bool) -> str:
     """A ratio with one decimal where more is better, else two, rounded to the less kind side."""
-    places = 2 if up else 1
-    return f"{_rounded(ratio, places, up):.{places}f}x"
+    decimals = 2 if up else 1
+    return f"{_rounded(ratio, decimals, up):.{decimals}f}x"
 
 
-def _rounded(number: float, places: int, up: bool) -> float:
-    # A hair, so that a number that has no more places stays what it is.
-    scaled = number * 10**places
-    return (math.ceil(scaled - 1e-9) if up else math.floor(scaled + 1e-9)) / 10**places
+def _rounded(number: float, decimals: int, up: bool) -> float:
+    # A hair, so that a number that has no more decimals stays what it is.
+    scaled = number * 10**decimals
+    return (math.ceil(scaled - 1e-9) if up else math.floor(scaled + 1e-9)) / 10**decimals
 
 
 def _at(results: Mapping[str, Any], keys: Sequence[str]) -> Any:
@@ -193,7 +193,7 @@ def _at(results: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 
 def update(documents: Mapping[str, Mapping[str, Any]], readme: Path = README, *, check: bool) -> bool:
-    """Puts the table into README in the place of the one that is there.
+    """Puts the table into README in place of the one that is there.
 
     Args:
         documents: results by name.

@@ -283,7 +283,7 @@ def main() -> None:
     settings = {
         "steps": NUM_STEPS,
         "channels": NUM_CHANNELS,
-        "places": STATE_SIZE,
+        "state_size": STATE_SIZE,
         "dtype": "float32",
         "processes": given.processes,
         "memory": "kept by the allocator (mallopt) but where a part is called fresh",

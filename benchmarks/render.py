@@ -219,9 +219,21 @@ AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
     ("events told within 0.5 s of their onset", EVENTS, (*BEST_EVENTS, "told_within_0.5_s"), ">=", 0.9),
     ("false alarms an hour, there", EVENTS, (*BEST_EVENTS, "false_alarms_per_hour"), "<=", 2),
     ("training memory, B/16, counted, GB", MEMORY, (B16, "pks4", "peak_gb"), "<=", 16),
-    ("training memory, B/16, recomputed, counted, GB", MEMORY, (B16, "pks4, recomputed", "peak_gb"), "<=", 8),
+    (
+        "training memory, B/16, activation checkpointing, counted, GB",
+        MEMORY,
+        (B16, "pks4, activation checkpointing", "peak_gb"),
+        "<=",
+        8,
+    ),
     ("training memory, L/14, counted, GB", MEMORY, (L14, "pks4", "peak_gb"), "<=", 20),
-    ("training memory, L/14, recomputed, counted, GB", MEMORY, (L14, "pks4, recomputed", "peak_gb"), "<=", 9),
+    (
+        "training memory, L/14, activation checkpointing, counted, GB",
+        MEMORY,
+        (L14, "pks4, activation checkpointing", "peak_gb"),
+        "<=",
+        9,
+    ),
 )
 
 
@@ -232,7 +244,7 @@ class Section:
     Attributes:
         title: its heading.
         says: a sentence or two on what was measured.
-        parts: beginnings of the places to show as tables; empty for all. The rest stands in the full list.
+        parts: beginnings of the headings to show as tables; empty for all. The rest stands in the full list.
     """
 
     title: str
@@ -472,7 +484,7 @@ def section(
         yield f"{shown.says}\n"
     for finding in findings(document["results"]):
         if shown.parts and not any(
-            finding.place == part or finding.place.startswith(f"{part},") for part in shown.parts
+            finding.heading == part or finding.heading.startswith(f"{part},") for part in shown.parts
         ):
             continue
         if isinstance(finding, Table):
@@ -480,9 +492,9 @@ def section(
             continue
         yield from curve_table(finding)
         if len(finding.sizes) >= 3:
-            place = "-".join("".join(c if c.isalnum() else " " for c in finding.place.lower()).split())
-            path = plot_folder / f"{name}-{place or 'curve'}.svg"
-            title = finding.place or shown.title
+            heading = "-".join("".join(c if c.isalnum() else " " for c in finding.heading.lower()).split())
+            path = plot_folder / f"{name}-{heading or 'curve'}.svg"
+            title = finding.heading or shown.title
             plots[path] = (finding, title)
             yield f"![{title}](../{PLOTS}/{path.name})\n"
     yield from origin(document, link)
@@ -490,8 +502,8 @@ def section(
 
 def heading(finding: Table | Curves) -> Iterator[str]:
     facts = f": {'; '.join(finding.facts)}" if finding.facts else ""
-    if finding.place:
-        yield f"**{finding.place}**{facts}\n"
+    if finding.heading:
+        yield f"**{finding.heading}**{facts}\n"
 
 
 def table(finding: Table) -> Iterator[str]:
@@ -544,16 +556,16 @@ def _parities(values: Any, inside: bool = False) -> Iterator[float]:
 
 
 def rows(values: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
-    """Every number below a mapping, with its place."""
+    """Every number below a mapping, with its heading."""
     for key, value in values.items():
-        place = f"{where}{words(str(key))}"
+        heading = f"{where}{words(str(key))}"
         if is_timing(value):
             times = (f"{said(kind, value[kind])} {words(kind)}" for kind in value if kind.endswith("_seconds"))
-            yield place, ", ".join(times)
+            yield heading, ", ".join(times)
         elif isinstance(value, Mapping):
-            yield from rows(value, f"{place}: ")
+            yield from rows(value, f"{heading}: ")
         else:
-            yield place, text(value)
+            yield heading, text(value)
 
 
 def text(value: Any) -> str:

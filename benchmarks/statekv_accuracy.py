@@ -172,8 +172,10 @@ def said_behind_frames(model: Any, tokens: Tensor, policy: str, budget: int | No
     with registered_attention(family.decoder, folded_attention(cache), refuse_padding):
         for frame in range(num_frames):
             embedded = torch.cat((tokens[:, frame], behind), dim=1)
-            places = torch.arange(frame * task.STEP_TOKENS, (frame + 1) * task.STEP_TOKENS)[None]
-            output = family.decoder(inputs_embeds=embedded, position_ids=places, past_key_values=cache, use_cache=True)
+            positions = torch.arange(frame * task.STEP_TOKENS, (frame + 1) * task.STEP_TOKENS)[None]
+            output = family.decoder(
+                inputs_embeds=embedded, position_ids=positions, past_key_values=cache, use_cache=True
+            )
             said.append(family.logits(output.last_hidden_state[:, -1]).argmax(-1))
     return torch.stack(said, dim=1)
 
@@ -291,9 +293,9 @@ def summary(counts: dict[str, dict[str, dict[str, list[int]]]], kind: str, lengt
 def show(document: dict[str, Any], folder: Path) -> None:
     """Prints tables for the docs and draws the plot."""
     settings, results = document["settings"], document["results"]
-    for place, rows in results.items():
+    for setting, rows in results.items():
         full = ", ".join(f"{value:.2f}" for value in rows["full_attention_by_seed"].values())
-        print(f"\n{place}: full attention {full}; seeds that count: {rows['seeds_that_count']}\n")
+        print(f"\n{setting}: full attention {full}; seeds that count: {rows['seeds_that_count']}\n")
         if not rows["seeds_that_count"]:
             continue
         print("| policy | " + " | ".join(f"{budget} tokens" for budget in settings["budgets"]) + " |")
@@ -302,9 +304,9 @@ def show(document: dict[str, Any], folder: Path) -> None:
             columns = zip(*(rows[which][name] for which in ("accuracy", "lowest", "highest")), strict=True)
             print(f"| `{name}` | " + " | ".join(_cell(*column) for column in columns) + " |")
     figure, axes = plt.subplots(len(KINDS), len(LENGTHS), figsize=(10, 6), sharex=True, sharey=True, squeeze=False)
-    for axis, (place, rows) in zip(axes.flat, results.items(), strict=True):
+    for axis, (setting, rows) in zip(axes.flat, results.items(), strict=True):
         _draw(axis, rows, settings)
-        axis.set_title(place.replace("_", " "), fontsize=9)
+        axis.set_title(setting.replace("_", " "), fontsize=9)
     for axis in axes[-1]:
         axis.set_xlabel("budget (tokens)")
     for row in axes:

@@ -152,22 +152,22 @@ def actions(model: PKS4, pixels: Tensor, labels: Tensor) -> dict[str, dict[str, 
             if not order or labels[order[-1]] != labels[one]:
                 order.append(one)
         chosen.append(order)
-    places = torch.tensor(chosen)
-    logits = frame_logits(model, pixels[places].flatten(1, 2))
-    rough = frame_logits(model, pixels[places].flatten(1, 2), dtype=torch.bfloat16)
+    indices = torch.tensor(chosen)
+    logits = frame_logits(model, pixels[indices].flatten(1, 2))
+    rough = frame_logits(model, pixels[indices].flatten(1, 2), dtype=torch.bfloat16)
     alone = frame_logits(model, pixels)
     with torch.inference_mode():
         offline = (model(to_clips(pixels)).argmax(1) == labels).float().mean().item()
     found = {}
     for name, average in AVERAGES.items():
-        found[name] = score(average(logits), labels[places])
+        found[name] = score(average(logits), labels[indices])
         found[name]["clips"] = (average(alone)[:, -1].argmax(1) == labels).float().mean().item()
         found[name]["clips_offline"] = offline
-        found[name]["all_frames_autocast_bfloat16"] = score(average(rough), labels[places])["all_frames"]
+        found[name]["all_frames_autocast_bfloat16"] = score(average(rough), labels[indices])["all_frames"]
         if name == "mean" or name.startswith("exponential"):
             seconds = float("inf") if name == "mean" else float(name.split()[1]) * CLIP_SECONDS
             held = exponential(rough, seconds, dtype=torch.bfloat16)
-            found[name]["all_frames_average_held_in_bfloat16"] = score(held, labels[places])["all_frames"]
+            found[name]["all_frames_average_held_in_bfloat16"] = score(held, labels[indices])["all_frames"]
     return found
 
 

@@ -27,7 +27,7 @@ def count(name: str, num_frames: int) -> dict[str, int]:
         for frozen in (False, True) if stem else (False,):
             with trainable_only(model, ("*",), stem=stem) if frozen else nullcontext():
                 variant = " and ".join(
-                    word for word, on in (("recompute", checkpointing), ("frozen stem", frozen)) if on
+                    word for word, on in (("activation checkpointing", checkpointing), ("frozen stem", frozen)) if on
                 )
                 counts[f"{variant or 'plain'}_bytes"] = activation_bytes(model, num_clips=1, num_frames=num_frames)
     return counts

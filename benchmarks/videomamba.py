@@ -49,9 +49,9 @@ def time_models(repetitions: int) -> dict[str, Any]:
                 model(clip)
 
         timing = measure.time_in_turn({"forward": run}, repetitions)["forward"]
-        place = f"{name}, {frames} frames"
-        results[place] = {"forward": timing, "peak_extra_bytes": measure.peak_extra_bytes(run)}
-        print(place, results[place], flush=True)
+        setting = f"{name}, {frames} frames"
+        results[setting] = {"forward": timing, "peak_extra_bytes": measure.peak_extra_bytes(run)}
+        print(setting, results[setting], flush=True)
     few, many = (results[f"videomamba_tiny, {frames} frames"]["forward"].cpu_seconds for frames in (8, 64))
     return {**results, "videomamba_tiny_64_frames_over_8": round(many / few, 2)}
 

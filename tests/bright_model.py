@@ -47,7 +47,7 @@ def bright_model() -> PKS4:
 
 def blinking(*lengths: int) -> Tensor:
     """Dark and bright frames in turn, so many of each."""
-    parts = [frames(length, BRIGHT * (place % 2), seed=place) for place, length in enumerate(lengths)]
+    parts = [frames(length, BRIGHT * (index % 2), seed=index) for index, length in enumerate(lengths)]
     return torch.cat(parts)
 
 

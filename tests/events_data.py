@@ -19,8 +19,8 @@ FPS = 8
 def write_events(folder: Path, *, names: tuple[str, ...] = tuple(EVENTS), list_name: str = "events.csv") -> Path:
     """Writes the videos and the list of path,start,end,label, and gives the list."""
     rows = ["path,start,end,label"]
-    for place, name in enumerate(names):
-        generator = torch.Generator().manual_seed(place)
+    for index, name in enumerate(names):
+        generator = torch.Generator().manual_seed(index)
         pixels = torch.randint(90, 110, (round(SECONDS[name] * FPS), 3, 24, 32), generator=generator).byte()
         for start, end, label in EVENTS[name]:
             pixels[round(start * FPS) : round(end * FPS), 0 if label == "red" else 2] = 250

@@ -164,10 +164,10 @@ def make_run(folder: Path) -> None:
     report = {"data": "videos", "views": "8x2x3", "num_videos": 2, "top1": 0.5, "top5": 1.0, "top5_classes": 2}
     report |= {"calibration_error": 0.1, "notes": ["a note"], "num_unreadable": 0}
     lines = [json.dumps({"video_id": str(n), "label": "a", "prediction": "ab"[n]}) for n in range(2)]
-    for place in ("a", "b"):
-        (folder / place).mkdir()
-        (folder / place / "report.json").write_text(json.dumps(report))
-        (folder / place / "predictions.jsonl").write_text("\n".join(lines) + "\n")
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        (folder / name / "report.json").write_text(json.dumps(report))
+        (folder / name / "predictions.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "report.json").write_text(json.dumps(report))
 
 
@@ -266,8 +266,8 @@ def exchange(draw: Any, value: Any) -> Any:
         kind = draw(st.integers(0, 9))
         return rest if kind == 0 else {**rest, "other" if kind == 1 else key: exchange(draw, value[key])}
     if isinstance(value, list) and value and draw(st.integers(0, 2)):
-        place = draw(st.integers(0, len(value) - 1))
-        return [*value[:place], exchange(draw, value[place]), *value[place + 1 :]]
+        index = draw(st.integers(0, len(value) - 1))
+        return [*value[:index], exchange(draw, value[index]), *value[index + 1 :]]
     return draw(st.sampled_from(VALUES))
 
 

@@ -1,4 +1,4 @@
-"""AIM: every frozen block runs its attention twice, along time and within the frame, with adapters at four places."""
+"""AIM: each frozen block runs its attention twice, along time and within the frame, with adapters at four positions."""
 
 import torch
 from torch import Tensor, nn

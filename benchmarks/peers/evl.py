@@ -11,7 +11,7 @@ from peers.frozen import Features, FrozenViT
 
 
 class FrameAttention(nn.Module):
-    """Where patches of a frame are found in the one before (or after) it: the frozen attention, weighted by place.
+    """Where patches of a frame are found in the one before (or after) it: the frozen attention, weighted by position.
 
     Queries and keys come from the frozen block; only the weight of each displacement is trained.
     """
@@ -22,8 +22,8 @@ class FrameAttention(nn.Module):
         self.before = nn.Parameter(torch.zeros((2 * rows - 1) * (2 * columns - 1), width))
         self.after = nn.Parameter(torch.zeros((2 * rows - 1) * (2 * columns - 1), width))
         y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"))
-        places = (y[:, None] - y + rows - 1) * (2 * columns - 1) + (x[:, None] - x + columns - 1)
-        self.register_buffer("places", places, persistent=False)
+        positions = (y[:, None] - y + rows - 1) * (2 * columns - 1) + (x[:, None] - x + columns - 1)
+        self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         """[B, T, heads, 1 + N, c] each -> [B, T, 1 + N, W], zero for the class token."""
@@ -37,7 +37,7 @@ class FrameAttention(nn.Module):
         with torch.no_grad():
             scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
             attention = scores.softmax(dim=-1).mean(dim=2)  # [B, T - 1, N, N]
-        return torch.einsum("btqk,qkc->btqc", attention, weights[self.places])
+        return torch.einsum("btqk,qkc->btqc", attention, weights[self.positions])
 
 
 class DecoderBlock(nn.Module):

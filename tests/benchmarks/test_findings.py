@@ -23,7 +23,7 @@ def test_findings_of_timings_are_a_table_with_what_is_known_beside_them(findings
         },
     }
     (table,) = findings.findings(values)
-    assert (table.place, table.facts) == ("forward", ("tracks 1,568",))
+    assert (table.heading, table.facts) == ("forward", ("tracks 1,568",))
     assert table.columns == ("CPU time", "wall time", "over ours", "peak extra")
     assert table.rows == {
         "ours": ("400 ms", "500 ms", "1.00x", "1.0 MiB"),
@@ -40,7 +40,7 @@ def test_findings_of_numbers_take_the_keys_that_most_have(findings: Any) -> None
         }
     }
     (table,) = findings.findings(values)
-    assert (table.place, table.columns) == ("memory", ("weight", "rate"))
+    assert (table.heading, table.columns) == ("memory", ("weight", "rate"))
     assert table.rows == {"vit": ("1.0 MiB", "0.5"), "peer": ("2.0 MiB", "0.25"), "other": ("4.0 MiB", "")}
 
 
@@ -80,7 +80,7 @@ def test_findings_without_a_candidate_of_ours_say_how_much_faster(findings: Any)
 )
 def test_findings_of_sizes_are_curves_in_ascending_order(findings: Any, values: dict[str, Any]) -> None:
     (curves,) = findings.findings({"growth": {**values, "ratio": 8.1}})
-    assert (curves.place, curves.facts, curves.x_label) == ("growth", ("ratio 8.1",), "frames")
+    assert (curves.heading, curves.facts, curves.x_label) == ("growth", ("ratio 8.1",), "frames")
     assert curves.sizes == (8, 16, 64)
     assert curves.lines == {
         "ours": pytest.approx((0.8, 1.6, 6.4)),
@@ -102,7 +102,7 @@ def test_findings_of_sizes_give_a_curve_for_each_number(findings: Any) -> None:
 def test_findings_of_one_number_for_each_candidate_and_size_are_a_line_for_each(findings: Any) -> None:
     values = {"time_over": {"forward": {f"{n} frames": {"vit": n / 8, "timesformer": 0.5} for n in (8, 16, 32)}}}
     (curves,) = findings.findings(values)
-    assert (curves.place, curves.quantity) == ("time over, forward", "value")
+    assert (curves.heading, curves.quantity) == ("time over, forward", "value")
     assert curves.lines == {"vit": (1, 2, 4), "timesformer": (0.5, 0.5, 0.5)}
     (single,) = findings.findings({"ratios": {"8 frames": 1.5, "16 frames": 2.5}})
     assert single.lines == {"value": (1.5, 2.5)}

@@ -68,6 +68,6 @@ def test_results_are_curves_over_frames(models: ModuleType, script: Any) -> None
         models.put(results, cell, {"times": timing, "peak_bytes": {"pks4_vit_b16": 2**20, "vivit": 2**21}})
     assert results["pks4_cpu_time_over"]["forward, float32"]["32 frames"] == {"vivit": 0.5}
     plain = script("json").loads(script("json").dumps(results, default=script("measure")._plain))
-    curves = {(found.place, found.quantity): found for found in script("findings").findings(plain)}
+    curves = {(found.heading, found.quantity): found for found in script("findings").findings(plain)}
     assert curves["forward, float32", "cpu_seconds"].lines["pks4 vit b16"] == (1.0, 2.0, 4.5)
     assert curves["forward, float32: memory", "peak_bytes"].lines["vivit"] == (2**21,) * 3

@@ -31,7 +31,7 @@ def _build(memory: ModuleType, method: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", ["pks4", "pks4, recomputed", "Side4Video"])
+@pytest.mark.parametrize("method", ["pks4", "pks4, activation checkpointing", "Side4Video"])
 def test_counting_without_memory_counts_what_real_tensors_take(memory: ModuleType, method: str, dtype: str) -> None:
     fake = memory.count(_build(memory, method), 2, dtype)
     real = memory.count(_build(memory, method), 2, dtype, fake=False)
@@ -95,17 +95,21 @@ def test_frames_without_gradients_are_counted_all_at_once_as_on_a_gpu(
     assert peak() == whole
 
 
-def test_memory_grows_with_clips_and_shrinks_with_recomputation_and_a_frozen_stem(memory: ModuleType) -> None:
+def test_memory_grows_with_clips_and_shrinks_with_activation_checkpointing_and_a_frozen_stem(
+    memory: ModuleType,
+) -> None:
     def kept(method: str, clips: int) -> int:
         return memory.count(_build(memory, method), clips, "float32").kept
 
     plain = kept("pks4", 4)
     assert plain == pytest.approx(2 * kept("pks4", 2), rel=0.01)
-    assert kept("pks4, frozen stem, recomputed", 4) < kept("pks4, recomputed", 4) < 0.7 * plain
+    assert (
+        kept("pks4, frozen stem, activation checkpointing", 4) < kept("pks4, activation checkpointing", 4) < 0.7 * plain
+    )
 
 
-def test_recomputation_gives_the_same_gradients(memory: ModuleType) -> None:
-    assert memory.recomputation_difference() <= 1e-5
+def test_activation_checkpointing_gives_the_same_gradients(memory: ModuleType) -> None:
+    assert memory.checkpointing_difference() <= 1e-5
 
 
 @pytest.mark.parametrize("setting", ["B16", "L14"])

@@ -60,9 +60,9 @@ def run(*arguments):
 def test_answers_are_those_of_a_stream(saved, clip):
     vlm = load_vlm(saved)
     assert vlm.pixels == PixelSettings(mean=(0.5,) * 3, std=(0.5,) * 3, min_pixels=64, max_pixels=4096)
-    pieces = []
+    texts = []
     report = ask(clip, ["What moves?", "Where?"], vlm=vlm, budget=20, fps=2.0, max_new_tokens=6,
-                 on_text=lambda question, text: pieces.append((question, text)))  # fmt: skip
+                 on_text=lambda question, text: texts.append((question, text)))  # fmt: skip
     with VideoReader(clip) as reader:
         frames = reader.read(range(0, 55, 5)).pixels
     with open_stream(vlm.model, vlm.tokenizer, budget=20, fps=2.0, horizon_frames=11, pixels=vlm.pixels) as stream:
@@ -71,7 +71,7 @@ def test_answers_are_those_of_a_stream(saved, clip):
         assert report.prefill.stats == stream.stats
         for asked in report.asked:
             assert asked.answer == stream.ask(asked.question, max_new_tokens=6).text
-            said = "".join(text for question, text in pieces if question == asked.question)
+            said = "".join(text for question, text in texts if question == asked.question)
             assert asked.answer.startswith(said)
 
 

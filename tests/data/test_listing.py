@@ -171,9 +171,9 @@ def test_class_given_twice_is_refused(tmp_path: Path) -> None:
 
 def videos(counts: list[int]) -> list[VideoItem]:
     return [
-        VideoItem(Path(f"{label}/{place}.mp4"), label, f"{label}/{place}.mp4")
+        VideoItem(Path(f"{label}/{index}.mp4"), label, f"{label}/{index}.mp4")
         for label, count in enumerate(counts)
-        for place in range(count)
+        for index in range(count)
     ]
 
 

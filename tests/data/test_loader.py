@@ -33,8 +33,8 @@ SETTINGS = Preprocessing(num_frames=4, size=16)
 @pytest.fixture
 def folder(make_video: Callable[..., Path], tmp_path: Path) -> Path:
     """Seven videos of two classes, the third of them broken."""
-    for place in range(7):
-        make_video(f"videos/{'even' if place % 2 == 0 else 'odd'}/{place}.mp4", num_frames=6 + place, seed=place)
+    for number in range(7):
+        make_video(f"videos/{'even' if number % 2 == 0 else 'odd'}/{number}.mp4", num_frames=6 + number, seed=number)
     (tmp_path / "videos/even/2.mp4").write_text("no video")
     return tmp_path / "videos"
 
@@ -246,8 +246,8 @@ def test_views_are_clips_by_crops(folder: Path, sampling: str) -> None:
     assert torch.equal(sample.clip, dataset[(9, 6)].clip)  # type: ignore[union-attr]
     transform = EvalTransform(settings, crops=3)
     with VideoReader(dataset.items[6].path) as video:
-        places = {"segments": [[0, 3, 6, 8], [2, 4, 7, 10]], "dense": [[0, 2, 4, 6], [4, 6, 8, 10]]}[sampling]
-        expected = torch.cat([transform(video.read(clip).pixels) for clip in places])
+        expected_indices = {"segments": [[0, 3, 6, 8], [2, 4, 7, 10]], "dense": [[0, 2, 4, 6], [4, 6, 8, 10]]}[sampling]
+        expected = torch.cat([transform(video.read(clip).pixels) for clip in expected_indices])
     assert torch.equal(sample.clip, expected)
 
 
@@ -318,8 +318,8 @@ def test_windows_of_long_videos(make_video: Callable[..., Path], tmp_path: Path,
     settings = Preprocessing(num_frames=4, size=16, sampling="windows", num_windows=4)
     dataset = evaluation_set(tmp_path, Views(frames=4, clips=num_clips), settings)
     with VideoReader(dataset.items[0].path) as video:
-        places = [26, 30, 34, 38] if num_clips == 1 else range(2, 64, 4)
-        expected = EvalTransform(settings)(video.read(list(places)).pixels)[0].unflatten(0, (num_clips, 4))
+        expected_indices = [26, 30, 34, 38] if num_clips == 1 else range(2, 64, 4)
+        expected = EvalTransform(settings)(video.read(list(expected_indices)).pixels)[0].unflatten(0, (num_clips, 4))
     sample = dataset[0]
     assert isinstance(sample, Sample)
     assert torch.equal(sample.clip, expected)
@@ -353,8 +353,8 @@ def test_start_method_that_is_not_there_is_refused(folder: Path, monkeypatch: py
 
 
 def test_training_clips_tell_how_far_apart_their_frames_are(make_video: Callable[..., Path], tmp_path: Path) -> None:
-    for place, (fps, num_frames) in enumerate(((10.0, 24), (20.0, 24), (10.0, 1), (10.0, 5))):
-        make_video(f"videos/{'ab'[place % 2]}/{place}.mp4", num_frames=num_frames, fps=fps)
+    for number, (fps, num_frames) in enumerate(((10.0, 24), (20.0, 24), (10.0, 1), (10.0, 5))):
+        make_video(f"videos/{'ab'[number % 2]}/{number}.mp4", num_frames=num_frames, fps=fps)
     dense = Preprocessing(num_frames=4, size=16, sampling="dense", frame_stride=2)
     dataset = training_set(tmp_path / "videos", preprocessing=dense)
     [batch] = make_loader(dataset, LoaderConfig(num_workers=0, batch_size=4), shuffle=False, seed=0)

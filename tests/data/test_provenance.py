@@ -11,9 +11,9 @@ from kinescan.data.storage import is_gone
 
 def test_a_fingerprint_tells_contents_and_sizes_apart(tmp_path: Path) -> None:
     contents = [b"", b"a", b"a" * 10_000, b"a" * 10_001, b"b" + b"a" * 9_999, b"a" * 9_999 + b"b"]
-    for place, content in enumerate(contents):
-        (tmp_path / str(place)).write_bytes(content)
-    found = [fingerprint(tmp_path / str(place)) for place in range(len(contents))]
+    for index, content in enumerate(contents):
+        (tmp_path / str(index)).write_bytes(content)
+    found = [fingerprint(tmp_path / str(index)) for index in range(len(contents))]
     assert len(set(found)) == len(contents)
     (tmp_path / "copy").write_bytes(contents[2])
     assert fingerprint(tmp_path / "copy") == found[2]

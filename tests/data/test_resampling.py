@@ -9,11 +9,11 @@ from kinescan.errors import ConfigError
 
 
 def frames(seconds):
-    """One frame for each time; its pixel is its place."""
-    return [(torch.full((3, 1, 1), place % 256, dtype=torch.uint8), time) for place, time in enumerate(seconds)]
+    """One frame for each time; its pixel is its index."""
+    return [(torch.full((3, 1, 1), index % 256, dtype=torch.uint8), time) for index, time in enumerate(seconds)]
 
 
-def places(seconds, frame_seconds, **options):
+def chosen(seconds, frame_seconds, **options):
     return [frame.frame_index for frame in resample(frames(seconds), frame_seconds, **options)]
 
 
@@ -29,7 +29,7 @@ def test_a_source_at_the_wanted_rate_is_given_as_it_is():
 
 
 def test_times_rounded_to_milliseconds_change_nothing():
-    assert places([round(time, 3) for time in steady(300, 1 / 30)], 0.1) == list(range(0, 300, 3))
+    assert chosen([round(time, 3) for time in steady(300, 1 / 30)], 0.1) == list(range(0, 300, 3))
 
 
 @pytest.mark.parametrize("rate", [12.5, 25.0, 50.0, 100.0])
@@ -70,7 +70,7 @@ def test_a_slower_source_is_repeated_and_said_once(caplog):
 
 def test_a_little_slower_source_is_not_complained_of(caplog):
     with caplog.at_level(logging.WARNING):
-        assert len(places(steady(1000, 1 / 29.97), 1 / 30)) in (1001, 1002)
+        assert len(chosen(steady(1000, 1 / 29.97), 1 / 30)) in (1001, 1002)
     assert not caplog.records
 
 
@@ -110,7 +110,7 @@ def test_a_clock_that_stops_is_made_up_for(caplog):
 
 def test_frames_that_are_sent_twice_count_once():
     times = [time for time in steady(40, 0.04) for _ in range(2)]
-    assert places(times, 0.04) == list(range(0, 80, 2))
+    assert chosen(times, 0.04) == list(range(0, 80, 2))
 
 
 def test_a_frame_without_a_time_follows_the_one_before():

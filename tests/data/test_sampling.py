@@ -9,7 +9,7 @@ from kinescan.data.sampling import (
     Views,
     clip_indices,
     dense_indices,
-    even_places,
+    even_positions,
     segment_indices,
     view_indices,
     window_indices,
@@ -187,13 +187,13 @@ def test_rate_takes_the_same_moments_at_any_rate_of_the_video(rate: float) -> No
 def test_rate_of_a_short_and_of_a_slow_video() -> None:
     short, slow = _times(10, 3), _times(2, 4)
     assert clip_indices(3, 5, sampling="rate", frame_rate=10, pts_seconds=short).tolist() == [0, 1, 2, 2, 2]
-    assert even_places(slow, 0.25).tolist() == [0, 0, 1, 1, 2, 2, 3]
-    assert even_places(short[:1], 0.25).tolist() == [0]
+    assert even_positions(slow, 0.25).tolist() == [0, 0, 1, 1, 2, 2, 3]
+    assert even_positions(short[:1], 0.25).tolist() == [0]
 
 
 def test_no_clip_shows_the_frame_before_a_jump_of_the_clock_for_hours() -> None:
     times = torch.cat([_times(10, 20), _times(10, 20) + 7200])
-    assert even_places(times, 0.1).tolist() == list(range(40))
+    assert even_positions(times, 0.1).tolist() == list(range(40))
 
 
 @pytest.mark.parametrize("options", [{"frame_rate": 4.0}, {"pts_seconds": torch.zeros(4, dtype=torch.float64)}])

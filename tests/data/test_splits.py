@@ -11,20 +11,20 @@ from kinescan.errors import ConfigError
 
 def clips(num_groups: int, size: int = 4, num_classes: int = 2) -> list[VideoItem]:
     return [
-        VideoItem(Path(f"{group}/{place}.mp4"), place % num_classes, f"{group}/{place}.mp4", f"g{group}")
+        VideoItem(Path(f"{group}/{index}.mp4"), index % num_classes, f"{group}/{index}.mp4", f"g{group}")
         for group in range(num_groups)
-        for place in range(size)
+        for index in range(size)
     ]
 
 
 def with_intervals(*labels: str) -> list[IntervalVideo]:
     return [
         IntervalVideo(
-            Path(f"{place}.mp4"),
-            f"{place}.mp4",
-            tuple(Interval(video_id=f"{place}.mp4", label=label, start_seconds=0, end_seconds=1) for label in text),
+            Path(f"{index}.mp4"),
+            f"{index}.mp4",
+            tuple(Interval(video_id=f"{index}.mp4", label=label, start_seconds=0, end_seconds=1) for label in text),
         )
-        for place, text in enumerate(labels)
+        for index, text in enumerate(labels)
     ]
 
 

@@ -233,9 +233,9 @@ def test_still_batch_targets_say_where_how_large_and_how_turned():
     # objects are saturated and backgrounds are not, so their colour's spread finds them
     spread = stills.pixels.float().amax(1) - stills.pixels.float().amin(1)
     weight = (spread > 90).float()
-    place = (torch.arange(64) + 0.5) / 32 - 1
+    axis = (torch.arange(64) + 0.5) / 32 - 1
     amount = weight.sum((1, 2)).clamp(min=1)
-    found = torch.stack([(weight.sum(1) * place).sum(1) / amount, (weight.sum(2) * place).sum(1) / amount], dim=1)
+    found = torch.stack([(weight.sum(1) * axis).sum(1) / amount, (weight.sum(2) * axis).sum(1) / amount], dim=1)
     assert float((found - stills.targets[:, :2]).abs().median()) < 0.1
     assert float(torch.corrcoef(torch.stack([amount.log(), stills.targets[:, 2]]))[0, 1]) > 0.7
 

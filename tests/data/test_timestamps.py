@@ -15,7 +15,7 @@ def _write(path: Path, count: int, fps: float) -> Path:
 def test_without_a_rate_every_frame_is_taken_at_its_own_time(tmp_path: Path) -> None:
     with VideoReader(_write(tmp_path / "a.mp4", 7, 5)) as video:
         frames = timed_frames(video, 0)
-    assert frames.places.tolist() == list(range(7))
+    assert frames.positions.tolist() == list(range(7))
     np.testing.assert_allclose(frames.seconds, np.arange(7) / 5)
     assert (len(frames), frames.end_seconds) == (7, 1.4)
 
@@ -23,7 +23,7 @@ def test_without_a_rate_every_frame_is_taken_at_its_own_time(tmp_path: Path) -> 
 def test_a_file_with_fewer_frames_repeats_them_at_later_times(tmp_path: Path) -> None:
     with VideoReader(_write(tmp_path / "a.mp4", 4, 5)) as video:
         frames = timed_frames(video, 10)
-    assert frames.places.tolist() == [0, 0, 1, 1, 2, 2, 3]
+    assert frames.positions.tolist() == [0, 0, 1, 1, 2, 2, 3]
     np.testing.assert_allclose(frames.seconds, np.arange(7) / 10)
 
 
@@ -34,7 +34,7 @@ def test_nothing_is_repeated_over_a_jump_of_the_clock(tmp_path: Path) -> None:
     with VideoReader(tmp_path / "a.mkv") as video:
         frames = timed_frames(video, 5)
     assert (frames.starts, frames.lengths) == ((0, 10), [10, 10])
-    assert frames.places.tolist() == list(range(0, 40, 2))
+    assert frames.positions.tolist() == list(range(0, 40, 2))
     np.testing.assert_allclose(frames.seconds[[9, 10]], [1.8, 7202.0], atol=1e-3)
 
 

@@ -109,8 +109,8 @@ def test_mirrored_windows_swap_directions_and_others_are_left(tmp_path: Path) ->
             preprocessing=SETTINGS,
             event_ratio=0.99,
         )
-        for place in range(4):
-            sample = dataset[place]
+        for index in range(4):
+            sample = dataset[index]
             assert isinstance(sample, Sample)
             assert isinstance(sample.label, torch.Tensor)
             expected = [{1: 2, 2: 1}.get(c, 0) if swapped else c for c in _colours(sample.clip)]

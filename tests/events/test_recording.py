@@ -130,15 +130,15 @@ def test_a_full_disk_ends_the_recording_and_it_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "_RETRY_SECONDS", 0.05)
-    add, calls = module._Piece.add, []
+    add, calls = module._VideoFile.add, []
 
-    def full(piece: Any, pixels: Any, seconds: float) -> None:
+    def full(file: Any, pixels: Any, seconds: float) -> None:
         calls.append(seconds)
         if 5 < len(calls) < 8:
             raise OSError(errno.ENOSPC, "No space left on device")
-        add(piece, pixels, seconds)
+        add(file, pixels, seconds)
 
-    monkeypatch.setattr(module._Piece, "add", full)
+    monkeypatch.setattr(module._VideoFile, "add", full)
     recorder = Recorder(tmp_path / "a.mp4", waits=True)
     with caplog.at_level(logging.WARNING):
         for index in range(40):

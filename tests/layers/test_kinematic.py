@@ -43,8 +43,8 @@ def _published_operator(kind: str, values: dict[str, torch.Tensor]) -> Correlati
     state = {}
     for key, value in values.items():
         if key.startswith(f"{kind}/state_dict/"):
-            place, leaf = key.removeprefix(f"{kind}/state_dict/").rsplit(".", 1)
-            name = f"{PUBLISHED_NAMES[kind][place]}.{leaf}"
+            part, leaf = key.removeprefix(f"{kind}/state_dict/").rsplit(".", 1)
+            name = f"{PUBLISHED_NAMES[kind][part]}.{leaf}"
             state[name] = value.squeeze(2) if value.ndim == 5 else value  # published as (1, k, k) in three dimensions
     result = operator.load_state_dict(state, strict=False)
     assert not result.unexpected_keys

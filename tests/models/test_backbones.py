@@ -192,8 +192,8 @@ def _as_meta_dinov3(state: State) -> State:
 
 def _as_timm_dinov3(state: State) -> State:
     for index in range(2):
-        for place in (1, 2):
-            state[f"blocks.{index}.gamma_{place}"] = state.pop(f"blocks.{index}.ls{place}.gamma")
+        for number in (1, 2):
+            state[f"blocks.{index}.gamma_{number}"] = state.pop(f"blocks.{index}.ls{number}.gamma")
         bias = state.pop(f"blocks.{index}.attn.qkv.bias")
         state[f"blocks.{index}.attn.q_bias"], state[f"blocks.{index}.attn.v_bias"] = bias[:24], bias[48:]
     return state
@@ -309,7 +309,7 @@ def test_rotary_positions_do_not_turn_class_token_and_registers() -> None:
     torch.testing.assert_close(turned.norm(dim=3), query.norm(dim=3))
     moved = (turned[:, :, 3:] - query[:, :, 3:]).abs().amax(dim=(0, 1, 3))
     # The patch in the middle of the frame is at 0, 0.
-    assert [place for place, by in enumerate(moved.tolist()) if by < 1e-3] == [4]
+    assert [number for number, by in enumerate(moved.tolist()) if by < 1e-3] == [4]
 
 
 def test_new_parts_train_and_sit_at_their_depth() -> None:

@@ -167,8 +167,8 @@ def test_what_is_computed_again_leaves_gradients_as_they_are_bit_for_bit(
         return list(torch.autograd.grad(logits.float().square().sum(), list(model.parameters())))
 
     given = gradients()
-    for place in ("models.vit.vit_block", "layers.mamba"):
-        monkeypatch.setattr(f"kinescan.{place}.checkpointed", lambda part, *inputs: part(*inputs))
+    for module in ("models.vit.vit_block", "layers.mamba"):
+        monkeypatch.setattr(f"kinescan.{module}.checkpointed", lambda part, *inputs: part(*inputs))
     assert all(torch.equal(left, right) for left, right in zip(given, gradients(), strict=True))
 
 
@@ -289,7 +289,9 @@ def test_state_of_another_batch_is_refused() -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"norm": "group", "bidirectional": True}, {"causal": True}, {"depth": 16, "insert_after": 3}]
 )
-def test_recomputation_gives_the_same_gradients_and_statistics_in_less_memory(options: dict[str, Any]) -> None:
+def test_activation_checkpointing_gives_the_same_gradients_and_statistics_in_less_memory(
+    options: dict[str, Any],
+) -> None:
     states, kept = [], []
     for again in (False, True):
         torch.manual_seed(0)
@@ -360,7 +362,7 @@ def test_stem_is_all_that_comes_before_the_module() -> None:
     parts = {name.rpartition(".")[0] if "resblocks" not in name else name[:27] for name in stem}
     assert parts == {
         *("vit", "vit.conv1", "vit.ln_pre", "vit.transformer.resblocks.0", "vit.transformer.resblocks.1"),
-        *(f"class_token_routes.{place}" for place in range(4)),
+        *(f"class_token_routes.{index}" for index in range(4)),
     }
     assert "vit.positional_embedding" in stem
     assert "vit.proj" not in stem

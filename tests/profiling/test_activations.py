@@ -56,7 +56,7 @@ def test_autocast_on_a_gpu_keeps_more_in_float32():
     assert activation_bytes(model, num_clips=64, device="cuda") == full
 
 
-def test_a_frozen_stem_and_recomputation_need_less_memory():
+def test_a_frozen_stem_and_activation_checkpointing_need_less_memory():
     with torch.device("meta"):
         plain = create_model("pks4_vit_b16", num_classes=174)
         again = create_model("pks4_vit_b16", num_classes=174, activation_checkpointing=True)

@@ -76,11 +76,11 @@ def test_inside_follows_links_that_stay_in_the_folder(tmp_path: Path) -> None:
     (folder / "out").symlink_to(tmp_path / "elsewhere")
     (folder / "loop").symlink_to("loop")
     (tmp_path / "link").symlink_to(folder)
-    for place in (folder, tmp_path / "link"):
-        assert inside(place, "b").read_text() == "a"
-        assert inside(place, "new") == place / "new"
+    for path in (folder, tmp_path / "link"):
+        assert inside(path, "b").read_text() == "a"
+        assert inside(path, "new") == path / "new"
         with pytest.raises(ConfigError, match="elsewhere"):
-            inside(place, "out")
+            inside(path, "out")
 
 
 def test_read_head_gives_the_first_bytes_of_regular_files(tmp_path: Path) -> None:

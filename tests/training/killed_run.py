@@ -1,6 +1,6 @@
 """A run in a process of its own, for the tests that kill it: python killed_run.py FOLDER [PLACE NUMBER].
 
-With a place, the process ends itself, as abruptly as by SIGKILL, when it comes there for the NUMBERth time.
+With a function, the process ends itself, as abruptly as by SIGKILL, when it comes there for the NUMBERth time.
 """
 
 import importlib.util
@@ -64,14 +64,14 @@ def run(folder: Path) -> None:
     fit(model, clips, output=folder, train=TRAIN, optim=OPTIM, mix=mix, evaluate=score, seed=3, resume=True)
 
 
-def _end_at(place: str, number: int) -> None:
-    module_name, _, name = place.rpartition(".")
+def _end_at(function: str, number: int) -> None:
+    module_name, _, name = function.rpartition(".")
     home = checkpoint_module if module_name == "torch" else atomic_module
     owner: Any = getattr(home, module_name) if module_name else home
     original, calls = getattr(owner, name), []
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
-        calls.append(place)
+        calls.append(function)
         if len(calls) == number:
             os._exit(9)
         return original(*arguments, **keywords)

@@ -84,13 +84,13 @@ def test_save_checkpoint_that_ends_anywhere_leaves_a_whole_one(
     def killed(*_: object) -> None:
         raise Killed
 
-    places = [
+    calls_of = [
         (atomic_write.os, "replace"),
         (atomic_write.shutil, "rmtree"),
         (checkpoint.torch, "save"),
         (atomic_write, "_sync"),
     ]
-    for owner, name in places:
+    for owner, name in calls_of:
         original = getattr(owner, name)
         for number in range(1, 12):
             folder = tmp_path / f"{name}-{number}" / "last"
@@ -221,7 +221,7 @@ def test_write_rng_puts_every_generator_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "place"),
+    ("changes", "missing"),
     [
         ({"epoch": -1}, "epoch"),
         ({"step": True}, "step"),
@@ -239,12 +239,12 @@ def test_write_rng_puts_every_generator_back(tmp_path: Path) -> None:
     ],
 )
 def test_load_state_refuses_fields_of_the_wrong_kind(
-    save: Save, tmp_path: Path, changes: dict[str, Any], place: str
+    save: Save, tmp_path: Path, changes: dict[str, Any], missing: str
 ) -> None:
     save(tmp_path / "last")
     values = torch.load(tmp_path / "last" / STATE_FILE)
     torch.save({**values, **changes}, tmp_path / "last" / STATE_FILE)
-    with pytest.raises(CheckpointError, match=f"missing.*{place}"):
+    with pytest.raises(CheckpointError, match=f"missing.*{missing}"):
         load_state(tmp_path / "last")
     values.pop("step")
     torch.save(values, tmp_path / "last" / STATE_FILE)

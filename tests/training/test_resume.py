@@ -71,8 +71,8 @@ def _assert_same(killed: Path, whole: Path) -> None:
     assert kept[0] == kept[1] == ["best", "last", "step-0000000018", "step-0000000019"]
 
 
-def _start(folder: Path, *place: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "error", str(SCRIPT), str(folder), *place]
+def _start(folder: Path, *end: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error", str(SCRIPT), str(folder), *end]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -106,9 +106,9 @@ def _wait_for_a_new_checkpoint(process: subprocess.Popen[str], last: Path) -> No
 
 def test_a_run_that_dies_between_two_renames_ends_as_if_undisturbed(undisturbed: Path, tmp_path: Path) -> None:
     # After that of the log, four of the first checkpoint, and four of the second: the old one has been put aside.
-    place, number = "os.replace", 10
+    function, number = "os.replace", 10
     script = _script()
-    died = _start(tmp_path, place, str(number))
+    died = _start(tmp_path, function, str(number))
     _, errors = died.communicate(timeout=120)
     assert died.returncode == 9, errors
     assert find_checkpoint(tmp_path / "checkpoints" / "last") is not None

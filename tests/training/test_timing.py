@@ -54,8 +54,8 @@ def timed(noise_clips):
 
     class TimedClips(noise_clips):
         def batches(self, epoch, first_batch):
-            for place, batch in enumerate(super().batches(epoch, first_batch), start=first_batch):
-                seconds = [0.1] * 7 + [0.5 if place == 1 else 0.1]
+            for index, batch in enumerate(super().batches(epoch, first_batch), start=first_batch):
+                seconds = [0.1] * 7 + [0.5 if index == 1 else 0.1]
                 yield dataclasses.replace(batch, frame_seconds=seconds)
 
     return TimedClips()

@@ -70,6 +70,14 @@ def test_every_missing_fact_is_named(saved, vlm):
     load_stream(saved, vlm("qwen3_vl"))
 
 
+def test_streams_of_version_0_1_are_read(saved, vlm):
+    """They call the position of the next patch "place"."""
+    tensors, facts = parts_of(saved)
+    facts["place"] = facts.pop("patch_position")
+    write(saved, tensors, facts)
+    assert load_stream(saved, vlm("qwen3_vl")).patch_position == facts["place"] != "first"
+
+
 @pytest.mark.parametrize(
     "work",
     [
@@ -152,8 +160,8 @@ def test_a_save_that_fails_leaves_the_old_file(vlm, video, tmp_path, monkeypatch
         assert path.read_bytes() == before
         (tmp_path / "folder").mkdir()
         (tmp_path / "file").write_text("")
-        for place in (tmp_path / "folder", tmp_path / "file" / "a.safetensors"):
+        for unwritable in (tmp_path / "folder", tmp_path / "file" / "a.safetensors"):
             with pytest.raises(CheckpointError, match="written"):
-                stream.save(place)
+                stream.save(unwritable)
         assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "folder", path.name]
         stream.push(video(1))

@@ -99,7 +99,7 @@ def print_page(markdown: str) -> None:
 
 
 def folded(line: str, limit: int | None) -> list[str]:
-    """The line in pieces that fit; those behind the first stand two columns further in."""
+    """The line in parts that fit; those behind the first stand two columns further in."""
     if limit is None or cell_len(line) <= limit:
         return [line]
     text = line.lstrip(" ")

@@ -128,8 +128,8 @@ class _Clock:
 
     def at(self, frame: float) -> float:
         """When a frame begins; the frame behind the last one begins at the end."""
-        place = int(frame)
-        return self.starts[place] if place < len(self.starts) else self.end
+        index = int(frame)
+        return self.starts[index] if index < len(self.starts) else self.end
 
 
 class _Placing:

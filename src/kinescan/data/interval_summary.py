@@ -129,7 +129,7 @@ def bin_edges(lengths: Sequence[float], num_bins: int = _NUM_BINS) -> list[float
     """
     low, high = max(min(lengths), 1e-3), max(*lengths, 1e-3)
     high = high if high > low else 1.001 * low
-    return [low * (high / low) ** (place / num_bins) for place in range(num_bins + 1)]
+    return [low * (high / low) ** (edge / num_bins) for edge in range(num_bins + 1)]
 
 
 def histogram(lengths: Sequence[float], edges: Sequence[float]) -> list[int]:
@@ -137,8 +137,8 @@ def histogram(lengths: Sequence[float], edges: Sequence[float]) -> list[int]:
     counts = [0] * (len(edges) - 1)
     step = math.log(edges[-1] / edges[0]) / len(counts)
     for length in lengths:
-        place = int(math.log(max(length, edges[0]) / edges[0]) / step + 1e-9)
-        counts[min(place, len(counts) - 1)] += 1
+        index = int(math.log(max(length, edges[0]) / edges[0]) / step + 1e-9)
+        counts[min(index, len(counts) - 1)] += 1
     return counts
 
 

@@ -35,7 +35,7 @@ class ResampledFrame(Generic[Frame]):
     Attributes:
         pixels: the frame itself.
         seconds: when: the frame's own time, or, where it is repeated, the time at which it is shown again. Increasing.
-        frame_index: its place in the source, from 0.
+        frame_index: its position in the source, from 0.
         is_repeated: it was given before.
         gap_seconds: how long nothing came before it, where that was too long to be filled; 0 otherwise.
     """

@@ -171,7 +171,7 @@ def window_indices(
     return _indices_in_parts(num_frames_in_video, within, start=start, num_windows=num_windows)
 
 
-def even_places(pts_seconds: torch.Tensor, frame_seconds: float) -> torch.Tensor:
+def even_positions(pts_seconds: torch.Tensor, frame_seconds: float) -> torch.Tensor:
     """The frame that is nearest to each of evenly spaced times, from the first frame's to the last one's.
 
     No time falls into a pause of more than `longest_gap`: they begin anew behind it.
@@ -184,19 +184,20 @@ def even_places(pts_seconds: torch.Tensor, frame_seconds: float) -> torch.Tensor
         [n] int64, not decreasing; of two frames as near, the earlier one.
 
     Example:
-        >>> even_places(torch.tensor([0.0, 0.1, 0.2, 0.5, 0.6], dtype=torch.float64), 0.2).tolist()
+        >>> even_positions(torch.tensor([0.0, 0.1, 0.2, 0.5, 0.6], dtype=torch.float64), 0.2).tolist()
         [0, 2, 3, 4]
     """
     pauses = torch.nonzero(pts_seconds.diff() > longest_gap(frame_seconds)).flatten() + 1
     starts = [0, *pauses.tolist()]
     stops = [*pauses.tolist(), len(pts_seconds)]
     parts = [
-        start + _even_places(pts_seconds[start:stop], frame_seconds) for start, stop in zip(starts, stops, strict=True)
+        start + _even_positions(pts_seconds[start:stop], frame_seconds)
+        for start, stop in zip(starts, stops, strict=True)
     ]
     return torch.cat(parts)
 
 
-def _even_places(pts_seconds: torch.Tensor, frame_seconds: float) -> torch.Tensor:
+def _even_positions(pts_seconds: torch.Tensor, frame_seconds: float) -> torch.Tensor:
     times = pts_seconds.double() - pts_seconds[0]
     count = int(float(times[-1]) / frame_seconds + _SLACK) + 1
     wanted = torch.arange(count, dtype=torch.float64) * frame_seconds
@@ -244,7 +245,7 @@ def clip_indices(
             num_frames_in_video, num_frames, frame_stride=frame_stride, position="random", generator=generator
         )
     if sampling == "rate":
-        indices = _timed_places(frame_rate, pts_seconds)
+        indices = _timed_positions(frame_rate, pts_seconds)
         return indices[dense_indices(len(indices), num_frames, frame_stride=1, position="random", generator=generator)]
     return window_indices(
         num_frames_in_video, num_frames, num_windows=num_windows, position="random", generator=generator
@@ -309,7 +310,7 @@ def view_indices(
         )
     if sampling == "rate" or dense_rate:
         stride = 1 if sampling == "rate" else frame_stride
-        indices = _timed_places(frame_rate if sampling == "rate" else dense_rate, pts_seconds)
+        indices = _timed_positions(frame_rate if sampling == "rate" else dense_rate, pts_seconds)
         inner = view_indices(
             len(indices), num_frames=num_frames, num_clips=num_clips, sampling="dense", frame_stride=stride
         )
@@ -322,13 +323,13 @@ def view_indices(
     return torch.stack([_stretch(num_frames_in_video, first, num_frames, frame_stride) for first in first_frames])
 
 
-def _timed_places(frame_rate: float, pts_seconds: torch.Tensor | None) -> torch.Tensor:
+def _timed_positions(frame_rate: float, pts_seconds: torch.Tensor | None) -> torch.Tensor:
     if not frame_rate > 0 or pts_seconds is None:
         raise ConfigError(
             f'sampling "rate" needs frame_rate and the times of the frames, got {frame_rate} and '
             f"{'no times' if pts_seconds is None else 'times'}."
         )
-    return even_places(pts_seconds, 1 / frame_rate)
+    return even_positions(pts_seconds, 1 / frame_rate)
 
 
 def _indices_in_parts(

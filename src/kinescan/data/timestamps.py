@@ -15,15 +15,15 @@ class TimedFrames:
     """Frames of one video in the order of time.
 
     Attributes:
-        places: [n] int64, not decreasing: the frames' places in the file.
+        positions: [n] int64, not decreasing: the frames' positions in the file.
         seconds: [n] float64, not decreasing: the time of each, by the file's own clock. Of a frame that is repeated,
             since the file has fewer a second, the time at which it is shown again.
         end_seconds: when the last frame of the file ends.
-        starts: indices in `places` at which frames follow on each other: 0, and those behind a pause or a jump of the
-            clock that is too long to be filled (see `kinescan.data.resampling.longest_gap`).
+        starts: indices in `positions` at which frames follow on each other: 0, and those behind a pause or a jump of
+            the clock that is too long to be filled (see `kinescan.data.resampling.longest_gap`).
     """
 
-    places: torch.Tensor
+    positions: torch.Tensor
     seconds: NDArray[np.float64]
     end_seconds: float
     starts: tuple[int, ...] = (0,)
@@ -35,7 +35,7 @@ class TimedFrames:
         return [stop - start for start, stop in zip(self.starts, stops, strict=True)]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.positions)
 
 
 def timed_frames(video: VideoReader, frame_rate: float) -> TimedFrames:
@@ -51,7 +51,7 @@ def timed_frames(video: VideoReader, frame_rate: float) -> TimedFrames:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_video(f"{folder}/a.mp4", torch.zeros(20, 3, 24, 32, dtype=torch.uint8), fps=10)
         ...     with VideoReader(f"{folder}/a.mp4") as video:
-        ...         timed_frames(video, 2).places.tolist(), timed_frames(video, 20).places[:5].tolist()
+        ...         timed_frames(video, 2).positions.tolist(), timed_frames(video, 20).positions[:5].tolist()
         ([0, 5, 10, 15], [0, 0, 1, 1, 2])
     """
     own = video.pts_seconds.double()
@@ -59,6 +59,6 @@ def timed_frames(video: VideoReader, frame_rate: float) -> TimedFrames:
     if not frame_rate:
         return TimedFrames(torch.arange(len(own)), own.numpy().copy(), end)
     frames = list(resample(((None, seconds) for seconds in own.tolist()), 1 / frame_rate, name=str(video.path)))
-    places = torch.tensor([frame.frame_index for frame in frames])
+    positions = torch.tensor([frame.frame_index for frame in frames])
     starts = tuple(index for index, frame in enumerate(frames) if not index or frame.gap_seconds)
-    return TimedFrames(places, np.array([frame.seconds for frame in frames]), end, starts)
+    return TimedFrames(positions, np.array([frame.seconds for frame in frames]), end, starts)

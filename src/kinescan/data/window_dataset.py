@@ -38,7 +38,7 @@ class MeasuredVideo:
     Attributes:
         video: the video with its labels.
         seconds: [n] float64, the time of each frame; empty where it could not be read.
-        places: [n] int64, each frame's place in the file.
+        positions: [n] int64, each frame's position in the file.
         lengths: how many frames follow on each other, again and again: more than one number where the video has a
             pause that no window is stretched over.
         reason: why it could not be read; empty where it could.
@@ -49,7 +49,7 @@ class MeasuredVideo:
 
     video: IntervalVideo
     seconds: NDArray[np.float64]
-    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
     lengths: tuple[int, ...] = ()
     reason: str = ""
     gone: bool = False
@@ -90,7 +90,7 @@ def measure_videos(
                 return MeasuredVideo(
                     video,
                     frames.seconds,
-                    frames.places.numpy(),
+                    frames.positions.numpy(),
                     tuple(frames.lengths),
                     height=reader.height,
                     width=reader.width,
@@ -133,7 +133,7 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         overlapping: several classes may be true at once.
         event_ratio: share of the windows that show an event; followed windows show all there is.
         num_rows: follow one video in each of so many rows of the batch, of all processes together; 0: windows at
-            random places.
+            random positions.
         kept_gib: memory for all frames, resized; where they need more, every window is decoded anew.
         seed: of the draws.
         limits: what one file may take.
@@ -196,9 +196,9 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         settings = self.preprocessing
         clips = new_block(len(indices), settings.num_frames, 3, settings.size, settings.size)
         samples = []
-        for place, entry in enumerate(indices):
+        for row, entry in enumerate(indices):
             epoch, index = entry if isinstance(entry, tuple) else (self.epoch, entry)
-            samples.append(self._sample(epoch, index, clips[place]))
+            samples.append(self._sample(epoch, index, clips[row]))
         return Samples(samples, clips)
 
     def is_readable(self, item_index: int) -> bool:
@@ -252,8 +252,8 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         window = self.plan.window(epoch, index)
         item = self._parts[window.video].video
         try:
-            places, truth, counted = self._frames_of(window)
-            pixels = self._read(item, places)
+            positions, truth, counted = self._frames_of(window)
+            pixels = self._read(item, positions)
         except VideoError as error:
             return Unreadable(str(self.items[item].path), error.reason, item, gone=self._is_gone(item))
         columns = self._mirrored[item]
@@ -267,14 +267,14 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         return Sample(clip, targets, item, frame_seconds, starts=window.starts)
 
     def _frames_of(self, window: Window) -> tuple[list[int], NDArray[np.bool_], torch.Tensor]:
-        """Places of the window's frames, their truth, and which of them are there; the last one is repeated."""
+        """Positions of the window's frames, their truth, and which of them are there; the last one is repeated."""
         part = self._parts[window.video]
         if not part.length:
             raise self._unreadable_now(part.video)
         wanted = np.arange(window.first, window.first + self.preprocessing.num_frames)
         inside = np.minimum(wanted, part.length - 1)
-        places = part.first + inside
-        return places.tolist(), self.truth[part.video][places], torch.from_numpy(wanted == inside)
+        positions = part.first + inside
+        return positions.tolist(), self.truth[part.video][positions], torch.from_numpy(wanted == inside)
 
     def _unreadable_now(self, item_index: int) -> VideoError:
         entry = self.measured[item_index]
@@ -284,17 +284,17 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         entry = self.measured[item_index]
         return entry.gone if not len(entry.seconds) else is_gone(entry.video.path)
 
-    def _read(self, item_index: int, places: Sequence[int]) -> torch.Tensor:
-        """[T, 3, H, W] uint8: frames of a video by their places among those at the rate."""
+    def _read(self, item_index: int, positions: Sequence[int]) -> torch.Tensor:
+        """[T, 3, H, W] uint8: frames of a video by their positions among those at the rate."""
         if not self.in_memory:
-            return self._decode(item_index, places)
+            return self._decode(item_index, positions)
         if self._kept is None:
             self.fill()
             assert self._kept is not None
         kept = self._kept[item_index]
         if isinstance(kept, VideoError):
             raise kept
-        return kept[list(places)]
+        return kept[list(positions)]
 
     def fill(self) -> None:
         """Decodes every video into memory, as many at a time as there are cores."""
@@ -310,15 +310,15 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         try:
             with self._open(item_index) as reader:
                 size = _kept_size(entry.height, entry.width, self.preprocessing.size)
-                for pixels, _ in reader.in_order(entry.places.tolist()):
+                for pixels, _ in reader.in_order(entry.positions.tolist()):
                     frames.append(resize(pixels[None], size, self.preprocessing.interpolation)[0].contiguous())
         except VideoError as error:
             return error
         return torch.stack(frames)
 
-    def _decode(self, item_index: int, places: Sequence[int]) -> torch.Tensor:
+    def _decode(self, item_index: int, positions: Sequence[int]) -> torch.Tensor:
         reader = self._readers.pop(item_index, None) or self._open(item_index)
-        chosen = self.measured[item_index].places[list(places)]
+        chosen = self.measured[item_index].positions[list(positions)]
         try:
             if int(chosen.max()) >= reader.num_frames:
                 raise VideoError(reader.path, "has fewer frames than when the training began. Bring it back.")

@@ -38,7 +38,7 @@ class Timeline:
     def __init__(self) -> None:
         self._bars: dict[str, _Bar] = {}
         self._lanes: deque[str] = deque(maxlen=MOST_LANES)
-        self._places: dict[str, int] = {}
+        self._color_indices: dict[str, int] = {}
 
     def add(self, told: Told) -> None:
         """Takes the start or the end of an event."""
@@ -46,7 +46,7 @@ class Timeline:
         self._bars[event.id] = _Bar(
             label=event.label, start=event.start_seconds, end=event.end_seconds, score=event.peak_score
         )
-        self._places.setdefault(event.label, len(self._places))
+        self._color_indices.setdefault(event.label, len(self._color_indices))
         if event.label not in self._lanes:
             self._lanes.append(event.label)
 
@@ -79,7 +79,7 @@ class Timeline:
             del self._bars[name]
 
     def _color(self, label: str) -> str:
-        return _COLORS[self._places[label] % len(_COLORS)]
+        return _COLORS[self._color_indices[label] % len(_COLORS)]
 
     def _draw_labels(self, draw: ImageDraw.ImageDraw, width: int) -> None:
         y = _MARGIN
@@ -96,12 +96,12 @@ class Timeline:
         per_second = (right - left) / SHOWN_SECONDS
         axis = top + _MARGIN + MOST_LANES * _LANE_HEIGHT
 
-        def place(time: float) -> float:
+        def x_of(time: float) -> float:
             return min(max(right + (time - seconds) * per_second, left), right)
 
         tick = 5.0 * np.floor(seconds / 5.0)
         while tick > seconds - SHOWN_SECONDS and tick >= 0:
-            x = place(tick)
+            x = x_of(tick)
             draw.line((x, top + _MARGIN, x, axis), fill=_LINE)
             # the time of the frame itself stands at the right
             if x + 60 < right - 90 and int(tick) % 10 == 0:
@@ -111,7 +111,7 @@ class Timeline:
             y = top + _MARGIN + lane * _LANE_HEIGHT
             for bar in self._bars.values():
                 if bar.label == label:
-                    begin, end = place(bar.start), place(seconds if bar.end is None else bar.end)
+                    begin, end = x_of(bar.start), x_of(seconds if bar.end is None else bar.end)
                     draw.rectangle((begin, y + 2, max(end, begin + 1), y + _LANE_HEIGHT - 3), fill=self._color(label))
             draw.text((left + 2, y), _fitting(draw, label, width // 3), font=_font(), fill=_TEXT)
         draw.line((right, top + _MARGIN, right, axis), fill=_TEXT)

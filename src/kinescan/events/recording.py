@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".mp4", ".mov", ".mkv", ".ts")
 _TICKS = 90_000
 _MOST_WAITING = 16
-_PIECE_SECONDS = 3600.0
+_FILE_SECONDS = 3600.0
 _LONGEST_PAUSE_SECONDS = 2.0
 """A longer one is cut out of the video."""
 _USUAL_SECONDS = 0.04
@@ -35,7 +35,7 @@ _OPTIONS = {
     "movflags": "frag_keyframe+empty_moov+default_base_moof",
     "flush_packets": "1",
 }
-"""Every two seconds make a piece that can be played without what follows it: a kill leaves all but the last."""
+"""Every two seconds make a file that can be played without what follows it: a kill leaves all but the last."""
 _CODEC = {"preset": "veryfast", "crf": "26", "tune": "zerolatency", "forced-idr": "1"}
 
 
@@ -72,7 +72,7 @@ class Recorder:
             raise ConfigError(f"{self.path.parent} is not a folder, so {path} cannot be written. Make the folder.")
         probe = self._free_path()
         try:
-            # the first piece has the same name
+            # the first file has the same name
             probe.touch(exist_ok=False)
             probe.unlink()
         except OSError as error:
@@ -83,7 +83,7 @@ class Recorder:
         self._entries: queue.Queue[tuple[Tensor, float]] = queue.Queue(_MOST_WAITING)
         self._told: deque[Told] = deque()
         self._timeline = Timeline()
-        self._piece: _Piece | None = None
+        self._file: _VideoFile | None = None
         self._retry_at = 0.0
         self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"recording {path}", daemon=True)
@@ -126,23 +126,23 @@ class Recorder:
             while self._told and not 0 < self._told[0].update.told_at_seconds - entry[1] < _MOST_AHEAD_SECONDS:
                 self._timeline.add(self._told.popleft())
             self._write(*entry)
-        self._end_piece()
+        self._end_file()
 
     def _write(self, frame: Tensor, seconds: float) -> None:
-        if self._piece is None and time.monotonic() < self._retry_at:
+        if self._file is None and time.monotonic() < self._retry_at:
             self._leave_out("")
             return
         try:
             pixels = self._timeline.draw(np.ascontiguousarray(frame.permute(1, 2, 0).numpy()), seconds)
-            if self._piece is not None and not self._piece.fits(pixels):
-                self._end_piece()
-            if self._piece is None:
+            if self._file is not None and not self._file.fits(pixels):
+                self._end_file()
+            if self._file is None:
                 path = self._free_path()
-                self._piece = _Piece(path, pixels)
+                self._file = _VideoFile(path, pixels)
                 self.files.append(path)
                 if path != self.path or len(self.files) > 1:
                     logger.info("recording: %s", path)
-            self._piece.add(pixels, seconds)
+            self._file.add(pixels, seconds)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             self._leave_out("")
             self._retry_at = time.monotonic() + _RETRY_SECONDS
@@ -150,21 +150,21 @@ class Recorder:
                 "%s: cannot be written (%s). The stream continues; the recording is tried again in %.0f s.",
                 *(self.name, getattr(error, "strerror", None) or error, _RETRY_SECONDS),
             )
-            self._end_piece()
+            self._end_file()
 
-    def _end_piece(self) -> None:
-        piece, self._piece = self._piece, None
-        if piece is None:
+    def _end_file(self) -> None:
+        file, self._file = self._file, None
+        if file is None:
             return
         try:
-            piece.close()
+            file.close()
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            logger.warning("%s: its end cannot be written (%s)", piece.path, getattr(error, "strerror", None) or error)
-        if not piece.num_frames:
+            logger.warning("%s: its end cannot be written (%s)", file.path, getattr(error, "strerror", None) or error)
+        if not file.num_frames:
             # on a full disk there would be one more each minute
-            self.files.remove(piece.path)
+            self.files.remove(file.path)
             with suppress(OSError):
-                piece.path.unlink(missing_ok=True)
+                file.path.unlink(missing_ok=True)
 
     def _leave_out(self, reason: str) -> None:
         self.num_left_out += 1
@@ -179,7 +179,7 @@ class Recorder:
         return path
 
 
-class _Piece:
+class _VideoFile:
     """One file."""
 
     def __init__(self, path: Path, pixels: NDArray[np.uint8]) -> None:
@@ -203,7 +203,7 @@ class _Piece:
 
     def fits(self, pixels: NDArray[np.uint8]) -> bool:
         """Whether the next frame belongs into this file."""
-        return pixels.shape == self._size and self._ticks < _PIECE_SECONDS * _TICKS
+        return pixels.shape == self._size and self._ticks < _FILE_SECONDS * _TICKS
 
     def add(self, pixels: NDArray[np.uint8], seconds: float) -> None:
         """Encodes a frame."""

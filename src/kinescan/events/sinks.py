@@ -73,7 +73,7 @@ class _LineFile:
 
     def position(self, stream_id: str) -> int:
         tail = self._tail()
-        known = [sequence for found, sequence in map(self._place, tail) if found == stream_id]
+        known = [sequence for found, sequence in map(self._position_of, tail) if found == stream_id]
         return max(known, default=0)
 
     def close(self, patience_seconds: float) -> None:
@@ -123,7 +123,7 @@ class _LineFile:
     def _line(self, told: Told) -> str:
         raise NotImplementedError
 
-    def _place(self, line: str) -> tuple[str, int]:
+    def _position_of(self, line: str) -> tuple[str, int]:
         """Stream and sequence number of a line; ("", 0) where it has none."""
         raise NotImplementedError
 
@@ -144,7 +144,7 @@ class JsonLines(_LineFile):
     def _line(self, told: Told) -> str:
         return to_json(told.to_plain()) + "\n"
 
-    def _place(self, line: str) -> tuple[str, int]:
+    def _position_of(self, line: str) -> tuple[str, int]:
         try:
             record = json.loads(line)
             return stream_of(record["id"]), int(record["sequence"])
@@ -154,7 +154,7 @@ class JsonLines(_LineFile):
     def _is_ours(self, first_line: str, *, whole: bool) -> bool:
         if not whole:
             return first_line.startswith('{"kind": "')
-        return self._place(first_line)[0] != "" or first_line.startswith('{"kind": "')
+        return self._position_of(first_line)[0] != "" or first_line.startswith('{"kind": "')
 
 
 class CsvFile(_LineFile):
@@ -173,7 +173,7 @@ class CsvFile(_LineFile):
     def _line(self, told: Told) -> str:
         return csv_row(told)
 
-    def _place(self, line: str) -> tuple[str, int]:
+    def _position_of(self, line: str) -> tuple[str, int]:
         try:
             values = dict(zip(FIELDS, next(csv.reader([line])), strict=True))
             return stream_of(values["id"]), int(values["sequence"])

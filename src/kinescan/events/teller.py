@@ -164,8 +164,8 @@ class Teller:
         self._changed = threading.Condition()
         self._is_closing = False
         for lane in self._lanes:
-            places = {stream: lane.sink.position(stream) for stream in {told.stream_id for told in pending}}
-            lane.put([told for told in pending if told.sequence > places[told.stream_id]])
+            positions = {stream: lane.sink.position(stream) for stream in {told.stream_id for told in pending}}
+            lane.put([told for told in pending if told.sequence > positions[told.stream_id]])
         self._thread: threading.Thread | None = None
         if save is not None:
             self._thread = threading.Thread(target=self._run, name="state of the events", daemon=True)

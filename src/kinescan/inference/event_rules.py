@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 def model_rules(
     model: VideoClassifier,
-    place: str | Path | None = None,
+    folder: str | Path | None = None,
     *,
     content: Mapping[str, Any] | None = None,
     where: str = "events",
@@ -25,7 +25,7 @@ def model_rules(
 
     Args:
         model: whose scores they are for.
-        place: the folder that it came from, in which its events.json lies.
+        folder: the folder that it came from, in which its events.json lies.
         content: what a file of rules holds; see `load_rules`.
         where: name of that file, for messages.
         changes: single settings that go before all of them, nested as in a file: one for all classes goes before what
@@ -35,7 +35,7 @@ def model_rules(
         ConfigError: a setting makes no sense, a class is unknown, or thresholds are those of another model.
     """
     classes, weights = model.class_names, model.weights_fingerprint()
-    beside = None if place is None else Path(place) / RULES_FILE
+    beside = None if folder is None else Path(folder) / RULES_FILE
     if content:
         rules, origin = rules_of_content(content, where=where, classes=classes, weights=weights), where
     elif beside is not None and beside.is_file():

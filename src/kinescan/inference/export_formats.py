@@ -124,7 +124,7 @@ def _name_of(module: nn.Module) -> str:
 def first_line(error: Exception) -> str:
     """What an error says first; exporters append long logs."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # OpenVINO begins with the places in its source that the error came through.
+    # OpenVINO begins with the lines of its source that the error came through.
     telling = [line for line in lines if not re.match(r"Exception from \S+:\d+:$|Check '.*' failed at \S+:$", line)]
     return (telling or lines or [type(error).__name__])[0]
 

@@ -84,7 +84,7 @@ def predict_frames(
         torch.no_grad(),
     ):
         frames = timed_frames(video, rate_of(resolved))
-        clips = (pixels for pixels, _ in video.in_order(frames.places.tolist()))
+        clips = (pixels for pixels, _ in video.in_order(frames.positions.tolist()))
         # behind a pause the model begins anew: nothing is stretched over it
         parts = [islice(clips, length) for length in frames.lengths]
         if isinstance(view, PKS4) and view.config.causal:

@@ -42,16 +42,16 @@ class StreamBatch:
             return [_or_error(partial(_push_alone, *pair)) for pair in zip(sessions, turns, strict=True)]
         found: list[StreamPrediction | KinescanError | None] = [None] * len(sessions)
         clips: dict[int, Tensor] = {}
-        for place, (session, turn) in enumerate(zip(sessions, turns, strict=True)):
+        for index, (session, turn) in enumerate(zip(sessions, turns, strict=True)):
             clip = _or_error(partial(session.prepare, turn.pixels, turn.frame_index))
             if isinstance(clip, Tensor):
-                clips[place] = clip
+                clips[index] = clip
             else:
-                found[place] = clip
+                found[index] = clip
         if clips:
-            answers = self._answer(self._step, list(clips.values()), [sessions[place].state for place in clips])
-            for (place, clip), answer in zip(clips.items(), answers, strict=True):
-                found[place] = _or_error(partial(_take, sessions[place], turns[place], clip, *answer))
+            answers = self._answer(self._step, list(clips.values()), [sessions[index].state for index in clips])
+            for (index, clip), answer in zip(clips.items(), answers, strict=True):
+                found[index] = _or_error(partial(_take, sessions[index], turns[index], clip, *answer))
         return [entry for entry in found if entry is not None]
 
     def _answer(

@@ -13,7 +13,7 @@ Heads = Float[Tensor, "F h N d"]
 class Rotary:
     """Turns queries and keys of patches by angles that grow with their row and column; other tokens stay.
 
-    Places are centres of patches, from -1 to 1 along each side whatever the grid, so that nothing has to be
+    Positions are centres of patches, from -1 to 1 along each side whatever the grid, so that nothing has to be
     interpolated for another image size.
 
     Attributes:

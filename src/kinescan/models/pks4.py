@@ -383,7 +383,7 @@ class PKS4(VideoClassifier):
             return super().stem_parameters()
         depths = self.layer_depths()
         num_blocks = self.config.insert_after
-        routes = tuple(f"class_token_routes.{place}." for place in range(2 * num_blocks))
+        routes = tuple(f"class_token_routes.{position}." for position in range(2 * num_blocks))
         return tuple(
             name
             for name, _ in self.named_parameters()
@@ -414,26 +414,26 @@ class PKS4(VideoClassifier):
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """One block on [B, T, 1 + N, W], with the class-token route before attention and before the MLP."""
 
-        def routed(tokens: Tensor, place: int) -> tuple[Tensor, Tensor, Tensor | None]:
-            return self._routed(place, tokens, state.get(place))
+        def routed(tokens: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor | None]:
+            return self._routed(position, tokens, state.get(position))
 
         before, after = 2 * index, 2 * index + 1
         tokens, seen, tail_before = routed(tokens, before)
         parts = block.attend_parts(tokens, seen)
-        tokens, tail_after = block.transform_sum(parts, partial(routed, place=after))
+        tokens, tail_after = block.transform_sum(parts, partial(routed, position=after))
         tails = {before: tail_before, after: tail_after}
-        return tokens, {place: tail for place, tail in tails.items() if tail is not None}
+        return tokens, {position: tail for position, tail in tails.items() if tail is not None}
 
-    def _routed(self, place: int, tokens: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _routed(self, position: int, tokens: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens [B, T, 1 + N, W] that continue, those that the branch reads, and the tail for the next frames."""
         if not len(self.class_token_routes):
             return tokens, tokens, None
-        route = self.class_token_routes[place]
+        route = self.class_token_routes[position]
         assert isinstance(route, TemporalMix)
         # Copying all tokens to change one costs a long clip time and memory. Those of the first block belong to the
         # embedding, whose output a hook may keep; all others are sums made here, which nobody else has seen.
         may_write = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        seen, tail = route(tokens, tail, in_place=may_write and place > 0 and route.replaces_residual)
+        seen, tail = route(tokens, tail, in_place=may_write and position > 0 and route.replaces_residual)
         return seen if route.replaces_residual else tokens, seen, tail
 
     def _run_module(

@@ -85,7 +85,7 @@ def read_cameras(path: str | Path) -> list[CameraEntry]:
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise ConfigError(f"{path} names no cameras. Give a table for each:\n{_EXAMPLE}")
     usual = {"events": content["events"]} if "events" in content else {}
-    return [_entry({**usual, **table}, f"{path}: camera {place}") for place, table in enumerate(tables, start=1)]
+    return [_entry({**usual, **table}, f"{path}: camera {number}") for number, table in enumerate(tables, start=1)]
 
 
 def _entry(table: Mapping[str, Any], where: str) -> CameraEntry:
@@ -155,15 +155,15 @@ def stream_cameras(
         for entry in entries
     ]
     check_cameras(cameras)
-    place = model_folder(model, hint="--model RUN")
-    exported = record_of_export(place)
+    model_name = model_folder(model, hint="--model RUN")
+    exported = record_of_export(model_name)
     if exported is not None and exported.step is None:
         # says why an exported model cannot run on a stream
-        return stream_many(place, cameras)
-    resolved = resolve_model(place, choose_device(device), allow_code=allow_code)
+        return stream_many(model_name, cameras)
+    resolved = resolve_model(model_name, choose_device(device), allow_code=allow_code)
     shared: dict[str, Sink] = {}
     cameras = [
-        _with_events(camera, [*(entry.events or []), *targets], others, sinks, shared, resolved, place)
+        _with_events(camera, [*(entry.events or []), *targets], others, sinks, shared, resolved, model_name)
         for camera, entry in zip(cameras, entries, strict=True)
     ]
     found = stream_many(
@@ -208,13 +208,13 @@ def _with_events(
     sinks: Sequence[Sink],
     shared: dict[str, Sink],
     model: VideoClassifier,
-    place: str,
+    model_name: str,
 ) -> Camera:
     """The camera with rules and sinks; as it is where none is to be told."""
     if not targets:
         return camera
     plan = plan_events(targets, overrides)
-    rules = model_rules(model, place, content=plan.rules, where=plan.where, changes=plan.changes)
+    rules = model_rules(model, model_name, content=plan.rules, where=plan.where, changes=plan.changes)
     # where no state is kept, messages wait under the camera's name
     opened = plan.open_sinks(camera.state or camera.name, shared=shared)
     return replace(camera, rules=rules, sinks=(*opened, *sinks))

@@ -30,7 +30,7 @@ class EventPlan:
     """Where events go, and what was said of their rules.
 
     Attributes:
-        rules: what the file of rules holds, but for its places to write; empty where none was given.
+        rules: what the file of rules holds, but for its outputs; empty where none was given.
         where: name of that file.
         changes: settings of rules that go before those of files.
         files: to write.
@@ -131,7 +131,7 @@ def plan_events(targets: Sequence[str], overrides: Sequence[str] = ()) -> EventP
 
 
 def _read(path: str) -> tuple[dict[str, Any], _Outputs]:
-    """The rules in a file, and its places to write."""
+    """The rules in a file, and its outputs."""
     content = read_content(path)
     names = {entry.name for entry in fields(_Outputs)}
     given = {name: value for name, value in content.items() if name in names}

@@ -24,7 +24,7 @@ class PredictionJob:
         model: on its device.
         files: in the order of their predictions.
         limits: what one file may take.
-        place: where the model came from.
+        folder: where the model came from.
         views: frames x clips x crops to average over; None for one clip of the model's length.
         plan: what was said of the rules of events.
     """
@@ -32,7 +32,7 @@ class PredictionJob:
     model: VideoClassifier
     files: list[Path]
     limits: Limits
-    place: str = ""
+    folder: str = ""
     views: str | None = None
     plan: EventPlan = field(default_factory=EventPlan)
 
@@ -66,7 +66,7 @@ class PredictionJob:
         """The events of each file; see `kinescan.runs.segments.find_events` for the arguments and what is raised."""
         return find_events(
             self.model,
-            self.place,
+            self.folder,
             self.files,
             self.plan,
             output=output,
@@ -108,7 +108,7 @@ def prepare_prediction(
         raise ConfigError(
             f"{plan.where}: files and webhooks are told by kinescan stream; here --output FILE is written."
         )
-    place = model_folder(model, hint="--model RUN")
-    resolved = resolve_model(place, choose_device(device), allow_code=allow_code)
+    folder = model_folder(model, hint="--model RUN")
+    resolved = resolve_model(folder, choose_device(device), allow_code=allow_code)
     views = of_views[-1].partition("=")[2] if of_views else None
-    return PredictionJob(model=resolved, files=video_files(paths), limits=limits, place=place, views=views, plan=plan)
+    return PredictionJob(model=resolved, files=video_files(paths), limits=limits, folder=folder, views=views, plan=plan)

@@ -21,7 +21,7 @@ _LINES = {".jsonl": JsonLines, ".csv": CsvFile}
 
 def find_events(
     model: VideoClassifier,
-    place: str | Path,
+    folder: str | Path,
     files: Sequence[Path],
     plan: EventPlan,
     *,
@@ -34,7 +34,7 @@ def find_events(
 
     Args:
         model: one that answers for every frame.
-        place: the folder that it came from.
+        folder: the folder that it came from.
         files: to look at.
         plan: rules.
         output: FILE.csv or FILE.jsonl, written event by event, or FILE.json, written at the end; one that is there and
@@ -46,7 +46,7 @@ def find_events(
     Raises:
         ConfigError: the model answers for whole clips, a setting is wrong, or the output cannot be written.
     """
-    rules = rules_of(require_frames(model), place, plan)
+    rules = rules_of(require_frames(model), folder, plan)
     written: list[VideoEvents] = []
     write = None if output is None else _writer(Path(output))
 
@@ -64,9 +64,9 @@ def find_events(
             write_text(output, to_json([video.to_plain() for video in written], indent=1) + "\n")
 
 
-def rules_of(model: VideoClassifier, place: str | Path, plan: EventPlan) -> EventRules:
+def rules_of(model: VideoClassifier, folder: str | Path, plan: EventPlan) -> EventRules:
     """The rules that a plan leads to for a model; see `model_rules`."""
-    return model_rules(model, place, content=plan.rules, where=plan.where, changes=plan.changes)
+    return model_rules(model, folder, content=plan.rules, where=plan.where, changes=plan.changes)
 
 
 def check_output(output: str | Path) -> None:
@@ -100,7 +100,7 @@ def _writer(path: Path) -> Callable[[VideoEvents], None] | None:
                 file.deliver(told)
             except OSError as error:
                 raise ConfigError(
-                    f"{path} cannot be written ({error.strerror or error}). Free space, or choose another place."
+                    f"{path} cannot be written ({error.strerror or error}). Free space, or choose another folder."
                 ) from None
 
     return write

@@ -143,13 +143,13 @@ def stream_source_events(
     settings, others = stream_settings(overrides)
     reconnect, others = reconnect_settings(others)
     plan = plan_events(targets, others)
-    place = model_folder(model, hint="--model RUN")
-    exported = record_of_export(place)
+    model_name = model_folder(model, hint="--model RUN")
+    exported = record_of_export(model_name)
     if exported is not None and exported.step is None:
         # says why an exported model cannot run on a stream
-        return stream_events(place, source)
-    resolved = resolve_model(place, choose_device(device), allow_code=allow_code)
-    rules = model_rules(resolved, place, content=plan.rules, where=plan.where, changes=plan.changes)
+        return stream_events(model_name, source)
+    resolved = resolve_model(model_name, choose_device(device), allow_code=allow_code)
+    rules = model_rules(resolved, model_name, content=plan.rules, where=plan.where, changes=plan.changes)
     recorder = None if record is None else Recorder(record, waits=not is_live(source))
     opened = [*plan.open_sinks(state), *sinks, *([] if recorder is None else [recorder])]
     return stream_events(

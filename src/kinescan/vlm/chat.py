@@ -13,7 +13,7 @@ from kinescan.vlm.families import Family, PromptFormat
 
 logger = logging.getLogger(__name__)
 
-Place = Literal["first", "between", "next_video"]
+PatchPosition = Literal["first", "between", "next_video"]
 QUESTION, ANSWER = "kinescan-question-goes-here", "kinescan-answer-goes-here"
 
 
@@ -52,15 +52,15 @@ class Chat:
             marker = family.prompt.video_start
             self.format = replace(self.format, opening=opening if opening.endswith(marker) else opening + marker)
 
-    def before_patch(self, number: int, seconds: float, place: Place) -> list[int]:
+    def before_patch(self, number: int, seconds: float, position: PatchPosition) -> list[int]:
         """Token ids before a temporal patch.
 
         Args:
             number: of its first frame, counted from 1.
             seconds: its mean time.
-            place: "first" in the stream, "between" two patches, or "next_video" behind a kept answer.
+            position: "first" in the stream, "between" two patches, or "next_video" behind a kept answer.
         """
-        lead = {"first": "opening", "between": "between", "next_video": "next_video"}[place]
+        lead = {"first": "opening", "between": "between", "next_video": "next_video"}[position]
         if self.tokenizer is None:
             return self._bare.get(lead, []) + self._bare.get("before_patch", [])
         text = getattr(self.format, lead) + self.format.before_patch.format(number=number, seconds=seconds)

@@ -8,7 +8,7 @@ from torch import nn
 
 from kinescan.errors import CheckpointError
 from kinescan.settings import build_settings
-from kinescan.vlm.chat import Place
+from kinescan.vlm.chat import PatchPosition
 from kinescan.vlm.families import PixelSettings, Positions
 from kinescan.vlm.snapshot import (
     describe_shape,
@@ -66,9 +66,13 @@ def load_stream(
         stream.positions = _unpack_positions(facts["positions"])
         horizon = facts["horizon_positions"]
         stream.horizon_positions = None if horizon is None else whole_number(horizon, "horizon_positions")
-        if facts["place"] not in get_args(Place):
-            raise CheckpointError(f"place must be one of {', '.join(get_args(Place))}, got {facts['place']!r}.")
-        stream.place = facts["place"]
+        # Streams that were saved by version 0.1 call it "place".
+        position = facts["place"] if "place" in facts else facts["patch_position"]
+        if position not in get_args(PatchPosition):
+            raise CheckpointError(
+                f"patch_position must be one of {', '.join(get_args(PatchPosition))}, got {position!r}."
+            )
+        stream.patch_position = position
     return stream
 
 

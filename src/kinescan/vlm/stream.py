@@ -18,7 +18,7 @@ from kinescan.settings import to_plain
 from kinescan.vlm.answer import Answer, AnswerToken, StreamStats
 from kinescan.vlm.attention import attend_through
 from kinescan.vlm.cache import Storage, StreamCache
-from kinescan.vlm.chat import Chat, Place
+from kinescan.vlm.chat import Chat, PatchPosition
 from kinescan.vlm.config import StreamConfig, check_count
 from kinescan.vlm.families import Family, Features, PixelSettings, Positions, family_class, read_pixel_settings
 from kinescan.vlm.families.door import follows_length, pinned_rope, share_weights
@@ -121,7 +121,7 @@ class VideoStream:
         self.intake = Intake(family, config)
         self.positions = Positions()
         self.horizon_positions: int | None = None
-        self.place: Place = "first"
+        self.patch_position: PatchPosition = "first"
         self._state: Literal["open", "answering", "closed"] = "open"
         self._said_small_budget = False
         self._turn = threading.RLock()
@@ -275,7 +275,7 @@ class VideoStream:
             "query_key_pairs": self.cache.query_key_pairs,
             "positions": asdict(self.positions),
             "horizon_positions": self.horizon_positions,
-            "place": self.place,
+            "patch_position": self.patch_position,
             "intake": intake,
         }
         write_snapshot(path, {**pack_cache(self.cache), **waiting}, facts)
@@ -289,7 +289,7 @@ class VideoStream:
                     self.intake.clear()
                     self._step(waiting)
                 waiting = []
-            behind_answer = self.place == "next_video" and not waiting
+            behind_answer = self.patch_position == "next_video" and not waiting
             positions, chunks = self.positions.copy(), self._patch_chunks(waiting)[0]
             closing = None if behind_answer else self.family.closing_features()
             if closing is not None:
@@ -301,7 +301,7 @@ class VideoStream:
             if keep:
                 with self._turn, self.cache.all_or_nothing():
                     self.cache.keep_answer()
-                    self.positions, self.place = positions, "next_video"
+                    self.positions, self.patch_position = positions, "next_video"
         finally:
             with self._turn:
                 self.cache.drop_answer()
@@ -346,16 +346,16 @@ class VideoStream:
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
         """Where the block fails, the stream is as it was before."""
-        before = (self.positions, self.place, self.horizon_positions)
+        before = (self.positions, self.patch_position, self.horizon_positions)
         try:
             with self.intake.all_or_nothing(), self.cache.all_or_nothing():
                 yield
         except BaseException:
-            self.positions, self.place, self.horizon_positions = before
+            self.positions, self.patch_position, self.horizon_positions = before
             raise
 
     def _step(self, patches: Sequence[PendingPatch]) -> None:
-        chunks, place = self._patch_chunks(patches)
+        chunks, patch_position = self._patch_chunks(patches)
         positions = self.positions.copy()
         hidden = self._run(chunks, positions, answering=False)
         if not bool(torch.isfinite(hidden).all()):
@@ -363,7 +363,7 @@ class VideoStream:
                 f"the decoder gives NaN or infinity for frame {patches[-1].number}, which was not taken. Use weights "
                 "that are sound, or bfloat16 or float32 where float16 overflows."
             )
-        self.positions, self.place = positions, place
+        self.positions, self.patch_position = positions, patch_position
         if self.cache.budget is not None and len(hidden) > self.cache.budget and not self._said_small_budget:
             self._said_small_budget = True
             logger.warning(
@@ -372,16 +372,16 @@ class VideoStream:
                 self.cache.budget,
             )
 
-    def _patch_chunks(self, patches: Sequence[PendingPatch]) -> tuple[list[Chunk], Place]:
+    def _patch_chunks(self, patches: Sequence[PendingPatch]) -> tuple[list[Chunk], PatchPosition]:
         chunks: list[Chunk] = []
-        place = self.place
+        patch_position = self.patch_position
         for patch in patches:
             mean_seconds = sum(patch.seconds) / 2
-            chunks.append(Text(self.chat.before_patch(patch.number, mean_seconds, place)))
+            chunks.append(Text(self.chat.before_patch(patch.number, mean_seconds, patch_position)))
             chunks.append(Patch(patch.features, patch.seconds[0]))
             chunks.append(Text(self.chat.after_patch()))
-            place = "between"
-        return chunks, place
+            patch_position = "between"
+        return chunks, patch_position
 
     def _run(self, chunks: Sequence[Chunk], positions: Positions, *, answering: bool) -> Tensor:
         self._declare_horizon(chunks)

@@ -22,10 +22,10 @@ def published(touch: Callable[..., Path], *, flat: bool, train: str = "train.csv
     touch(train, text=TRAIN)
     touch(val, text=VALIDATION)
     folders = ("testifying", "eating spaghetti", "dribbling_basketball")
-    places = [
-        f"train/{name}.mp4" if flat else f"train/{place}/{name}.mkv" for place, name in zip(folders, NAMES, strict=True)
+    videos = [
+        f"train/{name}.mp4" if flat else f"train/{split}/{name}.mkv" for split, name in zip(folders, NAMES, strict=True)
     ]
-    return touch(*places, "val/zzzzzzzzzzz_000005_000015.mp4")
+    return touch(*videos, "val/zzzzzzzzzzz_000005_000015.mp4")
 
 
 @pytest.mark.parametrize("flat", [True, False])

@@ -68,11 +68,11 @@ def write_fields(path: Path, num_frames: int) -> None:
     with av.open(str(raw)) as given, av.open(str(path), "w") as made:
         stream = made.add_stream_from_template(given.streams.video[0])
         stream.time_base = Fraction(1, FIELD_RATE)
-        for place, unit in enumerate(units):
+        for index, unit in enumerate(units):
             packet = av.Packet(unit)
             packet.stream, packet.time_base = stream, Fraction(1, FIELD_RATE)
-            packet.pts = packet.dts = place
-            packet.is_keyframe = place == 0
+            packet.pts = packet.dts = index
+            packet.is_keyframe = index == 0
             made.mux(packet)
 
 

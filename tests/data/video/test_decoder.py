@@ -79,9 +79,9 @@ def assert_read_as_decoded(path: Path) -> None:
         for (pixels, _), truth in itertools.zip_longest(video, expected):
             assert torch.equal(pixels.permute(1, 2, 0), truth)
         assert (video.pts_seconds.diff() > 0).all()
-    for place in (len(expected) - 1, 0, len(expected) // 2, 1, len(expected) - 5):
+    for index in (len(expected) - 1, 0, len(expected) // 2, 1, len(expected) - 5):
         with VideoReader(path) as video:
-            assert torch.equal(video.read([place]).pixels[0].permute(1, 2, 0), expected[place]), place
+            assert torch.equal(video.read([index]).pixels[0].permute(1, 2, 0), expected[index]), index
     assert inspect_video(path).problem is None
 
 
@@ -283,9 +283,9 @@ def test_two_fields_in_two_packets_are_one_frame(tmp_path: Path, name: str) -> N
     rows = torch.tensor([[luma(index, bottom=bottom) for bottom in (False, True)] for index in range(20)])
     expected = ((rows - 16) * 255 / 219).clamp(0, 255)
     assert (frames.mean(2).unflatten(1, (16, 2)).mean(1) - expected).abs().max() < 2
-    for place in (19, 7, 0):
+    for index in (19, 7, 0):
         with VideoReader(tmp_path / name) as video:
-            assert torch.equal(video.read([place]).pixels[0, 0].float(), frames[place])
+            assert torch.equal(video.read([index]).pixels[0, 0].float(), frames[index])
     assert inspect_video(tmp_path / name).problem is None
 
 
@@ -340,16 +340,16 @@ def test_whatever_reading_a_file_raises_is_a_video_error(error: Exception) -> No
         raise ConfigError("ours pass")
 
 
-@pytest.mark.parametrize("place", ["open_file", "read_packets", "_decode_packet"])
+@pytest.mark.parametrize("function", ["open_file", "read_packets", "_decode_packet"])
 def test_no_step_lets_another_error_out(
-    make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, place: str
+    make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     path = make_video()
 
     def fail(*given: object, **named: object) -> Iterator[None]:
         raise OverflowError("a number that no decoder likes")
 
-    monkeypatch.setattr(f"kinescan.data.video.decoder.{place}", fail)
+    monkeypatch.setattr(f"kinescan.data.video.decoder.{function}", fail)
     for read in (lambda video: video.read([0]), list, VideoReader.fingerprint):
         with pytest.raises(VideoError, match="OverflowError"), VideoReader(path) as video:
             read(video)
@@ -359,9 +359,9 @@ def test_no_step_lets_another_error_out(
 def test_a_file_of_which_nothing_decodes_is_not_offered_as_short(make_video: Callable[..., Path]) -> None:
     path = make_video("a.mp4", keyframe_interval=30)
     with av.open(str(path)) as container:
-        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+        indices = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     data = bytearray(path.read_bytes())
-    for position, size in places:
+    for position, size in indices:
         data[position : position + size] = b"\xff" * size
     path.write_bytes(data)
     for allow_short in (False, True):

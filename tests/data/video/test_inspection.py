@@ -47,8 +47,8 @@ def test_streamed_webm_that_promises_no_bytes_is_still_short(make_video: Callabl
     whole = make_video("a.webm", codec="libvpx-vp9", num_frames=60)
     # a segment of unknown length, with the duration in its header: as recorders write it
     data = bytearray(whole.read_bytes())
-    place = data.index(bytes.fromhex("18538067")) + 4
-    data[place : place + 8] = bytes.fromhex("01FFFFFFFFFFFFFF")
+    position = data.index(bytes.fromhex("18538067")) + 4
+    data[position : position + 8] = bytes.fromhex("01FFFFFFFFFFFFFF")
     (tmp_path / "live.webm").write_bytes(data)
     assert inspect_video(tmp_path / "live.webm").problem is None
     found = inspect_video(cut(tmp_path / "live.webm", 0.5))

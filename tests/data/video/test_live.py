@@ -120,7 +120,7 @@ def test_live_frames_of_joined_recordings_are_all_there(tmp_path, transport_stre
     expected = [pixels for pixels, _ in frames_of(transport_stream)]
     assert len(live) == 120
     assert video.num_left_out == 0
-    assert all(torch.equal(pixels, expected[place % 40]) for place, (pixels, _) in enumerate(live))
+    assert all(torch.equal(pixels, expected[index % 40]) for index, (pixels, _) in enumerate(live))
     assert all(later > earlier for (_, earlier), (_, later) in itertools.pairwise(live))
 
 
@@ -161,13 +161,13 @@ def test_live_frames_of_a_camera(camera, transport_stream, over_tcp):
 
 
 @pytest.mark.parametrize("num_lost", [1, 3, 12, 40])
-@pytest.mark.parametrize("place", [0.3, 0.5, 0.7])
-def test_lost_data_leaves_out_frames_up_to_the_next_key_frame(tmp_path, transport_stream, caplog, place, num_lost):
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7])
+def test_lost_data_leaves_out_frames_up_to_the_next_key_frame(tmp_path, transport_stream, caplog, ratio, num_lost):
     data = transport_stream.read_bytes()
     packets = [data[at : at + TS_PACKET_BYTES] for at in range(0, len(data), TS_PACKET_BYTES)]
     pids = [int.from_bytes(packet[1:3], "big") & 0x1FFF for packet in packets]
     # tables of the stream are sent again and again: losing one costs nothing
-    first = pids.index(max(pids, key=pids.count), int(place * len(packets)))
+    first = pids.index(max(pids, key=pids.count), int(ratio * len(packets)))
     broken = tmp_path / "broken.ts"
     broken.write_bytes(b"".join(packets[:first] + packets[first + num_lost :]))
     whole = {round(seconds, 4): pixels for pixels, seconds in frames_of(transport_stream)}

@@ -52,8 +52,8 @@ def test_two_frames_in_a_packet_are_read_at_random(tmp_path: Path) -> None:
     assert len(frames) == 42
     with VideoReader(path) as video:
         assert video.num_frames == 42
-        for place in range(42):
-            assert np.array_equal(video.read([place]).pixels[0].permute(1, 2, 0), frames[place]), place
+        for index in range(42):
+            assert np.array_equal(video.read([index]).pixels[0].permute(1, 2, 0), frames[index]), index
 
 
 @pytest.mark.parametrize("container", ["avi", "mp4"])
@@ -81,8 +81,8 @@ def test_joined_matroska_is_read_in_its_second_half_after_its_first(tmp_path: Pa
     frames = in_decoders_order(path)
     with VideoReader(path) as video:
         assert video.num_frames == len(frames) == 40
-        for place in (3, 30, 12, 39, 21, 0):
-            assert np.array_equal(video.read([place]).pixels[0].permute(1, 2, 0), frames[place]), place
+        for index in (3, 30, 12, 39, 21, 0):
+            assert np.array_equal(video.read([index]).pixels[0].permute(1, 2, 0), frames[index]), index
 
 
 @pytest.mark.parametrize("name", ["a.ts", "a.m2ts"])

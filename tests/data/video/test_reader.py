@@ -132,10 +132,10 @@ def test_rotation_is_applied(make_video: MakeVideo, degrees: int) -> None:
 def test_iteration_is_not_disturbed_by_reading(make_video: MakeVideo) -> None:
     with VideoReader(make_video()) as video:
         expected = video.read(range(20)).pixels
-        for place, (pixels, seconds) in enumerate(video):
-            assert torch.equal(pixels, expected[place])
-            assert seconds == pytest.approx(place / 10)
-            assert torch.equal(video.read([19 - place]).pixels[0], expected[19 - place])
+        for index, (pixels, seconds) in enumerate(video):
+            assert torch.equal(pixels, expected[index])
+            assert seconds == pytest.approx(index / 10)
+            assert torch.equal(video.read([19 - index]).pixels[0], expected[19 - index])
 
 
 @pytest.mark.parametrize("size", [(23, 31), (1, 33), (24, 31)])
@@ -245,8 +245,8 @@ def test_cut_file_is_refused_unless_short_is_allowed(tmp_path: Path, name: str, 
     with VideoReader(tmp_path / name, allow_short=True) as video:
         assert 3 <= video.num_frames <= promised < 30
         assert abs(video.num_frames - promised) <= 3
-        places = list(range(video.num_frames - 3))
-        assert torch.equal(video.read(places).pixels.permute(0, 2, 3, 1), torch.stack(expected[: len(places)]))
+        indices = list(range(video.num_frames - 3))
+        assert torch.equal(video.read(indices).pixels.permute(0, 2, 3, 1), torch.stack(expected[: len(indices)]))
         assert len(list(video)) == video.num_frames
 
 
@@ -324,10 +324,10 @@ def test_real_frames_equal_the_reference_bit_for_bit(shared: Path) -> None:
     compared = 0
     for file in real_files(shared):
         for reference in sorted(file.parent.glob(f"{file.name}.stream*.frame*.pt")):
-            stream, place = (int(number) for number in re.findall(r"stream(\d+)\.frame(\d+)", reference.name)[0])
+            stream, index = (int(number) for number in re.findall(r"stream(\d+)\.frame(\d+)", reference.name)[0])
             pixels = torch.load(reference, weights_only=True)
             with VideoReader(file, stream_index=stream) as video:
-                ours = video.read([place]).pixels[0]
+                ours = video.read([index]).pixels[0]
             assert torch.equal(ours, pixels if pixels.shape[0] == 3 else pixels.permute(2, 0, 1)), reference.name
             compared += 1
     assert compared > 50
@@ -365,15 +365,15 @@ def test_real_files_random_access_equals_order(shared: Path) -> None:
         if file.name == "decord__corrupted.mp4":
             continue
         with VideoReader(file) as video:
-            places = sorted({0, video.num_frames // 3, video.num_frames // 2, max(0, video.num_frames - 2)})
-            frames = video.read(places[::-1])
+            indices = sorted({0, video.num_frames // 3, video.num_frames // 2, max(0, video.num_frames - 2)})
+            frames = video.read(indices[::-1])
             found = {}
-            for place, (pixels, seconds) in enumerate(video):
-                if place in places:
-                    found[place] = pixels
-                    assert seconds == float(video.pts_seconds[place])
-            for slot, place in enumerate(places[::-1]):
-                assert torch.equal(frames.pixels[slot], found[place]), (file.name, place)
+            for index, (pixels, seconds) in enumerate(video):
+                if index in indices:
+                    found[index] = pixels
+                    assert seconds == float(video.pts_seconds[index])
+            for slot, index in enumerate(indices[::-1]):
+                assert torch.equal(frames.pixels[slot], found[index]), (file.name, index)
         checked += 1
     assert checked > 40
 
@@ -388,8 +388,8 @@ def test_real_corrupted_file_is_counted(shared: Path) -> None:
 
 def test_chosen_frames_come_in_order_and_as_often_as_asked_for(make_video: MakeVideo) -> None:
     with VideoReader(make_video(num_frames=40)) as video:
-        for places in ([0, 0, 3, 3, 3, 17, 39], [25], [38, 39], list(range(40))):
-            expected = video.read(places)
-            found = list(video.in_order(places))
+        for indices in ([0, 0, 3, 3, 3, 17, 39], [25], [38, 39], list(range(40))):
+            expected = video.read(indices)
+            found = list(video.in_order(indices))
             assert torch.equal(torch.stack([pixels for pixels, _ in found]), expected.pixels)
             assert [seconds for _, seconds in found] == expected.pts_seconds.tolist()

@@ -12,9 +12,9 @@ def packets(pts: list[int | None], key: list[int], *, dts: list[int | None] | No
         pts=pts,
         dts=dts or list(range(count)),
         durations=[1] * count,
-        positions=[100 * place for place in range(count)],
+        positions=[100 * index for index in range(count)],
         sizes=[50] * count,
-        key=[place in key for place in range(count)],
+        key=[index in key for index in range(count)],
         shown=[True] * count,
         is_b=[False] * count,
         time_base=Fraction(1, 10),
@@ -37,7 +37,7 @@ def test_frames_are_ordered_by_their_times() -> None:
 def test_leading_frames_start_at_the_key_packet_before() -> None:
     """Packets 4 and 5 follow the key packet 3 in the file but are shown before it (an open group of pictures)."""
     table = lay_out(packets([0, 1, 2, 5, 3, 4, 6], [0, 3]))
-    assert [table.start(place) for place in range(7)] == [0, 0, 0, 0, 0, 3, 3]
+    assert [table.start(index) for index in range(7)] == [0, 0, 0, 0, 0, 3, 3]
 
 
 @pytest.mark.parametrize("pts", [[0, None, 2], [0, 1, 1]])

@@ -46,7 +46,7 @@ def test_blocks_of_camcorders_are_read(stream: Path) -> None:
     """192 bytes each, a time before every block."""
     blocks = blocks_of_packet(stream, 5)
     data = stream.read_bytes()
-    timed = [data[place * BLOCK : (place + 1) * BLOCK] + bytes(4) for place in blocks]
+    timed = [data[block * BLOCK : (block + 1) * BLOCK] + bytes(4) for block in blocks]
     assert is_whole(b"".join(timed))
     assert not is_whole(b"".join(timed[:1] + timed[2:]))
 

@@ -329,7 +329,7 @@ def test_frames_of_the_recipe_become_those_of_the_model() -> None:
     assert model.temporal_pos_embedding.shape[1] == 6
 
 
-def test_recomputation_gives_the_same_gradients() -> None:
+def test_activation_checkpointing_gives_the_same_gradients() -> None:
     gradients = []
     for again in (False, True):
         torch.manual_seed(0)

@@ -128,8 +128,8 @@ def test_sizes_are_compared_with_the_file_before_anything_is_read(tmp_path: Path
         read_checkpoint(tmp_path / "bomb.pt")
     # One stored part whose size in the list is a lie.
     content = bytearray((tmp_path / "sound.pt").read_bytes())
-    place = content.rindex(b"data/0") - 46 - len("sound/")
-    content[place + 20 : place + 28] = struct.pack("<II", 2**31, 2**31)
+    position = content.rindex(b"data/0") - 46 - len("sound/")
+    content[position + 20 : position + 28] = struct.pack("<II", 2**31, 2**31)
     (tmp_path / "lie.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match="parts"):
         read_checkpoint(tmp_path / "lie.pt")
@@ -178,12 +178,12 @@ def test_files_without_an_end_are_refused(make: Callable[[Path], None], tmp_path
         read_checkpoint(tmp_path / "base.pt")
 
 
-@pytest.mark.parametrize("place", ["../outside.safetensors", "/etc/passwd", "..", "sub/a.safetensors", "a\0b", ""])
-def test_shards_outside_of_the_folder_are_refused(place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "..", "sub/a.safetensors", "a\0b", ""])
+def test_shards_outside_of_the_folder_are_refused(name: str, tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "outside.safetensors")
     folder = tmp_path / "folder"
     folder.mkdir()
-    (folder / "model.safetensors.index.json").write_text(f'{{"weight_map": {{"a": {json.dumps(place)}}}}}')
+    (folder / "model.safetensors.index.json").write_text(f'{{"weight_map": {{"a": {json.dumps(name)}}}}}')
     with pytest.raises(CheckpointError, match="folder"):
         read_checkpoint(folder)
 

@@ -21,11 +21,11 @@ RAN = "ran"
 @pytest.fixture
 def folder(vlm, tokenizer, tmp_path):
     """A small random VLM as its folder on disk, one's own."""
-    place = tmp_path / "model"
-    vlm("internvl").save_pretrained(place)
-    tokenizer().save_pretrained(place)
-    (place / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
-    return place
+    folder_path = tmp_path / "model"
+    vlm("internvl").save_pretrained(folder_path)
+    tokenizer().save_pretrained(folder_path)
+    (folder_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    return folder_path
 
 
 def change(path, **changes):
@@ -289,9 +289,9 @@ def test_code_of_a_folder_never_runs(folder, tmp_path):
     )
     said = done.stdout.splitlines()
     assert len(said) == len(SETTINGS)
-    for line, place, name in zip(said, folders, SETTINGS, strict=True):
+    for line, folder_path, name in zip(said, folders, SETTINGS, strict=True):
         assert line.startswith(
-            f"{place} cannot be loaded as a video VLM: {name} names code or files of its own (auto_map)"
+            f"{folder_path} cannot be loaded as a video VLM: {name} names code or files of its own (auto_map)"
         )
     assert not mark.exists()
 

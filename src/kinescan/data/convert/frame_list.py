@@ -28,8 +28,8 @@ def read_frame_list(source: ExportFile) -> Export:
     videos: dict[str, None] = {}
     for row in rows:
         path, start, end, label = (
-            row.cells[place] if place < len(row.cells) else ""
-            for place in (columns.path, columns.start, columns.end, columns.label)
+            row.cells[column] if column < len(row.cells) else ""
+            for column in (columns.path, columns.start, columns.end, columns.label)
         )
         if not path:
             # of no video that could be said to be empty

@@ -44,31 +44,31 @@ class Sheet:
 
     def __init__(self, header: Row) -> None:
         self.header = header
-        self._places: dict[str, int] = {}
-        for place, name in enumerate(header.cells):
-            self._places.setdefault(name.strip().lower(), place)
+        self._indices: dict[str, int] = {}
+        for index, name in enumerate(header.cells):
+            self._indices.setdefault(name.strip().lower(), index)
 
     def has(self, *names: str) -> bool:
         """Whether all these columns are there."""
-        return all(name.lower() in self._places for name in names)
+        return all(name.lower() in self._indices for name in names)
 
-    def place(self, *names: str) -> int | None:
-        """The place of the first of these columns that is there."""
-        return next((self._places[name.lower()] for name in names if name.lower() in self._places), None)
+    def index(self, *names: str) -> int | None:
+        """The index of the first of these columns that is there."""
+        return next((self._indices[name.lower()] for name in names if name.lower() in self._indices), None)
 
     def get(self, row: Row, *names: str) -> str:
         """The cell in the first of these columns that is there; empty where none is."""
-        place = self.place(*names)
-        return row.cells[place] if place is not None and place < len(row.cells) else ""
+        index = self.index(*names)
+        return row.cells[index] if index is not None and index < len(row.cells) else ""
 
     def matching(self, fits: Callable[[str], bool]) -> Mapping[str, int]:
         """Columns whose names, in small letters, fit."""
-        return {name: place for name, place in self._places.items() if fits(name)}
+        return {name: index for name, index in self._indices.items() if fits(name)}
 
 
 def find_header(rows: Sequence[Row], *names: str, within: int = 200) -> int | None:
-    """The place of the first row that has cells of all these names; None: there is none."""
+    """The index of the first row that has cells of all these names; None: there is none."""
     wanted = {name.lower() for name in names}
     return next(
-        (place for place, row in enumerate(rows[:within]) if wanted <= {cell.lower() for cell in row.cells}), None
+        (index for index, row in enumerate(rows[:within]) if wanted <= {cell.lower() for cell in row.cells}), None
     )

@@ -87,8 +87,8 @@ def is_breakfast_segmentation(folder: Path, root: Path | None = None) -> bool:
     if not folder.is_dir():
         return False
     # other folders may hold many thousand files
-    places = [folder, *(folder / dish for dish in ACTIVITIES)]
-    file = next((file for place in places for file in sorted(place.glob("P??_*.txt"))), None)
+    folders = [folder, *(folder / dish for dish in ACTIVITIES)]
+    file = next((file for each in folders for file in sorted(each.glob("P??_*.txt"))), None)
     return file is not None and _RANGE.fullmatch(read_text(file).partition("\n")[0].strip()) is not None
 
 
@@ -149,12 +149,12 @@ def _names_of_part(folder: Path, source: Source) -> list[str]:
     """The videos of the part that is asked for, without endings."""
     if mstcn_held_out(folder) is None:
         return sorted(file.stem for file in (folder / LABELS_FOLDER).glob("*.txt"))
-    place = folder / SPLITS_FOLDER
+    splits = folder / SPLITS_FOLDER
     forms = [f"{source.part}.split{source.split}.bundle", f"{source.part}.split{source.split}.txt"]
-    file = next((place / form for form in forms if (place / form).is_file()), None)
+    file = next((splits / form for form in forms if (splits / form).is_file()), None)
     if file is None:
-        there = ", ".join(sorted(path.name for path in place.iterdir()))
-        raise ConfigError(f"{place} holds no {forms[0]} for data.split = {source.split}. There are: {there}.")
+        there = ", ".join(sorted(path.name for path in splits.iterdir()))
+        raise ConfigError(f"{splits} holds no {forms[0]} for data.split = {source.split}. There are: {there}.")
     lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     return [re.sub(r"\.(?:txt|npy|avi|mp4)$", "", re.split(r"[\\/]", line)[-1]) for line in lines]
 

@@ -45,15 +45,15 @@ _FORM = "Write path,start,end,label with times in seconds, one row an interval."
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of times: its place, and what one of its unit is in seconds."""
+    """A column of times: its index, and what one of its unit is in seconds."""
 
-    place: int
+    index: int
     unit: float = 1.0
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """Places of the columns."""
+    """Indices of the columns."""
 
     path: int
     start: _Column
@@ -113,7 +113,7 @@ class _RowReader:
         self.problems: list[RowProblem] = []
         self._columns, self._root = columns, root
         self._found: dict[str, _Gathered] = {}
-        self._places: dict[str, str | None] = {}
+        self._found_paths: dict[str, str | None] = {}
 
     def add(self, row: Row) -> None:
         """One more row."""
@@ -123,12 +123,12 @@ class _RowReader:
             shown, hint = ",".join(row.cells)[:200], comma if sum(map(str.isdecimal, row.cells)) > 2 else ""
             self._wrong(row, f"{len(row.cells)} cells, and {columns.count} columns: {shown!r}.{hint}")
             return
-        cells = [_cell(row, place) for place in (columns.path, columns.start.place, columns.end.place, columns.label)]
+        cells = [_cell(row, column) for column in (columns.path, columns.start.index, columns.end.index, columns.label)]
         path, start, end, label = cells
-        place = self._place(path, row)
-        if place is None:
+        found_path = self._find(path, row)
+        if found_path is None:
             return
-        video = self._found.setdefault(os.path.normpath(place), _Gathered(place, row.line))
+        video = self._found.setdefault(os.path.normpath(found_path), _Gathered(found_path, row.line))
         group = "" if columns.group is None else _cell(row, columns.group)
         if columns.group is not None and not group:
             self._wrong(row, "the group is empty. Write one in each row.")
@@ -154,12 +154,14 @@ class _RowReader:
                 # all that is said of it is wrong
                 continue
             if video.spans and video.empty_lines:
-                reason = f"{video.place} has labels in other rows (line {video.spans[0].line}), and none in this one."
+                reason = (
+                    f"{video.found_path} has labels in other rows (line {video.spans[0].line}), and none in this one."
+                )
                 self.problems += [RowProblem(line, reason) for line in video.empty_lines]
             found.append(
                 AnnotatedVideo(
-                    self._root / video.place,
-                    Path(video.place).as_posix(),
+                    self._root / video.found_path,
+                    Path(video.found_path).as_posix(),
                     tuple(video.spans),
                     group=video.group or "",
                     line=video.line,
@@ -167,24 +169,24 @@ class _RowReader:
             )
         return found
 
-    def _place(self, path: str, row: Row) -> str | None:
+    def _find(self, path: str, row: Row) -> str | None:
         """The path as its file spells it; None where the file is missing."""
-        if path not in self._places:
-            self._places[path] = None
+        if path not in self._found_paths:
+            self._found_paths[path] = None
             if not path:
                 self._wrong(row, "the path is empty.")
             elif len(path) > LONGEST_PATH:
                 self._wrong(row, f"a path has {len(path):,} letters; no file's path is so long.")
             else:
-                place = find_interval_video(path, self._root)
-                if place is None and is_url(path):
+                found_path = find_interval_video(path, self._root)
+                if found_path is None and is_url(path):
                     self._wrong(row, f"{mask_url(path)} is an address. Fetch the videos first and list their files.")
-                elif place is None:
+                elif found_path is None:
                     self._wrong(row, f"{self._root / path} is not there. Correct the path, or set data.root.")
-                self._places[path] = place
-        elif self._places[path] is None:
+                self._found_paths[path] = found_path
+        elif self._found_paths[path] is None:
             self._wrong(row, f"{path[:200]!r} is not there, as said above." if path else "the path is empty.")
-        return self._places[path]
+        return self._found_paths[path]
 
     def _span(self, row: Row, path: str, start: str, end: str, label: str) -> LabelledSpan | None:
         """The interval of a row; None where something is wrong with it."""
@@ -222,7 +224,7 @@ class _RowReader:
 class _Gathered:
     """What rows said so far of one video."""
 
-    place: str
+    found_path: str
     line: int
     group: str | None = None
 
@@ -327,29 +329,29 @@ def _header_columns(header: Row, file: Path, group: str) -> _Columns | None:
     """
     names = [_without_unit(name) for name in column_names(header)]
 
-    def place_of(known: Sequence[str], allowed: Callable[[str], bool] = lambda _: True) -> int | None:
+    def index_of(known: Sequence[str], allowed: Callable[[str], bool] = lambda _: True) -> int | None:
         for wanted in known:
-            places = [place for place, (name, unit) in enumerate(names) if name == wanted and allowed(unit)]
-            if len(places) > 1 and len({header.cells[place] for place in places}) < len(places):
+            indices = [index for index, (name, unit) in enumerate(names) if name == wanted and allowed(unit)]
+            if len(indices) > 1 and len({header.cells[index] for index in indices}) < len(indices):
                 raise ConfigError(
-                    f"{file}, line {header.line}: two columns are called {header.cells[places[0]]!r}. Remove or "
+                    f"{file}, line {header.line}: two columns are called {header.cells[indices[0]]!r}. Remove or "
                     "rename one."
                 )
-            if places:
-                return places[0]
+            if indices:
+                return indices[0]
         return None
 
     def time_of(known: Sequence[str]) -> _Column | None:
-        place = place_of(known, lambda unit: unit not in _FRAMES)
-        return None if place is None else _Column(place, _UNITS[names[place][1] or "s"])
+        index = index_of(known, lambda unit: unit not in _FRAMES)
+        return None if index is None else _Column(index, _UNITS[names[index][1] or "s"])
 
-    path, label = place_of(_PATHS), place_of(_LABELS)
+    path, label = index_of(_PATHS), index_of(_LABELS)
     start, end, length = time_of(_STARTS), time_of(_ENDS), time_of(_LENGTHS)
     if path is None:
         return None
     if start is None or (end or length) is None:
-        framed = place_of(_STARTS, lambda unit: unit in _FRAMES)
-        if framed is not None and place_of(_ENDS, lambda unit: unit in _FRAMES) is not None:
+        framed = index_of(_STARTS, lambda unit: unit in _FRAMES)
+        if framed is not None and index_of(_ENDS, lambda unit: unit in _FRAMES) is not None:
             raise ConfigError(
                 f"{file}, line {header.line}: the column {header.cells[framed]!r} holds frame numbers. Give seconds, "
                 "or let `kinescan data convert` write them."
@@ -368,7 +370,7 @@ def _header_columns(header: Row, file: Path, group: str) -> _Columns | None:
         column,
         label,
         ends_are_lengths=end is None,
-        part=place_of(PART_COLUMNS),
+        part=index_of(PART_COLUMNS),
         group=find_group_column(header, file, group),
         count=len(header.cells),
     )
@@ -376,7 +378,7 @@ def _header_columns(header: Row, file: Path, group: str) -> _Columns | None:
 
 @dataclass(frozen=True)
 class FrameColumns:
-    """Places of columns in a list whose times are numbers of frames."""
+    """Indices of columns in a list whose times are numbers of frames."""
 
     path: int
     start: int
@@ -388,11 +390,11 @@ def find_frame_columns(header: Row) -> FrameColumns | None:
     """The columns of a header that names a path, a first and a last frame and a label; None for another one."""
     names = [_without_unit(name) for name in column_names(header)]
 
-    def place_of(known: Sequence[str], units: Sequence[str]) -> int | None:
-        return next((place for place, (name, unit) in enumerate(names) if name in known and unit in units), None)
+    def index_of(known: Sequence[str], units: Sequence[str]) -> int | None:
+        return next((index for index, (name, unit) in enumerate(names) if name in known and unit in units), None)
 
-    path, label = place_of(_PATHS, ("",)), place_of(_LABELS, ("",))
-    start, end = place_of(_STARTS, _FRAMES), place_of(_ENDS, _FRAMES)
+    path, label = index_of(_PATHS, ("",)), index_of(_LABELS, ("",))
+    start, end = index_of(_STARTS, _FRAMES), index_of(_ENDS, _FRAMES)
     if path is None or label is None or start is None or end is None:
         return None
     return FrameColumns(path, start, end, label)
@@ -430,7 +432,7 @@ def _rows_of_part(rows: list[Row], columns: _Columns, source: Source) -> tuple[l
         return rows, ()
     if held_out is None:
         return rows, ()
-    place = columns.part
+    column = columns.part
     strange = sorted(name for name in names if part_of(name) is None)
     if strange:
         raise ConfigError(f"{source.path}: {strange[0]!r} is not a part of a data set. Write train, val or test.")
@@ -438,11 +440,11 @@ def _rows_of_part(rows: list[Row], columns: _Columns, source: Source) -> tuple[l
     def is_wanted(name: str) -> bool:
         return part_of(name) == "train" if source.part == "train" else name == held_out
 
-    kept = [row for row in rows if is_wanted(_cell(row, place).lower())]
-    others = sum(part_of(name) != "train" and name != held_out for row in rows for name in [_cell(row, place).lower()])
+    kept = [row for row in rows if is_wanted(_cell(row, column).lower())]
+    others = sum(part_of(name) != "train" and name != held_out for row in rows for name in [_cell(row, column).lower()])
     said = f"{others} rows of other parts than train and {held_out} are not used"
     return kept, ((said,) if others else ())
 
 
-def _cell(row: Row, place: int) -> str:
-    return row.cells[place] if place < len(row.cells) else ""
+def _cell(row: Row, column: int) -> str:
+    return row.cells[column] if column < len(row.cells) else ""

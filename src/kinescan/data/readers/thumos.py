@@ -65,8 +65,8 @@ def read_thumos(source: Source) -> Annotations:
 
 def _files(folder: Path) -> list[Path]:
     """The files of the classes, in the folder or in its folder annotation."""
-    places = [folder, folder / "annotation", folder / "annotations"]
-    found = [file for place in places for form in ("*_val.txt", "*_test.txt") for file in place.glob(form)]
+    folders = [folder, folder / "annotation", folder / "annotations"]
+    found = [file for each in folders for form in ("*_val.txt", "*_test.txt") for file in each.glob(form)]
     return sorted(file for file in found if _NAME.fullmatch(file.stem) and not file.stem.startswith(_AMBIGUOUS))
 
 

@@ -117,7 +117,7 @@ def draw_lives(
     shape: str | None,
     others: Sequence[Life],
 ) -> list[Life]:
-    """The objects that are in one place after another, and move at `times`.
+    """The objects that are at one position after another, and move at `times`.
 
     Where there is no room, one moves less often, or is left out.
 

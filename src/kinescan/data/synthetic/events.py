@@ -35,12 +35,12 @@ class EventsConfig(PictureConfig):
         test_videos: videos to test on.
         seconds: how long a video is.
         pairs: which of "horizontal", "vertical", "turning", "scaling"; each gives two classes.
-        objects: places at which an object comes, rests, acts and goes; one acts at a time.
+        objects: positions at which an object comes, rests, acts and goes; one acts at a time.
         overlaps: let the objects act at the same time, too.
         distractors: square, chequered panels that move as the objects do and mean nothing.
         shortest_seconds: of an event.
         longest_seconds: of an event.
-        pause_seconds: between two events of a place, about; some pauses are several times longer.
+        pause_seconds: between two events at a position, about; some pauses are several times longer.
         quiet_ratio: share of videos in which nothing happens.
         light_ratio: how much brighter or darker it gets at most: slowly, and now and then at once.
     """
@@ -149,7 +149,7 @@ def draw_event_scene(config: EventsConfig, split: Split, index: int) -> EventSce
     """What happens in video `index`; the same at every frame rate and size."""
     rng = _generator(config, split, index, _SCENE)
     lives: list[Life] = []
-    for times in _times_of_places(rng, config, quiet=config.is_quiet(index)):
+    for times in _times_by_position(rng, config, quiet=config.is_quiet(index)):
         lives += draw_lives(rng, times, config.seconds, pairs=config.pairs, shape=None, others=lives)
     panels: list[Life] = []
     for _ in range(config.distractors):
@@ -194,8 +194,10 @@ def _generator(config: EventsConfig, split: Split, index: int, purpose: int) -> 
     return np.random.default_rng([config.seed, split == "test", index, purpose])
 
 
-def _times_of_places(rng: np.random.Generator, config: EventsConfig, *, quiet: bool) -> list[list[tuple[float, float]]]:
-    """When something happens at each place: one thing after the other over all of them, or each place on its own."""
+def _times_by_position(
+    rng: np.random.Generator, config: EventsConfig, *, quiet: bool
+) -> list[list[tuple[float, float]]]:
+    """When something happens at each position: in turn over all of them, or at each one on its own."""
 
     def draw() -> list[tuple[float, float]]:
         return draw_times(
@@ -210,10 +212,10 @@ def _times_of_places(rng: np.random.Generator, config: EventsConfig, *, quiet: b
         return [[] for _ in range(config.objects)]
     if config.overlaps:
         return [draw() for _ in range(config.objects)]
-    places: list[list[tuple[float, float]]] = [[] for _ in range(config.objects)]
+    times_by_position: list[list[tuple[float, float]]] = [[] for _ in range(config.objects)]
     for times in draw():
-        places[int(rng.integers(config.objects))].append(times)
-    return places
+        times_by_position[int(rng.integers(config.objects))].append(times)
+    return times_by_position
 
 
 def _shown(scene: EventScene, seconds: NDArray[np.float64]) -> Scene:

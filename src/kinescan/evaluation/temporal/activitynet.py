@@ -121,7 +121,7 @@ def read_truth(path: str | Path, *, subset: str = "") -> dict[str, tuple[Interva
         )
     wanted = _subset(path, database, subset)
     return {
-        video: tuple(_interval(path, video, place, one) for place, one in enumerate(_annotations(path, video, entry)))
+        video: tuple(_interval(path, video, index, one) for index, one in enumerate(_annotations(path, video, entry)))
         for video, entry in database.items()
         if wanted is None or str(entry.get("subset", "")).lower() == wanted
     }
@@ -153,7 +153,7 @@ def _annotations(path: str | Path, video: str, entry: dict[str, Any]) -> list[An
     return found
 
 
-def _interval(path: str | Path, video: str, place: int, entry: Any) -> Interval:
+def _interval(path: str | Path, video: str, index: int, entry: Any) -> Interval:
     try:
         start, end = map(_number, entry["segment"])
         label = entry["label"]
@@ -161,7 +161,7 @@ def _interval(path: str | Path, video: str, place: int, entry: Any) -> Interval:
             raise TypeError
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
-            f"{path}: annotation {place} of {video!r} is {to_json(entry)[:120]}; needed are label, a text, and "
+            f"{path}: annotation {index} of {video!r} is {to_json(entry)[:120]}; needed are label, a text, and "
             "segment, two numbers of seconds."
         ) from None
     return Interval(video_id=video, label=label, start_seconds=start, end_seconds=end)
@@ -192,10 +192,10 @@ def _of_lines(text: str, path: str | Path) -> dict[str, Any]:
 def _detections(path: str | Path, video: str, found: Any) -> tuple[Detection, ...]:
     if not isinstance(found, list):
         raise ConfigError(f"{path}: the results of {video!r} must be a list, not {type(found).__name__}.")
-    return tuple(_detection(path, video, place, entry) for place, entry in enumerate(found))
+    return tuple(_detection(path, video, index, entry) for index, entry in enumerate(found))
 
 
-def _detection(path: str | Path, video: str, place: int, entry: Any) -> Detection:
+def _detection(path: str | Path, video: str, index: int, entry: Any) -> Detection:
     try:
         start, end = map(_number, entry["segment"])
         label, score = entry["label"], _number(entry["score"])
@@ -203,7 +203,7 @@ def _detection(path: str | Path, video: str, place: int, entry: Any) -> Detectio
             raise TypeError
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
-            f"{path}: entry {place} of {video!r} is {to_json(entry)[:120]}; needed are label, a text, score, a number, "
+            f"{path}: entry {index} of {video!r} is {to_json(entry)[:120]}; needed are label, a text, score, a number, "
             "and segment, two numbers of seconds."
         ) from None
     return Detection(video_id=video, label=label, start_seconds=start, end_seconds=end, score=score)

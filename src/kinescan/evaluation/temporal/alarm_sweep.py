@@ -85,14 +85,14 @@ class AlarmSweep:
         seconds = self._predictions.seconds
         told: list[float] = []
         begun, ended, done = 0.0, -math.inf, False
-        for place, start, last in zip(*self._runs_of(column, rules.on, rules.off, smooth_seconds), strict=True):
+        for position, start, last in zip(*self._runs_of(column, rules.on, rules.off, smooth_seconds), strict=True):
             # a run continues the one before it where the pause is shorter than merge_seconds
             if not start - ended < rules.merge_seconds - SLACK_SECONDS:
                 begun, done = start, False
             ended, due = last, begun + rules.least_seconds - SLACK_SECONDS
             if done or last < due:
                 continue
-            frame = place + int(np.searchsorted(seconds[place:], due, side="left")) if due > start else place
+            frame = position + int(np.searchsorted(seconds[position:], due, side="left")) if due > start else position
             told.append(min(float(seconds[frame]), last) if frame < len(seconds) else last)
             done = True
         return told

@@ -60,15 +60,15 @@ def detection_map_score(
         detections: video id -> what was found in it.
         tious: thresholds.
     """
-    places = {video: place for place, video in enumerate(truth)}
+    index_of = {video: index for index, video in enumerate(truth)}
     labels = list(dict.fromkeys(one.label for of_video in truth.values() for one in of_video))
     cases = []
     for label in labels:
         own = [one for of_video in truth.values() for one in of_video if one.label == label]
         found = [one for video in truth for one in detections.get(video, ()) if one.label == label]
         order, right = match_detections(own, found, tious)
-        rows = np.array([places[found[index].video_id] for index in order], dtype=np.int64)
-        cases.append((np.bincount([places[one.video_id] for one in own], minlength=len(truth)), rows, right))
+        rows = np.array([index_of[found[index].video_id] for index in order], dtype=np.int64)
+        cases.append((np.bincount([index_of[one.video_id] for one in own], minlength=len(truth)), rows, right))
 
     def score(counts: Floats) -> Floats:
         by_class = []
@@ -95,9 +95,9 @@ def alarm_scores(alarms: Sequence[AlarmScores], soon_seconds: float) -> dict[str
     )
     soon = np.array([sum(delay <= soon_seconds for delay in one.delays_seconds) for one in alarms], dtype=np.float64)
     delays = np.array([delay for one in alarms for delay in one.delays_seconds])
-    places = np.array([place for place, one in enumerate(alarms) for _ in one.delays_seconds], dtype=np.int64)
+    videos = np.array([index for index, one in enumerate(alarms) for _ in one.delays_seconds], dtype=np.int64)
     order = np.argsort(delays, kind="stable")
-    delays, places = delays[order], places[order]
+    delays, videos = delays[order], videos[order]
 
     def ratio(upper: Floats, lower: Floats) -> Score:
         return lambda counts: _divided(counts @ upper, counts @ lower)
@@ -105,7 +105,7 @@ def alarm_scores(alarms: Sequence[AlarmScores], soon_seconds: float) -> dict[str
     def median(counts: Floats) -> Floats:
         if not len(delays):
             return np.full(len(counts), np.nan)
-        reached = np.cumsum(counts[:, places], axis=1)
+        reached = np.cumsum(counts[:, videos], axis=1)
         last = reached[:, -1:] - 1
         low, high = ((reached > np.maximum(edge(last / 2), 0)).argmax(axis=1) for edge in (np.floor, np.ceil))
         return np.where(reached[:, -1] > 0, (delays[low] + delays[high]) / 2, np.nan)

@@ -105,7 +105,7 @@ def match_detections(
         tious: n thresholds.
 
     Returns:
-        The places of the detections in falling score, and for these, [n, detections], 1 where right at a threshold.
+        Indices of the detections in order of falling score; for these, [n, detections], 1 where right at a threshold.
     """
     by_video: dict[str, list[Interval]] = {}
     for interval in truth:

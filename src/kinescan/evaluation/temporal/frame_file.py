@@ -56,8 +56,8 @@ def read_frame_predictions(path: str | Path) -> tuple[FramePredictions, ...]:
         with safe_open(path, "np") as file:
             facts = {name: parse_json(text, path) for name, text in (file.metadata() or {}).items()}
             seconds, scores = file.get_tensor("seconds"), file.get_tensor("scores")
-        places = np.cumsum([0, *facts["num_frames"]])
-        if places[-1] != len(seconds) or len(scores) != len(seconds):
+        offsets = np.cumsum([0, *facts["num_frames"]])
+        if offsets[-1] != len(seconds) or len(scores) != len(seconds):
             raise ValueError
         return tuple(
             FramePredictions(
@@ -68,7 +68,7 @@ def read_frame_predictions(path: str | Path) -> tuple[FramePredictions, ...]:
                 end_seconds=float(end),
             )
             for video, end, first, behind in zip(
-                facts["video_ids"], facts["ends_seconds"], places[:-1], places[1:], strict=True
+                facts["video_ids"], facts["ends_seconds"], offsets[:-1], offsets[1:], strict=True
             )
         )
     except (SafetensorError, KeyError, TypeError, ValueError, ShapeError, OSError):

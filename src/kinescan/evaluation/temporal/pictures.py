@@ -61,8 +61,8 @@ def plot_timeline(video: VideoResult, predictions: FramePredictions | None, path
         bottom=BOTTOM_INCHES / height,
         hspace=GAP_INCHES / lane_inches,
     )
-    for place, axes in enumerate(strips):
-        axes.set_xlim(place * length, (place + 1) * length)
+    for index, axes in enumerate(strips):
+        axes.set_xlim(index * length, (index + 1) * length)
         _draw_lanes(axes, video, predictions, lanes)
     strips[-1].set_xlabel("seconds")
     accuracy = "" if video.frame_accuracy is None else f", {100 * video.frame_accuracy:.0f} % of frames right"
@@ -84,11 +84,11 @@ def plot_timeline(video: VideoResult, predictions: FramePredictions | None, path
 
 def _draw_lanes(axes: Axes, video: VideoResult, predictions: FramePredictions | None, lanes: Sequence[str]) -> None:
     axes.set_ylim(len(lanes) or 1, 0)
-    axes.set_yticks([place + 0.5 for place in range(len(lanes))], [escape_plot(label, length=24) for label in lanes])
+    axes.set_yticks([row + 0.5 for row in range(len(lanes))], [escape_plot(label, length=24) for label in lanes])
     axes.tick_params(axis="y", length=0, labelsize=8)
     axes.tick_params(axis="x", labelsize=8)
-    for place in range(1, len(lanes)):
-        axes.axhline(place, color="lightgrey", linewidth=0.6)
+    for row in range(1, len(lanes)):
+        axes.axhline(row, color="lightgrey", linewidth=0.6)
     if not lanes:
         axes.text(0.5, 0.5, "nothing is true and nothing was told", transform=axes.transAxes, ha="center", va="center")
     missed = set(video.alarms.missed)
@@ -124,13 +124,13 @@ def _draw_lanes(axes: Axes, video: VideoResult, predictions: FramePredictions | 
 def _draw_scores(axes: Axes, predictions: FramePredictions, lanes: Sequence[str]) -> None:
     first, behind = np.searchsorted(predictions.seconds, axes.get_xlim())
     step = max(1, (behind - first) // MOST_POINTS)
-    places = np.arange(max(0, first - 1), min(len(predictions.seconds), behind + 1), step)
-    if not len(places):
+    starts = np.arange(max(0, first - 1), min(len(predictions.seconds), behind + 1), step)
+    if not len(starts):
         return
     for lane, label in enumerate(lanes):
         # the highest of those that share a point: no short peak is lost
-        scores = np.maximum.reduceat(predictions.scores[:, predictions.classes.index(label)], places)
-        axes.step(predictions.seconds[places], lane + 0.95 - 0.9 * scores, where="post", color="grey", linewidth=0.8)
+        scores = np.maximum.reduceat(predictions.scores[:, predictions.classes.index(label)], starts)
+        axes.step(predictions.seconds[starts], lane + 0.95 - 0.9 * scores, where="post", color="grey", linewidth=0.8)
 
 
 def plot_curve(curve: Sequence[OperatingPoint], path: str | Path) -> None:
@@ -159,8 +159,8 @@ def plot_curve(curve: Sequence[OperatingPoint], path: str | Path) -> None:
     lower.set_xlim(left=0)
     for axes in (upper, lower):
         axes.grid(color="lightgrey", linewidth=0.6)
-        for place, point in enumerate(p for p in points if p.shift == 0):
-            label = "chosen thresholds" if place == 0 else None
+        for index, point in enumerate(p for p in points if p.shift == 0):
+            label = "chosen thresholds" if index == 0 else None
             axes.axvline(point.alarms.false_alarms_per_hour, color="black", linewidth=1.0, linestyle=":", label=label)
         axes.legend(fontsize=8)
     save_figure(figure, path, dpi=110)

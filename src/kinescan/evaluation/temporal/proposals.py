@@ -21,7 +21,7 @@ def propose_intervals(predictions: FramePredictions) -> list[Detection]:
     """Detections of one video that need no chosen threshold, in falling score.
 
     For each class and each of 11 thresholds (0.02, 0.05, 0.1, 0.2, ... 0.9), every run of frames that reach it is a
-    proposal. Its score is the mean inside minus the mean of a quarter of its length on either side: a piece of an event
+    proposal. Its score is the mean inside minus the mean of a quarter of its length on either side: a part of an event
     scores lower than the whole. Where two of a class overlap with a tIoU above 0.4, the better one is kept; 200 a video
     at most.
 
@@ -70,9 +70,9 @@ def _of_class(predictions: FramePredictions, column: int, label: str) -> Iterato
     contrast = (sums[behind] - sums[first]) / (behind - first) - outside
     kept_starts: Floats = np.empty(0)
     kept_ends: Floats = np.empty(0)
-    for place in np.argsort(-contrast, kind="stable")[: 10 * MOST_PROPOSALS]:
-        start, end = float(edges[first[place]]), float(edges[behind[place]])
-        if contrast[place] <= 0:
+    for index in np.argsort(-contrast, kind="stable")[: 10 * MOST_PROPOSALS]:
+        start, end = float(edges[first[index]]), float(edges[behind[index]])
+        if contrast[index] <= 0:
             return
         if end <= start or (temporal_iou(start, end, kept_starts, kept_ends) > MOST_OVERLAP).any():
             continue
@@ -82,7 +82,7 @@ def _of_class(predictions: FramePredictions, column: int, label: str) -> Iterato
             label=label,
             start_seconds=start,
             end_seconds=end,
-            score=float(contrast[place]),
+            score=float(contrast[index]),
         )
         if len(kept_starts) >= MOST_PROPOSALS:
             return

@@ -114,7 +114,7 @@ class TemporalReport:
             "classes": list(self._plain_classes()),
             "classes_by_chance": list(scores.lost),
             "curve": [{"shift": point.shift, **_plain_alarms(point.alarms)} for point in scores.curve],
-            "videos": [self._plain_video(place, video) for place, video in enumerate(scores.videos)],
+            "videos": [self._plain_video(index, video) for index, video in enumerate(scores.videos)],
             "unreadable": [{"path": str(file.path), "reason": file.reason} for file in self.unreadable],
             "cost": None if self.cost is None else plain_cost(self.cost),
             "seconds": round(self.seconds, 3),
@@ -171,8 +171,8 @@ class TemporalReport:
         for old in folder.glob("[0-9][0-9][0-9]_*.png"):
             old.unlink()
         predictions = {one.video_id: one for one in self.predictions}
-        for place, video in enumerate(self.scores.videos[:MOST_TIMELINES]):
-            plot_timeline(video, predictions[video.video_id], folder / _picture(place, video.video_id))
+        for index, video in enumerate(self.scores.videos[:MOST_TIMELINES]):
+            plot_timeline(video, predictions[video.video_id], folder / _picture(index, video.video_id))
 
     def _lines(self) -> Iterator[str]:
         for video in self.scores.videos:
@@ -198,7 +198,7 @@ class TemporalReport:
                 **_plain_alarms(scores.alarms_of[label]),
             }
 
-    def _plain_video(self, place: int, video: VideoResult) -> dict[str, Any]:
+    def _plain_video(self, index: int, video: VideoResult) -> dict[str, Any]:
         return {
             "video_id": video.video_id,
             "seconds": video.end_seconds,
@@ -206,7 +206,7 @@ class TemporalReport:
             "num_missed": video.alarms.num_missed,
             "num_false": video.alarms.num_false,
             "frame_accuracy": video.frame_accuracy,
-            "timeline": f"{TIMELINES}/{_picture(place, video.video_id)}" if place < MOST_TIMELINES else None,
+            "timeline": f"{TIMELINES}/{_picture(index, video.video_id)}" if index < MOST_TIMELINES else None,
         }
 
     def _headline(self) -> Iterator[str]:
@@ -295,10 +295,10 @@ class TemporalReport:
     def _videos(self) -> Iterator[str]:
         yield "\n## Videos, the worst first\n\n| video, timeline | events | missed | false | right |"
         yield "|---|---:|---:|---:|---:|"
-        for place, video in enumerate(self.scores.videos[:MOST_LISTED]):
+        for index, video in enumerate(self.scores.videos[:MOST_LISTED]):
             accuracy = "-" if video.frame_accuracy is None else percent(video.frame_accuracy)
             counts = f"{len(video.intervals)} | {video.alarms.num_missed} | {video.alarms.num_false} | {accuracy}"
-            yield f"| [{escape_markdown(video.video_id)}]({TIMELINES}/{_picture(place, video.video_id)}) | {counts} |"
+            yield f"| [{escape_markdown(video.video_id)}]({TIMELINES}/{_picture(index, video.video_id)}) | {counts} |"
         more = len(self.scores.videos) - MOST_LISTED
         if more > 0:
             yield f"\nAnd {more} more, in {REPORT_FILE}; {TIMELINES}/ has pictures of the {MOST_TIMELINES} worst."
@@ -389,9 +389,9 @@ def _distinct(curve: Sequence[OperatingPoint]) -> Iterator[OperatingPoint]:
         before = facts
 
 
-def _picture(place: int, video_id: str) -> str:
+def _picture(index: int, video_id: str) -> str:
     name = re.sub(r"[^A-Za-z0-9-]+", "_", Path(video_id).stem).strip("_")[:40]
-    return f"{place + 1:03d}_{name or 'video'}.png"
+    return f"{index + 1:03d}_{name or 'video'}.png"
 
 
 def _delay(alarms: AlarmScores, quantile: float) -> str:

@@ -203,11 +203,11 @@ def _scored(
 
 
 def _middle(good: Sequence[bool]) -> int:
-    """The middle of the longest run of good places; of equally long ones, the first."""
+    """The middle of the longest run of good values; of equally long ones, the first."""
     longest, start = (0, 0), None
-    for place, one in enumerate([*good, False]):
+    for index, one in enumerate([*good, False]):
         if one and start is None:
-            start = place
+            start = index
         elif not one and start is not None:
-            longest, start = max(longest, (place - start, -start)), None
+            longest, start = max(longest, (index - start, -start)), None
     return -longest[1] + (longest[0] - 1) // 2

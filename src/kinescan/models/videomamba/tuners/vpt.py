@@ -40,7 +40,7 @@ class VisualPrompts(Tuner):
         config: of the model.
 
     Source: VPT (arXiv 2203.12119), eq. 4-7.
-    Differs: the tokens stand after the patches of their time step, since in a scan the place matters.
+    Differs: the tokens stand after the patches of their time step, since in a scan the position matters.
     """
 
     def __init__(self, config: VPTConfig) -> None:
