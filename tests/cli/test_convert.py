@@ -152,6 +152,23 @@ def test_boris_aggregated_events_are_read(convert: Convert) -> None:
     assert convert("x.csv", both, "--where", "subject=ann") == FALL
 
 
+@pytest.mark.parametrize(
+    ("offset", "start", "stop"),
+    [("10.0", "10.5", "11.25"), ("-0.25", "0.25", "1.0"), ("00:00:10.000", "10.5", "11.25"), ("NA", "0.5", "1.25")],
+)
+def test_boris_times_are_less_the_offset_that_it_added(convert: Convert, offset: str, start: str, stop: str) -> None:
+    assert convert("x.csv", NEW + new_row(start, stop).replace(",0.0,3.0,", f",{offset},3.0,")) == FALL
+    above = f"Observation id\tobs1\n\nTime offset (s)\t{offset}\nMedia file(s)\nPlayer #1\tclips/a.mp4\n\n"
+    header = "Time\tMedia file path\tTotal length\tFPS\tSubject\tBehavior\tBehavioral category\tComment\tStatus\n"
+    rows = "".join(
+        f"{time}\tclips/a.mp4\t3\t20\tann\tfall\t\t\t{status}\n" for time, status in ((start, "START"), (stop, "STOP"))
+    )
+    assert convert("x.tsv", above + header + rows) == FALL
+    broken = NEW + new_row(start, stop).replace(",0.0,3.0,", ",ten,3.0,")
+    assert convert("x.csv", broken, code=1) == []
+    assert "'ten'" in said(convert)
+
+
 def test_boris_points_and_open_states(convert: Convert) -> None:
     text = NEW + new_row("0.5", "0.5", "POINT") + new_row("1", "", "POINT") + new_row("2", "", "STATE")
     assert convert("x.csv", text, code=1) == []

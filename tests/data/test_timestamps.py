@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from kinescan.data.timestamps import timed_frames
@@ -18,6 +19,22 @@ def test_without_a_rate_every_frame_is_taken_at_its_own_time(tmp_path: Path) -> 
     assert frames.positions.tolist() == list(range(7))
     np.testing.assert_allclose(frames.seconds, np.arange(7) / 5)
     assert (len(frames), frames.end_seconds) == (7, 1.4)
+
+
+@pytest.mark.parametrize("rate", [0, 5, 20])
+@pytest.mark.parametrize("name", ["a.ts", "a.mkv", "a.mp4"])
+def test_times_are_counted_from_the_first_frame(tmp_path: Path, name: str, rate: float) -> None:
+    late = torch.arange(20, dtype=torch.float64) / 10 + (0.0 if name == "a.ts" else 1.5)
+    write_video(tmp_path / name, torch.zeros(20, 3, 16, 16, dtype=torch.uint8), fps=10, pts_seconds=late)
+    with VideoReader(tmp_path / name) as video:
+        assert float(video.pts_seconds[0]) > 0.1
+        frames = timed_frames(video, rate)
+    with VideoReader(_write(tmp_path / "b.mp4", 20, 10)) as video:
+        expected = timed_frames(video, rate)
+    assert frames.positions.tolist() == expected.positions.tolist()
+    np.testing.assert_allclose(frames.seconds, expected.seconds, atol=2e-3)
+    assert frames.seconds[0] == 0
+    assert frames.end_seconds == pytest.approx(expected.end_seconds, abs=2e-3)
 
 
 def test_a_file_with_fewer_frames_repeats_them_at_later_times(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ import pytest
 import torch
 from tests.bright_model import blinking, bright_model, write_blinking
 
+from kinescan.data.video import VideoReader, write_video
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.events.rules import ClassRules, EventRules
 from kinescan.events.sinks import Calls, JsonLines
 from kinescan.events.told import Told
 from kinescan.inference import event_stream as module
 from kinescan.inference.event_stream import EventStream, stream_events
+from kinescan.inference.segments import predict_events
 from kinescan.inference.stream import StreamPrediction, StreamSession
 from kinescan.inference.stream_state import load_stream_events, load_stream_state, save_stream_state
 from kinescan.models.pks4 import PKS4
@@ -56,6 +58,28 @@ def test_tells_what_happens_in_a_file_and_its_sinks(model: PKS4, video: Path, tm
         record.to_plain() for record in told
     ]
     assert told[0].start_time is None
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mkv"])
+@pytest.mark.parametrize("is_live", [False, True])
+def test_events_are_counted_from_the_first_frame_wherever_the_clock_starts(
+    model: PKS4, tmp_path: Path, name: str, is_live: bool
+) -> None:
+    pixels = blinking(10, 12, 10, 8, 6)
+    late = torch.arange(len(pixels), dtype=torch.float64) / 10 + (0.0 if name == "a.ts" else 700.5)
+    write_video(tmp_path / name, pixels, fps=10, pts_seconds=late)
+    with VideoReader(tmp_path / name) as video:
+        assert float(video.pts_seconds[0]) > 0.1
+    source = f"file://{tmp_path / name}" if is_live else tmp_path / name
+    shown: list[float] = []
+    told = list(stream_events(model, source, rules=RULES, watch=lambda pixels, seconds: shown.append(seconds)))
+    assert _said(told) == SAID
+    assert (round(shown[0], 3), round(shown[-1], 3)) == (0.0, 4.5)
+    assert _said(list(stream_events(model, source, rules=RULES, every=1))) == SAID
+    if not is_live:
+        found = predict_events(model, tmp_path / name, rules=RULES)[0]
+        assert _said(list(found.events)) == [entry for entry in SAID if entry[0] == "end"]
+        assert found.end_seconds == pytest.approx(4.6, abs=0.002)
 
 
 def test_an_event_that_goes_on_ends_with_the_source(model: PKS4) -> None:

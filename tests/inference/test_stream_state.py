@@ -1,5 +1,6 @@
 import os
 import sys
+import time
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from kinescan.errors import CheckpointError
 from kinescan.inference import StreamSession, load_stream_state, save_stream_state, stream
+from kinescan.inference.stream_state import load_left_time
 from kinescan.models.zoo import create_model
 
 SIZES = {"patch_size": 16, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 16, "embed_dim": 16, "insert_after": 1}
@@ -76,6 +78,17 @@ def test_numbers_of_frames_that_are_none(saved, seen):
         load_stream_state(saved)
 
 
+@pytest.mark.parametrize("left", ["", "nan", "inf", "yesterday"])
+def test_times_at_which_a_stream_was_left_that_are_none(saved, model, left):
+    assert load_left_time(saved) == pytest.approx(time.time(), abs=600)
+    save_file(load_file(saved), saved, metadata={**METADATA, "left_time": left})
+    with pytest.raises(CheckpointError, match="left_time"):
+        stream(model, FRAMES, state=saved)
+    # files of before hold none
+    save_file(load_file(saved), saved, metadata=METADATA)
+    assert load_left_time(saved) is None
+
+
 def test_files_that_are_none(saved, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "text").write_text("hello")
@@ -108,11 +121,11 @@ def test_a_disk_that_is_full_for_a_minute_ends_nothing(model, tmp_path, monkeypa
     calls = []
     whole = save_stream_state
 
-    def full(state, path, *, model=None):
+    def full(state, path, **others):
         calls.append(1)
         if len(calls) == 1:
             raise CheckpointError("the stream's state cannot be written: No space left on device.")
-        whole(state, path, model=model)
+        whole(state, path, **others)
 
     monkeypatch.setattr(sys.modules[StreamSession.__module__], "save_stream_state", full)
     assert len(list(stream(model, FRAMES, state=tmp_path / "state.safetensors"))) == 3

@@ -1,6 +1,7 @@
 """Streams by time: the rate of the source, and clocks that are wrong."""
 
 import logging
+import time
 
 import pytest
 import torch
@@ -156,3 +157,23 @@ def test_size_and_rate_may_change_on_the_way(timed_model):
     small = [(pixels[:, ::2, ::2], time) for pixels, time in shown(steady(50.0, seconds=2.0, start=2.0))]
     predictions = list(stream(timed_model, shown(steady(25.0, seconds=2.0)) + small))
     assert [p.seconds for p in predictions] == pytest.approx([FRAME_SECONDS * k for k in range(25)], abs=1e-6)
+
+
+@pytest.mark.parametrize(("away", "is_cut"), [(0.5, False), (1.9, False), (2.1, True), (7200.0, True)])
+def test_a_live_stream_restarted_after_a_pause_follows_the_rule_for_pauses(
+    timed_model, tmp_path, monkeypatch, away, is_cut
+):
+    now = 1_700_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    pixels = torch.stack([scene(t / 10) for t in range(20)])
+    write_video(tmp_path / "a.ts", pixels, fps=10)
+    source = f"file://{tmp_path / 'a.ts'}"
+    first = at_turns(stream(timed_model, source, state=tmp_path / "state"))
+    now += away
+    second = at_turns(stream(timed_model, source, state=tmp_path / "state"))
+    assert bool((first == second).all()) == is_cut
+    # a file's time stands still while nobody reads it
+    list(stream(timed_model, tmp_path / "a.ts", state=tmp_path / "of_file"))
+    now += 7200.0
+    again = at_turns(stream(timed_model, tmp_path / "a.ts", state=tmp_path / "of_file"))
+    assert not (again == first).all()

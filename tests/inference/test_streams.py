@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kinescan.data.video import Reconnect
+from kinescan.data.video import Reconnect, write_video
 from kinescan.errors import ConfigError, VideoError
 from kinescan.events.rules import EventRules
 from kinescan.events.sinks import Calls
 from kinescan.inference import Camera, load_stream_state, stream_many
 from kinescan.inference.streams import check_cameras
 from kinescan.models.pks4 import PKS4
+from kinescan.models.timing import FrameTiming
 from kinescan.models.zoo import create_model
 
 SIZES = {"patch_size": 16, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 16, "embed_dim": 16, "insert_after": 1}
@@ -109,6 +110,20 @@ def test_every_state_is_written_when_it_is_broken_off(model, tmp_path):
     again = stream_many(model, [Camera(name="door", source=frames(3), state=tmp_path / "door.state")])
     assert len(list(again)) == 3
     assert load_stream_state(tmp_path / "door.state").frames_seen == first["door"] + 3
+
+
+@pytest.mark.parametrize(("away", "frames_seen"), [(1.0, 12), (7200.0, 6)])
+def test_a_camera_restarted_after_a_pause_follows_the_rule_for_pauses(model, tmp_path, monkeypatch, away, frames_seen):
+    now = 1_700_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    monkeypatch.setattr(model, "timing", FrameTiming(median_seconds=0.1, shortest_seconds=0.1, longest_seconds=0.1))
+    write_video(tmp_path / "a.ts", torch.zeros(6, 3, 32, 32, dtype=torch.uint8), fps=10)
+    source, never = f"file://{tmp_path / 'a.ts'}", Reconnect(limit_seconds=0)
+    camera = Camera(name="door", source=source, state=tmp_path / "state", reconnect=never)
+    list(stream_many(model, [camera]))
+    now += away
+    list(stream_many(model, [camera]))
+    assert load_stream_state(tmp_path / "state").frames_seen == frames_seen
 
 
 def test_a_state_that_cannot_be_written_costs_no_other(model, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def read_clips(
         dense_rate: see `view_indices`.
 
     Returns:
-        [clips, crops, T, 3, size, size], and T seconds.
+        [clips, crops, T, 3, size, size], and T seconds, counted from the file's first frame.
 
     Raises:
         VideoError: the file cannot be read.
@@ -53,9 +53,10 @@ def read_clips(
             pts_seconds=reader.pts_seconds,
         )
         frames = reader.read(indices.flatten())
+        seconds = frames.pts_seconds[: indices.shape[1]] - reader.pts_seconds[0]
     crops = transform(frames.pixels)  # [crops, clips * T, 3, size, size]
     clips = crops.unflatten(1, tuple(indices.shape)).transpose(0, 1)
-    return clips, frames.pts_seconds[: indices.shape[1]].tolist()
+    return clips, seconds.tolist()
 
 
 def video_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:

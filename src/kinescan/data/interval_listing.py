@@ -44,8 +44,8 @@ def read_intervals(
 ) -> IntervalTable:
     r"""Videos with all that happens in them, from when to when.
 
-    Times are counted from a video's first frame, as players show them; intervals have times of the file's own clock,
-    as frames have. Each video is opened for that, and since times are held against its length.
+    Times are counted from a video's first frame, as players show them, wherever the file's own clock starts. Each video
+    is opened, since times are held against its length, and labels of frames need theirs.
 
     Args:
         source: a csv of path,start,end,label, or the folder or file of another layout in `INTERVAL_DATASETS`.
@@ -119,12 +119,10 @@ class _Clock:
     Attributes:
         starts: of each frame.
         end: of the last one.
-        first: when the first one is shown, by the file's own clock.
     """
 
     starts: Sequence[float]
     end: float
-    first: float
 
     def at(self, frame: float) -> float:
         """When a frame begins; the frame behind the last one begins at the end."""
@@ -133,7 +131,7 @@ class _Clock:
 
 
 class _Placing:
-    """The labels of one video on its own clock, and what is wrong with them.
+    """The labels of one video, and what is wrong with them.
 
     Args:
         annotated: the labels as they are written.
@@ -155,7 +153,7 @@ class _Placing:
         # the same row twice is one row
         once = {(span.start, span.end, span.label): span for span in reversed(named)}
         ordered = sorted(once.values(), key=lambda span: (span.start, span.end, span.label))
-        annotated, first = self._annotated, 0.0 if self._clock is None else self._clock.first
+        annotated = self._annotated
         return IntervalVideo(
             annotated.path,
             annotated.video_id,
@@ -163,8 +161,8 @@ class _Placing:
                 Interval(
                     video_id=annotated.video_id,
                     label=span.label,
-                    start_seconds=first + span.start,
-                    end_seconds=first + span.end,
+                    start_seconds=span.start,
+                    end_seconds=span.end,
                 )
                 for span in (ordered if self._overlaps else self._apart(ordered))
             ),
@@ -277,8 +275,7 @@ def _read_clocks(paths: Sequence[Path], limits: Limits | None, allow_short: bool
     def read(path: Path) -> _Clock | None:
         try:
             with VideoReader(path, limits=limits, allow_short=allow_short) as video:
-                first = float(video.pts_seconds[0])
-                return _Clock((video.pts_seconds - first).tolist(), video.duration_seconds, first)
+                return _Clock((video.pts_seconds - video.pts_seconds[0]).tolist(), video.duration_seconds)
         except VideoError:
             return None
 

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """What happens in a video, from when to when: [start, end) in seconds of the video's own clock.
+    """What happens in a video, from when to when: [start, end) in seconds from the video's first frame on.
 
     Attributes:
         video_id: which video.

@@ -16,9 +16,10 @@ class TimedFrames:
 
     Attributes:
         positions: [n] int64, not decreasing: the frames' positions in the file.
-        seconds: [n] float64, not decreasing: the time of each, by the file's own clock. Of a frame that is repeated,
-            since the file has fewer a second, the time at which it is shown again.
-        end_seconds: when the last frame of the file ends.
+        seconds: [n] float64, not decreasing: the time of each, counted from the file's first frame, as players and
+            annotation tools count, wherever its own clock starts. Of a frame that is repeated, since the file has
+            fewer a second, the time at which it is shown again.
+        end_seconds: when the last frame of the file ends, counted so, too.
         starts: indices in `positions` at which frames follow on each other: 0, and those behind a pause or a jump of
             the clock that is too long to be filled (see `kinescan.data.resampling.longest_gap`).
     """
@@ -55,7 +56,8 @@ def timed_frames(video: VideoReader, frame_rate: float) -> TimedFrames:
         ([0, 5, 10, 15], [0, 0, 1, 1, 2])
     """
     own = video.pts_seconds.double()
-    end = float(own[0]) + video.duration_seconds
+    own = own - own[0]
+    end = video.duration_seconds
     if not frame_rate:
         return TimedFrames(torch.arange(len(own)), own.numpy().copy(), end)
     frames = list(resample(((None, seconds) for seconds in own.tolist()), 1 / frame_rate, name=str(video.path)))

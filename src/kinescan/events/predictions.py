@@ -18,7 +18,7 @@ class FramePredictions:
         scores: [T, K] float32, probabilities: softmax over the classes with "background" as class 0, or sigmoid for
             classes that may overlap.
         classes: K names, in the order of the scores.
-        end_seconds: when the video ends.
+        end_seconds: when the video ends, by the same clock.
 
     Raises:
         ShapeError: the sizes do not fit each other, or a time or a score is not finite.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from kinescan.inference.stream import (
     StreamPrediction,
     StreamSession,
     checked_behind,
+    left_time_of,
     predictions_of,
     session_from,
 )
@@ -41,6 +42,14 @@ _STATE_SECONDS, _OPEN_STATE_SECONDS = 60.0, 1.0
 """How often the state is written, besides when something is told: in general, and while an event is open."""
 
 Watch = Callable[[Tensor, float], None]
+
+
+class _Snapshot(NamedTuple):
+    """A stream at one moment: the model's state, when its last frame was taken, and the events."""
+
+    state: PKS4State
+    left_time: float | None
+    events: dict[str, Any]
 
 
 class EventStream:
@@ -160,7 +169,7 @@ class EventStream:
             ended = _iso(now - max(0.0, update.told_at_seconds - event.end_seconds))
         return {"start_time": begun, "end_time": ended, "told_at_time": _iso(now)}
 
-    def _snapshot(self) -> tuple[PKS4State, dict[str, Any]]:
+    def _snapshot(self) -> "_Snapshot":
         events = {
             "detector": self._detector.state(),
             "sequence": self._sequence,
@@ -168,13 +177,13 @@ class EventStream:
             "source": self._identity,
             "last": self._last,
         }
-        return self._session.state, events
+        return _Snapshot(self._session.state, self._session.last_time, events)
 
-    def _save(self, snapshot: tuple[PKS4State, dict[str, Any]], pending: Sequence[Told]) -> None:
+    def _save(self, snapshot: "_Snapshot", pending: Sequence[Told]) -> None:
         assert self._path is not None, "saved only where there is a file"
-        state, events = snapshot
+        state, left_time, events = snapshot
         events = {**events, "pending": [told.to_plain() for told in pending]}
-        save_stream_state(state, self._path, weights=self._weights, events=events)
+        save_stream_state(state, self._path, weights=self._weights, events=events, left_time=left_time)
 
     def _restore(self, path: Path | None) -> list[Told]:
         """Continues from the file; gives what may not have been told."""
@@ -279,6 +288,7 @@ def stream_events(
         after_seconds=events.resume_seconds,
         name=mask_url(name),
         when_behind=checked_behind(when_behind, source),
+        left_time=left_time_of(session, source),
     )
     return _told(predictions, events, path is not None)
 

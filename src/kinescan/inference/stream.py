@@ -19,7 +19,7 @@ from kinescan.inference.exported import CausalModel, ExportedStep
 from kinescan.inference.feed import Feed, WhenBehind
 from kinescan.inference.model_source import ModelSource, record_of_export, resolve_model
 from kinescan.inference.stream_average import AverageKind, choose_average
-from kinescan.inference.stream_state import fitting_state, load_stream_state, save_stream_state
+from kinescan.inference.stream_state import fitting_state, load_left_time, load_stream_state, save_stream_state
 from kinescan.inference.turns import FrameSource as FrameSource
 from kinescan.inference.turns import Turn, frames_of, turns_of
 from kinescan.models.mode import evaluation_view
@@ -136,6 +136,7 @@ class StreamSession:
         self._sleeps |= self._average is not None and self._average.kind == "mean"
         self._told = False
         self._seconds: float | None = None
+        self.last_time: float | None = None
 
     def push(self, frame: Tensor, *, frame_index: int | None = None, seconds: float | None = None) -> StreamPrediction:
         """Feeds one frame and gives what the model says now.
@@ -188,6 +189,7 @@ class StreamSession:
         if self._average is not None:
             logits, recent = self._average.push(logits, self._elapsed(seconds, frame_index), recent)
         self.state, self._seconds = replace(state, recent=recent), seconds
+        self.last_time = time.time()
         self._tell_of_sleep()
         scores, best = self.model.probabilities(logits).sort(descending=True, stable=True)
         return StreamPrediction(
@@ -302,7 +304,8 @@ def stream(
     else:
         session = StreamSession(model, top=top, device=device, state=state, **chosen)
     frames = frames_of(source, session.model, allow_short, reconnect)
-    predictions = predictions_of(session, frames, every, name=name, when_behind=when_behind)
+    left_time = left_time_of(session, source)
+    predictions = predictions_of(session, frames, every, name=name, when_behind=when_behind, left_time=left_time)
     return _kept(predictions, session, Path(state)) if isinstance(state, str | Path) else predictions
 
 
@@ -332,7 +335,13 @@ def session_from(
     )
     if path.exists():
         session.state = fitting_state(load_stream_state(path, model=session.model), session.model)
+        session.last_time = load_left_time(path)
     return session
+
+
+def left_time_of(session: StreamSession, source: FrameSource) -> float | None:
+    """When a live source was left by the program before this one; None for files and frames, whose time stood still."""
+    return session.last_time if isinstance(source, str | Path) and is_live(source) else None
 
 
 def predictions_of(
@@ -343,6 +352,7 @@ def predictions_of(
     after_seconds: float | None = None,
     name: str = "the stream",
     when_behind: WhenBehind = "wait",
+    left_time: float | None = None,
 ) -> Generator[StreamPrediction, None, None]:
     """What the session says after each frame that it is fed; those up to `after_seconds` were fed before.
 
@@ -353,8 +363,9 @@ def predictions_of(
         after_seconds: up to where the source was seen before.
         name: of the source, for the log.
         when_behind: as for `stream`.
+        left_time: see `turns_of`.
     """
-    turns = partial(turns_of, session.model, frames, every, name, after_seconds=after_seconds)
+    turns = partial(turns_of, session.model, frames, every, name, after_seconds=after_seconds, left_time=left_time)
     if when_behind == "wait":
         for turn in turns():
             yield _pushed(session, turn)
@@ -384,12 +395,12 @@ def _kept(
                     written = time.monotonic()
                     # room may be made until the next minute: the stream continues meanwhile
                     try:
-                        save_stream_state(session.state, path, model=session.model)
+                        save_stream_state(session.state, path, model=session.model, left_time=session.last_time)
                     except CheckpointError as error:
                         logger.warning("%s The stream continues.", error)
     finally:
         if session.state is not begun:
-            save_stream_state(session.state, path, model=session.model)
+            save_stream_state(session.state, path, model=session.model, left_time=session.last_time)
             logger.info("the state after %d frames: %s", session.state.frames_seen, path)
 
 

@@ -1,6 +1,7 @@
 """The state of one stream through a causal model as a file: written whole, read part by part."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import parse_json, require_regular
 
 _MARK, _SEEN, _WEIGHTS, _EVENTS = "kinescan_stream_state", "frames_seen", "weights", "events"
+_LEFT = "left_time"
 _ADVICE = "Name a file in a folder with room."
 
 
@@ -31,6 +33,7 @@ def save_stream_state(
     model: CausalModel | None = None,
     weights: str | None = None,
     events: Mapping[str, Any] | None = None,
+    left_time: float | None = None,
 ) -> None:
     """Writes a stream's state to a safetensors file, to continue later or elsewhere.
 
@@ -42,6 +45,7 @@ def save_stream_state(
         model: whose weights the state belongs to; `load_stream_state` can compare them then.
         weights: the model's fingerprint, where it is known: taking it again costs as much as reading every parameter.
         events: JSON-like values that are kept beside the state, of the same moment; see `load_stream_events`.
+        left_time: when its last frame was taken, in seconds as `time.time()` gives them; see `load_left_time`.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -52,6 +56,8 @@ def save_stream_state(
         metadata[_WEIGHTS] = weights or model.weights_fingerprint()  # type: ignore[union-attr]
     if events is not None:
         metadata[_EVENTS] = to_json(events)
+    if left_time is not None:
+        metadata[_LEFT] = repr(float(left_time))
 
     def refused(reason: str) -> CheckpointError:
         return CheckpointError(f"the stream's state cannot be written: {reason}")
@@ -98,6 +104,26 @@ def load_stream_state(path: str | Path, *, model: CausalModel | None = None) -> 
         raise refused(str(error)) from None
 
 
+def load_left_time(path: str | Path) -> float | None:
+    """What `save_stream_state` was given as `left_time`; None in a file without.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+
+    def refused(reason: str) -> CheckpointError:
+        return CheckpointError(f"{path}: the time at which the stream was left cannot be read: {reason}")
+
+    text = _metadata(path, refused).get(_LEFT)
+    try:
+        seconds = None if text is None else float(text)
+    except ValueError:
+        seconds = math.nan
+    if seconds is not None and not math.isfinite(seconds):
+        raise refused(f"{_LEFT} is {text!r}, and must be a number. {ANEW}")
+    return seconds
+
+
 def load_stream_events(path: str | Path) -> dict[str, Any] | None:
     """What `save_stream_state` was given as `events`; None in a file without.
 
@@ -108,18 +134,22 @@ def load_stream_events(path: str | Path) -> dict[str, Any] | None:
     def refused(reason: str) -> CheckpointError:
         return CheckpointError(f"{path}: the stream's events cannot be read: {reason}")
 
-    require_regular(path, error=refused)
-    try:
-        with safe_open(str(path), "pt") as file:
-            text = (file.metadata() or {}).get(_EVENTS)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise refused(f"{error}. {ANEW}") from None
+    text = _metadata(path, refused).get(_EVENTS)
     if text is None:
         return None
     values = parse_json(text, path, error=refused)
     if not isinstance(values, dict):
         raise refused(f"they are no JSON object. {ANEW}")
     return values
+
+
+def _metadata(path: str | Path, refused: Callable[[str], CheckpointError]) -> dict[str, str]:
+    require_regular(path, error=refused)
+    try:
+        with safe_open(str(path), "pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise refused(f"{error}. {ANEW}") from None
 
 
 def fitting_state(state: PKS4State, model: CausalModel) -> PKS4State:

@@ -17,11 +17,11 @@ from kinescan.events.sinks import Sink
 from kinescan.inference.event_stream import EventStream
 from kinescan.inference.feed import Fed, Feed, WhenBehind
 from kinescan.inference.model_source import ModelSource, resolve_model
-from kinescan.inference.stream import StreamPrediction, StreamSession, checked_behind, session_from
+from kinescan.inference.stream import StreamPrediction, StreamSession, checked_behind, left_time_of, session_from
 from kinescan.inference.stream_average import AverageKind
 from kinescan.inference.stream_batch import StreamBatch
 from kinescan.inference.stream_state import save_stream_state
-from kinescan.inference.turns import FrameSource, Turn, frames_of, turns_of
+from kinescan.inference.turns import FrameSource, Turn, frames_of, from_first, turns_of
 from kinescan.runtime.urls import mask_url
 
 logger = logging.getLogger(__name__)
@@ -230,6 +230,7 @@ class _Member:
         self._feed: Feed | None = None
         self._path = None if camera.state is None else Path(camera.state)
         self._begun, self._saved = session.state, time.monotonic()
+        self._left_time = left_time_of(session, camera.source)
         self._events: EventStream | None = None
         if camera.rules is not None:
             source = camera.source
@@ -308,7 +309,7 @@ class _Member:
         if self._events is not None:
             self._events.close()
         elif self._path is not None and self.session.state is not self._begun:
-            save_stream_state(self.session.state, self._path, model=self.session.model)
+            self._save()
             logger.info("%s: the state after %d frames: %s", self.name, self.session.state.frames_seen, self._path)
 
     def abandon(self) -> None:
@@ -319,7 +320,8 @@ class _Member:
     def _turns(self) -> Iterator[Turn]:
         after = None if self._events is None else self._events.resume_seconds
         model, every = self.session.model, self._camera.every
-        for turn in turns_of(model, self._frames(), every, self.name, after_seconds=after):
+        turns = turns_of(model, self._frames(), every, self.name, after_seconds=after, left_time=self._left_time)
+        for turn in turns:
             self._group.is_there(self.name)
             yield turn
 
@@ -328,7 +330,7 @@ class _Member:
         if not isinstance(source, str | Path) or not is_live(source):
             return frames_of(source, self.session.model, False)
         limit = self._camera.reconnect.limit_seconds
-        return ReconnectingVideo(
+        video = ReconnectingVideo(
             source,
             reconnect=self._camera.reconnect,
             square_pixels=self.session.model.preprocessing.square_pixels,
@@ -336,15 +338,21 @@ class _Member:
             stop=self._stop,
             gives_up=lambda outage: not limit or self._group.gives_up(self.name, limit, outage),
         )
+        return from_first(video)
 
     def _save_in_turn(self) -> None:
         if self._path is None or time.monotonic() - self._saved < _STATE_SECONDS:
             return
         self._saved = time.monotonic()
         try:
-            save_stream_state(self.session.state, self._path, model=self.session.model)
+            self._save()
         except KinescanError as error:
             logger.warning("%s: %s The stream continues.", self.name, error)
+
+    def _save(self) -> None:
+        assert self._path is not None, "saved only where there is a file"
+        session = self.session
+        save_stream_state(session.state, self._path, model=session.model, left_time=session.last_time)
 
     def _fail(self, error: KinescanError) -> None:
         self.error = error

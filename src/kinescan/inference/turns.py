@@ -1,14 +1,15 @@
 """The frames of a source that a stream feeds to its model, each in its turn."""
 
 import logging
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Generator, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from kinescan.data.resampling import resample
+from kinescan.data.resampling import longest_gap, resample
 from kinescan.data.video import LiveVideo, Reconnect, ReconnectingVideo, VideoReader, is_live
 from kinescan.inference.exported import CausalModel
 
@@ -25,7 +26,7 @@ class Turn(NamedTuple):
     Attributes:
         frame_index: its index in the source.
         pixels: uint8 [3, H, W].
-        seconds: when, by the source's clock; None where it came without a time.
+        seconds: when, counted from the source's first frame; None where it came without a time.
         is_cut: the stream begins anew with it.
     """
 
@@ -41,13 +42,35 @@ def frames_of(
     allow_short: bool,
     reconnect: Reconnect | None = None,
 ) -> Iterable[Tensor | tuple[Tensor, float]]:
-    """The frames of a source, each alone or with its time in seconds; nothing is opened before the first."""
+    """The frames of a source, each alone or with its time in seconds; nothing is opened before the first.
+
+    Times of frames that are decoded here are counted from the first one; those of an iterable stay as they are.
+    """
     if not isinstance(source, str | Path):
         return source
     square_pixels = model.preprocessing.square_pixels
     if reconnect is not None and is_live(source):
-        return ReconnectingVideo(source, reconnect=reconnect, square_pixels=square_pixels)
-    return _decoded(source, allow_short=allow_short, square_pixels=square_pixels)
+        return from_first(ReconnectingVideo(source, reconnect=reconnect, square_pixels=square_pixels))
+    return from_first(_decoded(source, allow_short=allow_short, square_pixels=square_pixels))
+
+
+def from_first(frames: Iterable[tuple[Tensor, float]]) -> Generator[tuple[Tensor, float], None, None]:
+    """The frames with their times counted from the first one, wherever the clock of the source starts.
+
+    Example:
+        >>> [seconds for _, seconds in from_first([(torch.zeros(3, 2, 2), 1.5), (torch.zeros(3, 2, 2), 1.75)])]
+        [0.0, 0.25]
+    """
+    iterator = iter(frames)
+    try:
+        first: float | None = None
+        for pixels, seconds in iterator:
+            first = seconds if first is None else first
+            yield pixels, seconds - first
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()
 
 
 def _decoded(source: str | Path, *, allow_short: bool, square_pixels: bool) -> Iterator[tuple[Tensor, float]]:
@@ -66,11 +89,35 @@ def turns_of(
     name: str,
     *,
     after_seconds: float | None = None,
+    left_time: float | None = None,
 ) -> Iterator[Turn]:
-    """The frames to feed, each in its turn; see `predictions_of`."""
+    """The frames to feed, each in its turn.
+
+    Args:
+        model: that is fed.
+        frames: each alone or with its time.
+        every: as for `stream`.
+        name: of the source, for the log.
+        after_seconds: frames up to there were fed before, and are left out.
+        left_time: when an earlier program took the last frame of this live source, by `time.time()`. After a longer
+            pause than `kinescan.data.resampling.longest_gap` the model begins anew, as it does within a stream.
+    """
     for turn in _in_turn(model, frames, every, name):
-        if after_seconds is None or turn.seconds is None or turn.seconds > after_seconds:
-            yield turn
+        if after_seconds is not None and turn.seconds is not None and turn.seconds <= after_seconds:
+            continue
+        if left_time is not None and every is None and model.frame_seconds is not None:
+            turn = _behind_pause(turn, time.time() - left_time, model, name)
+        left_time = None
+        yield turn
+
+
+def _behind_pause(turn: Turn, seconds: float, model: CausalModel, name: str) -> Turn:
+    """The first turn after a restart, which is a cut where the source was left for too long."""
+    assert model.frame_seconds is not None, "the caller has looked"
+    if seconds <= longest_gap(model.frame_seconds):
+        return turn
+    logger.warning("%s: was left %.1f s ago; %s begins anew", name, seconds, model.name)
+    return turn._replace(is_cut=True)
 
 
 def _in_turn(

@@ -27,7 +27,8 @@ def is_boris(file: Path) -> bool:
 def read_boris(source: ExportFile) -> Export:
     """Events of BORIS; a label is the behavior, and may be made of subject, modifiers and category, too.
 
-    Where several media files follow each other on one clock, the lengths of those before an event's file are taken off.
+    Where several media files follow each other on one clock, the lengths of those before an event's file are taken off,
+    and so is an observation's time offset, which BORIS adds to the time of the media when it notes an event.
 
     Raises:
         ConfigError: it is not a table of BORIS.
@@ -140,15 +141,35 @@ class _Reading:
         }
 
     def _media(self, row: Row) -> tuple[str | None, float]:
+        """The video of a row, and what to take off its times: BORIS adds an observation's offset, and files before."""
+        try:
+            offset = self._time_offset(row)
+        except ValueError as problem:
+            self._problems.append(RowProblem(row.line, f"time offset: {problem}"))
+            return None, 0.0
+        video, passed = self._media_on_clock(row)
+        return video, offset + passed
+
+    def _time_offset(self, row: Row) -> float:
+        """What the observation adds to the time of its media.
+
+        Raises:
+            ValueError: it is not a time.
+        """
+        text = self._sheet.get(row, "Time offset (s)", "Time offset")
+        text = text or self._above.get("time offset (s)", "") or self._above.get("time offset", "")
+        offset = 0.0 if text.lower() in _NOTHING else parse_seconds(text)
+        if offset:
+            self._notes.setdefault(f"an observation has a time offset of {offset:g} s, which is taken off its times")
+        return offset
+
+    def _media_on_clock(self, row: Row) -> tuple[str | None, float]:
         """The video of a row, and how many seconds of its clock passed before that file began."""
         sheet = self._sheet
         listed = sheet.get(row, "Source", "Media file", "Media file path") or self._above_media()
         names = _media_names(listed)
         own = _media_names(sheet.get(row, "Media file name"))
         chosen = own[0] if own else names[0] if names else ""
-        offset_text = sheet.get(row, "Time offset (s)") or self._above.get("time offset (s)", "")
-        if offset_text.strip("0., ") and offset_text.lower() not in _NOTHING:
-            self._notes.setdefault(f"an observation has a time offset of {offset_text} s: times are taken as they are")
         if not chosen:
             observation = sheet.get(row, "Observation id") or self._above.get("observation id", "")
             if not observation:
