@@ -1,10 +1,38 @@
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from kinescan.layers.mamba import scan_branch
 from kinescan.shapes import Tracks
+
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixerChanges:
+    """What a tuner adds inside a block; where it is None, nothing is added. D: inner width, S: state size.
+
+    Attributes:
+        in_proj: added to the input projection: tokens [R, T, width] -> [R, T, 2 D].
+        x_proj: added to the projection to step sizes, write and read vectors: [R, T, D] -> [R, T, rank + 2 S].
+        x_proj_b: the same of the reversed sequence.
+        read: added to what is read from the state: read vectors [R, T, S] -> [R, T, D], before the gate.
+        read_b: the same of the reversed sequence.
+        out_proj: added to the output projection: [R, T, D] -> [R, T, width].
+    """
+
+    in_proj: Change | None = None
+    x_proj: Change | None = None
+    x_proj_b: Change | None = None
+    read: Change | None = None
+    read_b: Change | None = None
+    out_proj: Change | None = None
+
+
+UNCHANGED = MixerChanges()
 
 
 class BidirectionalMamba(nn.Module):
@@ -66,12 +94,29 @@ class BidirectionalMamba(nn.Module):
         """MACs of the two causal convolutions on tokens [R, T, width]; they are sums that no operation shows."""
         return tokens.shape[0] * tokens.shape[1] * self.inner_width * 2 * self.conv1d.kernel_size[0]
 
-    def forward(self, tokens: Tracks) -> Tracks:
-        """[R, T, width] -> [R, T, width]: every token has seen those before it and those after it."""
-        content, gate = self.in_proj(tokens).chunk(2, dim=-1)  # [R, T, D] each
-        forward, _ = scan_branch(content, gate, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
-        backward, _ = scan_branch(
-            content.flip(1), gate.flip(1), self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b
+    def forward(self, tokens: Tracks, changes: MixerChanges = UNCHANGED) -> Tracks:
+        """Every token has seen those before it and those after it.
+
+        Args:
+            tokens: [R, T, width].
+            changes: what is added inside.
+
+        Returns:
+            [R, T, width].
+        """
+        content, gate = _sum(self.in_proj, changes.in_proj)(tokens).chunk(2, dim=-1)  # [R, T, D] each
+        x_proj, x_proj_b = _sum(self.x_proj, changes.x_proj), _sum(self.x_proj_b, changes.x_proj_b)
+        forward, _ = scan_branch(
+            content, gate, self.conv1d, x_proj, self.dt_proj, self.A_log, self.D, extra_read=changes.read
         )
-        out: Tensor = self.out_proj(forward + backward.flip(1))
-        return out
+        backward, _ = scan_branch(
+            *(content.flip(1), gate.flip(1), self.conv1d_b, x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
+            extra_read=changes.read_b,
+        )
+        return _sum(self.out_proj, changes.out_proj)(forward + backward.flip(1))
+
+
+def _sum(projection: nn.Linear, change: Change | None) -> Change:
+    if change is None:
+        return projection
+    return lambda tokens: projection(tokens) + change(tokens)

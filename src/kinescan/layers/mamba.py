@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -127,12 +128,13 @@ def scan_branch(
     content: Tracks,
     gate: Tracks,
     conv1d: nn.Conv1d,
-    x_proj: nn.Linear,
+    x_proj: Callable[[Tensor], Tensor],
     dt_proj: nn.Linear,
     log_rates: Tensor,
     skip: Tensor,
     *,
     state: MambaState | None = None,
+    extra_read: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tracks, MambaState]:
     """What lies between the two projections of a block: causal convolution, selective scan, gate.
 
@@ -145,6 +147,7 @@ def scan_branch(
         log_rates: [D, S], log(-A).
         skip: [D], the way past the state.
         state: where the sequences continue from; None: they start here.
+        extra_read: what is read beside the state, from the read vectors [R, T, S]: [R, T, D], before the gate.
 
     Returns:
         [R, T, D] in the dtype of `content`, and the state to continue with.
@@ -164,6 +167,8 @@ def scan_branch(
         delta_softplus=True,
         state=None if state is None else state.scan,
     )
+    if extra_read is not None:
+        out = out + extra_read(read) * F.silu(gate)
     return out.to(content.dtype), MambaState(scan, conv_tail)
 
 

@@ -22,7 +22,7 @@ _VIDEOMAMBA: dict[str, dict[str, Any]] = {
     "videomamba_middle": {"width": 576, "depth": 32},
 }
 
-TUNER_NAMES = ("ssp", "full", "linear_probe", "adapter", "st_adapter", "vpt")
+TUNER_NAMES = ("ssp", "full", "linear_probe", "adapter", "st_adapter", "vpt", "lora", "state_offset")
 """What may be trained of, or on top of, a VideoMamba; each gives the models TUNER_videomamba_SIZE."""
 
 OLD_MODEL_NAMES = {f"head_only_{name}": f"linear_probe_{name}" for name in _VIDEOMAMBA}

@@ -25,7 +25,9 @@ from kinescan.models.videomamba.tuners import (
     AdapterVideoMamba,
     FullVideoMamba,
     LinearProbeVideoMamba,
+    LoRAVideoMamba,
     STAdapterVideoMamba,
+    StateOffsetVideoMamba,
     VPTVideoMamba,
 )
 from kinescan.models.videomamba.tuners.ssp import SSPVideoMamba
@@ -55,6 +57,8 @@ TUNERS: dict[str, type[TunedVideoMamba]] = {
     "adapter": AdapterVideoMamba,
     "st_adapter": STAdapterVideoMamba,
     "vpt": VPTVideoMamba,
+    "lora": LoRAVideoMamba,
+    "state_offset": StateOffsetVideoMamba,
 }
 """What may be trained of, or on top of, a VideoMamba; each gives the models TUNER_videomamba_SIZE."""
 

@@ -21,6 +21,7 @@ LIMITS = {
     "num_frames": 4096,
     "tubelet_frames": 256,
     "bottleneck": 16_384,
+    "rank": 16_384,
     "kernel_size": 255,
     "num_prompts": 1024,
     "inner_width": 16_384,

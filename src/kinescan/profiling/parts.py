@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from kinescan.layers.bimamba import MixerChanges
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.videomamba.tuned import Tuner
 
@@ -103,9 +105,14 @@ def _watch_tuner(tuner: Tuner, parts: Parts) -> Iterator[None]:
 
         return run
 
-    methods = ("begin", "enter", "leave")
+    def watched_inside(index: int) -> MixerChanges:
+        changes = inside(index)
+        found = {name: change for name, change in vars(changes).items() if change is not None}
+        return replace(changes, **{name: watched(change) for name, change in found.items()})
+
+    methods, inside = ("begin", "enter", "leave", "inside"), tuner.inside
     for name in methods:
-        object.__setattr__(tuner, name, watched(getattr(tuner, name)))
+        object.__setattr__(tuner, name, watched_inside if name == "inside" else watched(getattr(tuner, name)))
     try:
         yield
     finally:

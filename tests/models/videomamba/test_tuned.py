@@ -29,6 +29,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adapter": {"bottleneck": 4},
     "st_adapter": {"bottleneck": 4},
     "vpt": {"num_prompts": 2},
+    "lora": {"rank": 2},
+    "state_offset": {},
 }
 FROZEN = [name for name in TUNERS if name != "full"]
 CLIP = torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))

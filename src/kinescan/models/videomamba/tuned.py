@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kinescan.errors import CheckpointError
+from kinescan.layers.bimamba import UNCHANGED, MixerChanges
 from kinescan.models.saving import base_identity, saved_model
 from kinescan.models.saving.base_identity import BaseIdentity
 from kinescan.models.videomamba.videomamba import VideoMamba, VideoMambaConfig
@@ -37,6 +38,10 @@ class Tuner(nn.Module):
     def enter(self, index: int, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What enters block `index`: the last block's output and the sum before it, which it adds it to."""
         return hidden, residual
+
+    def inside(self, index: int) -> MixerChanges:
+        """What is added inside block `index`."""
+        return UNCHANGED
 
     def leave(self, index: int, hidden: Tensor) -> Tensor:
         """What leaves block `index`."""
@@ -221,6 +226,9 @@ class TunedVideoMamba(VideoMamba, ABC):
 
     def _enter(self, index: int, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return self.tuner.enter(index, hidden, residual)
+
+    def _inside(self, index: int) -> MixerChanges:
+        return self.tuner.inside(index)
 
     def _leave(self, index: int, hidden: Tensor) -> Tensor:
         return self.tuner.leave(index, hidden)

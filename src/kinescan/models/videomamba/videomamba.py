@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kinescan.errors import ConfigError, ShapeError
 from kinescan.fields import check_most, check_types
-from kinescan.layers.bimamba import BidirectionalMamba
+from kinescan.layers.bimamba import UNCHANGED, BidirectionalMamba, MixerChanges
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.size_limits import check_sizes
 from kinescan.models.vit.vit import DropPath
@@ -151,15 +151,18 @@ class MambaBlock(nn.Module):
         self.norm = Norm(config.width, rms=config.rms_norm, eps=config.norm_eps)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, hidden: Sequences, residual: Sequences | None) -> tuple[Sequences, Sequences]:
+    def forward(
+        self, hidden: Sequences, residual: Sequences | None, changes: MixerChanges = UNCHANGED
+    ) -> tuple[Sequences, Sequences]:
         """The mixer's output, and the sum that it has still to be added to (at least float32).
 
         Args:
             hidden: [B, L, W], the output of the block before, or the embedded clip.
             residual: [B, L, W], the sum before it; None in the first block.
+            changes: what a tuner adds inside the mixer.
         """
         residual = add_to_residual(residual, hidden if residual is None else self.drop_path(hidden))
-        return self.mixer(self.norm(residual)), residual
+        return self.mixer(self.norm(residual), changes), residual
 
 
 class PatchEmbedding(nn.Module):
@@ -335,10 +338,11 @@ class VideoMamba(VideoClassifier):
         hidden, residual = self._begin(self.embed(clip)), None
         for index, block in enumerate(self.blocks):
             hidden, residual = self._enter(index, hidden, residual)
+            changes = self._inside(index)
             if self.config.activation_checkpointing and torch.is_grad_enabled():
-                hidden, residual = checkpoint(block, hidden, residual, use_reentrant=False)
+                hidden, residual = checkpoint(block, hidden, residual, changes, use_reentrant=False)
             else:
-                hidden, residual = block(hidden, residual)
+                hidden, residual = block(hidden, residual, changes)
             hidden = self._leave(index, hidden)
         assert residual is not None
         return self.norm_f(add_to_residual(residual[:, 0], self.drop_path(hidden[:, 0])))
@@ -365,6 +369,10 @@ class VideoMamba(VideoClassifier):
     def _enter(self, index: int, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What enters block `index`; tuners change it here."""
         return hidden, residual
+
+    def _inside(self, index: int) -> MixerChanges:
+        """What is added inside block `index`; tuners give it here."""
+        return UNCHANGED
 
     def _leave(self, index: int, hidden: Tensor) -> Tensor:
         """What leaves block `index`; tuners change it here."""

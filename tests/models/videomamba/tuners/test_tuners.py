@@ -1,5 +1,6 @@
 """Each tuner: its parameter count, that it starts as its base, and what it refuses."""
 
+import copy
 import logging
 import re
 from pathlib import Path
@@ -9,10 +10,13 @@ import pytest
 import torch
 
 from kinescan.errors import ConfigError
+from kinescan.layers import mamba
 from kinescan.models.registry import register_model
 from kinescan.models.videomamba import tuners
 from kinescan.models.videomamba.tuned import split_frames
+from kinescan.models.videomamba.videomamba import VideoMamba
 from kinescan.models.zoo import create_model, from_pretrained
+from kinescan.profiling.cost import count_cost
 from kinescan.training.resume_check import refuse_changes
 
 SIZES: dict[str, Any] = {"image_size": 16, "patch_size": 8, "depth": 2, "width": 16, "num_frames": 4}
@@ -28,6 +32,9 @@ CLIP = torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         ("st_adapter", {}, 2_684_160),  # 2.69 M
         ("vpt", {}, 1_474_560),  # 1.50 M
         ("vpt", {"deep": False}, 46_080),
+        ("lora", {}, 1_804_288),
+        ("lora", {"rank": 4, "targets": ("out_proj",)}, 221_184),
+        ("state_offset", {}, 1_179_648),
     ],
 )
 def test_added_parameters_on_the_middle_size(tuner: str, options: dict[str, Any], added: int) -> None:
@@ -38,7 +45,7 @@ def test_added_parameters_on_the_middle_size(tuner: str, options: dict[str, Any]
     assert model.num_trained == (73_745_454 if tuner == "full" else added + head + norm)
 
 
-@pytest.mark.parametrize("tuner", ["full", "linear_probe", "adapter", "st_adapter"])
+@pytest.mark.parametrize("tuner", ["full", "linear_probe", "adapter", "st_adapter", "lora", "state_offset"])
 def test_start_is_the_base(tuner: str) -> None:
     torch.manual_seed(0)
     base = create_model("videomamba_tiny", num_classes=3, **SIZES).eval()
@@ -90,6 +97,81 @@ def test_deep_prompts_replace_what_blocks_made_of_theirs_and_shallow_ones_stay()
             assert torch.equal(summed, residual)
 
 
+@pytest.mark.parametrize("targets", [("in_proj", "x_proj", "out_proj"), ("x_proj",)])
+def test_merged_updates_give_the_same_logits_in_a_plain_model(tmp_path: Path, targets: tuple[str, ...]) -> None:
+    options = {"rank": 2, "scale": 0.5, "targets": targets, "labels": ["a", "b", "c"]}
+    model = create_model("lora_videomamba_tiny", **options, **SIZES).eval().double()
+    before = model(CLIP.double())
+    for parameter in model.tuner.parameters():
+        torch.nn.init.normal_(parameter)
+    merged = model.merged()
+    assert type(merged) is VideoMamba
+    assert (merged.name, merged.labels, merged.training) == ("videomamba_tiny", ("a", "b", "c"), False)
+    assert (model(CLIP.double()) - before).abs().max() > 1e-5
+    torch.testing.assert_close(merged(CLIP.double()), model(CLIP.double()), atol=1e-10, rtol=1e-10)
+    merged.float().save_pretrained(tmp_path)
+    assert torch.equal(from_pretrained(tmp_path)(CLIP), merged(CLIP))
+
+
+def test_a_model_in_training_that_is_merged_stays_as_it_is() -> None:
+    model = create_model("lora_videomamba_tiny", num_classes=3, **SIZES).double()
+    torch.nn.init.normal_(model.tuner.updates[0]["out_proj"].up.weight)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    merged = model.merged()
+    assert merged.training
+    assert merged.cls_token.dtype == torch.float64
+    torch.nn.init.zeros_(merged.layers[0].mixer.in_proj.weight)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_offsets_are_read_as_if_they_were_added_to_every_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model("state_offset_videomamba_tiny", num_classes=3, **SIZES).eval()
+    bare = copy.deepcopy(model)
+    pending = []
+    for forwards, backwards in zip(model.tuner.forwards, model.tuner.backwards, strict=True):
+        for module in (forwards, backwards):
+            torch.nn.init.normal_(module.offset)
+            pending.append(module.offset)
+    expected = model(CLIP)
+
+    def scan_with_offset(
+        u: Any, delta: Any, A: Any, B: Any, C: Any, *, D: Any, z: Any, delta_bias: Any, **_: Any
+    ) -> Any:
+        offset, outs = pending.pop(0), []
+        state = torch.zeros(u.shape[0], *A.shape)
+        for t in range(u.shape[1]):
+            step = torch.nn.functional.softplus(delta[:, t] + delta_bias)
+            state = torch.exp(step[..., None] * A) * state + (step * u[:, t])[..., None] * B[:, t, None]
+            read = ((state + offset) * C[:, t, None]).sum(dim=-1)
+            outs.append((read + D * u[:, t]) * torch.nn.functional.silu(z[:, t]))
+        return torch.stack(outs, dim=1), state
+
+    monkeypatch.setattr(mamba, "selective_scan", scan_with_offset)
+    torch.testing.assert_close(bare(CLIP), expected, atol=1e-5, rtol=1e-5)
+    assert pending == []
+
+
+@pytest.mark.parametrize("tuner", ["lora", "state_offset"])
+def test_what_is_added_inside_a_block_survives_activation_checkpointing_and_is_counted(tuner: str) -> None:
+    gradients = []
+    for recomputed in (False, True):
+        torch.manual_seed(0)
+        name = f"{tuner}_videomamba_tiny"
+        model = create_model(name, num_classes=3, activation_checkpointing=recomputed, **SIZES)
+        for parameter in model.tuner.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        model(CLIP).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.tuner.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        assert torch.count_nonzero(plain)
+        torch.testing.assert_close(again, plain)
+    parts = {part.name: part for part in count_cost(model).parts}
+    tokens, inner, state_size = 17, 32, 16
+    macs = {"lora": tokens * 8 * (16 + 64 + 2 * (32 + 33) + 32 + 16), "state_offset": tokens * 2 * inner * state_size}
+    assert parts["tuner"].macs.products == 2 * macs[tuner]
+    assert parts["tuner"].num_trained == sum(parameter.numel() for parameter in model.tuner.parameters())
+
+
 @pytest.mark.parametrize(
     ("tuner", "options", "message"),
     [
@@ -98,6 +180,12 @@ def test_deep_prompts_replace_what_blocks_made_of_theirs_and_shallow_ones_stay()
         ("st_adapter", {"kernel_size": 2}, "2. Use 3"),
         ("vpt", {"num_prompts": 0}, "num_prompts"),
         ("adapter", {"botleneck": 3}, "adapter_videomamba_tiny"),
+        ("lora", {"rank": 0}, "rank"),
+        ("lora", {"scale": 0.0}, "scale"),
+        ("lora", {"scale": float("nan")}, "scale"),
+        ("lora", {"targets": ()}, "targets"),
+        ("lora", {"targets": ("x_proj", "x_proj")}, "targets"),
+        ("lora", {"targets": ("xproj",)}, "x_proj"),
     ],
 )
 def test_impossible_tuners_are_refused(tuner: str, options: dict[str, Any], message: str) -> None:
