@@ -35,7 +35,7 @@ Change = Callable[[bytes, random.Random], bytes]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=12, help="of each damage that is drawn at random")
+    parser.add_argument("--trials", type=int, default=12, help="of each damage that is sampled at random")
     parser.add_argument("--output", type=Path, default=measure.RESULTS)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -158,7 +158,7 @@ def forms(case: Case) -> dict[str, Form]:
 
 
 def check_parity(candidates: dict[str, Form], features: Tensor, grad: Tensor) -> dict[str, list[float]]:
-    """Largest difference of maps, and of gradients as a share of the largest.
+    """Largest difference of maps, and of gradients as a fraction of the largest.
 
     Peers from kinescan on the whole input; kinescan from the reference in float64 on two frames.
     """
@@ -217,7 +217,7 @@ def measure_case(case: Case) -> dict[str, Any]:
 
 
 def summarise(case: Case, timings: dict[str, Timing], passes: int) -> dict[str, Any]:
-    """Ratios to the best peer, shares of the roof, and the timings, best peer first."""
+    """Ratios to the best peer, fractions of the roof, and the timings, best peer first."""
     roof = 2 * ROOF_SIZE**3 / timings[ROOF].cpu_seconds
     peers = sorted((name for name in timings if name not in (OURS, ROOF)), key=lambda name: timings[name].cpu_seconds)
     ours = timings[OURS].cpu_seconds
@@ -226,7 +226,7 @@ def summarise(case: Case, timings: dict[str, Timing], passes: int) -> dict[str, 
         "best_peer": peers[0],
         "speedup_over_best_peer": timings[peers[0]].cpu_seconds / ours,
         "sgemm_roof_gflops": roof / 1e9,
-        "share_of_sgemm_roof": flops / ours / roof,
+        "fraction_of_sgemm_roof": flops / ours / roof,
         "candidates": {name: timings[name] for name in (*peers, OURS)},
     }
 
@@ -271,7 +271,7 @@ def main() -> None:
                 part = result[passes]
                 print(
                     f"{name:18} {passes:21} {part['speedup_over_best_peer']:5.2f}x over {part['best_peer']}, "
-                    f"{part['share_of_sgemm_roof']:.2f} of {part['sgemm_roof_gflops']:.0f} GFLOP/s"
+                    f"{part['fraction_of_sgemm_roof']:.2f} of {part['sgemm_roof_gflops']:.0f} GFLOP/s"
                 )
     repetitions = min(case.repetitions for case in cases)
     settings = {"offsets": OFFSETS, "window": WINDOW, "sizes": "clips x frames x channels x height x width"}

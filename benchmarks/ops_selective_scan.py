@@ -39,7 +39,7 @@ SEED = 0
 NUM_STEPS, NUM_CHANNELS, STATE_SIZE = 8, 1536, 16
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 SIZES = ("tracks", "training-tracks", "few-tracks", "repetitions")
-FLOORS = {"exp_roof": "share_of_exp_roof", "state_read_and_write": "share_of_read_and_write_floor"}
+FLOORS = {"exp_roof": "fraction_of_exp_roof", "state_read_and_write": "fraction_of_read_and_write_floor"}
 ORDER = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
 
@@ -251,9 +251,9 @@ def summary(part: str, tracks: int, times: list[dict[str, Timing]]) -> dict[str,
         "times": {name: over_processes([one[name] for one in times]) for name in times[0]},
         **{f"times_faster_than{kind}": values for kind, values in faster.items()},
     }
-    for name, share in FLOORS.items():
+    for name, ratio in FLOORS.items():
         if name in times[0] and not part.endswith("before_training"):  # which needs fewer exponentials than that
-            found |= {f"{share}{kind}": values[name] for kind, values in ratios(times, [name]).items()}
+            found |= {f"{ratio}{kind}": values[name] for kind, values in ratios(times, [name]).items()}
     return found
 
 

@@ -54,7 +54,7 @@ TIME = "pks4_cpu_time_over"
 LONG = "pks4_vit_ti16, 4 blocks, 64 pixels"
 B16, L14 = "B16, 32 x 8 frames, bfloat16", "L14, 16 x 8 frames, bfloat16"
 AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
-    ("scan forward: share of the exp roof", SCAN, ("forward_in_kept_memory", "share_of_exp_roof"), ">=", 0.25),
+    ("scan forward: fraction of the exp roof", SCAN, ("forward_in_kept_memory", "fraction_of_exp_roof"), ">=", 0.25),
     (
         "scan forward: over the compiled loop",
         SCAN,
@@ -91,17 +91,17 @@ AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
         0.125,
     ),
     (
-        "one step: share of the read and write floor",
+        "one step: fraction of the read and write floor",
         SCAN,
-        ("step_in_kept_memory", "share_of_read_and_write_floor"),
+        ("step_in_kept_memory", "fraction_of_read_and_write_floor"),
         ">=",
         0.35,
     ),
     ("one step: over the eager step", SCAN, ("step_in_kept_memory", "times_faster_than", "eager_step"), ">=", 4),
     (
-        "correlation 14x14: share of the sgemm roof",
+        "correlation 14x14: fraction of the sgemm roof",
         CORRELATION,
-        ("1x8x768x14x14", "forward", "share_of_sgemm_roof"),
+        ("1x8x768x14x14", "forward", "fraction_of_sgemm_roof"),
         ">=",
         0.20,
     ),

@@ -76,7 +76,7 @@ def train_step(model: Any, optimizer: torch.optim.Optimizer, generator: torch.Ge
 
 @torch.no_grad()
 def plain_accuracy(model: Any, num_frames: int, count: int = 16) -> list[float]:
-    """Share of right labels behind events of each kind."""
+    """Fraction of right labels behind events of each kind."""
     generator = torch.Generator().manual_seed(10_000 + num_frames)
     videos = task.draw(task.distant_kinds(count, num_frames, generator), generator)
     right = answers_of(model, videos).argmax(-1) == videos.answers
@@ -211,20 +211,20 @@ def compare(seed: int, minutes: float, folder: Path) -> None:
     model.eval()
     path = folder / f"seed{seed}_cells.json"
     done = json.loads(path.read_text()) if path.exists() else {}
-    drawn: dict[int, tuple[task.Videos, Tensor]] = {}
+    sampled: dict[int, tuple[task.Videos, Tensor]] = {}
     end = time.monotonic() + 60 * minutes
     for length, policy, budget in cells():
         key = f"{length}/{policy}/{budget}"
         if key in done or time.monotonic() > end:
             continue
-        if length not in drawn:
+        if length not in sampled:
             generator = torch.Generator().manual_seed(20_000 + 1000 * seed + length)
             videos = task.draw(task.distant_kinds(FRAMES_PER_CELL // length, length, generator), generator)
             with torch.no_grad():
                 seen = model.model.get_image_features(task.pixels_of(videos.frames.flatten(0, 1))).pooler_output
-            drawn[length] = (videos, seen.unflatten(0, videos.kinds.shape))
-            check_folding(model, *drawn[length])
-        videos, tokens = drawn[length]
+            sampled[length] = (videos, seen.unflatten(0, videos.kinds.shape))
+            check_folding(model, *sampled[length])
+        videos, tokens = sampled[length]
         right = said_behind_frames(model, tokens, policy, budget) == videos.answers
         done[key] = {
             name: [int(right[videos.kinds == kind].sum()), int((videos.kinds == kind).sum())]

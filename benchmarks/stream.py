@@ -6,7 +6,7 @@ Writes benchmarks/results/stream_cpu.json. First, a stream's logits have to be t
 
 The long stream is of a model of four blocks on 16 patches, so that 100,000 frames take minutes. A machine is never as
 fast at the end of minutes as at their start; so every tenth frame a young stream of the same model, which starts anew
-all the time, is timed in turn, and what counts is the ratio of the two. Windows are medians over a share of the frames.
+all the time, is timed in turn, and what counts is the ratio of the two. Windows are medians over parts of it.
 A shorter stream of B/16 at 224 x 224 shows what a frame costs there.
 """
 

@@ -116,12 +116,14 @@ AVERAGES = {
     "mean": lambda logits: exponential(logits, float("inf")),
     "none": lambda logits: exponential(logits, 0.0),
     **{
-        f"exponential, {share:g} clip": lambda logits, share=share: exponential(logits, share * CLIP_SECONDS)
-        for share in (0.125, 0.25, 0.375, 0.5, 1.0, 2.0)
+        f"exponential, {fraction:g} clip": lambda logits, fraction=fraction: exponential(
+            logits, fraction * CLIP_SECONDS
+        )
+        for fraction in (0.125, 0.25, 0.375, 0.5, 1.0, 2.0)
     },
     **{
-        f"sliding, {share:g} clip": lambda logits, share=share: sliding(logits, share * CLIP_SECONDS)
-        for share in (0.25, 0.5, 1.0, 2.0)
+        f"sliding, {fraction:g} clip": lambda logits, fraction=fraction: sliding(logits, fraction * CLIP_SECONDS)
+        for fraction in (0.25, 0.5, 1.0, 2.0)
     },
 }
 

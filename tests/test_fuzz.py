@@ -1,6 +1,6 @@
 """Every reader of a file, with files damaged at random: a result or an error of ours, never a traceback.
 
-KINESCAN_FUZZ_EXAMPLES=5000 looks longer; without it, the same examples are drawn in every run.
+KINESCAN_FUZZ_EXAMPLES=5000 looks longer; without it, the same examples are sampled in every run.
 """
 
 import json

@@ -110,9 +110,9 @@ def test_few_import_by_a_string() -> None:
 
 def test_imports_make_no_circle_and_point_downward_with_the_hidden_ones() -> None:
     graph = networkx.DiGraph()
-    drawn = grimp.build_graph(OURS, cache_dir=None)
-    for name in drawn.modules:
-        graph.add_edges_from((name, target) for target in drawn.find_modules_directly_imported_by(name))
+    found = grimp.build_graph(OURS, cache_dir=None)
+    for name in found.modules:
+        graph.add_edges_from((name, target) for target in found.find_modules_directly_imported_by(name))
     graph.add_edges_from((name, target) for name, targets in OPTIONAL.items() for target in targets)
     # Python loads the packages that a module lies in before it.
     for name, target in list(graph.edges):
@@ -122,7 +122,7 @@ def test_imports_make_no_circle_and_point_downward_with_the_hidden_ones() -> Non
             package = package.rpartition(".")[0]
     circles = [sorted(part) for part in networkx.strongly_connected_components(graph) if len(part) > 1]
     assert circles == []
-    # import-linter holds the order of the rooms for what is drawn; the hidden ones stay in their own room
+    # import-linter holds the order of the rooms for what is found; the hidden ones stay in their own room
     assert all(name.split(".")[1] == target.split(".")[1] for name in OPTIONAL for target in OPTIONAL[name])
 
 

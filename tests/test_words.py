@@ -20,6 +20,10 @@ FORBIDDEN = {
     r"\bthere is no (such )?(reader|model|benchmark|kind|question)\b": "unknown ..., no ... was given",
     r"\bframes? to come\b": "future frames",
     r"\bdetailed cache\b": "full KV cache",
+    r"\b(a|the|its|about|same|mean) shares? of\b": "fraction of",
+    r"\brecomputed (activations|gradients)\b|\brecomputation\b": "activation checkpointing",
+    r"\battention mass\b": "attention score",
+    r"\bhead[ -]only\b": "linear probe",
     r"\bvision towers?\b|\btext towers?\b": "vision encoder, text encoder",
 }
 PROSE = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/decisions/*.md"))]

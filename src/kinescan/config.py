@@ -72,7 +72,7 @@ class DataConfig:
         split_seed: of which videos are held out, so that runs of other seeds hold out the same ones; -1 takes the run's
             `seed`.
         held_out_ratio: fraction of each class held out for evaluation where there is no `test`.
-        validation_ratio: share of the other training videos on which the best checkpoint, thresholds and the early
+        validation_ratio: fraction of the other training videos on which the best checkpoint, thresholds and the early
             stop are chosen; 0 chooses them on the held-out videos.
         folds: of cross-validation: the videos are divided into so many folds, by `group`; 0: no folds.
         fold: which of them is held out, from 1.

@@ -141,8 +141,8 @@ def digests(folder, batch_size, num_processes, process_index):
     items, classes = read_items(folder)
     dataset = VideoDataset(items, classes, TrainTransform(settings, augment), preprocessing=settings, mode="train")
     config = LoaderConfig(batch_size=batch_size, num_workers=0)
-    share = {"num_processes": num_processes, "process_index": process_index}
-    loader = make_loader(dataset, config, shuffle=True, seed=1, **share)
+    processes = {"num_processes": num_processes, "process_index": process_index}
+    loader = make_loader(dataset, config, shuffle=True, seed=1, **processes)
     found = []
     for epoch in range(2):
         loader.set_epoch(epoch)
@@ -287,8 +287,8 @@ def test_mirrored_clips_take_the_label_of_the_opposite_direction(
         # nobody turns right here: such clips stay as they are
         assert torch.equal(after.clip, before.clip if label == 3 else before.clip.flip(3))
     sometimes = mirrored_set(make_video, tmp_path, 0.5, labels)
-    drawn = [[sometimes[(epoch, index)].label for index in range(2)] for epoch in range(20)]  # type: ignore[union-attr]
-    assert {tuple(pair) for pair in drawn} == {(0, 1), (1, 1), (0, 0), (1, 0)}
+    sampled = [[sometimes[(epoch, index)].label for index in range(2)] for epoch in range(20)]  # type: ignore[union-attr]
+    assert {tuple(pair) for pair in sampled} == {(0, 1), (1, 1), (0, 0), (1, 0)}
     batch = next(iter(make_loader(mirrored, LoaderConfig(batch_size=4, num_workers=0), shuffle=False, seed=0)))
     assert batch.labels.tolist() == [1, 0, 2, 3]
 

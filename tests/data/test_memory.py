@@ -49,10 +49,10 @@ def _levels(sample: Sample | Unreadable) -> torch.Tensor:
 
 def test_video_memory_draws_a_frame_from_each_part(items: list[VideoItem]) -> None:
     memory = _memory(items)
-    drawn = torch.stack([_levels(memory[epoch, 0]) for epoch in range(30)]) / 5
+    sampled = torch.stack([_levels(memory[epoch, 0]) for epoch in range(30)]) / 5
     parts = torch.tensor([0, 10, 20, 30])
-    assert ((drawn > parts - 0.7) & (drawn < parts + 10)).all()
-    assert drawn.std(dim=0).min() > 1
+    assert ((sampled > parts - 0.7) & (sampled < parts + 10)).all()
+    assert sampled.std(dim=0).min() > 1
 
 
 def test_video_memory_depends_on_seed_epoch_and_video_only(items: list[VideoItem]) -> None:

@@ -32,8 +32,8 @@ def test_segments_take_one_frame_of_each_part(num_frames: int, num_segments: int
 
 def test_random_segments_reach_every_frame() -> None:
     generator = torch.Generator().manual_seed(0)
-    drawn = [segment_indices(12, 4, position="random", generator=generator) for _ in range(300)]
-    assert set(torch.stack(drawn)[:, 1].tolist()) == {3, 4, 5}
+    sampled = [segment_indices(12, 4, position="random", generator=generator) for _ in range(300)]
+    assert set(torch.stack(sampled)[:, 1].tolist()) == {3, 4, 5}
 
 
 def test_random_draws_follow_the_generator() -> None:
@@ -115,7 +115,7 @@ def test_windows_reach_both_ends_and_the_middle() -> None:
 
 @pytest.mark.parametrize("sampling", ["segments", "dense", "windows"])
 def test_training_clips_are_sampled_as_asked(sampling: str) -> None:
-    drawn = clip_indices(
+    sampled = clip_indices(
         400,
         4,
         sampling=sampling,
@@ -129,7 +129,7 @@ def test_training_clips_are_sampled_as_asked(sampling: str) -> None:
         "dense": dense_indices(400, 4, frame_stride=5, position="random", generator=torch.Generator().manual_seed(3)),
         "windows": window_indices(400, 4, num_windows=4, position="random", generator=torch.Generator().manual_seed(3)),
     }[sampling]
-    assert torch.equal(drawn, expected)
+    assert torch.equal(sampled, expected)
 
 
 @pytest.mark.parametrize("text", ["8x2x3", " 8 x 2 x 3 "])
@@ -173,7 +173,7 @@ def test_rate_takes_the_same_moments_at_any_rate_of_the_video(rate: float) -> No
     moments = times[clips] - 3.0
     assert torch.allclose(moments.diff(dim=1), torch.tensor(0.16, dtype=torch.float64))
     assert moments[:, 0].tolist() == pytest.approx([0.0, 3.36, 6.72])
-    drawn = clip_indices(
+    sampled = clip_indices(
         len(times),
         8,
         sampling="rate",
@@ -181,7 +181,7 @@ def test_rate_takes_the_same_moments_at_any_rate_of_the_video(rate: float) -> No
         pts_seconds=times,
         generator=torch.Generator().manual_seed(1),
     )
-    assert torch.allclose(times[drawn].diff(), torch.tensor(0.16, dtype=torch.float64))
+    assert torch.allclose(times[sampled].diff(), torch.tensor(0.16, dtype=torch.float64))
 
 
 def test_rate_of_a_short_and_of_a_slow_video() -> None:

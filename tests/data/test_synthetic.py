@@ -255,9 +255,9 @@ def test_still_batch_targets_say_what_the_object_looks_like():
     families = stills.targets[:, NUM_POSE_TARGETS + NUM_COLOUR_TARGETS :]
     assert families.sum(1).tolist() == [1.0] * 64
     # "holes" are bright with dark spots, "dots" dark with bright ones
-    share = bright.sum((1, 2)) / ((pixels.amax(1) - pixels.amin(1)) > 0.2).float().sum((1, 2)).clamp(min=1)
+    fraction = bright.sum((1, 2)) / ((pixels.amax(1) - pixels.amin(1)) > 0.2).float().sum((1, 2)).clamp(min=1)
     holes, dots = (families[:, FAMILIES.index(name)] == 1 for name in ("holes", "dots"))
-    assert float(share[holes].mean()) > 1.5 * float(share[dots].mean())
+    assert float(fraction[holes].mean()) > 1.5 * float(fraction[dots].mean())
 
 
 def test_still_clips_are_new_in_every_batch_and_epoch_and_repeat_with_their_seed():

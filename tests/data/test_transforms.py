@@ -63,7 +63,7 @@ def test_strength_zero_of_graded_operations_is_the_identity() -> None:
         assert torch.allclose(OPERATIONS[name](frames, 0.0, 1), frames, atol=1e-5), name
 
 
-def test_translation_moves_by_its_share() -> None:
+def test_translation_moves_by_its_fraction() -> None:
     frames = torch.zeros(1, 3, 20, 40)
     frames[:, :, 10, 20] = 1
     assert OPERATIONS["translate_x"](frames, 1.0, 1)[0, 0, 10, 24] == pytest.approx(1, abs=1e-4)
@@ -101,9 +101,9 @@ def test_mirroring_can_be_decided_from_outside_without_changing_the_other_draws(
     transform = TrainTransform(SETTINGS, AugmentConfig(flip_rate=0.5, erase_rate=0.0, rand_augment_operations=0))
     plain = [transform(picture(), generator=seeded(seed), mirror=False) for seed in range(8)]
     mirrored = [transform(picture(), generator=seeded(seed), mirror=True) for seed in range(8)]
-    drawn = [transform(picture(), generator=seeded(seed)) for seed in range(8)]
+    sampled = [transform(picture(), generator=seeded(seed)) for seed in range(8)]
     assert all(torch.equal(one, other.flip(3)) for one, other in zip(plain, mirrored, strict=True))
-    assert {torch.equal(one, other) for one, other in zip(drawn, mirrored, strict=True)} == {True, False}
+    assert {torch.equal(one, other) for one, other in zip(sampled, mirrored, strict=True)} == {True, False}
 
 
 @pytest.mark.parametrize("augment", [PLAIN, AugmentConfig(color_jitter=0.3, erase_rate=1.0)])

@@ -123,7 +123,7 @@ def test_overlapping_labels_are_one_number_a_class(events: Path) -> None:
     batch = _batches(dataset)[0]
     assert batch.labels.shape == (2, 6, 2)
     assert batch.labels.dtype == torch.float32
-    assert 0.3 < dataset.event_share < 0.6
+    assert 0.3 < dataset.event_fraction < 0.6
 
 
 def test_without_a_rate_there_are_no_windows(events: Path) -> None:

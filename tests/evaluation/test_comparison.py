@@ -28,7 +28,7 @@ def test_compare_counts_pairs_whatever_their_order():
 
 
 def test_compare_gives_the_interval_of_a_bootstrap_that_draws_videos():
-    """Against the plain form: videos drawn one by one, with both models' outcomes."""
+    """Against the plain form: videos sampled one by one, with both models' outcomes."""
     generator = np.random.default_rng(3)
     right_a, right_b = generator.random(200) < 0.7, generator.random(200) < 0.6
     found = compare(predictions(right_a), predictions(right_b), name_a="A", name_b="B")

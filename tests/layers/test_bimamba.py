@@ -18,8 +18,8 @@ def _published_block(values: dict[str, Tensor]) -> BidirectionalMamba:
     return block
 
 
-def _assert_gradient(gradient: Tensor, expected: Tensor, share: float, name: str = "") -> None:
-    assert (gradient.double() - expected).abs().max() <= share * expected.abs().max().clamp(min=1e-6), name
+def _assert_gradient(gradient: Tensor, expected: Tensor, fraction: float, name: str = "") -> None:
+    assert (gradient.double() - expected).abs().max() <= fraction * expected.abs().max().clamp(min=1e-6), name
 
 
 def test_bimamba_matches_published_values() -> None:
@@ -33,10 +33,10 @@ def test_bimamba_matches_published_values() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 8, 33])
 @pytest.mark.parametrize(
-    ("dtype", "tolerance", "share"), [(torch.float64, (1e-10, 1e-9), 1e-8), (torch.float32, (1e-5, 1e-5), 1e-4)]
+    ("dtype", "tolerance", "fraction"), [(torch.float64, (1e-10, 1e-9), 1e-8), (torch.float32, (1e-5, 1e-5), 1e-4)]
 )
 def test_bimamba_matches_every_published_length_and_gradient(
-    length: int, dtype: torch.dtype, tolerance: tuple[float, float], share: float, shared: Path
+    length: int, dtype: torch.dtype, tolerance: tuple[float, float], fraction: float, shared: Path
 ) -> None:
     values = load_file(shared / "fixtures" / "mamba_block.safetensors")
     values = {k.removeprefix("bimamba_v2_d32/"): v for k, v in values.items() if k.startswith("bimamba_v2_d32/")}
@@ -45,10 +45,10 @@ def test_bimamba_matches_every_published_length_and_gradient(
     y = block(x)
     torch.testing.assert_close(y.double(), values[f"L{length}/y_f64"], atol=tolerance[0], rtol=tolerance[1])
     y.backward(values[f"L{length}/grad_out"].to(dtype))
-    _assert_gradient(x.grad, values[f"L{length}/dx_f64"], share)
+    _assert_gradient(x.grad, values[f"L{length}/dx_f64"], fraction)
     for name, parameter in block.named_parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        _assert_gradient(gradient, values[f"L{length}/grad_f64/{name}"], share, name)
+        _assert_gradient(gradient, values[f"L{length}/grad_f64/{name}"], fraction, name)
 
 
 def test_every_token_sees_both_sides() -> None:

@@ -1,4 +1,4 @@
-"""Vision encoders in the layouts of timm and OpenAI, at any size, with drawn weights or on no device."""
+"""Vision encoders in the layouts of timm and OpenAI, at any size, with random weights or on no device."""
 
 import torch
 from torch import Tensor

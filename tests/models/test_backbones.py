@@ -42,7 +42,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
 
 
 def _theirs(name: str) -> Any:
-    """transformers' model with every weight drawn, those included that start as ones or zeros."""
+    """transformers' model with every weight sampled, those included that start as ones or zeros."""
     transformers = pytest.importorskip("transformers")
     model, config, options = BACKBONES[name]
     built = getattr(transformers, model)(getattr(transformers, config)(**SIZES, **options)).eval()

@@ -50,7 +50,7 @@ def test_eval_scores_what_was_held_out_whatever_was_added_or_moved(
     assert scored(first) == sorted(video.video_id for video in recorded.held_out)
     for index in range(10, 40):
         shutil.copy(own / "dark" / "1.mp4", own / "dark" / f"{index}.mp4")
-    # the division by shares would be another one now
+    # the division by ratio would be another one now
     again = evaluate(trained)
     assert (scored(again), again.data) == (scored(first), first.data)
     # another working folder, with other videos of the same names

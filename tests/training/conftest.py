@@ -54,7 +54,7 @@ class Problem:
 
 
 class NoiseClips:
-    """Clips whose class is the sign of their first channel's mean; drawn from (epoch, batch) alone."""
+    """Clips whose class is the sign of their first channel's mean; sampled from (epoch, batch) alone."""
 
     num_classes = 2
 

@@ -45,8 +45,8 @@ def mix(
     clips: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, positions: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A mixup."""
-    share = float(torch.rand((), generator=generator))
-    return clips.lerp(clips.flip(0), share), labels.lerp(labels.flip(0), share)
+    fraction = float(torch.rand((), generator=generator))
+    return clips.lerp(clips.flip(0), fraction), labels.lerp(labels.flip(0), fraction)
 
 
 def score(model: torch.nn.Module) -> dict[str, float]:

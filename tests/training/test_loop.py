@@ -167,9 +167,9 @@ class Halves:
 def _mix_neighbours(
     clips: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, positions: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    share = float(torch.rand((), generator=generator))
+    fraction = float(torch.rand((), generator=generator))
     partners = torch.arange(len(clips)) ^ 1
-    return clips.lerp(clips[partners], share), labels.lerp(labels[partners], share)
+    return clips.lerp(clips[partners], fraction), labels.lerp(labels[partners], fraction)
 
 
 @pytest.mark.parametrize("mix", [None, _mix_neighbours])

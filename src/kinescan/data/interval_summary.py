@@ -92,11 +92,11 @@ class IntervalSummary:
             if not found:
                 yield f"  {name:<{width}} {0:>9} {0:>6}"
                 continue
-            share = percent(sum(found) / video_seconds) if video_seconds else "-"
+            fraction = percent(sum(found) / video_seconds) if video_seconds else "-"
             cells = [f"{_time(value):>9}" for value in (found[0], median(found), found[-1])]
-            drawn = draw(histogram(found, edges))
+            bars = draw(histogram(found, edges))
             counts = f"{len(found):>9,} {entry.num_videos:>6,}"
-            yield f"  {name:<{width}} {counts} {' '.join(cells)} {share:>8}  {drawn}".rstrip()
+            yield f"  {name:<{width}} {counts} {' '.join(cells)} {fraction:>8}  {bars}".rstrip()
 
 
 def summarise(table: IntervalTable) -> IntervalSummary:

@@ -1,4 +1,4 @@
-"""Which videos are held out: drawn by group, so that what belongs together stays on one side."""
+"""Which videos are held out: sampled by group, so that what belongs together stays on one side."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ def group_of(video: Video) -> str:
 def hold_out(videos: Sequence[Video], ratio: float, seed: int, *, what: str = "held_out_ratio") -> frozenset[str]:
     """The ids of a part of the videos, by group.
 
-    Groups are drawn in an order that depends on the seed and their names only, until the part has its share of the
+    Groups are sampled in an order that depends on the seed and their names only, until the part has its fraction of the
     videos; then each label that it lacks brings the first group that has it. No group is taken that is the last one
     with a label, so that training sees every label.
 
     Args:
         videos: all of them.
-        ratio: share to hold out, in (0, 1).
+        ratio: fraction to hold out, in (0, 1).
         seed: of the draw.
         what: the setting, for errors.
 
@@ -70,7 +70,7 @@ def hold_out(videos: Sequence[Video], ratio: float, seed: int, *, what: str = "h
         return True
 
     for group in groups:
-        # a large group is left where a smaller one comes closer to the share
+        # a large group is left where a smaller one comes closer to the ratio
         if size < wanted and (size + group.size <= 2 * wanted or not taken):
             take(group)
     for label in sorted(left):
@@ -85,7 +85,7 @@ def hold_out(videos: Sequence[Video], ratio: float, seed: int, *, what: str = "h
 
 
 def fold_numbers(videos: Sequence[Video], num_folds: int, seed: int) -> dict[str, int]:
-    """Id of each video -> its fold, from 1: folds of about equal size, each with about its share of every label.
+    """Id of each video -> its fold, from 1: folds of about equal size, each with about its fraction of every label.
 
     Groups stay together. Those that are large go first, into the fold that has the least of their labels; equal ones
     in an order that depends on the seed and their names only.
@@ -104,17 +104,17 @@ def fold_numbers(videos: Sequence[Video], num_folds: int, seed: int) -> dict[str
     totals: Counter[str] = Counter()
     for group in groups:
         totals.update(group.labels)
-    shares: list[Counter[str]] = [Counter() for _ in range(num_folds)]
+    folds_of_labels: list[Counter[str]] = [Counter() for _ in range(num_folds)]
     sizes, numbers = [0] * num_folds, {}
 
     def load(fold: int, group: _Group) -> tuple[float, int, int]:
         """How full a fold is with what the group brings; an empty one is the emptiest."""
-        same = sum(shares[fold][label] / totals[label] for label in group.labels)
+        same = sum(folds_of_labels[fold][label] / totals[label] for label in group.labels)
         return (same + sizes[fold] / len(videos), sizes[fold], fold)
 
     for group in groups:
         fold = min(range(num_folds), key=lambda fold: load(fold, group))
-        shares[fold].update(group.labels)
+        folds_of_labels[fold].update(group.labels)
         sizes[fold] += group.size
         numbers[group.name] = fold + 1
     return {video.video_id: numbers[group_of(video)] for video in videos}

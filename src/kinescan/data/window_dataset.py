@@ -131,7 +131,7 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         transform: makes clips from frames.
         preprocessing: how many frames a window has, and how many a second.
         overlapping: several classes may be true at once.
-        event_ratio: share of the windows that show an event; followed windows show all there is.
+        event_ratio: fraction of the windows that show an event; followed windows show all there is.
         num_rows: follow one video in each of so many rows of the batch, of all processes together; 0: windows at
             random positions.
         kept_gib: memory for all frames, resized; where they need more, every window is decoded anew.
@@ -210,8 +210,8 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         return True
 
     @property
-    def event_share(self) -> float:
-        """Share of all frames in which something happens."""
+    def event_fraction(self) -> float:
+        """Fraction of all frames in which something happens."""
         total = sum(map(len, self.truth))
         busy = sum(int(truth[:, 0 if self._all_are_events else 1 :].any(axis=1).sum()) for truth in self.truth)
         return busy / total if total else 0.0

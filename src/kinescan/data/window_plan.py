@@ -62,16 +62,16 @@ class WindowPlan(Protocol):
 
 
 class DrawnWindows:
-    """Windows at random positions: a share at events, the others anywhere.
+    """Windows at random positions: a fraction at events, the others anywhere.
 
-    As many as would cover all videos once. The first ones show events, drawn by the square root of how often their
+    As many as would cover all videos once. The first ones show events, sampled by the square root of how often their
     class occurs, half of them their beginning; each of the others lies at random in its part of the whole time.
 
     Args:
         lengths: frames of each video; 0 where it cannot be read: then it has one window, so that it is met and listed.
         spans: the events.
         num_frames: of a window.
-        event_ratio: share of the windows that show an event.
+        event_ratio: fraction of the windows that show an event.
         seed: of the draws.
     """
 
@@ -159,8 +159,8 @@ class FollowedWindows:
         for video in torch.randperm(len(self._lengths), generator=generator).tolist():
             # the last window may reach beyond the end by as much as the first leaves out, and still has a frame
             left = self._lengths[video] - 1 - (self._counts[video] - 1) * self._num_frames
-            drawn = stable_seed(self._seed, epoch, self._video_ids[video], "first") % self._num_frames
-            windows += [(video, position, min(drawn, left)) for position in range(self._counts[video])]
+            offset = stable_seed(self._seed, epoch, self._video_ids[video], "first") % self._num_frames
+            windows += [(video, position, min(offset, left)) for position in range(self._counts[video])]
         return windows
 
 

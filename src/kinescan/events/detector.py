@@ -260,8 +260,8 @@ class EventDetector:
         if self._smoothed is None or self._clock.last is None:
             self._smoothed = scores
         else:
-            share = -math.expm1(-(seconds - self._clock.last) / self.rules.smooth_seconds)
-            self._smoothed = self._smoothed + share * (scores - self._smoothed)
+            weight = -math.expm1(-(seconds - self._clock.last) / self.rules.smooth_seconds)
+            self._smoothed = self._smoothed + weight * (scores - self._smoothed)
         return self._smoothed
 
     def _advance(self, index: int, seconds: float, score: float) -> list[EventUpdate]:

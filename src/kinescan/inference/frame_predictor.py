@@ -23,7 +23,7 @@ from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.urls import refuse_url
 
 OVERLAP = 0.5
-"""Share of a window that the next one sees again."""
+"""Fraction of a window that the next one sees again."""
 
 
 def predict_frames(
@@ -49,7 +49,7 @@ def predict_frames(
             used in evaluation mode and left as it is, so that threads may share it.
         path: the video file.
         video_id: which video the result is of; by default the file's name.
-        overlap: share of a window, in [0, 1), that the next one sees again; a causal model has no windows.
+        overlap: fraction of a window, in [0, 1), that the next one sees again; a causal model has no windows.
         device: where to compute; by default where the model is.
         limits: what the file may take.
         allow_short: take what can be decoded of a cut or damaged file (see VideoReader).

@@ -103,7 +103,7 @@ class ClassTokenShift(TemporalMix):
     Source: TokenShift (Zhang et al., ACM MM 2021), as in PKS4, Table 9.
     """
 
-    share = 4
+    num_folds = 4
 
     def __init__(self, width: int, *, causal: bool = False) -> None:
         super().__init__(width, causal=causal)
@@ -113,7 +113,7 @@ class ClassTokenShift(TemporalMix):
     def reset_buffers(self) -> None:
         """The fixed filter, which no checkpoint holds."""
         assert isinstance(self.shift, Tensor)
-        self.shift.copy_(_shift_kernel(self.width, self.width // self.share, self.causal))
+        self.shift.copy_(_shift_kernel(self.width, self.width // self.num_folds, self.causal))
 
     def kernel(self) -> Tensor:
         """The fixed filter."""
@@ -129,7 +129,7 @@ class AllTokensShift(ClassTokenShift):
         since shifting the residual stream itself twice in every block would tear the patches apart.
     """
 
-    share = 8
+    num_folds = 8
     replaces_residual = False
 
     def mixed_tokens(self, num_tokens: int) -> slice:
@@ -144,14 +144,14 @@ ROUTES: dict[str, type[TemporalMix]] = {
 }
 
 
-def _shift_kernel(width: int, share: int, causal: bool) -> Tensor:
-    """[width, 3]: `share` channels from frame t+1, as many from t-1, the rest from t (causal: `share` from t-1)."""
+def _shift_kernel(width: int, fold: int, causal: bool) -> Tensor:
+    """[width, 3]: `fold` channels from frame t+1, as many from t-1, the rest from t (causal: `fold` from t-1)."""
     kernel = torch.zeros(width, 3)
     if causal:
-        kernel[:share, 1] = 1
-        kernel[share:, 2] = 1
+        kernel[:fold, 1] = 1
+        kernel[fold:, 2] = 1
     else:
-        kernel[:share, 2] = 1
-        kernel[share : 2 * share, 0] = 1
-        kernel[2 * share :, 1] = 1
+        kernel[:fold, 2] = 1
+        kernel[fold : 2 * fold, 0] = 1
+        kernel[2 * fold :, 1] = 1
     return kernel

@@ -161,8 +161,8 @@ def frame_importance(gathered: Tokens, *, scope: ImportanceScope = "sample") -> 
         >>> frame_importance(torch.zeros(1, 4, 9, 16)).tolist()
         [[0.25, 0.25, 0.25, 0.25]]
     """
-    share = F.softmax(gathered.detach(), dim=-1)
-    entropy = -(share * torch.log(share + 1e-10)).sum(dim=-1)  # [B, T, N]
+    weights = F.softmax(gathered.detach(), dim=-1)
+    entropy = -(weights * torch.log(weights + 1e-10)).sum(dim=-1)  # [B, T, N]
     largest = entropy.amax() if scope == "batch" else entropy.amax(dim=(1, 2), keepdim=True)
     return F.softmax((1 - entropy / largest).mean(dim=2), dim=1)
 

@@ -12,7 +12,7 @@ class FrameTiming:
     videos: then the three differ.
 
     Attributes:
-        median_seconds: from frame to frame, over all clips that were drawn.
+        median_seconds: from frame to frame, over all clips that were sampled.
         shortest_seconds: of the clip whose frames were closest.
         longest_seconds: of the clip whose frames were farthest apart.
 

@@ -273,15 +273,15 @@ class _Divider(Generic[V]):
             training, held_out = split_items(items, data.held_out_ratio, self._seed)
             _require_held_out(training, held_out, classes, data.train)
             ids = {item.video_id for item in held_out}
-            share, percentage = "of each class", 100 * data.held_out_ratio
+            basis, percentage = "of each class", 100 * data.held_out_ratio
         else:
             ids = set(hold_out(videos, data.held_out_ratio, self._seed))
             # More than was asked for where few videos have to show every class on both sides.
-            share, percentage = "by group" if data.group else "of the videos", 100 * len(ids) / len(videos)
+            basis, percentage = "by group" if data.group else "of the videos", 100 * len(ids) / len(videos)
         logger.log(
             self._level,
             "no data.test: of %d videos, %d (%.0f %% %s) are held out for evaluation, sampled with seed %d%s",
-            *(len(videos), len(ids), percentage, share, self._seed),
+            *(len(videos), len(ids), percentage, basis, self._seed),
             self._groups([video for video in videos if video.video_id in ids]),
         )
         return _divided(videos, ids)

@@ -107,7 +107,7 @@ def make_window_set(
         "%d windows of %.2f s an epoch, %s, out of %.2f hours; something happens in %.1f %% of them",
         *(len(dataset), config.preprocessing.num_frames / config.preprocessing.frame_rate),
         "one behind the other" if config.train.carry_state else f"{data.event_ratio:.0%} of them at events",
-        *(hours, 100 * dataset.event_share),
+        *(hours, 100 * dataset.event_fraction),
     )
     return dataset
 
@@ -127,7 +127,7 @@ def make_frame_task(config: RunConfig, dataset: WindowDataset) -> FrameTask:
     """The loss: windows at random positions are balanced themselves, followed ones by the weights of their frames."""
     event, background = 1.0, 1.0
     if config.train.carry_state:
-        event, background = balanced_weights(dataset.event_share, config.data.event_ratio)
+        event, background = balanced_weights(dataset.event_fraction, config.data.event_ratio)
     return FrameTask(
         overlapping=config.data.overlaps,
         label_smoothing=config.optim.label_smoothing,

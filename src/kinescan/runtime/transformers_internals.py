@@ -90,7 +90,7 @@ def name_processor(processor: Any, class_name: str | None) -> None:
 
 
 class DrawnWeights:
-    """Base of a PreTrainedModel whose modules have drawn their weights themselves, before transformers would.
+    """Base of a PreTrainedModel whose modules have initialised their weights themselves, before transformers would.
 
     `after_loading` is called with each module that has tensors which no checkpoint holds.
     """

@@ -20,7 +20,7 @@ class FrameTask:
     Attributes:
         overlapping: labels are [B, T, K] for a sigmoid each; otherwise [B, T], for a softmax with class 0 as
             background.
-        label_smoothing: share of the target spread over all classes.
+        label_smoothing: fraction of the target spread over all classes.
         event_weight: weight of a frame in which something happens.
         background_weight: weight of any other frame.
     """
@@ -31,7 +31,7 @@ class FrameTask:
     background_weight: float = 1.0
 
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean over clips of their frames' mean loss, and [B], the share of each clip's frames that is right.
+        """The mean over clips of their frames' mean loss, and [B], the fraction of each clip's frames that is right.
 
         Args:
             logits: [B, T, K], float32.
@@ -90,11 +90,11 @@ class FrameTask:
         return (logits.argmax(dim=2) == labels).float()
 
 
-def balanced_weights(event_share: float, event_ratio: float) -> tuple[float, float]:
+def balanced_weights(event_fraction: float, event_ratio: float) -> tuple[float, float]:
     """Weights of frames with an event and without, so that events weigh `event_ratio` of all.
 
     Args:
-        event_share: of the frames.
+        event_fraction: of the frames.
         event_ratio: wanted, in (0, 1).
 
     Example:
@@ -103,14 +103,14 @@ def balanced_weights(event_share: float, event_ratio: float) -> tuple[float, flo
         >>> balanced_weights(0.0, 0.5)
         (1.0, 1.0)
     """
-    if not 0 < event_share < 1:
+    if not 0 < event_fraction < 1:
         return 1.0, 1.0
-    weights = event_ratio / event_share, (1 - event_ratio) / (1 - event_share)
+    weights = event_ratio / event_fraction, (1 - event_ratio) / (1 - event_fraction)
     return min(weights[0], MOST_WEIGHT), min(weights[1], MOST_WEIGHT)
 
 
 def balanced_accuracy(sums: Sequence[float]) -> float:
-    """The mean over classes that occur of the share of their frames that is right; `tally`, flattened."""
+    """The mean over classes that occur of the fraction of their frames that is right; `tally`, flattened."""
     half = len(sums) // 2
-    shares = [right / count for right, count in zip(sums[:half], sums[half:], strict=True) if count]
-    return sum(shares) / len(shares) if shares else 0.0
+    recalls = [right / count for right, count in zip(sums[:half], sums[half:], strict=True) if count]
+    return sum(recalls) / len(recalls) if recalls else 0.0

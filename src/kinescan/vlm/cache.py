@@ -164,7 +164,7 @@ class CompressedState:
         keys: [1, Hkv, C, D].
         values: [1, Hkv, C, D].
         positions: [Hkv, C] index of each key's token in the stream, ascending; they differ between heads.
-        history: [Hkv, C] mass received so far; None where the policy does not accumulate.
+        history: [Hkv, C] attention score received so far; None where the policy does not accumulate.
     """
 
     keys: Float[Tensor, "1 Hkv C D"]

@@ -23,7 +23,8 @@ class Candidates:
     Attributes:
         positions: [Hkv, L] index of each key's token in the stream, int64, ascending.
         mass: [Hkv, L] softmax weight each key received in this step, float32; None where the policy asks for none.
-        history: [Hkv, L] mass received in earlier steps, float32, 0 for new keys; None where it is not accumulated.
+        history: [Hkv, L] attention score received in earlier steps, float32, 0 for new keys; None where nothing is
+            accumulated.
     """
 
     positions: Int[Tensor, "Hkv L"]
@@ -36,10 +37,10 @@ class Policy(ABC):
     """Ranks keys; the best `budget` of each key head stay. A new policy is a subclass and one line in `POLICIES`."""
 
     accumulates: ClassVar[bool] = False
-    """Whether mass is summed over steps (and has to be computed at every step)."""
+    """Whether attention scores are summed over steps (and has to be computed at every step)."""
 
     def observed(self, num_queries: int) -> int | None:
-        """How many of a step's newest queries are asked for their weights; None where no mass is needed."""
+        """How many of a step's newest queries are asked for their weights; None where no scores are needed."""
         return None
 
     @abstractmethod
@@ -67,7 +68,7 @@ class Policy(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class StateKV(Policy):
-    """The keys with the largest attention mass in the newest step, old state and new keys alike; no decay.
+    """The keys with the largest attention score in the newest step, old state and new keys alike; no decay.
 
     Source: StateKV (arXiv 2605.31598).
     """
@@ -130,7 +131,7 @@ class Uniform(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSample(Policy):
-    """A uniform random sample of everything seen so far, drawn anew for each key head.
+    """A uniform random sample of everything seen so far, sampled anew for each key head.
 
     Attributes:
         seed: other seeds give other samples.
@@ -150,13 +151,13 @@ class RandomSample(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class AccumulatedMass(Policy):
-    """The newest keys, and of the rest those whose mass, summed over all steps, is largest.
+    """The newest keys, and of the rest those whose attention score, summed over all steps, is largest.
 
     Attributes:
-        recent_ratio: share of the budget that goes to the newest keys.
+        recent_ratio: fraction of the budget that goes to the newest keys.
 
     Source: H2O (arXiv 2306.14048).
-    Differs: mass is summed per key head over its query heads, and keys leave once a step, not once a token.
+    Differs: attention scores are summed per key head over its query heads, and keys leave once a step, not a token.
     """
 
     recent_ratio: float = 0.5
@@ -183,7 +184,7 @@ class LastQueries(Policy):
 
     Attributes:
         window: queries that are asked, in tokens.
-        pooling: keys over which the largest mass is taken; odd.
+        pooling: keys over which the largest attention score is taken; odd.
 
     Source: SnapKV (arXiv 2404.14469).
     Differs: the newest queries are the frame's own, since the question must not take part; one selection for all query
@@ -254,7 +255,7 @@ def make_policy(policy: str | Policy) -> Policy:
 
 def _mass(candidates: Candidates) -> Tensor:
     if candidates.mass is None:
-        raise ConfigError("this policy ranks by attention mass, and the candidates carry none. Compute it first.")
+        raise ConfigError("this policy ranks by attention score, and the candidates carry none. Compute it first.")
     return candidates.mass
 
 

@@ -20,9 +20,9 @@ def remux(source: Path, target: Path, **options: str) -> Path:
     return target
 
 
-def cut(path: Path, share: float) -> Path:
+def cut(path: Path, fraction: float) -> Path:
     short = path.with_name(f"cut_{path.name}")
-    short.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    short.write_bytes(path.read_bytes()[: int(fraction * path.stat().st_size)])
     return short
 
 
@@ -119,8 +119,8 @@ def test_a_gif_without_its_last_bytes_is_short(tmp_path: Path) -> None:
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     assert inspect_video(tmp_path / "a.gif").problem is None
-    for share in (0.5, 0.999):
-        found = inspect_video(cut(tmp_path / "a.gif", share))
+    for fraction in (0.5, 0.999):
+        found = inspect_video(cut(tmp_path / "a.gif", fraction))
         assert (found.problem, "missing" in found.reason) == ("short", True)
 
 

@@ -46,9 +46,9 @@ def write_sound(path: Path, codec: str) -> None:
         container.mux(stream.encode(None))
 
 
-def cut(path: Path, share: float) -> Path:
+def cut(path: Path, fraction: float) -> Path:
     data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
+    path.write_bytes(data[: int(fraction * len(data))])
     return path
 
 

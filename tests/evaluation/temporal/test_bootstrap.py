@@ -41,7 +41,7 @@ def _case(seed: int) -> tuple[list[FramePredictions], dict[str, tuple[Interval, 
 def _repeated(
     predictions: list[FramePredictions], truth: dict[str, tuple[Interval, ...]], row: np.ndarray
 ) -> tuple[list[FramePredictions], dict[str, tuple[Interval, ...]]]:
-    """A data set in which each video stands as often as it was drawn, under ids of its own."""
+    """A data set in which each video stands as often as it was sampled, under ids of its own."""
     all_predictions, all_truth = [], {}
     for one, count in zip(predictions, row, strict=True):
         for copy in range(int(count)):

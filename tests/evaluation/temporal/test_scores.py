@@ -30,8 +30,8 @@ def test_all_numbers_of_a_case_worked_by_hand() -> None:
     assert found.segmentation is not None
     assert found.segmentation.accuracy == pytest.approx(100 * (400 - 20 - 10) / 400)
     assert found.segmentation.f1[0.5] == pytest.approx(100 * 4 / 6)
-    assert found.largest_share == pytest.approx(0.9)
-    assert found.frame_shares == {"fall": 30 / 400, "run": 10 / 400}
+    assert found.largest_fraction == pytest.approx(0.9)
+    assert found.frame_fractions == {"fall": 30 / 400, "run": 10 / 400}
     assert found.chance_map == pytest.approx(0.05)
     assert found.frames.average_precision["fall"] == pytest.approx(20 / 30 + 10 / 30 * 30 / 400)
     assert [video.video_id for video in found.videos] == ["a.mp4", "b.mp4"]
@@ -69,7 +69,7 @@ def test_overlapping_truth_has_no_segments() -> None:
     assert found.segmentation is None
     assert "overlap" in found.no_segmentation
     assert found.videos[0].frame_accuracy is None
-    assert math.isnan(found.largest_share)
+    assert math.isnan(found.largest_fraction)
 
 
 def test_classes_that_may_overlap() -> None:

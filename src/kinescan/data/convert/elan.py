@@ -91,8 +91,8 @@ def _slots(root: Element) -> tuple[dict[str, float], int]:
         behind = min((other for other in known if other >= index), default=None)
         if before is None or behind is None:
             continue
-        share = (index - before) / (behind - before) if behind > before else 0.0
-        seconds[name] = known[before] + (known[behind] - known[before]) * share
+        fraction = (index - before) / (behind - before) if behind > before else 0.0
+        seconds[name] = known[before] + (known[behind] - known[before]) * fraction
     return seconds, len(names) - len(known)
 
 

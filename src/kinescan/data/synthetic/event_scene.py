@@ -65,8 +65,8 @@ class Life:
         comes: second at which it begins to fade in; -inf: it is there from the start.
         goes: second at which it has faded out; inf: it stays.
         strokes: its movements, in the order of time.
-        poses: [1 + len(strokes), 4], before the first and after each: centre x and y, logarithm of the radius (shares
-            of the frame's side), angle.
+        poses: [1 + len(strokes), 4], before the first and after each: centre x and y, logarithm of the radius (as
+            fractions of the frame's side), angle.
     """
 
     shape: str
@@ -76,7 +76,7 @@ class Life:
     poses: NDArray[np.float64]
 
     def poses_at(self, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[T, 4], with radii as shares of the frame's side."""
+        """[T, 4], with radii as fractions of the frame's side."""
         poses = np.repeat(self.poses[:1], len(seconds), axis=0)
         for stroke, change in zip(self.strokes, np.diff(self.poses, axis=0), strict=True):
             phase = np.clip((seconds - stroke.start) / (stroke.end - stroke.start), 0, 1)
@@ -128,7 +128,7 @@ def draw_lives(
         times: start and end of each movement.
         seconds: of the video.
         pairs: which movements there are.
-        shape: of each object; None: drawn for each.
+        shape: of each object; None: sampled for each.
         others: objects that they shall not cover.
     """
     lives: list[Life] = []

@@ -41,7 +41,7 @@ class EventsConfig(PictureConfig):
         shortest_seconds: of an event.
         longest_seconds: of an event.
         pause_seconds: between two events at a position, about; some pauses are several times longer.
-        quiet_ratio: share of videos in which nothing happens.
+        quiet_ratio: fraction of videos in which nothing happens.
         light_ratio: how much brighter or darker it gets at most: slowly, and now and then at once.
     """
 

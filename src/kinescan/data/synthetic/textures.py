@@ -83,8 +83,8 @@ def background_textures(seeds: Sequence[int], *, size: int = 64, shifts: Tensor 
         >>> background_textures([3], size=70).shape
         torch.Size([1, 3, 70, 70])
     """
-    drawn = {seed: _draw_background(seed) for seed in set(seeds)}
-    values = torch.tensor(np.stack([drawn[seed] for seed in seeds]), dtype=torch.float32)
+    backgrounds = {seed: _draw_background(seed) for seed in set(seeds)}
+    values = torch.tensor(np.stack([backgrounds[seed] for seed in seeds]), dtype=torch.float32)
     shifts = torch.zeros(len(seeds), 2) if shifts is None else shifts
     count = _NUM_BACKGROUND_WAVES
     angle, phase, length = (values[:, k * count : (k + 1) * count, None] for k in range(3))

@@ -113,9 +113,9 @@ class AlarmSweep:
         if smooth_seconds not in self._smoothed:
             raw = self._smoothed[0.0]
             smoothed = raw.copy()
-            shares = -np.expm1(-np.diff(self._predictions.seconds) / smooth_seconds)
-            for frame, share in enumerate(shares.tolist(), start=1):
-                smoothed[frame] = smoothed[frame - 1] + share * (raw[frame] - smoothed[frame - 1])
+            weights = -np.expm1(-np.diff(self._predictions.seconds) / smooth_seconds)
+            for frame, weight in enumerate(weights.tolist(), start=1):
+                smoothed[frame] = smoothed[frame - 1] + weight * (raw[frame] - smoothed[frame - 1])
             self._smoothed[smooth_seconds] = smoothed
         return self._smoothed[smooth_seconds]
 

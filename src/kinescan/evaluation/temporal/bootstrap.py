@@ -1,4 +1,4 @@
-"""Scores of many resamples of the same videos, each video as often as it was drawn.
+"""Scores of many resamples of the same videos, each video as often as it was sampled.
 
 Every function here gives a score for each row of `counts`, [R, V]: how often each of V videos is in R resamples.
 A row of ones gives the score of all videos as they are.
@@ -24,7 +24,7 @@ _ROWS = 64
 
 
 def resamples(num_videos: int, count: int, seed: int) -> Floats:
-    """How often each video is drawn, [count, num_videos]; each row sums to the number of videos."""
+    """How often each video is sampled, [count, num_videos]; each row sums to the number of videos."""
     draw = np.random.default_rng(seed)
     return draw.multinomial(num_videos, np.full(num_videos, 1 / num_videos), size=count).astype(np.float64)
 

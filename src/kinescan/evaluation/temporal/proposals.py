@@ -12,7 +12,7 @@ THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MOST_OVERLAP = 0.4
 """Of two proposals of a class with a larger tIoU, the one with the lower score goes."""
 AROUND = 0.25
-"""How much on each side of a proposal, as a share of its length, is what it should stand out from."""
+"""How much on each side of a proposal, as a fraction of its length, is what it should stand out from."""
 MOST_PROPOSALS = 200
 """Of a video, those with the highest scores."""
 

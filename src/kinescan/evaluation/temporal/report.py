@@ -183,7 +183,7 @@ class TemporalReport:
         if found is None:
             return None
         f1 = {f"{100 * overlap:.0f}": value for overlap, value in found.f1.items()}
-        chance = 100 * self.scores.largest_share
+        chance = 100 * self.scores.largest_fraction
         return {"accuracy": found.accuracy, "accuracy_of_commonest": chance, "edit": found.edit, "f1": f1}
 
     def _plain_classes(self) -> Iterator[dict[str, Any]]:
@@ -192,7 +192,7 @@ class TemporalReport:
             yield {
                 "label": label,
                 "ap": scores.frames.average_precision.get(label),
-                "chance_ap": scores.frame_shares[label],
+                "chance_ap": scores.frame_fractions[label],
                 "calibrated_ap": scores.frames.calibrated.get(label),
                 "ap_at_tiou": {name: found.average_precision.get(label) for name, found in scores.detection.items()},
                 **_plain_alarms(scores.alarms_of[label]),
@@ -222,7 +222,7 @@ class TemporalReport:
             f1 = ", ".join(f"{value:.1f}" for value in scores.segmentation.f1.values())
             yield f"| segmental F1 at 10, 25, 50 % | {f1} |"
             yield f"| edit score | {scores.segmentation.edit:.1f} |"
-            accuracy = f"{scores.segmentation.accuracy:.1f} % ({percent(scores.largest_share)})"
+            accuracy = f"{scores.segmentation.accuracy:.1f} % ({percent(scores.largest_fraction)})"
             yield f"| frames right (commonest label) | {accuracy} |"
         yield f"| events missed | {alarms.num_missed} of {alarms.num_true} ({percent(alarms.missed_ratio)}) |"
         yield f"| delay of the told: median, 90 % | {_delay(alarms, 0.5)}, {_delay(alarms, 0.9)} |"
@@ -250,7 +250,7 @@ class TemporalReport:
             alarms, nan = scores.alarms_of[label], float("nan")
             cells = (
                 percent(scores.frames.average_precision.get(label, nan)),
-                percent(scores.frame_shares[label]),
+                percent(scores.frame_fractions[label]),
                 percent(scores.frames.calibrated.get(label, nan)),
                 f"{alarms.num_missed} of {alarms.num_true}",
                 _delay(alarms, 0.5),

@@ -29,7 +29,7 @@ SHIFTS = (*(-step for step in reversed(_STEPS)), 0.0, *_STEPS)
 """Of the thresholds' logits, along the curve."""
 NEAR_CHANCE = 1.1
 CHANCE_CALIBRATED = 0.5
-"""Calibrated AP of scores that say nothing, whatever the class's share."""
+"""Calibrated AP of scores that say nothing, whatever the class's fraction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class VideoResult:
         detections: intervals with scores that need no rules.
         told: when each of them was told.
         alarms: how well that fits the truth.
-        frame_accuracy: share of frames with the right label, in [0, 1]; None where frames have no single label.
+        frame_accuracy: fraction of frames with the right label, in [0, 1]; None where frames have no single label.
     """
 
     video_id: str
@@ -83,11 +83,11 @@ class TemporalScores:
         classes: the model's, without background.
         rules: thresholds and times of the events.
         frames: per-frame mAP and calibrated mAP.
-        frame_shares: label -> share of frames that show it: the AP of scores that say nothing.
+        frame_fractions: label -> fraction of frames that show it: the AP of scores that say nothing.
         detection: name of the thresholds -> mAP over tIoU.
         segmentation: accuracy, edit and F1; None where frames have several labels.
         no_segmentation: why there is none.
-        largest_share: share of the commonest label of frames, background among them: the accuracy of a constant answer.
+        largest_fraction: of the commonest label of frames, background among them: the accuracy of a constant answer.
         alarms: delay, missed events and false alarms of all classes.
         alarms_of: label -> the same of one class.
         curve: the same for all classes over the strictness of the thresholds.
@@ -98,11 +98,11 @@ class TemporalScores:
     classes: tuple[str, ...]
     rules: EventRules
     frames: FrameScores
-    frame_shares: Mapping[str, float]
+    frame_fractions: Mapping[str, float]
     detection: Mapping[str, DetectionScores]
     segmentation: SegmentationScores | None
     no_segmentation: str
-    largest_share: float
+    largest_fraction: float
     alarms: AlarmScores
     alarms_of: Mapping[str, AlarmScores]
     curve: tuple[OperatingPoint, ...]
@@ -111,9 +111,9 @@ class TemporalScores:
 
     @property
     def chance_map(self) -> float:
-        """Per-frame mAP of scores that say nothing: the mean share of frames of the classes in it; NaN without any."""
-        shares = [self.frame_shares[label] for label in self.frames.average_precision]
-        return float(np.mean(shares)) if shares else float("nan")
+        """Per-frame mAP of scores that say nothing: mean fraction of frames of the classes in it; NaN without any."""
+        fractions = [self.frame_fractions[label] for label in self.frames.average_precision]
+        return float(np.mean(fractions)) if fractions else float("nan")
 
     @property
     def lost(self) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ class TemporalScores:
         return tuple(
             label
             for label, found in self.frames.average_precision.items()
-            if found <= NEAR_CHANCE * self.frame_shares[label]
+            if found <= NEAR_CHANCE * self.frame_fractions[label]
             or self.frames.calibrated[label] <= NEAR_CHANCE * CHANCE_CALIBRATED
         )
 
@@ -179,11 +179,11 @@ def score_frames(
         classes=tuple(told),
         rules=rules,
         frames=frames,
-        frame_shares={label: float(marked[:, classes.index(label)].mean()) for label in told},
+        frame_fractions={label: float(marked[:, classes.index(label)].mean()) for label in told},
         detection={name: detection_map(intervals, pooled, tious=tious) for name, tious in TIOUS.items()},
         segmentation=segmentation,
         no_segmentation=reason,
-        largest_share=largest,
+        largest_fraction=largest,
         alarms=score_alarms(intervals, alarms, hours=hours),
         alarms_of={label: _of_class(intervals, alarms, label, hours) for label in told},
         curve=_curve(sweeps, intervals, rules, classes, hours),
@@ -238,7 +238,7 @@ def _curve(
 def _segmentation(
     predictions: Sequence[FramePredictions], truth: Sequence[Sequence[Interval]]
 ) -> tuple[SegmentationScores | None, str, float]:
-    """The scores, or why there are none; and the share of the commonest true label."""
+    """The scores, or why there are none; and the fraction of the commonest true label."""
     if not predictions[0].has_background:
         return None, "the model's classes may overlap, and these scores need one label a frame", float("nan")
     both = overlap([interval for part in truth for interval in part])

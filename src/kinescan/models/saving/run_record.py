@@ -22,8 +22,8 @@ class ReportedScore:
         data: what the model was scored on, such as "20% held out of train"; of a path, its last name.
         views: frames x clips x crops.
         num_videos: how many were scored.
-        top1: share of videos whose best class is right.
-        top5: share of videos whose class is among the best `top5_classes`.
+        top1: fraction of videos whose best class is right.
+        top5: fraction of videos whose class is among the best `top5_classes`.
         top5_classes: 5, or the number of classes.
         calibration_error: expected calibration error.
         notes: what a reader has to know.

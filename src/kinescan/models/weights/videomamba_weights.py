@@ -139,7 +139,7 @@ def inflate(kernel: Tensor, num_frames: int, *, how: Literal["center", "mean"]) 
     Args:
         kernel: [W, 3, p, p].
         num_frames: frames of the new kernel.
-        how: "center": the frame at num_frames // 2 has it all; "mean": all have the same share.
+        how: "center": the frame at num_frames // 2 has it all; "mean": each has the same part.
 
     Returns:
         [W, 3, num_frames, p, p].

@@ -43,7 +43,8 @@ def _whole_rows(
 ) -> None:
     """Some key heads: q [H, G, Q, D], k and v [H, L, D]; output [H, G, Q, D] and mass [H, L] are written in place.
 
-    One workspace holds products and then, in place, their softmax; the mass is one more product, with a row of ones.
+    One workspace holds products and then, in place, their softmax; the keys' scores are one more product, with a row
+    of ones.
     """
     heads, group, num_queries, dim = q.shape
     num_keys = k.shape[1]

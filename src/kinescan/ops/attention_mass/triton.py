@@ -137,7 +137,7 @@ def attention_mass(q: Tensor, k: Tensor, v: Tensor, scale: float, observed: int)
 
 
 def launch_sizes(dim: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Constants of both kernels for heads of this size: blocks of which a thread's share fits into its registers."""
+    """Constants of both kernels for heads of this size: blocks of which a thread's part fits into its registers."""
     wide_dim = max(16, triton.next_power_of_2(dim))
     if dtype == torch.float32:
         rows, columns, warps = (16, 16, 8) if wide_dim > 128 else (32, 16, 8) if wide_dim > 64 else (32, 32, 4)

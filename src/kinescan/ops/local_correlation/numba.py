@@ -43,7 +43,7 @@ def _correlate(features: Tensor, settings: Settings) -> Tensor:
             directions, plan.pairs, plan.target_starts, plan.targets, window, width, room, maps, first, last
         )
 
-    _share_out(correlate, batch * len(plan.pairs), num_threads)
+    _run_parts(correlate, batch * len(plan.pairs), num_threads)
     return out.view(batch, num_frames - first_frame, len(offsets), window * window, height, width)
 
 
@@ -79,7 +79,7 @@ def _correlate_backward(grad: Tensor, features: Tensor, settings: Settings) -> T
             last,
         )
 
-    _share_out(differentiate, batch * num_parts, num_threads)
+    _run_parts(differentiate, batch * num_parts, num_threads)
     return out
 
 
@@ -96,7 +96,7 @@ def _normalise(
     def normalise(first: int, last: int) -> None:
         band.normalise_frames(frames, window // 2, epsilon, TOO_SHORT, directions, scales, first, last)
 
-    _share_out(normalise, num_frames, num_threads)
+    _run_parts(normalise, num_frames, num_threads)
     return directions, scales
 
 
@@ -109,19 +109,19 @@ def _num_threads(num_products: int) -> int:
     return min(torch.get_num_threads(), 1 + num_products // _PRODUCTS_PER_THREAD)
 
 
-def _share_out(work: Callable[[int, int], None], num_jobs: int, num_threads: int) -> None:
-    """Runs work(first, last) over all jobs, in equal shares on up to `num_threads` threads.
+def _run_parts(work: Callable[[int, int], None], num_jobs: int, num_threads: int) -> None:
+    """Runs work(first, last) over all jobs, in equal parts on up to `num_threads` threads.
 
     Threads live for one call: nothing has to survive a fork, and callers on several threads do not meet. (Numba's own
     parallel loops fail at one or the other, depending on the threading layer.)
     """
-    num_shares = min(num_jobs, num_threads)
-    bounds = [num_jobs * share // max(num_shares, 1) for share in range(num_shares + 1)]
-    if num_shares <= 1:
+    num_parts = min(num_jobs, num_threads)
+    bounds = [num_jobs * part // max(num_parts, 1) for part in range(num_parts + 1)]
+    if num_parts <= 1:
         work(0, num_jobs)
         return
-    with ThreadPoolExecutor(num_shares - 1) as pool:
-        others = [pool.submit(work, *bounds[share : share + 2]) for share in range(1, num_shares)]
+    with ThreadPoolExecutor(num_parts - 1) as pool:
+        others = [pool.submit(work, *bounds[part : part + 2]) for part in range(1, num_parts)]
         work(*bounds[:2])
         for other in others:
             other.result()

@@ -1,4 +1,4 @@
-"""The selective scan on a CPU: shares of tracks and channels for threads, addresses for the kernels."""
+"""The selective scan on a CPU: parts of tracks and channels for threads, addresses for the kernels."""
 
 import functools
 import os
@@ -97,7 +97,7 @@ def _scan_backward(grad_y: Tensor, grad_state: Tensor | None, inputs: ScanInputs
     parts = list(_parts(u.shape, state_size))
     num_track_parts, num_group_parts = parts[-1].track_part + 1, parts[-1].group_part + 1
     du, ddelta, dz, dstate = (_fresh(*(0,) if x is None else x.shape) for x in (u, delta, z, state))
-    # Each share of the groups has its dB and dC, each share of the tracks its gradients of A, D and the bias.
+    # Each part of the groups has its dB and dC, each part of the tracks its gradients of A, D and the bias.
     dB, dC = (torch.empty(num_group_parts, *B.shape, dtype=torch.float32) for _ in "BC")
     adjoints = torch.zeros(num_track_parts, _num_groups(num_channels), state_size, 2, LANES)
     sums = torch.zeros(num_track_parts, _num_groups(num_channels), 2, LANES)
@@ -127,7 +127,7 @@ def _scan_backward(grad_y: Tensor, grad_state: Tensor | None, inputs: ScanInputs
 
 
 class _Part(NamedTuple):
-    """A thread's share: tracks and groups of channels, from the first to before the last; which share of each it is."""
+    """A thread's part: tracks and groups of channels, from the first to before the last; which part of each it is."""
 
     tracks: tuple[int, int]
     groups: tuple[int, int]
@@ -140,7 +140,7 @@ class _Part(NamedTuple):
 
 
 def _parts(shape: torch.Size, state_size: int, *, whole_tracks: bool = False) -> Iterator[_Part]:
-    """Shares of the tracks, and, but for `whole_tracks`, of the channels too where threads outnumber the tracks."""
+    """Parts of the tracks, and, but for `whole_tracks`, of the channels too where threads outnumber the tracks."""
     num_tracks, num_steps, num_channels = shape
     work = num_tracks * num_steps * num_channels * state_size
     num_threads = max(1, min(torch.get_num_threads(), work // MIN_WORK))

@@ -4,7 +4,7 @@ Legend as in `reference.py`; `rates` is A log2(e), so that exp(Delta A) = 2**(De
 What belongs to a state is [S, BLOCK] in a program. A thread then has one channel with all its positions: sums over
 positions (y, and the gradients of u and Delta) need no exchange between threads, and neighbours read neighbouring
 channels. The backward pass reads the inputs alone and computes the states of a chunk of steps again before it goes back
-through them. A program takes a share of the tracks, so that the gradients of A, D and the bias add up in registers;
+through them. A program takes a part of the tracks, so that the gradients of A, D and the bias add up in registers;
 what several programs add to is written in parts that torch sums up. There are no atomics: results are the same every
 time.
 """
@@ -24,7 +24,7 @@ STATE_SIZE_OF_A_THREAD = 32
 """Where states have more positions, a channel is shared by threads, and a program has fewer channels."""
 KEPT_BY_A_THREAD = 128
 """States, times their positions, that the backward pass keeps in registers; of 255 that there are."""
-TRACK_SHARES = 128
+TRACK_PARTS = 128
 """Shares of the tracks in the backward pass: enough programs for a large GPU, few enough parts to sum up."""
 
 
@@ -130,19 +130,19 @@ def _advance(h, rates, u, step, into):  # type: ignore[no-untyped-def]
 def _scan_backward(  # type: ignore[no-untyped-def]
     dy_ptr, dlast_ptr, u_ptr, delta_ptr, rates_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, state_ptr,
     du_ptr, ddelta_ptr, dBC_ptr, dz_ptr, dstate_ptr, dA_ptr, dD_ptr, dbias_ptr, starts_ptr,
-    num_tracks, num_steps, num_channels, num_shares,
+    num_tracks, num_steps, num_channels, num_parts,
     dy_track, dy_step, u_track, u_step, delta_track, delta_step, B_track, B_step, C_track, C_step, z_track, z_step,
     SOFTPLUS: tl.constexpr, STATE_SIZE: tl.constexpr, WIDE_STATE: tl.constexpr, BLOCK: tl.constexpr,
     CHUNK: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
-    """A share of the tracks (every num_shares-th) and one block of channels.
+    """A part of the tracks (every num_parts-th) and one block of channels.
 
-    dBC_ptr: [blocks, R, T, S, 2], gradients of B and of C; dA_ptr: [shares, S, D]; dD_ptr and dbias_ptr: [shares, D];
-    starts_ptr: [shares, chunks, S, D], states before each chunk of a track, or None where there is one chunk.
+    dBC_ptr: [blocks, R, T, S, 2], gradients of B and of C; dA_ptr: [parts, S, D]; dD_ptr and dbias_ptr: [parts, D];
+    starts_ptr: [parts, chunks, S, D], states before each chunk of a track, or None where there is one chunk.
     FAR: steps of a track may lie 2**31 entries or more apart, as where tracks are the inner axis; costs registers.
     """
     num_blocks = tl.cdiv(num_channels, BLOCK)
-    share = (tl.program_id(0) // num_blocks).to(tl.int64)
+    part = (tl.program_id(0) // num_blocks).to(tl.int64)
     block = (tl.program_id(0) % num_blocks).to(tl.int64)
     channels = block * BLOCK + tl.arange(0, BLOCK)
     positions = tl.arange(0, WIDE_STATE)
@@ -160,12 +160,12 @@ def _scan_backward(  # type: ignore[no-untyped-def]
         delta_step, z_step = tl.cast(delta_step, tl.int64), tl.cast(z_step, tl.int64)
         B_step, C_step = tl.cast(B_step, tl.int64), tl.cast(C_step, tl.int64)
     num_chunks = tl.cdiv(num_steps, CHUNK)
-    share_starts = share * num_chunks
+    part_starts = part * num_chunks
     dA = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
     dD = tl.zeros((BLOCK,), tl.float32)
     dbias = tl.zeros((BLOCK,), tl.float32)
-    for i in range(0, tl.cdiv(num_tracks - share, num_shares)):
-        track = share + i * num_shares
+    for i in range(0, tl.cdiv(num_tracks - part, num_parts)):
+        track = part + i * num_parts
         state_at = (track * num_channels + channels)[None, :] * STATE_SIZE + positions[:, None]
         u_at, delta_at, B_at = track * u_track + channels, track * delta_track + channels, track * B_track + positions
         h = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
@@ -173,7 +173,7 @@ def _scan_backward(  # type: ignore[no-untyped-def]
             h = _read(state_ptr, state_at, in_state)
         if starts_ptr is not None:
             for chunk in range(0, num_chunks):
-                _write(starts_ptr, (share_starts + chunk) * STATE_SIZE * num_channels + by_position, h, in_state)
+                _write(starts_ptr, (part_starts + chunk) * STATE_SIZE * num_channels + by_position, h, in_state)
                 if chunk + 1 < num_chunks:
                     for t in range(chunk * CHUNK, (chunk + 1) * CHUNK):
                         u = _read(u_ptr, u_at + t * u_step, is_channel)
@@ -188,7 +188,7 @@ def _scan_backward(  # type: ignore[no-untyped-def]
         for from_end in range(1, num_chunks + 1):
             chunk = num_chunks - from_end
             if starts_ptr is not None:
-                h = _read(starts_ptr, (share_starts + chunk) * STATE_SIZE * num_channels + by_position, in_state)
+                h = _read(starts_ptr, (part_starts + chunk) * STATE_SIZE * num_channels + by_position, in_state)
             earlier = ()
             for j in tl.static_range(CHUNK):
                 earlier = earlier + (h,)  # type: ignore[assignment]  # noqa: RUF005  (Triton knows only this)
@@ -240,9 +240,9 @@ def _scan_backward(  # type: ignore[no-untyped-def]
             _write(dstate_ptr, state_at, g, in_state)
         if starts_ptr is not None:
             tl.debug_barrier()
-    _write(dA_ptr, share * STATE_SIZE * num_channels + by_position, dA, in_state)
-    _write(dD_ptr, share * num_channels + channels, dD, is_channel)
-    _write(dbias_ptr, share * num_channels + channels, dbias, is_channel)
+    _write(dA_ptr, part * STATE_SIZE * num_channels + by_position, dA, in_state)
+    _write(dD_ptr, part * num_channels + channels, dD, is_channel)
+    _write(dbias_ptr, part * num_channels + channels, dbias, is_channel)
 
 
 def launch_sizes(num_channels: int, state_size: int) -> dict[str, int]:
@@ -292,7 +292,7 @@ def scan_backward(grad_y: Tensor, grad_state: Tensor | None, inputs: ScanInputs)
     num_tracks, num_steps, num_channels = u.shape
     sizes = backward_sizes(num_steps, *A.shape)
     num_blocks = triton.cdiv(num_channels, sizes["BLOCK"])
-    num_shares = min(num_tracks, TRACK_SHARES)
+    num_parts = min(num_tracks, TRACK_PARTS)
     num_chunks = triton.cdiv(num_steps, sizes["CHUNK"])
 
     def fresh(*shape: int) -> Tensor:
@@ -301,17 +301,17 @@ def scan_backward(grad_y: Tensor, grad_state: Tensor | None, inputs: ScanInputs)
     du, ddelta, dz, dstate = (
         fresh(0) if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (u, delta, z, state)
     )
-    dBC, dA = fresh(num_blocks, *B.shape, 2), fresh(num_shares, A.shape[1], num_channels)
-    dD, dbias = fresh(num_shares, num_channels), fresh(num_shares, num_channels)
-    starts = fresh(num_shares, num_chunks, A.shape[1], num_channels) if num_chunks > 1 else None
+    dBC, dA = fresh(num_blocks, *B.shape, 2), fresh(num_parts, A.shape[1], num_channels)
+    dD, dbias = fresh(num_parts, num_channels), fresh(num_parts, num_channels)
+    starts = fresh(num_parts, num_chunks, A.shape[1], num_channels) if num_chunks > 1 else None
     rows = [_dense(x) for x in (grad_y, u, delta, B, C, z)]
     strides = _strides(rows)
     is_far = max(strides[1::2]) * num_steps >= 2**31
     with torch.cuda.device_of(u):
-        _scan_backward[(num_shares * num_blocks,)](
+        _scan_backward[(num_parts * num_blocks,)](
             rows[0], _flat(grad_state), *rows[1:3], _rates(A), *rows[3:5], _flat(D), rows[5], _flat(delta_bias),
             _flat(state), du, ddelta, dBC, dz, dstate, dA, dD, dbias, starts,
-            num_tracks, num_steps, num_channels, num_shares, *strides, SOFTPLUS=delta_softplus, FAR=is_far, **sizes,
+            num_tracks, num_steps, num_channels, num_parts, *strides, SOFTPLUS=delta_softplus, FAR=is_far, **sizes,
         )  # fmt: skip
     dB, dC = dBC.sum(0).unbind(-1)
     return (

@@ -60,8 +60,12 @@ class Qwen3VL(Qwen25VL):
             grow = factor / min(height, width)
             height, width = int(height * grow), int(width * grow)
         frames = self.temporal_patch if self.horizon_frames is None else max(self.horizon_frames, self.temporal_patch)
-        share = max(min(FRAME_TOKENS * factor**2, self.pixels.max_pixels // frames), int(self.pixels.min_pixels * 1.05))
-        return free_size(height, width, factor=factor, min_pixels=self.pixels.min_pixels / frames, max_pixels=share)
+        max_pixels = max(
+            min(FRAME_TOKENS * factor**2, self.pixels.max_pixels // frames), int(self.pixels.min_pixels * 1.05)
+        )
+        return free_size(
+            height, width, factor=factor, min_pixels=self.pixels.min_pixels / frames, max_pixels=max_pixels
+        )
 
     @override
     def bare_prompt(self) -> dict[str, list[int]]:
