@@ -76,7 +76,7 @@ def check_other_sizes(device):
 def check_tracks_share_a_program(device):
     from kinescan.ops.selective_scan import triton as kernels
 
-    with mock.patch.object(kernels, "TRACK_SHARES", 2):
+    with mock.patch.object(kernels, "TRACK_PARTS", 2):
         for num_steps in (2, 9):
             assert_matches_reference(draw(device, 5, num_steps, 3, 2))
 
