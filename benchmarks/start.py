@@ -16,14 +16,14 @@ from kinescan.cli.main import VERBS
 
 NAME = "start_cpu"
 AIMS = {"seconds": 1.0, "peak_mib": 150.0}
-COMMANDS = (*((verb, "--help") for verb in VERBS), ("list",))
+COMMANDS = (*((verb, "--help") for verb in VERBS), ("list",), ("list", "settings"))
 
 
 MEASURED = """
 import resource, subprocess, sys
 run = subprocess.run([sys.executable, "-m", "kinescan", *sys.argv[1:]], stdout=subprocess.PIPE)
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
-said = b"Usage:" in run.stdout or b"pks4_vit_b16" in run.stdout
+said = b"Usage:" in run.stdout or b"pks4_vit_b16" in run.stdout or b"optim.lr" in run.stdout
 print(run.returncode or not said, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
 """
 """Started from a small process: the peak of a child is at least what its parent held when it was started."""

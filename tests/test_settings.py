@@ -2,7 +2,8 @@
 
 import json
 import logging
-from dataclasses import replace
+import pickle
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,32 @@ def test_constructors_take_and_read_the_old_name(config: type[Any]) -> None:
     with pytest.warns(DeprecationWarning, match="activation_checkpointing"):
         assert replace(given, recompute=False) == config()
     assert build_settings(config, {"recompute": True}) == given
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OwnConfig(PKS4Config):
+    gate: bool = False
+
+
+class _SameFields(_OwnConfig):
+    pass
+
+
+@pytest.mark.parametrize("config", [_OwnConfig, _SameFields])
+def test_configs_derived_from_one_take_the_old_name(config: type[_OwnConfig]) -> None:
+    assert build_settings(config, {"recompute": True}).activation_checkpointing is True
+    for _ in range(2):
+        with pytest.warns(DeprecationWarning, match=r"activation_checkpointing") as warned:
+            given = config(recompute=True, gate=True)  # type: ignore[call-arg]
+        assert [one.filename for one in warned] == [__file__]
+        assert (given.activation_checkpointing, given.gate) == (True, True)
+    assert (
+        replace(given, gate=False)
+        == config(activation_checkpointing=True)
+        == pickle.loads(pickle.dumps(config(activation_checkpointing=True)))
+    )
+    with pytest.raises(TypeError, match="recomputed"):
+        config(recomputed=True)  # type: ignore[call-arg]
 
 
 def test_taps_is_the_old_name_of_the_kernel_size() -> None:

@@ -73,7 +73,21 @@ def accept_old_names(cls: type[T]) -> type[T]:
     """A class decorator, above @dataclass: the constructor takes `OLD_NAMES` of the fields, and they can be read.
 
     Both warn of deprecation. `dataclasses.replace` takes them, too: an old name wins over the value that is copied.
+    Dataclasses that are derived from `cls` take them as well, without the decorator.
     """
+    _take_old_names(cls)
+
+    def __new__(kind: type[Any], *args: Any, **values: Any) -> Any:
+        # @dataclass gives a derived class its constructor once the class is made: this is the first chance to wrap it.
+        if "__dataclass_fields__" in vars(kind) and not hasattr(vars(kind).get("__init__"), "__wrapped__"):
+            _take_old_names(kind)
+        return object.__new__(kind)
+
+    cls.__new__ = __new__  # type: ignore[method-assign, assignment]
+    return cls
+
+
+def _take_old_names(cls: type[Any]) -> None:
     old_names = _old_names_of(cls)
     made = cls.__init__
 
@@ -91,10 +105,9 @@ def accept_old_names(cls: type[T]) -> type[T]:
 
         return property(read, doc=f"The old name of `{old_names[old]}`; deprecated.")
 
-    cls.__init__ = __init__  # type: ignore[method-assign]
+    cls.__init__ = __init__
     for old in old_names:
         setattr(cls, old, reader(old))
-    return cls
 
 
 def current_names(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:

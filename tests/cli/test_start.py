@@ -46,14 +46,34 @@ def test_help_loads_no_module_that_does_the_work(after_every_help: dict[str, Any
     assert {name for name in ours if name.startswith("runs")} == {"runs"}
 
 
-def test_listing_names_and_printing_a_recipe_loads_nothing_heavy() -> None:
-    script = (
-        "import sys; from kinescan.cli.main import build_app\n"
-        "for line in (['list'], ['list', '--json'], ['recipe', 'own_videos_cpu']):\n"
-        "    build_app(only=line[0])(args=line, standalone_mode=False)\n"
-        "print(*sorted(sys.modules), file=sys.stderr)"
-    )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
-    assert "pks4_vit_b16" in run.stdout
-    assert "numba" in run.stdout
-    assert {name.partition(".")[0] for name in run.stderr.split()} & HEAVY == set()
+LISTS = """
+import contextlib, io, json, sys
+from kinescan.cli.main import build_app
+
+said = {}
+kinds = ([], ["models"], ["recipes"], ["datasets"], ["backends"], ["settings"])
+lists = [["list", *kind, *form] for kind in kinds for form in ([], ["--json"])]
+for line in (*lists, ["recipe", "own_videos_cpu"], ["recipe"], ["list", "nothing"]):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = 0
+        try:
+            code = build_app(only=line[0])(args=line, standalone_mode=False) or 0
+        except SystemExit as end:
+            code = end.code
+        except Exception as error:
+            code = type(error).__name__
+    said[" ".join(line)] = (code, printed.getvalue())
+print(json.dumps({"said": said, "modules": sorted(sys.modules)}))
+"""
+
+
+def test_every_list_and_a_recipe_load_nothing_heavy() -> None:
+    run = subprocess.run([sys.executable, "-c", LISTS], capture_output=True, text=True, timeout=120, check=True)
+    found = json.loads(run.stdout)
+    answered = {line: text for line, (code, text) in found["said"].items() if not code}
+    assert {"list", "list --json", "list settings", "list settings --json", "recipe own_videos_cpu"} <= answered.keys()
+    assert all(answered.values())
+    assert "pks4_vit_b16" in answered["list models"]
+    assert "numba" in answered["list backends"]
+    assert "optim.lr" in answered["list settings"]
+    assert {name.partition(".")[0] for name in found["modules"]} & HEAVY == set()

@@ -1,11 +1,13 @@
 import dataclasses
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from kinescan.config import RunConfig, build_run
 from kinescan.models.registry import MODELS
-from kinescan.runs.recipe_reference import recipe_keys, reference_page
+from kinescan.runs.recipe_keys import KEYS_FILE, stored_keys
+from kinescan.runs.recipe_reference import keys_file, recipe_keys, reference_page
 
 
 def test_every_key_has_a_meaning_and_a_default_that_a_recipe_takes() -> None:
@@ -36,3 +38,11 @@ def test_the_page_in_docs_is_the_generated_one() -> None:
     assert page.read_text(encoding="utf-8") == reference_page(), (
         "run: kinescan list settings --markdown > docs/settings.md"
     )
+
+
+def test_the_keys_written_down_are_those_of_the_classes() -> None:
+    written = (files("kinescan.runs") / KEYS_FILE).read_text(encoding="utf-8")
+    assert written == keys_file(), (
+        f"run: python -m kinescan.runs.recipe_reference > keys && mv keys src/kinescan/runs/{KEYS_FILE}"
+    )
+    assert stored_keys() == recipe_keys()

@@ -36,7 +36,7 @@ def command(
     if markdown and kind != SETTINGS:
         raise ConfigError("--markdown goes with settings only: kinescan list settings --markdown")
     if kind == SETTINGS:
-        _print_settings(as_json=as_json, markdown=markdown)
+        _print_settings(as_json=as_json, markdown=markdown, own_models=bool(modules))
         return
     lists = runs.names.list_names(kind, recipes=recipes)
     if as_json:
@@ -53,12 +53,15 @@ def command(
         print_text(["`kinescan recipe NAME > my.toml` copies a recipe."])
 
 
-def _print_settings(*, as_json: bool, markdown: bool) -> None:
-    if as_json:
-        print_json([asdict(key) for key in runs.recipe_reference.recipe_keys()])
-    elif markdown:
+def _print_settings(*, as_json: bool, markdown: bool, own_models: bool) -> None:
+    if markdown:
         print(runs.recipe_reference.reference_page(), end="")
+        return
+    # The classes of settings live beside torch; what they hold is written down for a quick answer.
+    keys = runs.recipe_reference.recipe_keys() if own_models else runs.recipe_keys.stored_keys()
+    if as_json:
+        print_json([asdict(key) for key in keys])
     else:
-        for key in runs.recipe_reference.recipe_keys():
+        for key in keys:
             default = f" = {key.default}" if key.default else ""
             print_text([f"{key.key}{default}  ({key.kind})", f"    {key.meaning}"])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kinescan.runs import predict as predict
     from kinescan.runs import profile as profile
     from kinescan.runs import recipe as recipe
+    from kinescan.runs import recipe_keys as recipe_keys
     from kinescan.runs import recipe_reference as recipe_reference
     from kinescan.runs import segments as segments
     from kinescan.runs import stream as stream
@@ -43,6 +44,7 @@ __getattr__ = lazy_names(
             "predict",
             "profile",
             "recipe",
+            "recipe_keys",
             "recipe_reference",
             "segments",
             "stream",

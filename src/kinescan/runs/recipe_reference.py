@@ -2,14 +2,15 @@ import dataclasses
 import inspect
 import json
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from kinescan.config import RunConfig
 from kinescan.models.registry import known_models
+from kinescan.runs.recipe_keys import RecipeKey
 from kinescan.runtime.escaping import escape_markdown
 
 _ATTRIBUTE = re.compile(r"^(\w+): (.*)$")
@@ -20,33 +21,19 @@ default. `kinescan list settings` prints the same; this page is made by `kinesca
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecipeKey:
-    """One key of a recipe.
-
-    Attributes:
-        key: dotted, as `--set` takes it.
-        kind: the type of its value.
-        default: its default as TOML shows it; empty where it has none.
-        meaning: what it sets, with unit and range.
-        models: for keys under model.options, the models that take it; empty for all others.
-    """
-
-    key: str
-    kind: str
-    default: str
-    meaning: str
-    models: tuple[str, ...] = ()
-
-
 def recipe_keys() -> tuple[RecipeKey, ...]:
-    """Every key of a recipe, in the order of its tables; the options of models last.
+    """Every key of a recipe, in the order of its tables; the options of models last, registered ones among them.
 
     Example:
         >>> [key.default for key in recipe_keys() if key.key == "data.held_out_ratio"]
         ['0.2']
     """
     return (*_keys(RunConfig, ""), *_model_options())
+
+
+def keys_file() -> str:
+    """The text of recipe_keys.json: the keys, one a line."""
+    return "[\n" + ",\n".join(json.dumps(dataclasses.asdict(key)) for key in recipe_keys()) + "\n]\n"
 
 
 def reference_page() -> str:
@@ -137,3 +124,7 @@ def _default(field: "dataclasses.Field[Any]") -> str:
     if value is dataclasses.MISSING or value is None:
         return ""
     return json.dumps(value, default=list)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(keys_file())
