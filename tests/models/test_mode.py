@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from kinescan.models.mode import evaluation_view, training_view
+from kinescan.models.mode import evaluation_view, train_mode, training_view
 
 
 class Net(nn.Module):
@@ -99,3 +99,19 @@ def test_threads_that_predict_leave_batch_norms_as_they_are(others_train: bool) 
         thread.join()
     assert all(modes)
     assert all(torch.equal(tensor, alone.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_norms_of_frozen_parts_stay_in_evaluation_mode() -> None:
+    model = nn.ModuleDict(
+        {
+            "frozen": nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False)),
+            "trained": nn.Sequential(nn.Conv1d(3, 3, 1), nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False)),
+            "apart": nn.BatchNorm1d(3),
+        }
+    )
+    model["frozen"].requires_grad_(False)
+    model["apart"].requires_grad_(False)
+    assert [module.training for module in train_mode(model)["frozen"]] == [True, False, False]
+    assert [module.training for module in model["trained"]] == [True, True, True]
+    assert not model["apart"].training
+    assert train_mode(nn.BatchNorm1d(3, affine=False)).training

@@ -295,6 +295,23 @@ def test_fit_freezes_by_name(tiny_model: Any, noise_clips: Any, tmp_path: Path) 
     assert all(parameter.requires_grad for parameter in tiny_model.parameters())
 
 
+def test_statistics_of_frozen_norms_do_not_drift(noise_clips: Any, tmp_path: Path) -> None:
+    model = create_model(
+        "pks4_vit_ti16",
+        num_classes=2,
+        preprocessing={"num_frames": 2},
+        **{"image_size": 4, "patch_size": 2, "width": 8, "depth": 3, "heads": 2, "mlp_dim": 8, "embed_dim": 8},
+        **{"insert_after": 1, "window": 3, "kinematic_width": 8},
+    )
+    before = {name: tensor.clone() for name, tensor in model.named_buffers() if "running" in name}
+    assert before
+    for patterns, moves in ((("head.*",), False), (("*",), True)):
+        train = TrainConfig(device="cpu", trackers=(), trainable=patterns)
+        fit(model, noise_clips(), output=tmp_path / str(moves), train=train, optim=OptimConfig(epochs=1))
+        after = {name: tensor for name, tensor in model.named_buffers() if name in before}
+        assert _same(before, after) is not moves
+
+
 def test_fit_freezes_the_stem_of_a_model_with_a_module(noise_clips: Any, tmp_path: Path) -> None:
     model = create_model(
         "pks4_vit_ti16",

@@ -211,10 +211,10 @@ def mix(
     whose partner is not there stays as it is.
 
     Args:
-        clips: [B, T, 3, H, W], float.
-        soft_labels: [B, K], the probability of each class.
+        clips: [B, T, 3, H, W], float, on any device.
+        soft_labels: [B, K], the probability of each class, on the same device.
         config: mixup_alpha, cutmix_alpha and mix_rate.
-        generator: of the draw, one for the batch.
+        generator: of the draw, on the CPU, one for the batch.
         positions: of the B clips in the batch as it was ordered (`Batch.positions`), where some were left out.
         places: the old name of `positions`; deprecated.
 
@@ -240,11 +240,12 @@ def mix(
         raise ShapeError(
             f"clips must be [B, T, 3, H, W] and soft_labels [B, K], got {list(clips.shape)}, {list(soft_labels.shape)}."
         )
-    partners = _partners(range(len(clips)) if positions is None else positions, len(clips))
+    partner_of = _partners(range(len(clips)) if positions is None else positions, len(clips))
     alphas = [config.mixup_alpha, config.cutmix_alpha]
-    alone = torch.equal(partners, torch.arange(len(clips)))
+    alone = partner_of == list(range(len(clips)))
     if alone or not any(alphas) or not chance(config.mix_rate, generator):
         return clips, soft_labels
+    partners = torch.tensor(partner_of, dtype=torch.int64).to(clips.device, non_blocking=True)
     cut = not alphas[0] or (alphas[1] > 0 and chance(0.5, generator))
     numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     kept = float(numbers.beta(alphas[cut], alphas[cut]))
@@ -260,12 +261,12 @@ def mix(
     return clips, soft_labels.lerp(soft_labels[partners], 1 - kept)
 
 
-def _partners(positions: Sequence[int], num_clips: int) -> Tensor:
-    """[B] int64: the clip that each is paired with; itself where its partner is not there."""
+def _partners(positions: Sequence[int], num_clips: int) -> list[int]:
+    """Of each of the B clips, the clip that each is paired with; itself where its partner is not there."""
     index_of = {position: index for index, position in enumerate(positions)}
     if not len(positions) == len(index_of) == num_clips:
         raise ShapeError(f"positions must be {num_clips} different numbers, one for each clip, got {list(positions)}.")
-    return torch.tensor([index_of.get(position ^ 1, index_of[position]) for position in positions], dtype=torch.int64)
+    return [index_of.get(position ^ 1, index_of[position]) for position in positions]
 
 
 def check_pixels(pixels: Tensor) -> None:

@@ -4,7 +4,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from kinescan.runtime.torch_internals import view_of_modules
+from kinescan.runtime.torch_internals import BatchNorm, view_of_modules
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -34,4 +34,31 @@ def training_view(model: Model) -> Model:
         >>> [module.training for module in training_view(model)], model[1].training
         ([True, True], False)
     """
-    return view_of_modules(model).train()
+    return train_mode(view_of_modules(model))
+
+
+def train_mode(model: Model) -> Model:
+    """The model itself in training mode, but for batch norms that are not trained: those stay in evaluation mode.
+
+    A norm whose weight and bias are frozen belongs to a frozen part, whose running mean and variance must not change
+    either. A norm without weights counts as frozen where the smallest part around it that has parameters is.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4))
+        >>> _ = model.requires_grad_(False)
+        >>> [module.training for module in train_mode(model)]
+        [True, False]
+    """
+    model.train()
+    for name, module in model.named_modules():
+        if isinstance(module, BatchNorm) and not _is_trained(model, name):
+            module.eval()
+    return model
+
+
+def _is_trained(model: nn.Module, name: str) -> bool:
+    """Whether the part of this name is trained; one without parameters is judged by what is around it."""
+    parameters = list(model.get_submodule(name).parameters())
+    if parameters or not name:
+        return any(parameter.requires_grad for parameter in parameters) or not parameters
+    return _is_trained(model, name.rpartition(".")[0])

@@ -49,6 +49,12 @@ class Processes:
         result: list[float] = sums.tolist()
         return result
 
+    def sum_tensor(self, values: Tensor) -> Tensor:
+        """A tensor on the device, summed over the processes in place; nothing waits for its value."""
+        if self.count > 1:
+            distributed.all_reduce(values)
+        return values
+
     def stack(self, values: Sequence[int]) -> Tensor:
         """[processes, n] int64: the n numbers of each process."""
         own = torch.tensor(values, dtype=torch.int64, device=self.device)

@@ -72,13 +72,14 @@ class CarriedState:
             device: where the batch is.
         """
         rows = list(range(self._num_rows)) if positions is None else list(positions)
-        begins = torch.zeros(self._num_rows, dtype=torch.bool, device=device)
-        begins[[row for row, start in zip(rows, starts, strict=True) if start]] = True
+        begun = {row for row, start in zip(rows, starts, strict=True) if start}
+        begins = torch.tensor([row in begun for row in range(self._num_rows)]).to(device, non_blocking=True)
+        chosen_rows = torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
         chosen = {}
         for name, tensor in self._tensors.items():
-            by_row = tensor.to(device).unflatten(0, (self._num_rows, -1))
+            by_row = tensor.to(device, non_blocking=True).unflatten(0, (self._num_rows, -1))
             mask = begins.view(-1, *[1] * (by_row.dim() - 1))
-            chosen[name] = by_row.masked_fill(mask, 0)[rows].flatten(0, 1)
+            chosen[name] = by_row.masked_fill(mask, 0)[chosen_rows].flatten(0, 1)
         return self._example.with_tensors(chosen)
 
     def put(self, positions: Sequence[int] | None, state: PKS4State) -> None:
@@ -93,7 +94,7 @@ class CarriedState:
             if positions is not None:
                 by_row = after.unflatten(0, (len(positions), -1))
                 whole = by_row.new_zeros(self._num_rows, *by_row.shape[1:])
-                whole[list(positions)] = by_row
+                whole[torch.tensor(list(positions)).to(whole.device, non_blocking=True)] = by_row
                 after = whole.flatten(0, 1)
             self._tensors[name] = after
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.mode import train_mode
 from kinescan.profiling.activations import activation_bytes
 from kinescan.profiling.cost import count_cost, training_flops
 from kinescan.runtime.device import choose_device
@@ -173,7 +174,7 @@ def _seconds_per_clip(model: VideoClassifier, batch_size: int, device: torch.dev
     num_clips = min(batch_size, TIMED_CLIPS_ON_CPU) if device.type == "cpu" else batch_size
     size = model.config.image_size
     clip = torch.randn(num_clips, model.preprocessing.num_frames, 3, size, size, device=device)
-    model.to(device).train()
+    train_mode(model.to(device))
     seconds = 0.0
     for _ in range(2):
         start = time.perf_counter()

@@ -9,6 +9,7 @@ from typing import NoReturn
 from kinescan.data.loader import Batch
 from kinescan.errors import NonFiniteError, TrainingInterrupted, VideoError, WorkerError
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.mode import train_mode
 from kinescan.runtime.signals import Interruption
 from kinescan.training.callbacks import Callback, Epoch, Evaluation, Step
 from kinescan.training.checkpoint import checkpoint_left, find_checkpoint, read_rng, write_rng
@@ -76,7 +77,7 @@ class EpochLoop:
             self._keeper.save()
 
     def _train_epoch(self) -> None:
-        self._stepper.model.train()
+        train_mode(self._stepper.model)
         rate = 0.0
         state, started, clips_before = self._state, time.monotonic(), self._state.epoch_sums.get("clips", 0.0)
         batches = self._batches()

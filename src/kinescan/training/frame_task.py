@@ -47,19 +47,20 @@ class FrameTask:
         return loss.mean(), right
 
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """[2, C]: how many frames of each class were right, and how many there were.
+        """[2, C] int64: how many frames of each class were right, and how many there were.
 
         Of overlapping classes, frames with and without a class are two: C = 2 K.
         """
-        counted = self._counted(labels)
+        # Sums of masks: picking frames by a mask would wait for the device.
+        counted = self._counted(labels)[..., None]
         if self.overlapping:
-            kept, truth = logits[counted] > 0, labels[counted] > 0
-            right = torch.cat([(kept & truth).sum(0), (~kept & ~truth).sum(0)])
-            return torch.stack([right, torch.cat([truth.sum(0), (~truth).sum(0)])]).double()
-        num_classes = logits.shape[2]
-        found, truth = logits[counted].argmax(dim=1), labels[counted]
-        right = torch.bincount(truth[found == truth], minlength=num_classes)
-        return torch.stack([right, torch.bincount(truth, minlength=num_classes)]).double()
+            kept, truth = logits > 0, labels > 0
+            there = torch.cat([truth, ~truth], dim=2) & counted
+            right = torch.cat([kept & truth, ~kept & ~truth], dim=2) & counted
+        else:
+            there = (labels[..., None] == torch.arange(logits.shape[2], device=labels.device)) & counted
+            right = there & (logits.argmax(dim=2) == labels)[..., None]
+        return torch.stack([right.sum((0, 1)), there.sum((0, 1))])
 
     def num_tallied(self, num_classes: int) -> int:
         """C of `tally`."""

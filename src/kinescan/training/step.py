@@ -158,22 +158,26 @@ class Stepper:
                 self.carried.forget()
             stops, saves = self.processes.sum([float(stop), float(save)])
             return StepResult(stop=stops > 0, save=saves > 0)
-        loss_sum, correct, outputs = 0.0, 0.0, []
-        tally = self._no_tally()
+        # Sums stay on the device: they are read once, after the backward pass was launched.
+        device = self.accelerator.device
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        sums, tally = torch.zeros(2, dtype=wide, device=device), self._no_tally()
+        outputs = []
         for index, batch in enumerate(batches):
             clips, targets = self._prepare(batch, step)
             with self._gradients_shared(last=index + 1 == len(batches)):
                 logits, loss, right = self._run(clips, targets, batch)
                 if logits is not None:
-                    tally += self._tally(logits, targets)
-                    loss_sum, correct = loss_sum + loss.item() * len(targets), correct + right
+                    tally = tally + self._tally(logits, targets)
+                    sums = sums + torch.stack([loss.detach().to(wide) * len(targets), right.sum().to(wide)])
                     loss = _scaled(loss, len(targets) * self.processes.count / total)
                 outputs.append(logits)
                 if logits is not None or self.processes.count > 1:
                     self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.trained, self.optim.clip_norm or math.inf).item()
-        told = [loss_sum, correct, float(stop), float(save), *tally.tolist()]
-        loss_sum, correct, stops, saves, *counts_of_classes = self.processes.sum(told)
+        norms = self.accelerator.clip_grad_norm_(self.trained, self.optim.clip_norm or math.inf)
+        asked = torch.tensor([float(stop), float(save)], dtype=wide).to(device, non_blocking=True)
+        told = self.processes.sum_tensor(torch.cat([sums, asked, tally.to(wide)]))
+        norm, loss_sum, correct, stops, saves, *counts_of_classes = torch.cat([norms.to(wide)[None], told]).tolist()
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             what, value = ("gradient norm", norm) if math.isfinite(loss_sum) else ("loss", loss_sum / total)
@@ -183,35 +187,37 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(step + 1)
-        sums = {"loss": loss_sum, "correct": correct, "norm": norm, "clips": float(total)}
-        sums |= {f"{TALLY}{index}": count for index, count in enumerate(counts_of_classes)}
-        return StepResult(sums=sums, stop=stops > 0, save=saves > 0)
+        read = {"loss": loss_sum, "correct": correct, "norm": norm, "clips": float(total)}
+        read |= {f"{TALLY}{index}": count for index, count in enumerate(counts_of_classes)}
+        return StepResult(sums=read, stop=stops > 0, save=saves > 0)
 
     def _prepare(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         """Clips and targets of a part on the device; soft targets [B, K] for classes, mixed by seed and step."""
         device = self.accelerator.device
-        clips, targets = batch.clips, batch.labels
+        clips, targets = (tensor.to(device, non_blocking=True) for tensor in (batch.clips, batch.labels))
         if self.labels_are_classes:
-            targets = F.one_hot(targets, self.num_classes).float()
+            targets = (targets[:, None] == torch.arange(self.num_classes, device=device)).float()
             if self.mix is not None and len(targets):
+                # Drawn on the CPU, so that every device mixes alike.
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
                 clips, targets = self.mix(clips, targets, generator, batch.positions)
-        return clips.to(device), targets.to(device)
+        return clips, targets
 
-    def _run(self, clips: Tensor, targets: Tensor, batch: Batch) -> tuple[Tensor | None, Tensor, float]:
+    def _run(self, clips: Tensor, targets: Tensor, batch: Batch) -> tuple[Tensor | None, Tensor, Tensor]:
         """Logits, mean loss and right answers of a part; of several processes, an empty one runs and counts nothing."""
         self.norms.idle = len(targets) == 0
         if len(targets):
             logits = self._logits(clips, batch).float()
             loss, right = self.task(logits, targets)
-            return logits.detach(), loss, right.sum().item()
+            return logits.detach(), loss, right
         if self.carried is not None:
             self.carried.forget()
+        nothing = torch.zeros(())
         if self.processes.count == 1:
-            return None, torch.zeros(()), 0.0
+            return None, nothing, nothing
         blank = torch.zeros(self._clip_shape, device=self.accelerator.device)
         logits = self.wrapped(blank) if self.carried is None else self.wrapped(blank, PKS4State())[0]
-        return None, logits.float().sum() * 0.0, 0.0
+        return None, logits.float().sum() * 0.0, nothing
 
     def _logits(self, clips: Tensor, batch: Batch) -> Tensor:
         """What the model says of the clips; with a state to carry, each row continues from the batch before."""
@@ -226,13 +232,13 @@ class Stepper:
         """Zeros for `_tally`."""
         task = self.task
         num_classes = task.num_tallied(self.model.config.num_classes) if isinstance(task, FrameTask) else 0
-        return torch.zeros(2 * num_classes, dtype=torch.float64)
+        return torch.zeros(2 * num_classes, dtype=torch.int64, device=self.accelerator.device)
 
     def _tally(self, logits: Tensor, targets: Tensor) -> Tensor:
         """What the task counts for each class; nothing where it counts none."""
         if not isinstance(self.task, FrameTask):
             return self._no_tally()
-        return self.task.tally(logits, targets).flatten().cpu()
+        return self.task.tally(logits, targets).flatten()
 
     def _classify(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The task unless another is given: cross-entropy with soft targets [B, K]."""

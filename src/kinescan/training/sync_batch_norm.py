@@ -50,7 +50,8 @@ class SynchronisedNorms:
         shape = [1, -1, *[1] * (maps.dim() - 2)]
         wide = maps.float() if maps.dtype in (torch.bfloat16, torch.float16) else maps
         present = 0.0 if self.idle else 1.0
-        count = torch.tensor(present * maps.numel() / maps.shape[1], dtype=wide.dtype, device=maps.device)
+        # Filled on the device: a number copied to it would make every norm wait.
+        count = torch.full((), present * maps.numel() / maps.shape[1], dtype=wide.dtype, device=maps.device)
         distributed.all_reduce(count)
         mean = _sum(wide.sum(axes) * present) / count
         centred = wide - mean.view(shape)
@@ -88,7 +89,8 @@ def _track(norm: BatchNorm, mean: Tensor, variance: Tensor, count: Tensor) -> No
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     norm.num_batches_tracked.add_(1)
-    momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     unbiased = variance * count / (count - 1).clamp(min=1)
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
+    for running, latest in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+        # Without a momentum: the mean of all batches, whose number stays on the device.
+        weight = 1.0 / norm.num_batches_tracked.to(running.dtype) if norm.momentum is None else norm.momentum
+        running.lerp_(latest.to(running.dtype), weight)

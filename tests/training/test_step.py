@@ -1,0 +1,148 @@
+"""Steps: how often one waits for its device, counted on a CPU at the calls that would wait on a GPU."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from kinescan.data.loader import Batch
+from kinescan.data.transforms import AugmentConfig, mix
+from kinescan.models.pks4 import PKS4, PKS4Config
+from kinescan.runtime.distributed import Processes
+from kinescan.runtime.torch_internals import TorchDispatchMode
+from kinescan.training.accelerator import TrainConfig, open_accelerator
+from kinescan.training.frame_task import FrameTask
+from kinescan.training.optim import OptimConfig
+from kinescan.training.step import Stepper, Task
+from kinescan.training.sync_batch_norm import SynchronisedNorms
+
+TINY = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "embed_dim": 16,
+        "num_classes": 3, "insert_after": 1, "window": 3, "kinematic_width": 8, "state_size": 4}  # fmt: skip
+READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"}
+WAITING_OPS = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique", "is_nonzero", "equal")
+
+
+class _Calls(TorchFunctionMode):
+    """Calls in Python that read a value back, or copy one to the device and wait for it."""
+
+    def __init__(self, found: Counter[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in READS and isinstance(args[0], Tensor):
+            self.found[name] += 1
+        if name in ("tensor", "as_tensor") and kwargs.get("device") is not None:
+            self.found["number copied to the device"] += 1
+        ours = str(sys._getframe(1).f_globals.get("__name__", "")).startswith("kinescan")
+        to_device = len(args) > 1 and isinstance(args[1], torch.device)
+        if name == "to" and ours and to_device and not kwargs.get("non_blocking", False):
+            self.found["copy that waits"] += 1
+        return func(*args, **kwargs)
+
+
+class _Ops(TorchDispatchMode):
+    """Operations whose result depends on values, so that the host has to know them."""
+
+    def __init__(self, found: Counter[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        masks = [index for index in args[1] if index is not None] if name == "index" else []
+        if name in WAITING_OPS or any(index.dtype == torch.bool for index in masks):
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _waits() -> Iterator[Counter[str]]:
+    """Counts what would wait for a GPU."""
+    found: Counter[str] = Counter()
+    with _Calls(found), _Ops(found):
+        yield found
+
+
+def _batch(labels: Tensor, seed: int = 0) -> Batch:
+    clips = torch.randn(4, 4, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return Batch(clips, labels, list(range(4)), [], starts=[True] * 4)
+
+
+CLASSES = torch.tensor([0, 1, 2, 1])
+FRAMES = torch.tensor([[0, 1, 1, 0], [0, 0, 2, 2], [1, 1, -100, 0], [0, 0, 0, 0]])
+SEVERAL = (torch.arange(48).view(4, 4, 3) % 3 == 0).float()
+
+
+@pytest.mark.parametrize(
+    ("options", "labels", "task", "carry_rows"),
+    [
+        ({}, CLASSES, None, 0),
+        ({"output": "frames"}, FRAMES, FrameTask(), 0),
+        ({"output": "frames", "overlapping": True}, SEVERAL, FrameTask(overlapping=True), 0),
+        ({"output": "frames", "causal": True}, FRAMES, FrameTask(), 4),
+    ],
+    ids=["classes", "frames", "overlapping", "carried"],
+)
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_a_step_waits_for_its_device_once(
+    options: dict[str, Any],
+    labels: Tensor,
+    task: Task | None,
+    carry_rows: int,
+    num_parts: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    names = ("a", "b", "c") if options.get("overlapping") else ("background", "b", "c")
+    model = PKS4(PKS4Config(**{**TINY, **options}), labels=names).train()
+    with open_accelerator(TrainConfig(device="cpu", trackers=()), tmp_path) as accelerator:
+        stepper = Stepper(
+            *(model, accelerator, Processes(), SynchronisedNorms(Processes()), OptimConfig(ema_decay=0.9)),
+            num_classes=3,
+            mix=None,
+            task=task,
+            seed=0,
+            carry_rows=carry_rows,
+        )
+        parts, counts = [_batch(labels, seed) for seed in range(num_parts)], torch.full((1, num_parts), 4)
+        stepper.take(parts, counts, step=0, lr=1e-3)
+        # AdamW counts its steps on the CPU, where reading costs nothing.
+        monkeypatch.setattr(stepper.optimizer, "step", lambda: None)
+        with _waits() as waits:
+            result = stepper.take(parts, counts, step=1, lr=1e-3)
+    assert result.sums["clips"] == 4 * num_parts
+    assert result.problem is None
+    # The one read of the step, and the number of its clips, which is known on the CPU.
+    assert waits == {"tolist": 1, "__int__": 1, "_local_scalar_dense": 1}
+
+
+@pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0)], ids=["mixup", "cutmix"])
+def test_mixing_reads_no_value_of_the_clips(alphas: tuple[float, float]) -> None:
+    config = AugmentConfig(mixup_alpha=alphas[0], cutmix_alpha=alphas[1])
+    clips, labels = torch.zeros(4, 2, 3, 8, 8, device="meta"), torch.zeros(4, 3, device="meta")
+    mixed, soft = mix(clips, labels, config, torch.Generator().manual_seed(0))
+    assert mixed.device == soft.device == torch.device("meta")
+
+
+def test_the_count_of_waits_finds_what_it_looks_for() -> None:
+    value, mask = torch.arange(3.0), torch.tensor([True, False, True])
+    with _waits() as waits:
+        value.sum().item()
+        value[mask]
+        bool(value.sum() > 0)
+    assert {"item", "index", "__bool__"} <= set(waits)
