@@ -67,6 +67,10 @@ class TrainingInterrupted(KinescanError):
     """Training was asked to stop; the message says which checkpoint it left."""
 
 
+class OutOfMemoryError(KinescanError, MemoryError):
+    """A device has too little memory for what was asked of it."""
+
+
 class WorkerError(KinescanError, RuntimeError):
     """A process that reads videos was ended by the system, such as for lack of memory."""
 

@@ -53,3 +53,13 @@ def test_doctor_finds_a_torchvision_that_does_not_load(tmp_path: Path, monkeypat
     assert "torch" in problem
     assert "torchvision" in problem
     assert "torchvision" in problem
+
+
+def test_doctor_outlives_a_backend_that_raises_what_it_likes() -> None:
+    def broken(device: str, backend: str) -> torch.Tensor:
+        raise RuntimeError("Failed to find C compiler.\nand 40 lines more")
+
+    found = doctor._try("scan", broken, "cuda", "triton")
+    assert not found.works
+    assert "C compiler" in found.note
+    assert "\n" not in found.note

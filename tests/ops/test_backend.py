@@ -1,4 +1,8 @@
+import importlib.util
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -72,5 +76,32 @@ def test_triton_that_cannot_be_imported_says_so(monkeypatch):
     monkeypatch.setattr(backend.importlib, "import_module", broken)
     assert triton_obstacle(torch.ones(1)) == "triton cannot be imported (OSError: libtriton.so is cut off)"
     monkeypatch.setattr(backend.importlib, "import_module", lambda name: None)
+    monkeypatch.setattr(backend, "_triton_launch_problem", lambda device: None)
     assert triton_obstacle(torch.ones(1)) is None
     assert triton_obstacle(torch.ones(1).double()) == "it takes float32, bfloat16 and float16"
+
+
+def test_triton_that_cannot_run_a_kernel_leaves_the_plain_form(monkeypatch):
+    class NoCompiler:
+        def launch(self, device):
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(backend, "_triton_is_installed", lambda: True)
+    monkeypatch.setattr(backend, "_triton_import_problem", lambda: None)
+    monkeypatch.setattr(backend, "_triton_launch_problem", backend._triton_launch_problem.__wrapped__)
+    monkeypatch.setattr(backend.importlib, "import_module", lambda name: NoCompiler())
+    obstacles = {"triton": triton_obstacle, "reference": lambda like: None}
+    assert choose_backend("op", None, obstacles, torch.ones(1)) == "reference"
+    with pytest.raises(BackendError) as refused:
+        choose_backend("op", "triton", obstacles, torch.ones(1))
+    assert "C compiler" in refused.value.reason
+    assert "more" not in refused.value.reason
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_triton_s_trivial_kernel_runs_in_its_interpreter():
+    code = "import kinescan.ops.triton_probe as probe; probe.launch('cpu')"
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr

@@ -26,6 +26,7 @@ from kinescan.training.checkpoint import (
     save_checkpoint,
     write_rng,
 )
+from kinescan.training.progress import memory_gib
 
 Save = Callable[..., None]
 LOOP: list[Any] = []
@@ -264,3 +265,50 @@ def test_find_checkpoint_refuses_lists_of_files_that_lead_elsewhere(save: Save, 
 def test_write_rng_refuses_other_states(states: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="random generators"):
         write_rng(states)
+
+
+class _Gpu:
+    """Stands in for torch.cuda's generators."""
+
+    def __init__(self) -> None:
+        self.states = {index: torch.full((4,), index, dtype=torch.uint8) for index in range(2)}
+
+    def get(self, device: torch.device) -> torch.Tensor:
+        return self.states[device.index or 0]
+
+    def put(self, state: torch.Tensor, device: torch.device) -> None:
+        self.states[device.index or 0] = state
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> _Gpu:
+    found = _Gpu()
+    monkeypatch.setattr(torch.cuda, "get_rng_state", found.get)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", found.put)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    return found
+
+
+def test_the_random_state_of_a_process_s_own_gpu_is_kept(gpu: _Gpu, caplog: pytest.LogCaptureFixture) -> None:
+    device = torch.device("cuda", 1)
+    states = read_rng(device)
+    gpu.states = {0: torch.zeros(4, dtype=torch.uint8)}
+    write_rng(states, torch.device("cuda", 0))
+    assert gpu.states[0].tolist() == [1] * 4
+    # Earlier versions kept all that were visible.
+    write_rng({**read_rng(), "cuda": [torch.full((4,), 7, dtype=torch.uint8)]}, torch.device("cuda", 0))
+    assert gpu.states[0].tolist() == [7] * 4
+    assert not caplog.records
+    write_rng(read_rng(), torch.device("cuda", 0))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_run_on_the_cpu_does_not_touch_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_rng_state_all", "get_rng_state", "max_memory_allocated", "current_device"):
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    write_rng(read_rng(torch.device("cpu")), torch.device("cpu"))
+    assert memory_gib(torch.device("cpu")) > 0.01

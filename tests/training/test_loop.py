@@ -16,6 +16,7 @@ from kinescan.errors import (
     ConfigError,
     DependencyError,
     NonFiniteError,
+    OutOfMemoryError,
     TrainingInterrupted,
     VideoError,
 )
@@ -683,3 +684,27 @@ def test_resume_refuses_states_of_other_shapes_and_kinds(
     (last / "checksums.json").write_text(json.dumps(sums))
     with pytest.raises(CheckpointError, match="model"):
         fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, resume=True)
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.\nmore"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.1 GB). Tried to allocate 2.00 GiB on private pool."),
+    ],
+    ids=["cuda", "mps"],
+)
+def test_a_device_whose_memory_is_full_is_an_error_of_ours(
+    full: RuntimeError, tiny_model: Any, noise_clips: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise full
+
+    monkeypatch.setattr(tiny_model, "head", torch.nn.Module())
+    monkeypatch.setattr(tiny_model.head, "forward", fail, raising=False)
+    tiny_model.head.register_parameter("weight", torch.nn.Parameter(torch.zeros(1)))
+    with pytest.raises(OutOfMemoryError) as met:
+        fit(tiny_model, noise_clips(), output=tmp_path / "run", train=TRAIN, optim=OPTIM)
+    assert "2.00 GiB" in str(met.value)
+    assert "loader.batch_size" in str(met.value)
+    assert "activation_checkpointing" in str(met.value)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -146,3 +147,45 @@ def test_the_count_of_waits_finds_what_it_looks_for() -> None:
         value[mask]
         bool(value.sum() > 0)
     assert {"item", "index", "__bool__"} <= set(waits)
+
+
+def _plain_stepper(model: PKS4, accelerator: Accelerator) -> Stepper:
+    parts = (model, accelerator, Processes(), SynchronisedNorms(Processes()), OptimConfig())
+    return Stepper(*parts, num_classes=3, mix=None, task=None, seed=0)
+
+
+def test_fp16_leaves_out_a_step_that_overflows_and_lowers_the_scale(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = PKS4(PKS4Config(**TINY), labels=("a", "b", "c")).train()
+    with open_accelerator(TrainConfig(device="cpu", trackers=()), tmp_path) as accelerator:
+        # What accelerate has with float16 on a GPU: it scales the loss, and the optimizer asks the scaler.
+        accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+        stepper = _plain_stepper(model, accelerator)
+        for parameter in model.parameters():
+            # As float16 would: gradients beyond its range are infinite.
+            parameter.register_hook(lambda gradient: gradient / (gradient.abs() < 2.0**15))
+        before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+        found = []
+        for step in range(30):
+            result = stepper.take([_batch(CLASSES)], torch.tensor([[4]]), step=step, lr=1e-3)
+            assert result.problem is None
+            found.append(result.skipped)
+            if not result.skipped:
+                break
+            assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
+    assert found == [True] * (len(found) - 1) + [False]
+    assert len(found) > 1
+    assert scaler.get_scale() < 2.0**20
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
+
+
+def test_gradients_that_are_broken_at_any_scale_end_the_run(tmp_path: Path) -> None:
+    model = PKS4(PKS4Config(**TINY), labels=("a", "b", "c")).train()
+    with open_accelerator(TrainConfig(device="cpu", trackers=()), tmp_path) as accelerator:
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        stepper = _plain_stepper(model, accelerator)
+        next(model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+        results = [stepper.take([_batch(CLASSES)], torch.tensor([[4]]), step=i, lr=1e-3) for i in range(4)]
+    assert [result.skipped for result in results] == [True, True, True, False]
+    assert results[-1].problem is not None
+    assert results[-1].problem.what == "gradient norm"

@@ -283,7 +283,7 @@ def _score_batch(
 def _logits(model: VideoClassifier, views: Tensor, views_per_forward: int) -> Tensor:
     """[V, K] float64 on the CPU."""
     with torch.no_grad():
-        return torch.cat([model(part.to(model.device)).double().cpu() for part in views.split(views_per_forward)])
+        return torch.cat([model(part.to(model.device)).cpu().double() for part in views.split(views_per_forward)])
 
 
 def score_views(

@@ -166,7 +166,7 @@ def _windows(
         clip = torch.cat(kept)[None].to(model.device)
         logits = model(clip)
         check_finite(logits, clip, name=name)
-        sums[start : start + length] += weight[:, None] * model.probabilities(logits)[0].double().cpu()
+        sums[start : start + length] += weight[:, None] * model.probabilities(logits)[0].cpu().double()
         weights[start : start + length] += weight[:, None]
     scores: NDArray[np.float32] = (sums / weights).float().numpy()
     return scores

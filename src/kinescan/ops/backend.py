@@ -155,7 +155,7 @@ def _triton_problem(device_type: str) -> str | None:
         return "triton is not installed (it comes with PyTorch's CUDA build)"
     if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return "it needs a CUDA device"
-    return _triton_import_problem()
+    return _triton_import_problem() or _triton_launch_problem(device_type)
 
 
 @functools.cache
@@ -169,8 +169,23 @@ def _triton_import_problem() -> str | None:
     try:
         importlib.import_module("triton.language")
     except Exception as error:  # whatever a broken installation raises
-        return f"triton cannot be imported ({type(error).__name__}: {error})"
+        return f"triton cannot be imported ({_told(error)})"
     return None
+
+
+@functools.cache
+def _triton_launch_problem(device_type: str) -> str | None:
+    """What a trivial kernel meets; without a C compiler, say, Triton can be imported but runs nothing."""
+    try:
+        importlib.import_module("kinescan.ops.triton_probe").launch(device_type)
+    except Exception as error:  # whatever compilers, drivers and Triton itself raise
+        return f"triton cannot run a kernel here ({_told(error)})"
+    return None
+
+
+def _told(error: Exception) -> str:
+    """Type and first line of an error."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def _check_requested(op: str, requested: Backend, obstacles: Mapping[Backend, Obstacle], like: Tensor) -> None:

@@ -98,6 +98,10 @@ def _try(name: str, op: Callable[[str, Backend], Tensor], device: str, backend: 
         result = op(device, backend).cpu()
     except BackendError as error:
         return Finding(what=what, works=False, note=error.reason) if error.is_offered else None
+    except Exception as error:  # what a broken compiler, driver or package raises is what this is to find
+        return Finding(
+            what=what, works=False, note=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        )
     difference = (result - op("cpu", "reference")).abs().max().item()
     if not difference <= TOLERANCE:
         note = f"differs from the reference by {difference:.1e}"

@@ -26,6 +26,7 @@ __all__ = [
     "TorchDispatchMode",
     "active_transforms",
     "argument_names",
+    "exhausted_memory",
     "has_cpu_autocast_rule",
     "held_tensors",
     "lerp_all_",
@@ -108,6 +109,16 @@ def lost_worker(error: RuntimeError) -> str | None:
     """
     text = str(error)
     return text.splitlines()[0] if "DataLoader worker" in text else None
+
+
+def exhausted_memory(error: RuntimeError) -> str | None:
+    """What torch says of a device whose memory is full, in one line; None for every other error.
+
+    CUDA has a type of its own; of Apple's GPUs and of CPUs, only torch's text tells.
+    """
+    first = str(error).splitlines()[0] if str(error) else ""
+    by_text = "MPS backend out of memory" in first or "DefaultCPUAllocator: can't allocate memory" in first
+    return first if by_text or isinstance(error, torch.OutOfMemoryError) else None
 
 
 def argument_names(operation: Any) -> list[str]:

@@ -1,5 +1,6 @@
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ from kinescan.settings import closest
 
 logger = logging.getLogger(__name__)
 
+Precision = Literal["no", "bf16", "fp16"]
+"""As accelerate calls them: float32, or autocast to bfloat16 or float16."""
+DTYPES: Mapping[Precision, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -24,8 +29,11 @@ class TrainConfig:
 
     Attributes:
         device: "auto" takes CUDA, then Apple's MPS, then the CPU.
-        mixed_precision: "bf16" computes under autocast, "no" in float32; "auto" is "bf16" on CUDA devices that have it
-            and "no" elsewhere.
+        mixed_precision: "bf16" and "fp16" compute under autocast, "no" in float32; "auto" is "bf16" on CUDA devices
+            whose hardware has it (NVIDIA's since Ampere) and "no" elsewhere. "fp16" is for older GPUs: the loss is
+            scaled, and a step whose gradients overflow is left out while a fitting scale is looked for.
+        tf32: on NVIDIA GPUs since Ampere, float32 products of matrices and convolutions are computed with the 10 bits
+            of mantissa of TF32, which is several times as fast; it has no effect under autocast or on other devices.
         trainable: patterns of parameter names to train, such as "head.*"; the rest stays frozen.
         frozen: patterns of parameter names to keep frozen, though `trainable` names them.
         freeze_stem: keep all that comes before the model's temporal module frozen; it then needs no memory for the
@@ -46,7 +54,8 @@ class TrainConfig:
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    tf32: bool = False
     trainable: tuple[str, ...] = ("*",)
     frozen: tuple[str, ...] = ()
     freeze_stem: bool = False
@@ -69,6 +78,8 @@ class TrainConfig:
         for name in ("checkpoint_minutes", "early_stop_evaluations"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+        if self.mixed_precision == "fp16" and self.device == "cpu":
+            raise ConfigError('mixed_precision "fp16" needs a GPU, and device is "cpu". Allowed there: auto, no, bf16.')
         if not self.trainable:
             raise ConfigError('trainable must hold a pattern; ["*"] trains everything.')
 
@@ -85,10 +96,12 @@ def open_accelerator(train: TrainConfig, output: Path) -> Iterator[Accelerator]:
         output: the trackers write into its folder `tensorboard`.
 
     Raises:
-        ConfigError: the device is not there, or a tracker is unknown.
+        ConfigError: the device is not there, it cannot compute in this precision, a tracker is unknown, or an
+            environment variable of accelerate asks for something else.
         DependencyError: a tracker is not installed.
     """
     check_device(train.device)
+    refuse_environment(os.environ, train)
     _check_trackers(train.trackers)
     _clear_state()
     accelerator = Accelerator(
@@ -98,22 +111,102 @@ def open_accelerator(train: TrainConfig, output: Path) -> Iterator[Accelerator]:
         project_dir=str(output),
     )
     accelerator.init_trackers("tensorboard")
-    precision = "bf16 autocast" if accelerator.mixed_precision == "bf16" else "float32"
+    autocast = accelerator.mixed_precision != "no"
+    precision = f"{accelerator.mixed_precision} autocast" if autocast else "float32"
     logger.info("training on %s in %s", accelerator.device, precision)
     try:
-        yield accelerator
+        with _float32_products(tf32=train.tf32):
+            yield accelerator
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
         _clear_state()
 
 
-def choose_precision(train: TrainConfig) -> Literal["no", "bf16"]:
-    """What `TrainConfig.mixed_precision` means here."""
+def choose_precision(train: TrainConfig) -> Precision:
+    """What `TrainConfig.mixed_precision` means here.
+
+    Raises:
+        ConfigError: the device cannot compute so.
+    """
+    device = choose_device(train.device).type
+    if train.mixed_precision == "fp16" and device not in ("cuda", "mps"):
+        raise ConfigError(f'train.mixed_precision "fp16" needs a GPU, and the device is {device}. Allowed: no, bf16.')
     if train.mixed_precision != "auto":
         return train.mixed_precision
-    on_gpu = train.device in ("auto", "cuda") and torch.cuda.is_available()
-    return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no"
+    if device != "cuda":
+        return "no"
+    # Before Ampere, CUDA emulates bfloat16, which is slower than float32.
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    logger.info('this GPU has no bfloat16: training in float32. train.mixed_precision = "fp16" is faster on it')
+    return "no"
+
+
+SAVE_MEMORY = (
+    "Set model.options.activation_checkpointing = true, or lower loader.batch_size and raise "
+    "train.accumulate_batches by the same factor; `kinescan train --dry-run` shows what a run takes."
+)
+"""What to do where a training step does not fit into memory."""
+
+_FLAGS = {
+    "ACCELERATE_USE_FSDP": "kinescan does not shard parameters",
+    "ACCELERATE_USE_DEEPSPEED": "kinescan does not run on DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "kinescan does not run on Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "kinescan divides the data only",
+    "ACCELERATE_USE_SAGEMAKER": "Start the processes with torchrun",
+}
+_OFF = ("", "0", "false", "no", "off", "n", "f")
+
+
+def refuse_environment(environ: Mapping[str, str], train: TrainConfig) -> None:
+    """Passes where no environment variable would make accelerate train in another way than `train` says.
+
+    `accelerate launch` sets such variables from its own questionnaire; the recipe is the one place that decides.
+
+    Raises:
+        ConfigError: names the variable, its value, and the setting that is meant for it.
+    """
+    problems = [
+        f"{name}={environ[name]} ({advice})"
+        for name, advice in _FLAGS.items()
+        if environ.get(name, "").lower() not in _OFF
+    ]
+    steps = environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps != "1":
+        problems.append(f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={steps} (Set train.accumulate_batches)")
+    compiler = environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if compiler.lower() not in _OFF:
+        problems.append(f"ACCELERATE_DYNAMO_BACKEND={compiler} (kinescan does not compile the model in training)")
+    device = environ.get("ACCELERATE_TORCH_DEVICE", "")
+    if device:
+        problems.append(f"ACCELERATE_TORCH_DEVICE={device} (Set train.device)")
+    if environ.get("ACCELERATE_USE_CPU", "").lower() not in _OFF and choose_device(train.device).type != "cpu":
+        problems.append('ACCELERATE_USE_CPU (Set train.device = "cpu")')
+    precision = environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in (*_OFF, choose_precision(train)):
+        problems.append(f"ACCELERATE_MIXED_PRECISION={precision} (Set train.mixed_precision)")
+    if problems:
+        raise ConfigError(
+            f"the environment asks accelerate for what the recipe has to say: {'; '.join(problems)}. Unset these "
+            "variables (with `accelerate launch`: answer no, or start the processes with torchrun)."
+        )
+
+
+@contextmanager
+def _float32_products(*, tf32: bool) -> Iterator[None]:
+    """Float32 products of matrices and convolutions in TF32, where asked for; afterwards as before."""
+    if not tf32:
+        yield
+        return
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def _check_trackers(trackers: Sequence[str]) -> None:

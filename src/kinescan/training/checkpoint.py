@@ -1,5 +1,6 @@
 import hashlib
 import json
+import logging
 import random
 import shutil
 import types
@@ -20,10 +21,12 @@ from kinescan.runtime.atomic_write import atomic_folder, folder_aside
 from kinescan.runtime.files import inside, read_json_object
 from kinescan.runtime.run_folder import LAST
 
+logger = logging.getLogger(__name__)
+
 STATE_FILE = "training_state.pt"
 CHECKSUM_FILE = "checksums.json"
 FORMAT = 2
-_LATER = ("absent", "timing", "carried")
+_LATER = ("absent", "timing", "carried", "scaler")
 """Fields that states of earlier versions lack."""
 _MOST_SETTINGS = 100_000
 _ADVICE = "Free space or choose another output; what was saved before is still there."
@@ -51,6 +54,7 @@ class TrainState:
         optimizer: the optimizer's state dict.
         weights: with an EMA, the weights that are trained, by name; the folder's model holds their EMA.
         rng: the random generators' states, of each process.
+        scaler: the scale of the loss, with mixed precision "fp16".
         carried: the states that continue with the next batch, of each process; empty where each batch starts anew.
         settings: plain settings that the weights depend on, to be compared on resume.
     """
@@ -70,6 +74,7 @@ class TrainState:
     optimizer: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     rng: list[dict[str, Any]] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
     carried: list[dict[str, Tensor]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -234,8 +239,12 @@ def _is_of(value: Any, hint: Any) -> bool:
     return True
 
 
-def read_rng() -> dict[str, Any]:
-    """The states of the generators of Python, NumPy and torch, as plain values and tensors."""
+def read_rng(device: torch.device | None = None) -> dict[str, Any]:
+    """The states of the generators of Python, NumPy and torch, as plain values and tensors.
+
+    Args:
+        device: whose generator is read, too; other devices are not touched.
+    """
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, internal, gauss = random.getstate()
     states: dict[str, Any] = {
@@ -243,13 +252,41 @@ def read_rng() -> dict[str, Any]:
         "numpy": [str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+    if device is not None and device.type in ("cuda", "mps"):
+        states["device"] = [device.type, _device_rng(device)]
     return states
 
 
-def write_rng(states: Mapping[str, Any]) -> None:
+def _device_rng(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.mps.get_rng_state()
+
+
+def _write_device_rng(states: Mapping[str, Any], device: torch.device) -> None:
+    """Puts the generator of a GPU back, and says where there is nothing to put back."""
+    kind, state = states.get("device", [None, None])
+    if kind is None and device.type == "cuda":
+        # Earlier versions kept those of all GPUs that were visible.
+        every = states.get("cuda", [])
+        index = torch.cuda.current_device() if device.index is None else device.index
+        kind, state = ("cuda", every[index]) if index < len(every) else (None, None)
+    if kind != device.type:
+        logger.warning(
+            "the checkpoint holds no random state of a %s device: what is drawn there, as by dropout, differs from a "
+            "run that was not interrupted",
+            device.type,
+        )
+    elif kind == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.mps.set_rng_state(state)
+
+
+def write_rng(states: Mapping[str, Any], device: torch.device | None = None) -> None:
     """Puts the generators back to where `read_rng` found them.
+
+    Args:
+        states: what `read_rng` gave.
+        device: whose generator is put back, too; other devices are not touched.
 
     Raises:
         CheckpointError: the states are not those of `read_rng`.
@@ -260,9 +297,8 @@ def write_rng(states: Mapping[str, Any]) -> None:
         kind, keys, position, has_gauss, cached = states["numpy"]
         np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
         torch.set_rng_state(states["torch"])
-        cuda = states.get("cuda", [])
-        if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(cuda)
+        if device is not None and device.type in ("cuda", "mps"):
+            _write_device_rng(states, device)
     # Each of the three libraries has its own ways to refuse a state.
     except Exception as error:
         raise CheckpointError(

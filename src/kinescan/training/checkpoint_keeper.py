@@ -60,7 +60,10 @@ class CheckpointKeeper:
             CheckpointError: it cannot be written.
         """
         state, last, ema = self.state, self.folder.last, self._stepper.ema
-        state.optimizer, state.rng = self._stepper.optimizer.state_dict(), self._processes.gather(read_rng())
+        own_rng = read_rng(self._stepper.accelerator.device)
+        state.optimizer, state.rng = self._stepper.optimizer.state_dict(), self._processes.gather(own_rng)
+        scaler = self._stepper.accelerator.scaler
+        state.scaler = {} if scaler is None else scaler.state_dict()
         state.weights = {} if ema is None else ema.weights()
         self._note_timing()
         carried = self._stepper.carried

@@ -15,7 +15,8 @@ from kinescan.models.mode import train_mode
 from kinescan.profiling.activations import activation_bytes
 from kinescan.profiling.cost import count_cost, training_flops
 from kinescan.runtime.device import choose_device
-from kinescan.training.accelerator import TrainConfig, choose_precision
+from kinescan.runtime.device_memory import memory_named
+from kinescan.training.accelerator import DTYPES, SAVE_MEMORY, TrainConfig, choose_precision
 from kinescan.training.clips import ClipSource
 from kinescan.training.optim import OptimConfig, parameter_groups, trainable_only
 
@@ -132,16 +133,18 @@ def make_plan(
 
     Raises:
         ConfigError: as `fit` raises it for patterns that match nothing.
+        OutOfMemoryError: the timed step does not fit into the device's memory.
     """
     train, optim = train or TrainConfig(), optim or OptimConfig()
     clips_per_step = clips.batch_size * train.accumulate_batches * num_processes
     stem = model.stem_parameters() if train.freeze_stem else ()
     with trainable_only(model, train.trainable, frozen=train.frozen, stem=stem):
         groups = parameter_groups(model, optim, layer_depths=model.layer_depths(), num_layers=model.num_layers)
-        precision = torch.bfloat16 if choose_precision(train) == "bf16" else torch.float32
+        precision = DTYPES[choose_precision(train)]
         device = choose_device(train.device)
         activations = activation_bytes(model, num_clips=clips.batch_size, precision=precision, device=device.type)
-        seconds = _seconds_per_clip(model, clips.batch_size, device, precision) if timed else None
+        with memory_named(f"a step of {clips.batch_size} clips on {device}", SAVE_MEMORY):
+            seconds = _seconds_per_clip(model, clips.batch_size, device, precision) if timed else None
     trained = [parameter for group in groups for parameter in group["params"]]
     held = [*model.parameters(), *model.buffers()]
     num_clips = clips.batch_size * num_processes * clips.num_batches

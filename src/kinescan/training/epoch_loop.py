@@ -83,7 +83,8 @@ class EpochLoop:
         batches = self._batches()
         while parts := list(islice(batches, self._accumulate_batches)):
             result = self._take(parts)
-            for key, value in {**result.sums, "steps": float(result.sums["clips"] > 0)}.items():
+            taken = result.sums["clips"] > 0 and not result.skipped
+            for key, value in {**result.sums, "steps": float(taken), "skipped": float(result.skipped)}.items():
                 state.epoch_sums[key] = state.epoch_sums.get(key, 0.0) + value
             state.batches_done, state.step = state.batches_done + len(parts), state.step + 1
             rate = (state.epoch_sums["clips"] - clips_before) / max(time.monotonic() - started, 1e-6)
@@ -153,12 +154,18 @@ class EpochLoop:
             epoch=state.epoch,
             step=state.step,
             **means(state.epoch_sums),
-            gradient_norm=state.epoch_sums["norm"] / state.epoch_sums["steps"],
+            gradient_norm=state.epoch_sums["norm"] / max(state.epoch_sums["steps"], 1.0),
             clips_per_second=rate,
             seconds=seconds,
             num_unreadable=len(state.unreadable),
         )
         self._callbacks.on_epoch(epoch)
+        if state.epoch_sums.get("skipped"):
+            logger.info(
+                "%d of %d steps were left out while float16 looked for a scale of the loss",
+                state.epoch_sums["skipped"],
+                state.epoch_sums["skipped"] + state.epoch_sums["steps"],
+            )
         if self._stop_requested():
             self._leave()
 
@@ -171,10 +178,11 @@ class EpochLoop:
         if self._stop_requested():
             self._leave()
         self._stepper.model.eval()
-        rng = read_rng()
+        device = self._stepper.accelerator.device
+        rng = read_rng(device)
         with self._stepper.ema_weights():
             scores = self._scores(evaluate)
-            write_rng(rng)
+            write_rng(rng, device)
             self._callbacks.on_evaluation(
                 Evaluation(epoch=self._state.epoch, step=self._state.step, scores=dict(scores))
             )

@@ -9,9 +9,10 @@ import torch
 from kinescan.data.loader import worker_lost
 from kinescan.errors import ConfigError, WorkerError
 from kinescan.models.classifier import VideoClassifier
+from kinescan.runtime.device_memory import memory_named
 from kinescan.runtime.run_folder import RunFolder
 from kinescan.runtime.signals import Interruption
-from kinescan.training.accelerator import TrainConfig, open_accelerator
+from kinescan.training.accelerator import SAVE_MEMORY, TrainConfig, open_accelerator
 from kinescan.training.callbacks import Callback, Callbacks, End, Start
 from kinescan.training.checkpoint import TrainState, checkpoint_left
 from kinescan.training.checkpoint_keeper import CheckpointKeeper
@@ -75,6 +76,7 @@ def fit(
             nothing, settings changed, or a model without labels is to be evaluated.
         CheckpointError: a checkpoint cannot be written, or the one to resume from is damaged or does not fit.
         NonFiniteError: loss or gradients became NaN or infinite; names epoch, step and videos.
+        OutOfMemoryError: a step does not fit into the device's memory.
         VideoError: not one training video could be read, or files that were there are gone.
         WorkerError: a process that reads videos was ended by the system; a checkpoint was left.
         TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP came; the message says which checkpoint was left.
@@ -105,7 +107,12 @@ def fit(
             eval_every=train.eval_every,
             chosen_by=chosen_by,
         )
-        with _told(watching, model, clips, optim, state, is_main=processes.is_main), _workers_named(folder.last):
+        clips_at_once = f"training with {clips.batch_size} clips at once on {stepper.accelerator.device}"
+        with (
+            _told(watching, model, clips, optim, state, is_main=processes.is_main),
+            _workers_named(folder.last),
+            memory_named(clips_at_once, SAVE_MEMORY),
+        ):
             loop.run()
         if stepper.ema is not None:
             stepper.ema.leave_in_model()

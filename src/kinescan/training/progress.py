@@ -46,6 +46,7 @@ class ProgressBar(Callback):
         self._started = time.monotonic()
         self._last_line = self._started
         self._done_before: int | None = None
+        self._device = torch.device("cpu")
 
     def __enter__(self) -> Self:
         self._started = self._last_line = time.monotonic()
@@ -71,6 +72,7 @@ class ProgressBar(Callback):
 
     def on_start(self, start: Start) -> None:
         """Starts to show."""
+        self._device = next(start.model.parameters()).device
         self.__enter__()
 
     def on_step(self, step: Step) -> None:
@@ -99,7 +101,8 @@ class ProgressBar(Callback):
         """
         left = f"{self._time_left(epoch, batches_done)} left"
         text = (
-            f"loss {loss:.3f}  accuracy {accuracy:.1%}  {clips_per_second:.1f} clips/s  {memory_gib():.1f} GiB  {left}"
+            f"loss {loss:.3f}  accuracy {accuracy:.1%}  {clips_per_second:.1f} clips/s  "
+            f"{memory_gib(self._device):.1f} GiB  {left}"
         )
         if self._progress is not None:
             if self._console.width <= WIDE:
@@ -121,10 +124,12 @@ class ProgressBar(Callback):
         return duration((self._num_epochs * self._per_epoch - done) / rate)
 
 
-def memory_gib() -> float:
-    """Memory in use in GiB: the most that torch held on the GPU so far, or the process's resident memory."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**30
+def memory_gib(device: torch.device) -> float:
+    """Memory in use in GiB: on a GPU, the most that torch held there so far; else the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory() / 2**30
     resident: int = psutil.Process().memory_info().rss
     return resident / 2**30
 

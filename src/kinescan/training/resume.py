@@ -51,7 +51,9 @@ def restore(
         refuse_other_shapes(optimizer)
         if stepper.carried is not None:
             stepper.carried.restore(state.carried[stepper.processes.index])
-        write_rng(state.rng[stepper.processes.index])
+        if stepper.accelerator.scaler is not None and state.scaler:
+            stepper.accelerator.scaler.load_state_dict(state.scaler)
+        write_rng(state.rng[stepper.processes.index], stepper.accelerator.device)
     except Exception as error:  # whatever the file holds instead of them
         raise CheckpointError(f"{folder} does not fit this model: {error}. Start anew in another output.") from error
     describe_longer(schedule, state.settings, state.step)

@@ -47,6 +47,7 @@ ADDED: Mapping[str, Any] = {
     "data.event_ratio": 0.5,
     "preprocessing.frame_rate": 0.0,
     "train.carry_state": False,
+    "train.tf32": False,
 }
 """Settings that checkpoints of earlier versions do not have, with the value that stands for what these versions did."""
 ROUNDING = "computed_by"

@@ -168,7 +168,7 @@ class RunLog(Callback):
         also = "" if balanced is None else f" ({100 * balanced:.1f} % balanced over classes)"
         logger.info(
             "epoch %d/%d  loss %.4f  accuracy %.1f %%%s  %.1f clips/s  %.1f GiB", epoch.epoch + 1, self._num_epochs,
-            epoch.loss, 100 * epoch.accuracy, also, epoch.clips_per_second, memory_gib(),
+            epoch.loss, 100 * epoch.accuracy, also, epoch.clips_per_second, memory_gib(self._accelerator.device),
         )  # fmt: skip
 
     def on_evaluation(self, evaluation: Evaluation) -> None:

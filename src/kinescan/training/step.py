@@ -24,6 +24,8 @@ Mix = Callable[[Tensor, Tensor, torch.Generator, Sequence[int] | None], tuple[Te
 
 A batch in several parts is mixed part by part with equal generators, so partners have to be in the same part.
 """
+LEAST_SCALE = 1.0
+"""Of the loss, in float16: gradients that overflow below it are broken."""
 TALLY = "tally."
 """Start of the keys of what a task counts for each class."""
 Task = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -65,12 +67,15 @@ class StepResult:
             its tally, "tally.0" and so on.
         stop: a process was asked to stop.
         save: a process wants a checkpoint.
+        skipped: with mixed precision "fp16", gradients overflowed, so that nothing was changed but the scale of the
+            loss.
         problem: why the step was not taken; None if all went well.
     """
 
     sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "correct": 0.0, "norm": 0.0, "clips": 0.0})
     stop: bool = False
     save: bool = False
+    skipped: bool = False
     problem: NonFinite | None = None
 
 
@@ -178,18 +183,25 @@ class Stepper:
         asked = torch.tensor([float(stop), float(save)], dtype=wide).to(device, non_blocking=True)
         told = self.processes.sum_tensor(torch.cat([sums, asked, tally.to(wide)]))
         norm, loss_sum, correct, stops, saves, *counts_of_classes = torch.cat([norms.to(wide)[None], told]).tolist()
-        if not (math.isfinite(loss_sum) and math.isfinite(norm)):
+        skipped = math.isfinite(loss_sum) and not math.isfinite(norm) and self._may_skip()
+        if not skipped and not (math.isfinite(loss_sum) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             what, value = ("gradient norm", norm) if math.isfinite(loss_sum) else ("loss", loss_sum / total)
             return StepResult(problem=self._problem(what, value, batches, outputs))
         set_lr(self.optimizer, lr)
+        # Of gradients that overflowed, this lowers the scale of the loss and leaves the weights as they are.
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
+        if self.ema is not None and not skipped:
             self.ema.update(step + 1)
-        read = {"loss": loss_sum, "correct": correct, "norm": norm, "clips": float(total)}
+        read = {"loss": loss_sum, "correct": correct, "norm": 0.0 if skipped else norm, "clips": float(total)}
         read |= {f"{TALLY}{index}": count for index, count in enumerate(counts_of_classes)}
-        return StepResult(sums=read, stop=stops > 0, save=saves > 0)
+        return StepResult(sums=read, stop=stops > 0, save=saves > 0, skipped=skipped)
+
+    def _may_skip(self) -> bool:
+        """Whether a lower scale of the loss may help against gradients that overflow."""
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() > LEAST_SCALE
 
     def _prepare(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         """Clips and targets of a part on the device; soft targets [B, K] for classes, mixed by seed and step."""

@@ -147,7 +147,8 @@ def launch_sizes(dim: int, dtype: torch.dtype) -> dict[str, Any]:
         # Triton's interpreter multiplies bfloat16 as if it were integers.
         "WIDEN": os.environ.get("TRITON_INTERPRET") == "1",
         # Float32 as three products on tensor cores; without them the products of a block do not fit into registers.
-        "PRECISION": "tf32x3",
+        # AMD's GPUs have float32 products of their own, and Triton refuses tf32x3 there.
+        "PRECISION": "ieee" if torch.version.hip else "tf32x3",
         "DIM": dim,
         "WIDE_DIM": wide_dim,
         "BLOCK_Q": rows,
