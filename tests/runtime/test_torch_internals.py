@@ -139,6 +139,14 @@ def test_an_error_for_lost_workers_needs_the_text_of_torch() -> None:
     assert internals.lost_worker(RuntimeError("shapes do not fit")) is None
 
 
+def test_a_full_device_is_told_by_type_or_by_the_text_of_torch() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**62, dtype=torch.uint8)
+    assert internals.exhausted_memory(raised.value) is not None
+    assert internals.exhausted_memory(torch.OutOfMemoryError("CUDA out of memory.")) == "CUDA out of memory."
+    assert internals.exhausted_memory(RuntimeError("shapes do not fit")) is None
+
+
 @pytest.mark.parametrize("name", internals.__all__)
 def test_every_name_has_a_test(name: str) -> None:
     assert name in Path(__file__).read_text(encoding="utf-8")
