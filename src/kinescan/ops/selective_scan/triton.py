@@ -219,8 +219,8 @@ def _scan_backward(  # type: ignore[no-untyped-def]
                 g += dy[None, :] * out_of[:, None]
                 # Both sums at once: threads meet half as often.
                 both = tl.join(g * (step * u)[None, :], dy[None, :] * h)
-                part = ((block * num_tracks + track) * num_steps + t) * STATE_SIZE + positions
-                _write(dBC_ptr, part[:, None] * 2 + tl.arange(0, 2)[None, :], tl.sum(both, 1), in_time[:, None])
+                at_step = ((block * num_tracks + track) * num_steps + t) * STATE_SIZE + positions
+                _write(dBC_ptr, at_step[:, None] * 2 + tl.arange(0, 2)[None, :], tl.sum(both, 1), in_time[:, None])
                 dwrite = tl.sum(g * into[:, None], 0)
                 g *= tl.exp2(step[None, :] * rates)
                 through = g * before
