@@ -30,7 +30,7 @@ FLAGS = {
     },
     "data make": {
         *("--set", "--train-per-class", "--test-per-class", "--frame-size", "--num-frames"),
-        *("--seed", "--noise", "--shake", "--json"),
+        *("--seed", "--noise", "--from", "--level", "--json"),
     },
     "data convert": {
         *("--videos", "--fps", "--label", "--where", "--point", "--format", "--overwrite", "--json"),

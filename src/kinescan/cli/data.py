@@ -10,7 +10,7 @@ from kinescan.cli.usage import Verb
 
 EXAMPLES = (
     "kinescan data make motion data/motion",
-    "kinescan data make appearance data/appearance --frame-size 96 --seed 1",
+    "kinescan data make motion data/real --from MY_VIDEOS --level 1",
     "kinescan data make events data/events --set pairs='[\"horizontal\"]' --noise 8 --shake 2",
 )
 
@@ -32,16 +32,27 @@ def command(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Any other setting: fps, pairs, workers, overwrite; of events train_videos, seconds, ...",
+            help="Any other setting: fps, pairs, shake_pixels, workers, overwrite; of motion distractors, travel, ...; "
+            "of events train_videos, seconds, ...",
         ),
     ] = [],  # noqa: B006
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="motion: move windows over the videos and pictures of this folder.", metavar="FOLDER"
+        ),
+    ] = None,
+    level: Annotated[
+        int | None,
+        typer.Option(help="motion: how hard, 0 (as without it) to 4; docs/data.md lists them."),
+    ] = None,
     train_per_class: Annotated[int | None, typer.Option(help="Training files of a class.")] = None,
     test_per_class: Annotated[int | None, typer.Option(help="Test files of a class.")] = None,
     frame_size: Annotated[int | None, typer.Option(help="Side of the square frame in pixels.")] = None,
     num_frames: Annotated[int | None, typer.Option(help="Frames of a file.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed makes the same pixels.")] = None,
     noise: Annotated[float | None, typer.Option(help="Noise on every pixel, in levels of 255.")] = None,
-    shake: Annotated[float | None, typer.Option(help="How far the camera shakes, in pixels.")] = None,
+    shake: Annotated[float | None, typer.Option(hidden=True, help="As --set shake_pixels.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
     """Make a data set of video files."""
@@ -55,7 +66,7 @@ def command(
         "shake_pixels": shake,
     }
     values = {name: value for name, value in flags.items() if value is not None}
-    report = runs.make_data.make(kind, output, overrides=settings, **values)
+    report = runs.make_data.make(kind, output, source=source, level=level, overrides=settings, **values)
     if as_json:
         print_json(vars(report))
     else:
@@ -63,6 +74,9 @@ def command(
             f"{report.folder}: {report.num_train} training and {report.num_test} test files in "
             f"{len(report.classes)} classes{_events(report.num_events)}, {report.seconds:.1f} s"
         )
+        if report.sources:
+            parts = " and ".join(f"{len(names)} to {part}" for part, names in report.sources.items())
+            print(f"cut from {parts}; {len(report.left_out)} files left out")
 
 
 def _events(number: int) -> str:

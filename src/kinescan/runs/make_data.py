@@ -8,10 +8,14 @@ from kinescan.data.synthetic import (
     EventsConfig,
     MotionConfig,
     SyntheticReport,
+    WindowConfig,
+    level_settings,
     make_appearance,
     make_events,
     make_motion,
+    make_windows,
 )
+from kinescan.errors import ConfigError
 from kinescan.settings import build_settings
 
 _MAKERS: dict[str, tuple[Any, Callable[[str | Path, Any], SyntheticReport]]] = {
@@ -19,12 +23,16 @@ _MAKERS: dict[str, tuple[Any, Callable[[str | Path, Any], SyntheticReport]]] = {
     "appearance": (AppearanceConfig, make_appearance),
     "events": (EventsConfig, make_events),
 }
+_OVER_FILES = (WindowConfig, make_windows)
+"""What makes "motion" where the pixels come from a folder."""
 
 
 def make(
     kind: Literal["motion", "appearance", "events"],
     output: str | Path,
     *,
+    source: str | Path | None = None,
+    level: int | None = None,
     overrides: Sequence[str] = (),
     **values: Any,
 ) -> SyntheticReport:
@@ -34,12 +42,22 @@ def make(
         kind: "motion" (only the motion tells the class), "appearance" (only the look does) or "events" (long videos in
             which something happens from time to time).
         output: folder, made if need be.
-        overrides: "key=value" each, for fields of `MotionConfig`, `AppearanceConfig` or `EventsConfig`; they replace
-            `values`.
+        source: folder of videos and pictures over which windows move, of "motion"; None: objects that are drawn.
+        level: of difficulty, of "motion": a place in `MOTION_LEVELS`, whose settings `values` and `overrides` replace.
+        overrides: "key=value" each, for fields of `MotionConfig` (with `source` of `WindowConfig`), `AppearanceConfig`
+            or `EventsConfig`; they replace `values`.
         **values: fields of the same.
 
     Raises:
-        ConfigError: a value is wrong, or the folder is not empty or cannot be written.
+        ConfigError: a value is wrong, the folder is not empty or cannot be written, or there are too few sources.
     """
+    if kind != "motion" and (source is not None or level is not None):
+        option = "--from" if source is not None else "--level"
+        raise ConfigError(f"{option} is of the kind motion only, and the kind is {kind}. Leave it out.")
     config, maker = _MAKERS[kind]
+    if source is not None:
+        config, maker = _OVER_FILES
+        values |= {"source": str(source)}
+    if level is not None:
+        values = level_settings(level, config) | values
     return maker(output, build_settings(config, values | parse_overrides(overrides)))

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -49,8 +49,12 @@ class FolderWalk:
         self._linked: set[_Identity] = set()
         self.left_alone: list[Path] = []
 
-    def videos(self, folder: str | Path) -> list[Path]:
+    def videos(self, folder: str | Path, *, also: Collection[str] = ()) -> list[Path]:
         """The video files in a folder of the data set and below, sorted; hidden ones are ignored.
+
+        Args:
+            folder: in the data set.
+            also: endings of files that count as well, in small letters.
 
         Raises:
             ConfigError: a folder cannot be read.
@@ -68,7 +72,7 @@ class FolderWalk:
                     continue
                 if _is_folder(entry):
                     folders.append((Path(entry.path), is_linked or entry.is_symlink()))
-                elif is_video(entry.name):
+                elif is_video(entry.name) or os.path.splitext(entry.name)[1].lower() in also:
                     found.append(Path(entry.path))
             # the first one in the order of names is the next one
             left += sorted(folders, reverse=True)
@@ -101,17 +105,18 @@ class FolderWalk:
         return frozenset(_identity(path) for path in (*root.parents, *below))
 
 
-def find_videos(folder: str | Path) -> list[Path]:
+def find_videos(folder: str | Path, *, also: Collection[str] = ()) -> list[Path]:
     """The video files in a folder and below, sorted; hidden ones are ignored, and each real folder is taken once.
 
     Args:
         folder: an existing folder.
+        also: endings of files that count as well, in small letters, such as ".png".
 
     Raises:
         ConfigError: a folder cannot be read.
     """
     walk = FolderWalk(folder)
-    found = walk.videos(folder)
+    found = walk.videos(folder, also=also)
     for note in walk.notes():
         logger.warning("%s: %s", escape_terminal(str(folder)), note)
     return found

@@ -3,6 +3,7 @@
 from kinescan.data.synthetic.appearance import AppearanceConfig, make_appearance
 from kinescan.data.synthetic.event_scene import EVENT_PAIRS
 from kinescan.data.synthetic.events import EventsConfig, make_events
+from kinescan.data.synthetic.harder import MOTION_LEVELS, level_settings
 from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, make_motion
 from kinescan.data.synthetic.shapes import SHAPES
 from kinescan.data.synthetic.stills import (
@@ -14,11 +15,13 @@ from kinescan.data.synthetic.stills import (
     still_batch,
 )
 from kinescan.data.synthetic.textures import FAMILIES, TEST_TEXTURES, TRAIN_TEXTURES
+from kinescan.data.synthetic.windows import WindowConfig, make_windows
 from kinescan.data.synthetic.writing import SyntheticConfig, SyntheticReport
 
 __all__ = [
     "EVENT_PAIRS",
     "FAMILIES",
+    "MOTION_LEVELS",
     "MOTION_PAIRS",
     "NUM_COLOUR_TARGETS",
     "NUM_POSE_TARGETS",
@@ -33,8 +36,11 @@ __all__ = [
     "Stills",
     "SyntheticConfig",
     "SyntheticReport",
+    "WindowConfig",
+    "level_settings",
     "make_appearance",
     "make_events",
     "make_motion",
+    "make_windows",
     "still_batch",
 ]

@@ -1,22 +1,21 @@
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from kinescan.data.synthetic.harder import ACTING_FAMILIES, Extras, HarderConfig, texture_seed
+from kinescan.data.synthetic.motion_paths import PATHS
 from kinescan.data.synthetic.scene import Scene, Sprite, render
 from kinescan.data.synthetic.shapes import SHAPES
-from kinescan.data.synthetic.textures import TEST_TEXTURES, TRAIN_TEXTURES
 from kinescan.data.synthetic.writing import ClipFile, Split, SyntheticConfig, SyntheticReport, write_dataset
 from kinescan.errors import ConfigError
+from kinescan.fields import check_most
 from kinescan.settings import closest
 from kinescan.shapes import Pixels
-
-Poses = list[np.ndarray]
-"""One [T, 4] for each object: centre x and y, radius (fractions of the frame's side), angle (radians)."""
 
 MOTION_PAIRS: dict[str, tuple[str, str]] = {
     "horizontal": ("right", "left"),
@@ -45,22 +44,44 @@ class Look:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MotionConfig(SyntheticConfig):
+class MotionConfig(HarderConfig):
     """What `make_motion` makes.
 
     Attributes:
         pairs: which of `MOTION_PAIRS`; each gives two classes.
+        objects: one moves as the class says (in "meeting" and "covering" two belong together), the others stand still.
+        object_size: what the radii of all objects are multiplied by.
+        drift_pixels: how far the camera wanders smoothly at most, in x and in y, pixels; objects and background alike.
     """
 
     pairs: tuple[str, ...] = tuple(MOTION_PAIRS)
+    objects: int = 1
+    object_size: float = 1.0
+    drift_pixels: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.pairs or len(set(self.pairs)) < len(self.pairs):
-            raise ConfigError(f"pairs must name at least one pair, each once, got {list(self.pairs)}.")
-        for pair in self.pairs:
-            if pair not in MOTION_PAIRS:
-                raise ConfigError(f"unknown pair {pair!r}. {closest(pair, MOTION_PAIRS)}")
+        check_most(self, objects=9, object_size=1.5)
+        self._check_least(objects=1, object_size=0.2, drift_pixels=0)
+        if self.drift_pixels + self.shake_pixels > self.frame_size / 4:
+            raise ConfigError(
+                f"drift_pixels and shake_pixels must be at most a quarter of frame_size {self.frame_size} together, "
+                f"got {self.drift_pixels} and {self.shake_pixels}: objects would leave the frame."
+            )
+        check_pairs(self.pairs, MOTION_PAIRS)
+
+
+def check_pairs(pairs: Sequence[str], allowed: Sequence[str] | dict[str, tuple[str, str]]) -> None:
+    """Passes pairs of motions that are allowed, each named once.
+
+    Raises:
+        ConfigError: there is none, one stands twice, or one is unknown.
+    """
+    if not pairs or len(set(pairs)) < len(pairs):
+        raise ConfigError(f"pairs must name at least one pair, each once, got {list(pairs)}.")
+    for pair in pairs:
+        if pair not in allowed:
+            raise ConfigError(f"unknown pair {pair!r}. {closest(pair, allowed)}")
 
 
 def make_motion(folder: str | Path, config: MotionConfig | None = None) -> SyntheticReport:
@@ -100,15 +121,33 @@ def make_motion(folder: str | Path, config: MotionConfig | None = None) -> Synth
     return write_dataset(folder, "motion", config, classes, jobs)
 
 
-def render_motion(config: SyntheticConfig, split: Split, pair: str, index: int) -> Pixels:
+def render_motion(config: MotionConfig, split: Split, pair: str, index: int) -> Pixels:
     """Clip `index` of the first class of `pair`; played backwards it is clip `index` of the second.
 
     Returns:
         [T, 3, frame_size, frame_size], uint8; the same for the same arguments.
     """
-    rng = np.random.default_rng([config.seed, split == "test", list(MOTION_PAIRS).index(pair), index])
-    scene = draw_motion_scene(rng, pair, split, num_frames=config.num_frames)
-    return render_disturbed(scene, rng, config)
+    key = (config.seed, int(split == "test"), list(MOTION_PAIRS).index(pair), index)
+    rng = np.random.default_rng(key)
+    extras = Extras(key, config, split)
+    scene = draw_motion_scene(
+        rng,
+        pair,
+        split,
+        num_frames=config.num_frames,
+        phase=extras.phase(),
+        object_size=config.object_size,
+        families=ACTING_FAMILIES if config.distractors else None,
+    )
+    sprites = (
+        *extras.still_objects(config.objects - 1, config.object_size),
+        *extras.distractors(config.object_size),
+        *scene.sprites,
+        *extras.occluders(),
+    )
+    drift = extras.drift(config.drift_pixels) if config.drift_pixels else None
+    scene = Scene(background_seed=scene.background_seed, sprites=sprites)
+    return render_disturbed(scene, rng, config, drift=drift, contrast=config.contrast)
 
 
 def draw_motion_scene(
@@ -118,6 +157,9 @@ def draw_motion_scene(
     *,
     num_frames: int,
     look: Look | None = None,
+    phase: np.ndarray | None = None,
+    object_size: float = 1.0,
+    families: Sequence[str] | None = None,
 ) -> Scene:
     """A scene that moves as the first class of `pair` does, everything else sampled at random.
 
@@ -127,27 +169,46 @@ def draw_motion_scene(
         split: which pool texture seeds come from.
         num_frames: frames from the first moment to the last.
         look: of every object; None: sampled for each.
+        phase: [num_frames], how far along its way the motion is in each frame; None: evenly from 0 to 1.
+        object_size: what the radii are multiplied by.
+        families: of textures, one of which each object without a look of its own gets; None: any.
     """
-    poses = _PATHS[pair](rng, np.linspace(0, 1, num_frames))
-    objects = [_draw_sprite(rng, split, look or Look(shape=str(rng.choice(SHAPES))), pose) for pose in poses]
+    poses = PATHS[pair](rng, np.linspace(0, 1, num_frames) if phase is None else phase)
+    poses = [pose * np.array([1, 1, object_size, 1]) for pose in poses]
+    objects = [_draw_sprite(rng, split, look or Look(shape=str(rng.choice(SHAPES))), pose, families) for pose in poses]
     if pair == "covering":
-        panel = _draw_sprite(rng, split, Look(shape="panel"), poses[1])
+        panel = _draw_sprite(rng, split, Look(shape="panel"), poses[1], families)
         objects = [objects[0], panel]
-    return Scene(background_seed=_texture_seed(rng, split), sprites=tuple(objects))
+    return Scene(background_seed=texture_seed(rng, split), sprites=tuple(objects))
 
 
-def render_disturbed(scene: Scene, rng: np.random.Generator, config: SyntheticConfig) -> Pixels:
+def render_disturbed(
+    scene: Scene,
+    rng: np.random.Generator,
+    config: SyntheticConfig,
+    *,
+    drift: Tensor | None = None,
+    contrast: float = 1.0,
+) -> Pixels:
     """The frames of a scene with the config's noise and camera shake, both independent from frame to frame.
 
-    Independent draws have the same distribution backwards, so that they do not tell the direction of time.
+    Independent draws have the same distribution backwards, so that they do not tell the direction of time. `drift` is
+    a path [T, 2] of the camera in pixels that is added to the shake.
     """
+    shake, noise = draw_disturbances(rng, config)
+    shake = shake if drift is None else shake + drift
+    return render(scene, frame_size=config.frame_size, shake=shake, noise=noise, contrast=contrast)
+
+
+def draw_disturbances(rng: np.random.Generator, config: SyntheticConfig) -> tuple[Tensor, Tensor | None]:
+    """Camera shake [T, 2] in pixels, and noise [T, 3, S, S] in levels of 255."""
     size, num_frames = config.frame_size, config.num_frames
     shake = torch.from_numpy(rng.uniform(-1, 1, (num_frames, 2))).float() * config.shake_pixels
     noise = None
     if config.noise_levels:
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         noise = torch.empty(num_frames, 3, size, size).normal_(std=config.noise_levels, generator=generator)
-    return render(scene, frame_size=size, shake=shake, noise=noise)
+    return shake, noise
 
 
 def _twin_files(config: MotionConfig, split: Split, pair: str, index: int) -> Iterator[ClipFile]:
@@ -157,81 +218,9 @@ def _twin_files(config: MotionConfig, split: Split, pair: str, index: int) -> It
     yield ClipFile(split, backwards, index, pixels.flip(0))
 
 
-def _draw_sprite(rng: np.random.Generator, split: Split, look: Look, pose: np.ndarray) -> Sprite:
-    seed, poses = _texture_seed(rng, split), torch.from_numpy(pose).float()
-    return Sprite(shape=look.shape, texture_seed=seed, family=look.family, hue=look.hue, poses=poses)
-
-
-def _texture_seed(rng: np.random.Generator, split: Split) -> int:
-    pool = TRAIN_TEXTURES if split == "train" else TEST_TEXTURES
-    return int(rng.integers(pool.start, pool.stop))
-
-
-def _pose(
-    x: np.ndarray | float, y: np.ndarray | float, radius: np.ndarray | float, angle: np.ndarray | float
-) -> np.ndarray:
-    return np.stack(np.broadcast_arrays(x, y, radius, angle), axis=-1)
-
-
-def _any_angle(rng: np.random.Generator) -> float:
-    return float(rng.uniform(0, 2 * math.pi))
-
-
-def _travel(rng: np.random.Generator, phase: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Along the way, across it (hardly changing), and the radius."""
-    radius, length = rng.uniform(0.15, 0.22), rng.uniform(0.35, 0.55)
-    along = rng.uniform(0.42, 0.58) + length * (phase - 0.5)
-    across = rng.uniform(0.3, 0.7) + rng.uniform(-0.06, 0.06) * (phase - 0.5)
-    return along, across, radius
-
-
-def _horizontal(rng: np.random.Generator, phase: np.ndarray) -> Poses:
-    along, across, radius = _travel(rng, phase)
-    return [_pose(along, across, radius, _any_angle(rng))]
-
-
-def _vertical(rng: np.random.Generator, phase: np.ndarray) -> Poses:
-    along, across, radius = _travel(rng, phase)
-    return [_pose(across, along, radius, _any_angle(rng))]
-
-
-def _turning(rng: np.random.Generator, phase: np.ndarray) -> Poses:
-    x, y = rng.uniform(0.35, 0.65, 2)
-    angle = _any_angle(rng) + np.radians(rng.uniform(100, 180)) * phase
-    return [_pose(x, y, rng.uniform(0.22, 0.32), angle)]
-
-
-def _scaling(rng: np.random.Generator, phase: np.ndarray) -> Poses:
-    x, y = rng.uniform(0.38, 0.62, 2)
-    first, last = rng.uniform(0.1, 0.14), rng.uniform(0.28, 0.38)
-    return [_pose(x, y, first * (last / first) ** phase, _any_angle(rng))]
-
-
-def _meeting(rng: np.random.Generator, phase: np.ndarray) -> Poses:
-    x, y = rng.uniform(0.45, 0.55, 2)
-    radius, axis = rng.uniform(0.12, 0.16), _any_angle(rng)
-    apart, together = rng.uniform(0.29, 0.36), 0.9 * radius
-    reach = apart + (together - apart) * phase
-    one = _pose(x + reach * math.cos(axis), y + reach * math.sin(axis), radius, _any_angle(rng))
-    other = _pose(x - reach * math.cos(axis), y - reach * math.sin(axis), radius, _any_angle(rng))
-    return [one, other]
-
-
-def _covering(rng: np.random.Generator, phase: np.ndarray) -> Poses:
-    """The object, and the panel that slides off it."""
-    x, y = rng.uniform(0.4, 0.6, 2)
-    radius, way = rng.uniform(0.15, 0.2), _any_angle(rng)
-    slide = rng.uniform(0.42, 0.52) * phase
-    hidden = _pose(x + 0 * phase, y, radius, _any_angle(rng))
-    panel = _pose(x + slide * math.cos(way), y + slide * math.sin(way), rng.uniform(1.55, 1.7) * radius, way)
-    return [hidden, panel]
-
-
-_PATHS: dict[str, Callable[[np.random.Generator, np.ndarray], Poses]] = {
-    "horizontal": _horizontal,
-    "vertical": _vertical,
-    "turning": _turning,
-    "scaling": _scaling,
-    "meeting": _meeting,
-    "covering": _covering,
-}
+def _draw_sprite(
+    rng: np.random.Generator, split: Split, look: Look, pose: np.ndarray, families: Sequence[str] | None
+) -> Sprite:
+    seed, poses = texture_seed(rng, split), torch.from_numpy(pose).float()
+    family = families[seed % len(families)] if families and look.family is None else look.family
+    return Sprite(shape=look.shape, texture_seed=seed, family=family, hue=look.hue, poses=poses)

@@ -59,6 +59,7 @@ def render(
     shake: Tensor | None = None,
     noise: Tensor | None = None,
     light: Tensor | None = None,
+    contrast: float = 1.0,
 ) -> Pixels:
     """The frames of a scene.
 
@@ -68,6 +69,7 @@ def render(
         shake: [T, 2], how far the camera is off in x and y, pixels; None: it stands still.
         noise: [T, 3, frame_size, frame_size], added to the pixels, in levels of 255; None: none.
         light: [T, 3], what the colours of each frame are multiplied by; None: they stay.
+        contrast: what distances from middle grey are multiplied by, before noise.
 
     Returns:
         [T, 3, frame_size, frame_size], uint8.
@@ -75,24 +77,46 @@ def render(
     num_frames = scene.sprites[0].poses.shape[0] if scene.num_frames is None else scene.num_frames
     shake = torch.zeros(num_frames, 2) if shake is None else shake
     canvas = background_textures([scene.background_seed] * num_frames, size=frame_size, shifts=shake)
-    textures = _textures(scene) if scene.sprites else canvas[:0]
-    for sprite, texture in zip(scene.sprites, textures, strict=True):
-        poses = sprite.poses * torch.tensor([frame_size, frame_size, frame_size, 1.0])
+    canvas = paste_sprites(canvas, scene.sprites, shake)
+    if light is not None:
+        canvas = canvas * light[:, :, None, None]
+    return to_levels(canvas, contrast=contrast, noise=noise)
+
+
+def paste_sprites(canvas: Tensor, sprites: Sequence[Sprite], shake: Tensor) -> Tensor:
+    """Frames with the objects on them, the last in front.
+
+    Args:
+        canvas: [T, 3, S, S], in [0, 1].
+        sprites: objects of T poses each.
+        shake: [T, 2], how far all of them are off in x and y, pixels.
+
+    Returns:
+        [T, 3, S, S].
+    """
+    num_frames, size = canvas.shape[0], canvas.shape[-1]
+    for sprite, texture in zip(sprites, _textures(sprites) if sprites else canvas[:0], strict=True):
+        poses = sprite.poses * torch.tensor([size, size, size, 1.0])
         poses = torch.cat([poses[:, :2] + shake, poses[:, 2:]], dim=1)
         shapes = [sprite.shape] * num_frames
         canvas = paste(canvas, texture.expand(num_frames, -1, -1, -1), shapes, poses, opacity=sprite.opacity)
-    if light is not None:
-        canvas = canvas * light[:, :, None, None]
+    return canvas
+
+
+def to_levels(canvas: Tensor, *, contrast: float = 1.0, noise: Tensor | None = None) -> Pixels:
+    """Colours in [0, 1] as bytes, with `contrast` and `noise` as in `render`."""
+    if contrast != 1:
+        canvas = 0.5 + contrast * (canvas - 0.5)
     levels = canvas * 255 if noise is None else canvas * 255 + noise
     return levels.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _textures(scene: Scene) -> Tensor:
+def _textures(sprites: Sequence[Sprite]) -> Tensor:
     """One for each object."""
     return object_textures(
-        [sprite.texture_seed for sprite in scene.sprites],
-        [sprite.family for sprite in scene.sprites],
-        hues=[sprite.hue for sprite in scene.sprites],
+        [sprite.texture_seed for sprite in sprites],
+        [sprite.family for sprite in sprites],
+        hues=[sprite.hue for sprite in sprites],
     )
 
 

@@ -4,11 +4,11 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kinescan.data.intervals import Interval
 from kinescan.data.video import write_video
@@ -101,6 +101,8 @@ class SyntheticReport:
         num_test: files in test.
         seconds: wall time it took.
         num_events: labels with a start and an end; 0 where a file has one class.
+        sources: where the pixels come from files: those of each part ("train", "test"), as paths below their folder.
+        left_out: files that were not used -> why.
     """
 
     folder: Path
@@ -109,6 +111,8 @@ class SyntheticReport:
     num_test: int
     seconds: float
     num_events: int = 0
+    sources: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -138,16 +142,20 @@ def write_dataset(
     jobs: Sequence[Callable[[], Iterable[ClipFile]]],
     *,
     keyframe_interval: int = 1,
+    about: Mapping[str, Any] | None = None,
 ) -> SyntheticReport:
     """The files of all jobs, meta.json with kind, config, classes and version, and lists of the intervals there are.
+
+    `about` is what meta.json says beside that.
 
     With a key frame interval of 1, every frame has the same quantizer and refers to no other, so that a clip and its
     reversal are compressed alike: rate control looks back, and would leave a trace of the direction of time.
     """
     start = time.perf_counter()
     folder = Path(folder)
-    _prepare(folder, config.overwrite)
+    prepare_folder(folder, config.overwrite)
     meta = {"kind": kind, "version": __version__, "classes": list(classes), "config": to_plain(config)}
+    meta |= about or {}
     write_text(folder / META, json.dumps({**meta, "complete": False}, indent=2) + "\n")
 
     def write(job: Callable[[], Iterable[ClipFile]]) -> list[ClipFile]:
@@ -187,7 +195,7 @@ def _write_lists(folder: Path, files: Sequence[ClipFile]) -> int:
     return num_events
 
 
-def _prepare(folder: Path, overwrite: bool) -> None:
+def prepare_folder(folder: Path, overwrite: bool) -> None:
     """An empty, writable folder; what is removed on the way is a data set made by kinescan, never anything else."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
