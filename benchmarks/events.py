@@ -43,7 +43,7 @@ from kinescan.models.classifier import VideoClassifier
 from kinescan.models.pks4 import PKS4, PKS4State
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.preprocessing import Preprocessing
-from kinescan.runs.demo import STILLS_PER_EPOCH, train_on_stills
+from kinescan.runs.stills import STILLS_PER_EPOCH, train_on_stills
 from kinescan.settings import to_plain
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.frame_task import FrameTask
@@ -200,7 +200,7 @@ def stills() -> Path:
     if not folder.exists():
         config = load_recipe(RECIPES / "demo_stills.toml")
         preprocessing = replace(config.preprocessing, size=SIZES["image_size"])
-        train_on_stills(replace(config, preprocessing=preprocessing), WORK, STILLS_PER_EPOCH)
+        train_on_stills(replace(config, preprocessing=preprocessing), WORK / "stills", STILLS_PER_EPOCH)
     return folder
 
 

@@ -27,7 +27,7 @@ from kinescan.config import RunConfig, load_recipe
 from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, render_motion
 from kinescan.models.mode import evaluation_view
 from kinescan.models.zoo import create_model
-from kinescan.runs.demo import train_on_stills
+from kinescan.runs.stills import train_on_stills
 from kinescan.training.loop import fit
 from ssp_tuners import MemoryClips, to_clips
 
@@ -117,7 +117,7 @@ def main() -> None:
     done: dict[str, dict[str, float]] = json.loads(record.read_text()) if record.exists() else {}
     weights = WORK / "stills" / "checkpoints" / "last"
     if not weights.exists():
-        train_on_stills(load_recipe(RECIPES / "demo_stills.toml"), WORK, STILLS_PER_EPOCH)
+        train_on_stills(load_recipe(RECIPES / "demo_stills.toml"), WORK / "stills", STILLS_PER_EPOCH)
     config = load_recipe(RECIPES / "demo_motion_pks4.toml")
     for seed in SEEDS:
         for norm in NORMS:

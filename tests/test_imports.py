@@ -21,7 +21,7 @@ OPTIONAL = {
     "kinescan.ops.selective_scan": {"kinescan.ops.selective_scan.triton"},
 }
 """Modules of ours that need an optional package, and who loads them when they are needed."""
-LISTS = {"kinescan", "kinescan.cli.main", "kinescan.data", "kinescan.models", "kinescan.runs"}
+LISTS = {"kinescan", "kinescan.cli.main", "kinescan.data", "kinescan.models", "kinescan.runs", "kinescan.studies"}
 """Packages that load what is below them when it is first used: their strings name modules below their own package."""
 LOADERS = {
     *("kinescan", "kinescan.cli.main", "kinescan.runtime.lazy", "kinescan.runtime.optional_package"),

@@ -223,8 +223,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return build_run(read_toml(find_recipe(path)), overrides)
 
 
-def build_run(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+def build_run(
+    values: Mapping[str, Any], overrides: Sequence[str] = (), *, settings: Mapping[str, Any] | None = None
+) -> RunConfig:
     """The run that a mapping like a recipe's describes, with single settings replaced.
+
+    Args:
+        values: as a recipe's TOML gives them.
+        overrides: "dotted.key=value" each; see `load_recipe`.
+        settings: dotted key -> value, before the overrides; see `flat_settings`.
 
     Raises:
         ConfigError: as for `load_recipe`.
@@ -234,6 +241,8 @@ def build_run(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunCo
         0.001
     """
     merged = _long_form(values)
+    for dotted, value in (settings or {}).items():
+        _put(merged, dotted.split("."), value)
     for override in overrides:
         _override(merged, override)
     merged = _long_form(merged)
@@ -271,6 +280,22 @@ def dump_recipe(config: RunConfig) -> str:
         ) from None
 
 
+def flat_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as dotted keys, whether they were written with points or as tables.
+
+    Example:
+        >>> flat_settings({"optim": {"lr": 0.1}, "model.options": {"scanner": False}, "model": "vit_b16"})
+        {'optim.lr': 0.1, 'model.options.scanner': False, 'model': 'vit_b16'}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": leaf for inner, leaf in flat_settings(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
 def _long_form(values: Mapping[str, Any]) -> dict[str, Any]:
     copy = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     if isinstance(copy.get("model"), str):
@@ -283,18 +308,22 @@ def _override(values: dict[str, Any], text: str) -> None:
     parts = [part.strip() for part in dotted.split(".")]
     if not sign or not all(parts):
         raise ConfigError(f"--set takes key=value, such as optim.lr=1e-3, got {text!r}.")
+    _put(values, parts, _value(value.strip(), text))
+
+
+def _put(values: dict[str, Any], parts: Sequence[str], value: Any) -> None:
+    """Replaces one setting, by the parts of its dotted key."""
     table = values
     for part in parts[:-1]:
         inner = table.get(part)
         table[part] = dict(inner) if isinstance(inner, Mapping) else {}
         table = table[part]
-    parsed = _value(value.strip(), text)
-    if parts == ["model"] and isinstance(parsed, str) and isinstance(values.get("model"), dict):
-        values["model"]["name"] = parsed
+    if list(parts) == ["model"] and isinstance(value, str) and isinstance(values.get("model"), dict):
+        values["model"]["name"] = value
     else:
         for other in other_names(parts[-1]):
             table.pop(other, None)
-        table[parts[-1]] = parsed
+        table[parts[-1]] = value
 
 
 def _value(text: str, override: str) -> Any:

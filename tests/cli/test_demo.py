@@ -10,8 +10,9 @@ from kinescan.data.sampling import segment_indices
 from kinescan.data.synthetic import NUM_STILL_TARGETS, MotionConfig
 from kinescan.errors import ConfigError
 from kinescan.models.zoo import from_pretrained
-from kinescan.runs.demo import clear_output, demo, still_task
+from kinescan.runs.demo import clear_output, demo
 from kinescan.runs.demo_page import opening
+from kinescan.runs.stills import still_task
 
 DEMO_RECIPES = ("stills", "motion_vit", "motion_pks4", "appearance_vit", "appearance_pks4")
 

@@ -13,6 +13,7 @@ from kinescan.cli.main import VERBS, build_app, main
 FLAGS = {
     "train": {"--set", "--output", "--resume", "--dry-run", "--json"},
     "cross-validate": {"--folds", "--set", "--output", "--resume", "--dry-run", "--json"},
+    "study": {"--set", "--output", "--dry-run", "--json"},
     "eval": {
         *("--data", "--views", "--output", "--device", "--workers", "--features"),
         *("--compare", "--allow-code", "--set", "--json"),
@@ -67,7 +68,9 @@ def test_flags_are_these_and_at_most_eight_beside_set_and_json() -> None:
     }
     demo = flags.pop("demo", set())
     importing = {name for name, used in flags.items() if "--import" in used}
-    assert importing == {"train", "cross-validate", "eval", "predict", "stream", "export", "profile", "list"}
+    assert importing == {
+        *("train", "cross-validate", "study", "eval", "predict", "stream", "export", "profile", "list"),
+    }
     assert {name: used - {"--import"} for name, used in flags.items()} == FLAGS
     assert all(len(used - {"--set", "--json", "--import", "--allow-code"}) <= 8 for used in (*flags.values(), demo))
 

@@ -13,6 +13,7 @@ from kinescan.version import __version__
 VERBS = {
     "train": ("kinescan.cli.train", "Fine-tune a model on labelled videos, as a recipe says."),
     "cross-validate": ("kinescan.cli.cross_validate", "Train a recipe on all folds of its videos but one, in turn."),
+    "study": ("kinescan.cli.study", "Compare rows of settings over seeds and data, resumable, with tables."),
     "eval": ("kinescan.cli.evaluate", "Score a model on labelled videos and write a report."),
     "predict": ("kinescan.cli.predict", "Name the classes of video files."),
     "stream": ("kinescan.cli.stream", "Classify a video frame by frame, at constant cost."),

@@ -7,19 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import set_seed
-from torch import Tensor
-from torch.nn import functional as F
-
-from kinescan.config import RunConfig, load_recipe
+from kinescan.config import load_recipe
 from kinescan.data.synthetic import (
     MOTION_PAIRS,
-    NUM_COLOUR_TARGETS,
-    NUM_POSE_TARGETS,
-    NUM_STILL_TARGETS,
     AppearanceConfig,
     MotionConfig,
-    StillClips,
     SyntheticReport,
     make_appearance,
     make_motion,
@@ -28,22 +20,17 @@ from kinescan.errors import ConfigError
 from kinescan.evaluation.metrics import pair_accuracy
 from kinescan.evaluation.report import Report
 from kinescan.inference.predictor import Prediction, predict
-from kinescan.models.zoo import create_model
 from kinescan.runs.demo_page import write_page
+from kinescan.runs.stills import STILLS_PER_EPOCH, train_on_stills
 from kinescan.runs.train import train
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.run_folder import RunFolder
-from kinescan.settings import to_plain
-from kinescan.training.loop import fit
 
 logger = logging.getLogger(__name__)
 
 
 RESULT_FILE = "demo.json"
-
-
-STILLS_PER_EPOCH = 3200
 
 
 RUNS = {
@@ -56,13 +43,6 @@ RUNS = {
 
 
 PAIRS = [tuple(sorted(pair)) for pair in MOTION_PAIRS.values()]
-
-
-FAMILY_WEIGHT = 0.1
-
-
-FOUND = 0.125
-"""A still's centre counts as found within half a patch of 8 in 64 pixels, where the frame is 2 wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +116,7 @@ def demo(
     with clock.part("data"):
         made = _make_data(output / "data", train_per_class, test_per_class)
     with clock.part("stills"):
-        weights = train_on_stills(configs["stills"], output, stills_per_epoch)
+        weights = train_on_stills(configs["stills"], output / "stills", stills_per_epoch)
     reports = {}
     for name, (data, _) in RUNS.items():
         with clock.part(name):
@@ -164,43 +144,6 @@ def demo(
     write_text(output / RESULT_FILE, to_json(result.to_json(), indent=1) + "\n")
     write_page(result.to_json(), label=label, folder=output)
     return result
-
-
-def train_on_stills(config: RunConfig, output: Path, stills_per_epoch: int) -> Path:
-    """The folder of a ViT that has learnt from single pictures."""
-    set_seed(config.seed)
-    model = create_model(
-        config.model.name, num_classes=NUM_STILL_TARGETS, preprocessing=config.preprocessing, **config.model.options
-    )
-    batch_size = config.loader.batch_size
-    stills = StillClips(
-        config.preprocessing,
-        num_batches=max(1, stills_per_epoch // batch_size),
-        batch_size=batch_size,
-        seed=config.seed,
-    )
-    result = fit(
-        model,
-        stills,
-        output=output / "stills",
-        train=config.train,
-        optim=config.optim,
-        task=still_task,
-        seed=config.seed,
-        settings=to_plain(config),
-    )
-    return result.last
-
-
-def still_task(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared error of pose and colour, and a tenth of the texture family's cross-entropy.
-
-    A still is right where its centre was found.
-    """
-    numbers = NUM_POSE_TARGETS + NUM_COLOUR_TARGETS
-    error = (outputs[:, :numbers] - targets[:, :numbers]) ** 2
-    family = F.cross_entropy(outputs[:, numbers:], targets[:, numbers:])
-    return error.mean() + FAMILY_WEIGHT * family, error[:, :2].detach().amax(1) < FOUND**2
 
 
 def _make_data(folder: Path, train_per_class: int, test_per_class: int) -> dict[str, SyntheticReport]:

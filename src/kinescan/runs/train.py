@@ -58,6 +58,7 @@ from kinescan.training.dry_run import Plan, make_plan
 from kinescan.training.frame_task import FrameTask
 from kinescan.training.loop import fit
 from kinescan.training.open_run import OpenRun, open_run
+from kinescan.training.optim import parameter_groups, trainable_only
 from kinescan.training.result import FitResult
 
 logger = logging.getLogger(__name__)
@@ -288,6 +289,35 @@ def plan(recipe: str | Path | RunConfig, *, overrides: Sequence[str] = ()) -> tu
     return config, planned
 
 
+def try_out(
+    config: RunConfig, classes: Sequence[str], *, of_intervals: bool = False, with_weights: bool = True
+) -> None:
+    """Builds what a run needs besides its videos: the model with its weights, and the groups of its parameters.
+
+    Args:
+        config: of the run.
+        classes: label texts.
+        of_intervals: whether labels have a start and an end.
+        with_weights: False leaves pretrained weights out, which may not be there yet.
+
+    Raises:
+        ConfigError: a setting is wrong, or patterns match nothing.
+        CheckpointError: the weights cannot be read, or do not fit.
+    """
+    labels = tuple(classes)
+    if of_intervals:
+        config = frame_config(config)
+        labels = frame_labels(config, classes)
+    else:
+        _refuse_frames(config)
+    if not with_weights:
+        config = replace(config, model=replace(config.model, weights=""))
+    model, train = _make_model(config, labels, announced=False), config.train
+    stem = model.stem_parameters() if train.freeze_stem else ()
+    with trainable_only(model, train.trainable, frozen=train.frozen, stem=stem):
+        parameter_groups(model, config.optim, layer_depths=model.layer_depths(), num_layers=model.num_layers)
+
+
 def _resolve(recipe: str | Path | RunConfig, overrides: Sequence[str], *, of_run: bool) -> tuple[RunConfig, str]:
     """The configuration and the run's usual name; a module that the user's own recipe names is imported.
 
@@ -323,7 +353,7 @@ def _import_module(model: ModelConfig, recipe: Path, overrides: Sequence[str], *
         )
 
 
-def _make_model(config: RunConfig, classes: Sequence[str]) -> VideoClassifier:
+def _make_model(config: RunConfig, classes: Sequence[str], *, announced: bool = True) -> VideoClassifier:
     model = create_model(
         config.model.name,
         labels=classes,
@@ -334,7 +364,8 @@ def _make_model(config: RunConfig, classes: Sequence[str]) -> VideoClassifier:
     )
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     part = "" if trained == model.num_parameters else f" ({trained / 1e6:.2f} M trained, the rest frozen)"
-    logger.info("%s: %.2f M parameters%s, %d classes", model.name, model.num_parameters / 1e6, part, len(classes))
+    if announced:
+        logger.info("%s: %.2f M parameters%s, %d classes", model.name, model.num_parameters / 1e6, part, len(classes))
     return model
 
 

@@ -1,0 +1,50 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kinescan import studies
+from kinescan.cli.output import print_json, reported
+from kinescan.cli.own_modules import OwnModules, import_own_modules
+from kinescan.cli.terminal import print_page, print_table
+from kinescan.runtime.signals import Interruption
+
+EXAMPLES = (
+    "kinescan study study.toml --dry-run",
+    "kinescan study study.toml --output runs/my_study",
+    "kinescan study runs/my_study",
+)
+
+
+@reported
+def command(
+    study: Annotated[Path, typer.Argument(help="A study's TOML file (docs/studies.md); or the folder of one begun.")],
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of every run.")
+    ] = [],  # noqa: B006
+    output: Annotated[Path | None, typer.Option(help="Folder of everything. By default runs/NAME.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build every row and list the runs; train nothing.")
+    ] = False,
+    modules: OwnModules = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Run rows of settings times seeds times data; what is done is kept, and the same command continues."""
+    import_own_modules(modules)
+    if dry_run:
+        loaded = studies.run.with_overrides(studies.load_study(study), settings)
+        plan = studies.plan_study(loaded, output)
+        rows = [(job.row, job.data, job.seed, job.num_training or "?", job.folder) for job in plan.jobs]
+        if as_json:
+            print_json([dict(zip(("row", "data", "seed", "num_training", "folder"), row, strict=True)) for row in rows])
+        else:
+            print_table(("row", "data", "seed", "to train on", "folder"), rows)
+        return
+    # SIGTERM ends it as Ctrl-C does: with what is done kept
+    with Interruption() as stop:
+        stop.immediate = True
+        result = studies.run_study(study, output=output, overrides=settings)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_page(result.to_markdown())

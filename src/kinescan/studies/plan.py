@@ -1,0 +1,367 @@
+"""Every run of a study, resolved, built and named before the first one starts."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kinescan.config import RunConfig, build_run, find_recipe, flat_settings
+from kinescan.data.provenance import fingerprint, record_videos
+from kinescan.data.synthetic.writing import META
+from kinescan.errors import ConfigError, KinescanError
+from kinescan.profiling.environment import describe_environment
+from kinescan.runs.datasets import evaluated_on, read_videos
+from kinescan.runs.stills import make_still_model
+from kinescan.runs.train import try_out
+from kinescan.runtime.escaping import to_json
+from kinescan.runtime.files import read_json_object, read_toml
+from kinescan.runtime.run_folder import RUNS
+from kinescan.settings import to_plain
+from kinescan.studies.study import DataEntry, Preparation, Row, Study
+
+NEUTRAL = (
+    *("output", "data.train", "data.test", "data.root", "data.timeout_seconds", "data.max_pixels"),
+    *("loader.num_workers", "loader.prefetch_batches", "loader.start_method", "train.log_every"),
+    *("train.checkpoint_minutes", "train.keep_checkpoints", "train.trackers"),
+    "model.options.activation_checkpointing",
+)
+"""Settings that no result depends on; which videos there are is told by their content, wherever they lie."""
+_LETTERS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedJob:
+    """A preparation with one seed.
+
+    Attributes:
+        name: of the preparation.
+        kind: see `Preparation`.
+        seed: of it.
+        config: of its run.
+        stills_per_epoch: of stills.
+        key: of all that its weights depend on, but for the code.
+        folder: of its run.
+    """
+
+    name: str
+    kind: str
+    seed: int
+    config: RunConfig
+    stills_per_epoch: int
+    key: str
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of a study.
+
+    Attributes:
+        row: its name.
+        data: its name; empty where the study names none.
+        seed: of the run.
+        config: of the run; a preparation's weights are put into it when they are there.
+        preparation: whose weights it starts from; None for none.
+        data_digest: of the videos and their division: ids, labels, content; empty where the data is still to be made.
+        num_training: videos to train on.
+        key: of all that the result depends on, but for the code.
+        folder: of the run.
+    """
+
+    row: str
+    data: str
+    seed: int
+    config: RunConfig
+    preparation: PreparedJob | None
+    data_digest: str
+    num_training: int
+    key: str
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        """For log lines and messages."""
+        return " / ".join(part for part in (self.row, self.data, f"seed {self.seed}") if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """What a study will do.
+
+    Attributes:
+        study: with its recipes written out, so that it does not depend on other files.
+        output: its folder.
+        code: that runs: the commit, or the version outside of a checkout.
+        jobs: in the order in which they run: all rows with the first seed come first.
+    """
+
+    study: Study
+    output: Path
+    code: str
+    jobs: tuple[Job, ...]
+
+    @property
+    def preparations(self) -> tuple[PreparedJob, ...]:
+        """What has to be trained first, each once."""
+        found = {job.preparation.folder: job.preparation for job in self.jobs if job.preparation is not None}
+        return tuple(found.values())
+
+
+def plan_study(study: Study, output: str | Path | None = None, *, code: str | None = None) -> StudyPlan:
+    """All runs of a study; every row is resolved, its videos are listed and its model is built. Nothing is written.
+
+    Where data still has to be made, models are built for two classes, and the videos are looked at when they are there.
+
+    Args:
+        study: what to run.
+        output: folder of everything; by default runs/NAME.
+        code: what the results are told apart by, besides settings and data; by default the commit.
+
+    Raises:
+        ConfigError: rows cannot be built (each is named with what is wrong), two rows or two data entries are alike, or
+            there are too few videos.
+    """
+    return _Planner(_written_out(study), Path(output or Path(RUNS) / slug(study.name)), code or code_version()).plan()
+
+
+def slug(name: str) -> str:
+    """A name as part of a path.
+
+    Example:
+        >>> slug("PKS4, no scanner")
+        'pks4-no-scanner'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LETTERS] or "x"
+
+
+@cache
+def code_version() -> str:
+    """The commit of this checkout, with a digest of the code where that was changed; else the version of kinescan."""
+    here = describe_environment()
+    if here.commit is None:
+        return f"kinescan {here.kinescan}"
+    if not here.commit.endswith("-dirty"):
+        return here.commit
+    package = Path(__file__).parents[1]
+    sources = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".toml"))
+    return f"{here.commit}-{_digest([path.read_bytes().hex() for path in sources])}"
+
+
+def made_folder(output: Path, entry: DataEntry) -> Path:
+    """Where data that makes itself is put; that of other settings has another folder."""
+    return output / "data" / f"{slug(entry.name)}-{_digest(entry.make)}"
+
+
+def is_made(folder: Path) -> bool:
+    """Whether data that makes itself is there, to the last file."""
+    try:
+        return read_json_object(folder / META).get("complete") is True
+    except ConfigError:
+        return False
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(to_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def _written_out(study: Study) -> Study:
+    """The study with its recipes as tables.
+
+    Raises:
+        ConfigError: a recipe is missing or not TOML; says whose.
+    """
+
+    def table(recipe: str | dict[str, Any], whose: str) -> str | dict[str, Any]:
+        if not isinstance(recipe, str) or not recipe:
+            return recipe
+        try:
+            return read_toml(find_recipe(recipe))
+        except ConfigError as error:
+            raise ConfigError(f"{whose}: {error}") from None
+
+    return replace(
+        study,
+        recipe=table(study.recipe, "the study's recipe"),
+        rows=tuple(replace(row, recipe=table(row.recipe, f"row {row.name!r}")) for row in study.rows),
+        preparations=tuple(
+            replace(entry, recipe=table(entry.recipe, f"preparation {entry.name!r}")) for entry in study.preparations
+        ),
+    )
+
+
+class _Planner:
+    """Resolves the runs of a study, and keeps what several of them share."""
+
+    def __init__(self, study: Study, output: Path, code: str) -> None:
+        self._study, self._output, self._code = study, output, code
+        self._data: tuple[DataEntry | None, ...] = study.data or (None,)
+        self._digests: dict[str, tuple[str, int, tuple[str, ...]]] = {}
+        self._built: set[str] = set()
+        self._problems: dict[str, str] = {}
+
+    def plan(self) -> StudyPlan:
+        """All runs; raises for all that is wrong at once."""
+        seeds, study = self._study.seeds, self._study
+        jobs = [
+            job
+            for seed in seeds
+            for entry in self._data
+            for row in study.rows
+            if (job := self._tried(row, entry, seed)) is not None
+        ]
+        if self._problems:
+            told = "; ".join(f"{what}: {problem}" for what, problem in self._problems.items())
+            raise ConfigError(f"{len(self._problems)} rows of the study cannot be built, so nothing was run. {told}")
+        self._refuse_alike(jobs)
+        return StudyPlan(study=study, output=self._output, code=self._code, jobs=tuple(jobs))
+
+    def _tried(self, row: Row, entry: DataEntry | None, seed: int) -> Job | None:
+        """The run, or what is wrong with it among the problems."""
+        what = f"row {row.name!r}" + (f" on {entry.name!r}" if entry is not None else "")
+        if what in self._problems:
+            return None
+        try:
+            return self._job(row, entry, seed)
+        except KinescanError as error:
+            self._problems[what] = str(error)
+            return None
+
+    def _job(self, row: Row, entry: DataEntry | None, seed: int) -> Job:
+        settings = self._settings(row, entry)
+        preparation = self._study.preparation_of(row)
+        prepared = None
+        if preparation is not None:
+            if settings.get("model.weights"):
+                raise ConfigError(
+                    f"model.weights is set, and prepare = {preparation.name!r} sets it, too. Leave one of them out."
+                )
+            settings |= {"model.weights": "", "model.new_head": True}
+            prepared = self._prepared(preparation, seed)
+        config = _resolved(row.recipe or self._study.recipe, settings, seed)
+        digest, count, classes = self._videos(config, entry)
+        of_intervals = (
+            entry.make["kind"] == "events" if entry is not None and entry.make else config.task == "intervals"
+        )
+        self._try_out(config, classes, of_intervals=of_intervals, with_weights=prepared is None)
+        key = _digest([_plain(config), digest, None if prepared is None else prepared.key])
+        parts = (slug(row.name), *([] if entry is None else [slug(entry.name)]))
+        folder = self._output / "runs" / Path(*parts) / f"seed-{seed}-{_digest([key, self._code])}"
+        return Job(
+            row=row.name,
+            data="" if entry is None else entry.name,
+            seed=seed,
+            config=config,
+            preparation=prepared,
+            data_digest=digest,
+            num_training=count,
+            key=key,
+            folder=folder,
+        )
+
+    def _settings(self, row: Row, entry: DataEntry | None) -> dict[str, Any]:
+        """What replaces the recipe's settings."""
+        own = flat_settings(self._study.settings)
+        if entry is not None:
+            own |= flat_settings(entry.settings) | self._made_paths(entry)
+        return own | flat_settings(row.settings)
+
+    def _made_paths(self, entry: DataEntry) -> dict[str, str]:
+        if not entry.make:
+            return {}
+        folder, end = made_folder(self._output, entry), ".csv" if entry.make["kind"] == "events" else ""
+        return {"data.train": str(folder / f"train{end}"), "data.test": str(folder / f"test{end}")}
+
+    def _prepared(self, preparation: Preparation, seed: int) -> PreparedJob:
+        try:
+            config = _resolved(preparation.recipe, flat_settings(preparation.settings), seed)
+            digest = ""
+            if preparation.kind == "train":
+                digest, _, classes = self._videos(config, None)
+                self._try_out(config, classes, of_intervals=config.task == "intervals")
+            else:
+                make_still_model(config)
+        except KinescanError as error:
+            raise ConfigError(f"preparation {preparation.name!r}: {error}") from None
+        stills = preparation.stills_per_epoch if preparation.kind == "stills" else 0
+        key = _digest([preparation.kind, stills, _plain(config), digest])
+        folder = self._output / "prepared" / slug(preparation.name) / f"seed-{seed}-{_digest([key, self._code])}"
+        return PreparedJob(
+            name=preparation.name,
+            kind=preparation.kind,
+            seed=seed,
+            config=config,
+            stills_per_epoch=stills,
+            key=key,
+            folder=folder,
+        )
+
+    def _videos(self, config: RunConfig, entry: DataEntry | None) -> tuple[str, int, tuple[str, ...]]:
+        """Digest of the videos and their division, how many are trained on, and the classes; each data is read once."""
+        if entry is not None and entry.make and not is_made(made_folder(self._output, entry)):
+            return "", 0, ()
+        same = to_json([to_plain(config.data), config.seed if config.data.split_seed < 0 else None])
+        if same not in self._digests:
+            division = read_videos(config, announced=False)
+            parts = {"training": division.training, "validation": division.validation, "held_out": division.held_out}
+            videos = record_videos(
+                division.training,
+                division.held_out,
+                division.classes,
+                origin=evaluated_on(config),
+                validation=division.validation,
+            )
+            recorded = (videos.train, videos.validation, videos.held_out)
+            told = [[video.to_json() | {"path": ""} for video in part] for part in recorded]
+            digest = hashlib.sha256(to_json([list(parts), told, list(division.classes)]).encode()).hexdigest()[:16]
+            self._digests[same] = (digest, len(division.training), division.classes)
+        return self._digests[same]
+
+    def _try_out(
+        self, config: RunConfig, classes: tuple[str, ...], *, of_intervals: bool, with_weights: bool = True
+    ) -> None:
+        """Builds the model and groups its parameters, once for each kind."""
+        same = to_json([_plain(config) | {"seed": 0}, classes, with_weights])
+        if same not in self._built:
+            try_out(config, classes or ("a", "b"), of_intervals=of_intervals, with_weights=with_weights)
+            self._built.add(same)
+
+    def _refuse_alike(self, jobs: list[Job]) -> None:
+        """Passes where no two runs would give the same.
+
+        Raises:
+            ConfigError: two rows, or two data entries, have the same settings.
+        """
+        seen: dict[tuple[str, int, str], Job] = {}
+        for job in jobs:
+            twin = seen.setdefault((job.key, job.seed, job.config.data.train if not job.data_digest else ""), job)
+            if twin is job:
+                continue
+            if twin.row == job.row:
+                raise ConfigError(
+                    f"data {twin.data!r} and {job.data!r} hold the same videos with the same settings. Leave one out."
+                )
+            raise ConfigError(
+                f"rows {twin.row!r} and {job.row!r} have the same settings: they would give the same result twice. "
+                "Change one, or leave it out."
+            )
+
+
+def _resolved(recipe: str | dict[str, Any], settings: Mapping[str, Any], seed: int) -> RunConfig:
+    table = recipe if isinstance(recipe, dict) else read_toml(find_recipe(recipe))
+    return replace(build_run(table, settings=settings), seed=seed, output="")
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    """All settings that a result depends on, and what a file of weights holds."""
+    plain = {key: value for key, value in flat_settings(to_plain(config)).items() if key not in NEUTRAL}
+    weights = plain.pop("model.weights", "")
+    plain["weights"] = (any(prints := list(_weights_prints(Path(weights)))) and prints) or weights
+    return plain
+
+
+def _weights_prints(path: Path) -> Iterator[str | None]:
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    yield from (fingerprint(file) for file in files)
