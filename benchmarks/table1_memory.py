@@ -8,7 +8,7 @@ storage is counted from the operation that makes it until the last reference is 
 are in it; the allocator's rounding and the work space of libraries and kernels are not.
 
 What a GPU does otherwise than a CPU is done here, too: autocast follows the rules of CUDA (see cuda_autocast of the
-package's evaluation), which keep the residual stream in float32; AdamW takes all parameters at once; frames without
+package's profiling), which keep the residual stream in float32; AdamW takes all parameters at once; frames without
 gradients go through together.
 Fused attention keeps queries, keys, values, its result and one float32 number a query on both. The operators of the
 scan keep their inputs alone on both (ops/selective_scan/operator.py). So do those of the correlation, but a CPU reads
@@ -21,27 +21,19 @@ Aims: B/16 plain <= 16 GB, with activation checkpointing <= 8 GB and below the l
 import argparse
 import json
 import sys
-import weakref
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import measure
 from kinescan.layers import chunks
 from kinescan.models.pks4 import PKS4Config
 from kinescan.models.vit.vit import ViTConfig
 from kinescan.models.zoo import create_model
-from kinescan.profiling.cuda_autocast import cuda_autocast_rules
+from kinescan.profiling.step_memory import StepMemory, count_step_memory, give_memory, num_trained, step_of
 from peers import PEERS
 
 NAME = "table1_memory"
@@ -64,58 +56,6 @@ OURS = ("pks4", "pks4, activation checkpointing", "pks4, frozen stem", "pks4, fr
 METHODS = (*OURS, "vit", *PEERS)
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What a step needs, in bytes.
-
-    Attributes:
-        trained: parameters that are trained.
-        standing: weights, AdamW's moments and the clips, there before and after the step.
-        kept: what the forward pass leaves for the backward pass.
-        peak: the most at any time.
-    """
-
-    trained: int
-    standing: int
-    kept: int
-    peak: int
-
-
-class Storages(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, until they are gone.
-
-    Attributes:
-        now: bytes at this time.
-        peak: the most since it was last set.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
-        return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        address, num_bytes = storage._cdata, storage.nbytes()
-        if address not in self._known:
-            self._known.add(address)
-            self.now += num_bytes
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._remove, address, num_bytes)
-
-    def _remove(self, address: int, num_bytes: int) -> None:
-        self._known.discard(address)
-        self.now -= num_bytes
-
-
 def build(method: str, pks4: str, vit: str, **sizes: Any) -> nn.Module:
     """A model without memory whose parameters say what is trained; `sizes` replace fields of its config."""
     with torch.device("meta"):
@@ -136,43 +76,7 @@ def build(method: str, pks4: str, vit: str, **sizes: Any) -> nn.Module:
     return model
 
 
-def give_memory(model: nn.Module, device: str) -> None:
-    """Replaces parameters and buffers on "meta" by fresh ones, small and positive; fake ones where that is the mode."""
-    for module in model.modules():
-        for name, parameter in list(module._parameters.items()):
-            if parameter is not None:
-                fresh = torch.full(parameter.shape, 0.01, dtype=parameter.dtype, device=device)
-                module._parameters[name] = nn.Parameter(fresh, requires_grad=parameter.requires_grad)
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None:
-                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype, device=device)
-
-
-def step_of(model: nn.Module, clips: Tensor, dtype: str) -> tuple[Callable[[], Tensor], Callable[[Tensor], None]]:
-    """The two halves of a training step: up to the loss, and from it. AdamW's moments are there already."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-6, foreach=True)  # what torch chooses on CUDA
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    targets = torch.zeros(len(clips), dtype=torch.long, device=clips.device)
-
-    def forward() -> Tensor:
-        autocast = torch.autocast(clips.device.type, dtype=torch.bfloat16)
-        with autocast if dtype == "bfloat16" else nullcontext():
-            logits: Tensor = model(clips)
-        return functional.cross_entropy(logits.float(), targets)
-
-    def backward(loss: Tensor) -> None:
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return forward, backward
-
-
-def count(model: nn.Module, clips: int, dtype: str, *, fake: bool = True) -> Memory:
+def count(model: nn.Module, clips: int, dtype: str, *, fake: bool = True) -> StepMemory:
     """What a step of this model needs on a GPU, counted on tensors without memory (or, to check that, on real ones).
 
     Args:
@@ -181,41 +85,37 @@ def count(model: nn.Module, clips: int, dtype: str, *, fake: bool = True) -> Mem
         dtype: "float32", or "bfloat16" for autocast.
         fake: without memory.
     """
-    size = model.config.image_size
     all_at_once = mock.patch.object(chunks, "CHUNK_VALUES", sys.maxsize)
-    with cuda_autocast_rules(), all_at_once, FakeTensorMode() if fake else nullcontext(), Storages() as storages:
-        give_memory(model, "cpu")
-        pixels = torch.zeros(clips, FRAMES, 3, size, size)
-        forward, backward = step_of(model.train(), pixels, dtype)
-        standing = storages.peak = storages.now
-        loss = forward()
-        kept = storages.now - standing
-        backward(loss)
-        peak = storages.peak
-    return Memory(_num_trained(model), standing, kept, peak)
+    with all_at_once:
+        return count_step_memory(
+            model,
+            num_clips=clips,
+            num_frames=FRAMES,
+            image_size=model.config.image_size,
+            precision=getattr(torch, dtype),
+            fake=fake,
+        )
 
 
-def measure_on_gpu(model: nn.Module, clips: int, dtype: str) -> Memory:
+def measure_on_gpu(model: nn.Module, clips: int, dtype: str) -> StepMemory:
     """The same, measured on the CUDA device."""
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     give_memory(model, "cuda")
     size = model.config.image_size
-    forward, backward = step_of(model.train(), torch.zeros(clips, FRAMES, 3, size, size, device="cuda"), dtype)
+    forward, backward = step_of(
+        model.train(), torch.zeros(clips, FRAMES, 3, size, size, device="cuda"), getattr(torch, dtype)
+    )
     backward(forward())
     torch.cuda.reset_peak_memory_stats()
     standing = torch.cuda.memory_allocated()
     loss = forward()
     kept = torch.cuda.memory_allocated() - standing
     backward(loss)
-    return Memory(_num_trained(model), standing - before, kept, torch.cuda.max_memory_allocated() - before)
+    return StepMemory(num_trained(model), standing - before, kept, torch.cuda.max_memory_allocated() - before)
 
 
-def _num_trained(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def row(memory: Memory, method: str, setting: str) -> dict[str, float | None]:
+def row(memory: StepMemory, method: str, setting: str) -> dict[str, float | None]:
     """A method's numbers as the page shows them, beside those of the paper."""
     return {
         "trained_million": round(memory.trained / 1e6, 2),

@@ -19,6 +19,7 @@ from kinescan.data.transforms import AugmentConfig
 from kinescan.data.video import Limits
 from kinescan.errors import ConfigError
 from kinescan.fields import MAX_SEED, check_most, check_types
+from kinescan.models.text_head import TextHead
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.files import read_toml
 from kinescan.runtime.recipe_files import RECIPES as RECIPES
@@ -41,6 +42,7 @@ class ModelConfig:
         new_head: start with a new head on weights of a kinescan model that tells other classes apart; without it, such
             weights are refused.
         options: fields of the model's own config.
+        text: start the classifier from the class names, read by CLIP's text encoder; off without templates.
     """
 
     name: str = "pks4_vit_b16"
@@ -48,6 +50,7 @@ class ModelConfig:
     weights: str = ""
     new_head: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    text: TextHead = field(default_factory=TextHead)
 
     def __post_init__(self) -> None:
         check_types(self)

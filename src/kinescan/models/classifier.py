@@ -59,6 +59,7 @@ class VideoClassifier(nn.Module, ABC):
         preprocessing: how pixels become a clip.
         load_report: what was taken from a checkpoint, or None if none was read.
         timing: how far apart in time the frames of its training clips were; None where it is unknown.
+        class_texts: label -> the texts that its row of the head was made from, where it started from texts; else None.
 
     Raises:
         ConfigError: labels do not fit num_classes or repeat, or preprocessing makes another size than the model takes.
@@ -89,6 +90,7 @@ class VideoClassifier(nn.Module, ABC):
         if self.answers_frames and self.labels is not None:
             _check_background(self.labels, overlapping=self.overlapping)
         self.timing: FrameTiming | None = None
+        self.class_texts: Mapping[str, tuple[str, ...]] | None = None
         if self.preprocessing.size != config.image_size:
             raise ConfigError(
                 f"preprocessing makes frames of {self.preprocessing.size} pixels, the model takes {config.image_size}. "
@@ -256,6 +258,7 @@ class VideoClassifier(nn.Module, ABC):
             base=base,
             module=module_of(type(self)),
             timing=None if self.timing is None else to_plain(self.timing),
+            class_texts=self.class_texts,
         )
         card = model_card(
             name=saved.model,
@@ -312,6 +315,7 @@ class VideoClassifier(nn.Module, ABC):
                 )
                 if saved.timing is not None:
                     model.timing = build_settings(FrameTiming, saved.timing, where="timing")
+                model.class_texts = saved.class_texts
                 return model
             except ConfigError as error:
                 raise CheckpointError(

@@ -9,8 +9,10 @@ import torch
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models.catalog import current_model_name
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.pks4 import PKS4
 from kinescan.models.registry import MODELS, Architecture, find_model, list_models, require_model
 from kinescan.models.saving import saved_model
+from kinescan.models.text_head import TextHead, start_from_texts
 from kinescan.models.videomamba.tuned import TunedVideoMamba
 from kinescan.models.weights.labels import refuse_other_classes, reorder_head
 from kinescan.models.weights.vit_weights import Pretrained, open_checkpoint
@@ -19,8 +21,8 @@ from kinescan.settings import OLD_NAMES, build_settings, closest, current_names,
 
 logger = logging.getLogger(__name__)
 
-_ANSWERS = ("output", "overlapping")
-"""Fields of a config that say what a logit answers for."""
+_ANSWERS = ("output", "overlapping", "unit_embeddings")
+"""Fields of a config that belong to the classes of a head: what a logit answers for, and what it compares."""
 
 
 def create_model(
@@ -31,6 +33,7 @@ def create_model(
     weights: str | Path | None = None,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     new_head: bool = True,
+    text: TextHead | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> VideoClassifier:
     """A model by name, with new weights or on a pretrained backbone.
@@ -48,6 +51,8 @@ def create_model(
         preprocessing: how pixels become a clip; or some of its fields, the others being what comes with the weights,
             else CLIP's. Its size is the model's image_size.
         new_head: start with a new head where the weights were trained on other classes; False refuses them.
+        text: start the head from the class names, read by CLIP's text encoder; see `TextHead` and docs/text_heads.md.
+            A head that the weights hold for the same classes stays as it is.
         **options: fields of the model's config; see `PKS4Config`, `VideoMambaConfig`, `SSPConfig` and the tuners'.
 
     Returns:
@@ -55,7 +60,7 @@ def create_model(
 
     Raises:
         ConfigError: the name or an option is unknown (the closest is named), or an option is out of range or
-            contradicts the weights.
+            contradicts the weights, or a text head does not go with the model.
         CheckpointError: the weights cannot be read, fit nothing, or belong to other classes with `new_head=False`.
 
     Example:
@@ -80,8 +85,11 @@ def create_model(
         options = {"image_size": asked["size"], **options}
     if "num_frames" in asked and "num_frames" in _fields(architecture):
         options = {"num_frames": asked["num_frames"], **options}
+    read_as_text = _text_head(text, name, architecture, pretrained, labels, options)
+    if read_as_text is not None:
+        options = {**options, "unit_embeddings": True}
     settings = _merge(name, architecture, pretrained, options)
-    if pretrained is not None and labels is not None and tuple(labels) != pretrained.labels:
+    if pretrained is not None and labels is not None and set(labels) != set(pretrained.labels or ()):
         # For other classes, what the logits answer for is not the weights' to tell.
         settings = {key: value for key, value in settings.items() if key not in _ANSWERS or key in options}
     if labels is None and pretrained is not None and num_classes in (None, len(pretrained.labels or ())):
@@ -109,6 +117,9 @@ def create_model(
         pretrained = _in_own_order(pretrained, model)
         report = model.load(pretrained, skip=skip)
         model.load_report = dataclasses.replace(report, notes=(*report.notes, *notes))
+        model.class_texts = None if skip else pretrained.class_texts
+    if read_as_text is not None:
+        model.class_texts = start_from_texts(model, read_as_text, weights)
     return model
 
 
@@ -152,6 +163,38 @@ def from_pretrained(
     if not issubclass(model, TunedVideoMamba):
         raise CheckpointError(f"{folder} holds a {name}, which is whole and needs no base. Leave base out.")
     return model.from_pretrained(folder, base=base)
+
+
+def _text_head(
+    text: TextHead | Mapping[str, Any] | None,
+    name: str,
+    architecture: Architecture,
+    pretrained: Pretrained | None,
+    labels: Sequence[str] | None,
+    options: Mapping[str, Any],
+) -> TextHead | None:
+    """What the head starts from; None for a new head, and where the weights hold one for these classes.
+
+    Raises:
+        ConfigError: the model, its options or its labels do not go with a text head.
+    """
+    found = build_settings(TextHead, text, where="text") if isinstance(text, Mapping) else text or TextHead()
+    if not found.templates:
+        return None
+    if not issubclass(architecture.model, PKS4):
+        raise ConfigError(
+            f"{name} has no text head: PKS4 and the image ViTs have. Leave text out, or take one of them."
+        )
+    if not labels:
+        raise ConfigError("a text head reads the names of the classes, and there are no labels. Give labels=[...].")
+    if pretrained is not None and pretrained.labels is not None and set(pretrained.labels) == set(labels):
+        logger.info(
+            "%s: its head for these classes stays as it is, and the class names are not read", pretrained.source
+        )
+        return None
+    if not options.get("unit_embeddings", True):
+        raise ConfigError("unit_embeddings = false and a text head exclude each other. Leave one of them out.")
+    return found
 
 
 def _current_name(name: str) -> str:

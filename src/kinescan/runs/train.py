@@ -63,6 +63,8 @@ from kinescan.training.result import FitResult
 
 logger = logging.getLogger(__name__)
 
+NOT_TRAINED = "With optim.epochs = 0 nothing was trained: these are the scores of the model as it starts."
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
@@ -360,6 +362,7 @@ def _make_model(config: RunConfig, classes: Sequence[str], *, announced: bool = 
         weights=config.model.weights or None,
         preprocessing=config.preprocessing,
         new_head=config.model.new_head,
+        text=config.model.text,
         **config.model.options,
     )
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -423,6 +426,7 @@ def _final_report(
     """The best checkpoint, scored with the final views."""
     checkpoint = result.best or result.last
     notes = (CHOSEN_ON_THESE,) if result.best is not None and not division.validation else ()
+    notes = notes if config.optim.epochs else (NOT_TRAINED,)
     if isinstance(scores, FrameScores) and is_of_intervals(division):
         return frame_report(
             config, checkpoint, scores, division, data=evaluated_on(config), notes=notes, processes=processes

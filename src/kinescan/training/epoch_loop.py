@@ -67,6 +67,9 @@ class EpochLoop:
     def run(self) -> None:
         """Runs every epoch that is left."""
         state = self._state
+        if self._num_epochs == 0:
+            # Nothing is trained: the checkpoint is what the model starts as.
+            self._keeper.save()
         while state.epoch < self._num_epochs and not state.stopped_early:
             if state.batches_done < self._clips.num_batches:
                 self._train_epoch()

@@ -24,7 +24,7 @@ class OptimConfig:
         lr: peak learning rate for a batch of `lr_batch_size` clips; scaled linearly with the batch that is used.
         lr_batch_size: clips in the batch that `lr` is written for.
         min_lr_ratio: the cosine ends at this fraction of the peak.
-        epochs: passes over the training data.
+        epochs: passes over the training data; 0 trains nothing, and the model is scored as it starts.
         warmup_epochs: epochs over which the learning rate rises from 0; at most half of all epochs are used.
         weight_decay: AdamW's; none on norms, biases, A_log, D and embeddings.
         betas: AdamW's running averages.
@@ -60,9 +60,9 @@ class OptimConfig:
         for name in ("lr", "eps"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("epochs", "lr_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name, least in (("epochs", 0), ("lr_batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         for name in ("warmup_epochs", "weight_decay", "clip_norm"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")

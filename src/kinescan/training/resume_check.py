@@ -48,6 +48,8 @@ ADDED: Mapping[str, Any] = {
     "preprocessing.frame_rate": 0.0,
     "train.carry_state": False,
     "train.tf32": False,
+    "model.text.templates": [],
+    "model.text.weights": "",
 }
 """Settings that checkpoints of earlier versions do not have, with the value that stands for what these versions did."""
 ROUNDING = "computed_by"

@@ -15,6 +15,7 @@ from kinescan.models.saving import location
 from kinescan.models.saving.location import EXPORT_FILE, locate_model
 from kinescan.models.weights.hub import download
 from kinescan.models.weights.tensor_file import read_safetensors
+from kinescan.models.weights.text_encoder import checked_texts
 from kinescan.runtime.atomic_write import atomic_files
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import inside, read_json_object, require_regular
@@ -39,6 +40,7 @@ class SavedModel:
         base: for a tuned part, the weights that it belongs to: "source" and "sha256"; None for a whole model.
         module: for a model of somebody's own, the module that registers it. Said in an error, never imported.
         timing: every field of `FrameTiming`; None where that is unknown.
+        class_texts: label -> the texts that its row of the head was made from; None where it was not made from texts.
     """
 
     kinescan_version: str
@@ -49,6 +51,7 @@ class SavedModel:
     base: dict[str, Any] | None = None
     module: str | None = None
     timing: dict[str, Any] | None = None
+    class_texts: Mapping[str, tuple[str, ...]] | None = None
 
 
 def locate(source: str | Path, *, revision: str | None = None) -> Path:
@@ -126,6 +129,7 @@ def read_config(folder: Path) -> SavedModel:
         base=_base(path, content.get("base")),
         module=module,
         timing=timing,
+        class_texts=checked_texts(content.get("class_texts"), path),
         **named,
     )
 

@@ -4,6 +4,7 @@ from typing import cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kinescan.errors import ShapeError
 from kinescan.models.vit.vit_block import (
@@ -157,7 +158,8 @@ class VisionTransformer(nn.Module):
         """One embedding a frame, [F, E], from the tokens [F, P + N, W] after the last block, as `pooling` says.
 
         "class": ln_post(class token); "mean": ln_post(mean of the patches); "mean_after_norm": mean of
-        ln_post(patches); "attention": what the query reads from ln_post(patches). Then @ proj, where there is one.
+        ln_post(patches); "attention": what the query reads from ln_post(patches). Then @ proj, where there is one, and
+        of length 1 with `unit_embeddings`.
         """
         pooled: Tensor
         patches = tokens[:, self.config.num_prefix_tokens :]
@@ -168,7 +170,8 @@ class VisionTransformer(nn.Module):
         else:
             normalised = self.ln_post(patches)
             pooled = normalised.mean(dim=1) if self.attn_pool is None else self.attn_pool(normalised)
-        return pooled if self.proj is None else pooled @ self.proj
+        embeddings = pooled if self.proj is None else pooled @ self.proj
+        return F.normalize(embeddings, dim=-1) if self.config.unit_embeddings else embeddings
 
     def forward_features(self, pixels: FramePixels) -> FrameTokens:
         """The tokens [F, P + N, W] after the last block (before ln_post) of pixels [F, 3, H, W]."""

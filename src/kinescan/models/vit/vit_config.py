@@ -33,6 +33,8 @@ class ViTConfig:
         pooling: what a frame's embedding is made of: the "class" token; the "mean" of the patches, then normalised
             (fine-tuned MAE, timm's fc_norm), or "mean_after_norm" of the normalised patches (open_clip's "avg", timm's
             siglip_gap, I-JEPA); or what a learned query reads from the normalised patches by "attention" (SigLIP).
+        unit_embeddings: bring each frame's embedding to length 1, as CLIP compares images with texts; `text` of
+            `create_model` sets it.
     """
 
     image_size: int = 224
@@ -54,6 +56,7 @@ class ViTConfig:
     positions: Literal["learned", "rotary"] = "learned"
     rotary_theta: float = 100.0
     pooling: Literal["class", "mean", "mean_after_norm", "attention"] = "class"
+    unit_embeddings: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)

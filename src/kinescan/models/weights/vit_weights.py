@@ -20,6 +20,7 @@ from kinescan.models.weights.layouts import Family, describe_layouts, find_encod
 from kinescan.models.weights.load_report import LoadReport
 from kinescan.models.weights.published_encoders import HEADS, NARROW_HEADS, SIGLIP_HEADS
 from kinescan.models.weights.strangers import ADVICE
+from kinescan.models.weights.text_encoder import checked_texts
 
 __all__ = [
     "Checkpoint",
@@ -54,6 +55,7 @@ class Pretrained:
         preprocessing: fields of `Preprocessing` that the files beside them tell.
         labels: class names of its head, or None if it has no head or no names for it.
         model: name in the zoo that it was saved under, or None.
+        class_texts: label -> the texts that its row of the head was made from, or None.
     """
 
     source: str
@@ -65,6 +67,7 @@ class Pretrained:
     preprocessing: dict[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] | None = None
     model: str | None = None
+    class_texts: Mapping[str, tuple[str, ...]] | None = None
 
 
 def read_vision_encoder(checkpoint: Checkpoint, *, prefix: str = "vit.") -> Pretrained:
@@ -328,7 +331,11 @@ def _read_own(checkpoint: Checkpoint) -> Pretrained:
         )
     refuse_wrong_kinds(checkpoint)
     if "kinescan_version" in settings and "config" in settings:
-        backbone = {key.name for key in dataclasses.fields(ViTConfig)} - {"drop_path", "position_init"}
+        backbone = {key.name for key in dataclasses.fields(ViTConfig)} - {
+            "drop_path",
+            "position_init",
+            "unit_embeddings",
+        }
         sizes = {key: value for key, value in settings["config"].items() if key in backbone}
         _refuse_other_sizes(checkpoint.source, sizes, held)
         others = {key: value for key, value in settings["config"].items() if key not in backbone | {"num_classes"}}
@@ -345,6 +352,7 @@ def _read_own(checkpoint: Checkpoint) -> Pretrained:
         preprocessing=settings.get("preprocessing") or {},
         labels=tuple(settings["labels"]) if settings.get("labels") is not None else None,
         model=settings.get("model"),
+        class_texts=checked_texts(settings.get("class_texts"), checkpoint.source),
     )
 
 
