@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed
 
 from kinescan.config import load_recipe
 from kinescan.data.video import write_video
@@ -173,3 +175,15 @@ def test_several_processes_refuse_a_device_that_they_cannot_share(monkeypatch: p
         open_processes(torch.device("mps")),
     ):
         pass
+
+
+def test_a_part_of_a_tensor_is_sent_without_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+    monkeypatch.setattr(distributed, "all_gather_object", lambda _, value: sent.append(pickle.dumps(value)))
+    Processes(0, 2).gather({"row": torch.zeros(1000, 400, dtype=torch.float64)[3]})
+    assert 400 * 8 < len(sent[0]) < 6000
+
+
+def test_rows_of_one_process_are_all_rows() -> None:
+    rows = torch.arange(6.0).view(3, 2)
+    assert torch.equal(Processes().gather_rows(rows), rows)

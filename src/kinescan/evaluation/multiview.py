@@ -1,14 +1,13 @@
 import difflib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from kinescan.data.datasets import Unreadable, VideoDataset, VideoItem
 from kinescan.data.loader import Batch, LoaderConfig, make_loader
@@ -17,6 +16,7 @@ from kinescan.errors import ConfigError, KinescanError, NonFiniteError, ShapeErr
 from kinescan.evaluation.metrics import Metrics, compute_metrics
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.mode import evaluation_view
+from kinescan.runtime.distributed import Processes, joined_processes
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,8 @@ def evaluate_model(
             on_scored(_video_score(item, label, model_labels, scores), done, total)
 
     whole = _from_all(
-        lambda: _score_part(model, dataset, settings, views_per_forward, with_features=with_features, tell=tell)
+        lambda: _score_part(model, dataset, settings, views_per_forward, with_features=with_features, tell=tell),
+        len(model_labels),
     )
     scored = whole.scores
     if whole.unreadable:
@@ -182,30 +183,35 @@ class _Scored:
     features: dict[int, Tensor] = field(default_factory=dict)
     unreadable: list[Unreadable] = field(default_factory=list)
 
-    def add(self, other: "_Scored") -> None:
-        self.scores |= other.scores
-        self.features |= other.features
-        self.unreadable += other.unreadable
 
-
-def _from_all(score: Callable[[], _Scored]) -> _Scored:
+def _from_all(score: Callable[[], _Scored], num_classes: int) -> _Scored:
     """What this process and those beside it scored; an error of one of them is raised in all."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    processes = joined_processes()
+    if processes.count == 1:
         return score()
-    outcome: _Scored | KinescanError
+    own, problem = _Scored(), None
     try:
-        outcome = score()
+        own = score()
     except KinescanError as error:
         # The others wait for this process: it has to tell them.
-        outcome = error
-    outcomes: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(outcomes, outcome)
+        problem = error
     whole = _Scored()
-    for part in outcomes:
-        if isinstance(part, KinescanError):
-            raise part
-        whole.add(part)
+    for unreadable, met in processes.gather((own.unreadable, problem)):
+        if met is not None:
+            raise met
+        whole.unreadable += unreadable
+    whole.scores = _gather_rows(processes, own.scores, num_classes, torch.float64)
+    widths = processes.gather(next((len(row) for row in own.features.values()), 0))
+    if any(widths):
+        whole.features = _gather_rows(processes, own.features, max(widths), torch.float32)
     return whole
+
+
+def _gather_rows(processes: Processes, rows: Mapping[int, Tensor], width: int, dtype: torch.dtype) -> dict[int, Tensor]:
+    """Index of the video -> its row, of all processes."""
+    indices = processes.gather_rows(torch.tensor(list(rows), dtype=torch.int64)).tolist()
+    own = torch.stack(list(rows.values())) if rows else torch.empty(0, width, dtype=dtype)
+    return dict(zip(indices, processes.gather_rows(own), strict=True))
 
 
 def _score_part(
@@ -218,17 +224,17 @@ def _score_part(
     tell: Callable[[int, Tensor, int, int], None],
 ) -> _Scored:
     """The videos that fall to this process."""
-    several = distributed.is_available() and distributed.is_initialized()
+    processes = joined_processes()
     batches = make_loader(
         dataset,
         loader,
         shuffle=False,
         seed=0,
-        num_processes=distributed.get_world_size() if several else 1,
-        process_index=distributed.get_rank() if several else 0,
+        num_processes=processes.count,
+        process_index=processes.index,
     )
     part, num_done = _Scored(), 0
-    num_own = -(-len(dataset.items) // (distributed.get_world_size() if several else 1))
+    num_own = -(-len(dataset.items) // processes.count)
     model = evaluation_view(model)
     with _features_of(model, wanted=with_features) as features:
         for batch in batches:

@@ -11,6 +11,7 @@ from torch import Tensor, distributed
 from kinescan.errors import ConfigError
 from kinescan.runtime.accelerate_internals import forget_processes
 from kinescan.runtime.launch import world_size
+from kinescan.runtime.torch_internals import tree_map
 
 PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for the others, such as while one of them writes a checkpoint or reads slow videos."""
@@ -65,12 +66,33 @@ class Processes:
         return torch.stack(gathered).cpu()
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of each process, in their order; anything that can be pickled."""
+        """The value of each process, in their order; anything that can be pickled, for what is small.
+
+        Rows of numbers go by `gather_rows`. A tensor that is a part of a larger one is sent without the rest.
+        """
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        distributed.all_gather_object(values, value)
+        distributed.all_gather_object(values, tree_map(_on_its_own, value))
         return values
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, those of the first process first.
+
+        Args:
+            rows: [n, ...], n may differ between processes; the rest and the dtype may not.
+
+        Returns:
+            [sum of n, ...] on the CPU, in every process.
+        """
+        if self.count == 1:
+            return rows.cpu()
+        counts = self.stack([len(rows)])[:, 0].tolist()
+        own = torch.zeros(max(counts), *rows.shape[1:], dtype=rows.dtype, device=self.device)
+        own[: len(rows)] = rows
+        every = [torch.empty_like(own) for _ in range(self.count)]
+        distributed.all_gather(every, own)
+        return torch.cat([part[:count].cpu() for part, count in zip(every, counts, strict=True)])
 
     def broadcast(self, value: Any) -> Any:
         """The main process's value; those of the others are not used."""
@@ -79,6 +101,22 @@ class Processes:
         values = [value]
         distributed.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
+
+
+def joined_processes() -> Processes:
+    """Those that torch.distributed has joined with this one; otherwise this one alone."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return Processes()
+    on_gpu = distributed.get_backend() == "nccl"
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    return Processes(distributed.get_rank(), distributed.get_world_size(), device)
+
+
+def _on_its_own(value: Any) -> Any:
+    """A tensor without the larger one that it is a part of, which pickling would take along."""
+    if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.numel() * value.element_size():
+        return value.clone()
+    return value
 
 
 @contextmanager
