@@ -24,6 +24,7 @@ from kinescan.data import (
 )
 from kinescan.data.datasets import Sample
 from kinescan.data.loader import collate
+from kinescan.data.transforms import finish_clips
 from kinescan.errors import ConfigError
 from kinescan.preprocessing import Preprocessing
 
@@ -366,3 +367,18 @@ def test_batch_has_the_old_name_of_positions() -> None:
     batch = Batch(torch.zeros(1), torch.zeros(1), [0], [], positions=[3])
     with pytest.warns(DeprecationWarning, match="positions"):
         assert batch.places == [3]
+
+
+def test_clips_in_bytes_are_finished_to_the_same_clips(folder: Path) -> None:
+    augment = AugmentConfig(flip_rate=0.5, color_jitter=0.4, erase_rate=1.0)
+    items, classes = read_items(folder)
+    batches = []
+    for in_bytes in (False, True):
+        dataset = VideoDataset(items, classes, TrainTransform(SETTINGS, augment), preprocessing=SETTINGS, mode="train")
+        dataset.in_bytes = in_bytes
+        batches.append(list(make_loader(dataset, LoaderConfig(batch_size=4, num_workers=1), shuffle=True, seed=0)))
+    for finished, raw in zip(*batches, strict=True):
+        assert (finished.clips.dtype, raw.clips.dtype) == (torch.float32, torch.uint8)
+        assert len(raw.left) == len(raw.clips)
+        assert not finished.left
+        assert torch.equal(finish_clips(raw.clips, raw.left, SETTINGS), finished.clips)

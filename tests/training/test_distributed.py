@@ -187,3 +187,12 @@ def test_a_part_of_a_tensor_is_sent_without_the_rest(monkeypatch: pytest.MonkeyP
 def test_rows_of_one_process_are_all_rows() -> None:
     rows = torch.arange(6.0).view(3, 2)
     assert torch.equal(Processes().gather_rows(rows), rows)
+
+
+def test_several_processes_that_cannot_meet_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError) as refused, open_processes(torch.device("cpu")):
+        pass
+    assert all(name in str(refused.value) for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"))

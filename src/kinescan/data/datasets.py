@@ -13,7 +13,7 @@ from kinescan.data.listing import DATASETS, VIDEO_SUFFIXES, VideoItem, find_vide
 from kinescan.data.mirroring import mirrored_labels
 from kinescan.data.sampling import Views, clip_indices, view_indices
 from kinescan.data.storage import is_gone
-from kinescan.data.transforms import EvalTransform, TrainTransform, chance
+from kinescan.data.transforms import EvalTransform, SampledAugmentation, TrainTransform, chance, finish_clip
 from kinescan.data.video import Frames, Limits, VideoReader
 from kinescan.errors import ConfigError, VideoError
 from kinescan.preprocessing import Preprocessing
@@ -47,6 +47,7 @@ class Sample:
         item_index: position among the data set's items.
         frame_seconds: in training, from frame to frame of the clip; 0 where nothing tells.
         starts: no window of the same video goes before it in its row of the batch.
+        left: of a clip in bytes, what `finish_clip` is still to do to it; None for a finished clip.
     """
 
     clip: torch.Tensor
@@ -54,6 +55,7 @@ class Sample:
     item_index: int
     frame_seconds: float = 0.0
     starts: bool = True
+    left: SampledAugmentation | None = None
 
     def __repr__(self) -> str:
         return f"Sample(clip={list(self.clip.shape)}, label={_shown(self.label)}, item_index={self.item_index})"
@@ -82,7 +84,8 @@ class Samples:
 
     Attributes:
         samples: with an Unreadable instead of each video that could not be read.
-        clips: [B, ...] float32: the block that their clips lie in, one index for each, also for the unreadable.
+        clips: [B, ...] float32, or uint8 for clips that are finished later: the block that they lie in, one index for
+            each, also for the unreadable.
     """
 
     samples: Sequence[Sample | Unreadable]
@@ -110,6 +113,10 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         limits: what one file may take.
         dense_rate: in test, see `view_indices`.
 
+    Attributes:
+        in_bytes: training clips stay bytes, a quarter of the size, and `Sample.left` says what is still to be done to
+            them, on the device that trains. The clips are the same. False until it is set.
+
     Raises:
         ConfigError: there is no item, a label is not among the classes, or views and transform do not fit together.
     """
@@ -132,7 +139,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         self.transform, self.preprocessing = transform, preprocessing
         self.mode, self.seed, self.allow_short = mode, seed, allow_short
         self.limits, self.dense_rate = limits or Limits(), dense_rate
-        self.epoch = 0
+        self.epoch, self.in_bytes = 0, False
         self._mirrored_labels = mirrored_labels(self.classes)
         crops = transform.crops if isinstance(transform, EvalTransform) else 1
         self.views = views or Views(frames=preprocessing.num_frames, clips=1, crops=crops)
@@ -149,6 +156,18 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def clip_shape(self) -> tuple[int, ...]:
+        """[T, 3, size, size] in training, [V, T, 3, size, size] in test."""
+        size, frames = self.preprocessing.size, self.preprocessing.num_frames
+        leading = (frames,) if self.mode == "train" else (self.views.num_views, self.views.frames)
+        return (*leading, 3, size, size)
+
+    @property
+    def clip_dtype(self) -> torch.dtype:
+        """Of the clips: float32, or uint8 with `in_bytes` in training."""
+        return torch.uint8 if self.in_bytes and self.mode == "train" else torch.float32
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the next samples; worker processes get it with each index (see `make_loader`)."""
@@ -168,9 +187,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
 
         In a worker process the block is shared memory: the batch reaches the main process without being copied.
         """
-        settings, frames = self.preprocessing, self.preprocessing.num_frames
-        leading = (frames,) if self.mode == "train" else (self.views.num_views, self.views.frames)
-        clips = new_block(len(indices), *leading, 3, settings.size, settings.size)
+        clips = new_block(len(indices), *self.clip_shape, dtype=self.clip_dtype)
         samples = []
         for position, entry in enumerate(indices):
             epoch, index = entry if isinstance(entry, tuple) else (self.epoch, entry)
@@ -189,8 +206,10 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
             return Unreadable(str(item.path), error.reason, index, gone=self._is_gone(index))
         assert isinstance(self.transform, TrainTransform)
         label = self._draw_mirrored_label(item, epoch)
-        clip = self.transform(frames.pixels, generator=generator, mirror=label is not None, out=out)
-        return Sample(clip, item.label if label is None else label, index, mean_step(frames.pts_seconds))
+        sampled = self.transform.sample(frames.pixels, generator=generator, mirror=label is not None)
+        clip, left = as_clip(*sampled, self.preprocessing, out, in_bytes=self.in_bytes)
+        seconds = mean_step(frames.pts_seconds)
+        return Sample(clip, item.label if label is None else label, index, seconds, left=left)
 
     def _is_gone(self, index: int) -> bool:
         """Of an item that could not be read: whether its file is gone."""
@@ -250,11 +269,25 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         return out
 
 
-def new_block(*shape: int) -> torch.Tensor:
-    """Float32 memory for a batch; in a worker process, memory that the main process can see."""
+def as_clip(
+    frames: torch.Tensor,
+    left: SampledAugmentation,
+    settings: Preprocessing,
+    out: torch.Tensor | None,
+    *,
+    in_bytes: bool,
+) -> tuple[torch.Tensor, SampledAugmentation | None]:
+    """What `TrainTransform.sample` gave as a finished clip, or as bytes and what is left to do; in `out` if given."""
+    if not in_bytes:
+        return finish_clip(frames, left, settings, out=out), None
+    return (frames.contiguous() if out is None else out.copy_(frames)), left
+
+
+def new_block(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Memory for a batch; in a worker process, memory that the main process can see."""
     if torch.utils.data.get_worker_info() is None:
-        return torch.empty(shape)
-    return torch.empty(0, dtype=torch.float32).set_(shared_storage(4 * math.prod(shape))).view(shape)
+        return torch.empty(shape, dtype=dtype)
+    return torch.empty(0, dtype=dtype).set_(shared_storage(dtype.itemsize * math.prod(shape))).view(shape)
 
 
 def mean_step(pts_seconds: torch.Tensor) -> float:

@@ -1,5 +1,6 @@
 """Samples in batches, read by worker processes, in an order that nothing but seed and epoch decides."""
 
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -14,6 +15,8 @@ from typing import Any, Literal, cast
 import torch
 
 from kinescan.data.datasets import Sample, Samples, Unreadable, VideoDataset, stable_seed
+from kinescan.data.shared_memory import check_shared_memory
+from kinescan.data.transforms import SampledAugmentation
 from kinescan.data.window_dataset import WindowDataset
 from kinescan.data.window_plan import FollowedWindows, RowOrder
 from kinescan.errors import ConfigError, WorkerError
@@ -53,7 +56,8 @@ class Batch:
     """Samples of several videos.
 
     Attributes:
-        clips: [B, T, 3, size, size], or [B, V, T, 3, size, size] in test; [0] where no video could be read.
+        clips: [B, T, 3, size, size], or [B, V, T, 3, size, size] in test; float32, or uint8 with `left`; [0] where no
+            video could be read.
         labels: [B] int64; of windows with a label for each frame, [B, T] int64, or [B, T, K] float32 for classes that
             overlap.
         item_indices: indices of the B videos among the data set's items.
@@ -62,6 +66,7 @@ class Batch:
             them, and they are the rows whose state is carried. None where nothing was left out.
         frame_seconds: in training, of each of the B clips, from frame to frame; empty where it is unknown.
         starts: of each of the B, whether a state that is carried from batch to batch begins anew; empty for all.
+        left: of each of the B in bytes, what `finish_clips` is still to do; empty where the clips are finished.
     """
 
     clips: torch.Tensor
@@ -71,6 +76,7 @@ class Batch:
     positions: list[int] | None = None
     frame_seconds: list[float] = field(default_factory=list)
     starts: list[bool] = field(default_factory=list)
+    left: list[SampledAugmentation] = field(default_factory=list)
 
     @property
     def places(self) -> list[int] | None:
@@ -83,7 +89,8 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, for faster copies to a GPU."""
-        return replace(self, clips=self.clips.pin_memory(), labels=self.labels.pin_memory())
+        left = [own.pin_memory() for own in self.left]
+        return replace(self, clips=self.clips.pin_memory(), labels=self.labels.pin_memory(), left=left)
 
 
 class VideoLoader:
@@ -145,6 +152,12 @@ class VideoLoader:
                 process_index=process_index,
             )
         workers = config.num_workers
+        if workers:
+            batch_bytes = (
+                dataset.clip_dtype.itemsize * min(config.batch_size, len(dataset)) * math.prod(dataset.clip_shape)
+            )
+            # Each worker prepares so many ahead, and one more is in use.
+            check_shared_memory(batch_bytes, min(workers * config.prefetch_batches, len(self._order)) + 1)
         self._loader: torch.utils.data.DataLoader[Sample | Unreadable] = torch.utils.data.DataLoader(
             dataset,
             batch_sampler=self._order,
@@ -221,7 +234,8 @@ def make_loader(
         process_index: which of them this is.
 
     Raises:
-        ConfigError: start_item or process_index is out of range, or the start method does not exist on this system.
+        ConfigError: start_item or process_index is out of range, the start method does not exist on this system, or
+            the batches of the workers do not fit into shared memory.
     """
     loader = VideoLoader(
         dataset, config, shuffle=shuffle, seed=seed, num_processes=num_processes, process_index=process_index
@@ -244,6 +258,7 @@ def collate(gathered: Samples) -> Batch:
         positions=None if whole else positions,
         frame_seconds=[sample.frame_seconds for sample in read],
         starts=[sample.starts for sample in read],
+        left=[sample.left for sample in read if sample.left is not None],
     )
 
 

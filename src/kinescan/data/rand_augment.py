@@ -1,7 +1,7 @@
 """RandAugment for clips: every operation treats all frames alike, so that it adds no motion and no flicker."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import kornia.enhance
 import kornia.geometry.transform
@@ -32,12 +32,26 @@ def rand_augment(frames: Pixels, *, num_operations: int, magnitude: int, generat
         >>> rand_augment(torch.rand(8, 3, 32, 32), num_operations=2, magnitude=9, generator=torch.Generator()).shape
         torch.Size([8, 3, 32, 32])
     """
+    return carry_out(frames, sample_operations(num_operations, generator), magnitude=magnitude)
+
+
+def sample_operations(num_operations: int, generator: torch.Generator) -> tuple[tuple[int, int], ...]:
+    """The operations of one clip in their order: index among `OPERATIONS`, and sign."""
     chosen = torch.randperm(len(OPERATIONS), generator=generator)[:num_operations].tolist()
+    return tuple((index, 1 - 2 * int(torch.randint(2, (), generator=generator))) for index in chosen)
+
+
+def carry_out(frames: Pixels, sampled: Sequence[tuple[int, int]], *, magnitude: int) -> Pixels:
+    """The frames after the operations of `sample_operations`, on the device where they are.
+
+    Args:
+        frames: [T, 3, H, W], float32, in [0, 1].
+        sampled: what to do.
+        magnitude: how strongly, of 30.
+    """
     operations = list(OPERATIONS.values())
-    for index in chosen:
-        strength = magnitude / MAX_MAGNITUDE
-        sign = 1 - 2 * int(torch.randint(2, (), generator=generator))
-        frames = operations[index](frames, strength, sign).clamp(0, 1)
+    for index, sign in sampled:
+        frames = operations[index](frames, magnitude / MAX_MAGNITUDE, sign).clamp(0, 1)
     return frames
 
 
@@ -94,7 +108,7 @@ def _warp(frames: Tensor, matrix: list[list[float]]) -> Tensor:
     (a, b, x), (c, d, y) = matrix
     mid_x, mid_y = (width - 1) / 2, (height - 1) / 2
     centred = [[a, b, x + mid_x - a * mid_x - b * mid_y], [c, d, y + mid_y - c * mid_x - d * mid_y]]
-    maps = torch.tensor(centred, dtype=frames.dtype).expand(len(frames), 2, 3)
+    maps = torch.tensor(centred, dtype=frames.dtype).to(frames.device, non_blocking=True).expand(len(frames), 2, 3)
     warped: Tensor = kornia.geometry.transform.warp_affine(frames, maps, (height, width))
     return warped
 

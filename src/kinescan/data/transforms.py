@@ -3,14 +3,14 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kinescan.data.rand_augment import MAX_MAGNITUDE, OPERATIONS, rand_augment
+from kinescan.data.rand_augment import MAX_MAGNITUDE, OPERATIONS, carry_out, sample_operations
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError
 from kinescan.fields import check_types
 from kinescan.preprocessing import Preprocessing
@@ -73,6 +73,29 @@ class AugmentConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SampledAugmentation:
+    """What is left to be done to the frames of a training clip that are cropped, resized and mirrored.
+
+    Attributes:
+        operations: of RandAugment, as `sample_operations` gives them.
+        magnitude: their strength, of 30.
+        jitter: factors of brightness, contrast and saturation; None for no colour jitter.
+        erased: top, left, height and width of the rectangle that is replaced; None for none.
+        noise: [3, height, width], what it is replaced by.
+    """
+
+    operations: tuple[tuple[int, int], ...] = ()
+    magnitude: int = 0
+    jitter: tuple[float, float, float] | None = None
+    erased: tuple[int, int, int, int] | None = None
+    noise: Tensor | None = None
+
+    def pin_memory(self) -> "SampledAugmentation":
+        """The same with the noise in page-locked memory."""
+        return self if self.noise is None else replace(self, noise=self.noise.pin_memory())
+
+
 class TrainTransform:
     """Frames as a training clip: random crop, flip, RandAugment, colour jitter, normalisation, random erasing.
 
@@ -115,6 +138,25 @@ class TrainTransform:
             ShapeError: pixels are not of this form.
             NonFiniteError: a float pixel is NaN or infinite.
         """
+        frames, left = self.sample(pixels, generator=generator, mirror=mirror)
+        return finish_clip(frames, left, self.preprocessing, out=out)
+
+    def sample(
+        self, pixels: Pixels, *, generator: torch.Generator, mirror: bool | None = None
+    ) -> tuple[Tensor, SampledAugmentation]:
+        """The frames cropped, resized and mirrored, and what `finish_clip` is to do to them, on any device.
+
+        Args:
+            pixels: [T, 3, H, W], uint8, or float in [0, 1].
+            generator: of every draw.
+            mirror: whether to mirror; by default sampled, by `flip_rate`.
+
+        Returns:
+            [T, 3, size, size] in the dtype of the pixels, and the rest.
+
+        Raises:
+            ShapeError, NonFiniteError: as above.
+        """
         check_pixels(pixels)
         settings, augment = self.preprocessing, self.augment
         top, left, height, width = draw_crop(pixels.shape[2:], augment.crop_scale, augment.crop_aspect, generator)
@@ -123,21 +165,53 @@ class TrainTransform:
         sampled = chance(augment.flip_rate, generator)
         if sampled if mirror is None else mirror:
             frames = frames.flip(3)
-        if augment.rand_augment_operations or augment.color_jitter:
-            frames = to_unit(frames)
-        if augment.rand_augment_operations:
-            frames = rand_augment(
-                frames,
-                num_operations=augment.rand_augment_operations,
-                magnitude=augment.rand_augment_magnitude,
-                generator=generator,
-            )
-        if augment.color_jitter:
-            frames = _jitter(frames, augment.color_jitter, generator)
-        clip = normalise(frames, settings, out=out)
-        if chance(augment.erase_rate, generator):
-            _erase(clip, generator)
-        return clip
+        num_operations, strength = augment.rand_augment_operations, augment.color_jitter
+        operations = sample_operations(num_operations, generator) if num_operations else ()
+        jitter = _sample_jitter(strength, generator) if strength else None
+        size = (settings.size, settings.size)
+        box = _sample_box(size, generator) if chance(augment.erase_rate, generator) else None
+        return frames, SampledAugmentation(
+            operations=operations,
+            magnitude=augment.rand_augment_magnitude,
+            jitter=jitter,
+            erased=box,
+            noise=None if box is None else torch.randn(3, *box[2:], generator=generator),
+        )
+
+
+def finish_clip(
+    frames: Tensor, left: SampledAugmentation, settings: Preprocessing, *, out: Tensor | None = None
+) -> Tensor:
+    """The clip of frames that `TrainTransform.sample` gave: RandAugment, colour jitter, normalisation, random erasing.
+
+    Args:
+        frames: [T, 3, size, size], uint8, or float in [0, 1], on any device.
+        left: what to do.
+        settings: mean and std.
+        out: [T, 3, size, size], float32, to write the clip into; by default new memory.
+
+    Returns:
+        [T, 3, size, size], float32, on the device of the frames.
+    """
+    if left.operations or left.jitter is not None:
+        frames = to_unit(frames)
+    if left.operations:
+        frames = carry_out(frames, left.operations, magnitude=left.magnitude)
+    if left.jitter is not None:
+        frames = _jitter(frames, left.jitter)
+    clip = normalise(frames, settings, out=out)
+    if left.erased is not None and left.noise is not None:
+        top, column, height, width = left.erased
+        clip[:, :, top : top + height, column : column + width] = left.noise.to(clip.device, non_blocking=True)
+    return clip
+
+
+def finish_clips(clips: Tensor, left: Sequence[SampledAugmentation], settings: Preprocessing) -> Tensor:
+    """`finish_clip` of each clip of a batch: [B, T, 3, size, size] uint8 -> float32, where they are."""
+    out = torch.empty(clips.shape, device=clips.device)
+    for frames, own, clip in zip(clips, left, out, strict=True):
+        finish_clip(frames, own, settings, out=clip)
+    return out
 
 
 class EvalTransform:
@@ -299,16 +373,17 @@ def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
 
 def to_unit(pixels: Tensor) -> Tensor:
     """Contiguous float32 in [0, 1]."""
-    frames = torch.empty(pixels.shape).copy_(pixels)
+    frames = torch.empty(pixels.shape, device=pixels.device).copy_(pixels)
     return frames.div_(255) if pixels.dtype == torch.uint8 else frames.clamp_(0, 1)
 
 
 def normalise(pixels: Tensor, settings: Preprocessing, *, out: Tensor | None = None) -> Tensor:
     """(pixels / 255 - mean) / std as contiguous float32; floats are taken to be in [0, 1] already."""
     white = 255 if pixels.dtype == torch.uint8 else 1
-    clip = torch.empty(pixels.shape) if out is None else out
-    mean = torch.tensor(settings.mean).mul(white).view(3, 1, 1)
-    std = torch.tensor(settings.std).mul(white).view(3, 1, 1)
+    clip = torch.empty(pixels.shape, device=pixels.device) if out is None else out
+    # multiplied in float32
+    mean = _on_device(torch.tensor(settings.mean).mul(white).tolist(), clip.device)
+    std = _on_device(torch.tensor(settings.std).mul(white).tolist(), clip.device)
     return clip.copy_(pixels).sub_(mean).div_(std)
 
 
@@ -342,24 +417,29 @@ def _try_crop(
     return None
 
 
-def _jitter(frames: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    factors = 1 + strength * (2 * torch.rand(3, generator=generator) - 1)
-    brightness, contrast, saturation = factors.tolist()
+def _sample_jitter(strength: float, generator: torch.Generator) -> tuple[float, float, float]:
+    """Factors of brightness, contrast and saturation."""
+    brightness, contrast, saturation = (1 + strength * (2 * torch.rand(3, generator=generator) - 1)).tolist()
+    return brightness, contrast, saturation
+
+
+def _jitter(frames: Tensor, factors: tuple[float, float, float]) -> Tensor:
+    brightness, contrast, saturation = factors
     frames = frames * brightness
-    luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    luma = _on_device((0.299, 0.587, 0.114), frames.device)
     grey = (frames * luma).sum(1, keepdim=True)
     frames = grey.mean().lerp(frames, contrast)
     return (grey.mean() + contrast * (grey - grey.mean())).lerp(frames, saturation).clamp(0, 1)
 
 
-def _erase(clip: Tensor, generator: torch.Generator) -> None:
-    """Replaces a rectangle by normal noise that stands still, in place."""
-    box = _try_crop(clip.shape[2], clip.shape[3], (0.02, 1 / 3), (0.3, 1 / 0.3), generator)
-    if box is None:
-        return
-    top, left, height, width = box
-    noise = torch.randn(3, height, width, generator=generator)
-    clip[:, :, top : top + height, left : left + width] = noise
+def _sample_box(size: tuple[int, int], generator: torch.Generator) -> tuple[int, int, int, int] | None:
+    """The rectangle of random erasing; the noise in it stands still."""
+    return _try_crop(*size, (0.02, 1 / 3), (0.3, 1 / 0.3), generator)
+
+
+def _on_device(values: Sequence[float], device: torch.device) -> Tensor:
+    """[3, 1, 1], one value for each channel."""
+    return torch.tensor(values).view(3, 1, 1).to(device, non_blocking=True)
 
 
 def _draw_box(size: tuple[int, int], fraction: float, numbers: np.random.Generator) -> tuple[slice, slice]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kinescan.data.datasets import Sample, Samples, Unreadable, new_block, stable_seed
+from kinescan.data.datasets import Sample, Samples, Unreadable, as_clip, new_block, stable_seed
 from kinescan.data.frame_labels import IGNORED, frame_targets, frame_truth
 from kinescan.data.intervals import Interval, IntervalVideo
 from kinescan.data.memory import MARGIN
@@ -163,7 +163,7 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         self.measured, self.classes = tuple(measured), tuple(classes)
         self.items = tuple(entry.video for entry in measured)
         self.transform, self.preprocessing, self.overlapping = transform, preprocessing, overlapping
-        self.seed, self.epoch = seed, 0
+        self.seed, self.epoch, self.in_bytes = seed, 0, False
         self._limits, self._allow_short = limits, allow_short
         self.truth = [frame_truth(entry.video.intervals, entry.seconds, self.classes) for entry in measured]
         self._parts = list(_parts(measured))
@@ -191,10 +191,19 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         epoch, index = index if isinstance(index, tuple) else (self.epoch, index)
         return self._sample(epoch, index, None)
 
+    @property
+    def clip_shape(self) -> tuple[int, ...]:
+        """[T, 3, size, size]."""
+        return (self.preprocessing.num_frames, 3, self.preprocessing.size, self.preprocessing.size)
+
+    @property
+    def clip_dtype(self) -> torch.dtype:
+        """Of the clips: float32, or uint8 with `in_bytes` (see `VideoDataset`)."""
+        return torch.uint8 if self.in_bytes else torch.float32
+
     def __getitems__(self, indices: Sequence[int | tuple[int, int]]) -> Samples:
         """Several windows, their clips side by side in one block of memory."""
-        settings = self.preprocessing
-        clips = new_block(len(indices), settings.num_frames, 3, settings.size, settings.size)
+        clips = new_block(len(indices), *self.clip_shape, dtype=self.clip_dtype)
         samples = []
         for row, entry in enumerate(indices):
             epoch, index = entry if isinstance(entry, tuple) else (self.epoch, entry)
@@ -262,9 +271,10 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         targets = frame_targets(truth[:, columns] if mirror else truth, overlapping=self.overlapping)
         targets[~counted] = IGNORED
         generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch, window.draw))
-        clip = self.transform(pixels, generator=generator, mirror=mirror, out=out)
+        sampled = self.transform.sample(pixels, generator=generator, mirror=mirror)
+        clip, left = as_clip(*sampled, self.preprocessing, out, in_bytes=self.in_bytes)
         frame_seconds = 1 / self.preprocessing.frame_rate
-        return Sample(clip, targets, item, frame_seconds, starts=window.starts)
+        return Sample(clip, targets, item, frame_seconds, starts=window.starts, left=left)
 
     def _frames_of(self, window: Window) -> tuple[list[int], NDArray[np.bool_], torch.Tensor]:
         """Positions of the window's frames, their truth, and which of them are there; the last one is repeated."""

@@ -3,7 +3,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -108,7 +108,8 @@ def evaluate_model(
     Args:
         model: used in evaluation mode, left as it was.
         dataset: videos with their views, made with mode="test".
-        loader: how many videos are read at once, by how many workers; by default in this process.
+        loader: how many views are read at once, at least those of one video, by how many workers; by default in this
+            process.
         labels: the texts of the model's classes in the order of its logits, for a model that was saved without them.
         device: where to compute, and where the model stays; by default where it is.
         views_per_forward: how many views go through the model at once.
@@ -138,6 +139,8 @@ def evaluate_model(
     if device is not None:
         model = model.to(device)
     settings = loader or LoaderConfig(num_workers=0)
+    # A batch of videos holds all their views: it is to take no more memory than one of single clips.
+    settings = replace(settings, batch_size=max(1, settings.batch_size // dataset.views.num_views))
 
     def tell(index: int, scores: Tensor, done: int, total: int) -> None:
         if on_scored is not None:

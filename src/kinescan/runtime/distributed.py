@@ -10,7 +10,7 @@ from torch import Tensor, distributed
 
 from kinescan.errors import ConfigError
 from kinescan.runtime.accelerate_internals import forget_processes
-from kinescan.runtime.launch import world_size
+from kinescan.runtime.launch import missing_variables, world_size
 from kinescan.runtime.torch_internals import tree_map
 
 PATIENCE = datetime.timedelta(hours=2)
@@ -129,7 +129,8 @@ def open_processes(device: torch.device) -> Iterator[Processes]:
         device: kind of device that they train on; with CUDA, each process gets one of its own.
 
     Raises:
-        ConfigError: there are several, on a device that they cannot use together.
+        ConfigError: there are several, on a device that they cannot use together, or the launcher did not say where
+            they meet.
     """
     if world_size() == 1 and not distributed.is_initialized():
         yield Processes(device=device)
@@ -138,6 +139,13 @@ def open_processes(device: torch.device) -> Iterator[Processes]:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(
             f"several processes train on cpu or cuda, not on {device.type}. Set train.device, or start one."
+        )
+    missing = [] if known else missing_variables()
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE={world_size()} says that several processes train together, and {', '.join(missing)} are not "
+            "set, so that they cannot find each other. Start them with torchrun or accelerate launch, or unset "
+            "WORLD_SIZE."
         )
     state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
     try:

@@ -32,6 +32,8 @@ class DatasetClips:
             # Nothing is left to decode, and workers would each take a copy.
             config = replace(config, num_workers=0)
         processes = processes or Processes()
+        # Augmented and normalised where they are trained on; on a CPU, the workers do that.
+        dataset.in_bytes = processes.device.type != "cpu"
         self._loader = make_loader(
             dataset,
             config,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kinescan.data.loader import Batch
+from kinescan.data.transforms import finish_clips
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.pks4 import PKS4State
 from kinescan.runtime.distributed import Processes
@@ -207,6 +208,8 @@ class Stepper:
         """Clips and targets of a part on the device; soft targets [B, K] for classes, mixed by seed and step."""
         device = self.accelerator.device
         clips, targets = (tensor.to(device, non_blocking=True) for tensor in (batch.clips, batch.labels))
+        if batch.left:
+            clips = finish_clips(clips, batch.left, self.model.preprocessing)
         if self.labels_are_classes:
             targets = (targets[:, None] == torch.arange(self.num_classes, device=device)).float()
             if self.mix is not None and len(targets):
