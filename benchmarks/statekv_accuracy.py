@@ -31,13 +31,15 @@ from kinescan.vlm.cache import StreamCache
 from kinescan.vlm.chat import Chat
 from kinescan.vlm.families import PixelSettings, family_class
 from kinescan.vlm.families.door import registered_attention
-from kinescan.vlm.policy import POLICIES, make_policy
+from kinescan.vlm.policy import POLICIES, Policy, StateKV, make_policy
 from kinescan.vlm.sequence import Chunk
 from kinescan.vlm.stream import VideoStream
 
 LENGTHS = (32, 64, 128)
 BUDGETS = (5, 10, 20, 40, 80)
 SEEDS = (0, 1, 2, 3)
+FRESH = (4, 5, 6, 7, 8, 9)
+"""Seeds of the settings that the method leaves free, chosen before any of them was trained; seed 2 was looked at."""
 FRAMES_PER_CELL = 1024
 ENOUGH = 0.9
 STEPS = 1500
@@ -161,12 +163,16 @@ def folded_attention(cache: StreamCache) -> Any:
 
 
 @torch.no_grad()
-def said_behind_frames(model: Any, tokens: Tensor, policy: str, budget: int | None) -> Tensor:
+def said_behind_frames(
+    model: Any, tokens: Tensor, policy: str | Policy, budget: int | None, shares: tuple[float, ...] | None = None
+) -> Tensor:
     """[B, T] what the model says behind each frame, for features [B, T, N, W]; one frame of all videos at a time."""
     family = family_class(model)(model, pixels=PIXELS)
     count, num_frames = tokens.shape[:2]
     own = family.cache_shape()
-    cache = FoldedCache(replace(own, key_heads=count * own.key_heads), policy=make_policy(policy), budget=budget)
+    folded = replace(own, key_heads=count * own.key_heads)
+    cache = FoldedCache(folded, policy=make_policy(policy), budget=budget, budget_shares=shares)
+    cache.is_text = torch.tensor([False] * task.FRAME_TOKENS + [True])
     behind = family.embed([task.ASK]).expand(count, 1, -1)
     said = []
     with registered_attention(family.decoder, folded_attention(cache), refuse_padding):
@@ -232,6 +238,58 @@ def compare(seed: int, minutes: float, folder: Path) -> None:
         }
         path.write_text(json.dumps(done))
         print(seed, key, {name: round(right / count, 3) for name, (right, count) in done[key].items()}, flush=True)
+
+
+def open_questions() -> dict[str, tuple[Policy | str, tuple[float, ...] | None]]:
+    """What the method leaves free, fixed before any seed of FRESH was trained: a policy and the layers' shares."""
+    return {
+        "statekv": ("statekv", None),
+        "queries: frame": (StateKV(queries="frame"), None),
+        "queries: text": (StateKV(queries="text"), None),
+        "recent 1/4": (StateKV(recent_ratio=0.25), None),
+        "recent 1/2": (StateKV(recent_ratio=0.5), None),
+        "decay 0.5": (StateKV(decay=0.5), None),
+        "decay 0.9": (StateKV(decay=0.9), None),
+        "decay 0.9, recent 1/4": (StateKV(decay=0.9, recent_ratio=0.25), None),
+        "decay 1, recent 1/4": (StateKV(decay=1.0, recent_ratio=0.25), None),
+        "layers 4:1:1": ("statekv", (4, 1, 1)),
+        "layers 1:1:4": ("statekv", (1, 1, 4)),
+        "decay 0.9, layers 4:1:1": (StateKV(decay=0.9), (4, 1, 1)),
+        "h2o": ("h2o", None),
+        "sinks_recency": ("sinks_recency", None),
+    }
+
+
+def explore(seed: int, minutes: float, folder: Path) -> None:
+    """Every setting of `open_questions` at an eighth of the tokens, for one seed."""
+    stored = torch.load(folder / f"seed{seed}.pt", weights_only=True)
+    if stored["step"] < STEPS:
+        print(f"seed {seed}: {stored['step']} of {STEPS} steps are trained; go on with train first")
+        return
+    model = task.build_vlm(seed)
+    model.load_state_dict(stored["model"])
+    model.eval()
+    path = folder / f"seed{seed}_open.json"
+    done = json.loads(path.read_text()) if path.exists() else {}
+    end = time.monotonic() + 60 * minutes
+    for length in LENGTHS:
+        generator = torch.Generator().manual_seed(30_000 + 1000 * seed + length)
+        videos = task.draw(task.distant_kinds(FRAMES_PER_CELL // length, length, generator), generator)
+        with torch.no_grad():
+            seen = model.model.get_image_features(task.pixels_of(videos.frames.flatten(0, 1))).pooler_output
+        tokens = seen.unflatten(0, videos.kinds.shape)
+        budget = length * task.STEP_TOKENS // 8
+        for name, (policy, shares) in {"full attention": ("none", None), **open_questions()}.items():
+            key = f"{length}/{name}"
+            if key in done or time.monotonic() > end:
+                continue
+            right = said_behind_frames(model, tokens, policy, budget, shares) == videos.answers
+            done[key] = {
+                kind: [int(right[videos.kinds == number].sum()), int((videos.kinds == number).sum())]
+                for kind, number in KINDS.items()
+            }
+            path.write_text(json.dumps(done))
+            print(seed, key, {kind: round(a / b, 3) for kind, (a, b) in done[key].items()}, flush=True)
 
 
 def report(folder: Path, results_folder: Path = measure.RESULTS) -> None:
@@ -336,7 +394,7 @@ def _cell(mean: float, lowest: float, highest: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("train", "compare", "report"))
+    parser.add_argument("what", choices=("train", "compare", "explore", "report"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--folder", type=Path, default=Path("runs/statekv_accuracy"))
@@ -344,7 +402,7 @@ def main() -> None:
     if given.what == "report":
         report(given.folder)
     else:
-        {"train": train, "compare": compare}[given.what](given.seed, given.minutes, given.folder)
+        {"train": train, "compare": compare, "explore": explore}[given.what](given.seed, given.minutes, given.folder)
 
 
 if __name__ == "__main__":

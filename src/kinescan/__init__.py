@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kinescan.inference.stream import stream as stream
     from kinescan.models.registry import list_models as list_models
     from kinescan.models.registry import register_model as register_model
+    from kinescan.models.still import SkipUnchanged as SkipUnchanged
     from kinescan.models.zoo import create_model as create_model
     from kinescan.models.zoo import from_pretrained as from_pretrained
     from kinescan.preprocessing import Preprocessing as Preprocessing
@@ -47,6 +48,7 @@ _MODULES = {
     "evaluate": "kinescan.runs.evaluate",
     "Preprocessing": "kinescan.preprocessing",
     "RunConfig": "kinescan.config",
+    "SkipUnchanged": "kinescan.models.still",
 }
 _PACKAGES = ("ops", "layers", "models", "vlm", "data", "evaluation", "runs", "config", "errors")
 

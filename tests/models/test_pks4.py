@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "replicate": {"border": "replicate"},
     "literal": {"residual": "literal"},
     "exponential": {"average": "exponential"},
+    "gate": {"gate": True},
 }
 
 
@@ -267,6 +268,10 @@ def test_wrong_clips_are_refused(shape: tuple[int, ...], message: str) -> None:
         ({"num_classes": 0}, "num_classes.*1.*0"),
         ({"average_rate": 0.0}, "average_rate"),
         ({"state_size": 0}, "state_size.*1"),
+        ({"gate": True, "scanner": False}, "gate.*scanner"),
+        ({"gate": True, "correlation": False, "variation": False}, "gate.*correlation"),
+        ({"gate_ratio": 0.0}, "gate_ratio.*1"),
+        ({"gate_ratio": float("nan")}, "gate_ratio.*nan"),
     ],
 )
 def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> None:

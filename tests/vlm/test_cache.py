@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from kinescan.vlm.attention import attend, visible_pairs
+from kinescan.errors import ConfigError
+from kinescan.vlm.attention import attend, attention_of, visible_pairs
 from kinescan.vlm.cache import CacheShape, KeyValueStore, StreamCache
-from kinescan.vlm.policy import AccumulatedMass, Recency
+from kinescan.vlm.policy import AccumulatedMass, Recency, StateKV
 
 SHAPE = CacheShape(num_layers=2, key_heads=2, head_dim=8, dtype=torch.float32, device=torch.device("cpu"))
 
@@ -102,3 +105,36 @@ def test_history_follows_its_keys():
     layer.compress(cache.policy, 3, torch.tensor([[0.0, 5.0, 0.0, 3.5]] * 2))
     assert layer.state.history.tolist() == [[4.0, 7.0, 3.5]] * 2
     assert layer.state.positions[0].tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize("asked", ["all", "frame", "text"])
+def test_scores_come_from_the_queries_that_are_asked(asked):
+    """Against plain softmax weights of these queries: 5 of the state, then text, 3 of a frame, text."""
+    is_text = torch.tensor([True, False, False, False, True])
+    queries, keys = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 10, 8)
+    visible = torch.ones(5, 10, dtype=torch.bool).tril(5)
+    products = torch.einsum("hgqd,hld->hgql", queries[0].unflatten(0, (2, 2)), keys[0]) * 0.3
+    weights = products.masked_fill(~visible, float("-inf")).softmax(-1)
+    chosen = {"all": is_text | True, "frame": ~is_text, "text": is_text}[asked]
+    cache = StreamCache(SHAPE, policy=StateKV(queries=asked), budget=6)
+    cache.is_text = is_text
+    cache.update(keys[:, :, :5], keys[:, :, :5], 0)
+    cache.update(keys[:, :, 5:], keys[:, :, 5:], 0)
+    attention_of(cache)(SimpleNamespace(layer_idx=0), queries, None, None, None, 0.3)
+    expected = weights[:, :, chosen].sum((1, 2)).topk(6, dim=1).indices.sort(dim=1).values
+    assert torch.equal(cache.layers[0].state.positions, expected)
+
+
+def test_layers_share_the_budget():
+    cache = StreamCache(SHAPE, policy=Recency(), budget=6, budget_shares=(3, 1))
+    for _ in range(2):
+        for layer in range(2):
+            cache.update(*torch.randn(2, 1, 2, 7, 8), layer)
+            attention_of(cache)(SimpleNamespace(layer_idx=layer), torch.randn(1, 4, 7, 8), None, None, None)
+    assert [layer.state.positions.shape[1] for layer in cache.layers] == [9, 3]
+    assert cache.state_tokens == 9
+
+
+def test_shares_for_other_layers_are_refused():
+    with pytest.raises(ConfigError, match=r"budget_shares.*2.*3"):
+        StreamCache(SHAPE, policy=Recency(), budget=6, budget_shares=(3, 1, 1))

@@ -25,7 +25,8 @@ def test_frame_rates_are_positive_numbers(value):
 @pytest.mark.parametrize(
     "options",
     [{"policy": 5}, {"policy": ["statekv"]}, {"policy": None}, {"storage": None}, {"storage": 8}, {"hf_compat": "no"},
-     {"horizon_text_tokens": None}, {"chunk_tokens": 2**40}],
+     {"horizon_text_tokens": None}, {"chunk_tokens": 2**40},
+     {"budget_shares": (1, -1, 1)}, {"budget_shares": "111"}, {"budget_shares": (1, 1)}],
     ids=str,
 )  # fmt: skip
 def test_other_settings_are_named(options, vlm):

@@ -138,3 +138,37 @@ def test_policy_of_ones_own_cannot_be_saved_unnamed():
 
     with pytest.raises(CheckpointError, match="saved"):
         pack_policy(Mine())
+
+
+def test_what_statekv_leaves_free_is_off_by_default():
+    mass, history = torch.rand(2, 40), torch.rand(2, 40)
+    plain = StateKV().select(candidates(40, mass), 7)
+    assert torch.equal(StateKV().select(candidates(40, mass, history), 7), plain)
+    assert not StateKV().accumulates
+    assert StateKV().asked == "all"
+
+
+def test_statekv_with_decay_and_recent_keys_is_h2o_at_its_limit():
+    mass, history = torch.rand(2, 40), torch.rand(2, 40)
+    free = StateKV(decay=1.0, recent_ratio=0.5)
+    given = candidates(40, mass, history)
+    assert torch.equal(free.select(given, 10), AccumulatedMass().select(given, 10))
+    assert torch.equal(free.remembered(mass, history), AccumulatedMass().remembered(mass, history))
+    half = StateKV(decay=0.5)
+    assert half.accumulates
+    torch.testing.assert_close(half.remembered(mass, history), mass + history / 2)
+    assert torch.equal(half.select(given, 10), StateKV().select(candidates(40, mass + history / 2), 10))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"queries": "frames"}, {"recent_ratio": 1.5}, {"decay": float("nan")}, {"decay": True}]
+)
+def test_wrong_settings_of_statekv_are_named(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        StateKV(**wrong)
+
+
+def test_settings_of_statekv_are_saved():
+    policy = StateKV(queries="text", recent_ratio=0.25, decay=0.5)
+    assert unpack_policy(pack_policy(policy)) == policy
+    assert unpack_policy({"name": "statekv", "fields": {}}) == StateKV()

@@ -10,8 +10,10 @@ from kinescan.runtime.transformers_internals import cache_argument
 from kinescan.vlm import PixelSettings, load_stream, open_stream
 from kinescan.vlm.attention import attend_through
 from kinescan.vlm.families.door import pinned_rope
+from kinescan.vlm.policy import StateKV
 
 QUESTION = [5, 17, 200, 41, 8]
+FREE = StateKV(queries="text", recent_ratio=0.25, decay=0.5)
 OTHER_QUESTION = [99, 12, 13]
 TOLERANCE = 1e-4
 # Frames of the tests are smaller than any real family takes.
@@ -234,10 +236,13 @@ def test_storage_offload_is_exact_and_int8_close(family_name, vlm, video):
     assert 0 < distance < 0.1 * expected.std()
 
 
-@pytest.mark.parametrize(("policy", "storage"), [("statekv", "memory"), ("h2o", "int8"), ("none", "offload")])
+@pytest.mark.parametrize(
+    ("policy", "storage"), [("statekv", "memory"), ("h2o", "int8"), ("none", "offload"), (FREE, "memory")]
+)
 def test_saved_stream_goes_on_as_if_never_put_down(policy, storage, family_name, vlm, video, tmp_path):
     model, frames = vlm(family_name), video(9)
     options = {"budget": 15, "policy": policy, "storage": storage, "chunk_tokens": 11, "patches_per_step": 2}
+    options |= {"budget_shares": (2, 1, 1)} if policy == FREE else {}
     expected, whole = ask(model, frames, **options)
     with start(model, **options) as stream:
         stream.push(frames[:5])

@@ -44,6 +44,7 @@ def command(
             "--set",
             metavar="KEY=VALUE",
             help="data.max_pixels or data.timeout_seconds of a file; evaluation.views=8x2x3 (frames x clips x crops); "
+            "still.pixel_threshold=4 (patches that stand still are not computed again); "
             "events.on=0.6, events.least_seconds=0.5, ... or events=RULES.toml.",
         ),
     ] = [],  # noqa: B006

@@ -77,7 +77,8 @@ def command(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="stream.top=5, stream.average_seconds=2, reconnect.limit_seconds=300, events.on=0.6, ...",
+            help="stream.top=5, stream.average_seconds=2, reconnect.limit_seconds=300, events.on=0.6, "
+            "still.pixel_threshold=4 (patches that stand still are not computed again), ...",
         ),
     ] = [],  # noqa: B006
     modules: OwnModules = [],  # noqa: B006

@@ -30,7 +30,7 @@ from kinescan.inference.exported import (
 )
 from kinescan.inference.model_source import ModelSource, holds_export, resolve_model
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.mode import evaluation_view
+from kinescan.models.mode import complete_view
 from kinescan.models.pks4 import PKS4
 from kinescan.models.saving.location import locate_model
 from kinescan.models.stream_step import StreamStep
@@ -101,7 +101,7 @@ def export(
     target = Path(folder).resolve()
     _check_arguments(to, batch, num_frames, precision, tolerance, step=step)
     earlier = _earlier_files(target)
-    resolved = evaluation_view(_on_cpu(model))
+    resolved = complete_view(_on_cpu(model))
     if resolved.answers_frames and not step:
         raise ConfigError(
             f"{resolved.name} answers for every frame, and such a file answers for whole clips. Of a causal model, "

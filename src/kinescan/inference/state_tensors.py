@@ -10,6 +10,8 @@ from torch import Tensor
 from kinescan.errors import CheckpointError
 from kinescan.layers.mamba import MambaState
 from kinescan.models.pks4 import PKS4State
+from kinescan.models.pks4_state import STILL
+from kinescan.models.still import StillState
 
 SCANNER, RECENT = "scanner", "recent"
 _ROUTE = "class_tokens."
@@ -25,9 +27,8 @@ def state_of(tensors: Mapping[str, Tensor], frames_seen: int) -> PKS4State:
     """
     routes = {name: name.removeprefix(_ROUTE) for name in tensors if name.startswith(_ROUTE)}
     scanner = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] == SCANNER}
-    unknown = sorted(
-        name for name in tensors if name not in _NAMES and name not in scanner and not routes.get(name, "").isdecimal()
-    )
+    known = {*_NAMES, *scanner, *(f"{STILL}.{field.name}" for field in fields(StillState))}
+    unknown = sorted(name for name in tensors if name not in known and not routes.get(name, "").isdecimal())
     if unknown:
         raise CheckpointError(f"{unknown[0]} belongs to no part of a stream's state. {ANEW}")
     for name, tensor in tensors.items():
@@ -36,7 +37,10 @@ def state_of(tensors: Mapping[str, Tensor], frames_seen: int) -> PKS4State:
     # A plain ViT that answers for every frame carries nothing.
     if tensors and not frames_seen:
         raise CheckpointError(f"it holds {len(tensors)} tensors after {frames_seen} frames. {ANEW}")
-    return PKS4State.from_tensors(tensors, frames_seen, scanner=_scanner_state(scanner))
+    state = PKS4State.from_tensors(tensors, frames_seen, scanner=_scanner_state(scanner))
+    if state.still is None and any(name.startswith(f"{STILL}.") for name in tensors):
+        raise CheckpointError(f"a part of what is kept of patches that stand still is missing. {ANEW}")
+    return state
 
 
 def _scanner_state(tensors: Mapping[str, Tensor]) -> Any:

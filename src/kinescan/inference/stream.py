@@ -24,6 +24,8 @@ from kinescan.inference.turns import FrameSource as FrameSource
 from kinescan.inference.turns import Turn, frames_of, turns_of
 from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4, PKS4State
+from kinescan.models.pks4_still import check_skipping
+from kinescan.models.still import SkipUnchanged
 from kinescan.runtime.urls import mask_url
 from kinescan.settings import closest
 
@@ -128,7 +130,10 @@ class StreamSession:
         self.model: CausalModel = resolved
         self._view = evaluation_view(resolved)
         self.top = min(top, resolved.config.num_classes)
-        self.state = PKS4State() if state is None else fitting_state(state, resolved)
+        self._skip_what_stands_still()
+        self.state = PKS4State()
+        if state is not None:
+            self.continue_from(state)
         self._transform = EvalTransform(resolved.preprocessing, crops=1)
         self._average = choose_average(resolved, average, average_seconds)
         # None of these is warned of in a stream of a few clips.
@@ -199,6 +204,24 @@ class StreamSession:
             scores=tuple(scores[: self.top].tolist()),
             logits=logits,
         )
+
+    @property
+    def skip_unchanged(self) -> SkipUnchanged | None:
+        """Which patches are not computed again, of the model that was given; see `PKS4.skip_unchanged`."""
+        return getattr(self._view, "skip_unchanged", None)
+
+    def _skip_what_stands_still(self) -> None:
+        if isinstance(self._view, PKS4) and self._view.skip_unchanged is not None:
+            check_skipping(self._view.config)
+            self._view.skip_unchanged = self._view.skip_unchanged.at_distance(self.model.frame_seconds)
+
+    def continue_from(self, state: PKS4State) -> None:
+        """Goes on with the state of a stream, of this model, in the place of its own.
+
+        Raises:
+            CheckpointError: it is that of another model, or of several streams.
+        """
+        self.state = fitting_state(state, self._view)
 
     def restart(self) -> None:
         """Forgets all that was seen, as for a source that begins anew."""
@@ -334,7 +357,7 @@ def session_from(
         model, top=top, device=device, average=average, average_seconds=average_seconds, allow_code=allow_code
     )
     if path.exists():
-        session.state = fitting_state(load_stream_state(path, model=session.model), session.model)
+        session.continue_from(load_stream_state(path, model=session.model))
         session.last_time = load_left_time(path)
     return session
 

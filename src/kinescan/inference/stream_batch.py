@@ -14,6 +14,7 @@ from kinescan.inference.stream import StreamPrediction, StreamSession
 from kinescan.inference.turns import Turn
 from kinescan.layers.running_average import running_average
 from kinescan.models.pks4 import PKS4, PKS4State
+from kinescan.models.still import SkipUnchanged
 from kinescan.models.stream_step import StreamStep
 
 T = TypeVar("T")
@@ -28,10 +29,11 @@ class StreamBatch:
 
     Args:
         model: of every session.
+        skip_unchanged: of every session.
     """
 
-    def __init__(self, model: CausalModel) -> None:
-        self._step = StreamStep(model) if isinstance(model, PKS4) else None
+    def __init__(self, model: CausalModel, *, skip_unchanged: SkipUnchanged | None = None) -> None:
+        self._step = StreamStep(model, skip_unchanged=skip_unchanged) if isinstance(model, PKS4) else None
 
     def push(self, sessions: Sequence[StreamSession], turns: Sequence[Turn]) -> list[StreamPrediction | KinescanError]:
         """One prediction for each session, or the error of that one; a turn that is a cut restarts its session."""

@@ -17,6 +17,8 @@ from kinescan.inference.state_tensors import ANEW, RECENT, SCANNER, state_of
 from kinescan.layers.carried import shaped_like
 from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4State
+from kinescan.models.pks4_state import STILL
+from kinescan.models.still import StillState
 from kinescan.runtime.atomic_write import atomic_write
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import parse_json, require_regular
@@ -160,10 +162,13 @@ def fitting_state(state: PKS4State, model: CausalModel) -> PKS4State:
     """
     device = model.device
     recent = _fitting_recent(state.recent, model)
-    state = replace(state, recent=None)
+    still = state.still
+    state = replace(state, recent=None, still=None)
     given = {name: tensor.to(device) for name, tensor in state.tensors().items()}
     if state.frames_seen:
         example = _state_after_a_frame(model)
+        still = _fitting_still(still, example.still, model)
+        example = replace(example, still=None)
         expected = {name: tuple(tensor.shape) for name, tensor in example.tensors().items()}
         for name in sorted(expected.keys() | given.keys()):
             shape = tuple(given[name].shape) if name in given else None
@@ -174,7 +179,7 @@ def fitting_state(state: PKS4State, model: CausalModel) -> PKS4State:
                 )
         # A file does not say in what the tensors of a scanner of somebody's own were held; the model does.
         scanner = shaped_like(example.scanner, given, SCANNER)
-        return replace(state_of(given, state.frames_seen), scanner=scanner, recent=recent)
+        return replace(state_of(given, state.frames_seen), scanner=scanner, recent=recent, still=still)
     return state_of(given, state.frames_seen)
 
 
@@ -191,6 +196,24 @@ def _fitting_recent(recent: Tensor | None, model: CausalModel) -> Tensor | None:
             "columns. Give the state of one stream of the same model."
         )
     return None if recent is None else recent.detach().cpu().double()
+
+
+def _fitting_still(still: StillState | None, example: StillState | None, model: CausalModel) -> StillState | None:
+    """What a stream keeps of patches that stand still; None where this one skips none, or the one before did not.
+
+    Raises:
+        CheckpointError: it is that of another model.
+    """
+    if still is None or example is None:
+        return None
+    given, expected = still.tensors(STILL), example.tensors(STILL)
+    for name in sorted(given.keys() | expected.keys()):
+        if name not in given or name not in expected or given[name].shape != expected[name].shape:
+            raise CheckpointError(
+                f"the state does not fit {model.name}: {name} is another than this model's. Give the state of one "
+                "stream of the same model."
+            )
+    return StillState.from_tensors({name: tensor.to(model.device) for name, tensor in given.items()}, STILL)
 
 
 def _state_after_a_frame(model: CausalModel) -> PKS4State:

@@ -117,7 +117,8 @@ def stream_many(
         for member in members:
             member.abandon()
         raise
-    return _streamed(StreamBatch(members[0].session.model), members, group)
+    first = members[0].session
+    return _streamed(StreamBatch(first.model, skip_unchanged=first.skip_unchanged), members, group)
 
 
 def _streamed(batch: StreamBatch, members: list["_Member"], group: "_Group") -> Generator[StreamPrediction, None, None]:

@@ -4,12 +4,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinescan.layers.checkpointed import checkpointed
 from kinescan.layers.chunks import chunks_of
 from kinescan.ops import selective_scan
 from kinescan.shapes import Tracks
+
+StepWeights = Float[Tensor, "R T"]
+"""A factor of the step size, for each step of each sequence."""
 
 
 @dataclass
@@ -87,13 +91,19 @@ class Mamba(nn.Module):
         return tokens.shape[0] * tokens.shape[1] * self.inner_width * self.conv1d.kernel_size[0]
 
     def forward(
-        self, tokens: Tracks, state: MambaState | None = None, *, keep_state: bool = True
+        self,
+        tokens: Tracks,
+        state: MambaState | None = None,
+        *,
+        step_weights: StepWeights | None = None,
+        keep_state: bool = True,
     ) -> tuple[Tracks, MambaState | None]:
         """The block's output for every step, and the state after the last one.
 
         Args:
             tokens: [R, T, width], one sequence for each of R trajectories.
             state: where the sequences continue from; None: they start here.
+            step_weights: [R, T] in [0, 1], factors of the step sizes: a step of weight 0 leaves the state as it is.
             keep_state: give the state; without it, that of all trajectories is never held at once.
 
         Returns:
@@ -102,12 +112,14 @@ class Mamba(nn.Module):
         """
         chunks = chunks_of(tokens, 2 * self.inner_width * tokens.shape[1])
         if state is not None or len(chunks) == 1:
-            out, last = checkpointed(self._scan, self.in_proj(tokens), state)
+            out, last = checkpointed(self._scan, self.in_proj(tokens), state, step_weights)
             # A copy: a view of the tail would keep the inputs of the whole chunk alive as long as the state.
             return out, MambaState(last.scan, last.conv_tail.clone()) if keep_state else None
         outs, states = [], []
-        for chunk in chunks:
-            out, last = self._scan(self.in_proj(chunk), None)
+        lengths = [len(chunk) for chunk in chunks]
+        weights = [None] * len(chunks) if step_weights is None else step_weights.split(lengths)
+        for chunk, own_weights in zip(chunks, weights, strict=True):
+            out, last = self._scan(self.in_proj(chunk), None, own_weights)
             outs.append(out)
             states += [last] if keep_state else []
             del last  # or it would be held beside that of the next chunk
@@ -117,10 +129,13 @@ class Mamba(nn.Module):
         scan, conv_tail = (torch.cat([getattr(part, name) for part in states]) for name in ("scan", "conv_tail"))
         return out, MambaState(scan, conv_tail)
 
-    def _scan(self, projected: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState]:
+    def _scan(
+        self, projected: Tensor, state: MambaState | None, step_weights: Tensor | None
+    ) -> tuple[Tensor, MambaState]:
         """All that follows the input projection: [R, T, 2 D] -> [R, T, width]."""
         content, gate = projected.chunk(2, dim=-1)  # [R, T, D] each
-        out, state = scan_branch(content, gate, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D, state=state)
+        parts = (self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
+        out, state = scan_branch(content, gate, *parts, state=state, step_weights=step_weights)
         return self.out_proj(out), state
 
 
@@ -135,6 +150,7 @@ def scan_branch(
     *,
     state: MambaState | None = None,
     extra_read: Callable[[Tensor], Tensor] | None = None,
+    step_weights: StepWeights | None = None,
 ) -> tuple[Tracks, MambaState]:
     """What lies between the two projections of a block: causal convolution, selective scan, gate.
 
@@ -148,6 +164,7 @@ def scan_branch(
         skip: [D], the way past the state.
         state: where the sequences continue from; None: they start here.
         extra_read: what is read beside the state, from the read vectors [R, T, S]: [R, T, D], before the gate.
+        step_weights: [R, T] in [0, 1], factors of the step sizes; None: all 1.
 
     Returns:
         [R, T, D] in the dtype of `content`, and the state to continue with.
@@ -155,16 +172,19 @@ def scan_branch(
     content, conv_tail = _convolve(content, conv1d, None if state is None else state.conv_tail)
     state_size = log_rates.shape[1]
     low_rank, write, read = x_proj(content).split([dt_proj.in_features, state_size, state_size], dim=-1)
+    step_sizes, bias = F.linear(low_rank, dt_proj.weight), _at_least_float32(dt_proj.bias)
+    if step_weights is not None:
+        step_sizes = (F.softplus(_at_least_float32(step_sizes) + bias) * step_weights[..., None]).to(content.dtype)
     out, scan = selective_scan(
         content,
-        F.linear(low_rank, dt_proj.weight),
+        step_sizes,
         -torch.exp(_at_least_float32(log_rates)),
         write,
         read,
         D=_at_least_float32(skip),
         z=gate,
-        delta_bias=_at_least_float32(dt_proj.bias),
-        delta_softplus=True,
+        delta_bias=bias if step_weights is None else None,
+        delta_softplus=step_weights is None,
         state=None if state is None else state.scan,
     )
     if extra_read is not None:

@@ -1,4 +1,4 @@
-from torch import nn
+from torch import Tensor, nn
 
 from kinescan.layers.mamba import Mamba, MambaState
 from kinescan.shapes import Tokens
@@ -53,10 +53,17 @@ class Scanner(nn.Module):
         Returns:
             [B, T, N, W] and the state, or None.
         """
+        return self._scan(tokens, state, None, keep_state=keep_state)
+
+    def _scan(
+        self, tokens: Tokens, state: MambaState | None, step_weights: Tensor | None, *, keep_state: bool
+    ) -> tuple[Tokens, MambaState | None]:
+        """The scan of every trajectory; `step_weights` [B * N, T] as `Mamba` takes them."""
         batch, num_frames, num_patches, width = tokens.shape
         tracks = tokens.transpose(1, 2).reshape(batch * num_patches, num_frames, width)
         tracks = self.norm(tracks)
-        out, state = self.mamba(tracks, state, keep_state=keep_state)
+        out, state = self.mamba(tracks, state, step_weights=step_weights, keep_state=keep_state)
         if self.mamba_reverse is not None:
-            out = out + self.mamba_reverse(tracks.flip(1), keep_state=False)[0].flip(1)
+            turned = None if step_weights is None else step_weights.flip(1)
+            out = out + self.mamba_reverse(tracks.flip(1), step_weights=turned, keep_state=False)[0].flip(1)
         return out.reshape(batch, num_patches, num_frames, width).transpose(1, 2), state

@@ -24,6 +24,17 @@ def evaluation_view(model: Model) -> Model:
     return view_of_modules(model).eval()
 
 
+def complete_view(model: Model) -> Model:
+    """As `evaluation_view`, computing every patch of every frame also where the model skips those that stand still.
+
+    For exports and counts, which need the same work for every frame.
+    """
+    view = evaluation_view(model)
+    if getattr(view, "skip_unchanged", None) is not None:
+        view.skip_unchanged = None  # type: ignore[assignment]
+    return view
+
+
 def training_view(model: Model) -> Model:
     """The model in training mode, as modules of its own that hold the model's own tensors; see `evaluation_view`.
 

@@ -1,198 +1,31 @@
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kinescan.errors import ConfigError, ShapeError
-from kinescan.layers.carried import named_tensors, shaped_like
-from kinescan.layers.class_token import ROUTES, ClassTokenRouteKind, TemporalMix
-from kinescan.layers.kinematic import KinematicEncoder, KinematicState, Norm
+from kinescan.layers.class_token import ROUTES, TemporalMix
+from kinescan.layers.gate import GatedScanner
+from kinescan.layers.kinematic import KinematicEncoder, KinematicState
 from kinescan.layers.running_average import running_average
 from kinescan.layers.scanner import Scanner
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.size_limits import check_at_most, check_sizes
-from kinescan.models.vit.vit import Block, VisionTransformer, ViTConfig
+from kinescan.models.pks4_config import PKS4Config as PKS4Config
+from kinescan.models.pks4_state import PKS4State as PKS4State
+from kinescan.models.pks4_still import Kept, StillFrames
+from kinescan.models.still import SkipUnchanged
+from kinescan.models.vit.vit import Block, VisionTransformer
 from kinescan.ops.backend import transformed
-from kinescan.ops.local_correlation import Border
 from kinescan.preprocessing import Preprocessing
-from kinescan.settings import accept_old_names
 from kinescan.shapes import Clip, FrameLogits, Logits, Tokens
 
-SMALLEST_WIDEST = 15
-"""A window up to this is taken on any grid, however small: the default fits everywhere."""
 DEEP = 16
 """From this depth on, checkpointing takes blocks in pairs: half of their inputs outweigh what a second block holds."""
-
-_ROUTE = "class_tokens."
-
-
-@accept_old_names
-@dataclass(frozen=True, kw_only=True)
-class PKS4Config(ViTConfig):
-    """A video classifier: an image ViT, one temporal module in its middle, a mean over frames, a linear head.
-
-    With `scanner`, `correlation` and `variation` off and `class_token_route="none"` it is the baseline that averages
-    frames. Every variant of the paper's Tables 5 to 9 is a field.
-
-    Attributes:
-        num_classes: size of the head.
-        scanner: KS4, the selective scan along time (Table 5).
-        bidirectional: a second scanner on the reversed sequence (Table 7).
-        correlation: O_corr of the kinematic prior encoder (Table 5).
-        variation: O_var of the kinematic prior encoder (Table 5).
-        insert_after: the module follows this block, counted from 1 (Table 6); not the last, since the class token
-            has to read the patches afterwards.
-        context_frames: frames around each frame that the encoder looks at: 0, 2, 4, 6 (Table 8).
-        class_token_route: how class tokens exchange over time, twice in every block (Table 9). A ViT without class
-            token can have "none" (what `create_model` takes for it) or "tsm", which shifts all tokens.
-        window: side of the correlation window in patches; odd.
-        kinematic_width: channels of the encoder's reduced frames.
-        norm: normalisation in the encoder: "batch", or "group" (8 channels each, within a frame).
-        border: frames outside the clip are "zeros", or the end frame repeated ("replicate").
-        residual: "identity" adds the scan to Z + prior, so that the module starts as nothing; "literal" is eq. 5 with
-            eq. 25 as printed, which adds Z twice.
-        causal: every part looks back only; then a stream gives exactly the logits of each prefix.
-        average: of the frames' representations: "mean", or "exponential" (newer frames count more).
-        average_rate: weight of the newest frame, for `average="exponential"`.
-        state_size: size of the scan's state for each channel.
-        conv_kernel: kernel size of the scanner's convolution over time.
-        expand: inner width of the scanner over `width`.
-        output: what the logits answer for: "clip", the average over its frames, [B, K]; or "frames", every frame,
-            [B, T, K], with nothing averaged between the temporal module and the head. Class 0 is "background" then.
-        overlapping: with `output="frames"`: several classes may be true at once, or none; no class is "background".
-        activation_checkpointing: compute blocks and scanner again in the backward pass instead of keeping what they
-            computed; the same gradients in less memory.
-    """
-
-    num_classes: int = 400
-    scanner: bool = True
-    bidirectional: bool = False
-    correlation: bool = True
-    variation: bool = True
-    insert_after: int = 8
-    context_frames: int = 4
-    class_token_route: ClassTokenRouteKind | Literal["none"] = "conv"
-    window: int = 9
-    kinematic_width: int = 64
-    norm: Norm = "batch"
-    border: Border = "zeros"
-    residual: Literal["identity", "literal"] = "identity"
-    causal: bool = False
-    average: Literal["mean", "exponential"] = "mean"
-    average_rate: float = 0.1
-    state_size: int = 16
-    conv_kernel: int = 4
-    expand: int = 2
-    output: Literal["clip", "frames"] = "clip"
-    overlapping: bool = False
-    activation_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_sizes(self, "num_classes", "kinematic_width", "state_size", "conv_kernel", "expand")
-        check_at_most(self, "context_frames")
-        if self.has_module and not 1 <= self.insert_after < self.depth:
-            raise ConfigError(
-                f"insert_after must lie in 1 to {self.depth - 1} for {self.depth} blocks, got {self.insert_after}: "
-                "the class token reads the patches in the blocks that follow, so there has to be one."
-            )
-        if self.window < 1 or self.window % 2 == 0:
-            raise ConfigError(f"window must be odd, got {self.window}. Use 7 or 9: displacement 0 is in the middle.")
-        widest = max(2 * max(self.grid) - 1, SMALLEST_WIDEST)
-        if self.correlation and self.window > widest:
-            raise ConfigError(
-                f"window must be at most {widest} for {self.grid[0]} x {self.grid[1]} patches, got {self.window}: it "
-                "reaches from one end of a frame to the other."
-            )
-        if self.causal and self.bidirectional:
-            raise ConfigError("a causal model cannot scan backwards: set bidirectional = false or causal = false.")
-        if not self.class_token and self.class_token_route not in ("none", "tsm"):
-            raise ConfigError(
-                f"class_token_route={self.class_token_route!r} needs a class token, which this ViT has not. "
-                'Use class_token_route="none", or "tsm", which shifts all tokens.'
-            )
-        if self.overlapping and self.output != "frames":
-            raise ConfigError('overlapping = true is for models that answer for every frame: set output = "frames".')
-        if not 0 < self.average_rate <= 1:
-            raise ConfigError(f"average_rate must lie in (0, 1], got {self.average_rate}.")
-
-    @property
-    def has_module(self) -> bool:
-        """Whether anything is inserted between two blocks."""
-        return self.scanner or self.correlation or self.variation
-
-
-@dataclass
-class PKS4State:
-    """All that a causal model carries from frame to frame; its size does not depend on how many frames there were.
-
-    Attributes:
-        frames_seen: how many frames went in.
-        class_tokens: for each index of the route, the tokens of the last two frames.
-        kinematic: reduced frames of the kinematic prior encoder.
-        scanner: state of the scan of every patch, and its convolution's tail; of another scanner (see
-            `PKS4.make_scanner`), what that one gives.
-        average: [B, E], the running average of the frames' representations; None in a model that answers for frames.
-        recent: what the average of a stream's last seconds has taken (see `kinescan.inference.stream_average`); the
-            model neither reads nor writes it.
-    """
-
-    frames_seen: int = 0
-    class_tokens: dict[int, Tensor] = field(default_factory=dict)
-    kinematic: KinematicState | None = None
-    scanner: Any = None
-    average: Tensor | None = None
-    recent: Tensor | None = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state by name."""
-        named: dict[str, Tensor | None] = {f"{_ROUTE}{k}": tokens for k, tokens in self.class_tokens.items()}
-        if self.kinematic is not None:
-            named["kinematic.correlation"] = self.kinematic.correlation
-            named["kinematic.variation"] = self.kinematic.variation
-        named |= named_tensors(self.scanner, "scanner")
-        named["average"], named["recent"] = self.average, self.recent
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "PKS4State":
-        """The same state with other tensors, under the names that `tensors` gives."""
-        scanner = shaped_like(self.scanner, tensors, "scanner")
-        return PKS4State.from_tensors(tensors, self.frames_seen, scanner=scanner)
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], frames_seen: int, *, scanner: Any = None) -> "PKS4State":
-        """The inverse of `tensors`.
-
-        Args:
-            tensors: by name; those of the scanner are not looked at.
-            frames_seen: how many frames went in.
-            scanner: its state.
-        """
-        routes = {name: name.removeprefix(_ROUTE) for name in tensors if name.startswith(_ROUTE)}
-        return cls(
-            frames_seen=frames_seen,
-            class_tokens={int(index): tensors[name] for name, index in routes.items()},
-            kinematic=KinematicState(tensors.get("kinematic.correlation"), tensors.get("kinematic.variation")),
-            scanner=scanner,
-            average=tensors.get("average"),
-            recent=tensors.get("recent"),
-        )
-
-    @property
-    def num_streams(self) -> int | None:
-        """B, where a part of the state tells it."""
-        kinematic = self.kinematic or KinematicState()
-        parts = [*self.class_tokens.values(), kinematic.correlation, kinematic.variation, self.average]
-        return next((part.shape[0] for part in parts if part is not None), None)
-
-    def num_bytes(self) -> int:
-        """Memory of the state's tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
 
 
 class PKS4(VideoClassifier):
@@ -203,6 +36,10 @@ class PKS4(VideoClassifier):
         name: its name in the zoo.
         labels: the classes' texts.
         preprocessing: how pixels become clips.
+
+    Attributes:
+        skip_unchanged: in evaluation mode, patches that stand still are not sent through the ViT's blocks again; None,
+            as it starts, computes every patch of every frame. It is no part of what is saved.
 
     Source: PKS4 (arXiv 2604.26461), eq. 1-25.
     Differs: `residual`, `causal`, `border`, `norm` and the position in L/14 are decided where the paper is silent.
@@ -221,6 +58,7 @@ class PKS4(VideoClassifier):
     ) -> None:
         super().__init__(config, name=name, labels=labels, preprocessing=preprocessing)
         self.vit = VisionTransformer(config)
+        self.skip_unchanged: SkipUnchanged | None = None
         routes: list[TemporalMix] = []
         if config.class_token_route != "none":
             route = ROUTES[config.class_token_route]
@@ -228,6 +66,10 @@ class PKS4(VideoClassifier):
         self.class_token_routes = nn.ModuleList(routes)
         self.kinematic = _make_kinematic(config)
         self.scanner = self.make_scanner(config) if config.scanner else None
+        if config.gate and not isinstance(self.scanner, GatedScanner):
+            raise ConfigError(
+                f"gate = true is for PKS4's own scan; {type(self).__name__} makes another scanner. Set gate = false."
+            )
         self.head = nn.Linear(config.embed_dim or config.width, config.num_classes)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
@@ -244,14 +86,12 @@ class PKS4(VideoClassifier):
         Args:
             config: the model's, of the subclass's own `config_class`.
         """
-        return Scanner(
-            config.width,
-            state_size=config.state_size,
-            conv_kernel=config.conv_kernel,
-            expand=config.expand,
-            bidirectional=config.bidirectional,
-            norm_eps=config.norm_eps,
-        )
+        options: dict[str, Any] = {
+            name: getattr(config, name) for name in ("state_size", "conv_kernel", "expand", "bidirectional", "norm_eps")
+        }
+        if config.gate:
+            return GatedScanner(config.width, gate_ratio=config.gate_ratio, **options)
+        return Scanner(config.width, **options)
 
     def forward(self, clip: Clip) -> Logits | FrameLogits:
         """Scores of each class for each clip, or for each frame.
@@ -345,9 +185,17 @@ class PKS4(VideoClassifier):
             [B, T, E], and the state, but for its `average`; an empty one without `keep_state`.
         """
         self.check_clip(clip)
+        still = None
+        if self.skip_unchanged is not None and not self.training:
+            still = StillFrames(self.config, clip, state, self.skip_unchanged, self.preprocessing.std)
+            if not still.is_whole:
+                module = partial(self._run_module, keep_state=keep_state) if self.config.has_module else None
+                frames, after = still.run(self.vit, self.class_token_routes, module)
+                return frames, after if keep_state else PKS4State()
+        kept = still.kept if still is not None and keep_state else None
         batch, num_frames = clip.shape[:2]
         tokens = self.vit.embed(clip.flatten(0, 1)).unflatten(0, (batch, num_frames))  # [B, T, P + N, W]
-        run_blocks = partial(self._run_blocks, keep_state=keep_state)
+        run_blocks = partial(self._run_blocks, keep_state=keep_state, kept=kept)
         class_tokens: dict[int, Tensor] = {}
         kinematic, scan = None, None
         for indices in _runs(self.config):
@@ -356,12 +204,18 @@ class PKS4(VideoClassifier):
             if self.config.has_module and indices.stop == self.config.insert_after:
                 prefix = self.config.num_prefix_tokens
                 patches, kinematic, scan = self._run_module(tokens[:, :, prefix:], state, keep_state=keep_state)
+                if kept is not None:
+                    kept.take_module(tokens, patches)
                 tokens = torch.cat([tokens[:, :, :prefix], patches], dim=2)
         frames = self.vit.pool(tokens.flatten(0, 1)).unflatten(0, (batch, num_frames))
         if not keep_state:
             return frames, PKS4State()
         return frames, PKS4State(
-            frames_seen=state.frames_seen + num_frames, class_tokens=class_tokens, kinematic=kinematic, scanner=scan
+            frames_seen=state.frames_seen + num_frames,
+            class_tokens=class_tokens,
+            kinematic=kinematic,
+            scanner=scan,
+            still=None if still is None else still.whole_state(tokens),
         )
 
     @property
@@ -400,17 +254,23 @@ class PKS4(VideoClassifier):
         return checkpoint(part, *inputs, use_reentrant=False)
 
     def _run_blocks(
-        self, indices: range, tokens: Tensor, before: Mapping[int, Tensor], *, keep_state: bool
+        self,
+        indices: range,
+        tokens: Tensor,
+        before: Mapping[int, Tensor],
+        *,
+        keep_state: bool,
+        kept: Kept | None = None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Block after block on [B, T, 1 + N, W]; and the class tokens for the next frames, by position in the route."""
         after: dict[int, Tensor] = {}
         for index in indices:
-            tokens, tails = self._run_block(index, self.vit.blocks[index], tokens, before)
+            tokens, tails = self._run_block(index, self.vit.blocks[index], tokens, before, kept)
             after |= tails if keep_state else {}
         return tokens, after
 
     def _run_block(
-        self, index: int, block: Block, tokens: Tensor, state: Mapping[int, Tensor]
+        self, index: int, block: Block, tokens: Tensor, state: Mapping[int, Tensor], kept: Kept | None = None
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """One block on [B, T, 1 + N, W], with the class-token route before attention and before the MLP."""
 
@@ -419,7 +279,7 @@ class PKS4(VideoClassifier):
 
         before, after = 2 * index, 2 * index + 1
         tokens, seen, tail_before = routed(tokens, before)
-        parts = block.attend_parts(tokens, seen)
+        parts = block.attend_parts(tokens, seen, None if kept is None else kept.take)
         tokens, tail_after = block.transform_sum(parts, partial(routed, position=after))
         tails = {before: tail_before, after: tail_after}
         return tokens, {position: tail for position, tail in tails.items() if tail is not None}
@@ -440,16 +300,18 @@ class PKS4(VideoClassifier):
         self, patches: Tokens, state: PKS4State, *, keep_state: bool
     ) -> tuple[Tokens, KinematicState | None, Any]:
         """The inserted module on patch tokens [B, T, N, W]: prior (eq. 12-18), scan (eq. 19-25); and its two states."""
-        enriched, kinematic, scan_state = patches, None, None
+        enriched, prior, kinematic, scan_state = patches, None, None, None
         if self.kinematic is not None:
             rows, columns = self.vit.grid
             maps = patches.transpose(2, 3).unflatten(3, (rows, columns))
             prior, kinematic = self.kinematic(maps, state.kinematic)
-            enriched = patches + prior.flatten(3).transpose(2, 3)
+            prior = prior.flatten(3).transpose(2, 3)
+            enriched = patches + prior
         out = enriched
         if self.scanner is not None:
             scan = partial(self.scanner, keep_state=keep_state)
-            scanned, scan_state = self._checkpointed(scan, enriched, state.scanner)
+            inputs = (enriched, state.scanner, *([prior] if self.config.gate else []))
+            scanned, scan_state = self._checkpointed(scan, *inputs)
             _check_scanned(self.scanner, scanned, enriched)
             out = enriched + scanned
         return patches + out if self.config.residual == "literal" else out, kinematic, scan_state

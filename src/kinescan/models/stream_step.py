@@ -9,6 +9,8 @@ from kinescan.errors import ConfigError
 from kinescan.layers.carried import shaped_like
 from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4, PKS4State
+from kinescan.models.pks4_state import STILL
+from kinescan.models.still import SkipUnchanged
 
 FRAME, FIRST, LOGITS = "frame", "first", "logits"
 _AVERAGE = "average"
@@ -56,6 +58,7 @@ class StreamStep(nn.Module):
 
     Args:
         model: a causal PKS4; it is used in evaluation mode and left as it is.
+        skip_unchanged: of the streams; a step with it is not to be exported, as what it computes depends on the frame.
 
     Attributes:
         name: of the model.
@@ -68,7 +71,7 @@ class StreamStep(nn.Module):
         ConfigError: the model is not causal, or its state is not one for each stream.
     """
 
-    def __init__(self, model: PKS4) -> None:
+    def __init__(self, model: PKS4, *, skip_unchanged: SkipUnchanged | None = None) -> None:
         super().__init__()
         if not model.config.causal:
             raise ConfigError(
@@ -77,6 +80,7 @@ class StreamStep(nn.Module):
             )
         self.name = model.name
         self.model = evaluation_view(model)
+        self.model.skip_unchanged = skip_unchanged
         self._example, self.states = _state_shapes(self.model)
         self.repeats_first = model.kinematic is not None and model.config.border == "replicate"
         self.inputs = step_inputs(self.states, repeats_first=self.repeats_first)
@@ -84,14 +88,16 @@ class StreamStep(nn.Module):
 
     def start(self, num_streams: int) -> list[Tensor]:
         """The state of streams before their first frame, zeros on the model's device."""
-        like = next(self.model.parameters())
-        return [torch.zeros(num_streams, *state.shape, device=like.device) for state in self.states]
+        return self._zeros(num_streams, self.states)
 
     def pack(self, state: PKS4State) -> list[Tensor]:
         """The tensors of a stream's state, as `forward` takes them."""
         if not state.frames_seen:
             return self.start(1)
         named = state.tensors()
+        if state.still is None:  # the stream was begun without skipping what stands still
+            own = [shape for shape in self.states if shape.name.startswith(f"{STILL}.")]
+            named |= {shape.name: zeros for shape, zeros in zip(own, self._zeros(1, own), strict=True)}
         return [shape.stacked(named[shape.name]) for shape in self.states]
 
     def unpack(self, tensors: Sequence[Tensor], frames_seen: int) -> PKS4State:
@@ -99,6 +105,10 @@ class StreamStep(nn.Module):
         named = {shape.name: shape.flat(tensor) for shape, tensor in zip(self.states, tensors, strict=True)}
         scanner = shaped_like(self._example, named, "scanner")
         return PKS4State.from_tensors(named, frames_seen, scanner=scanner)
+
+    def _zeros(self, num_streams: int, states: Sequence[StateShape]) -> list[Tensor]:
+        device = next(self.model.parameters()).device
+        return [torch.zeros(num_streams, *state.shape, device=device) for state in states]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Logits [B, K] and the next state, in the order of `outputs`, of what `inputs` names."""

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from kinescan.errors import ConfigError
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.mode import evaluation_view
+from kinescan.models.mode import complete_view
 from kinescan.profiling.parts import Parts, watch_parts
 from kinescan.runtime.torch_internals import FakeTensorMode, TorchDispatchMode, overload_packet
 
@@ -149,7 +149,7 @@ def count_cost(model: VideoClassifier, *, num_frames: int | None = None) -> Cost
     num_frames = model.preprocessing.num_frames if num_frames is None else num_frames
     if num_frames < 1:
         raise ConfigError(f"num_frames must be at least 1, got {num_frames}.")
-    model = evaluation_view(model)
+    model = complete_view(model)
     with watch_parts(model) as parts, torch.no_grad(), FakeTensorMode():
         counter = _MacCounter(parts)
         weights = {name: _like(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}

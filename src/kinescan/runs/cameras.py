@@ -20,6 +20,7 @@ from kinescan.inference.streams import Camera, check_cameras, stream_many
 from kinescan.models.classifier import VideoClassifier
 from kinescan.runs.events import plan_events
 from kinescan.runs.folder import model_folder
+from kinescan.runs.still import skip_in, still_settings
 from kinescan.runs.stream import reconnect_settings, stream_settings
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.files import read_toml
@@ -141,6 +142,7 @@ def stream_cameras(
     entries = read_cameras(path)
     settings, others = stream_settings(overrides)
     reconnect, others = reconnect_settings(others)
+    skip, others = still_settings(others)
     if others and not targets and not any(entry.events for entry in entries):
         raise ConfigError(f"--set {others[0]} is for events: give --events WHERE, too (- only prints them).")
     cameras = [
@@ -161,6 +163,7 @@ def stream_cameras(
         # says why an exported model cannot run on a stream
         return stream_many(model_name, cameras)
     resolved = resolve_model(model_name, choose_device(device), allow_code=allow_code)
+    skip_in(resolved, skip)
     shared: dict[str, Sink] = {}
     cameras = [
         _with_events(camera, [*(entry.events or []), *targets], others, sinks, shared, resolved, model_name)

@@ -28,6 +28,7 @@ from kinescan.runs.evaluate_results import evaluate_results
 from kinescan.runs.finished import Finished
 from kinescan.runs.folder import model_folder, recipe_of, run_of
 from kinescan.runs.run_videos import held_out_items, seen_notes
+from kinescan.runs.still import skip_in, still_settings
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.distributed import open_processes
 from kinescan.runtime.folder_lock import locked
@@ -68,7 +69,8 @@ def evaluate(
         num_workers: processes that read videos.
         features: safetensors file for what the head takes of each video, and every score; None writes none.
         allow_code: open an exported file that may run code of its own, one of torch.export; see `load_exported`.
-        overrides: "key=value" each; see `EvalSettings`.
+        overrides: "key=value" each; see `EvalSettings`; "still.pixel_threshold=4" and the like, for
+            `kinescan.models.still.SkipUnchanged`.
 
     Raises:
         ConfigError: no data is known, a class is unknown to the model, or the output cannot be written or another
@@ -76,7 +78,8 @@ def evaluate(
         CheckpointError: no model has that name.
         VideoError: none of the videos could be read.
     """
-    settings = eval_settings(overrides)
+    skip, others = still_settings(overrides)
+    settings = eval_settings(others)
     if model is not None and is_results(model):
         _refuse_for_frames(views, features)
         return evaluate_results(model, data=data, output=output, settings=settings)
@@ -91,6 +94,7 @@ def evaluate(
         if output is not None:
             stack.enter_context(locked(Path(output), processes))
         model_here = resolve_model(folder, processes.device, allow_code=allow_code)
+        skipped = skip_in(model_here, skip)
         with Finished(None if output is None else Path(output), model_here.class_names) as finished:
             recipe = None if run is None else recipe_of(run)
             report: Report | TemporalReport
@@ -112,6 +116,8 @@ def evaluate(
                 report = _scored(
                     model_here, folder, run, recipe, data, views, num_workers, finished, with_features=bool(features)
                 )
+            if skipped is not None:
+                report = replace(report, notes=(*report.notes, skipped))
             if processes.is_main:
                 _save(report, None if output is None else Path(output), features)
     return report

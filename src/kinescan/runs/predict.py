@@ -13,6 +13,7 @@ from kinescan.runs.events import EventPlan, plan_events
 from kinescan.runs.folder import model_folder
 from kinescan.runs.limits import chosen_limits
 from kinescan.runs.segments import find_events
+from kinescan.runs.still import skip_in, still_settings
 from kinescan.runtime.device import choose_device
 
 
@@ -90,7 +91,8 @@ def prepare_prediction(
         paths: video files, and folders of them.
         model: a run's folder, a saved or exported model, or a hub name; None for the newest run.
         overrides: see `chosen_limits`; "evaluation.views=8x2x3"; and for events "events.on=0.6" and the like, or
-            "events=FILE" with a file of rules.
+            "events=FILE" with a file of rules; "still.pixel_threshold=4" and the like, for
+            `kinescan.models.still.SkipUnchanged`.
         device: "auto" or the name of one.
         allow_code: open an exported file that may run code of its own; see `load_exported`.
 
@@ -98,6 +100,7 @@ def prepare_prediction(
         ConfigError: no model was given, no path, no such device, or a setting is wrong.
         CheckpointError: the model cannot be read.
     """
+    skip, overrides = still_settings(overrides)
     # "events=FILE" beside "events.on=0.6" is no nested mapping
     of_events = [override for override in overrides if override.partition("=")[0].split(".")[0] == "events"]
     of_views = [override for override in overrides if override.partition("=")[0] == "evaluation.views"]
@@ -110,5 +113,6 @@ def prepare_prediction(
         )
     folder = model_folder(model, hint="--model RUN")
     resolved = resolve_model(folder, choose_device(device), allow_code=allow_code)
+    skip_in(resolved, skip)
     views = of_views[-1].partition("=")[2] if of_views else None
     return PredictionJob(model=resolved, files=video_files(paths), limits=limits, folder=folder, views=views, plan=plan)

@@ -1,8 +1,6 @@
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from kinescan.config import parse_overrides
 from kinescan.data.video import Reconnect, is_live
 from kinescan.errors import ConfigError
 from kinescan.events.recording import Recorder
@@ -11,15 +9,14 @@ from kinescan.events.told import Told
 from kinescan.inference.event_rules import model_rules
 from kinescan.inference.event_stream import stream_events
 from kinescan.inference.feed import WhenBehind
-from kinescan.inference.model_source import record_of_export, resolve_model
+from kinescan.inference.model_source import ModelSource, record_of_export, resolve_model
 from kinescan.inference.stream import StreamPrediction, stream
 from kinescan.inference.stream_average import StreamSettings
 from kinescan.runs.events import plan_events
 from kinescan.runs.folder import model_folder
+from kinescan.runs.overrides import take_table
+from kinescan.runs.still import skip_in, still_settings
 from kinescan.runtime.device import choose_device
-from kinescan.settings import build_settings
-
-T = TypeVar("T")
 
 
 def stream_source(
@@ -47,7 +44,8 @@ def stream_source(
         allow_code: open an exported file that may run code of its own; see `load_exported`.
         when_behind: "newest" drops frames of a live source where predictions fall behind; "wait" drops none.
         overrides: "stream.average=sliding" and the like, for `StreamSettings`; "reconnect.limit_seconds=300" and the
-            like, for `kinescan.data.video.Reconnect`.
+            like, for `kinescan.data.video.Reconnect`; "still.pixel_threshold=4" and the like, for
+            `kinescan.models.still.SkipUnchanged`.
 
     Raises:
         ConfigError: no model was given, no such device, or a setting is wrong; see `kinescan.inference.stream.stream`.
@@ -56,10 +54,15 @@ def stream_source(
     """
     settings, others = stream_settings(overrides)
     reconnect, others = reconnect_settings(others)
+    skip, others = still_settings(others)
     if others:
         raise ConfigError(f"--set {others[0]} is for events: give --events WHERE, too (- only prints them).")
+    chosen: ModelSource = model_folder(model, hint="--model RUN")
+    if skip is not None:
+        chosen = resolve_model(chosen, choose_device(device), allow_code=allow_code)
+        skip_in(chosen, skip)
     return stream(
-        model_folder(model, hint="--model RUN"),
+        chosen,
         source,
         every=every,
         top=settings.top,
@@ -84,7 +87,7 @@ def stream_settings(overrides: Sequence[str]) -> tuple[StreamSettings, list[str]
         >>> stream_settings(["stream.average=sliding", "events.on=0.6"])
         (StreamSettings(top=1, average='sliding', average_seconds=None), ['events.on=0.6'])
     """
-    return _table("stream", StreamSettings, overrides)
+    return take_table("stream", StreamSettings, overrides)
 
 
 def reconnect_settings(overrides: Sequence[str]) -> tuple[Reconnect, list[str]]:
@@ -93,15 +96,7 @@ def reconnect_settings(overrides: Sequence[str]) -> tuple[Reconnect, list[str]]:
     Raises:
         ConfigError: a setting is unknown, or its value makes no sense.
     """
-    return _table("reconnect", Reconnect, overrides)
-
-
-def _table(name: str, kind: type[T], overrides: Sequence[str]) -> tuple[T, list[str]]:
-    own = [text for text in overrides if text.split("=")[0].split(".")[0].strip() == name]
-    values = parse_overrides(own).get(name, {})
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{name} is a table of settings: give --set {name}.NAME=VALUE.")
-    return build_settings(kind, values, where=name), [text for text in overrides if text not in own]
+    return take_table("reconnect", Reconnect, overrides)
 
 
 def stream_source_events(
@@ -142,6 +137,7 @@ def stream_source_events(
     """
     settings, others = stream_settings(overrides)
     reconnect, others = reconnect_settings(others)
+    skip, others = still_settings(others)
     plan = plan_events(targets, others)
     model_name = model_folder(model, hint="--model RUN")
     exported = record_of_export(model_name)
@@ -149,6 +145,7 @@ def stream_source_events(
         # says why an exported model cannot run on a stream
         return stream_events(model_name, source)
     resolved = resolve_model(model_name, choose_device(device), allow_code=allow_code)
+    skip_in(resolved, skip)
     rules = model_rules(resolved, model_name, content=plan.rules, where=plan.where, changes=plan.changes)
     recorder = None if record is None else Recorder(record, waits=not is_live(source))
     opened = [*plan.open_sinks(state), *sinks, *([] if recorder is None else [recorder])]

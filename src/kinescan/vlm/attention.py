@@ -13,6 +13,7 @@ from kinescan.errors import ConfigError
 from kinescan.ops.attention_mass import attention_mass
 from kinescan.vlm.cache import Block, StreamCache
 from kinescan.vlm.families.door import registered_attention
+from kinescan.vlm.policy import Policy
 
 Queries = Float[Tensor, "1 Hq Q D"]
 AttentionFunction = Callable[..., tuple[Tensor, None]]
@@ -66,21 +67,41 @@ def refuse_padding(*, attention_mask: Tensor | None = None, **unused: Any) -> No
 def _step(cache: StreamCache, layer_idx: int, queries: Queries, scale: float | None) -> Queries:
     num_queries, num_keys = queries.shape[2], cache.visible_length(layer_idx)
     cache.query_key_pairs += visible_pairs(num_queries, num_keys)
-    compresses = cache.budget is not None and not cache.answering
-    if not compresses:
+    if cache.budgets is None or cache.answering:
         return attend(queries, cache.visible(layer_idx), num_keys, scale)
-    assert cache.budget is not None
-    policy, layer = cache.policy, cache.layers[layer_idx]
+    policy, layer, budget = cache.policy, cache.layers[layer_idx], cache.budgets[layer_idx]
     observed = policy.observed(num_queries)
-    needs_mass = observed is not None and (policy.accumulates or num_keys > cache.budget)
+    needs_mass = observed is not None and (policy.accumulates or num_keys > budget)
     mass = None
     if needs_mass:
         output, mass = attention_mass(queries, layer.state.keys, layer.state.values, scale, observed=observed)
-        mass = mass[0].float()
+        mass = _of_those_asked(policy, cache.is_text, mass[0].float(), queries, layer.state.keys, scale)
     else:
         output = attend(queries, cache.visible(layer_idx), num_keys, scale)
-    layer.compress(policy, cache.budget, mass)
+    layer.compress(policy, budget, mass)
     return output
+
+
+def _of_those_asked(
+    policy: Policy, is_text: Tensor | None, mass: Tensor, queries: Queries, keys: Tensor, scale: float | None
+) -> Tensor:
+    """The part of the scores [Hkv, L] of all queries that comes from those that the policy asks."""
+    if policy.asked == "all" or is_text is None or not 0 < int(is_text.sum()) < len(is_text):
+        return mass
+    # Text is a few tokens: their part is computed by itself, and what is left is the frame's.
+    text = _mass_of_some(queries, keys, is_text.nonzero().flatten(), scale)
+    return text if policy.asked == "text" else (mass - text).clamp_(min=0)
+
+
+def _mass_of_some(queries: Queries, keys: Tensor, chosen: Tensor, scale: float | None) -> Tensor:
+    """[Hkv, L] float32: softmax weights of the chosen ones of the newest queries, summed over them and their heads."""
+    num_queries, (key_heads, num_keys) = queries.shape[2], keys.shape[1:3]
+    scale = queries.shape[3] ** -0.5 if scale is None else scale
+    rows = queries[0, :, chosen].float().unflatten(0, (key_heads, -1))  # [Hkv, G, q, D]
+    products = scale * torch.einsum("hgqd,hld->hgql", rows, keys[0].float())
+    newest = num_keys - num_queries + chosen
+    hidden = torch.arange(num_keys, device=keys.device) > newest[:, None]
+    return products.masked_fill(hidden, float("-inf")).softmax(-1).sum((1, 2))
 
 
 def visible_pairs(num_queries: int, num_keys: int) -> int:

@@ -1,6 +1,7 @@
 """What a stream remembers: every key and value for answering, and a compressed state for the future frames."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -212,7 +213,7 @@ class LayerCache:
         candidates = Candidates(positions=state.positions, mass=mass, history=state.history)
         history = None
         if policy.accumulates and mass is not None:
-            history = mass if state.history is None else state.history + mass
+            history = policy.remembered(mass, state.history)
         if state.positions.shape[1] <= budget:
             state.history = history
             return
@@ -226,6 +227,23 @@ class LayerCache:
         )
 
 
+def layer_budgets(budget: int, num_layers: int, shares: Sequence[float] | None) -> list[int]:
+    """Keys of each layer, `budget * num_layers` in all but for rounding, at least 1 in each.
+
+    Raises:
+        ConfigError: there are not as many shares as layers.
+
+    Example:
+        >>> layer_budgets(10, 3, None), layer_budgets(10, 3, (2, 1, 1))
+        ([10, 10, 10], [15, 8, 8])
+    """
+    if shares is None:
+        return [budget] * num_layers
+    if len(shares) != num_layers:
+        raise ConfigError(f"budget_shares must hold a number for each of {num_layers} layers, got {len(shares)}.")
+    return [max(1, math.floor(budget * num_layers * share / sum(shares) + 0.5)) for share in shares]
+
+
 class StreamCache:
     """The cache that a transformers decoder is given: `update` and the sizes for its masks, and no more.
 
@@ -236,6 +254,7 @@ class StreamCache:
         shape: sizes of the model.
         policy: what chooses the compressed state.
         budget: keys it holds in each layer and key head; None for no limit.
+        budget_shares: how the layers share what they hold together, one number each; None: alike.
         storage: of the full KV cache.
         chunk_tokens: tokens in a chunk of the full KV cache.
     """
@@ -248,12 +267,16 @@ class StreamCache:
         *,
         policy: Policy,
         budget: int | None,
+        budget_shares: Sequence[float] | None = None,
         storage: Storage = "memory",
         chunk_tokens: int = 4096,
     ) -> None:
         self.shape = shape
         self.policy = policy
         self.budget = None if isinstance(policy, KeepAll) else budget
+        self.budgets = None if self.budget is None else layer_budgets(self.budget, shape.num_layers, budget_shares)
+        self.is_text: Tensor | None = None
+        """[Q], which tokens of the step that runs are text; None where it is not known."""
         self.answering = False
         self.query_key_pairs = 0
         self.layers = [LayerCache(shape, storage=storage, chunk_tokens=chunk_tokens) for _ in range(shape.num_layers)]
@@ -265,8 +288,10 @@ class StreamCache:
 
     @property
     def state_tokens(self) -> int:
-        """Tokens that the next frame may see of the past, in each layer and key head."""
-        return self.num_tokens if self.budget is None else self.layers[-1].state.positions.shape[1]
+        """Tokens that the next frame may see of the past, in each layer and key head; where layers differ, the most."""
+        if self.budget is None:
+            return self.num_tokens
+        return max(layer.state.positions.shape[1] for layer in self.layers)
 
     @property
     def state_bytes(self) -> int:

@@ -17,6 +17,8 @@ class StreamConfig:
 
     Attributes:
         budget: keys of the compressed state in each layer and key head; None for no limit.
+        budget_shares: how the layers share `budget` times their number: one positive number for each decoder layer;
+            None gives all alike.
         policy: what chooses them: a name in `POLICIES`, or a policy.
         horizon_frames: frames that the stream will not exceed. Needed where rotary frequencies follow the length
             (InternVL3), since they are fixed for this many; elsewhere None means no limit.
@@ -29,6 +31,7 @@ class StreamConfig:
     """
 
     budget: int | None = 4096
+    budget_shares: tuple[float, ...] | None = None
     policy: str | Policy = "statekv"
     horizon_frames: int | None = None
     horizon_text_tokens: int = 2048
@@ -46,6 +49,8 @@ class StreamConfig:
                 object.__setattr__(self, name, int(value))
         if self.chunk_tokens > MAX_CHUNK_TOKENS:
             raise ConfigError(f"chunk_tokens must be at most {MAX_CHUNK_TOKENS}, got {self.chunk_tokens}.")
+        if self.budget_shares is not None:
+            object.__setattr__(self, "budget_shares", checked_shares(self.budget_shares))
         check_fps(self.fps)
         object.__setattr__(self, "fps", float(self.fps))
         if not isinstance(self.hf_compat, bool):
@@ -60,6 +65,20 @@ def check_count(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must be a whole number, got {value!r} ({type(value).__name__}).")
     if value < 1:
         raise ConfigError(f"{name} must be at least 1, got {value}.")
+
+
+def checked_shares(shares: Any) -> tuple[float, ...]:
+    """Shares of layers as a tuple of numbers.
+
+    Raises:
+        ConfigError: they are something else than positive finite numbers.
+    """
+    given = tuple(shares) if isinstance(shares, list | tuple) else None
+    if not given or not all(
+        isinstance(share, Real) and not isinstance(share, bool) and 0 < float(share) < math.inf for share in given
+    ):
+        raise ConfigError(f"budget_shares must hold a positive number for each decoder layer, got {shares!r}.")
+    return tuple(float(share) for share in given)
 
 
 def check_fps(fps: Any) -> None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,8 @@ from typing_extensions import override
 from kinescan.errors import ConfigError
 from kinescan.settings import closest
 
+Asked = Literal["all", "frame", "text"]
+"""Whose attention weights make a score."""
 GOLDEN_RATIO_FRACTION = 0.6180339887498949
 
 
@@ -36,8 +38,19 @@ class Candidates:
 class Policy(ABC):
     """Ranks keys; the best `budget` of each key head stay. A new policy is a subclass and one line in `POLICIES`."""
 
-    accumulates: ClassVar[bool] = False
-    """Whether attention scores are summed over steps (and has to be computed at every step)."""
+    @property
+    def accumulates(self) -> bool:
+        """Whether scores of earlier steps count (and have to be computed at every step)."""
+        return False
+
+    def remembered(self, mass: Tensor, history: Tensor | None) -> Tensor:
+        """What `history` becomes with a step's scores, both [Hkv, L], where the policy accumulates: their sum."""
+        return mass if history is None else history + mass
+
+    @property
+    def asked(self) -> Asked:
+        """Which of the newest queries count: all, or those of the encoder's or of the text's tokens."""
+        return "all"
 
     def observed(self, num_queries: int) -> int | None:
         """How many of a step's newest queries are asked for their weights; None where no scores are needed."""
@@ -70,8 +83,44 @@ class Policy(ABC):
 class StateKV(Policy):
     """The keys with the largest attention score in the newest step, old state and new keys alike; no decay.
 
+    That is the published rule, and the default. What it leaves free are settings; what they do is measured in
+    docs/statekv.md.
+
+    Attributes:
+        queries: whose weights are summed: "all" tokens' of the step, the "frame"'s own, or those of the "text" that
+            the chat template puts around it. Where a step has none of the kind, all are.
+        recent_ratio: fraction of the budget that goes to the newest keys, whatever their score.
+        decay: what a step's scores still count one step later; 0 forgets it, 1 sums over all steps.
+
     Source: StateKV (arXiv 2605.31598).
+    Differs: `queries`, `recent_ratio` and `decay`, where they are not left at their defaults.
     """
+
+    queries: Asked = "all"
+    recent_ratio: float = 0.0
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.queries not in get_args(Asked):
+            raise ConfigError(f"unknown queries {self.queries!r}. {closest(str(self.queries), get_args(Asked))}")
+        for name in ("recent_ratio", "decay"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ConfigError(f"{name} must lie in [0, 1], got {value!r}.")
+
+    @property
+    @override
+    def accumulates(self) -> bool:
+        return self.decay > 0
+
+    @property
+    @override
+    def asked(self) -> Asked:
+        return self.queries
+
+    @override
+    def remembered(self, mass: Tensor, history: Tensor | None) -> Tensor:
+        return mass if history is None else self.decay * history + mass
 
     @override
     def observed(self, num_queries: int) -> int | None:
@@ -79,7 +128,10 @@ class StateKV(Policy):
 
     @override
     def rank(self, candidates: Candidates, budget: int) -> Tensor:
-        return _mass(candidates)
+        total = _mass(candidates)
+        if self.decay and candidates.history is not None:
+            total = total + self.decay * candidates.history
+        return _newest_first(total, int(self.recent_ratio * budget))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +213,11 @@ class AccumulatedMass(Policy):
     """
 
     recent_ratio: float = 0.5
-    accumulates: ClassVar[bool] = True
+
+    @property
+    @override
+    def accumulates(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         if not 0 <= self.recent_ratio <= 1:

@@ -36,6 +36,7 @@ def open_stream(
     processor: Any = None,
     *,
     budget: int | None = 4096,
+    budget_shares: Sequence[float] | None = None,
     policy: str | Policy = "statekv",
     horizon_frames: int | None = None,
     horizon_text_tokens: int = 2048,
@@ -53,6 +54,7 @@ def open_stream(
         model: a transformers model of a supported family, in evaluation mode.
         processor: its processor or tokenizer; None where questions are asked as token ids.
         budget: keys of the compressed state in each layer and key head; None for no limit.
+        budget_shares: how the layers share it; see `StreamConfig`.
         policy: what chooses them: a name in `POLICIES`, or a policy.
         horizon_frames: frames that the stream will not exceed; see `StreamConfig`.
         horizon_text_tokens: room for questions and answers within the horizon, in tokens.
@@ -74,6 +76,7 @@ def open_stream(
     """
     config = StreamConfig(
         budget=budget,
+        budget_shares=budget_shares,  # type: ignore[arg-type]
         policy=policy,
         horizon_frames=horizon_frames,
         horizon_text_tokens=horizon_text_tokens,
@@ -115,6 +118,7 @@ class VideoStream:
             family.cache_shape(),
             policy=self.policy,
             budget=config.budget,
+            budget_shares=config.budget_shares,
             storage=config.storage,
             chunk_tokens=config.chunk_tokens,
         )
@@ -394,7 +398,7 @@ class VideoStream:
                 "a larger horizon_frames or horizon_text_tokens."
             )
         decoder = self.family.decoder
-        self.cache.answering = answering
+        self.cache.answering, self.cache.is_text = answering, ~inputs.visual
         try:
             with attend_through(decoder, self.cache), pinned_rope(decoder, pinned or positions.upcoming):
                 return self.family.decode(

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,10 @@ HiddenTokens = Float[Tensor, "F N M"]
 
 Route = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]
 """Tokens -> those that continue, those that the MLP branch reads, and what a stream needs for its next frames."""
+
+
+Keep = Callable[[Sequence[Tensor]], None]
+"""Takes what attention projects, [F, N, 3 W] in parts of frames."""
 
 
 class QuickGELU(nn.Module):
@@ -165,13 +169,18 @@ class Block(nn.Module):
         self.ls_2 = LayerScale(config.width) if config.layer_scale else nn.Identity()
         self.drop_path = DropPath(drop_path)
 
-    def attend(self, x: FrameTokens) -> FrameTokens:
-        """The attention branch of tokens [F, N, W], without the residual."""
+    def attend(self, x: FrameTokens, keep: Keep | None = None) -> FrameTokens:
+        """The attention branch of tokens [F, N, W], without the residual; `keep` takes queries, keys and values."""
+        parts: list[Tensor] = []
 
         def branch(frames: Tensor) -> Tensor:
-            return self.attn.mix(checkpointed(lambda tokens: self.attn.project(self.ln_1(tokens)), frames))
+            projected = checkpointed(lambda tokens: self.attn.project(self.ln_1(tokens)), frames)
+            parts.extend([projected] if keep is not None else [])
+            return self.attn.mix(projected)
 
         out: Tensor = self.drop_path(self.ls_1(in_chunks(branch, x, 3 * x.shape[1] * x.shape[2])))
+        if keep is not None:
+            keep(parts)
         return out
 
     def transform(self, x: FrameTokens) -> FrameTokens:
@@ -183,7 +192,7 @@ class Block(nn.Module):
         out: Tensor = self.drop_path(self.ls_2(in_chunks(branch, x, x.shape[1] * self.mlp.c_fc.out_features)))
         return out
 
-    def attend_parts(self, x: Tensor, seen: Tensor) -> tuple[Tensor, ...]:
+    def attend_parts(self, x: Tensor, seen: Tensor, keep: Keep | None = None) -> tuple[Tensor, ...]:
         """What `transform_sum` takes: tokens and what attention adds to them, or the sum where that needs less memory.
 
         Under autocast the sum is float32, and what attention adds has half its size; so for the backward pass both are
@@ -192,8 +201,9 @@ class Block(nn.Module):
         Args:
             x: [..., N, W], tokens that continue.
             seen: [..., N, W], those that attention reads; `x` itself, or others.
+            keep: see `attend`.
         """
-        attended = self.attend(seen.flatten(0, -3)).view_as(x)
+        attended = self.attend(seen.flatten(0, -3), keep).view_as(x)
         return (x, attended) if seen is x and torch.is_grad_enabled() else (x + attended,)
 
     def transform_sum(self, parts: tuple[Tensor, ...], route: Route) -> tuple[Tensor, Tensor | None]:
