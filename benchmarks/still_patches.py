@@ -220,7 +220,7 @@ def made_streams(model: PKS4) -> dict[str, Any]:
 
 
 def clips_speed(repetitions: int) -> dict[str, Any]:
-    """A clip of 8 frames through the usual model, and through models whose gate chooses a fraction of the trajectories."""
+    """A clip of 8 frames through the usual model, and through models whose gate chooses some of the trajectories."""
     clip = torch.randn(1, FRAMES, 3, 224, 224)
     torch.manual_seed(SEED)
     models = {"no gate": create_model("pks4_vit_b16", num_classes=len(CLASSES)).eval()}

@@ -59,7 +59,7 @@ def test_where_nothing_changes_logits_are_the_same(variant: str) -> None:
         torch.testing.assert_close(model(clip), plain, atol=ATOL, rtol=0)
         state = model.represent(clip, PKS4State(), keep_state=True)[1].still
     assert state is not None
-    assert state.share[:, 0].tolist() == pytest.approx([1 / 6] * 2)
+    assert state.fraction[:, 0].tolist() == pytest.approx([1 / 6] * 2)
 
 
 @pytest.mark.parametrize("variant", [name for name, options in VARIANTS.items() if "causal" in options])

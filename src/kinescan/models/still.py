@@ -77,8 +77,7 @@ class StillState:
 
     Attributes:
         age: [B, 1], frames since a whole one was computed, itself counted; 0 where nothing is kept yet.
-        fraction: [B, 2], fraction of the patches that were computed in the last chunk of frames, before the temporal module
-            and behind it.
+        fraction: [B, 2], of the patches that were computed in the last chunk: before the temporal module, behind it.
         pixels: [B, 3, H, W], of each patch those with which it was last computed, normalised.
         keys_values: [B, depth, L, 2 W], of every block.
         before: [B, L, W], tokens as they enter the temporal module; None without one.
