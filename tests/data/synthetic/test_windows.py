@@ -254,6 +254,16 @@ def test_too_few_sources_missing_folders_and_folders_in_each_other_are_errors(fo
     assert len(list(few.iterdir())) == 3
 
 
+def test_an_earlier_data_set_is_lost_only_to_one_that_can_be_made(made, folder, tmp_path):
+    shutil.copytree(made, tmp_path / "out")
+    write_picture(tmp_path / "one" / "a.png", texture(0))
+    before = sorted((tmp_path / "out").rglob("*"))
+    for source, overwrite in ((tmp_path / "one", True), (folder, False)):
+        with pytest.raises(ConfigError):
+            make_windows(tmp_path / "out", WindowConfig(source=str(source), **SMALL, overwrite=overwrite))
+    assert sorted((tmp_path / "out").rglob("*")) == before
+
+
 def test_a_source_that_goes_away_in_between_is_an_error_of_ours(tmp_path):
     sources = Sources(tmp_path, {"train": ["a.mp4", "b.mp4"], "test": []})
     with pytest.raises(VideoError):

@@ -116,7 +116,8 @@ class _Check:
         path = self._root / name
         inspection = inspect_video(path)
         if inspection.problem:
-            return inspection.reason, ""
+            # what follows is advice for training on it
+            return inspection.reason.partition(". ")[0].rstrip(".") + ".", ""
         try:
             with VideoReader(path, square_pixels=True) as video:
                 pixels = video.read([video.num_frames // 2]).pixels[0]

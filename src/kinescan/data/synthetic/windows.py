@@ -17,7 +17,7 @@ from kinescan.data.synthetic.writing import (
     ClipFile,
     Split,
     SyntheticReport,
-    prepare_folder,
+    require_free,
     write_dataset,
 )
 from kinescan.data.video import VideoReader
@@ -86,7 +86,7 @@ def make_windows(folder: str | Path, config: WindowConfig) -> SyntheticReport:
             f"{folder} lies in the folder of the sources, {config.source}, and would be one of them next time. Name "
             "another folder."
         )
-    prepare_folder(Path(folder), config.overwrite)
+    require_free(Path(folder), config.overwrite)
     splits: tuple[Split, ...] = ("train", "test")
     sources = find_sources(
         config.source,

@@ -153,7 +153,7 @@ def write_dataset(
     """
     start = time.perf_counter()
     folder = Path(folder)
-    prepare_folder(folder, config.overwrite)
+    _prepare(folder, config.overwrite)
     meta = {"kind": kind, "version": __version__, "classes": list(classes), "config": to_plain(config)}
     meta |= about or {}
     write_text(folder / META, json.dumps({**meta, "complete": False}, indent=2) + "\n")
@@ -195,23 +195,39 @@ def _write_lists(folder: Path, files: Sequence[ClipFile]) -> int:
     return num_events
 
 
-def prepare_folder(folder: Path, overwrite: bool) -> None:
+def require_free(folder: Path, overwrite: bool) -> None:
+    """Passes a folder that is not there, empty, or holds a data set made by kinescan that may be replaced.
+
+    Raises:
+        ConfigError: it holds something else, or cannot be read.
+    """
+    try:
+        present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise _not_writable(folder, error) from None
+    if present and not overwrite:
+        raise ConfigError(
+            f"{folder} is not empty ({present[0]}, ...). Name another folder, or let it be "
+            "replaced: kinescan data make ... --set overwrite=true; in Python overwrite=True."
+        )
+    if present and META not in present:
+        raise ConfigError(
+            f"{folder} holds no {META}, so it is not a data set made by kinescan to overwrite. Name another folder."
+        )
+
+
+def _prepare(folder: Path, overwrite: bool) -> None:
     """An empty, writable folder; what is removed on the way is a data set made by kinescan, never anything else."""
+    require_free(folder, overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        present = sorted(path.name for path in folder.iterdir())
-        if present and not overwrite:
-            raise ConfigError(
-                f"{folder} is not empty ({present[0]}, ...). Name another folder, or let it be "
-                "replaced: kinescan data make ... --set overwrite=true; in Python overwrite=True."
-            )
-        if present and META not in present:
-            raise ConfigError(
-                f"{folder} holds no {META}, so it is not a data set made by kinescan to overwrite. Name another folder."
-            )
         for split in ("train", "test"):
             if (folder / split).is_dir():
                 shutil.rmtree(folder / split)
             (folder / f"{split}.csv").unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error.strerror or error}. Name another folder.") from None
+        raise _not_writable(folder, error) from None
+
+
+def _not_writable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{folder} cannot be written: {error.strerror or error}. Name another folder.")
