@@ -1,5 +1,6 @@
 """A run that is opened once, and handed to `fit`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from kinescan.errors import CheckpointError, ConfigError
+from kinescan.runtime.distributed import Processes
 from kinescan.training import OptimConfig, TrainConfig, fit, open_run
 
 TRAIN = TrainConfig(device="cpu", trackers=())
@@ -60,3 +62,31 @@ def test_a_resumption_looks_at_the_checkpoint_once_and_makes_no_second_model(
     assert (len(made), looked) == (0, [run.folder.last])
     assert result.steps == 4
     assert all(torch.equal(trained[name], tensor) for name, tensor in tiny_model.state_dict().items())
+
+
+class _Apart(Processes):
+    """The second of two processes, on a machine of its own; what the first one says is given."""
+
+    def __init__(self, said: list[Any]) -> None:
+        super().__init__(1, 2)
+        self.said = said
+
+    def broadcast(self, value: Any) -> Any:
+        return self.said.pop(0)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [("process 0 on first", True), value]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_machine_that_does_not_share_the_folder_refuses(
+    shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_run, "SHARED_SECONDS", 0.2)
+    if shared:
+        (tmp_path / "token").touch()
+    with nullcontext() if shared else pytest.raises(ConfigError) as refused:
+        open_run._require_shared(tmp_path, _Apart(["token", None]))
+    if not shared:
+        assert "process 1" in str(refused.value)
+        assert "process 0" not in str(refused.value)
