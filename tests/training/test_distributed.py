@@ -1,9 +1,11 @@
 """Two real processes train together and get what one gets alone."""
 
+import importlib.util
 import json
 import os
 import pickle
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -124,7 +126,23 @@ def test_two_processes_give_the_losses_weights_and_scores_of_one(videos: Path, t
             torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-4)
 
 
+def _script() -> Any:
+    spec = importlib.util.spec_from_file_location("two_processes", Path(__file__).with_name("two_processes.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_what_one_process_meets_ends_the_run_in_both(tmp_path: Path) -> None:
+    script = _script()
+
+    def signalled(epoch: int, number: int) -> None:
+        if (epoch, number) == (1, 1):
+            signal.raise_signal(signal.SIGTERM)
+
+    assert "TrainingInterrupted" in script.run(tmp_path / "from one", Processes(), disturb=signalled, dropout=0.0)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -145,6 +163,14 @@ def test_what_one_process_meets_ends_the_run_in_both(tmp_path: Path) -> None:
     assert first["whole"] == second["whole"] == first["resumed"] == second["resumed"]
     # threads that are left may abort Python at its end
     assert first["threads left"] == second["threads left"] == []
+    # A run that one process left is taken up by two, and one that two left by one; dropout alone would differ.
+    assert first["taken up"] == second["taken up"]
+    assert "TrainingInterrupted" in first["left"]
+    script.run(tmp_path / "to one", Processes(), resume=True, dropout=0.0)
+    plain = _weights(tmp_path / "plain/checkpoints/last")
+    for other in ("from one", "to one"):
+        for name, tensor in _weights(tmp_path / other / "checkpoints/last").items():
+            torch.testing.assert_close(tensor, plain[name], rtol=1e-5, atol=1e-6)
     nan = (
         r"NonFiniteError: loss is nan in epoch 2, step 5; pixels hold NaN or infinity; videos: videos/30.mp4. The last"
     )

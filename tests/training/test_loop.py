@@ -708,3 +708,13 @@ def test_a_device_whose_memory_is_full_is_an_error_of_ours(
     assert "2.00 GiB" in str(met.value)
     assert "loader.batch_size" in str(met.value)
     assert "activation_checkpointing" in str(met.value)
+
+
+def test_a_warm_up_that_is_cut_is_said(
+    tiny_model: Any, noise_clips: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for epochs, said in ((2, 1), (4, 0)):
+        caplog.clear()
+        optim = dataclasses.replace(OPTIM, epochs=epochs, warmup_epochs=2)
+        fit(tiny_model, noise_clips(num_batches=1), output=tmp_path / str(epochs), train=TRAIN, optim=optim)
+        assert sum("optim.warmup_epochs" in record.message for record in caplog.records) == said

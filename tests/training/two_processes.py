@@ -35,9 +35,10 @@ def _fixtures() -> Any:
 class Shared:
     """A process's half of every batch of other clips."""
 
-    def __init__(self, whole: Any, index: int, disturb: Callable[[int, int], None]) -> None:
+    def __init__(self, whole: Any, index: int, disturb: Callable[[int, int], None], count: int = 2) -> None:
         self.whole, self.index, self.disturb = whole, index, disturb
-        self.num_classes, self.num_batches, self.batch_size = 2, whole.num_batches, whole.batch_size // 2
+        # With one process, its part is the whole.
+        self.num_classes, self.num_batches, self.batch_size = 2, whole.num_batches, whole.batch_size // count
         self.path = whole.path
 
     def batches(self, epoch: int, first_batch: int) -> Any:
@@ -47,16 +48,24 @@ class Shared:
             yield type(batch)(batch.clips[own], batch.labels[own], batch.item_indices[own], batch.unreadable)
 
 
-def run(folder: Path, processes: Processes, *, disturb: Any = None, nan: bool = False, resume: bool = False) -> str:
+def run(
+    folder: Path,
+    processes: Processes,
+    *,
+    disturb: Any = None,
+    nan: bool = False,
+    resume: bool = False,
+    dropout: float = 0.2,
+) -> str:
     """A run of two epochs; the hash of its weights, or the error that ended it."""
     fixtures = _fixtures()
     torch.manual_seed(0)
-    model = fixtures.TinyClassifier(fixtures.TinyConfig(dropout=0.2))
+    model = fixtures.TinyClassifier(fixtures.TinyConfig(dropout=dropout))
     whole = fixtures.NoiseClips(num_batches=5)
     if nan:
         whole.broken[1, 3] = torch.zeros(8, 2, 3, 4, 4)
         whole.broken[1, 3][6] = torch.nan
-    clips = Shared(whole, processes.index, disturb or (lambda *_: None))
+    clips = Shared(whole, processes.index, disturb or (lambda *_: None), processes.count)
     try:
         fit(model, clips, output=folder, train=TRAIN, optim=OPTIM, seed=1, resume=resume)
     except KinescanError as error:
@@ -88,6 +97,9 @@ def main(folder: Path) -> None:
             "nan": run(folder / "nan", processes, nan=True),
             "signal": run(folder / "signal", processes, disturb=signalled),
             "resumed": run(folder / "signal", processes, resume=True),
+            "plain": run(folder / "plain", processes, dropout=0.0),
+            "left": run(folder / "to one", processes, disturb=signalled, dropout=0.0),
+            "taken up": run(folder / "from one", processes, resume=True, dropout=0.0),
         }
         if processes.is_main:
             checkpoint._sha256 = _full

@@ -1,9 +1,16 @@
+import functools
+import logging
+
 import torch
 
 from kinescan.errors import ConfigError
 from kinescan.settings import closest
 
+logger = logging.getLogger(__name__)
+
 DEVICES = ("auto", "cpu", "mps", "cuda")
+UNUSED = {"xpu": "Intel GPU", "npu": "Ascend NPU", "mtia": "MTIA"}
+"""Accelerators that torch knows and this package was never tried on."""
 
 
 def choose_device(device: str) -> torch.device:
@@ -17,13 +24,28 @@ def choose_device(device: str) -> torch.device:
         device(type='cpu')
     """
     kind = device.partition(":")[0]
+    if kind in UNUSED:
+        raise ConfigError(
+            f"device {device!r}: kinescan was never tried on {UNUSED[kind]}s and does not use them. Allowed: "
+            f"{', '.join(DEVICES)}."
+        )
     if kind not in DEVICES:
         raise ConfigError(f"unknown device {device!r}. {closest(device, DEVICES)}")
     check_device(kind)
     if device != "auto":
         return torch.device(device)
     available = [name for name, there in _available().items() if there and name != "auto"]
+    if available[-1] == "cpu":
+        _say_what_is_not_used()
     return torch.device(available[-1])
+
+
+@functools.cache
+def _say_what_is_not_used() -> None:
+    for kind, name in UNUSED.items():
+        backend = getattr(torch, kind, None)
+        if backend is not None and backend.is_available():
+            logger.warning("this machine has an %s (%s), which kinescan does not use: computing on the CPU", name, kind)
 
 
 def _available() -> dict[str, bool]:

@@ -23,7 +23,7 @@ from kinescan.training.optim import OptimConfig, trainable_only
 from kinescan.training.progress import ProgressBar
 from kinescan.training.result import FitResult
 from kinescan.training.resume import restore
-from kinescan.training.resume_check import describe_computing
+from kinescan.training.resume_check import GLOBAL_BATCH, PROCESSES, describe_computing
 from kinescan.training.run_log import RunLog
 from kinescan.training.schedule import Schedule
 from kinescan.training.step import Mix, Stepper, Task
@@ -92,7 +92,9 @@ def fit(
         prepared = _prepared(model, clips, output, train, optim, mix=mix, task=task, seed=seed)
         stepper, stop = stack.enter_context(prepared)
         schedule = _schedule(clips, optim, accumulate_batches=train.accumulate_batches, num_processes=processes.count)
-        state = _state(output, stepper, schedule, train, settings or {})
+        state = _state(
+            output, stepper, schedule, train, {**(settings or {}), GLOBAL_BATCH: clips.batch_size * processes.count}
+        )
         log = RunLog(
             *(folder, stepper.accelerator),
             num_epochs=optim.epochs,
@@ -160,7 +162,7 @@ def _state(
 ) -> TrainState:
     """Where the run stands: at its checkpoint, or at the beginning."""
     accelerator = stepper.accelerator
-    plain = {**settings, "processes": run.processes.count}
+    plain = {**settings, PROCESSES: run.processes.count}
     plain["computed_by"] = describe_computing(accelerator.device, accelerator.mixed_precision)
     if run.checkpoint is not None:
         return restore(run.checkpoint, stepper, schedule, train, plain)
@@ -196,6 +198,12 @@ def _refuse_misfits(
 
 
 def _schedule(clips: ClipSource, optim: OptimConfig, *, accumulate_batches: int, num_processes: int) -> Schedule:
+    if optim.warmup_epochs > optim.epochs / 2:
+        logger.warning(
+            "the learning rate rises for %g epochs, half of all, and not for optim.warmup_epochs = %g: with %d epochs "
+            "it would hardly fall",
+            *(optim.epochs / 2, optim.warmup_epochs, optim.epochs),
+        )
     return Schedule(
         optim=optim,
         clips_per_step=clips.batch_size * accumulate_batches * num_processes,

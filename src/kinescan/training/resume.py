@@ -1,13 +1,17 @@
 """Takes a run up where its last checkpoint left it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from kinescan.errors import CheckpointError
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.saving.saved_model import read_config, read_weights
+from kinescan.runtime.distributed import Processes
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.checkpoint import TrainState, load_state, write_rng
 from kinescan.training.optim import refuse_other_groups, refuse_other_shapes
@@ -50,10 +54,12 @@ def restore(
         optimizer.load_state_dict(state.optimizer)
         refuse_other_shapes(optimizer)
         if stepper.carried is not None:
-            stepper.carried.restore(state.carried[stepper.processes.index])
+            stepper.carried.restore(_own_rows(state.carried, stepper.processes))
         if stepper.accelerator.scaler is not None and state.scaler:
             stepper.accelerator.scaler.load_state_dict(state.scaler)
-        write_rng(state.rng[stepper.processes.index], stepper.accelerator.device)
+        # Of another number of processes, those that were not there before begin with states of their own.
+        if stepper.processes.index < len(state.rng):
+            write_rng(state.rng[stepper.processes.index], stepper.accelerator.device)
     except Exception as error:  # whatever the file holds instead of them
         raise CheckpointError(f"{folder} does not fit this model: {error}. Start anew in another output.") from error
     describe_longer(schedule, state.settings, state.step)
@@ -61,6 +67,14 @@ def restore(
     _take_up_early_stop(state, train.early_stop_evaluations, schedule.optim.epochs)
     logger.info("resumed from %s: epoch %d, batch %d", folder, state.epoch + 1, state.batches_done)
     return state
+
+
+def _own_rows(carried: Sequence[Mapping[str, Tensor]], processes: Processes) -> dict[str, Tensor]:
+    """This process's part of the states that all processes carried; there may be another number of them now."""
+    if len(carried) == processes.count:
+        return dict(carried[processes.index])
+    whole = {name: torch.cat([own[name] for own in carried]) for name in carried[0]}
+    return {name: rows.tensor_split(processes.count)[processes.index].contiguous() for name, rows in whole.items()}
 
 
 def _load_weights(model: VideoClassifier, folder: Path, base: Mapping[str, Any] | None) -> None:

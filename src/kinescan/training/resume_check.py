@@ -52,6 +52,9 @@ ADDED: Mapping[str, Any] = {
     "model.text.weights": "",
 }
 """Settings that checkpoints of earlier versions do not have, with the value that stands for what these versions did."""
+PROCESSES = "processes"
+GLOBAL_BATCH = "global_batch"
+"""Clips of a batch of all processes together."""
 ROUNDING = "computed_by"
 """What the last digits of the weights depend on: threads, versions, processor."""
 SHOWN_LETTERS = 80
@@ -92,6 +95,8 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
     """
     old, new = _flat(_current(before)), _flat(_current(now))
     old |= {key: value for key, value in ADDED.items() if key in new and key not in old}
+    divided = _divided_otherwise(old, new)
+    old.pop(GLOBAL_BATCH, None), new.pop(GLOBAL_BATCH, None)
     changed = {
         key: f"{key} was {_shown(old, key)}, is {_shown(new, key)}"
         for key in sorted(old.keys() | new.keys())
@@ -100,9 +105,11 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
     harmless = [key for key in changed if any(key == name or key.startswith(f"{name}.") for name in HARMLESS)]
     rounding = [key for key in changed if key.startswith(f"{ROUNDING}.")]
     raised = ["optim.epochs"] if _is_raised(old.get("optim.epochs"), new.get("optim.epochs")) else []
-    harmful = [text for key, text in changed.items() if key not in (*harmless, *rounding, *raised)]
+    harmful = [text for key, text in changed.items() if key not in (*harmless, *rounding, *raised, *divided)]
     if "optim.epochs" in changed and not raised:
         harmful.append("optim.epochs can be raised, not lowered")
+    if PROCESSES in changed and not divided:
+        harmful.append(f"{PROCESSES} times loader.batch_size has to stay the same")
     if harmful:
         raise ConfigError(
             f"{folder} was written with other settings: {'; '.join(harmful)}. Resume with the run's own recipe.toml, "
@@ -110,6 +117,13 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
         )
     if harmless:
         logger.info("changed since the checkpoint, harmless: %s", "; ".join(changed[key] for key in harmless))
+    if divided:
+        logger.warning(
+            "divided between processes otherwise than before: %s. Batches are the same; what processes sample "
+            "themselves, as by dropout, and the last digits of the weights differ from those of a run that was never "
+            "stopped",
+            "; ".join(changed[key] for key in divided if key in changed),
+        )
     # Checkpoints of earlier versions do not say how they were computed.
     if rounding and any(key in old for key in rounding):
         logger.warning(
@@ -117,6 +131,22 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pa
             "run that was never stopped",
             "; ".join(changed[key].removeprefix(f"{ROUNDING}.") for key in rounding),
         )
+
+
+def _divided_otherwise(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+    """The settings that only divide the same batches between another number of processes; empty where none does."""
+    if old.get(PROCESSES) == new.get(PROCESSES) or _global_batch(old) is None:
+        return ()
+    return (PROCESSES, "loader.batch_size") if _global_batch(old) == _global_batch(new) else ()
+
+
+def _global_batch(flat: Mapping[str, Any]) -> int | None:
+    """Clips of a batch of all processes; checkpoints of earlier versions tell it by its factors."""
+    whole, factors = flat.get(GLOBAL_BATCH), (flat.get(PROCESSES), flat.get("loader.batch_size"))
+    if isinstance(whole, int):
+        return whole
+    processes, batch_size = factors
+    return processes * batch_size if isinstance(processes, int) and isinstance(batch_size, int) else None
 
 
 def _is_raised(before: Any, now: Any) -> bool:
