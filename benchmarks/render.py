@@ -335,6 +335,18 @@ SECTIONS: Mapping[str, Section] = {
         title="Tuners of one frozen VideoMamba",
         says="A training experiment: a small model on motions that it has not seen; its table is also in ssp.md.",
     ),
+    "ssp_grid": Section(
+        title="State-space prompts on a real grid",
+        says="A training experiment on why prompts come out below the bare head: a VideoMamba of 8 blocks on 7 x 7 "
+        "patches, what empty prompts alone do to it, where SSP's gradient goes, and its tuners; what it says is in "
+        "docs/ssp.md.",
+    ),
+    "training_compute": Section(
+        title="Training compute to equal accuracy",
+        says="A training experiment: PKS4 beside six other ways to make a video model of the same still-trained ViT "
+        "(VideoMamba from its own), on motions and the same backwards. FLOPs are counted operation by operation, "
+        "seconds are CPU time of the process; what it says is in docs/pks4.md.",
+    ),
     "kinematic_norm": Section(
         title="Normalisation of the kinematic encoder",
         says="A training experiment: PKS4 at the demo's size on the twelve motions, accuracy on held-out textures, "

@@ -19,7 +19,7 @@ from kinescan.data.synthetic.motion import MotionConfig, render_motion
 from kinescan.models.videomamba.videomamba import VideoMamba
 from kinescan.models.zoo import create_model
 from kinescan.preprocessing import Preprocessing
-from kinescan.runs.demo import still_task
+from kinescan.runs.stills import still_task
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.loop import fit
 
@@ -30,7 +30,7 @@ LOOKS = tuple(AppearanceConfig().looks)
 SEEN_LOOKS, UNSEEN_LOOKS = LOOKS[::2], LOOKS[1::2]
 NUM_SEEN_MOTIONS = 2 * len(SEEN_PAIRS)
 STILLS, STILL_EPOCHS, STILL_BATCH = 6400, 4, 64
-MOTIONS_PER_CLASS, LOOKS_PER_CLASS, EPOCHS, BATCH, RATE = 800, 200, 2, 32, 2e-3
+MOTIONS_PER_CLASS, LOOKS_PER_CLASS, EPOCHS, BATCH, RATE = 800, 200, 1, 32, 2e-3
 PIXELS = Preprocessing(size=SIZES["image_size"], num_frames=1, mean=(0.45,) * 3, std=(0.225,) * 3)
 """As `ssp_tuners.to_clips` has them."""
 
@@ -62,6 +62,16 @@ TARGETS: Mapping[str, Callable[[Any, int, int], Clips]] = {
     "looks": lambda split, per_class, first: render_looks(UNSEEN_LOOKS, split, per_class, first),
 }
 """What the tuners get: split, clips of a class, index of the first -> clips of six classes."""
+
+
+def kept(file: Path, render: Callable[[], Clips]) -> Clips:
+    """Clips that are rendered once and read afterwards."""
+    if not file.exists():
+        aside = file.with_suffix(".part")
+        torch.save(render(), aside)
+        aside.replace(file)
+    pixels, labels = torch.load(file)
+    return pixels, labels
 
 
 def of_one_kind(logits: Tensor, labels: Tensor) -> Tensor:
@@ -97,8 +107,8 @@ def make_base(work: Path) -> tuple[Path, dict[str, float]]:
         fit(image, source, output=work / "stills", train=train, optim=optim, task=still_task, resume=stills.exists())
         (work / "stills.done").touch()
     torch.manual_seed(0)
-    motions = render_motions(SEEN_PAIRS, "train", MOTIONS_PER_CLASS)
-    looks = render_looks(SEEN_LOOKS, "train", LOOKS_PER_CLASS)
+    motions = kept(work / "motions.pt", lambda: render_motions(SEEN_PAIRS, "train", MOTIONS_PER_CLASS))
+    looks = kept(work / "looks.pt", lambda: render_looks(SEEN_LOOKS, "train", LOOKS_PER_CLASS))
     pixels, labels = torch.cat([motions[0], looks[0]]), torch.cat([motions[1], looks[1] + NUM_SEEN_MOTIONS])
     num_classes = int(labels.max()) + 1
     model = create_model("videomamba_tiny", num_classes=num_classes, weights=stills, num_frames=NUM_FRAMES)

@@ -1,9 +1,13 @@
 """ST-Adapter: a bottleneck with a depthwise convolution over space and time before the attention of every block."""
 
+from dataclasses import dataclass
+from typing import Any
+
 from torch import Tensor, nn
 
-from kinescan.models.vit.vit import ViTConfig
+from kinescan.models.vit.vit import VisionTransformer, ViTConfig
 from peers.frozen import FrozenViT
+from peers.video import PeerConfig, VideoPeer
 
 
 class SpaceTimeAdapter(nn.Module):
@@ -36,10 +40,46 @@ class STAdapter(FrozenViT):
 
     def forward(self, clip: Tensor) -> Tensor:
         """[B, T, 3, H, W] -> [B, K]."""
-        num_frames, grid = clip.shape[1], self.vit.grid
-        tokens = self.vit.embed(clip.flatten(0, 1))  # [B * T, 1 + N, W]
-        for block, adapter in zip(self.vit.blocks, self.adapters, strict=True):
-            patches = tokens[:, 1:].unflatten(0, (-1, num_frames)).flatten(1, 2)
-            added = adapter(patches, (num_frames, *grid)).unflatten(1, (num_frames, -1)).flatten(0, 1)
-            tokens = block(nn.functional.pad(added, (0, 0, 1, 0)) + tokens)
-        return self.classify(tokens)
+        return self.classify(adapted_tokens(self.vit, self.adapters, clip))
+
+
+@dataclass(frozen=True, kw_only=True)
+class STAdapterConfig(PeerConfig):
+    """A frozen ViT with ST-Adapters.
+
+    Attributes:
+        bottleneck: channels of the adapters; half of the width, as published, when None.
+    """
+
+    bottleneck: int | None = None
+
+
+class STAdapterClassifier(VideoPeer):
+    """The same as a classifier for `kinescan.training.fit`: the ViT stays as it is loaded."""
+
+    config_class = STAdapterConfig
+    config: STAdapterConfig
+
+    def __init__(self, config: STAdapterConfig, **options: Any) -> None:
+        super().__init__(config, **options)
+        self.vit.requires_grad_(False)
+        bottleneck = config.bottleneck or config.width // 2
+        self.adapters = nn.ModuleList(SpaceTimeAdapter(config.width, bottleneck) for _ in range(config.depth))
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """[B, T, 3, H, W] -> [B, K]: the head on the mean of the frames' embeddings."""
+        self.check_clip(clip)
+        frames = self.vit.pool(adapted_tokens(self.vit, self.adapters, clip)).unflatten(0, clip.shape[:2])
+        logits: Tensor = self.head(frames.mean(dim=1))
+        return logits
+
+
+def adapted_tokens(vit: VisionTransformer, adapters: nn.ModuleList, clip: Tensor) -> Tensor:
+    """The tokens [B * T, 1 + N, W] after the last block of clips [B, T, 3, H, W], one adapter before each attention."""
+    num_frames, grid = clip.shape[1], vit.grid
+    tokens = vit.embed(clip.flatten(0, 1))  # [B * T, 1 + N, W]
+    for block, adapter in zip(vit.blocks, adapters, strict=True):
+        patches = tokens[:, 1:].unflatten(0, (-1, num_frames)).flatten(1, 2)
+        added = adapter(patches, (num_frames, *grid)).unflatten(1, (num_frames, -1)).flatten(0, 1)
+        tokens = block(nn.functional.pad(added, (0, 0, 1, 0)) + tokens)
+    return tokens

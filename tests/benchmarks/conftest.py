@@ -22,7 +22,12 @@ NAMES = (
     "render",
     "stream",
     "suite",
+    "ssp_grid",
+    "ssp_grid_base",
+    "ssp_tuners",
     "table1_memory",
+    "training_compute",
+    "training_compute_plot",
 )
 
 

@@ -311,10 +311,11 @@ def _merge(
                 "model.options.heads), or put its config.json beside the weights."
             )
     merged: dict[str, Any] = {**named, **told, **options}
-    if not merged.get("class_token", True) and "class_token_route" not in {*told, *options}:
+    defaults = architecture.model.config_class(**named)
+    routed = hasattr(defaults, "class_token_route") and "class_token_route" not in {*told, *options}
+    if routed and not merged.get("class_token", True):
         # Nothing to route: time goes through the patches alone.
         merged["class_token_route"] = "none"
-    defaults = architecture.model.config_class(**named)
     depth = merged.get("depth", defaults.depth)
     if hasattr(defaults, "insert_after") and depth != defaults.depth and "insert_after" not in {*told, *options}:
         # A vision encoder of another depth gets the module at the same relative depth.

@@ -151,7 +151,7 @@ def count_cost(model: VideoClassifier, *, num_frames: int | None = None) -> Cost
         raise ConfigError(f"num_frames must be at least 1, got {num_frames}.")
     model = complete_view(model)
     with watch_parts(model) as parts, torch.no_grad(), FakeTensorMode():
-        counter = _MacCounter(parts)
+        counter = MacCounter(parts, FORWARD_FORMULAS)
         weights = {name: _like(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         clip = torch.empty(1, num_frames, 3, model.config.image_size, model.config.image_size, device="cpu")
         with _temporal_filters_counted(model, counter), counter:
@@ -181,15 +181,21 @@ def training_flops(macs_per_clip: float, *, num_clips: int, num_epochs: int) -> 
     return FLOPS_PER_MAC * BACKWARD_FACTOR * macs_per_clip * num_clips * num_epochs
 
 
-class _MacCounter(TorchDispatchMode):
-    """Adds up the MACs of every operation for the part that is running."""
+class MacCounter(TorchDispatchMode):
+    """Adds up the MACs of every operation for the part that is running.
 
-    def __init__(self, parts: Parts) -> None:
+    Args:
+        parts: which one that is.
+        formulas: operation -> its MACs, where torch's own counter has none.
+    """
+
+    def __init__(self, parts: Parts, formulas: Mapping[str, Callable[..., Macs]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.parts = parts
+        self.parts, self.formulas = parts, formulas
         self.macs: dict[str, Macs] = {}
 
     def add(self, macs: Macs) -> None:
+        """Counts MACs for the part that is running."""
         part = self.parts.current
         self.macs[part] = self.macs.get(part, Macs()) + macs
 
@@ -197,7 +203,7 @@ class _MacCounter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        formula = _FORMULAS.get(func.name().partition(".")[0])
+        formula = self.formulas.get(func.name().partition(".")[0])
         if formula is not None:
             self.add(formula(*args))
         elif overload_packet(func) in flop_registry:
@@ -230,7 +236,7 @@ def _correlation(
     )
 
 
-_FORMULAS: Mapping[str, Callable[..., Macs]] = {
+FORWARD_FORMULAS: Mapping[str, Callable[..., Macs]] = {
     "kinescan::selective_scan": _scan,
     "kinescan::selective_scan_into": _scan,
     "kinescan::local_correlation": _correlation,
@@ -254,7 +260,7 @@ class CountsFilter(Protocol):
 
 
 @contextmanager
-def _temporal_filters_counted(model: nn.Module, counter: _MacCounter) -> Iterator[None]:
+def _temporal_filters_counted(model: nn.Module, counter: MacCounter) -> Iterator[None]:
     """Hooks on the modules whose filters over time no operation shows."""
 
     def count_filter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -268,7 +274,7 @@ def _temporal_filters_counted(model: nn.Module, counter: _MacCounter) -> Iterato
         yield
 
 
-def _part_cost(model: nn.Module, name: str, parts: Parts, counter: _MacCounter) -> PartCost:
+def _part_cost(model: nn.Module, name: str, parts: Parts, counter: MacCounter) -> PartCost:
     own = [parameter for key, parameter in model.named_parameters() if parts.owner(key) == name]
     return PartCost(
         name=name,
