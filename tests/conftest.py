@@ -9,6 +9,8 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Tests leave nothing in the user's folder of caches; those of kept tables choose a folder of their own.
+os.environ["KINESCAN_FRAME_TABLES"] = "off"
 
 # A shell that starts the tests in the background makes them, and all that they start, deaf to these.
 for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):

@@ -36,6 +36,7 @@ FLAGS = {
     "data convert": {
         *("--videos", "--fps", "--label", "--where", "--point", "--format", "--overwrite", "--json"),
     },
+    "data index": {"--set", "--test", "--reader", "--split", "--workers", "--json"},
     "data check": {"--set", "--test", "--reader", "--split", "--workers", "--quick", "--output", "--json"},
     "list": {"--recipes", "--markdown", "--json"},
     "recipe": {"--json"},

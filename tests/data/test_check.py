@@ -9,8 +9,9 @@ import pytest
 from tests.mentions import mentions
 
 from kinescan.data import check_videos, inspect_video, list_videos
-from kinescan.data.check import _in_processes
+from kinescan.data.file_workers import each_file
 from kinescan.data.listing import VideoItem, VideoList
+from kinescan.data.video import Inspection
 
 
 @pytest.fixture
@@ -125,12 +126,14 @@ def test_worker_processes_find_the_same_and_survive_a_file_that_ends_one(folder:
     alone = check_videos(parts)
     assert check_videos(parts, num_workers=2).to_json() == alone.to_json()
     paths = [str(folder / "train/run/a.mp4"), EndsItsProcess("bad.mp4"), *(str(folder / f"{n}.mp4") for n in range(9))]
-    done = dict(_in_processes(paths, 1, inspect_video))
+
+    def ended(path: str) -> Inspection:
+        return Inspection(path=path, problem="unreadable")
+
+    done = {found.path: found for found in each_file(paths, inspect_video, num_workers=1, crashed=ended)}
     assert set(done) == set(paths)
-    assert done["bad.mp4"] is None
-    finished = [inspection for inspection in done.values() if inspection is not None]
-    assert {inspection.problem for inspection in finished} <= {None, "missing"}
-    assert len(finished) >= 6
+    assert done["bad.mp4"].problem == "unreadable"
+    assert {found.problem for path, found in done.items() if path != "bad.mp4"} <= {None, "missing"}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -140,12 +143,12 @@ def test_ctrl_c_ends_a_check_and_its_workers(tmp_path: Path) -> None:
     script.write_text(
         "import os, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
-        "from kinescan.data.check import _in_processes\n"
+        "from kinescan.data.file_workers import each_file\n"
         "def slow(path):\n"
         "    print(os.getpid(), flush=True)\n"
         "    time.sleep(600)\n"
         "if __name__ == '__main__':\n"
-        "    list(_in_processes([str(number) for number in range(9)], 2, slow))\n"
+        "    list(each_file([str(number) for number in range(9)], slow, num_workers=2, crashed=str))\n"
     )
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

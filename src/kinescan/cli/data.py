@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 import typer
 
 from kinescan import runs
-from kinescan.cli import check, convert
+from kinescan.cli import check, convert, index
 from kinescan.cli.output import copy_lines, print_json, reported
 from kinescan.cli.usage import Verb
 
@@ -86,6 +86,7 @@ def _events(number: int) -> str:
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, epilog=copy_lines(EXAMPLES))
 app.command("make", cls=Verb, epilog=copy_lines(EXAMPLES))(command)
 app.command("convert", cls=Verb, epilog=copy_lines(convert.EXAMPLES))(convert.command)
+app.command("index", cls=Verb, epilog=copy_lines(index.EXAMPLES))(index.command)
 app.command("check", cls=Verb, epilog=copy_lines(check.EXAMPLES))(check.command)
 
 

@@ -2,29 +2,23 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kinescan.data.file_workers import CRASH, each_file
 from kinescan.data.interval_summary import IntervalSummary, summarise
 from kinescan.data.intervals import IntervalTable, IntervalVideo
 from kinescan.data.listing import VideoItem, VideoList
-from kinescan.data.loader import start_worker, worker_context
 from kinescan.data.readers.files import is_hidden, is_video
 from kinescan.data.video import Inspection, Limits, inspect_video
 from kinescan.runtime.escaping import escape_terminal
-from kinescan.runtime.python_internals import kill_workers
-
-Inspect = Callable[[str], Inspection]
 
 PROBLEMS = ("missing", "unreadable", "short")
 _SHOWN = 10
-_CRASH = "decoding it ends the process: the file is damaged in a way that FFmpeg does not survive."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +255,8 @@ def check_videos(
     listed = [(part, item) for part, videos in parts.items() for item in _items(videos)]
     paths = list(dict.fromkeys(str(item.path) for _, item in listed))
     found: dict[str, Inspection] = {}
-    with closing(_inspect_all(paths, num_workers, partial(inspect_video, decode=decode, limits=limits))) as inspections:
+    inspect = partial(inspect_video, decode=decode, limits=limits)
+    with closing(each_file(paths, inspect, num_workers=num_workers, crashed=_crashed)) as inspections:
         for inspection in inspections:
             found[inspection.path] = inspection
             if progress is not None:
@@ -315,48 +310,8 @@ def _gone(missing: Iterable[str], items: Iterable[VideoItem | IntervalVideo]) ->
     return tuple(video_id for video_id in missing if video_id not in kept)
 
 
-def _inspect_all(paths: list[str], num_workers: int, inspect: Inspect) -> Generator[Inspection, None, None]:
-    """Inspections in the order in which they are done."""
-    if not num_workers:
-        yield from map(inspect, paths)
-        return
-    lost = []
-    for path, inspection in _in_processes(paths, num_workers, inspect):
-        if inspection is None:
-            lost.append(path)
-        else:
-            yield inspection
-    for path in lost:
-        # one of them ended its process, and took the others that were under way with it
-        [(_, inspection)] = _in_processes([path], 1, inspect)
-        yield inspection or Inspection(path=path, problem="unreadable", reason=_CRASH)
-
-
-def _in_processes(
-    paths: list[str], num_workers: int, inspect: Inspect
-) -> Generator[tuple[str, Inspection | None], None, None]:
-    """Paths with their inspections; None for those that were under way when a process ended.
-
-    Where the caller is interrupted or wants no more, the processes are ended in the middle of their files.
-    """
-    left = list(reversed(paths))
-    while left:
-        under_way: dict[Future[Inspection], str] = {}
-        with ProcessPoolExecutor(num_workers, mp_context=worker_context(), initializer=start_worker) as pool:
-            try:
-                while left or under_way:
-                    while left and len(under_way) < 4 * num_workers:
-                        under_way[pool.submit(inspect, left[-1])] = left[-1]
-                        left.pop()
-                    done, _ = wait(under_way, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        inspection = future.result()
-                        yield under_way.pop(future), inspection
-            except BrokenProcessPool:
-                yield from ((path, None) for path in under_way.values())
-            except BaseException:
-                kill_workers(pool)
-                raise
+def _crashed(path: str) -> Inspection:
+    return Inspection(path=path, problem="unreadable", reason=CRASH)
 
 
 def _section(title: str, rows: list[str], *, most: int | None = _SHOWN) -> list[str]:

@@ -52,9 +52,9 @@ def check(
     Raises:
         ConfigError: a source cannot be understood, or the output cannot be written.
     """
-    data = _data_config(source, overrides, test=test, reader=reader, split=split)
+    data = data_config(source, overrides, test=test, reader=reader, split=split)
     folder = None if output is None else prepare_output(output)
-    parts, same_ids = _parts(data)
+    parts, same_ids = data_parts(data)
     with Counter("checking", "files") as progress:
         found = check_videos(
             parts,
@@ -75,7 +75,7 @@ def check(
     return found
 
 
-def _parts(data: DataConfig) -> tuple[Mapping[str, VideoList | IntervalTable], bool]:
+def data_parts(data: DataConfig) -> tuple[Mapping[str, VideoList | IntervalTable], bool]:
     """The sides of a data set, and whether equal ids mean the same video in all of them."""
     root = data.root or None
     if find_interval_layout(data.train, data.reader, root) is not None:
@@ -116,7 +116,7 @@ def save(found: DataCheck, folder: str | Path) -> None:
         plot_lengths(summary.classes, Path(folder) / f"{part}_lengths.png")
 
 
-def _data_config(
+def data_config(
     source: str | Path, overrides: Sequence[str], *, test: str | Path | None, reader: str | None, split: int | None
 ) -> DataConfig:
     """`[data]` of a recipe, or that of a folder or list, with what was said beside it."""

@@ -6,6 +6,7 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,11 @@ ADVICE = "Free space, or choose another folder that you may write to."
 
 @contextmanager
 def atomic_write(
-    path: str | Path, *, error: Callable[[str], Exception] = ConfigError, advice: str = ADVICE
+    path: str | Path,
+    *,
+    error: Callable[[str], Exception] = ConfigError,
+    advice: str = ADVICE,
+    sync: bool = True,
 ) -> Iterator[Path]:
     """A new file beside `path` that takes its name when the block ends well.
 
@@ -30,6 +35,7 @@ def atomic_write(
         path: the file to write; its folder is made where it is missing.
         error: makes the error to raise where the system refuses to write.
         advice: what to do then; ends the message.
+        sync: wait until it is on the disk; not needed for what can be made again, such as a cache.
 
     Yields:
         the path to write to, in the same folder; it ends as `path` does.
@@ -46,16 +52,19 @@ def atomic_write(
         ['a.json']
     """
     path = Path(path)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    # Threads of one process may write the same file, too.
+    aside = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_native_id()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # What is there under that name was left by a killed process, or is a link that would lead elsewhere.
         aside.unlink(missing_ok=True)
         yield aside
-        _sync(aside)
+        if sync:
+            _sync(aside)
         aside.chmod(_mode_of(path))
         os.replace(aside, path)
-        _sync(path.parent)
+        if sync:
+            _sync(path.parent)
     except KinescanError:
         # Some of ours are errors of the system, too.
         raise

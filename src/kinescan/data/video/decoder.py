@@ -1,5 +1,6 @@
 import copy
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ import av.error
 from av.format import Flags
 from av.stream import Discard, Disposition
 
+from kinescan.data.video.kept_tables import LEAST_BYTES, FrameTableCache, KeptTables, default_cache
 from kinescan.data.video.limits import Clock, Limits
 from kinescan.data.video.opening import open_file
 from kinescan.data.video.structure import is_animated_webp, is_encrypted_mp4
@@ -63,6 +65,7 @@ class Decoder:
     Attributes:
         limits: on time and pixels.
         clock: of the work under way.
+        is_kept: the tables are those of an earlier opening, or are kept for the next one.
         refused_a_size: a packet made the codec lose the frame's size, as one above the limit on pixels does.
     """
 
@@ -82,14 +85,48 @@ class Decoder:
 
     def _read_tables(self) -> None:
         self.codec: str = self.stream.codec_context.codec.canonical_name
-        self.packets: PacketTable = read_packets(self._demux(), self.stream)
-        if self.packets.encrypted:
-            raise VideoError(self.path, _ENCRYPTED)
-        # what tells a packet from the others when it is met again after a seek
+        self.packets: PacketTable
+        self.frames: FrameTable
+        kept = self._kept_tables()
+        self.is_kept = kept is not None
+        if kept is None:
+            self._read_file()
+        else:
+            self.packets, self.frames, self.num_lost_at_start = kept.packets, kept.frames, kept.num_lost_at_start
+            self._locate()
+
+    def keep_tables(self) -> None:
+        """Keeps the tables for the next time that this file is opened; to be called for whole files only."""
+        cache = self._table_cache
+        if cache is not None and not self.is_kept:
+            self.is_kept = cache.write(
+                self.path, self._stream_index, KeptTables(self.packets, self.frames, self.num_lost_at_start)
+            )
+
+    def _kept_tables(self) -> KeptTables | None:
+        cache = self._table_cache
+        return None if cache is None else cache.read(self.path, self._stream_index)
+
+    @property
+    def _table_cache(self) -> FrameTableCache | None:
+        try:
+            return default_cache() if os.path.getsize(self.path) >= LEAST_BYTES else None
+        except OSError:
+            return None
+
+    def _locate(self) -> None:
+        """Notes what tells a packet from the others when it is met again after a seek."""
         locations = zip(self.packets.pts, self.packets.positions, self.packets.sizes, strict=True)
         self._ordinals = {location: ordinal for ordinal, location in enumerate(locations) if location[1] is not None}
+
+    def _read_file(self) -> None:
+        """Reads the packets of the whole file."""
+        self.packets = read_packets(self._demux(), self.stream)
+        if self.packets.encrypted:
+            raise VideoError(self.path, _ENCRYPTED)
+        self._locate()
         self._show_whole_packets()
-        self.frames: FrameTable = self._lay_out(self.packets)
+        self.frames = self._lay_out(self.packets)
         lost = self._lost_at_start()
         self.num_lost_at_start = len(lost)
         if lost:

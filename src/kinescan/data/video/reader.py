@@ -77,7 +77,8 @@ class Frames:
 class VideoReader:
     """Exact frames of a video file by index or time, upright.
 
-    Opening reads the packets once, without decoding: this gives the number of frames, their times and the positions
+    Opening reads the packets once, without decoding, and keeps what it finds for the next time (docs/data.md, "Tables
+    of frames"): this gives the number of frames, their times and the positions
     where decoding can start. `read` then decodes each stretch that it needs once, by one thread (worker processes are
     the way to use more cores), and converts only the frames asked for to RGB. What comes out is bit for bit what
     decoding the whole file in order would give, also with variable frame rates, reordered frames and edit lists.
@@ -124,8 +125,9 @@ class VideoReader:
         try:
             if allow_short:
                 self._keep_what_decodes()
-            else:
+            elif not self._decoder.is_kept:
                 self._refuse_cut()
+                self._decoder.keep_tables()
             if not self._decoder.frames.identities:
                 raise VideoError(path, "holds no video frames.")
         except VideoError:
@@ -145,6 +147,11 @@ class VideoReader:
 
     def __repr__(self) -> str:
         return f"VideoReader({str(self.path)!r}, {self.num_frames} frames, {self.duration_seconds:.2f} s, {self.codec})"
+
+    @property
+    def table_is_kept(self) -> bool:
+        """Whether the table of packets and frames lies on the disk for the next time (see `FrameTableCache`)."""
+        return self._decoder.is_kept
 
     @property
     def num_frames(self) -> int:

@@ -1,0 +1,45 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kinescan import runs
+from kinescan.cli.output import FAILED, print_json, reported
+from kinescan.cli.terminal import print_text
+
+EXAMPLES = (
+    "kinescan data index VIDEOS --workers 8",
+    "kinescan data index recipes/ssv2_pks4_b16_8f.toml",
+    "KINESCAN_FRAME_TABLES=/scratch/tables kinescan data index VIDEOS",
+)
+
+
+@reported
+def command(
+    source: Annotated[Path, typer.Argument(help="Folder per class, csv, folder of a published data set, or a recipe.")],
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of the recipe.")
+    ] = [],  # noqa: B006
+    test: Annotated[Path | None, typer.Option(help="The same for evaluation.")] = None,
+    reader: Annotated[str | None, typer.Option(help="Layout of a published data set: ssv2, ucf101, ...")] = None,
+    split: Annotated[int | None, typer.Option(help="Which of its divisions into training and test.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that read files. By default one per core.", min=0)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Keep the table of frames of each video, so that opening it later reads little. Exits with 1 for broken files."""
+    found = runs.index.index(source, test=test, reader=reader, split=split, overrides=settings, num_workers=workers)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_text(
+            [
+                f"{found.num_files} files in {found.seconds:.1f} s: the tables of {found.num_kept} are kept in "
+                f"{found.folder}; {found.num_small} are too small to need one",
+                *(f"not kept: {path}" for path in found.not_kept),
+                *(f"unreadable: {path}: {reason}" for path, reason in found.unreadable.items()),
+            ]
+        )
+    if found.unreadable or found.not_kept:
+        raise typer.Exit(FAILED)

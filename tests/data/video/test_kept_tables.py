@@ -1,0 +1,196 @@
+"""Tables of frames on disk: the same frames, little read, nothing believed that is stale or damaged."""
+
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinescan.data.video import VideoReader, kept_tables, write_video
+from kinescan.data.video.kept_tables import FrameTableCache, default_cache
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FrameTableCache:
+    monkeypatch.setenv(kept_tables.VARIABLE, str(tmp_path / "tables"))
+    monkeypatch.setattr("kinescan.data.video.decoder.LEAST_BYTES", 1)
+    kept_tables._told.clear()
+    found = default_cache()
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    pixels = torch.randint(0, 256, (30, 3, 32, 48), dtype=torch.uint8)
+    write_video(tmp_path / "a.mp4", pixels, fps=10)
+    return tmp_path / "a.mp4"
+
+
+def _tables(cache: FrameTableCache) -> list[Path]:
+    return [path for path in cache.folder.rglob("*") if path.is_file()]
+
+
+def test_a_kept_table_gives_the_same_frames(cache: FrameTableCache, video: Path) -> None:
+    indices = [0, 17, 5, 29]
+    with VideoReader(video) as first:
+        expected, times, notes = first.read(indices).pixels, first.pts_seconds, first.notes
+        assert first.table_is_kept
+    with VideoReader(video) as again:
+        assert torch.equal(again.read(indices).pixels, expected)
+        assert torch.equal(again.pts_seconds, times)
+        assert (again.num_frames, again.notes, again.duration_seconds) == (30, notes, first.duration_seconds)
+        assert [seconds for _, seconds in again] == times.tolist()
+    assert len(_tables(cache)) == 1
+
+
+def test_all_kinds_of_files_are_kept_alike(cache: FrameTableCache, shared: Path) -> None:
+    read = 0
+    for path in sorted((shared / "videos").rglob("*.*")):
+        results = []
+        for _ in range(2):
+            try:
+                with VideoReader(path) as video:
+                    chosen = sorted({0, video.num_frames // 2, video.num_frames - 1})
+                    results.append((video.read(chosen).pixels, video.pts_seconds, video.notes, video.codec))
+            except OSError as error:
+                results.append(str(error))
+        if isinstance(results[0], str):
+            assert results[0] == results[1]
+            continue
+        read += 1
+        assert torch.equal(results[0][0], results[1][0]), path
+        assert torch.equal(results[0][1], results[1][1]), path
+        assert results[0][2:] == results[1][2:]
+    assert read > 20
+
+
+def test_the_second_opening_reads_little(cache: FrameTableCache, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    VideoReader(video).close()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("kinescan.data.video.decoder.read_packets", refuse)
+    with VideoReader(video) as again:
+        assert len(again.read([3]).pixels) == 1
+
+
+def _shorter(path: Path) -> None:
+    write_video(path, torch.zeros(12, 3, 32, 48, dtype=torch.uint8), fps=10)
+
+
+def _same_size_and_time(path: Path) -> None:
+    found = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-100:] = bytes(100)
+    path.write_bytes(data)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [_shorter, _same_size_and_time, lambda path: os.utime(path, ns=(1, 1))])
+def test_a_video_that_changed_is_read_anew_and_that_is_said_once(
+    change: Callable[[Path], None], cache: FrameTableCache, video: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    VideoReader(video).close()
+    other = shutil.copy(video, video.with_name("b.mp4"))
+    VideoReader(other).close()
+    for path in (video, Path(other)):
+        change(path)
+    with caplog.at_level(logging.INFO):
+        for path in (video, Path(other)):
+            assert cache.read(path, None) is None
+    assert sum("made anew" in record.message for record in caplog.records) == 1
+    if change is _shorter:
+        with VideoReader(video) as reader:
+            assert reader.num_frames == 12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_tables_are_made_anew(seed: int, cache: FrameTableCache, video: Path) -> None:
+    draw = random.Random(seed)
+    with VideoReader(video) as first:
+        expected = first.read([4]).pixels
+    [table] = _tables(cache)
+    whole = table.read_bytes()
+    for _ in range(12):
+        data = bytearray(whole[: draw.randrange(len(whole))] if draw.random() < 0.3 else whole)
+        for _ in range(draw.randrange(1, 20)):
+            if data:
+                data[draw.randrange(len(data))] = draw.randrange(256)
+        table.write_bytes(data)
+        with VideoReader(video) as reader:
+            assert torch.equal(reader.read([4]).pixels, expected)
+
+
+def test_another_version_s_table_is_made_anew(
+    cache: FrameTableCache, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    VideoReader(video).close()
+    monkeypatch.setattr(kept_tables, "FORMAT", "0 other")
+    assert cache.read(video, None) is None
+    VideoReader(video).close()
+    assert cache.read(video, None) is not None
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing_but_a_line(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(kept_tables.VARIABLE, str(tmp_path / "file" / "tables"))
+    monkeypatch.setattr("kinescan.data.video.decoder.LEAST_BYTES", 1)
+    kept_tables._told.clear()
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            with VideoReader(video) as reader:
+                assert not reader.table_is_kept
+                assert reader.num_frames == 30
+    assert len(caplog.records) == 1
+
+
+def test_tables_can_be_turned_off_and_small_files_need_none(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(kept_tables.VARIABLE, "off")
+    assert default_cache() is None
+    monkeypatch.setenv(kept_tables.VARIABLE, str(tmp_path / "tables"))
+    with VideoReader(video) as reader:
+        assert not reader.table_is_kept
+    assert not (tmp_path / "tables").exists()
+
+
+def test_a_cut_video_is_not_kept(cache: FrameTableCache, video: Path) -> None:
+    cut = video.with_name("cut.mkv")
+    write_video(cut, torch.randint(0, 256, (30, 3, 32, 48), dtype=torch.uint8), fps=10)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    for _ in range(2):
+        with pytest.raises(OSError, match="frames"):
+            VideoReader(cut)
+    assert not _tables(cache)
+
+
+def _read_and_delete(arguments: tuple[str, str, int]) -> int:
+    video, folder, seed = arguments
+    os.environ[kept_tables.VARIABLE] = folder
+    from kinescan.data.video import decoder
+
+    decoder.LEAST_BYTES = 1
+    draw, sums = random.Random(seed), set()
+    for _ in range(12):
+        with VideoReader(video) as reader:
+            sums.add(int(reader.read([7]).pixels.long().sum()))
+        if draw.random() < 0.4:
+            shutil.rmtree(folder, ignore_errors=True)
+    [found] = sums
+    return found
+
+
+def test_processes_that_write_and_delete_at_once_disturb_nobody(cache: FrameTableCache, video: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        jobs = [(str(video), str(cache.folder), seed) for seed in range(8)]
+        assert len(set(pool.map(_read_and_delete, jobs))) == 1
