@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import measure
 from kinescan.inference.export import export
-from kinescan.inference.exported import ExportRecord, load_exported
+from kinescan.inference.export_record import ExportRecord
+from kinescan.inference.exported import load_exported
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.zoo import create_model
 

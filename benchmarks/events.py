@@ -37,14 +37,16 @@ from kinescan.evaluation.temporal.alarms import Alarm, AlarmScores, score_alarms
 from kinescan.evaluation.temporal.scores import SOON_SECONDS, TemporalScores, score_frames
 from kinescan.evaluation.temporal.thresholds import choose_rules
 from kinescan.events.detector import EventUpdate, detect_updates
-from kinescan.events.predictions import BACKGROUND, FramePredictions
+from kinescan.events.predictions import FramePredictions
 from kinescan.events.rules import EventRules
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.pks4 import PKS4, PKS4State
+from kinescan.models.pks4 import PKS4
+from kinescan.models.pks4_state import PKS4State
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.preprocessing import Preprocessing
 from kinescan.runs.stills import STILLS_PER_EPOCH, train_on_stills
 from kinescan.settings import to_plain
+from kinescan.shapes import BACKGROUND
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.frame_task import FrameTask
 from kinescan.training.loop import fit

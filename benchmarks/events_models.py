@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kinescan.models.pks4 import PKS4, PKS4Config, PKS4State
+from kinescan.models.pks4 import PKS4
+from kinescan.models.pks4_config import PKS4Config
+from kinescan.models.pks4_state import PKS4State
 from kinescan.models.registry import register_model
 
 SIZES: dict[str, Any] = {

@@ -30,7 +30,8 @@ from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, render_mo
 from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import VideoReader
 from kinescan.errors import VideoError
-from kinescan.models.pks4 import PKS4, PKS4State
+from kinescan.models.pks4 import PKS4
+from kinescan.models.pks4_state import PKS4State
 from kinescan.models.still import SkipUnchanged, changed_patches
 from kinescan.models.zoo import create_model
 from kinescan.preprocessing import Preprocessing

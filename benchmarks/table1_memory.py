@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 import measure
 from kinescan.layers import chunks
-from kinescan.models.pks4 import PKS4Config
-from kinescan.models.vit.vit import ViTConfig
+from kinescan.models.pks4_config import PKS4Config
+from kinescan.models.vit.vit_config import ViTConfig
 from kinescan.models.zoo import create_model
 from kinescan.profiling.step_memory import StepMemory, count_step_memory, give_memory, num_trained, step_of
 from peers import PEERS

@@ -20,8 +20,8 @@ from unittest import mock
 import torch
 import triton
 from torch import Tensor
-from triton import knobs
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
@@ -124,7 +124,7 @@ def resources(ptx: str, capability: int) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.ptx"
         file.write_text(ptx)
-        command = [knobs.nvidia.ptxas.path, "-v", "--regAllocOptLevel=2", f"--gpu-name={architecture}", str(file)]
+        command = [get_ptxas(capability).path, "-v", "--regAllocOptLevel=2", f"--gpu-name={architecture}", str(file)]
         done = subprocess.run([*command, "-o", f"{file}.cubin"], capture_output=True, text=True, check=True)
     [registers] = re.findall(r"Used (\d+) registers", done.stderr)
     [(stores, loads)] = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="forward kernels, bfloat16, sm_90 alone")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     given = parser.parse_args()
-    if knobs.runtime.interpret:
+    if triton.knobs.runtime.interpret:
         raise SystemExit("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled. Unset it.")
     results = compile_all(given.quick)
     spills = spilling(results)

@@ -17,7 +17,7 @@ from kinescan.data.synthetic.motion import MotionConfig
 from kinescan.data.transforms import AugmentConfig
 from kinescan.errors import ConfigError
 from kinescan.fields import MAX_SEED, fits
-from kinescan.models.pks4 import PKS4Config
+from kinescan.models.pks4_config import PKS4Config
 from kinescan.models.registry import MODELS
 from kinescan.preprocessing import Preprocessing
 from kinescan.settings import build_settings, to_plain

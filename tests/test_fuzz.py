@@ -19,18 +19,18 @@ from safetensors.torch import save_file
 
 from kinescan.config import build_run, dump_recipe, load_recipe
 from kinescan.data.convert.conversion import ConvertOptions, convert_export
-from kinescan.data.datasets import read_items
 from kinescan.data.interval_listing import read_intervals
+from kinescan.data.listing import read_items
 from kinescan.data.sampling import Views
 from kinescan.errors import CheckpointError, KinescanError
 from kinescan.events.detector import EventDetector
 from kinescan.events.rules import ClassRules, EventRules, load_rules, save_rules
 from kinescan.events.told import Told, told_from
-from kinescan.inference.exported import ExportRecord, read_record
+from kinescan.inference.export_record import ExportRecord, read_record
 from kinescan.inference.model_source import resolve_model
-from kinescan.inference.stream import save_stream_state
+from kinescan.inference.stream_state import save_stream_state
 from kinescan.inference.transformers_folder import read_transformers_folder
-from kinescan.models.pks4 import PKS4State
+from kinescan.models.pks4_state import PKS4State
 from kinescan.models.saving.run_record import read_run
 from kinescan.models.weights.checkpoint_file import read_checkpoint
 from kinescan.models.zoo import create_model, from_pretrained

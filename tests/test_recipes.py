@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinescan.config import RunConfig, load_recipe, packaged_recipes
+from kinescan.config import RunConfig, load_recipe
 from kinescan.models.registry import MODELS
 from kinescan.models.zoo import create_model
+from kinescan.runtime.recipe_files import packaged_recipes
 
 RECIPES = sorted(packaged_recipes().values())
 PAPER = [

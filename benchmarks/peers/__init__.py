@@ -6,7 +6,7 @@ gradient and what is kept for it. Not part of the package.
 
 from collections.abc import Callable, Mapping
 
-from kinescan.models.vit.vit import ViTConfig
+from kinescan.models.vit.vit_config import ViTConfig
 from peers.aim import AIM
 from peers.evl import EVL
 from peers.frozen import FrozenViT

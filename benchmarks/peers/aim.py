@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from kinescan.models.vit.vit import Block, ViTConfig
+from kinescan.models.vit.vit_block import Block
+from kinescan.models.vit.vit_config import ViTConfig
 from peers.frozen import FrozenViT
 
 MLP_ADAPTER_SCALE = 0.5

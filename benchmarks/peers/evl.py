@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kinescan.models.vit.vit import ViTConfig
+from kinescan.models.vit.vit_config import ViTConfig
 from peers.frozen import Features, FrozenViT
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kinescan.models.vit.vit import VisionTransformer, ViTConfig
+from kinescan.models.vit.vit import VisionTransformer
+from kinescan.models.vit.vit_config import ViTConfig
 
 
 @dataclass

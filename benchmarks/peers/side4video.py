@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from kinescan.layers.class_token import ClassTokenShift
-from kinescan.models.vit.vit import Block, ViTConfig
+from kinescan.models.vit.vit_block import Block
+from kinescan.models.vit.vit_config import ViTConfig
 from peers.frozen import FrozenViT
 
 SIDE_WIDTHS = {768: (128, 2), 1024: (240, 6)}

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kinescan.models.vit.vit import VisionTransformer, ViTConfig
+from kinescan.models.vit.vit import VisionTransformer
+from kinescan.models.vit.vit_config import ViTConfig
 from peers.frozen import FrozenViT
 from peers.video import PeerConfig, VideoPeer
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kinescan.errors import ConfigError
-from kinescan.models.vit.vit import Block
-from kinescan.models.vit.vit_block import Attention
+from kinescan.models.vit.vit_block import Attention, Block
 from kinescan.models.weights.load_report import LoadReport
 from kinescan.models.weights.vit_weights import Pretrained
 from peers.video import PeerConfig, VideoPeer

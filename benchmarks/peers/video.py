@@ -7,7 +7,8 @@ from torch import nn
 
 from kinescan.errors import ConfigError
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.vit.vit import VisionTransformer, ViTConfig
+from kinescan.models.vit.vit import VisionTransformer
+from kinescan.models.vit.vit_config import ViTConfig
 from kinescan.preprocessing import Preprocessing
 
 

@@ -22,9 +22,7 @@ from kinescan.fields import MAX_SEED, check_most, check_types
 from kinescan.models.text_head import TextHead
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.files import read_toml
-from kinescan.runtime.recipe_files import RECIPES as RECIPES
-from kinescan.runtime.recipe_files import find_recipe as find_recipe
-from kinescan.runtime.recipe_files import packaged_recipes as packaged_recipes
+from kinescan.runtime.recipe_files import find_recipe
 from kinescan.settings import build_settings, closest, other_names, to_plain
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.optim import OptimConfig

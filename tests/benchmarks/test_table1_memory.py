@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kinescan.layers import chunks
-from kinescan.training.dry_run import activation_bytes
+from kinescan.profiling.activations import activation_bytes
 
 SIZES: dict[str, Any] = {
     "image_size": 32,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinescan.config import RECIPES, load_recipe
+from kinescan.config import load_recipe
 from kinescan.data.sampling import segment_indices
 from kinescan.data.synthetic import NUM_STILL_TARGETS, MotionConfig
 from kinescan.errors import ConfigError
@@ -13,6 +13,7 @@ from kinescan.models.zoo import from_pretrained
 from kinescan.runs.demo import clear_output, demo
 from kinescan.runs.demo_page import opening
 from kinescan.runs.stills import still_task
+from kinescan.runtime.recipe_files import RECIPES
 
 DEMO_RECIPES = ("stills", "motion_vit", "motion_pks4", "appearance_vit", "appearance_pks4")
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from tests.mentions import mentions
 
-from kinescan.data.datasets import VideoItem, read_items, split_items
-from kinescan.data.listing import list_videos
+from kinescan.data.datasets import split_items
+from kinescan.data.listing import VideoItem, list_videos, read_items
 from kinescan.errors import ConfigError
 
 

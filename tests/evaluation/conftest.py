@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinescan.data.datasets import VideoDataset, VideoItem
+from kinescan.data.datasets import VideoDataset
+from kinescan.data.listing import VideoItem
 from kinescan.data.sampling import Views
 from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import write_video

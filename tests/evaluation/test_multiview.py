@@ -7,7 +7,8 @@ import pytest
 import torch
 from tests.mentions import mentions
 
-from kinescan.data.datasets import VideoDataset, VideoItem
+from kinescan.data.datasets import VideoDataset
+from kinescan.data.listing import VideoItem
 from kinescan.data.loader import LoaderConfig
 from kinescan.data.transforms import AugmentConfig, TrainTransform
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError, VideoError

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from tests.mentions import mentions
 
-from kinescan.data.datasets import VideoItem
+from kinescan.data.listing import VideoItem
 from kinescan.errors import ConfigError
 from kinescan.evaluation.metrics import confusion_matrix
 from kinescan.evaluation.multiview import evaluate_model

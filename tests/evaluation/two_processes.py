@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from kinescan.data.datasets import VideoDataset, VideoItem
+from kinescan.data.datasets import VideoDataset
+from kinescan.data.listing import VideoItem
 from kinescan.data.loader import LoaderConfig
 from kinescan.data.sampling import Views
 from kinescan.data.transforms import EvalTransform

@@ -9,7 +9,8 @@ from kinescan.errors import CheckpointError, ConfigError, ShapeError
 from kinescan.events.rules import EventRules, save_rules
 from kinescan.inference.event_rules import model_rules
 from kinescan.inference.export import NUM_COMPARED_STEPS, export
-from kinescan.inference.exported import ExportedStep, load_exported, read_record
+from kinescan.inference.export_record import read_record
+from kinescan.inference.exported import ExportedStep, load_exported
 from kinescan.inference.stream import stream
 from kinescan.models.pks4 import PKS4
 from kinescan.shapes import BACKGROUND

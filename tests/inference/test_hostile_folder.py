@@ -17,7 +17,8 @@ import torch
 import kinescan as ks
 from kinescan.errors import CheckpointError, ConfigError, KinescanError
 from kinescan.inference.export import export
-from kinescan.inference.exported import load_exported, read_record
+from kinescan.inference.export_record import read_record
+from kinescan.inference.exported import load_exported
 from kinescan.inference.model_source import holds_export, resolve_model
 from kinescan.models.pks4 import PKS4
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models.pks4 import PKS4
-from kinescan.models.vit.vit import VisionTransformer, ViTConfig
+from kinescan.models.vit.vit import VisionTransformer
+from kinescan.models.vit.vit_config import ViTConfig
 from kinescan.models.weights.checkpoint_file import open_checkpoint
 from kinescan.models.weights.layouts import translate
 from kinescan.models.weights.vit_weights import load_pretrained, read_vision_encoder, resize_positions

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from kinescan.errors import CheckpointError, ConfigError, ShapeError
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.vit.vit import VisionTransformer, ViTConfig
+from kinescan.models.vit.vit import VisionTransformer
+from kinescan.models.vit.vit_config import ViTConfig
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.preprocessing import Preprocessing
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from kinescan.errors import CheckpointError
-from kinescan.models.vit.vit import VisionTransformer, ViTConfig
+from kinescan.models.vit.vit import VisionTransformer
+from kinescan.models.vit.vit_config import ViTConfig
 from kinescan.models.weights.checkpoint_file import open_checkpoint
 from kinescan.models.weights.vit_weights import load_pretrained, read_vision_encoder
 

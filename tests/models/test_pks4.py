@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from kinescan.errors import ConfigError, ShapeError
-from kinescan.models.pks4 import PKS4, PKS4Config, PKS4State
+from kinescan.models.pks4 import PKS4
+from kinescan.models.pks4_config import PKS4Config
+from kinescan.models.pks4_state import PKS4State
 
 TINY = PKS4Config(
     image_size=32,

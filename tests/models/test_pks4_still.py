@@ -5,7 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from kinescan.errors import ConfigError
-from kinescan.models.pks4 import PKS4, PKS4Config, PKS4State
+from kinescan.models.pks4 import PKS4
+from kinescan.models.pks4_config import PKS4Config
+from kinescan.models.pks4_state import PKS4State
 from kinescan.models.still import SkipUnchanged
 
 SIZES: dict[str, Any] = {

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from kinescan.errors import ConfigError
-from kinescan.models.pks4 import PKS4, PKS4Config
+from kinescan.models.pks4 import PKS4
+from kinescan.models.pks4_config import PKS4Config
 from kinescan.models.stream_step import StreamStep
 
 SIZES: dict[str, Any] = {

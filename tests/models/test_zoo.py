@@ -10,7 +10,8 @@ from torch import Tensor
 
 import kinescan as ks
 from kinescan.errors import CheckpointError, ConfigError
-from kinescan.models.pks4 import PKS4, PKS4Config
+from kinescan.models.pks4 import PKS4
+from kinescan.models.pks4_config import PKS4Config
 from kinescan.models.registry import MODELS, Architecture, list_models
 from kinescan.models.weights.vit_weights import resize_positions
 from kinescan.models.zoo import create_model, from_pretrained

@@ -14,7 +14,24 @@ from pathlib import Path
 import torch
 
 
+def keep_truth_values() -> None:
+    """Triton 3.9.0's interpreter makes 32-bit integers of a truth value that it spreads over a block, and refuses them
+    as a mask; its compiler does not."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    spread = InterpreterBuilder.create_splat
+
+    def create_splat(self, kind, given):
+        made = spread(self, kind, given)
+        if given.data.dtype == bool:
+            made.data = made.data.astype(bool)
+        return made
+
+    InterpreterBuilder.create_splat = create_splat
+
+
 def main() -> None:
+    keep_truth_values()
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     # as in pyproject.toml

@@ -9,7 +9,7 @@ import torch
 from tests.mentions import mentions
 
 from kinescan.config import DataConfig, RunConfig, build_run
-from kinescan.data.datasets import VideoItem
+from kinescan.data.listing import VideoItem
 from kinescan.data.video import write_video
 from kinescan.errors import ConfigError
 from kinescan.runs.datasets import evaluated_on, is_of_intervals, make_training_set, read_clips, read_videos

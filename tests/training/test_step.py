@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from kinescan.data.loader import Batch
 from kinescan.data.transforms import AugmentConfig, mix
-from kinescan.models.pks4 import PKS4, PKS4Config
+from kinescan.models.pks4 import PKS4
+from kinescan.models.pks4_config import PKS4Config
 from kinescan.runtime.distributed import Processes
 from kinescan.runtime.torch_internals import TorchDispatchMode
 from kinescan.training.accelerator import TrainConfig, open_accelerator

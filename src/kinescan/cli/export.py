@@ -11,7 +11,7 @@ from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import print_text
 
 if TYPE_CHECKING:
-    from kinescan.inference.exported import ExportRecord
+    from kinescan.inference.export_record import ExportRecord
 
 EXAMPLES = (
     "kinescan export runs/own_videos_cpu deployed --to openvino --precision bfloat16 --video a.mp4",

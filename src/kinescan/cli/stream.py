@@ -3,7 +3,7 @@ import time
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
@@ -27,121 +27,122 @@ EXAMPLES = (
 )
 
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A video file, a URL (rtsp://, http://, ...), - for standard input, or cameras.toml with several."
+    ),
+]
+Model = Annotated[
+    str | None, typer.Option(help="A run's folder, a saved causal model or a hub name. By default the newest run.")
+]
+Every = Annotated[
+    int | None,
+    typer.Option(help="Feed every n-th frame by count; by default by time, as far apart as in training."),
+]
+Top = Annotated[int | None, typer.Option(hidden=True, help="As --set stream.top.")]
+AllowShort = Annotated[bool, typer.Option("--allow-short", help="Use what can be decoded of a cut or damaged file.")]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code", hidden=True, help="Open a model of torch.export (.pt2), which may run code of its own."
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+State = Annotated[
+    Path | None,
+    typer.Option(help="File to continue from, written every minute and at the end; a folder for cameras.toml."),
+]
+Events = Annotated[
+    list[str],
+    typer.Option(
+        metavar="WHERE",
+        help="Tell starts and ends of events, and where to: FILE.jsonl, FILE.csv, a webhook (https://...), - to "
+        "only print; or rules, FILE.toml or .json. Can be repeated.",
+    ),
+]
+Record = Annotated[
+    Path | None, typer.Option(help="A video to write, .mp4 and others, with events and a timeline drawn in.")
+]
+WhenBehind = Annotated[
+    Behind,
+    typer.Option(help="Where predictions fall behind a live source: wait for them, or take its newest frame."),
+]
+Settings = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="stream.top=5, stream.average_seconds=2, reconnect.limit_seconds=300, events.on=0.6, "
+        "still.pixel_threshold=4 (patches that stand still are not computed again), ...",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a frame, or an event.")]
+
+
 @reported
 def command(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A video file, a URL (rtsp://, http://, ...), - for standard input, or cameras.toml with several."
-        ),
-    ],
-    model: Annotated[
-        str | None, typer.Option(help="A run's folder, a saved causal model or a hub name. By default the newest run.")
-    ] = None,
-    every: Annotated[
-        int | None,
-        typer.Option(help="Feed every n-th frame by count; by default by time, as far apart as in training."),
-    ] = None,
-    top: Annotated[int | None, typer.Option(hidden=True, help="As --set stream.top.")] = None,
-    allow_short: Annotated[
-        bool, typer.Option("--allow-short", help="Use what can be decoded of a cut or damaged file.")
-    ] = False,
-    allow_code: Annotated[
-        bool,
-        typer.Option(
-            "--allow-code", hidden=True, help="Open a model of torch.export (.pt2), which may run code of its own."
-        ),
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    state: Annotated[
-        Path | None,
-        typer.Option(help="File to continue from, written every minute and at the end; a folder for cameras.toml."),
-    ] = None,
-    events: Annotated[
-        list[str],
-        typer.Option(
-            metavar="WHERE",
-            help="Tell starts and ends of events, and where to: FILE.jsonl, FILE.csv, a webhook (https://...), - to "
-            "only print; or rules, FILE.toml or .json. Can be repeated.",
-        ),
-    ] = [],  # noqa: B006
-    record: Annotated[
-        Path | None, typer.Option(help="A video to write, .mp4 and others, with events and a timeline drawn in.")
-    ] = None,
-    when_behind: Annotated[
-        Behind,
-        typer.Option(help="Where predictions fall behind a live source: wait for them, or take its newest frame."),
-    ] = "wait",
-    settings: Annotated[
-        list[str],
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="stream.top=5, stream.average_seconds=2, reconnect.limit_seconds=300, events.on=0.6, "
-            "still.pixel_threshold=4 (patches that stand still are not computed again), ...",
-        ),
-    ] = [],  # noqa: B006
+    source: Source,
+    model: Model = None,
+    every: Every = None,
+    top: Top = None,
+    allow_short: AllowShort = False,
+    allow_code: AllowCode = False,
+    device: Device = "auto",
+    state: State = None,
+    events: Events = [],  # noqa: B006
+    record: Record = None,
+    when_behind: WhenBehind = "wait",
+    settings: Settings = [],  # noqa: B006
     modules: OwnModules = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a frame, or an event.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Classify a video or a live source frame by frame, at constant cost; the model must be causal."""
     import_own_modules(modules)
-    if top is not None:
-        settings = [*settings, f"stream.top={top}"]
     is_several = runs.cameras.is_cameras(source)
     if is_several and record is not None:
         raise ConfigError("--record is for one source. Leave it out, or run kinescan stream for each camera.")
+    options = _Options(
+        model=model,
+        every=every,
+        device=device,
+        state=state,
+        when_behind=when_behind,
+        overrides=settings if top is None else [*settings, f"stream.top={top}"],
+        allow_code=allow_code,
+    )
     # SIGTERM ends it as Ctrl-C does: with the state written
     with Interruption() as stop:
         stop.immediate = True
         if is_several:
-            cameras = runs.cameras.stream_cameras(
-                source,
-                targets=events,
-                sinks=[runs.stream.printing(_print_camera_event_json if as_json else _print_camera_event)],
-                model=model,
-                every=every,
-                device=device,
-                state=state,
-                when_behind=when_behind,
-                overrides=settings,
-                allow_code=allow_code,
-            )
+            sinks = [runs.stream.printing(_print_camera_event_json if as_json else _print_camera_event)]
+            cameras = runs.cameras.stream_cameras(source, targets=events, sinks=sinks, **options)
             with closing(cameras):
                 _print_as_they_come(cameras, as_json)
-            return
-        if events or record is not None:
+        elif events or record is not None:
+            sinks = [runs.stream.printing(_print_event_json if as_json else _print_event)]
             told = runs.stream.stream_source_events(
-                source,
-                events,
-                overrides=settings,
-                record=record,
-                sinks=[runs.stream.printing(_print_event_json if as_json else _print_event)],
-                model=model,
-                every=every,
-                device=device,
-                state=state,
-                allow_short=allow_short,
-                allow_code=allow_code,
-                when_behind=when_behind,
+                source, events, record=record, sinks=sinks, allow_short=allow_short, **options
             )
             with closing(told):
                 for _ in told:
                     pass
-            return
-        predictions = runs.stream.stream_source(
-            source,
-            model=model,
-            every=every,
-            device=device,
-            state=state,
-            allow_short=allow_short,
-            when_behind=when_behind,
-            overrides=settings,
-            allow_code=allow_code,
-        )
-        with closing(predictions):
-            _print_as_they_come(predictions, as_json)
+        else:
+            predictions = runs.stream.stream_source(source, allow_short=allow_short, **options)
+            with closing(predictions):
+                _print_as_they_come(predictions, as_json)
+
+
+class _Options(TypedDict):
+    """What one source and several are streamed with."""
+
+    model: str | None
+    every: int | None
+    device: str
+    state: Path | None
+    when_behind: Behind
+    overrides: list[str]
+    allow_code: bool
 
 
 def _print_event(told: "Told", camera: str = "") -> None:

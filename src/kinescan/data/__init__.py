@@ -9,8 +9,8 @@ from kinescan.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from kinescan.data.check import DataCheck, check_videos
-    from kinescan.data.datasets import Sample, Unreadable, VideoDataset, VideoItem, read_items, split_items
-    from kinescan.data.listing import VideoList, list_videos
+    from kinescan.data.datasets import Sample, Unreadable, VideoDataset, split_items
+    from kinescan.data.listing import VideoItem, VideoList, list_videos, read_items
     from kinescan.data.loader import Batch, LoaderConfig, VideoLoader, make_loader
     from kinescan.data.sampling import Views, dense_indices, segment_indices, view_indices
     from kinescan.data.transforms import AugmentConfig, EvalTransform, TrainTransform, mix

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kinescan.data.listing import VIDEO_SUFFIXES, find_videos
+from kinescan.data.readers.files import VIDEO_SUFFIXES, find_videos
 from kinescan.data.sampling import Views, view_indices
 from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import Limits, VideoReader

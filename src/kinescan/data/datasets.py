@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from kinescan.data.listing import DATASETS, VIDEO_SUFFIXES, VideoItem, find_videos, read_items
+from kinescan.data.listing import VideoItem
 from kinescan.data.mirroring import mirrored_labels
 from kinescan.data.sampling import Views, clip_indices, view_indices
 from kinescan.data.storage import is_gone
@@ -19,18 +19,7 @@ from kinescan.errors import ConfigError, VideoError
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.torch_internals import shared_storage
 
-__all__ = [
-    "DATASETS",
-    "VIDEO_SUFFIXES",
-    "Sample",
-    "Unreadable",
-    "VideoDataset",
-    "VideoItem",
-    "find_videos",
-    "read_items",
-    "split_items",
-    "stable_seed",
-]
+__all__ = ["Sample", "Unreadable", "VideoDataset", "split_items", "stable_seed"]
 
 
 logger = logging.getLogger(__name__)

@@ -19,25 +19,14 @@ from kinescan.data.readers import (
     read_ucf101,
 )
 from kinescan.data.readers.class_folders import find_parts
-from kinescan.data.readers.files import VIDEO_SUFFIXES, find_videos, is_video
+from kinescan.data.readers.files import is_video
 from kinescan.data.readers.lists import list_held_out_name
 from kinescan.data.readers.source import Part
 from kinescan.errors import ConfigError
 from kinescan.runtime.urls import refuse_url
 from kinescan.settings import closest
 
-__all__ = [
-    "DATASETS",
-    "VIDEO_SUFFIXES",
-    "Layout",
-    "Part",
-    "VideoItem",
-    "VideoList",
-    "choose_layout",
-    "find_videos",
-    "list_videos",
-    "read_items",
-]
+__all__ = ["DATASETS", "Layout", "VideoItem", "VideoList", "choose_layout", "list_videos", "read_items"]
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from kinescan.data.datasets import VideoDataset, VideoItem
+from kinescan.data.datasets import VideoDataset
+from kinescan.data.listing import VideoItem
 from kinescan.data.sampling import segment_indices
 from kinescan.data.storage import is_gone
 from kinescan.data.transforms import TrainTransform, resize

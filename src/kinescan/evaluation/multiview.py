@@ -9,7 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from kinescan.data.datasets import Unreadable, VideoDataset, VideoItem
+from kinescan.data.datasets import Unreadable, VideoDataset
+from kinescan.data.listing import VideoItem
 from kinescan.data.loader import Batch, LoaderConfig, make_loader
 from kinescan.data.sampling import Views
 from kinescan.errors import ConfigError, KinescanError, NonFiniteError, ShapeError, VideoError

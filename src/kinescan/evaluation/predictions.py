@@ -10,7 +10,6 @@ from safetensors.torch import save
 
 from kinescan.errors import ConfigError
 from kinescan.evaluation.multiview import Evaluation, VideoScore
-from kinescan.evaluation.report_parts import PREDICTIONS_FILE as PREDICTIONS_FILE
 from kinescan.runtime.atomic_write import atomic_write
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import parse_json, read_text

@@ -7,10 +7,11 @@ from kinescan.errors import ConfigError
 from kinescan.evaluation.metrics import Metrics, confusion_matrix
 from kinescan.evaluation.multiview import Evaluation
 from kinescan.evaluation.plots import plot_confusion, plot_reliability
-from kinescan.evaluation.predictions import PREDICTIONS_FILE, prediction_lines
+from kinescan.evaluation.predictions import prediction_lines
 from kinescan.evaluation.report_parts import (
     CONFUSION_FILE,
     PAGE_FILE,
+    PREDICTIONS_FILE,
     RELIABILITY_FILE,
     listed,
     note_lines,

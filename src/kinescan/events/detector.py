@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from kinescan.data.intervals import Interval
 from kinescan.errors import CheckpointError, ShapeError
-from kinescan.events.predictions import BACKGROUND, FramePredictions
+from kinescan.events.predictions import FramePredictions
 from kinescan.events.rules import EventRules, LabelRules
+from kinescan.shapes import BACKGROUND
 
 SLACK_SECONDS = 1e-6
 """Times of frames are sums of rounded numbers: five frames of 0.04 s have lasted 0.2 s."""

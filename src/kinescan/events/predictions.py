@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinescan.errors import ShapeError
-from kinescan.shapes import BACKGROUND as BACKGROUND
+from kinescan.shapes import BACKGROUND
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

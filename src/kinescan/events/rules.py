@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from kinescan.errors import ConfigError
-from kinescan.events.predictions import BACKGROUND
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_json_object, read_toml
 from kinescan.settings import build_settings, closest, to_plain
+from kinescan.shapes import BACKGROUND
 
 RULES_FILE = "events.json"
 """Of the rules that belong to a saved model, beside its config.json."""

@@ -2,7 +2,8 @@
 
 from kinescan.inference.explain import KinematicMaps, kinematic_maps
 from kinescan.inference.export import export
-from kinescan.inference.exported import ExportCheck, ExportedModel, ExportRecord, load_exported
+from kinescan.inference.export_record import ExportCheck, ExportRecord
+from kinescan.inference.exported import ExportedModel, load_exported
 from kinescan.inference.predictor import Prediction, predict
 from kinescan.inference.stream import StreamPrediction, StreamSession, stream
 from kinescan.inference.stream_state import load_stream_state, save_stream_state

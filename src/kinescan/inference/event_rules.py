@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kinescan.events.predictions import BACKGROUND
 from kinescan.events.rules import RULES_FILE, EventRules, build_rules, load_rules, rules_of_content
 from kinescan.models.classifier import VideoClassifier
 from kinescan.settings import to_plain
+from kinescan.shapes import BACKGROUND
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,6 @@ from kinescan.events.told import Told, told_from
 from kinescan.inference.feed import WhenBehind
 from kinescan.inference.model_source import ModelSource
 from kinescan.inference.stream import (
-    FrameSource,
     StreamPrediction,
     StreamSession,
     checked_behind,
@@ -32,8 +31,8 @@ from kinescan.inference.stream import (
 )
 from kinescan.inference.stream_average import AverageKind
 from kinescan.inference.stream_state import load_stream_events, save_stream_state
-from kinescan.inference.turns import frames_of
-from kinescan.models.pks4 import PKS4State
+from kinescan.inference.turns import FrameSource, frames_of
+from kinescan.models.pks4_state import PKS4State
 from kinescan.runtime.urls import mask_url
 
 logger = logging.getLogger(__name__)

@@ -15,26 +15,24 @@ from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, render_mo
 from kinescan.data.transforms import EvalTransform
 from kinescan.errors import ConfigError, ExportError, KinescanError
 from kinescan.events.rules import RULES_FILE
-from kinescan.inference.export_formats import FORMATS, FormatName, Precision, first_line, quiet_exporters
-from kinescan.inference.exported import (
-    RECORD_FILE,
+from kinescan.inference.export_formats import FORMATS, FormatName, Precision, quiet_exporters
+from kinescan.inference.export_record import (
     ExportCheck,
-    ExportedModel,
-    ExportedStep,
     ExportRecord,
     StepRecord,
     check_precision,
     is_exported,
-    load_exported,
     read_record,
 )
+from kinescan.inference.exported import ExportedModel, ExportedStep, load_exported
 from kinescan.inference.model_source import ModelSource, holds_export, resolve_model
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.mode import complete_view
 from kinescan.models.pks4 import PKS4
-from kinescan.models.saving.location import locate_model
+from kinescan.models.saving.location import EXPORT_FILE, locate_model
 from kinescan.models.stream_step import StreamStep
 from kinescan.runtime.atomic_write import atomic_files, write_text
+from kinescan.runtime.error_text import first_line
 from kinescan.runtime.escaping import to_json
 from kinescan.settings import closest, to_plain
 from kinescan.version import __version__
@@ -109,33 +107,14 @@ def export(
         )
     module = _step_of(resolved) if step else resolved
     rules = None if isinstance(model, VideoClassifier) else _rules_beside(model)
-    preprocessing = replace(resolved.preprocessing, num_frames=num_frames or resolved.preprocessing.num_frames)
-    record = ExportRecord(
-        kinescan_version=__version__,
-        model=resolved.name,
-        format=to,
-        file=FORMATS[to].file,
-        files=(),
-        labels=resolved.labels,
-        num_classes=resolved.config.num_classes,
-        preprocessing=preprocessing,
-        batch=None if batch == "dynamic" else batch,
-        num_frames=preprocessing.num_frames,
-        size=preprocessing.size,
-        precision=precision,
-        causal=getattr(resolved.config, "causal", None),
-        timing=resolved.timing,
-        output="frames" if resolved.answers_frames else "clip",
-        overlapping=resolved.overlapping,
-        weights=resolved.weights_fingerprint(),
-        step=_step_record(module) if isinstance(module, StreamStep) else None,
-        versions=_versions(),
+    record = _record_of(
+        module, resolved, to=to, batch=None if batch == "dynamic" else batch, num_frames=num_frames, precision=precision
     )
     names, clips = _clips_to_compare(record, videos)
     with torch.no_grad():
         expected = module.model.forward_stream(clips)[0] if isinstance(module, StreamStep) else resolved(clips)
     allowed = TOLERANCES[precision] if tolerance is None else tolerance
-    with atomic_files(target, last=RECORD_FILE, instead_of=earlier, error=ExportError) as aside:
+    with atomic_files(target, last=EXPORT_FILE, instead_of=earlier, error=ExportError) as aside:
         if rules is not None:
             shutil.copyfile(rules, aside / RULES_FILE)
         record = _write(module, record, aside)
@@ -181,7 +160,7 @@ def _earlier_files(folder: Path) -> tuple[str, ...]:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file. Name a folder to export to.")
     if is_exported(folder):
-        return (*read_record(folder).files, RECORD_FILE)
+        return (*read_record(folder).files, EXPORT_FILE)
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} holds other files, and no earlier export. Name a new folder.")
     return ()
@@ -210,6 +189,40 @@ def _step_of(model: VideoClassifier) -> StreamStep:
     return StreamStep(model)
 
 
+def _record_of(
+    module: nn.Module,
+    model: VideoClassifier,
+    *,
+    to: FormatName,
+    batch: int | None,
+    num_frames: int | None,
+    precision: Precision,
+) -> ExportRecord:
+    """The record of what is about to be written; `module` is what is exported of the model."""
+    preprocessing = replace(model.preprocessing, num_frames=num_frames or model.preprocessing.num_frames)
+    return ExportRecord(
+        kinescan_version=__version__,
+        model=model.name,
+        format=to,
+        file=FORMATS[to].file,
+        files=(),
+        labels=model.labels,
+        num_classes=model.config.num_classes,
+        preprocessing=preprocessing,
+        batch=batch,
+        num_frames=preprocessing.num_frames,
+        size=preprocessing.size,
+        precision=precision,
+        causal=getattr(model.config, "causal", None),
+        timing=model.timing,
+        output="frames" if model.answers_frames else "clip",
+        overlapping=model.overlapping,
+        weights=model.weights_fingerprint(),
+        step=_step_record(module) if isinstance(module, StreamStep) else None,
+        versions=_versions(),
+    )
+
+
 def _step_record(step: StreamStep) -> StepRecord:
     config = step.model.config
     return StepRecord(
@@ -234,7 +247,7 @@ def _write(module: nn.Module, record: ExportRecord, folder: Path) -> ExportRecor
 
 
 def _write_record(record: ExportRecord, folder: Path) -> None:
-    write_text(folder / RECORD_FILE, to_json(to_plain(record), indent=2) + "\n")
+    write_text(folder / EXPORT_FILE, to_json(to_plain(record), indent=2) + "\n")
 
 
 def _clips_to_compare(record: ExportRecord, videos: Sequence[str | Path]) -> tuple[list[str], Tensor]:

@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import logging
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from kinescan.inference.transformers_folder import read_transformers_folder
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.saving.model_card import TRANSFORMERS_USE, model_card
 from kinescan.ops.backend import plain_torch
+from kinescan.runtime.error_text import first_line
 from kinescan.runtime.files import inside
 from kinescan.runtime.optional_package import optional_package
 from kinescan.settings import to_plain
@@ -119,14 +119,6 @@ def _nested(module: nn.Module, axes: Sequence[Any]) -> tuple[Any, ...]:
 
 def _name_of(module: nn.Module) -> str:
     return module.name if isinstance(module, VideoClassifier) else type(module).__name__
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first; exporters append long logs."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # OpenVINO begins with the lines of its source that the error came through.
-    telling = [line for line in lines if not re.match(r"Exception from \S+:\d+:$|Check '.*' failed at \S+:$", line)]
-    return (telling or lines or [type(error).__name__])[0]
 
 
 def _write_torch(module: nn.Module, signature: Signature, path: Path) -> None:

@@ -18,7 +18,8 @@ from kinescan.events.predictions import FramePredictions
 from kinescan.inference.model_source import ModelSource, resolve_model
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.mode import evaluation_view
-from kinescan.models.pks4 import PKS4, PKS4State
+from kinescan.models.pks4 import PKS4
+from kinescan.models.pks4_state import PKS4State
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.urls import refuse_url
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 
 from kinescan.errors import ConfigError
-from kinescan.inference.exported import ExportedModel, ExportRecord, is_exported, load_exported, read_record
+from kinescan.inference.export_record import ExportRecord, is_exported, read_record
+from kinescan.inference.exported import ExportedModel, load_exported
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.saving.location import locate_model
 from kinescan.models.saving.saved_model import is_saved
 from kinescan.models.zoo import from_pretrained
+from kinescan.runtime.error_text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,6 @@ def resolve_model(
         return resolved.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"device {str(device)!r} is not available: {str(error).splitlines()[0]} Use 'cpu', or a device that "
+            f"device {str(device)!r} is not available: {first_line(error)} Use 'cpu', or a device that "
             "`kinescan doctor` lists."
         ) from error

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from kinescan.errors import CheckpointError
 from kinescan.layers.mamba import MambaState
-from kinescan.models.pks4 import PKS4State
-from kinescan.models.pks4_state import STILL
+from kinescan.models.pks4_state import STILL, PKS4State
 from kinescan.models.still import StillState
 
 SCANNER, RECENT = "scanner", "recent"

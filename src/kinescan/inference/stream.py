@@ -20,10 +20,10 @@ from kinescan.inference.feed import Feed, WhenBehind
 from kinescan.inference.model_source import ModelSource, record_of_export, resolve_model
 from kinescan.inference.stream_average import AverageKind, choose_average
 from kinescan.inference.stream_state import fitting_state, load_left_time, load_stream_state, save_stream_state
-from kinescan.inference.turns import FrameSource as FrameSource
-from kinescan.inference.turns import Turn, frames_of, turns_of
+from kinescan.inference.turns import FrameSource, Turn, frames_of, turns_of
 from kinescan.models.mode import evaluation_view
-from kinescan.models.pks4 import PKS4, PKS4State
+from kinescan.models.pks4 import PKS4
+from kinescan.models.pks4_state import PKS4State
 from kinescan.models.pks4_still import check_skipping
 from kinescan.models.still import SkipUnchanged
 from kinescan.runtime.urls import mask_url

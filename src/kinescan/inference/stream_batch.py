@@ -13,7 +13,8 @@ from kinescan.inference.exported import CausalModel
 from kinescan.inference.stream import StreamPrediction, StreamSession
 from kinescan.inference.turns import Turn
 from kinescan.layers.running_average import running_average
-from kinescan.models.pks4 import PKS4, PKS4State
+from kinescan.models.pks4 import PKS4
+from kinescan.models.pks4_state import PKS4State
 from kinescan.models.still import SkipUnchanged
 from kinescan.models.stream_step import StreamStep
 

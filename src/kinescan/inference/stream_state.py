@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,9 +14,8 @@ from kinescan.errors import CheckpointError
 from kinescan.inference.exported import CausalModel
 from kinescan.inference.state_tensors import ANEW, RECENT, SCANNER, state_of
 from kinescan.layers.carried import shaped_like
-from kinescan.models.mode import evaluation_view
-from kinescan.models.pks4 import PKS4State
-from kinescan.models.pks4_state import STILL
+from kinescan.models.first_frame import after_a_frame
+from kinescan.models.pks4_state import STILL, PKS4State
 from kinescan.models.still import StillState
 from kinescan.runtime.atomic_write import atomic_write
 from kinescan.runtime.escaping import to_json
@@ -166,7 +164,7 @@ def fitting_state(state: PKS4State, model: CausalModel) -> PKS4State:
     state = replace(state, recent=None, still=None)
     given = {name: tensor.to(device) for name, tensor in state.tensors().items()}
     if state.frames_seen:
-        example = _state_after_a_frame(model)
+        _, example = after_a_frame(model)
         still = _fitting_still(still, example.still, model)
         example = replace(example, still=None)
         expected = {name: tuple(tensor.shape) for name, tensor in example.tensors().items()}
@@ -214,13 +212,3 @@ def _fitting_still(still: StillState | None, example: StillState | None, model: 
                 "stream of the same model."
             )
     return StillState.from_tensors({name: tensor.to(model.device) for name, tensor in given.items()}, STILL)
-
-
-def _state_after_a_frame(model: CausalModel) -> PKS4State:
-    """The model's state, every tensor of which keeps the size that it has after the first frame."""
-    size = model.preprocessing.size
-    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    frame = torch.zeros(1, 1, 3, size, size, device=model.device, dtype=dtype)
-    with torch.no_grad():
-        _, state = evaluation_view(model).forward_stream(frame, PKS4State())
-    return state

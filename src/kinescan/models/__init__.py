@@ -9,14 +9,17 @@ from kinescan.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from kinescan.models.classifier import VideoClassifier
-    from kinescan.models.pks4 import PKS4, PKS4Config, PKS4State
+    from kinescan.models.pks4 import PKS4
+    from kinescan.models.pks4_config import PKS4Config
+    from kinescan.models.pks4_state import PKS4State
     from kinescan.models.registry import list_models, register_model
     from kinescan.models.videomamba.tuned import TunedVideoMamba
     from kinescan.models.videomamba.tuners.ssp import SSPConfig, SSPVideoMamba
     from kinescan.models.videomamba.videomamba import VideoMamba, VideoMambaConfig
-    from kinescan.models.vit.vit import VisionTransformer, ViTConfig
+    from kinescan.models.vit.vit import VisionTransformer
+    from kinescan.models.vit.vit_config import ViTConfig
+    from kinescan.models.weights.checkpoint_file import read_checkpoint
     from kinescan.models.weights.load_report import LoadReport
-    from kinescan.models.weights.vit_weights import read_checkpoint
     from kinescan.models.zoo import create_model, from_pretrained
 
 __all__ = [

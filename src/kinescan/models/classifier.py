@@ -15,8 +15,10 @@ from kinescan.models.saving.run_record import read_run
 from kinescan.models.saving.saved_model import SavedModel
 from kinescan.models.timing import FrameTiming
 from kinescan.models.vit.vit import check_dtype
+from kinescan.models.weights.checkpoint_file import Checkpoint
 from kinescan.models.weights.hub import upload
-from kinescan.models.weights.vit_weights import Checkpoint, LoadReport, Pretrained, load_pretrained, read_vision_encoder
+from kinescan.models.weights.load_report import LoadReport
+from kinescan.models.weights.vit_weights import Pretrained, load_pretrained, read_vision_encoder
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.fingerprint import fingerprint_of
 from kinescan.runtime.own_modules import module_of

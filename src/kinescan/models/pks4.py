@@ -15,11 +15,12 @@ from kinescan.layers.kinematic import KinematicEncoder, KinematicState
 from kinescan.layers.running_average import running_average
 from kinescan.layers.scanner import Scanner
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.pks4_config import PKS4Config as PKS4Config
-from kinescan.models.pks4_state import PKS4State as PKS4State
+from kinescan.models.pks4_config import PKS4Config
+from kinescan.models.pks4_state import PKS4State
 from kinescan.models.pks4_still import Kept, StillFrames
 from kinescan.models.still import SkipUnchanged
-from kinescan.models.vit.vit import Block, VisionTransformer
+from kinescan.models.vit.vit import VisionTransformer
+from kinescan.models.vit.vit_block import Block
 from kinescan.ops.backend import transformed
 from kinescan.preprocessing import Preprocessing
 from kinescan.shapes import Clip, FrameLogits, Logits, Tokens

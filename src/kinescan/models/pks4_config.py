@@ -5,7 +5,7 @@ from kinescan.errors import ConfigError
 from kinescan.layers.class_token import ClassTokenRouteKind
 from kinescan.layers.kinematic import Norm
 from kinescan.models.size_limits import check_at_most, check_sizes
-from kinescan.models.vit.vit import ViTConfig
+from kinescan.models.vit.vit_config import ViTConfig
 from kinescan.ops.local_correlation import Border
 from kinescan.settings import accept_old_names
 

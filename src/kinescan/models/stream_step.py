@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from kinescan.errors import ConfigError
 from kinescan.layers.carried import shaped_like
+from kinescan.models.first_frame import after_a_frame
 from kinescan.models.mode import evaluation_view
-from kinescan.models.pks4 import PKS4, PKS4State
-from kinescan.models.pks4_state import STILL
+from kinescan.models.pks4 import PKS4
+from kinescan.models.pks4_state import STILL, PKS4State
 from kinescan.models.still import SkipUnchanged
 
 FRAME, FIRST, LOGITS = "frame", "first", "logits"
@@ -128,7 +129,7 @@ def _state_shapes(model: PKS4) -> tuple[Any, tuple[StateShape, ...]]:
     Raises:
         ConfigError: a tensor does not have the same rows for each stream.
     """
-    one, two = (_after_a_frame(model, num_streams).tensors() for num_streams in (1, 2))
+    one, two = (after_a_frame(model, num_streams)[1].tensors() for num_streams in (1, 2))
     shapes = []
     for name, tensor in one.items():
         if name == _AVERAGE:
@@ -141,12 +142,4 @@ def _state_shapes(model: PKS4) -> tuple[Any, tuple[StateShape, ...]]:
         tracks = tensor.shape[0]
         shape = tuple(tensor.shape[1:]) if tracks == 1 else tuple(tensor.shape)
         shapes.append(StateShape(name=name, shape=shape, tracks=tracks))
-    return _after_a_frame(model, 1).scanner, tuple(shapes)
-
-
-def _after_a_frame(model: PKS4, num_streams: int) -> PKS4State:
-    size, like = model.config.image_size, next(model.parameters())
-    frames = torch.zeros(num_streams, 1, 3, size, size, device=like.device, dtype=like.dtype)
-    with torch.no_grad():
-        _, state = model.forward_stream(frames, PKS4State())
-    return state
+    return after_a_frame(model)[1].scanner, tuple(shapes)

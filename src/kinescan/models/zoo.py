@@ -14,8 +14,9 @@ from kinescan.models.registry import MODELS, Architecture, find_model, list_mode
 from kinescan.models.saving import saved_model
 from kinescan.models.text_head import TextHead, start_from_texts
 from kinescan.models.videomamba.tuned import TunedVideoMamba
+from kinescan.models.weights.checkpoint_file import open_checkpoint
 from kinescan.models.weights.labels import refuse_other_classes, reorder_head
-from kinescan.models.weights.vit_weights import Pretrained, open_checkpoint
+from kinescan.models.weights.vit_weights import Pretrained
 from kinescan.preprocessing import Preprocessing
 from kinescan.settings import OLD_NAMES, build_settings, closest, current_names, to_plain
 

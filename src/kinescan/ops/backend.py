@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kinescan.errors import BackendError
-from kinescan.runtime.backend_names import Backend as Backend
+from kinescan.runtime.backend_names import Backend
 from kinescan.runtime.torch_internals import active_transforms
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from typing import Any
 
 from kinescan.errors import ConfigError
 from kinescan.evaluation.comparison import Comparison, compare
-from kinescan.evaluation.predictions import PREDICTIONS_FILE, VideoPrediction, read_predictions
-from kinescan.evaluation.report_parts import FRAMES_FILE, RESULTS_FILE, TRUTH_FILE
+from kinescan.evaluation.predictions import VideoPrediction, read_predictions
+from kinescan.evaluation.report_parts import FRAMES_FILE, PREDICTIONS_FILE, RESULTS_FILE, TRUTH_FILE
 from kinescan.evaluation.temporal.activitynet import read_results, read_truth
 from kinescan.evaluation.temporal.comparison import Answers, TemporalComparison, compare_answers
 from kinescan.evaluation.temporal.frame_file import read_frame_predictions

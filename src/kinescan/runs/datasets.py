@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeGuard, TypeVar, cast
 
 from kinescan.config import RunConfig
-from kinescan.data.datasets import VideoDataset, VideoItem, read_items, split_items
+from kinescan.data.datasets import VideoDataset, split_items
 from kinescan.data.interval_layouts import interval_held_out_name
 from kinescan.data.interval_listing import read_intervals
 from kinescan.data.intervals import IntervalTable, IntervalVideo
-from kinescan.data.listing import choose_layout
+from kinescan.data.listing import VideoItem, choose_layout, read_items
 from kinescan.data.memory import VideoMemory, estimated_gib
 from kinescan.data.mirroring import mirrored_labels
 from kinescan.data.readers.lists import files_there

@@ -12,8 +12,8 @@ from torch import Tensor
 from kinescan.data.video import probe_decoders
 from kinescan.errors import BackendError
 from kinescan.ops import attention_mass, local_correlation, selective_scan
-from kinescan.ops.backend import Backend
 from kinescan.profiling.environment import describe_environment
+from kinescan.runtime.backend_names import Backend
 
 OPTIONAL = (
     "transformers",

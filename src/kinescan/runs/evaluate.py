@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from kinescan.config import RunConfig
-from kinescan.data.datasets import VideoItem, read_items
 from kinescan.data.interval_layouts import find_interval_layout
-from kinescan.data.listing import choose_layout
+from kinescan.data.listing import VideoItem, choose_layout, read_items
 from kinescan.data.loader import LoaderConfig
 from kinescan.data.provenance import read_run_videos
 from kinescan.data.sampling import Views

@@ -4,7 +4,7 @@ from typing import Any
 
 from kinescan.errors import ConfigError
 from kinescan.inference.export import export
-from kinescan.inference.exported import ExportRecord
+from kinescan.inference.export_record import ExportRecord
 from kinescan.runs.folder import model_folder
 
 

@@ -14,13 +14,14 @@ from kinescan.errors import ConfigError, KinescanError, VideoError
 from kinescan.evaluation.temporal.report import TemporalReport, make_temporal_report
 from kinescan.evaluation.temporal.scores import score_frames
 from kinescan.evaluation.temporal.thresholds import ChosenRules, choose_rules, watched_hours
-from kinescan.events.predictions import BACKGROUND, FramePredictions
+from kinescan.events.predictions import FramePredictions
 from kinescan.events.rules import EventRules, save_rules
 from kinescan.inference.exported import ExportedModel
 from kinescan.inference.frame_predictor import predict_frames, rate_of
 from kinescan.models.classifier import VideoClassifier
 from kinescan.profiling.cost import count_cost
 from kinescan.runtime.distributed import Processes
+from kinescan.shapes import BACKGROUND
 
 logger = logging.getLogger(__name__)
 

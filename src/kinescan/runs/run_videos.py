@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from kinescan.config import RunConfig
-from kinescan.data.datasets import VideoItem
 from kinescan.data.intervals import IntervalVideo
+from kinescan.data.listing import VideoItem
 from kinescan.data.provenance import RecordedVideo, RunVideos, fingerprints, read_run_videos, record_videos
 from kinescan.data.splits import Video
 from kinescan.errors import CheckpointError, ConfigError

@@ -9,9 +9,10 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from kinescan.config import ModelConfig, RunConfig, dump_recipe, find_recipe, load_recipe, parse_overrides
-from kinescan.data.datasets import VideoDataset, VideoItem
+from kinescan.config import ModelConfig, RunConfig, dump_recipe, load_recipe, parse_overrides
+from kinescan.data.datasets import VideoDataset
 from kinescan.data.intervals import IntervalVideo
+from kinescan.data.listing import VideoItem
 from kinescan.data.provenance import RecordedVideo, RunVideos
 from kinescan.data.sampling import Views
 from kinescan.data.transforms import AugmentConfig, mix
@@ -50,6 +51,7 @@ from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.distributed import Processes, open_processes
 from kinescan.runtime.own_modules import import_own_module, module_of
+from kinescan.runtime.recipe_files import find_recipe
 from kinescan.runtime.run_folder import RunFolder
 from kinescan.settings import to_plain
 from kinescan.training.callbacks import Callback, Start

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kinescan.config import RunConfig, build_run, find_recipe, flat_settings
+from kinescan.config import RunConfig, build_run, flat_settings
 from kinescan.data.provenance import fingerprint, record_videos
 from kinescan.data.synthetic.writing import META
 from kinescan.errors import ConfigError, KinescanError
@@ -18,6 +18,7 @@ from kinescan.runs.stills import make_still_model
 from kinescan.runs.train import try_out
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_json_object, read_toml
+from kinescan.runtime.recipe_files import find_recipe
 from kinescan.runtime.run_folder import RUNS
 from kinescan.settings import to_plain
 from kinescan.studies.study import DataEntry, Preparation, Row, Study

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from kinescan.data.loader import Batch
 from kinescan.data.transforms import finish_clips
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.pks4 import PKS4State
+from kinescan.models.pks4_state import PKS4State
 from kinescan.runtime.distributed import Processes
 from kinescan.training.carried import CarriedState, StatefulForward
 from kinescan.training.ema import WeightAverage

@@ -55,7 +55,7 @@ def to_frames(given: Any) -> UInt8[Tensor, "T 3 H W"]:
 def _of_array(array: np.ndarray) -> Tensor:
     if array.dtype != np.uint8 or array.ndim not in (3, 4):
         raise ShapeError(f"frames must be uint8, got an array of {array.dtype} {array.shape}. {_ALLOWED}")
-    # a copy where torch cannot read it as it lies
+    # a copy where torch cannot read it lies
     frames = torch.from_numpy(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
     frames = frames[None] if frames.ndim == 3 else frames
     return frames.permute(0, 3, 1, 2) if frames.shape[3] == 3 else frames

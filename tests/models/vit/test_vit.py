@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kinescan.errors import ConfigError, ShapeError
-from kinescan.models.vit.vit import DropPath, QuickGELU, VisionTransformer, ViTConfig, sincos_positions
+from kinescan.models.vit.vit import VisionTransformer, sincos_positions
+from kinescan.models.vit.vit_block import DropPath, QuickGELU
+from kinescan.models.vit.vit_config import ViTConfig
 
 TINY = ViTConfig(image_size=12, patch_size=4, width=24, depth=2, heads=3, mlp_dim=48, embed_dim=12)
 

@@ -10,9 +10,11 @@ from tests.models.encoders import openai_state, timm_state
 from torch import Tensor
 
 from kinescan.errors import CheckpointError, ConfigError
-from kinescan.models.vit.vit import VisionTransformer, ViTConfig
+from kinescan.models.vit.vit import VisionTransformer
+from kinescan.models.vit.vit_config import ViTConfig
+from kinescan.models.weights.checkpoint_file import Checkpoint
 from kinescan.models.weights.published_encoders import HUGGING_FACE_DEFAULTS
-from kinescan.models.weights.vit_weights import Checkpoint, Pretrained, load_pretrained, read_vision_encoder
+from kinescan.models.weights.vit_weights import Pretrained, load_pretrained, read_vision_encoder
 from kinescan.models.zoo import create_model
 
 State = dict[str, Tensor]

@@ -3,7 +3,8 @@ import torch
 from torch import Tensor
 
 from kinescan.errors import CheckpointError
-from kinescan.models.weights.layouts import MARKERS, describe_layouts, detect_layout, translate
+from kinescan.models.weights.layout_names import MARKERS
+from kinescan.models.weights.layouts import describe_layouts, detect_layout, translate
 
 State = dict[str, Tensor]
 

@@ -10,14 +10,14 @@ from tests.mentions import mentions
 from torch import Tensor
 
 from kinescan.errors import CheckpointError
-from kinescan.models.vit.vit import VisionTransformer, ViTConfig
+from kinescan.models.vit.vit import VisionTransformer
+from kinescan.models.vit.vit_config import ViTConfig
+from kinescan.models.weights.checkpoint_file import Checkpoint, open_checkpoint
 from kinescan.models.weights.layouts import translate
 from kinescan.models.weights.vit_weights import (
-    Checkpoint,
     Pretrained,
     infer_vit_config,
     load_pretrained,
-    open_checkpoint,
     read_vision_encoder,
     read_vision_tower,
     resize_positions,

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from kinescan.evaluation.temporal.alarms import Alarm
 from kinescan.evaluation.temporal.intervals import Floats
 from kinescan.events.detector import SLACK_SECONDS, EventUpdate, detect_updates
-from kinescan.events.predictions import BACKGROUND, FramePredictions
+from kinescan.events.predictions import FramePredictions
 from kinescan.events.rules import ClassRules, EventRules, LabelRules
+from kinescan.shapes import BACKGROUND
 
 
 def alarms_of(predictions: FramePredictions, rules: EventRules) -> list[Alarm]:

@@ -14,7 +14,8 @@ from kinescan.data.intervals import Interval
 from kinescan.evaluation.temporal.alarms import AlarmScores
 from kinescan.evaluation.temporal.detection import match_detections
 from kinescan.evaluation.temporal.intervals import Detection, Floats
-from kinescan.events.predictions import BACKGROUND, FramePredictions
+from kinescan.events.predictions import FramePredictions
+from kinescan.shapes import BACKGROUND
 
 Score = Callable[[Floats], Floats]
 """Counts [R, V] -> the score of each resample, [R]; NaN where there is nothing to score."""

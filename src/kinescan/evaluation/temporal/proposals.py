@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinescan.evaluation.temporal.intervals import Detection, Floats, temporal_iou
-from kinescan.events.predictions import BACKGROUND, FramePredictions
+from kinescan.events.predictions import FramePredictions
+from kinescan.shapes import BACKGROUND
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MOST_OVERLAP = 0.4

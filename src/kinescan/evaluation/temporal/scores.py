@@ -18,8 +18,9 @@ from kinescan.evaluation.temporal.segmentation import SegmentationScores, segmen
 from kinescan.evaluation.temporal.thresholds import watched_hours
 from kinescan.evaluation.temporal.truth import frame_labels, overlap, refuse_outside, refuse_unknown_labels
 from kinescan.events.detector import Event, EventUpdate, detect_updates
-from kinescan.events.predictions import BACKGROUND, FramePredictions
+from kinescan.events.predictions import FramePredictions
 from kinescan.events.rules import EventRules
+from kinescan.shapes import BACKGROUND
 
 TIOUS = {"0.5:0.05:0.95": ACTIVITYNET_TIOUS, "0.3:0.1:0.7": THUMOS_TIOUS}
 SOON_SECONDS = 0.5

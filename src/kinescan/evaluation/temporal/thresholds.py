@@ -12,8 +12,9 @@ from kinescan.errors import ConfigError
 from kinescan.evaluation.temporal.alarm_sweep import AlarmSweep
 from kinescan.evaluation.temporal.alarms import AlarmScores, score_alarms
 from kinescan.evaluation.temporal.truth import refuse_unknown_labels
-from kinescan.events.predictions import BACKGROUND, FramePredictions
+from kinescan.events.predictions import FramePredictions
 from kinescan.events.rules import ClassRules, EventRules
+from kinescan.shapes import BACKGROUND
 
 ON = (0.05, *(round(0.1 * step, 1) for step in range(1, 10)), 0.95, 0.98, 0.99, 0.995)
 QUANTILES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)

@@ -72,7 +72,7 @@ def read_run(folder: str | Path) -> RunRecord:
         raise CheckpointError(
             f"{folder} has no {run.recipe.name}. Give the folder of a run, as `kinescan train` wrote it."
         )
-    reports = [file for folder in run.report_folders if (file := folder / REPORT_FILE).is_file()]
+    reports = [file for home in run.report_folders if (file := home / REPORT_FILE).is_file()]
     recipe = read_text(run.recipe, error=CheckpointError)
     return RunRecord(recipe=recipe, reports=tuple(_read_report(file) for file in reports))
 

@@ -14,7 +14,7 @@ from kinescan.fields import check_most, check_types
 from kinescan.layers.bimamba import UNCHANGED, BidirectionalMamba, MixerChanges
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.size_limits import check_sizes
-from kinescan.models.vit.vit import DropPath
+from kinescan.models.vit.vit_block import DropPath
 from kinescan.models.weights.checkpoint_file import Checkpoint
 from kinescan.models.weights.load_report import LoadReport
 from kinescan.models.weights.videomamba_weights import load_videomamba, read_videomamba

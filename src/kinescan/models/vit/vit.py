@@ -10,16 +10,14 @@ from kinescan.errors import ShapeError
 from kinescan.models.vit.vit_block import (
     AttentionPool,
     Block,
-    DropPath,
     FrameEmbeddings,
     LayerScale,
-    QuickGELU,
     Transformer,
 )
 from kinescan.models.vit.vit_config import ViTConfig
 from kinescan.shapes import FrameTokens
 
-__all__ = ["Block", "DropPath", "QuickGELU", "ViTConfig", "VisionTransformer", "sincos_positions"]
+__all__ = ["VisionTransformer", "sincos_positions"]
 
 FramePixels = Float[Tensor, "F 3 H W"]
 """Normalised frames folded into the batch."""

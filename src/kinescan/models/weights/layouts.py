@@ -19,7 +19,7 @@ from kinescan.models.weights.strangers import (
     refuse_other_parts,
 )
 
-__all__ = ["MARKERS", "Family", "VisionEncoder", "describe_layouts", "detect_layout", "find_encoder", "translate"]
+__all__ = ["Family", "VisionEncoder", "describe_layouts", "detect_layout", "find_encoder", "translate"]
 
 Family = Literal["clip", "siglip", "dinov2", "dinov3", "vit"]
 """Whose conventions hold where nothing tells activation, epsilon or pixels' scale."""

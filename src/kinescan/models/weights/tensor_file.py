@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kinescan.errors import CheckpointError
+from kinescan.runtime.error_text import first_line
 from kinescan.runtime.files import require_regular
 
 ALLOWED_NAMES = re.compile(
@@ -60,7 +61,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     # The library lets errors of several kinds through, of torch's among them.
     except Exception as error:
         raise CheckpointError(
-            f"{path} cannot be read ({_first_line(error)}). It is damaged; fetch or save it again."
+            f"{path} cannot be read ({first_line(error)}). It is damaged; fetch or save it again."
         ) from error
 
 
@@ -92,7 +93,7 @@ def read_saved(path: Path) -> Any:
     # A damaged pickle fails in as many ways as there are.
     except Exception as error:
         raise CheckpointError(
-            f"{path} cannot be read ({_first_line(error)}). It is damaged; fetch or save it again."
+            f"{path} cannot be read ({first_line(error)}). It is damaged; fetch or save it again."
         ) from error
 
 
@@ -231,7 +232,3 @@ def _popped(stack: list[_Held], marks: list[int], before: list[Any]) -> list[_He
     items = stack[start:]
     del stack[start:]
     return items
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinescan.errors import CheckpointError, KinescanError
-from kinescan.models.vit.vit import ViTConfig
-from kinescan.models.weights.checkpoint_file import Checkpoint, open_checkpoint, read_checkpoint
+from kinescan.models.vit.vit_config import ViTConfig
+from kinescan.models.weights.checkpoint_file import Checkpoint
 from kinescan.models.weights.conventions import CONVENTIONS
 from kinescan.models.weights.encoder_config import read_settings
 from kinescan.models.weights.layouts import Family, describe_layouts, find_encoder, translate
@@ -23,13 +23,9 @@ from kinescan.models.weights.strangers import ADVICE
 from kinescan.models.weights.text_encoder import checked_texts
 
 __all__ = [
-    "Checkpoint",
-    "LoadReport",
     "Pretrained",
     "infer_vit_config",
     "load_pretrained",
-    "open_checkpoint",
-    "read_checkpoint",
     "read_vision_encoder",
     "read_vision_tower",
     "resize_positions",

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kinescan.errors import ConfigError, ShapeError
 from kinescan.ops.attention_mass import blockwise, reference
-from kinescan.ops.backend import Backend, Obstacle, choose_backend, transformed, triton_obstacle, without_autocast
+from kinescan.ops.backend import Obstacle, choose_backend, transformed, triton_obstacle, without_autocast
+from kinescan.runtime.backend_names import Backend
 
 __all__ = ["attention_mass"]
 

@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinescan.errors import ConfigError, ShapeError
-from kinescan.ops.backend import Backend, Obstacle, choose_backend, triton_obstacle, without_autocast
+from kinescan.ops.backend import Obstacle, choose_backend, triton_obstacle, without_autocast
 from kinescan.ops.local_correlation import dense, numba, reference
 from kinescan.ops.local_correlation.operator import Correlate, Settings, register_correlation
+from kinescan.runtime.backend_names import Backend
 from kinescan.shapes import CorrelationMaps, FrameMaps
 
 __all__ = ["Border", "local_correlation", "local_correlation_step"]

@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinescan.errors import ConfigError, ShapeError
-from kinescan.ops.backend import Backend, Obstacle, choose_backend, triton_obstacle, without_autocast
+from kinescan.ops.backend import Obstacle, choose_backend, triton_obstacle, without_autocast
 from kinescan.ops.selective_scan import blockwise, numba, reference
 from kinescan.ops.selective_scan.operator import Gradients, ScanInputs, register_scan
+from kinescan.runtime.backend_names import Backend
 from kinescan.shapes import State, TrackMatrix, Tracks
 
 __all__ = ["selective_scan", "selective_scan_step"]

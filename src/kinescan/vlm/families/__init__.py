@@ -12,7 +12,7 @@ from kinescan.errors import CheckpointError, ConfigError
 from kinescan.runtime.files import read_json_object
 from kinescan.vlm.families import door
 from kinescan.vlm.families.base import Family, Features, Positions, PromptFormat, check_ready
-from kinescan.vlm.families.folder import first_line
+from kinescan.vlm.families.folder import first_sentence
 from kinescan.vlm.families.internvl import InternVL
 from kinescan.vlm.families.llava_onevision import LlavaOnevision
 from kinescan.vlm.families.pixels import PixelSettings
@@ -154,7 +154,7 @@ def _usable(device: str | torch.device) -> torch.device:
     # torch says in several ways that a device is not there
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ConfigError(
-            f"device {device!r} cannot be used ({first_line(error)}) Use cpu, or one that is there."
+            f"device {device!r} cannot be used ({first_sentence(error)}) Use cpu, or one that is there."
         ) from None
     return wanted
 

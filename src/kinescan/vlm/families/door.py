@@ -28,7 +28,7 @@ from kinescan.vlm.families.folder import (
     PICKLED_PATTERNS,
     Stored,
     find_folder,
-    first_line,
+    first_sentence,
     look_through,
     read_config,
     refusal,
@@ -115,8 +115,8 @@ def share_weights(model: nn.Module) -> nn.Module:
     # Wrappers may hold locks, handles, anything.
     except Exception as error:
         raise ConfigError(
-            f"the modules of this {type(model).__name__} cannot be copied ({first_line(error)}) Give the transformers "
-            "model itself, without wrappers."
+            f"the modules of this {type(model).__name__} cannot be copied ({first_sentence(error)}) Give the "
+            "transformers model itself, without wrappers."
         ) from None
     # what another stream's or a plain forward has left would be put there a second time
     for module in twin.modules():
@@ -226,12 +226,12 @@ def _named(folder: Path) -> Iterator[None]:
         raise
     except ImportError as error:
         raise DependencyError(
-            f"{folder} needs a package that is not installed: {first_line(error)} Install it, or use the weights that "
-            "are not quantised."
+            f"{folder} needs a package that is not installed: {first_sentence(error)} Install it, or use the weights "
+            "that are not quantised."
         ) from None
     # Files of others, read by others' code: it may fail in any way.
     except Exception as error:
-        raise refusal(folder, f"{first_line(error)} Fetch it again, or save it with transformers 5.") from None
+        raise refusal(folder, f"{first_sentence(error)} Fetch it again, or save it with transformers 5.") from None
 
 
 def _fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
@@ -241,7 +241,7 @@ def _fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     except Exception as error:
         raise refusal(
             name,
-            f"no such folder, and the hub did not give it: {first_line(error)} Check name and connection.",
+            f"no such folder, and the hub did not give it: {first_sentence(error)} Check name and connection.",
         ) from None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from kinescan.errors import CheckpointError, ConfigError
+from kinescan.runtime.error_text import first_line
 from kinescan.runtime.files import inside, kind_of, read_json_object, require_regular
 from kinescan.runtime.urls import mask_url, mask_urls
 from kinescan.settings import closest
@@ -48,10 +49,9 @@ def refusal(name: str | Path, reason: str) -> CheckpointError:
     return CheckpointError(f"{mask_url(name)} cannot be loaded as a video VLM: {reason}")
 
 
-def first_line(error: BaseException) -> str:
+def first_sentence(error: BaseException) -> str:
     """Of what a library says, without secrets, ended by a full stop."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return mask_urls(lines[0].rstrip(" .:")) + "."
+    return mask_urls(first_line(error).rstrip(" .:")) + "."
 
 
 def find_folder(name: str | Path) -> Path | None:
@@ -66,7 +66,7 @@ def find_folder(name: str | Path) -> Path | None:
             return path
         exists = path.exists()
     except (OSError, ValueError) as error:
-        raise refusal(name, f"{first_line(error)} {_ADVICE}") from None
+        raise refusal(name, f"{first_sentence(error)} {_ADVICE}") from None
     if exists:
         raise refusal(name, f"it is not a folder. {_ADVICE}")
     if _HUB_NAME.fullmatch(str(name)):
@@ -207,7 +207,7 @@ def _shapes(file: Path) -> Iterator[list[int]]:
             for name in opened.keys():  # noqa: SIM118
                 yield opened.get_slice(name).get_shape()
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{file} is cut or damaged ({first_line(error)}) Fetch it again.") from None
+        raise CheckpointError(f"{file} is cut or damaged ({first_sentence(error)}) Fetch it again.") from None
 
 
 def _refuse_absurd_layers(folder: Path, stored: Stored) -> None:
