@@ -1,0 +1,17 @@
+import pytest
+
+from kinescan.runtime.error_text import first_line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cut at byte 3", "cut at byte 3"),
+        ("\n\n  cut at byte 3 \nlog\nlog", "cut at byte 3"),
+        ("Exception from src/core.cpp:42:\nCheck 'size' failed at src/xml.cpp:7:\nno such layer", "no such layer"),
+        ("Exception from src/core.cpp:42:", "Exception from src/core.cpp:42:"),
+        ("", "ValueError"),
+    ],
+)
+def test_an_error_is_said_in_one_line(text: str, said: str) -> None:
+    assert first_line(ValueError(text)) == said
