@@ -10,7 +10,7 @@ from kinescan.cli.terminal import print_text
 EXAMPLES = (
     "kinescan data index VIDEOS --workers 8",
     "kinescan data index recipes/ssv2_pks4_b16_8f.toml",
-    "KINESCAN_FRAME_TABLES=/scratch/tables kinescan data index VIDEOS",
+    "kinescan data index labels.csv --set data.root=VIDEOS --json",
 )
 
 

@@ -40,7 +40,7 @@ class PKS4(VideoClassifier):
 
     Attributes:
         skip_unchanged: in evaluation mode, patches that stand still are not sent through the ViT's blocks again; None,
-            as it starts, computes every patch of every frame. It is no part of what is saved.
+            as it starts, computes every patch of every frame. It is not saved with the model.
 
     Source: PKS4 (arXiv 2604.26461), eq. 1-25.
     Differs: `residual`, `causal`, `border`, `norm` and the position in L/14 are decided where the paper is silent.
