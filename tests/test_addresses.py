@@ -1,7 +1,6 @@
 """One name, one address: what is public is imported from the module that makes it, or by a package's door."""
 
 import ast
-import importlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,11 @@ def _module(name: str) -> Path | None:
     return path if path.is_file() and not path.stem.endswith(INTERNALS) else None
 
 
+def _is_module(name: str) -> bool:
+    path = SRC / Path(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
 def _imports(tree: ast.Module) -> Iterator[tuple[int, str, ast.alias]]:
     """Line, module and name of each `from kinescan... import name`."""
     for node in ast.walk(tree):
@@ -38,7 +42,7 @@ def _second_addresses(tree: ast.Module) -> Iterator[str]:
         if path is None:
             continue
         theirs = {found.asname or found.name: origin for _, origin, found in _imports(_tree(path))}
-        if alias.name in theirs and not isinstance(getattr(importlib.import_module(module), alias.name), type(ast)):
+        if alias.name in theirs and not _is_module(f"{theirs[alias.name]}.{alias.name}"):
             yield f"line {line}: {alias.name} of {module}, which has it from {theirs[alias.name]}"
 
 
