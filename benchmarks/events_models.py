@@ -14,7 +14,7 @@ from kinescan.models.pks4_state import PKS4State
 from kinescan.models.registry import register_model
 
 SIZES: dict[str, Any] = {
-    "image_size": 32,
+    "image_size": 48,
     "patch_size": 8,
     "width": 64,
     "depth": 4,

@@ -9,8 +9,8 @@ from kinescan.config import load_recipe
 from kinescan.data.sampling import segment_indices
 from kinescan.data.synthetic import NUM_STILL_TARGETS, MotionConfig
 from kinescan.errors import ConfigError
-from kinescan.models.zoo import from_pretrained
-from kinescan.runs.demo import clear_output, demo
+from kinescan.models.zoo import create_model, from_pretrained
+from kinescan.runs.demo import clear_output, demo, stills
 from kinescan.runs.demo_page import opening
 from kinescan.runs.stills import still_task
 from kinescan.runtime.recipe_files import RECIPES
@@ -68,6 +68,21 @@ def test_demo_refuses_before_it_removes_anything(small, tmp_path):
     with pytest.raises(ConfigError, match=r"demo_stills\.toml.*no such file"):
         demo(small, recipes=tmp_path)
     assert (small / "motion_pks4" / "report.md").exists()
+
+
+def test_stills_alone_give_what_the_recipe_of_made_events_starts_from(tmp_path):
+    few = ["optim.epochs=1", "loader.batch_size=8", "preprocessing.size=48"]
+    weights = stills(tmp_path / "stills", recipes=RECIPES, stills_per_epoch=8, overrides=few)
+    config = load_recipe(RECIPES / "made_events_cpu.toml")
+    assert Path(config.model.weights).parts[-4:] == weights.relative_to(tmp_path).parts
+    options = config.model.options | {"output": "frames"}
+    model = create_model(
+        config.model.name, labels=["background", "left"], weights=weights, preprocessing=config.preprocessing, **options
+    )
+    start, tuned = from_pretrained(weights).state_dict(), model.state_dict()
+    stem = [name for name in model.stem_parameters() if name in start]
+    assert len(stem) > 20
+    assert all(torch.equal(start[name], tuned[name]) for name in stem)
 
 
 def test_demo_clears_an_earlier_demo_out_of_its_way(tmp_path):

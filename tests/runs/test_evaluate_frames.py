@@ -243,6 +243,8 @@ def test_overlapping_labels_are_scored_when_asked(
         {"overrides": ["data.train=x"]},
         {"overrides": ["false_alarms_per_hour=-1"]},
         {"overrides": ["false_alarms_per_hour=2"]},
+        {"overrides": ["thresholds=choose", "told_within_seconds=0.5"]},
+        {"overrides": ["thresholds=choose", "false_alarms_per_hour=2", "told_within_seconds=-1"]},
         {"overrides": ["threshold=choose"]},
     ],
 )

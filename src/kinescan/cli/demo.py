@@ -9,7 +9,7 @@ from kinescan.cli.terminal import print_page, print_text
 
 EXAMPLES = (
     "kinescan demo",
-    "kinescan demo --output runs/demo_again --json",
+    "kinescan demo --stills --output runs/stills --set preprocessing.size=48",
     "kinescan train recipes/demo_motion_pks4.toml --output runs/no_scanner --set model.options.scanner=false",
 )
 
@@ -22,12 +22,22 @@ def command(
     recipes: Annotated[Path, typer.Option(help="Folder with the demo's recipes.")] = Path("recipes"),
     train_per_class: Annotated[int, typer.Option(help="Training files of each motion; looks get half.", min=1)] = 160,
     test_per_class: Annotated[int, typer.Option(help="Held-out files of each class.", min=1)] = 40,
+    stills: Annotated[
+        bool, typer.Option("--stills", help="Only train the image model that the others start from.")
+    ] = False,
     settings: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of every training run.")
     ] = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run the whole job on data that it makes itself: about ten minutes on two CPU cores."""
+    if stills:
+        weights = runs.demo.stills(output, recipes=recipes, overrides=settings)
+        if as_json:
+            print_json({"checkpoint": str(weights)})
+        else:
+            print_text([f"Start from it: --set model.weights={weights} --set model.new_head=true"])
+        return
     result = runs.demo.demo(
         output, recipes=recipes, train_per_class=train_per_class, test_per_class=test_per_class, overrides=settings
     )

@@ -146,6 +146,30 @@ def demo(
     return result
 
 
+def stills(
+    output: str | Path = "runs/demo",
+    *,
+    recipes: str | Path = "recipes",
+    stills_per_epoch: int = STILLS_PER_EPOCH,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """The demo's first step alone: the folder of a small ViT that has learnt from single pictures.
+
+    Other small models can start from it, such as that of `recipes/made_events_cpu.toml`.
+
+    Args:
+        output: as for `demo`; the model is in OUTPUT/stills/checkpoints/last.
+        recipes: folder with the demo's recipes.
+        stills_per_epoch: pictures in an epoch.
+        overrides: "dotted.key=value", such as another size of the pictures.
+
+    Raises:
+        ConfigError: as for `demo`.
+    """
+    config = load_recipe(Path(recipes) / "demo_stills.toml", overrides)
+    return train_on_stills(config, clear_output(Path(output)) / "stills", stills_per_epoch)
+
+
 def _make_data(folder: Path, train_per_class: int, test_per_class: int) -> dict[str, SyntheticReport]:
     """Both data sets; looks are learnt from half as many files as motions."""
     motion = MotionConfig(train_per_class=train_per_class, test_per_class=test_per_class, workers=2)

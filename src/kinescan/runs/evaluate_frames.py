@@ -1,6 +1,7 @@
 """`kinescan eval` of a model that answers for each frame."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,12 +51,14 @@ class EvalSettings:
         thresholds: "saved" takes those beside the model; "choose" chooses them anew and saves them there: on the run's
             validation videos (without such, on training videos), for a model without a run on the videos of `--data`.
         false_alarms_per_hour: choose the thresholds that tell of the most events at no more false alarms; 0: best F1.
+        told_within_seconds: beside it: only events that are told so soon after their onset count; 0: all that are told.
         subset: of truth in ActivityNet's format that results are scored on; empty: the one that is held out.
         data: root, reader, split, overlaps, allow_short and limits of the videos of `--data`.
     """
 
     thresholds: Literal["saved", "choose"] = "saved"
     false_alarms_per_hour: float = 0.0
+    told_within_seconds: float = 0.0
     subset: str = ""
     data: DataConfig = field(default_factory=DataConfig)
 
@@ -65,6 +68,12 @@ class EvalSettings:
         if self.false_alarms_per_hour and self.thresholds != "choose":
             raise ConfigError(
                 "false_alarms_per_hour is for thresholds that are chosen anew: add --set thresholds=choose."
+            )
+        if not 0 <= self.told_within_seconds < float("inf"):
+            raise ConfigError(f"told_within_seconds must be 0 or more, got {self.told_within_seconds}.")
+        if self.told_within_seconds and not self.false_alarms_per_hour:
+            raise ConfigError(
+                "told_within_seconds goes with a number of false alarms: add --set false_alarms_per_hour=2, say."
             )
         if self.data.train or self.data.test:
             raise ConfigError("videos to evaluate on are named with --data, not with data.train or data.test.")
@@ -244,12 +253,19 @@ class FrameJob:
             limits=data.limits,
             allow_short=data.allow_short,
             most_false_alarms_per_hour=self.settings.false_alarms_per_hour or None,
+            told_within_seconds=self.settings.told_within_seconds or math.inf,
         )
 
     def _choose_on(self, answered: AnsweredVideos) -> tuple[ChosenRules, str]:
         from_these = "chosen on these same videos, of a model that is not part of a run"
         most = self.settings.false_alarms_per_hour or None
-        return choose_rules(answered.predictions, answered.truth, most_false_alarms_per_hour=most), from_these
+        chosen = choose_rules(
+            answered.predictions,
+            answered.truth,
+            most_false_alarms_per_hour=most,
+            told_within_seconds=self.settings.told_within_seconds or math.inf,
+        )
+        return chosen, from_these
 
     def _notes(self, videos: Sequence[IntervalVideo]) -> Iterator[str]:
         """What the run has seen of the videos that it is scored on."""

@@ -1,6 +1,7 @@
 """A model that answers for each frame, on labelled videos: answers, thresholds, report."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -134,6 +135,7 @@ def choose_for(
     limits: Limits | None = None,
     allow_short: bool = False,
     most_false_alarms_per_hour: float | None = None,
+    told_within_seconds: float = math.inf,
     on_answered: OnAnswered | None = None,
 ) -> tuple[ChosenRules, str]:
     """Thresholds for a model, chosen on the validation videos of its run; where it has none, on training videos.
@@ -169,7 +171,12 @@ def choose_for(
         if first_lost is None:
             raise ConfigError("thresholds need videos to be chosen on: the run records none. Name some with --data.")
         raise VideoError(first_lost.path, f"{first_lost.reason} No {what} video could be read to choose thresholds on.")
-    chosen = choose_rules(found.predictions, found.truth, most_false_alarms_per_hour=most_false_alarms_per_hour or None)
+    chosen = choose_rules(
+        found.predictions,
+        found.truth,
+        most_false_alarms_per_hour=most_false_alarms_per_hour or None,
+        told_within_seconds=told_within_seconds,
+    )
     hours = watched_hours(found.predictions)
     said = f"chosen on {len(found.videos)} {what} videos ({60 * hours:.0f} min, {chosen.scores.num_true} events)"
     if not validation:

@@ -75,3 +75,26 @@ def test_thresholds_need_events_and_labels() -> None:
 
 def test_hours_are_of_all_video() -> None:
     assert watched_hours([predictions(length=1800), predictions(length=900), predictions(length=0)]) == 0.75
+
+
+def test_false_alarms_go_to_the_class_that_can_use_them() -> None:
+    # An hour in which one false alarm brings five falls, and none of the runs needs any.
+    falls = [(100.0 * k, 100.0 * k + 1, "fall", 0.4) for k in range(1, 6)]
+    runs = [(100.0 * k + 50, 100.0 * k + 51, "run", 0.9) for k in range(1, 6)]
+    made = predictions(*falls, *runs, (3000, 3001, "fall", 0.5), (3100, 3101, "run", 0.3), length=3600)
+    truth = {"a.mp4": [interval(first, last, label) for first, last, label, _ in (*falls, *runs)]}
+    found = choose_rules([made], truth, most_false_alarms_per_hour=1.0)
+    assert (found.scores.num_false, found.scores.num_missed) == (1, 0)
+    strict = choose_rules([made], truth, most_false_alarms_per_hour=0.9)
+    assert strict.scores.num_false == 0 < strict.scores.num_missed
+
+
+def test_thresholds_for_what_is_told_soon() -> None:
+    # Its score rises slowly: a low threshold tells of it at once, and costs a false alarm where there is none to spend.
+    rising = [(2.0 + 0.1 * k, 2.1 + 0.1 * k, "fall", 0.3 + 0.06 * k) for k in range(10)]
+    made = predictions(*rising, (8, 9, "run", 0.9), (500, 501, "fall", 0.45), length=3600)
+    truth = {"a.mp4": [interval(2, 3), interval(8, 9, "run")]}
+    late = choose_rules([made], truth, most_false_alarms_per_hour=1.0)
+    soon = choose_rules([made], truth, most_false_alarms_per_hour=1.0, told_within_seconds=0.1)
+    assert soon.scores.told_within(0.1) == 1.0 > late.scores.told_within(0.1)
+    assert late.scores.num_missed == soon.scores.num_missed == 0

@@ -1,11 +1,13 @@
 """Thresholds and times of events, chosen on videos that neither trained nor test the model."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kinescan.data.intervals import Interval
 from kinescan.errors import ConfigError
@@ -16,7 +18,8 @@ from kinescan.events.predictions import FramePredictions
 from kinescan.events.rules import ClassRules, EventRules
 from kinescan.shapes import BACKGROUND
 
-ON = (0.05, *(round(0.1 * step, 1) for step in range(1, 10)), 0.95, 0.98, 0.99, 0.995)
+_SURE = (0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.9925, 0.995, 0.9975, 0.999)
+ON = (0.05, *(round(0.1 * step, 1) for step in range(1, 10)), *_SURE)
 QUANTILES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 """Of a class's scores: thresholds there are tried, too, since scores of rare events can all be low."""
 LEAST_SECONDS = (0.0, 0.2, 0.5)
@@ -50,10 +53,11 @@ def choose_rules(
     truth: Mapping[str, Sequence[Interval]],
     *,
     most_false_alarms_per_hour: float | None = None,
+    told_within_seconds: float = math.inf,
 ) -> ChosenRules:
     """The rules under which alarms tell best of the true events of some videos; give validation videos, not test ones.
 
-    Thresholds are tried from 0.05 to 0.995 and at quantiles of the scores of a class. For each class it is the one with
+    Thresholds are tried from 0.05 to 0.999 and at quantiles of the scores of a class. For each class it is the one with
     the highest F1 of its alarms (matched to true intervals as `score_alarms` does) among those at which half or more of
     its alarms are right; where there is none, one that tells of nothing here. In a range of equally good thresholds it
     is the middle. The times are the same for all classes: of those with the best mean F1 (within 0.01), the ones with
@@ -62,8 +66,9 @@ def choose_rules(
     Args:
         predictions: of the videos, by one model.
         truth: video id -> its true intervals; a video in which nothing happens has none.
-        most_false_alarms_per_hour: choose the thresholds that tell of the most events at no more false alarms, an equal
-            part of them for each class, instead of F1.
+        most_false_alarms_per_hour: choose the thresholds that together tell of the most events of all classes (the mean
+            share over classes) at no more false alarms, instead of F1. A class that can use them gets more of them.
+        told_within_seconds: beside it: only events that are told so soon after their onset count.
 
     Raises:
         ConfigError: there is no video or no interval, a video has no truth, or a label is unknown to the model.
@@ -82,7 +87,7 @@ def choose_rules(
     intervals, classes, hours = _checked(predictions, truth)
     sweeps = [AlarmSweep(one) for one in predictions]
     shown = [label for label in classes if any(one.label == label for one in intervals)]
-    budget = None if most_false_alarms_per_hour is None else most_false_alarms_per_hour / max(1, len(shown))
+    most_false = None if most_false_alarms_per_hour is None else math.floor(most_false_alarms_per_hour * hours + 1e-9)
     tried_on = {label: _candidates(predictions, label) for label in shown}
     tried = [
         _with_times(
@@ -91,7 +96,8 @@ def choose_rules(
             tried_on,
             hours,
             EventRules(least_seconds=least, merge_seconds=merge, smooth_seconds=smooth),
-            budget,
+            most_false,
+            told_within_seconds,
         )
         for least, merge, smooth in product(LEAST_SECONDS, MERGE_SECONDS, SMOOTH_SECONDS)
     ]
@@ -150,10 +156,15 @@ def _with_times(
     tried_on: Mapping[str, Sequence[float]],
     hours: float,
     times: EventRules,
-    budget: float | None,
+    most_false: int | None,
+    told_within_seconds: float,
 ) -> tuple[float, float, EventRules]:
     """The mean of what the classes reach, their median delay, and the rules."""
-    found = {label: _choose_on(sweeps, intervals, label, on, hours, times, budget) for label, on in tried_on.items()}
+    tried = {label: _tried(sweeps, intervals, label, on, hours, times) for label, on in tried_on.items()}
+    if most_false is None:
+        found = {label: _best([(on, scores, _worth(scores)) for on, scores in ones]) for label, ones in tried.items()}
+    else:
+        found = _best_together(tried, most_false, told_within_seconds)
     delays = [delay for _, scores, _ in found.values() for delay in scores.delays_seconds]
     rules = EventRules(
         on=median(on for on, _, _ in found.values()),
@@ -166,18 +177,17 @@ def _with_times(
     return mean, median(delays) if delays else float("inf"), rules
 
 
-def _choose_on(
+def _tried(
     sweeps: Sequence[AlarmSweep],
     intervals: Sequence[Interval],
     label: str,
     tried_on: Sequence[float],
     hours: float,
     times: EventRules,
-    budget: float | None,
-) -> tuple[float, AlarmScores, float]:
-    """Threshold of one class, what its alarms reach, and the value that was maximised."""
+) -> list[tuple[float, AlarmScores]]:
+    """What the alarms of a class reach at each threshold."""
     own = [interval for interval in intervals if interval.label == label]
-    tried = []
+    found = []
     for on in tried_on:
         rules = EventRules(
             on=on,
@@ -185,15 +195,73 @@ def _choose_on(
             merge_seconds=times.merge_seconds,
             smooth_seconds=times.smooth_seconds,
         )
-        scores = _scored(sweeps, own, label, rules, hours)
-        right = scores.num_true - scores.num_missed
-        value = alarm_f1(scores) if right >= scores.num_false else float(right - scores.num_false)
-        if budget is not None:
-            over = scores.false_alarms_per_hour - budget
-            value = -over if over > 0 else 1 - scores.missed_ratio
-        tried.append((on, scores, value))
+        found.append((on, _scored(sweeps, own, label, rules, hours)))
+    return found
+
+
+def _worth(scores: AlarmScores) -> float:
+    """F1 where half of the alarms or more are right; less than 0 elsewhere."""
+    right = scores.num_true - scores.num_missed
+    return alarm_f1(scores) if right >= scores.num_false else float(right - scores.num_false)
+
+
+def _best(tried: Sequence[tuple[float, AlarmScores, float]]) -> tuple[float, AlarmScores, float]:
+    """The threshold of the highest value; in a range of equally good ones, the middle."""
     best = max(value for _, _, value in tried)
     return tried[_middle([value == best for _, _, value in tried])]
+
+
+def _best_together(
+    tried: Mapping[str, Sequence[tuple[float, AlarmScores]]], most_false: int, told_within_seconds: float
+) -> dict[str, tuple[float, AlarmScores, float]]:
+    """Of each class, the threshold such that they tell of the most events at `most_false` false alarms in all.
+
+    Where even the strictest have more, the strictest.
+    """
+    brings = {label: _told_at((scores for _, scores in ones), told_within_seconds) for label, ones in tried.items()}
+    fewest = {label: min(told) for label, told in brings.items()}
+    over = sum(fewest.values()) - most_false
+    chosen = fewest if over > 0 else _shared(brings, most_false)
+
+    def value(label: str, scores: AlarmScores) -> float:
+        if scores.num_false != chosen[label]:
+            return -math.inf
+        return -float(over) if over > 0 else scores.told_within(told_within_seconds)
+
+    return {label: _best([(on, scores, value(label, scores)) for on, scores in ones]) for label, ones in tried.items()}
+
+
+def _told_at(every: Iterable[AlarmScores], told_within_seconds: float) -> dict[int, float]:
+    """Number of false alarms -> the largest share of events that is told at it, soon enough."""
+    best: dict[int, float] = {}
+    for scores in every:
+        best[scores.num_false] = max(best.get(scores.num_false, 0.0), scores.told_within(told_within_seconds))
+    return best
+
+
+def _shared(options: Mapping[str, Mapping[int, float]], most: int) -> dict[str, int]:
+    """How many of at most `most` false alarms each class gets, so that the sum of what they bring is largest.
+
+    Args:
+        options: class -> number of false alarms -> what it brings; the smallest numbers fit together.
+        most: of all.
+    """
+    reached = np.zeros(most + 1)  # the largest sum with the classes so far, at no more than so many
+    spent: list[NDArray[np.int64]] = []
+    for brings in options.values():
+        best, used = np.full(most + 1, -np.inf), np.zeros(most + 1, dtype=np.int64)
+        for count, value in sorted(brings.items()):
+            if count <= most:
+                total = reached[: most + 1 - count] + value
+                better = total > best[count:]
+                best[count:][better], used[count:][better] = total[better], count
+        reached = best
+        spent.append(used)
+    left, shared = most, {}
+    for label, used in zip(reversed(list(options)), reversed(spent), strict=True):
+        shared[label] = int(used[left])
+        left -= shared[label]
+    return shared
 
 
 def _scored(
