@@ -38,6 +38,7 @@ FLAGS = {
     },
     "data index": {"--set", "--test", "--reader", "--split", "--workers", "--json"},
     "data check": {"--set", "--test", "--reader", "--split", "--workers", "--quick", "--output", "--json"},
+    "reproduce": {"--data", "--scale", "--from", "--seeds", "--only", "--plan", "--output", "--set", "--json"},
     "list": {"--recipes", "--markdown", "--json"},
     "recipe": {"--json"},
     "doctor": {"--json"},

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from kinescan.config import RunConfig
+from kinescan.config import RunConfig, flat_settings
 from kinescan.errors import ConfigError
 from kinescan.settings import to_plain
 from kinescan.training.checkpoint import find_checkpoint, load_state
@@ -118,14 +118,17 @@ def test_a_run_that_dies_between_two_renames_ends_as_if_undisturbed(undisturbed:
 
 def test_checkpoints_without_a_newer_setting_mean_what_was_done_then(tmp_path: Path) -> None:
     now = to_plain(RunConfig())
-    flat = {f"{room}.{key}": value for room in ("data", "preprocessing", "train") for key, value in now[room].items()}
+    flat = flat_settings(now)
     assert {key: flat[key] for key in ADDED} == dict(ADDED), "each is the default"
-    before = {
-        room: {key: value for key, value in values.items() if f"{room}.{key}" not in ADDED}
-        if isinstance(values, dict)
-        else values
-        for room, values in now.items()
-    }
+
+    def without(values: dict[str, object], where: str = "") -> dict[str, object]:
+        return {
+            key: without(value, f"{where}{key}.") if isinstance(value, dict) else value
+            for key, value in values.items()
+            if f"{where}{key}" not in ADDED
+        }
+
+    before = without(now)
     refuse_changes(before, now, tmp_path)
     with pytest.raises(ConfigError, match=r"data\.group"):
         refuse_changes(before, {**now, "data": {**now["data"], "group": "column person"}}, tmp_path)

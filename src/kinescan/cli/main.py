@@ -13,6 +13,10 @@ from kinescan.version import __version__
 VERBS = {
     "train": ("kinescan.cli.train", "Fine-tune a model on labelled videos, as a recipe says."),
     "cross-validate": ("kinescan.cli.cross_validate", "Train a recipe on all folds of its videos but one, in turn."),
+    "reproduce": (
+        "kinescan.cli.reproduce",
+        "Run a table of the PKS4 paper, and show its costs and scores beside ours.",
+    ),
     "study": ("kinescan.cli.study", "Compare rows of settings over seeds and data, resumable, with tables."),
     "eval": ("kinescan.cli.evaluate", "Score a model on labelled videos and write a report."),
     "predict": ("kinescan.cli.predict", "Name the classes of video files."),

@@ -5,10 +5,14 @@ from typing import TYPE_CHECKING
 from kinescan.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from kinescan.studies.costs import RowCost as RowCost
+    from kinescan.studies.costs import row_costs as row_costs
     from kinescan.studies.job import RunRecord as RunRecord
     from kinescan.studies.plan import Job as Job
     from kinescan.studies.plan import StudyPlan as StudyPlan
     from kinescan.studies.plan import plan_study as plan_study
+    from kinescan.studies.reproduce import Reproduction as Reproduction
+    from kinescan.studies.reproduce import plan_reproduction as plan_reproduction
     from kinescan.studies.result import StudyResult as StudyResult
     from kinescan.studies.run import read_study as read_study
     from kinescan.studies.run import run_study as run_study
@@ -27,6 +31,8 @@ __getattr__ = lazy_names(
         "kinescan.studies.job": ("RunRecord",),
         "kinescan.studies.result": ("StudyResult",),
         "kinescan.studies.run": ("read_study", "run_study"),
+        "kinescan.studies.costs": ("RowCost", "row_costs"),
+        "kinescan.studies.reproduce": ("Reproduction", "plan_reproduction"),
     },
-    ("statistics", "curves", "study", "plan", "job", "result", "run"),
+    ("statistics", "curves", "study", "plan", "job", "result", "run", "paper"),
 )
