@@ -53,5 +53,5 @@ def test_every_name_exists(name: str) -> None:
 
 def test_page_names_the_functions_of_each_way() -> None:
     ways = TEXT.split("\n## The way of ")[1:]
-    assert len(ways) == 4
+    assert len(ways) == 5
     assert all(len(re.findall(r"`kinescan\.", way)) >= 5 for way in ways)
