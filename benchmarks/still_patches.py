@@ -45,7 +45,7 @@ VIDEOS = measure.HERE.parent.parent / "shared" / "videos" / "clips"
 PAIRS = ("horizontal", "vertical")
 CLASSES = tuple(name for pair in PAIRS for name in MOTION_PAIRS[pair])
 FRAMES, SIZE, SEED = 8, 48, 0
-TRAIN_PER_CLASS, TEST_PER_CLASS, EPOCHS = 80, 125, 16
+TRAIN_PER_CLASS, TEST_PER_CLASS, EPOCHS = 80, 100, 10
 GATES = {"no gate": None, "gate, half": 0.5, "gate, quarter": 0.25}
 REST = 24
 CAMERAS = {"still camera": {"noise_levels": 2.0, "shake_pixels": 0.0}, "shaking camera": {}}
@@ -302,9 +302,9 @@ def measured(repetitions: int, parts: Sequence[str]) -> None:
 
 
 def trained(name: str) -> PKS4:
-    model = train(name, 0)
+    model = train(name, float("inf"))
     if model is None:
-        raise SystemExit(f"{name} is not trained: run train first")
+        raise SystemExit(f"{name} could not be trained")
     return model
 
 
@@ -332,13 +332,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1000)
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--models", nargs="+", default=list(GATES), choices=list(GATES))
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what == "measure":
         measured(given.repetitions, given.parts)
         return
     end = time.monotonic() + given.seconds
-    done = [train(name, end - time.monotonic()) is not None for name in GATES]
+    done = [train(name, end - time.monotonic()) is not None for name in given.models]
     print("complete" if all(done) else "continue", flush=True)
 
 
