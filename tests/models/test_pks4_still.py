@@ -24,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gate": {"causal": True, "gate": True},
     "frames": {"causal": True, "output": "frames", "class_token_route": "none"},
 }
-EQUAL = SkipUnchanged(pixel_threshold=0, token_threshold=0)
+EQUAL = SkipUnchanged(pixel_threshold=0.0, token_threshold=0.0)
 ATOL = 1e-6
 
 
@@ -68,7 +68,7 @@ def test_where_nothing_changes_logits_are_the_same(variant: str) -> None:
 @pytest.mark.parametrize("lengths", [(1, 1, 1, 1, 1, 1), (2, 3, 1)])
 def test_a_stream_gives_what_the_whole_clip_gives(variant: str, lengths: tuple[int, ...]) -> None:
     model, clip = _model(**VARIANTS[variant]), _half_still()
-    model.skip_unchanged = SkipUnchanged(pixel_threshold=0, token_threshold=0.3, refresh_frames=4)
+    model.skip_unchanged = SkipUnchanged(pixel_threshold=0.0, token_threshold=0.3, refresh_frames=4)
     with torch.no_grad():
         whole = model.forward_stream(clip)[0]
         parts, state = [], None
@@ -95,7 +95,7 @@ def test_kept_patches_serve_as_keys_and_values() -> None:
 
 def test_only_changed_patches_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, clip, counted = _model(causal=True), _half_still(2, 1), []
-    model.skip_unchanged = SkipUnchanged(pixel_threshold=0, token_threshold=1e9)
+    model.skip_unchanged = SkipUnchanged(pixel_threshold=0.0, token_threshold=1e9)
     for block in model.vit.blocks:
         block.mlp.register_forward_pre_hook(lambda _, inputs: counted.append(inputs[0].numel() // 16))
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_slow_changes_add_up_until_they_count() -> None:
 
 def test_refreshing_computes_whole_frames_in_turn() -> None:
     model, clip = _model(causal=True), torch.randn(1, 1, 3, 32, 32)
-    model.skip_unchanged = SkipUnchanged(pixel_threshold=0, token_threshold=1e9, refresh_frames=3)
+    model.skip_unchanged = SkipUnchanged(pixel_threshold=0.0, token_threshold=1e9, refresh_frames=3)
     state, fractions = None, []
     with torch.no_grad():
         for _ in range(7):
@@ -143,7 +143,7 @@ def test_streams_of_one_batch_skip_patches_of_their_own() -> None:
     model, clip = _model(causal=True), _half_still()
     clip[1] = clip[1, 0]
     clip[1, 1:, :, :, :8] += 1
-    model.skip_unchanged = SkipUnchanged(pixel_threshold=0, token_threshold=0.2)
+    model.skip_unchanged = SkipUnchanged(pixel_threshold=0.0, token_threshold=0.2)
     with torch.no_grad():
         both = model.forward_stream(clip)[0]
         for row in range(2):
@@ -162,7 +162,7 @@ def test_pixels_that_are_no_number_are_never_taken_for_still() -> None:
 
 def test_the_state_survives_as_named_tensors_and_zeros_are_no_state() -> None:
     model, clip = _model(causal=True), _half_still(3, 1)
-    model.skip_unchanged = SkipUnchanged(pixel_threshold=0)
+    model.skip_unchanged = SkipUnchanged(pixel_threshold=0.0)
     with torch.no_grad():
         state = model.forward_stream(clip)[1]
         back = PKS4State.from_tensors(state.tensors(), 3, scanner=state.scanner)
