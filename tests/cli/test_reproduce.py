@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kinescan.studies.costs import row_config
 from kinescan.studies.paper import TABLES, paper_table, table_study
 from kinescan.studies.reproduce import plan_reproduction, reproduce
 
@@ -98,8 +99,6 @@ def test_what_cannot_be_run_is_refused(kinescan: Any, arguments: tuple[str, ...]
 
 
 def test_paper_scale_has_the_settings_of_the_paper() -> None:
-    from kinescan.studies.costs import row_config
-
     for table in TABLES:
         planned = plan_reproduction(table, scale="paper", memory=False)
         for row in planned.study.rows:
@@ -109,3 +108,12 @@ def test_paper_scale_has_the_settings_of_the_paper() -> None:
             assert config.model.weights == f"openai/clip-vit-{'large-patch14' if large else 'base-patch16'}"
             assert (config.optim.lr, config.optim.epochs) == ((1e-3, 15) if large else (7e-4, 20))
             assert config.data.reader == ("kinetics400" if table == "table4" else "ssv2")
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("scale", ["demo", "paper"])
+def test_rows_are_scored_with_as_many_frames_as_they_are_trained_with(table: str, scale: str) -> None:
+    study = table_study(table, scale)  # type: ignore[arg-type]
+    for row in study.rows:
+        config = row_config(study, row)
+        assert config.views().frames == config.preprocessing.num_frames, row.name
