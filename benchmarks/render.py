@@ -373,6 +373,13 @@ SECTIONS: Mapping[str, Section] = {
         says="A training experiment: PKS4 at the demo's size on the twelve motions, accuracy on held-out textures, "
         "three seeds each. BatchNorm is scored with its running statistics and with those of the test batch.",
     ),
+    "motion_levels": Section(
+        title="How hard the motions that make themselves are",
+        says="What is there to be read: correlation maps of neighbouring frames give each patch a displacement; travel "
+        "is read from its sum, turning from its curl about the middle of what moves, with no training; the fraction of "
+        "clips read right. What is learned: the demo's model and settings, short trainings from the same still-trained "
+        "weights, scored on held-out clips within pairs. 0.5 is chance in both.",
+    ),
     "stream_average": Section(
         title="What a stream of a clip classifier remembers",
         says="A training experiment: a small causal PKS4 on four motions, means over seeds; test clips one behind the "

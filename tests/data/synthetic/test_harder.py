@@ -4,7 +4,7 @@ import torch
 
 from kinescan.data.synthetic import MOTION_LEVELS, MOTION_PAIRS, MotionConfig, WindowConfig, level_settings
 from kinescan.data.synthetic.harder import DISTRACTOR_FAMILY, Extras, HarderConfig, draw_phase
-from kinescan.data.synthetic.motion import render_motion
+from kinescan.data.synthetic.motion import draw_motion_scene, render_motion
 from kinescan.data.synthetic.scene import Sprite
 from kinescan.errors import ConfigError
 
@@ -29,7 +29,7 @@ def test_default_pixels_are_what_they_were_before_there_were_levels():
 def test_each_setting_changes_the_clip_and_nothing_of_the_others():
     plain = render_motion(MotionConfig(**SMALL), "train", "horizontal", 0)
     changes = ("travel", 0.5), ("speed_ratio", 4.0), ("contrast", 0.5), ("distractors", 1), ("occluders", 1)
-    for name, value in (*changes, ("objects", 2), ("object_size", 0.7), ("drift_pixels", 3.0)):
+    for name, value in (*changes, ("objects", 2), ("object_size", 0.7), ("spread", 0.5), ("drift_pixels", 3.0)):
         changed = render_motion(MotionConfig(**SMALL, **{name: value}), "train", "horizontal", 0)
         assert not torch.equal(changed, plain), name
     few, more = extras(distractors=1), extras(distractors=1, occluders=2, travel=1.0)
@@ -88,6 +88,17 @@ def test_drift_is_smooth_and_bounded():
     assert paths.mean(dim=0).abs().max() < 0.6
 
 
+@pytest.mark.parametrize("pair", list(MOTION_PAIRS))
+def test_spread_moves_the_middle_of_a_motion_towards_that_of_the_frame(pair):
+    def middle(spread: float) -> np.ndarray:
+        scene = draw_motion_scene(np.random.default_rng(4), pair, "train", num_frames=9, spread=spread)
+        return centres(list(scene.sprites))[..., :2].mean((0, 1)) - 0.5
+
+    assert np.allclose(middle(0.0), 0, atol=1e-6)
+    assert np.allclose(middle(0.5), 0.5 * middle(1.0), atol=1e-6)
+    assert np.abs(middle(1.0)).max() > 0.01
+
+
 def test_contrast_moves_colours_towards_grey():
     settings = {**SMALL, "noise_levels": 0.0}
     plain = render_motion(MotionConfig(**settings), "train", "vertical", 2).float()
@@ -106,6 +117,7 @@ def test_contrast_moves_colours_towards_grey():
         ("occluders", -1),
         ("objects", 0),
         ("object_size", 0.0),
+        ("spread", 1.5),
         ("drift_pixels", 20.0),
     ],
 )

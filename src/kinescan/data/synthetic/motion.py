@@ -51,18 +51,20 @@ class MotionConfig(HarderConfig):
         pairs: which of `MOTION_PAIRS`; each gives two classes.
         objects: one moves as the class says (in "meeting" and "covering" two belong together), the others stand still.
         object_size: what the radii of all objects are multiplied by.
+        spread: how far from the frame's middle motions take place: 1 as usual, at 0 all have it as their middle.
         drift_pixels: how far the camera wanders smoothly at most, in x and in y, pixels; objects and background alike.
     """
 
     pairs: tuple[str, ...] = tuple(MOTION_PAIRS)
     objects: int = 1
     object_size: float = 1.0
+    spread: float = 1.0
     drift_pixels: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_most(self, objects=9, object_size=1.5)
-        self._check_least(objects=1, object_size=0.2, drift_pixels=0)
+        check_most(self, objects=9, object_size=1.5, spread=1)
+        self._check_least(objects=1, object_size=0.2, spread=0, drift_pixels=0)
         if self.drift_pixels + self.shake_pixels > self.frame_size / 4:
             raise ConfigError(
                 f"drift_pixels and shake_pixels must be at most a quarter of frame_size {self.frame_size} together, "
@@ -137,6 +139,7 @@ def render_motion(config: MotionConfig, split: Split, pair: str, index: int) -> 
         num_frames=config.num_frames,
         phase=extras.phase(),
         object_size=config.object_size,
+        spread=config.spread,
         families=ACTING_FAMILIES if config.distractors else None,
     )
     sprites = (
@@ -159,6 +162,7 @@ def draw_motion_scene(
     look: Look | None = None,
     phase: np.ndarray | None = None,
     object_size: float = 1.0,
+    spread: float = 1.0,
     families: Sequence[str] | None = None,
 ) -> Scene:
     """A scene that moves as the first class of `pair` does, everything else sampled at random.
@@ -171,10 +175,14 @@ def draw_motion_scene(
         look: of every object; None: sampled for each.
         phase: [num_frames], how far along its way the motion is in each frame; None: evenly from 0 to 1.
         object_size: what the radii are multiplied by.
+        spread: what the distance of the motion's middle from the frame's is multiplied by.
         families: of textures, one of which each object without a look of its own gets; None: any.
     """
     poses = PATHS[pair](rng, np.linspace(0, 1, num_frames) if phase is None else phase)
     poses = [pose * np.array([1, 1, object_size, 1]) for pose in poses]
+    if spread != 1:
+        middle = np.mean([pose[:, :2] for pose in poses], axis=(0, 1))
+        poses = [pose + np.array([*((1 - spread) * (0.5 - middle)), 0, 0]) for pose in poses]
     objects = [_draw_sprite(rng, split, look or Look(shape=str(rng.choice(SHAPES))), pose, families) for pose in poses]
     if pair == "covering":
         panel = _draw_sprite(rng, split, Look(shape="panel"), poses[1], families)
