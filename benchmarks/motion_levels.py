@@ -115,9 +115,8 @@ CASES = {
     "windows over videos: left, right and turning, 96 steps": Case(
         ("horizontal", "turning"), {}, 50, 25, 8, (FULL,), windows=True
     ),
-    "windows over videos: left, right and turning, 400 steps": Case(
-        ("horizontal", "turning"), {}, 100, 40, 16, tuple(ROWS), windows=True
-    ),
+    "windows over videos: left and right, 100 steps": Case(("horizontal",), {}, 160, 60, 5, windows=True),
+    "windows over videos: turning, 100 steps": Case(("turning",), {}, 160, 60, 5, windows=True),
 }
 
 
