@@ -290,8 +290,9 @@ def publish(done: dict[str, Any]) -> None:
             by_features[f"{'turning' if path[2] == 'turning' else 'left, right'}: {path[1]}"] = value
         elif part == "learned":
             found["learned"].setdefault(path[0], {}).setdefault(path[1], []).append(value)
+    learned = found["learned"]
     found["learned"] = {
-        name: {row: summary(runs) for row, runs in rows.items()} for name, rows in found["learned"].items()
+        shown(name, row): summary(runs, steps_of(name)) for name in learned for row, runs in learned[name].items()
     }
     settings = {
         "frames": FRAMES,
@@ -299,22 +300,34 @@ def publish(done: dict[str, Any]) -> None:
         "clips_read": READ_CLIPS,
         "batch_size": BATCH,
         "learning_rate": recipe(FULL).optim.lr,
-        "sources": done.get("sources", {}),
+        "training sources of windows": done.get("sources", {}).get("train", []),
+        "test sources of windows": done.get("sources", {}).get("test", []),
     }
     measure.write_result("motion_levels", seed=0, n=READ_CLIPS, settings=settings, results=found)
 
 
-def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def steps_of(name: str) -> int:
+    return int(name.split()[-2])
+
+
+def shown(name: str, row: str) -> str:
+    """A case's name without its steps (those are a column), and the row where it is not the whole model."""
+    case, _, _ = name.rpartition(", ")
+    longer = " (longer)" if steps_of(name) > 200 else ""
+    return f"{case}{longer}" + ("" if row == FULL else f": {row}")
+
+
+def summary(runs: list[dict[str, Any]], steps: int) -> dict[str, Any]:
     """Means over seeds."""
     scores = [run["within_pairs"] for run in runs]
     return {
         "seeds": len(runs),
+        "steps": steps,
         "within_pairs": statistics.mean(scores),
         "lowest": min(scores),
         "highest": max(scores),
         "top1_of_training_clips": statistics.mean(run["top1_of_training_clips"] for run in runs),
-        **{f"within {pair}": statistics.mean(run["pairs"][pair] for run in runs) for pair in runs[0]["pairs"]},
-        "cpu_seconds": statistics.median(run["cpu_seconds"] for run in runs),
+        "minutes_of_one_core": round(statistics.median(run["cpu_seconds"] for run in runs) / 60, 2),
     }
 
 
