@@ -13,7 +13,7 @@ from kinescan.cli.main import VERBS, build_app, main
 FLAGS = {
     "train": {"--set", "--output", "--resume", "--dry-run", "--json"},
     "cross-validate": {"--folds", "--set", "--output", "--resume", "--dry-run", "--json"},
-    "study": {"--set", "--output", "--dry-run", "--json"},
+    "study": {"--set", "--output", "--processes", "--any-code", "--dry-run", "--json"},
     "eval": {
         *("--data", "--views", "--output", "--device", "--workers", "--features"),
         *("--compare", "--allow-code", "--set", "--json"),

@@ -4,7 +4,7 @@ from typing import Any
 
 from kinescan.cli import study as cli_study
 from kinescan.studies import Row
-from kinescan.studies.run import dump_study
+from kinescan.studies.study import dump_study
 
 from ..studies.conftest import small
 

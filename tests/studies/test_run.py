@@ -1,14 +1,23 @@
+import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kinescan.errors import ConfigError, NonFiniteError, VideoError
+from kinescan.config import load_recipe
+from kinescan.errors import ConfigError, KinescanError, NonFiniteError, TrainingInterrupted, VideoError
 from kinescan.runs.train import train
-from kinescan.studies import DataEntry, Row, plan_study, read_study, run_study
+from kinescan.runtime.escaping import escape_markdown
+from kinescan.studies import DataEntry, Preparation, Row, plan_study, read_study, run_study
 
 CODE = "0123456789ab"
+SMALL_STILLS = {
+    **{f"model.options.{key}": 16 for key in ("patch_size", "width", "mlp_dim", "embed_dim")},
+    **{"model.options.depth": 2, "model.options.heads": 2, "preprocessing.size": 32, "preprocessing.num_frames": 1},
+    **{"loader.batch_size": 4, "loader.num_workers": 0, "train.device": "cpu", "train.trackers": []},
+}
 
 
 def test_a_study_runs_resumes_and_runs_nothing_twice(
@@ -23,7 +32,7 @@ def test_a_study_runs_resumes_and_runs_nothing_twice(
         return train(config, **options)
 
     monkeypatch.setattr("kinescan.studies.job.train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(TrainingInterrupted):
         run_study(study, output=tmp_path, code=CODE)
     assert len(read_study(tmp_path, code=CODE).runs) == 1
     result = run_study(tmp_path, code=CODE)
@@ -110,11 +119,83 @@ def test_a_full_disk_ends_the_study_which_continues(
         raise VideoError("a.mp4", "it is gone")
 
     monkeypatch.setattr("kinescan.studies.job.train", full)
-    with pytest.raises(ConfigError):
+    with pytest.raises(KinescanError, match=r"0 of 2"):
         run_study(small(), output=tmp_path, code=CODE)
     monkeypatch.setattr("kinescan.studies.job.train", gone)
-    with pytest.raises(Exception, match=r"a\.mp4"):
+    with pytest.raises(KinescanError, match=r"a\.mp4"):
         run_study(small(), output=tmp_path, code=CODE)
     assert "a.mp4" in (tmp_path / "study.md").read_text()
     monkeypatch.setattr("kinescan.studies.job.train", train)
     assert run_study(small(), output=tmp_path, code=CODE).is_finished
+
+
+def test_results_of_other_code_settings_and_videos_are_kept_apart_and_named(
+    small: Any, videos: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "videos"
+    shutil.copytree(videos, data)
+    rows = (Row(name="a", settings={"data.train": str(data)}),)
+    first = run_study(small(rows=rows), output=tmp_path / "out", code=CODE)
+    assert not first.notes
+    other = run_study(small(rows=rows), output=tmp_path / "out", code="another")
+    assert (len(other.notes), CODE in other.notes[0]) == (1, True)
+    assert other.runs[0].folder != first.runs[0].folder
+    # with any code, what is there counts, and nothing runs
+    third = run_study(small(rows=rows), output=tmp_path / "out", code="a third", any_code=True)
+    assert third.runs[0] in (first.runs[0], other.runs[0])
+    assert any(third.runs[0].code in note for note in third.notes)
+    # a moved folder holds the same videos
+    data.rename(tmp_path / "moved")
+    moved = (Row(name="a", settings={"data.train": str(tmp_path / "moved")}),)
+    assert run_study(small(rows=moved), output=tmp_path / "out", code=CODE).runs == first.runs
+    # changed ones are others
+    shutil.copy(tmp_path / "moved/bright/0.mp4", tmp_path / "moved/bright/1.mp4")
+    changed = read_study(tmp_path / "out", code=CODE)
+    assert (changed.runs, len(changed.notes)) == ((), 1)
+
+
+def test_a_preparation_is_trained_once_for_each_seed(small: Any, tmp_path: Path) -> None:
+    stills = Preparation(
+        name="stills", recipe={"model": "vit_ti16"}, stills_per_epoch=4, settings={"optim.epochs": 1, **SMALL_STILLS}
+    )
+    rows = (Row(name="with"), Row(name="lower", settings={"optim.lr": 1e-4}), Row(name="without", prepare="none"))
+    study = small(rows=rows, preparations=(stills,), prepare="stills")
+    result = run_study(study, output=tmp_path, code=CODE)
+    assert len(list((tmp_path / "prepared/stills").iterdir())) == 1
+    weights = [load_recipe(Path(run.folder) / "recipe.toml").model.weights for run in result.runs]
+    assert weights[0] == weights[1] != weights[2] == ""
+    twice = (Row(name="a", settings={"model.weights": "x"}),)
+    with pytest.raises(ConfigError, match=r"model\.weights"):
+        plan_study(small(rows=twice, preparations=(stills,), prepare="stills"))
+
+
+def test_files_for_papers_and_spreadsheets(small: Any, tmp_path: Path) -> None:
+    rows = (Row(name="R&D_1 | <b>", columns={"published %": 71.5}), Row(name="two", settings={"optim.lr": 1e-2}))
+    result = run_study(small(rows=rows, seeds=(0, 1), metrics=("top1", "top5")), output=tmp_path, code=CODE)
+    lines = list(csv.DictReader((tmp_path / "study.csv").read_text().splitlines()))
+    assert [(line["row"], line["metric"], line["n"]) for line in lines] == [
+        *(("R&D_1 | <b>", metric, "2") for metric in ("top1", "top5")),
+        *(("two", metric, "2") for metric in ("top1", "top5")),
+    ]
+    cell = result.cell("two", "", "top1")
+    assert cell.difference is not None
+    assert float(lines[2]["difference"]) == cell.difference.mean
+    runs = list(csv.DictReader((tmp_path / "runs.csv").read_text().splitlines()))
+    assert [float(line["top1"]) for line in runs] == [run.scores["top1"] for run in result.runs]
+    latex = (tmp_path / "study.tex").read_text()
+    assert all(
+        text in latex for text in (r"R\&D\_1 | \textless{}b\textgreater{}", r"published \%", r"\toprule", r"\pm")
+    )
+    assert latex.count(" & ") == 3 * 5
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    page = (tmp_path / "study.md").read_text()
+    assert escape_markdown(rows[0].name) in page
+    assert "71.5" in page
+
+
+def test_several_processes_give_what_one_does(small: Any, tmp_path: Path) -> None:
+    study = small(seeds=(0, 1))
+    one = run_study(study, output=tmp_path / "one", code=CODE)
+    two = run_study(study, output=tmp_path / "two", processes=2, code=CODE)
+    assert [run.scores for run in two.runs] == [run.scores for run in one.runs]
+    assert {run.status for run in two.runs} == {"done"}

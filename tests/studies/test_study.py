@@ -5,7 +5,7 @@ import pytest
 
 from kinescan.errors import ConfigError
 from kinescan.studies import DataEntry, Preparation, Row, Study, build_study, load_study
-from kinescan.studies.run import dump_study
+from kinescan.studies.study import dump_study
 
 TEXT = """
 recipe = "own_videos_cpu"

@@ -23,6 +23,10 @@ def command(
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of every run.")
     ] = [],  # noqa: B006
     output: Annotated[Path | None, typer.Option(help="Folder of everything. By default runs/NAME.")] = None,
+    processes: Annotated[int, typer.Option(help="Runs at a time, each on its part of the cores.", min=1)] = 1,
+    any_code: Annotated[
+        bool, typer.Option("--any-code", help="Count and continue runs that another commit made or began.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build every row and list the runs; train nothing.")
     ] = False,
@@ -43,7 +47,9 @@ def command(
     # SIGTERM ends it as Ctrl-C does: with what is done kept
     with Interruption() as stop:
         stop.immediate = True
-        result = studies.run_study(study, output=output, overrides=settings)
+        result = studies.run_study(
+            study, output=output, overrides=settings, processes=processes, any_code=any_code, modules=modules
+        )
     if as_json:
         print_json(result.to_json())
     else:

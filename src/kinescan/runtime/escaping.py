@@ -42,6 +42,26 @@ def escape_html(text: str) -> str:
     return html.escape(escape_terminal(text), quote=True)
 
 
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def escape_latex(text: str) -> str:
+    r"""The text as LaTeX that shows just this text, in a paragraph or in the cell of a table.
+
+    Example:
+        >>> print(escape_latex("R&D_50 %"))
+        R\&D\_50 \%
+    """
+    return "".join(_LATEX.get(character, character) for character in escape_terminal(text))
+
+
 def escape_plot(text: str, *, length: int = 40) -> str:
     r"""The text as a label of a plot that is not read as a formula; of a long one, both ends.
 

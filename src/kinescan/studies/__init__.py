@@ -34,5 +34,5 @@ __getattr__ = lazy_names(
         "kinescan.studies.costs": ("RowCost", "row_costs"),
         "kinescan.studies.reproduce": ("Reproduction", "plan_reproduction"),
     },
-    ("statistics", "curves", "study", "plan", "job", "result", "run", "paper"),
+    ("statistics", "curves", "study", "plan", "job", "result", "result_files", "run", "paper"),
 )

@@ -11,14 +11,13 @@ from kinescan.runtime.run_folder import RunFolder
 _MAX_BYTES = 2**30
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Curves:
     """The epochs of a run.
 
     Attributes:
         epochs: number -> what was said after its last step: loss, accuracy and so on.
         evaluations: number -> scores.
-        seconds: of the epochs together.
     """
 
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)

@@ -1,9 +1,10 @@
 """One run of a study: trained, or continued, and what came out written into its folder."""
 
+import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,13 @@ logger = logging.getLogger(__name__)
 
 RESULT_FILE = "study_run.json"
 """In a run's folder, when the run is done."""
+BEGUN_FILE = "study_begun.json"
+"""In a run's folder, from its begin: what it is of."""
 TIME_FILE = "study_time.json"
 """In a run's folder: the time spent so far."""
 DONE, NON_FINITE = "done", "non_finite"
 WRITE_EVERY_SECONDS = 10.0
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 PATIENCE_SECONDS = 60.0
 """How long a run's folder may be in use by a process that is ending."""
 
@@ -66,6 +70,7 @@ class RunRecord:
         training_flops: three forward passes a clip, two operations a MAC, frozen parts counted as if they were trained;
             None where it is not known.
         environment: hardware and versions.
+        notes: of the final report.
     """
 
     row: str
@@ -91,10 +96,12 @@ class RunRecord:
     macs: int | None = None
     training_flops: float | None = None
     environment: Mapping[str, Any]
+    notes: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {"scores": dict(self.scores)}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {"scores": dict(self.scores), "notes": list(self.notes)}
 
 
 def read_record(folder: Path) -> RunRecord | None:
@@ -132,6 +139,7 @@ def run_job(job: Job, *, code: str) -> RunRecord:
     if before is not None:
         return before
     _wait_until_free(job.folder)
+    _begin(job, code)
     clock = _Clock(job.folder)
     try:
         outcome: TrainResult | NonFiniteError = train(
@@ -149,7 +157,22 @@ def run_job(job: Job, *, code: str) -> RunRecord:
     return record
 
 
-def prepare(job: PreparedJob) -> Path:
+def _begin(job: Job | PreparedJob, code: str) -> None:
+    """Writes down what the folder is of, so that a later call knows it again."""
+    file = job.folder / BEGUN_FILE
+    if not file.exists():
+        write_text(file, to_json({"key": job.key, "code": code}) + "\n")
+
+
+def begun(folder: Path) -> dict[str, Any]:
+    """Key and code of a run that was begun; empty where none was, or where the file is damaged."""
+    try:
+        return read_json_object(folder / BEGUN_FILE)
+    except ConfigError:
+        return {}
+
+
+def prepare(job: PreparedJob, *, code: str) -> Path:
     """Trains the weights of a preparation, or continues; those that are there are taken.
 
     Returns:
@@ -159,8 +182,9 @@ def prepare(job: PreparedJob) -> Path:
         KinescanError: as `train` raises it.
     """
     done = job.folder / RESULT_FILE
-    if not done.exists():
+    if not is_prepared(job):
         _wait_until_free(job.folder)
+        _begin(job, code)
         clock = _Clock(job.folder)
         resume = RunFolder(job.folder).checkpoints.is_dir()
         try:
@@ -173,6 +197,11 @@ def prepare(job: PreparedJob) -> Path:
         content = {"name": job.name, "seed": job.seed, "key": job.key, **clock.spent()}
         write_text(done, to_json(content, indent=1) + "\n")
     return weights_of(job)
+
+
+def is_prepared(job: PreparedJob) -> bool:
+    """Whether the weights of a preparation are there."""
+    return (job.folder / RESULT_FILE).exists()
 
 
 def weights_of(job: PreparedJob) -> Path:
@@ -194,6 +223,7 @@ def _record(job: Job, outcome: TrainResult | NonFiniteError, clock: "_Clock", *,
     if isinstance(outcome, TrainResult):
         best, cost = outcome.fit.best_epoch, outcome.report.cost
         known = {"best_epoch": None if best is None else best + 1, "steps": outcome.fit.steps}
+        known["notes"] = list(outcome.report.notes)
         if cost is not None:
             macs = cost.macs.with_attention
             known |= {"num_parameters": cost.num_parameters, "num_trained": cost.num_trained, "macs": macs}
@@ -289,6 +319,15 @@ class _Clock(Callback):
                 write_text(self._folder / TIME_FILE, to_json(self.spent()) + "\n")
             except ConfigError as error:
                 logger.warning("%s", error)
+
+
+def is_of_disk(error: BaseException | None) -> bool:
+    """Whether the system refuses to write, so that every other run would fail, too."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _cpu_seconds() -> float:

@@ -125,7 +125,7 @@ def plan_study(study: Study, output: str | Path | None = None, *, code: str | No
         ConfigError: rows cannot be built (each is named with what is wrong), two rows or two data entries are alike, or
             there are too few videos.
     """
-    return _Planner(_written_out(study), Path(output or Path(RUNS) / slug(study.name)), code or code_version()).plan()
+    return _Planner(written_out(study), Path(output or Path(RUNS) / slug(study.name)), code or code_version()).plan()
 
 
 def slug(name: str) -> str:
@@ -168,7 +168,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(to_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
-def _written_out(study: Study) -> Study:
+def written_out(study: Study) -> Study:
     """The study with its recipes as tables.
 
     Raises:

@@ -1,5 +1,6 @@
 """What a study found: rows with mean, spread and paired differences, as JSON and as a page."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,6 +76,11 @@ class StudyResult:
             return self.study.metrics
         known = {name for run in self.runs for name in run.scores}
         return ("frame_map",) if "frame_map" in known else ("top1",)
+
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        """The names of the rows' own columns."""
+        return tuple(dict.fromkeys(name for row in self.study.rows for name in row.columns))
 
     @property
     def data(self) -> tuple[str, ...]:
@@ -168,9 +174,8 @@ class StudyResult:
             yield f"{ALL_DATA[0].upper()}{ALL_DATA[1:]}: {how}."
 
     def _table(self, data: str) -> Iterator[str]:
-        extra = list(dict.fromkeys(name for row in self.study.rows for name in row.columns))
-        metrics = self.metrics
-        header = ["", *(_heading(metric) for metric in metrics), "n", "difference", "time", *extra]
+        extra, metrics = self.extra_columns, self.metrics
+        header = ["", *(heading(metric) for metric in metrics), "n", "difference", "time", *extra]
         if len(self.study.rows) == 1:
             header.remove("difference")
         yield f"| {' | '.join(map(escape_markdown, header))} |"
@@ -178,9 +183,9 @@ class StudyResult:
         for row in self.study.rows:
             cells = [self.cell(row.name, data, metric) for metric in metrics]
             first = cells[0]
-            shown = [escape_markdown(row.name), *map(_spread, cells), str(first.spread.n if first.spread else 0)]
+            shown = [escape_markdown(row.name), *map(shown_spread, cells), str(first.spread.n if first.spread else 0)]
             if len(self.study.rows) > 1:
-                shown.append(_difference(first) if row.name != self.study.base_row else "base")
+                shown.append(shown_difference(first) if row.name != self.study.base_row else "base")
             shown += [self._time(row.name, data), *(escape_markdown(str(row.columns.get(name, ""))) for name in extra)]
             yield f"| {' | '.join(shown)} |"
 
@@ -197,6 +202,9 @@ class StudyResult:
                 yield f"{where} has no score: {run.message}"
         for title, reason in self.failed.items():
             yield f"{title} is not done: {reason}"
+        told = Counter(note for run in self.runs for note in run.notes)
+        for note, count in told.items():
+            yield note if count == len(self.runs) else f"{count} of {len(self.runs)} runs: {note}"
 
     def _where(self) -> Iterator[str]:
         if not self.runs:
@@ -220,7 +228,8 @@ def _unique(values: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return found
 
 
-def _heading(metric: str) -> str:
+def heading(metric: str) -> str:
+    """The score as the head of a column."""
     title = _TITLES.get(metric, metric)
     return title if metric.endswith(_PLAIN) else f"{title} (%)"
 
@@ -230,7 +239,8 @@ def _scale(metric: str) -> float:
     return 1.0 if metric.endswith(_PLAIN) else 100.0
 
 
-def _spread(cell: Cell) -> str:
+def shown_spread(cell: Cell) -> str:
+    """Mean and standard deviation as tables show them."""
     if cell.spread is None:
         return "-"
     scale, found = _scale(cell.metric), cell.spread
@@ -238,7 +248,8 @@ def _spread(cell: Cell) -> str:
     return f"{scale * found.mean:.1f}{deviation}"
 
 
-def _difference(cell: Cell) -> str:
+def shown_difference(cell: Cell) -> str:
+    """The difference and its interval as tables show them."""
     if cell.difference is None:
         return "-"
     scale, found = _scale(cell.metric), cell.difference

@@ -1,32 +1,30 @@
-"""Runs a study: what is not done yet, one run after another, with the results written after each."""
+"""Runs a study: all that is not done yet, with the results written after each run."""
 
-import errno
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import tomli_w
 
 from kinescan.config import flat_settings, parse_overrides
 from kinescan.errors import ConfigError, KinescanError, TrainingInterrupted
 from kinescan.runs.make_data import make
 from kinescan.runtime.atomic_write import write_text
-from kinescan.runtime.escaping import to_json
 from kinescan.runtime.folder_lock import locked
 from kinescan.runtime.launch import world_size
 from kinescan.runtime.output_folder import prepare_output
-from kinescan.settings import to_plain
-from kinescan.studies.job import RunRecord, prepare, read_record, run_job
-from kinescan.studies.plan import Job, StudyPlan, is_made, made_folder, plan_study
+from kinescan.runtime.own_modules import import_own_module
+from kinescan.studies.job import RunRecord, read_record
+from kinescan.studies.others import notes_of_others, of_any_code
+from kinescan.studies.plan import StudyPlan, is_made, made_folder, plan_study, written_out
 from kinescan.studies.result import StudyResult
-from kinescan.studies.study import STUDY_FILE, Study, load_study
+from kinescan.studies.result_files import save_result
+from kinescan.studies.study import STUDY_FILE, Study, dump_study, load_study
+from kinescan.studies.tasks import Outcome, Schedule, Task, left, perform, schedule, title_of
+from kinescan.studies.workers import run_in_processes
 
 logger = logging.getLogger(__name__)
 
-RESULT_FILE, PAGE_FILE = "study.json", "study.md"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""What the system says where no other run could be written either."""
+_MOST_PROCESSES = 1024
 
 
 def run_study(
@@ -34,40 +32,55 @@ def run_study(
     *,
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
+    processes: int = 1,
+    any_code: bool = False,
+    modules: Sequence[str] = (),
     code: str | None = None,
 ) -> StudyResult:
     """Runs all that is not done yet of a study, and writes what came out.
 
-    The folder holds study.toml (what was asked for), study.json, study.md, and runs/ with a run for each row, data set
-    and seed. Called again it continues: what is done is not run again, and a run that was broken off continues from its
-    checkpoint.
+    The folder holds study.toml (what was asked for), study.json, study.md, study.csv, study.tex, runs.csv, curves.png,
+    and runs/ with a run for each row, data set and seed. Called again it continues: what is done is not run again, and
+    a run that was broken off continues from its checkpoint.
 
     Args:
         study: the study, its TOML file, or the folder of one that was begun.
         output: folder of everything; by default runs/NAME, or the folder that was named.
         overrides: "dotted.key=value" each, for every run; they go before all other settings.
+        processes: how many runs train at a time, each in a process of its own with its part of the cores; 1 trains in
+            this process.
+        any_code: results of the same settings and videos count, though another commit made them, and runs that it began
+            continue; without it they are kept apart and run again.
+        modules: that register models of your own, for each process to import.
         code: what the results are told apart by, besides settings and data; by default the commit.
 
     Raises:
         ConfigError: a row cannot be built, two are alike, data is missing, or the folder is in use or cannot be
             written.
         TrainingInterrupted: a signal came; the same call continues.
-        KinescanError: a run met what ends the others, too, such as a full disk.
+        KinescanError: runs are not done, or one met what ends the others, too, such as a full disk.
     """
     if world_size() > 1:
-        raise ConfigError("a study is work for one process. Start it without torchrun.")
+        raise ConfigError("a study is started without torchrun. Use --processes for several runs at a time.")
+    if not 1 <= processes <= _MOST_PROCESSES:
+        raise ConfigError(f"processes must be 1 to {_MOST_PROCESSES}, got {processes}.")
+    of_folder = isinstance(study, str | Path) and Path(study).is_dir()
     if isinstance(study, str | Path):
-        folder = Path(study)
-        output = output or (folder if folder.is_dir() else None)
+        output = output or (study if of_folder else None)
         study = load_study(study)
-    study = with_overrides(study, overrides)
+    study = written_out(with_overrides(study, overrides))
+    modules = [*modules, *([] if of_folder else own_modules(study))]
+    for name in dict.fromkeys(modules):
+        import_own_module(name)
     plan = plan_study(study, output, code=code)
-    folder = prepare_output(plan.output)
-    with locked(folder):
-        write_text(folder / STUDY_FILE, dump_study(plan.study))
+    prepare_output(plan.output)
+    with locked(plan.output):
+        write_text(plan.output / STUDY_FILE, dump_study(plan.study))
         if _make_data(plan):
             plan = plan_study(study, output, code=code)
-        return _Runner(plan).run()
+        if any_code:
+            plan = of_any_code(plan)
+        return _Run(plan, schedule(plan), processes, tuple(modules)).all()
 
 
 def with_overrides(study: Study, overrides: Sequence[str]) -> Study:
@@ -83,26 +96,39 @@ def with_overrides(study: Study, overrides: Sequence[str]) -> Study:
     return replace(study, rows=rows)
 
 
-def dump_study(study: Study) -> str:
-    """The study as TOML; `load_study` reads it back to the same.
-
-    Raises:
-        ConfigError: a setting has a value that TOML cannot hold.
-    """
-    try:
-        return tomli_w.dumps(to_plain(study))
-    except TypeError as error:
-        raise ConfigError(f"the study cannot be written as TOML ({error}). Leave settings out that are None.") from None
+def own_modules(study: Study) -> list[str]:
+    """Modules of the user's own that the recipes and settings of a study name."""
+    tables = [study.recipe, *(row.recipe for row in study.rows), *(entry.recipe for entry in study.preparations)]
+    told = [flat_settings(table) for table in tables if isinstance(table, dict)]
+    told += [flat_settings(row.settings) for row in study.rows] + [flat_settings(study.settings)]
+    return list(dict.fromkeys(str(values["model.module"]) for values in told if values.get("model.module")))
 
 
-def read_study(folder: str | Path, *, code: str | None = None) -> StudyResult:
+def read_study(folder: str | Path, *, any_code: bool = False, code: str | None = None) -> StudyResult:
     """What a study has found so far, from its folder; nothing is run or written.
 
     Raises:
         ConfigError: the folder holds no study, or its data is not there any more.
     """
     plan = plan_study(load_study(folder), folder, code=code)
-    return _Runner(plan).result()
+    return result_of(of_any_code(plan) if any_code else plan, {})
+
+
+def result_of(plan: StudyPlan, failed: dict[str, str]) -> StudyResult:
+    """What the folder of a study holds so far."""
+    return StudyResult(
+        study=plan.study,
+        output=plan.output,
+        code=plan.code,
+        runs=tuple(_records(plan)),
+        num_planned=len(plan.jobs),
+        failed=dict(failed),
+        notes=tuple(notes_of_others(plan)),
+    )
+
+
+def _records(plan: StudyPlan) -> list[RunRecord]:
+    return [record for job in plan.jobs if (record := read_record(job.folder)) is not None]
 
 
 def _make_data(plan: StudyPlan) -> bool:
@@ -119,75 +145,66 @@ def _make_data(plan: StudyPlan) -> bool:
 
 
 @dataclass
-class _Runner:
-    """What a study does with its runs, one after another."""
+class _Run:
+    """What is done in one call, and how it ends."""
 
     plan: StudyPlan
-    failed: dict[str, str] = field(default_factory=dict)
+    schedule: Schedule
+    processes: int
+    modules: tuple[str, ...]
 
-    def run(self) -> StudyResult:
-        """All that is not done; the results are written after each."""
+    def all(self) -> StudyResult:
+        """All that is not done; the results are written after each run."""
         self._write()
-        left = [job for job in self.plan.jobs if read_record(job.folder) is None]
-        if len(left) < len(self.plan.jobs):
-            logger.info("study: %d of %d runs are done", len(self.plan.jobs) - len(left), len(self.plan.jobs))
-        for number, job in enumerate(left, len(self.plan.jobs) - len(left) + 1):
-            logger.info("study: run %d of %d: %s", number, len(self.plan.jobs), job.title)
-            self._run(job)
-        result = self.result()
-        if self.failed:
-            first = next(iter(self.failed))
-            raise KinescanError(
-                f"{len(self.failed)} of {len(self.plan.jobs)} runs are not done, such as {first}: {self.failed[first]} "
-                "The others are. The same command tries them again."
-            )
+        total, num_left = len(self.plan.jobs), len(left(self.plan))
+        if num_left < total:
+            logger.info("study: %d of %d runs are done", total - num_left, total)
+        try:
+            outcome = self._here() if self.processes == 1 else self._beside()
+        except KeyboardInterrupt:
+            outcome = Outcome(state="stopped", message="stopped by a signal.")
+        result = self._write()
+        counted = f"{len(result.runs)} of {total} runs of the study are done"
+        if outcome.state == "stopped":
+            raise TrainingInterrupted(f"{outcome.message} {counted}; the same command continues it.")
+        if outcome.state == "ending":
+            raise KinescanError(f"{outcome.message} {counted}; the same command continues it when that is mended.")
+        if self.schedule.failed:
+            first, reason = next(iter(self.schedule.failed.items()))
+            raise KinescanError(f"{counted}. {first} is not: {reason} The same command tries it again.")
         return result
 
-    def _run(self, job: Job) -> None:
-        try:
-            if job.preparation is not None:
-                prepare(job.preparation)
-            run_job(job, code=self.plan.code)
-        except TrainingInterrupted as error:
-            self._write()
-            done = len(self._records())
-            raise TrainingInterrupted(
-                f"{job.title}: {error} {done} of {len(self.plan.jobs)} runs of the study are done; the same command "
-                "continues it."
-            ) from error
-        except KinescanError as error:
-            if is_of_disk(error):
-                raise
-            logger.warning("study: %s is not done: %s", job.title, error)
-            self.failed[job.title] = str(error)
-        self._write()
+    def _here(self) -> Outcome:
+        """One task after another, in this process."""
+        while (task := self.schedule.next()) is not None:
+            self._told(task, None)
+            outcome = perform(task, code=self.plan.code)
+            self.schedule.end(task, outcome)
+            self._told(task, outcome)
+            if outcome.state in ("stopped", "ending"):
+                return outcome
+        return Outcome()
 
-    def _records(self) -> list[RunRecord]:
-        return [record for job in self.plan.jobs if (record := read_record(job.folder)) is not None]
-
-    def result(self) -> StudyResult:
-        """What there is so far."""
-        return StudyResult(
-            study=self.plan.study,
-            output=self.plan.output,
+    def _beside(self) -> Outcome:
+        """Several tasks at a time, in processes of their own."""
+        return run_in_processes(
+            self.schedule,
             code=self.plan.code,
-            runs=tuple(self._records()),
-            num_planned=len(self.plan.jobs),
-            failed=dict(self.failed),
+            processes=min(self.processes, max(1, len(self.schedule.waiting))),
+            told=self._told,
+            modules=self.modules,
         )
 
-    def _write(self) -> None:
-        result = self.result()
-        write_text(self.plan.output / RESULT_FILE, to_json(result.to_json(), indent=1) + "\n")
-        write_text(self.plan.output / PAGE_FILE, result.to_markdown())
+    def _told(self, task: Task, outcome: Outcome | None) -> None:
+        if outcome is None:
+            left = len(self.schedule.waiting)
+            logger.info("study: %s (%d more to do)", title_of(task), left)
+            return
+        if outcome.state == "failed":
+            logger.warning("study: %s is not done: %s", title_of(task), outcome.message)
+        self._write()
 
-
-def is_of_disk(error: BaseException) -> bool:
-    """Whether the system refuses to write, so that every other run would fail, too."""
-    return any(isinstance(cause, OSError) and cause.errno in FULL for cause in _causes(error))
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
+    def _write(self) -> StudyResult:
+        result = result_of(self.plan, self.schedule.failed)
+        save_result(result)
+        return result

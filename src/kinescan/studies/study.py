@@ -6,12 +6,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import tomli_w
+
 from kinescan.config import flat_settings
 from kinescan.errors import ConfigError
 from kinescan.fields import MAX_SEED, check_types
 from kinescan.runs.stills import STILLS_PER_EPOCH
 from kinescan.runtime.files import read_toml
-from kinescan.settings import build_settings, closest
+from kinescan.settings import build_settings, closest, to_plain
 
 MadeKind = Literal["motion", "appearance", "events"]
 PreparationKind = Literal["stills", "train"]
@@ -221,6 +223,18 @@ def load_study(path: str | Path) -> Study:
     if path.is_dir() and (path / STUDY_FILE).is_file():
         path = path / STUDY_FILE
     return build_study(read_toml(path), name=path.stem, beside=path.parent)
+
+
+def dump_study(study: Study) -> str:
+    """The study as TOML; `load_study` reads it back to the same.
+
+    Raises:
+        ConfigError: a setting has a value that TOML cannot hold.
+    """
+    try:
+        return tomli_w.dumps(to_plain(study))
+    except TypeError as error:
+        raise ConfigError(f"the study cannot be written as TOML ({error}). Leave settings out that are None.") from None
 
 
 STUDY_FILE = "study.toml"

@@ -1,0 +1,100 @@
+"""What a study has to do, each thing once: preparations first, then the runs that start from them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kinescan.errors import KinescanError, TrainingInterrupted
+from kinescan.studies.job import is_of_disk, is_prepared, prepare, read_record, run_job
+from kinescan.studies.plan import Job, PreparedJob, StudyPlan
+
+Task = Job | PreparedJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a task ended.
+
+    Attributes:
+        state: "done"; "failed", while others may go on; "stopped" by a signal; or "ending", by what ends the others,
+            too, such as a full disk.
+        message: of the error; empty where there was none.
+    """
+
+    state: Literal["done", "failed", "stopped", "ending"] = "done"
+    message: str = ""
+
+
+def title_of(task: Task) -> str:
+    """What a task is called in log lines."""
+    return task.title if isinstance(task, Job) else f"{task.name} / seed {task.seed}"
+
+
+def perform(task: Task, *, code: str) -> Outcome:
+    """Does a task, or continues it; says how it ended. What is done already costs nothing."""
+    try:
+        if isinstance(task, Job):
+            run_job(task, code=code)
+        else:
+            prepare(task, code=code)
+    except TrainingInterrupted as error:
+        return Outcome(state="stopped", message=str(error))
+    except KinescanError as error:
+        return Outcome(state="ending" if is_of_disk(error) else "failed", message=str(error))
+    return Outcome()
+
+
+@dataclass
+class Schedule:
+    """Which task comes next.
+
+    Attributes:
+        waiting: tasks that nobody has begun, in their order.
+        running: those that were begun.
+        failed: title of a run -> why it is not done.
+    """
+
+    waiting: list[Task]
+    running: list[Task] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def next(self) -> Task | None:
+        """The first task whose preparation is done; None where there is none at the moment."""
+        for task in self.waiting:
+            preparation = task.preparation if isinstance(task, Job) else None
+            if preparation is None or is_prepared(preparation):
+                self.waiting.remove(task)
+                self.running.append(task)
+                return task
+        return None
+
+    def end(self, task: Task, outcome: Outcome) -> None:
+        """Takes note of how a task ended; runs that wait for it in vain fail, too."""
+        self.running.remove(task)
+        if outcome.state == "done":
+            return
+        self.failed[title_of(task)] = outcome.message
+        if isinstance(task, PreparedJob):
+            for job in [job for job in self.waiting if isinstance(job, Job) and job.preparation == task]:
+                self.waiting.remove(job)
+                self.failed[job.title] = f"its preparation {title_of(task)} is not done"
+
+
+def schedule(plan: StudyPlan) -> Schedule:
+    """All that is not done yet."""
+    return Schedule(list(_tasks(plan)))
+
+
+def _tasks(plan: StudyPlan) -> Iterator[Task]:
+    seen: list[PreparedJob] = []
+    for job in left(plan):
+        if job.preparation is not None and job.preparation not in seen:
+            seen.append(job.preparation)
+            if not is_prepared(job.preparation):
+                yield job.preparation
+        yield job
+
+
+def left(plan: StudyPlan) -> Sequence[Job]:
+    """The runs that are not done yet."""
+    return [job for job in plan.jobs if read_record(job.folder) is None]
