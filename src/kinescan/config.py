@@ -70,8 +70,8 @@ class DataConfig:
         overlaps: of labels with a start and an end: those of one video may overlap; without it, such rows are refused.
         group: what must not stand on both sides of a split, such as a person or a recording: "column NAME" of the csv,
             or a regular expression over the paths with the group in parentheses; empty splits by video.
-        split_seed: of which videos are held out, so that runs of other seeds hold out the same ones; -1 takes the run's
-            `seed`.
+        split_seed: of which videos are held out; whatever the run's `seed` is, they are the same. -1 takes the run's
+            `seed`, as runs of earlier versions did: each seed then holds out others.
         held_out_ratio: fraction of each class held out for evaluation where there is no `test`.
         validation_ratio: fraction of the other training videos on which the best checkpoint, thresholds and the early
             stop are chosen; 0 chooses them on the held-out videos.
@@ -96,7 +96,7 @@ class DataConfig:
     split: int = 1
     overlaps: bool = False
     group: str = ""
-    split_seed: int = -1
+    split_seed: int = 0
     held_out_ratio: float = 0.2
     validation_ratio: float = 0.0
     folds: int = 0
@@ -167,7 +167,7 @@ class RunConfig:
 
     Attributes:
         output: folder of the run; empty for the next free one under runs/.
-        seed: of new weights, order, draws and held-out videos.
+        seed: of new weights, order and draws; which videos are held out depends on `data.split_seed`.
         model: what is trained.
         data: on which videos.
         preprocessing: how pixels become clips.

@@ -90,6 +90,53 @@ def test_eval_names_training_videos_by_their_content(trained: Path, tmp_path: Pa
     ]
 
 
+def test_eval_names_videos_that_the_run_did_not_hold_out(trained: Path, tmp_path: Path) -> None:
+    own, mixed = trained.parent / "own", tmp_path / "mixed"
+    recorded = read_run_videos(trained)
+    assert recorded is not None
+    held_out = recorded.held_out[0]
+    for label in ("bright", "dark"):
+        (mixed / label).mkdir(parents=True)
+        # added later, or from elsewhere
+        (mixed / label / "new.mp4").write_bytes((own / label / "1.mp4").read_bytes() + label.encode())
+    shutil.copy(held_out.path, mixed / held_out.video_id)
+    notes = [note.split(",")[0] for note in evaluate(trained, data=mixed).notes]
+    assert notes[0].startswith("1 of the 3 videos chose")
+    assert notes[1:] == ["2 of the 3 videos are not in the run's list of videos (videos.json)"]
+    # copies that were written anew are known by their names
+    (mixed / held_out.video_id).unlink()
+    trained_on = recorded.train[0]
+    (mixed / trained_on.video_id).write_bytes(Path(trained_on.path).read_bytes() + b"anew")
+    notes = list(evaluate(trained, data=mixed).notes)
+    assert trained_on.video_id in notes[0]
+    (mixed / trained_on.video_id).unlink()
+    assert ["None of the 2" in note for note in evaluate(trained, data=mixed).notes] == [True]
+
+
+def test_seeds_share_the_held_out_videos_and_runs_of_before_keep_theirs(
+    videos: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text('model = "pks4_vit_ti16"\n', encoding="utf-8")
+
+    def held_out(run: str, *settings: str, resume: bool = False) -> set[str]:
+        overrides = [*tiny, f"data.train={videos}", *settings]
+        train(recipe, overrides=overrides, output=tmp_path / run, resume=resume)
+        found = read_run_videos(tmp_path / run)
+        assert found is not None
+        return {video.video_id for video in found.held_out}
+
+    one = ("optim.epochs=1", "seed=1")
+    assert held_out("seed_0", "optim.epochs=1") == held_out("seed_1", *one)
+    before = held_out("before", *one, "data.split_seed=-1")
+    assert before != held_out("seed_1", *one, resume=True)
+    # a version that did not know the setting wrote no line of it
+    file = tmp_path / "before/recipe.toml"
+    file.write_text(file.read_text().replace("split_seed = -1\n", ""))
+    assert held_out("before", "optim.epochs=2", "seed=1", resume=True) == before
+    assert load_recipe(file).data.split_seed == -1
+
+
 def test_eval_of_an_earlier_version_compares_the_digest(trained: Path) -> None:
     own = trained.parent / "own"
     (trained / "videos.json").unlink()

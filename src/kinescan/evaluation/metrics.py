@@ -91,6 +91,7 @@ class Metrics:
         reliability: those bins, from the lowest scores to the highest.
         classes: one entry a class, in the order of the scores.
         confusions: the commonest mistakes, first the commonest.
+        loss: see `log_loss`.
     """
 
     num_videos: int
@@ -102,6 +103,7 @@ class Metrics:
     reliability: tuple[ReliabilityBin, ...]
     classes: tuple[ClassScore, ...]
     confusions: tuple[Confusion, ...]
+    loss: float
 
 
 def compute_metrics(scores: Scores, targets: ClassIndices, labels: Sequence[str], *, confusions: int = 10) -> Metrics:
@@ -145,7 +147,25 @@ def compute_metrics(scores: Scores, targets: ClassIndices, labels: Sequence[str]
             for k, label in enumerate(labels)
         ),
         confusions=most_confused(matrix, labels, limit=confusions),
+        loss=log_loss(scores, targets),
     )
+
+
+def log_loss(scores: Scores, targets: ClassIndices) -> float:
+    """Cross-entropy of the true classes, in nats: the mean of -log of their probabilities; 0 is perfect.
+
+    Of several views it is that of the averaged probabilities, without the label smoothing of the training.
+
+    Raises:
+        ShapeError: the sizes do not fit each other, or there is no video.
+
+    Example:
+        >>> round(log_loss(torch.tensor([[0.5, 0.5], [0.25, 0.75]]), torch.tensor([0, 1])), 4)
+        0.4904
+    """
+    _check(scores, targets)
+    own = scores.gather(1, targets[:, None]).double()
+    return float(-own.clamp(min=torch.finfo(torch.float64).tiny).log().mean())
 
 
 def top_accuracy(scores: Scores, targets: ClassIndices, *, top: int = 1) -> float:

@@ -71,6 +71,7 @@ class Report:
             "top5_classes": metrics.top5_classes,
             "mean_class_accuracy": metrics.mean_class_accuracy,
             "calibration_error": metrics.calibration_error,
+            "loss": metrics.loss,
             "notes": list(self.notes),
             "reliability": [asdict(entry) for entry in metrics.reliability],
             "classes": [asdict(entry) for entry in metrics.classes],

@@ -150,7 +150,7 @@ def cross_validate(
     """Trains a recipe once for each fold of its videos, which is held out, and sums the scores up.
 
     Folds are of about equal size, have about the same fraction of each class, and keep the groups of `data.group`
-    together. They depend on `data.split_seed` (or the seed) alone. The folder holds a run a fold (fold-1, fold-2, ...),
+    together. They depend on `data.split_seed` alone. The folder holds a run a fold (fold-1, fold-2, ...),
     cross_validation.json and cross_validation.md.
 
     Args:

@@ -82,7 +82,7 @@ def read_videos(config: RunConfig, *, announced: bool = True) -> Division[VideoI
     """Videos to train on, to choose on and to evaluate on, as `[data]` says.
 
     Without `data.test`, the published test part is taken; where there is none, a part of the training videos is held
-    out; which, depends on `data.split_seed` (or the seed) alone.
+    out; which, depends on `data.split_seed` alone (-1: on the run's seed).
 
     Args:
         config: of the run.

@@ -1,9 +1,11 @@
 import logging
+from dataclasses import replace
 from pathlib import Path
 
-from kinescan.config import RunConfig, load_recipe
+from kinescan.config import DataConfig, RunConfig, load_recipe
 from kinescan.errors import ConfigError
 from kinescan.models.saving.location import WEIGHTS_FILE, best_checkpoint, locate_model
+from kinescan.runtime.files import read_toml
 from kinescan.runtime.folder_lock import is_locked
 from kinescan.runtime.run_folder import RUNS as DEFAULT_FOLDER
 from kinescan.runtime.run_folder import RunFolder
@@ -11,6 +13,8 @@ from kinescan.runtime.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 RUNS = Path(DEFAULT_FOLDER)
+OF_THE_RUN = -1
+"""The `data.split_seed` that stands for the run's seed."""
 
 
 def model_folder(source: str | Path | None, *, hint: str) -> str:
@@ -57,11 +61,32 @@ def recipe_of(run: Path) -> RunConfig | None:
         ConfigError: the recipe is damaged.
     """
     recipe = RunFolder(run).recipe
-    config = load_recipe(recipe)
+    config = as_begun(load_recipe(recipe), run)
     if config.data.train:
         return config
     logger.warning("%s is empty: the run's settings are not known, and those of the model are taken", recipe)
     return None
+
+
+def as_begun(config: RunConfig, run: Path) -> RunConfig:
+    """The settings with the division of the videos that a run of an earlier version began with, if it is one.
+
+    The default of `data.split_seed` was the run's seed then. The run's recipe says so, or does not know the setting.
+
+    Args:
+        config: of the run, or of its resumption.
+        run: its folder; one that holds no run yet changes nothing.
+
+    Raises:
+        ConfigError: the recipe in the folder is damaged.
+    """
+    recipe = RunFolder(run).recipe
+    if config.data.split_seed != DataConfig.split_seed or not recipe.is_file():
+        return config
+    data = read_toml(recipe).get("data")
+    if not isinstance(data, dict) or data.get("split_seed", OF_THE_RUN) != OF_THE_RUN:
+        return config
+    return replace(config, data=replace(config.data, split_seed=OF_THE_RUN))
 
 
 def choose_output(name: str, *, resume: bool) -> Path:

@@ -207,7 +207,18 @@ def frame_scores(found: AnsweredVideos) -> dict[str, float]:
         "calibrated_frame_map": ranked.calibrated_mean if ranked.calibrated else 0.0,
         "frame_accuracy": float(right.mean()),
         "balanced_accuracy": float(np.mean(recalls)),
+        "loss": _frame_loss(truth, scores, exclusive=background is not None),
     }
+
+
+def _frame_loss(truth: np.ndarray, scores: np.ndarray, *, exclusive: bool) -> float:
+    """Cross-entropy of the frames in nats; of overlapping classes, the mean over the classes' own yes and no."""
+    least = np.finfo(np.float64).tiny
+    right = -np.log(np.maximum(scores.astype(np.float64), least))
+    if exclusive:
+        return float(right[truth].mean())
+    wrong = -np.log(np.maximum(1.0 - scores.astype(np.float64), least))
+    return float(np.where(truth, right, wrong).mean())
 
 
 def frame_report(

@@ -166,8 +166,10 @@ def seen_notes(run: Path, recipe: RunConfig | None, items: Sequence[Video], *, c
         chosen_best: the checkpoint was chosen as the best of its run.
     """
     recorded = read_run_videos(run)
+    foreign: tuple[str, ...] = ()
     if recorded is not None:
         prints = fingerprints([item.path for item in items])
+        foreign = tuple(_foreign_notes(recorded, items, prints))
         training, held_out = (
             sum(found is not None and found in {video.fingerprint for video in videos} for found in prints)
             for videos in (recorded.train, recorded.chosen_on)
@@ -193,6 +195,29 @@ def seen_notes(run: Path, recipe: RunConfig | None, items: Sequence[Video], *, c
         yield CHOSEN_ON_THESE
     elif held_out and chosen_best:
         yield f"{held_out} of the {len(items)} videos chose this checkpoint as the best of its run."
+    yield from foreign
+
+
+def _foreign_notes(recorded: RunVideos, items: Sequence[Video], prints: Sequence[str | None]) -> Iterator[str]:
+    """On videos that are not in the run's list: those with the name of one that is, and the others."""
+    known = {video.fingerprint for video in (*recorded.train, *recorded.validation, *recorded.held_out)}
+    own = [item for item, found in zip(items, prints, strict=True) if found is None or found not in known]
+    trained = {video.video_id for video in (*recorded.train, *recorded.chosen_on)}
+    alike = [item for item in own if item.video_id in trained]
+    if alike:
+        yield (
+            f"{len(alike)} of the {len(items)} videos have the name of a video that this run was trained or chosen on, "
+            f"and other content, such as {alike[0].video_id}. If they are copies of it, the score says little about "
+            "others."
+        )
+    added = [item for item in own if item.video_id not in trained]
+    if added and len(added) < len(items):
+        yield (
+            f"{len(added)} of the {len(items)} videos are not in the run's list of videos ({VIDEOS_FILE}), such as "
+            f"{added[0].video_id}: they were added later or come from elsewhere, and it did not hold them out."
+        )
+    elif added:
+        yield f"None of the {len(items)} videos is in the run's list ({VIDEOS_FILE}): they are new to it."
 
 
 def _paths_now(recipe: RunConfig | None) -> dict[str, Path]:

@@ -34,7 +34,7 @@ from kinescan.runs.datasets import (
     read_videos,
 )
 from kinescan.runs.expected_videos import ExpectedVideos
-from kinescan.runs.folder import choose_output, run_of
+from kinescan.runs.folder import as_begun, choose_output, run_of
 from kinescan.runs.frame_run import (
     CHOSEN_BY,
     WINDOWS,
@@ -148,6 +148,8 @@ def train(
         of_run = True
     config, name = _resolve(recipe, overrides, of_run=of_run)
     chosen = output or config.output or choose_output(name, resume=resume)
+    if resume:
+        config = as_begun(config, Path(chosen))
     with open_run(chosen, device=config.train.device, resume=resume) as run:
         folder = run.folder.path
         result, report = _train_into(run, replace(config, output=str(folder)), callbacks)
@@ -403,7 +405,7 @@ class HeldOutScores:
     def __call__(self, model: VideoClassifier) -> dict[str, float]:
         """Scores after an epoch, as `fit` takes them."""
         metrics = self.evaluate(model, self._config.views_while_training()).metrics
-        return {"top1": metrics.top1, "top5": metrics.top5}
+        return {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
 
     def evaluate(self, model: VideoClassifier, views: Views) -> Evaluation:
         """All held-out videos, scored with some views.

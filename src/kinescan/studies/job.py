@@ -258,6 +258,7 @@ def scores_of(report: Report | TemporalReport) -> dict[str, float]:
             "top5": metrics.top5,
             "mean_class_accuracy": metrics.mean_class_accuracy,
             "calibration_error": metrics.calibration_error,
+            "loss": metrics.loss,
         }
     else:
         scores = report.scores

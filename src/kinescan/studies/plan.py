@@ -22,11 +22,18 @@ from kinescan.runtime.recipe_files import find_recipe
 from kinescan.runtime.run_folder import RUNS
 from kinescan.settings import to_plain
 from kinescan.studies.study import DataEntry, Preparation, Row, Study
+from kinescan.training.accelerator import TrainConfig
 
 NEUTRAL = (
     *("output", "data.train", "data.test", "data.root", "data.timeout_seconds", "data.max_pixels"),
     *("loader.num_workers", "loader.prefetch_batches", "loader.start_method", "train.log_every"),
-    *("train.checkpoint_minutes", "train.keep_checkpoints", "train.trackers"),
+    *(
+        "train.checkpoint_minutes",
+        "train.keep_checkpoints",
+        "train.trackers",
+        "train.tracker_project",
+        "train.tracker_run",
+    ),
     "model.options.activation_checkpointing",
 )
 """Settings that no result depends on; which videos there are is told by their content, wherever they lie."""
@@ -85,7 +92,7 @@ class Job:
     @property
     def title(self) -> str:
         """For log lines and messages."""
-        return " / ".join(part for part in (self.row, self.data, f"seed {self.seed}") if part)
+        return _title(self.row, self.data, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +133,10 @@ def plan_study(study: Study, output: str | Path | None = None, *, code: str | No
             there are too few videos.
     """
     return _Planner(written_out(study), Path(output or Path(RUNS) / slug(study.name)), code or code_version()).plan()
+
+
+def _title(row: str, data: str, seed: int) -> str:
+    return " / ".join(part for part in (row, data, f"seed {seed}") if part)
 
 
 def slug(name: str) -> str:
@@ -242,6 +253,7 @@ class _Planner:
             settings |= {"model.weights": "", "model.new_head": True}
             prepared = self._prepared(preparation, seed)
         config = _resolved(row.recipe or self._study.recipe, settings, seed)
+        config = replace(config, train=self._tracked(config.train, row, entry, seed))
         digest, count, classes = self._videos(config, entry)
         of_intervals = (
             entry.make["kind"] == "events" if entry is not None and entry.make else config.task == "intervals"
@@ -268,6 +280,12 @@ class _Planner:
         if entry is not None:
             own |= flat_settings(entry.settings) | self._made_paths(entry)
         return own | flat_settings(row.settings)
+
+    def _tracked(self, train: TrainConfig, row: Row, entry: DataEntry | None, seed: int) -> TrainConfig:
+        """Trackers gather the runs under the study's name, unless they are told otherwise."""
+        run = train.tracker_run or _title(row.name, "" if entry is None else entry.name, seed)
+        of_study = train.tracker_project == TrainConfig.tracker_project
+        return replace(train, tracker_run=run, tracker_project=self._study.name if of_study else train.tracker_project)
 
     def _made_paths(self, entry: DataEntry) -> dict[str, str]:
         if not entry.make:

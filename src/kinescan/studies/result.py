@@ -15,7 +15,7 @@ from kinescan.studies.statistics import Difference, Spread, paired_difference, s
 from kinescan.studies.study import Study
 
 ALL_DATA = "all data"
-_PLAIN = ("_seconds", "_per_hour")
+_PLAIN = ("_seconds", "_per_hour", "loss")
 _TITLES = {"top1": "top-1", "top5": "top-5", "frame_map": "per-frame mAP", "mean_class_accuracy": "mean over classes"}
 
 

@@ -1,20 +1,19 @@
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-from kinescan.errors import ConfigError, DependencyError
+from kinescan.errors import ConfigError
 from kinescan.fields import MAX_COUNT, check_most, check_types
 from kinescan.runtime.accelerate_internals import forget_accelerator_state
 from kinescan.runtime.device import check_device, choose_device
-from kinescan.settings import closest
+from kinescan.training.trackers import check_trackers, open_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +50,8 @@ class TrainConfig:
         early_stop_evaluations: ends the run after so many evaluations without a better score (top-1, or per-frame mAP);
             0 never does.
         trackers: names that accelerate knows, such as "tensorboard" or "wandb".
+        tracker_project: what trackers gather runs under.
+        tracker_run: what trackers call the run; empty for the name of its folder.
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -67,6 +68,8 @@ class TrainConfig:
     keep_checkpoints: int = 1
     early_stop_evaluations: int = 0
     trackers: tuple[str, ...] = ("tensorboard",)
+    tracker_project: str = "kinescan"
+    tracker_run: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -85,7 +88,9 @@ class TrainConfig:
 
 
 @contextmanager
-def open_accelerator(train: TrainConfig, output: Path) -> Iterator[Accelerator]:
+def open_accelerator(
+    train: TrainConfig, output: Path, settings: Mapping[str, Any] | None = None
+) -> Iterator[Accelerator]:
     """An accelerator on the device and with the precision and trackers of `train`; trackers are closed at the end.
 
     accelerate keeps one state for the whole process; it is cleared before and after, so that several runs with
@@ -93,7 +98,8 @@ def open_accelerator(train: TrainConfig, output: Path) -> Iterator[Accelerator]:
 
     Args:
         train: device, precision, trackers.
-        output: the trackers write into its folder `tensorboard`.
+        output: folder of the run; TensorBoard writes into its folder `tensorboard`.
+        settings: of the run, for the trackers.
 
     Raises:
         ConfigError: the device is not there, it cannot compute in this precision, a tracker is unknown, or an
@@ -102,15 +108,21 @@ def open_accelerator(train: TrainConfig, output: Path) -> Iterator[Accelerator]:
     """
     check_device(train.device)
     refuse_environment(os.environ, train)
-    _check_trackers(train.trackers)
+    check_trackers(train.trackers)
     _clear_state()
     accelerator = Accelerator(
         cpu=choose_device(train.device).type == "cpu",
         mixed_precision=choose_precision(train),
-        log_with=list(train.trackers) or None,
         project_dir=str(output),
     )
-    accelerator.init_trackers("tensorboard")
+    open_trackers(
+        accelerator,
+        train.trackers,
+        project=train.tracker_project,
+        run=train.tracker_run or output.resolve().name,
+        output=output,
+        settings=settings or {},
+    )
     autocast = accelerator.mixed_precision != "no"
     precision = f"{accelerator.mixed_precision} autocast" if autocast else "float32"
     logger.info("training on %s in %s", accelerator.device, precision)
@@ -207,16 +219,6 @@ def _float32_products(*, tf32: bool) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
-
-
-def _check_trackers(trackers: Sequence[str]) -> None:
-    known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
-    installed = [str(name) for name in get_available_trackers()]
-    for name in trackers:
-        if name not in known:
-            raise ConfigError(f"train.trackers: unknown tracker {name!r}. {closest(name, known)}")
-        if name not in installed:
-            raise DependencyError(f"train.trackers: {name} cannot be imported. Install it: pip install {name}")
 
 
 def _clear_state() -> None:

@@ -23,7 +23,7 @@ from kinescan.training.step import NonFinite, Stepper, StepResult
 logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[VideoClassifier], Mapping[str, float]]
-"""Scores of a model in [0, 1]; called by every process at once, with the same result in each."""
+"""Scores of a model in [0, 1], and its loss; called by every process at once, with the same result in each."""
 
 
 class EpochLoop:

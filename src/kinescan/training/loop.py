@@ -89,7 +89,7 @@ def fit(
         if not isinstance(output, OpenRun):
             output = stack.enter_context(open_run(output, device=train.device, resume=resume))
         folder, processes = output.folder, output.processes
-        prepared = _prepared(model, clips, output, train, optim, mix=mix, task=task, seed=seed)
+        prepared = _prepared(model, clips, output, train, optim, mix=mix, task=task, seed=seed, settings=settings or {})
         stepper, stop = stack.enter_context(prepared)
         schedule = _schedule(clips, optim, accumulate_batches=train.accumulate_batches, num_processes=processes.count)
         state = _state(
@@ -133,6 +133,7 @@ def _prepared(
     mix: Mix | None,
     task: Task | None,
     seed: int,
+    settings: Mapping[str, Any],
 ) -> Iterator[tuple[Stepper, Interruption]]:
     """What takes steps with the model, and what hears of signals; then the model is unwrapped and where it was."""
     home, processes = next(model.parameters()).device, run.processes
@@ -142,7 +143,7 @@ def _prepared(
     norms = SynchronisedNorms(processes)
     with ExitStack() as stack:
         stack.enter_context(norms.applied(model))
-        accelerator = stack.enter_context(open_accelerator(train, run.folder.path))
+        accelerator = stack.enter_context(open_accelerator(train, run.folder.path, settings))
         stepper = Stepper(
             *(model, accelerator, processes, norms, optim),
             num_classes=clips.num_classes,

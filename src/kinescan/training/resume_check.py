@@ -35,6 +35,8 @@ HARMLESS = (
     "train.keep_checkpoints",
     "train.early_stop_evaluations",
     "train.trackers",
+    "train.tracker_project",
+    "train.tracker_run",
 )
 """Settings that may change: the weights do not depend on them. Videos may move; which ones they are may not change."""
 ADDED: Mapping[str, Any] = {
@@ -47,6 +49,8 @@ ADDED: Mapping[str, Any] = {
     "data.event_ratio": 0.5,
     "preprocessing.frame_rate": 0.0,
     "train.carry_state": False,
+    "train.tracker_project": "kinescan",
+    "train.tracker_run": "",
     "train.tf32": False,
     "model.text.templates": [],
     "model.text.weights": "",
@@ -201,7 +205,12 @@ def _current(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(model, Mapping):
         return settings
     options = {OLD_NAMES.get(key, key): value for key, value in model.get("options", {}).items()}
-    return {**settings, "model": {**model, "name": current_model_name(str(model.get("name"))), "options": options}}
+    current = {**settings, "model": {**model, "name": current_model_name(str(model.get("name"))), "options": options}}
+    data = settings.get("data")
+    if isinstance(data, Mapping) and data.get("split_seed", ADDED["data.split_seed"]) == -1 and "seed" in settings:
+        # Of the run's seed, and of a number that is the same: no difference.
+        current["data"] = {**data, "split_seed": settings["seed"]}
+    return current
 
 
 def _flat(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
