@@ -14,6 +14,7 @@ FLAGS = {
     "train": {"--set", "--output", "--resume", "--dry-run", "--json"},
     "cross-validate": {"--folds", "--set", "--output", "--resume", "--dry-run", "--json"},
     "study": {"--set", "--output", "--processes", "--any-code", "--dry-run", "--json"},
+    "compare": {"--output", "--json"},
     "eval": {
         *("--data", "--views", "--output", "--device", "--workers", "--features"),
         *("--compare", "--allow-code", "--set", "--json"),

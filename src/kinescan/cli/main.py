@@ -18,6 +18,7 @@ VERBS = {
         "Run a table of the PKS4 paper, and show its costs and scores beside ours.",
     ),
     "study": ("kinescan.cli.study", "Compare rows of settings over seeds and data, resumable, with tables."),
+    "compare": ("kinescan.cli.compare", "Put finished runs side by side, grouped by everything but their seed."),
     "eval": ("kinescan.cli.evaluate", "Score a model on labelled videos and write a report."),
     "predict": ("kinescan.cli.predict", "Name the classes of video files."),
     "stream": ("kinescan.cli.stream", "Classify a video frame by frame, at constant cost."),

@@ -7,6 +7,7 @@ from kinescan.runtime.lazy import lazy_names
 if TYPE_CHECKING:
     from kinescan.studies.costs import RowCost as RowCost
     from kinescan.studies.costs import row_costs as row_costs
+    from kinescan.studies.compare import compare_runs as compare_runs
     from kinescan.studies.job import RunRecord as RunRecord
     from kinescan.studies.plan import Job as Job
     from kinescan.studies.plan import StudyPlan as StudyPlan
@@ -28,6 +29,7 @@ __getattr__ = lazy_names(
     {
         "kinescan.studies.study": ("DataEntry", "Preparation", "Row", "Study", "build_study", "load_study"),
         "kinescan.studies.plan": ("Job", "StudyPlan", "plan_study"),
+        "kinescan.studies.compare": ("compare_runs",),
         "kinescan.studies.job": ("RunRecord",),
         "kinescan.studies.result": ("StudyResult",),
         "kinescan.studies.run": ("read_study", "run_study"),
