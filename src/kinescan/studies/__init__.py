@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from kinescan.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from kinescan.studies.compare import compare_runs as compare_runs
     from kinescan.studies.costs import RowCost as RowCost
     from kinescan.studies.costs import row_costs as row_costs
-    from kinescan.studies.compare import compare_runs as compare_runs
     from kinescan.studies.job import RunRecord as RunRecord
     from kinescan.studies.plan import Job as Job
     from kinescan.studies.plan import StudyPlan as StudyPlan

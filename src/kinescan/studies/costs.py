@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from kinescan.config import RunConfig, build_run, find_recipe, flat_settings
+from kinescan.config import RunConfig, build_run, flat_settings
 from kinescan.models.zoo import create_model
 from kinescan.profiling.cost import FLOPS_PER_MAC, Macs, count_cost, training_flops
 from kinescan.profiling.step_memory import StepMemory, count_step_memory
 from kinescan.runtime.files import read_toml
+from kinescan.runtime.recipe_files import find_recipe
 from kinescan.studies.paper import PaperTable, published
 from kinescan.studies.study import Row, Study
 
