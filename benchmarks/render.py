@@ -337,8 +337,8 @@ SECTIONS: Mapping[str, Section] = {
     "statekv_open_questions": Section(
         title="StateKV: what the method leaves free",
         says="The task of statekv_accuracy at an eighth of the tokens, on the one training that loses with the "
-        "published rule (`statekv`); events of kind A, chance is one third. Settings were fixed before fresh seeds were "
-        "trained, of which none has been scored as a whole yet.",
+        "published rule (`statekv`); events of kind A, chance is one third. Settings were fixed before fresh seeds "
+        "were trained, of which none has been scored as a whole yet.",
     ),
     STILL: Section(
         title="Not computing what stands still, CPU",

@@ -64,17 +64,13 @@ def open_trackers(
             opened.append(name)
     accelerator.log_with = opened
     options = {name: {_NAME_OPTION[name]: run} for name in names if name in _NAME_OPTION}
-    if "comet_ml" in names:
-        options["comet_ml"] = _comet_options(run)
     if "clearml" in names:
         options["clearml"]["project_name"] = project
     accelerator.init_trackers(project, config=plain_settings(settings) or None, init_kwargs=options)
-
-
-def _comet_options(run: str) -> dict[str, Any]:
-    import comet_ml  # type: ignore[import-not-found, unused-ignore]
-
-    return {"experiment_config": comet_ml.ExperimentConfig(name=run)}
+    for tracker in accelerator.trackers:
+        # Comet's experiments are named when they are open, which they are in the main process alone.
+        if tracker.name == "comet_ml" and accelerator.is_main_process:
+            tracker.tracker.set_name(run)
 
 
 def plain_settings(settings: Mapping[str, Any], where: str = "") -> dict[str, bool | int | float | str]:
