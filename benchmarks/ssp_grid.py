@@ -7,8 +7,9 @@ Motions on real pixels (windows over your own videos and pictures):   --source F
 1. The base (`ssp_grid_base.py`): 7 x 7 patches, 8 frames, 8 blocks; stills, then half of the motions and of the looks.
 2. `slots`: what empty prompts alone do. A linear head is solved on the frozen base's features with 0, 1, 3, 10 empty
    prompt tokens behind the patches of every time step, as SSP has them before its first step.
-3. `gradients`: the gradient, and after training the change, of every part of SSP; and the accuracy of the trained model
-   without what gathering adds to patches, and without the prompts.
+3. `gradients`: the gradient of every part of SSP at the start, after one step and after one epoch. Of every SSP that
+   is tuned: the same before and after, how far each part has moved, and its accuracy without what gathering adds to
+   patches, and without the prompts.
 4. `tune`: every tuner on each target. The learning rate of a tuner is the one, of those that were run on the first
    seed, that is best on held-out clips (textures of training); other seeds take that one. Scores are of test clips.
 
@@ -40,6 +41,7 @@ from kinescan.models.zoo import create_model
 from kinescan.profiling.cost import FLOPS_PER_MAC
 from kinescan.profiling.training_cost import count_training_macs
 from kinescan.training.accelerator import TrainConfig
+from kinescan.training.callbacks import Callback, Step
 from kinescan.training.loop import fit
 from ssp_grid_base import Clips
 
@@ -62,7 +64,7 @@ TUNERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 """Those that train about 12,000 parameters are sized to do so."""
 REAL_PAIRS = ("horizontal", "vertical", "scaling")
 TRAIN_PER_CLASS, HELD_OUT_PER_CLASS, TEST_PER_CLASS, FIRST_HELD_OUT = 32, 20, 30, 50_000
-EPOCHS, BATCH, RATES, SEEDS = 8, 16, (1e-3, 4e-3, 1.6e-2), (0, 1, 2)
+EPOCHS, BATCH, RATES, SEEDS = 6, 16, (1e-3, 4e-3, 1.6e-2), (0, 1, 2)
 SLOTS = (0, 1, 3, 10)
 PARTS: Mapping[str, tuple[str, ...]] = {
     "scale and bias of gathering": ("tuner.inner_prompt.conv.",),
@@ -130,15 +132,20 @@ def accuracy(model: VideoMamba, clips: Clips) -> float:
 
 
 def slots(target: str, source: str | None) -> dict[str, Any]:
-    """Accuracy of a linear head, solved to the end, with so many empty prompts a time step."""
+    """With so many empty prompts a time step: accuracy of a linear head that is solved to the end, and how far features
+    have moved from those without prompts, in their own standard deviations over clips."""
     train, test = load(target, "train", source), load(target, "test", source)
-    found = {}
+    found, bare = {}, None
     for count in SLOTS:
         model = make("ssp", {**SSP, "num_prompts": count}, 0) if count else make("linear_probe", {}, 0)
         seen, asked = features(model, train[0]), features(model, test[0])
         head = solved_head((seen - seen.mean(0)) / seen.std(0), train[1])
         answers = head((asked - seen.mean(0)) / seen.std(0)).argmax(1)
-        found[f"{count} empty prompts"] = {"accuracy": (answers == test[1]).float().mean().item()}
+        bare = asked if bare is None else bare
+        found[f"{count} empty prompts"] = {
+            "accuracy": (answers == test[1]).float().mean().item(),
+            "features_moved_by": ((asked - bare).square().mean() / bare.var(0).mean()).sqrt().item(),
+        }
     return found
 
 
@@ -176,6 +183,36 @@ def gradient_of_parts(model: VideoMamba, clips: Clips) -> dict[str, float]:
         found[part] = sum(float(gradient.square().sum()) for gradient in own) ** 0.5
     model.zero_grad()
     return found
+
+
+class GradientsOnTheWay(Callback):
+    """The gradient of every part after some of the steps.
+
+    Args:
+        clips: that it is computed on.
+        steps: after which.
+    """
+
+    def __init__(self, model: VideoMamba, clips: Clips, steps: Sequence[int]) -> None:
+        self.model, self.clips, self.steps = model, clips, steps
+        self.found = {"at the start": gradient_of_parts(model, clips)}
+
+    def on_step(self, step: Step) -> None:
+        if step.step in self.steps:
+            self.found[f"after step {step.step}"] = gradient_of_parts(self.model, self.clips)
+
+
+def gradients(target: str, source: str | None) -> dict[str, Any]:
+    """One epoch of SSP, and where the gradient goes meanwhile: part -> when -> norm."""
+    model, train = make("ssp", SSP, 0), load(target, "train", source)
+    clips = ssp_tuners.MemoryClips(*train, num_classes=6, seed=0, batch_size=BATCH)
+    watch = GradientsOnTheWay(model, train, (1, clips.num_batches))
+    output = WORK / "tuning" / f"{target}_gradients"
+    shutil.rmtree(output, ignore_errors=True)
+    settings = TrainConfig(device="cpu", trackers=(), checkpoint_minutes=0)
+    optim = ssp_tuners.optim(RATES[1], 1, warmup=0.0)
+    fit(model, clips, output=output, train=settings, optim=optim, callbacks=[watch])
+    return {part: {when: found[part] for when, found in watch.found.items()} for part in PARTS}
 
 
 def change_of_parts(model: VideoMamba, start: Mapping[str, Tensor]) -> dict[str, float]:
@@ -242,8 +279,9 @@ def tune_key(target: str, name: str, seed: int, rate: float) -> str:
 
 
 def jobs(done: Mapping[str, Any], arguments: argparse.Namespace) -> Iterator[str]:
-    """Keys of what is not done: first the empty prompts, then all rates of the first seed, then the other seeds."""
-    yield from (f"slots|{target}" for target in arguments.targets if f"slots|{target}" not in done)
+    """Keys of what is not done: empty prompts and gradients, then all rates of the first seed, then the other seeds."""
+    short = [f"{kind}|{target}" for target in arguments.targets for kind in ("slots", "gradients")]
+    yield from (key for key in short if key not in done)
     for target in arguments.targets:
         for rate in arguments.rates:
             for name in arguments.tuners:
@@ -273,6 +311,8 @@ def summarise(done: Mapping[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if f"slots|{target}" in done:
             found["head on features with empty prompts"] = done[f"slots|{target}"]["found"]
+        if f"gradients|{target}" in done:
+            found["gradients of SSP"] = done[f"gradients|{target}"]["found"]
         rows = {name: row for name in TUNERS if (row := row_of(done, target, name))}
         if rows:
             found["tuners"] = rows
@@ -324,7 +364,7 @@ def publish(done: Mapping[str, Any]) -> None:
     }
     summary = summarise(done)
     counts = [row["seeds"] for found in summary.values() for row in found.get("tuners", {}).values()]
-    measure.write_result(NAME, seed=SEEDS[0], n=min(counts, default=0), settings=settings, results=summary)
+    measure.write_result(NAME, seed=SEEDS[0], n=min(counts, default=1), settings=settings, results=summary)
 
 
 def read_done() -> dict[str, Any]:
@@ -343,8 +383,8 @@ def keep(key: str, found: Mapping[str, Any]) -> None:
 
 def work(key: str, source: str | None) -> dict[str, Any]:
     kind, target, *rest = key.split("|")
-    if kind == "slots":
-        return {"found": slots(target, source)}
+    if not rest:
+        return {"found": {"slots": slots, "gradients": gradients}[kind](target, source)}
     name, seed, rate = rest
     return tune(target, name, int(seed), float(rate), source)
 

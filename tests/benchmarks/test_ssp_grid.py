@@ -84,9 +84,9 @@ def test_rates_are_searched_alike_before_the_other_seeds_are_run(grid: ModuleTyp
     while key := next(grid.jobs(done, arguments), None):
         done[key] = {"held_out": 0.9 if key == "tune|motions|SSP|0|0.004" else 0.5}
         order.append(key.removeprefix("tune|motions|"))
-    assert order[0] == "slots|motions"
-    assert set(order[1:5]) == {"SSP|0|0.001", "SSP|0|0.004", "LoRA|0|0.001", "LoRA|0|0.004"}
-    assert order[5:] == ["SSP|1|0.004", "LoRA|1|0.001"]
+    assert order[:2] == ["slots|motions", "gradients|motions"]
+    assert set(order[2:6]) == {"SSP|0|0.001", "SSP|0|0.004", "LoRA|0|0.001", "LoRA|0|0.004"}
+    assert order[6:] == ["SSP|1|0.004", "LoRA|1|0.001"]
     with pytest.raises(SystemExit):
         grid.parse(["--targets", "real"])
 
