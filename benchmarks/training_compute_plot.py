@@ -9,6 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 AXES = (("flops", 1e-12, "training compute, TFLOPs (counted)"), ("cpu_seconds", 1.0, "training, CPU seconds"))
 """Field of a point, factor, label."""
@@ -30,6 +31,8 @@ def write(curves: Mapping[str, Mapping[str, Points]], path: Path) -> None:
             for row, seeds in curves.items():
                 _line(axes, row, list(seeds.values()), field, factor)
             axes.set(xlabel=label, xscale="log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid(alpha=0.3)
         panels[0].set(ylabel="accuracy on test clips", ylim=(0, 1.02))
         panels[0].legend(fontsize=7, loc="upper left")
