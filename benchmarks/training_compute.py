@@ -324,7 +324,7 @@ def summarise(done: Mapping[str, Any]) -> dict[str, Any]:
         "the accuracy is the best that the other row reaches at any end of an epoch, on test clips of the same seed; "
         "means of ratios are geometric",
         "aims": AIMS,
-        # tests/benchmarks/test_video_peers.py: TimeSformer and joint attention against transformers' on the same weights.
+        # TimeSformer and joint attention against transformers': tests/benchmarks/test_video_peers.py
         "parity_tested_to": 1e-5,
         "test_accuracy_by_epoch": by_epoch(runs),
     }
