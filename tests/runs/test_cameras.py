@@ -1,7 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
+from tests.bright_model import bright_model, write_blinking
 
+from kinescan.data.video import VideoReader
 from kinescan.errors import ConfigError
 from kinescan.runs.cameras import read_cameras, stream_cameras
 
@@ -73,3 +76,53 @@ def test_a_folder_of_states_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "states").write_text("")
     with pytest.raises(ConfigError, match="states"):
         stream_cameras(written(tmp_path, DOOR), state=tmp_path / "states", model="nowhere")
+
+
+def _two(folder: Path, more: str = "") -> Path:
+    """Two cameras, each a file in which something is bright from 0.5 to 1.2 s."""
+    for name in ("door", "yard"):
+        write_blinking(folder / f"{name}.mp4", 5, 7, 6)
+    tables = [f'[[camera]]\nname = "{name}"\nurl = "{folder / name}.mp4"\n' for name in ("door", "yard")]
+    return written(folder, tables[0] + tables[1] + more)
+
+
+@pytest.mark.parametrize(
+    ("record", "more", "files"),
+    [
+        ("seen", "", ("seen/door.mp4", "seen/yard.mp4")),
+        ("out.mkv", "", ("out-door.mkv", "out-yard.mkv")),
+        ("out.mp4", 'record = "{folder}/own.ts"', ("out-door.mp4", "own.ts")),
+    ],
+)
+def test_each_camera_is_recorded_to_a_file_of_its_own(tmp_path, record, more, files):
+    bright_model().save_pretrained(tmp_path / "model")
+    path = _two(tmp_path, more.format(folder=tmp_path))
+    for again in (False, True):
+        assert list(stream_cameras(path, model=str(tmp_path / "model"), record=tmp_path / record)) == []
+        for name in files:
+            written_file = tmp_path / name
+            written_file = written_file.with_stem(f"{written_file.stem}-2") if again else written_file
+            with VideoReader(written_file) as video:
+                assert (video.num_frames, video.width) == (18, 320)
+
+
+def test_two_cameras_are_not_recorded_to_one_file(tmp_path):
+    path = _two(tmp_path, 'record = "out-door.mp4"')
+    with pytest.raises(ConfigError, match=r"'door'.*'yard'.*out-door"):
+        stream_cameras(path, model="nowhere", record="out.mp4")
+    (tmp_path / "folder").write_text("")
+    with pytest.raises(ConfigError, match="folder"):
+        stream_cameras(_two(tmp_path), model="nowhere", record=tmp_path / "folder")
+
+
+def test_cameras_share_a_webhook_with_one_queue(tmp_path, serve):
+    server = serve(204)
+    bright_model().save_pretrained(tmp_path / "model")
+    rules = tmp_path / "rules.toml"
+    rules.write_text(f'[[webhook]]\nurl = "http://127.0.0.1:{server.port}/hook"\nqueue = "{tmp_path / "queue"}"\n')
+    assert list(stream_cameras(_two(tmp_path), targets=[str(rules)], model=str(tmp_path / "model"))) == []
+    told = [json.loads(body) for _, _, body in server.requests]
+    assert sorted((record["source"], record["kind"]) for record in told) == [
+        (name, kind) for name in ("door", "yard") for kind in ("end", "start")
+    ]
+    assert not list((tmp_path / "queue").glob("*-*.json"))

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from kinescan.errors import ConfigError
-from kinescan.events.sinks import CsvFile, JsonLines
+from kinescan.events.disk_queue import QueueInUseError
+from kinescan.events.sinks import CsvFile, JsonLines, Sink
 from kinescan.events.webhook import Webhook
 from kinescan.runs.events import plan_events
 
@@ -27,6 +28,35 @@ def test_targets_are_told_apart(tmp_path: Path) -> None:
         ("https://b.example/y", 5.0, 7),
         ("http://me:pw@c.example/z", 5.0, 7),
     ]
+
+
+def test_processes_with_one_webhook_have_a_queue_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = plan_events(["http://127.0.0.1:9/x"])
+    # a source, another one, and the first one again
+    opened = [plan.open_sinks(stream=source) for source in ("rtsp://a/1", "rtsp://a/2", "rtsp://a/1")]
+    hooks = [sink for sinks in opened for sink in sinks if isinstance(sink, Webhook)]
+    folders = [hook.queue.folder for hook in hooks]
+    assert len(set(folders)) == 3
+    for hook in hooks:
+        hook.close(0.0)
+    # after a restart, each finds what waits for it
+    again = plan.open_sinks(stream="rtsp://a/2")[0]
+    assert isinstance(again, Webhook)
+    assert again.queue.folder == folders[1]
+    again.close(0.0)
+
+
+def test_a_shared_webhook_is_closed_by_its_last_stream(tmp_path: Path) -> None:
+    plan = plan_events(["http://127.0.0.1:9/x"], [f"webhook.queue={tmp_path / 'queue'}"])
+    shared: dict[str, Sink] = {}
+    (first,), (second,) = (plan.open_sinks(stream=name, shared=shared) for name in ("a", "b"))
+    first.close(0.0)
+    with pytest.raises(QueueInUseError):
+        plan.open_sinks()
+    second.close(0.0)
+    (alone,) = plan.open_sinks()
+    alone.close(0.0)
 
 
 def test_a_file_with_one_webhook_and_no_rules(tmp_path: Path) -> None:

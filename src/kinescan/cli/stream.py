@@ -10,7 +10,6 @@ import typer
 from kinescan import runs
 from kinescan.cli.output import reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
-from kinescan.errors import ConfigError
 from kinescan.runtime.escaping import escape_terminal, to_json
 from kinescan.runtime.quantities import percent
 from kinescan.runtime.signals import Interruption
@@ -62,7 +61,8 @@ Events = Annotated[
     ),
 ]
 Record = Annotated[
-    Path | None, typer.Option(help="A video to write, .mp4 and others, with events and a timeline drawn in.")
+    Path | None,
+    typer.Option(help="A video to write (.mp4, ...), with events and a timeline drawn in; a folder for cameras.toml."),
 ]
 WhenBehind = Annotated[
     Behind,
@@ -100,8 +100,6 @@ def command(
     """Classify a video or a live source frame by frame, at constant cost; the model must be causal."""
     import_own_modules(modules)
     is_several = runs.cameras.is_cameras(source)
-    if is_several and record is not None:
-        raise ConfigError("--record is for one source. Leave it out, or run kinescan stream for each camera.")
     options = _Options(
         model=model,
         every=every,
@@ -116,7 +114,7 @@ def command(
         stop.immediate = True
         if is_several:
             sinks = [runs.stream.printing(_print_camera_event_json if as_json else _print_camera_event)]
-            cameras = runs.cameras.stream_cameras(source, targets=events, sinks=sinks, **options)
+            cameras = runs.cameras.stream_cameras(source, targets=events, record=record, sinks=sinks, **options)
             with closing(cameras):
                 _print_as_they_come(cameras, as_json)
         elif events or record is not None:

@@ -26,6 +26,10 @@ _MOST_STREAMS = 1000
 """Whose last number is remembered."""
 
 
+class QueueInUseError(ConfigError):
+    """A folder of waiting messages that another process, or another webhook of this one, has."""
+
+
 class DiskQueue:
     """A folder with one file a message; what is in it outlives the process, however that ends.
 
@@ -41,7 +45,8 @@ class DiskQueue:
         num_refused: messages set aside so far, into the folder `refused`.
 
     Raises:
-        ConfigError: the folder cannot be written, or another process has it.
+        ConfigError: the folder cannot be written.
+        QueueInUseError: another process has it, or another queue of this one.
     """
 
     def __init__(self, folder: str | Path, *, capacity: int = 10_000) -> None:
@@ -153,12 +158,12 @@ class DiskQueue:
         try:
             self._lock.acquire(timeout=0.5)
         except Timeout:
-            raise ConfigError(
+            raise QueueInUseError(
                 f"{self.folder} is in use: another process sends events from it. Give this one a folder of its own."
             ) from None
         if self._lock.lock_counter > 1:
             self._lock.release()
-            raise ConfigError(f"{self.folder} is in use by another webhook. Give this one a folder of its own.")
+            raise QueueInUseError(f"{self.folder} is in use by another webhook. Give this one a folder of its own.")
 
     def _read_accepted(self) -> dict[str, int]:
         path = self.folder / _ACCEPTED_FILE

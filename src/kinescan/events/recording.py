@@ -70,14 +70,12 @@ class Recorder:
             raise ConfigError(f"--record {path}: its name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
         if not self.path.parent.is_dir():
             raise ConfigError(f"{self.path.parent} is not a folder, so {path} cannot be written. Make the folder.")
-        probe = self._free_path()
         try:
             # the first file has the same name
-            probe.touch(exist_ok=False)
-            probe.unlink()
+            self._claim_path().unlink()
         except OSError as error:
             raise ConfigError(
-                f"{probe} cannot be written ({error.strerror or error}). Name a file in another folder."
+                f"{path} cannot be written ({error.strerror or error}). Name a file in another folder."
             ) from None
         self._waits = waits
         self._entries: queue.Queue[tuple[Tensor, float]] = queue.Queue(_MOST_WAITING)
@@ -137,11 +135,7 @@ class Recorder:
             if self._file is not None and not self._file.fits(pixels):
                 self._end_file()
             if self._file is None:
-                path = self._free_path()
-                self._file = _VideoFile(path, pixels)
-                self.files.append(path)
-                if path != self.path or len(self.files) > 1:
-                    logger.info("recording: %s", path)
+                self._file = self._new_file(pixels)
             self._file.add(pixels, seconds)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             self._leave_out("")
@@ -151,6 +145,19 @@ class Recorder:
                 *(self.name, getattr(error, "strerror", None) or error, _RETRY_SECONDS),
             )
             self._end_file()
+
+    def _new_file(self, pixels: NDArray[np.uint8]) -> "_VideoFile":
+        path = self._claim_path()
+        try:
+            file = _VideoFile(path, pixels)
+        except BaseException:
+            with suppress(OSError):
+                path.unlink()
+            raise
+        self.files.append(path)
+        if path != self.path or len(self.files) > 1:
+            logger.info("recording: %s", path)
+        return file
 
     def _end_file(self) -> None:
         file, self._file = self._file, None
@@ -171,12 +178,21 @@ class Recorder:
         if reason and self.num_left_out == 1:
             logger.warning("%s: frames are left out of the recording, since %s; they are counted", self.name, reason)
 
-    def _free_path(self) -> Path:
+    def _claim_path(self) -> Path:
+        """A new, empty file, which no other recorder takes.
+
+        Raises:
+            OSError: it cannot be made.
+        """
         number, path = 1, self.path
-        while path.exists() or path.is_symlink():
-            number += 1
-            path = self.path.with_name(f"{self.path.stem}-{number}{self.path.suffix}")
-        return path
+        while True:
+            try:
+                path.touch(exist_ok=False)
+            except FileExistsError:
+                number += 1
+                path = self.path.with_name(f"{self.path.stem}-{number}{self.path.suffix}")
+            else:
+                return path
 
 
 class _VideoFile:

@@ -10,11 +10,10 @@ from kinescan.errors import ConfigError
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_json_object, read_toml
+from kinescan.runtime.run_folder import RULES_FILE
 from kinescan.settings import build_settings, closest, to_plain
 from kinescan.shapes import BACKGROUND
 
-RULES_FILE = "events.json"
-"""Of the rules that belong to a saved model, beside its config.json."""
 _OFF_RATIO = 0.8
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from kinescan.errors import ConfigError
 from kinescan.events.told import FIELDS, Told, stream_of
@@ -207,6 +207,42 @@ class Calls:
 
     def close(self, patience_seconds: float) -> None:
         """Nothing is left to do."""
+
+
+class SharedSink:
+    """A sink that several streams tell: it is closed when the last of them has closed it.
+
+    Args:
+        sink: may be told from several threads at once.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self.name = sink.name
+        self._sink = sink
+        self._lock = threading.Lock()
+        self._num_streams = 0
+
+    def joined(self) -> Self:
+        """The sink, for one more stream."""
+        with self._lock:
+            self._num_streams += 1
+        return self
+
+    def deliver(self, told: Told) -> None:
+        """Passes a record on."""
+        self._sink.deliver(told)
+
+    def position(self, stream_id: str) -> int:
+        """That of the sink."""
+        return self._sink.position(stream_id)
+
+    def close(self, patience_seconds: float) -> None:
+        """Closes the sink where no other stream tells it any more."""
+        with self._lock:
+            self._num_streams -= 1
+            is_last = not self._num_streams
+        if is_last:
+            self._sink.close(patience_seconds)
 
 
 def csv_row(told: Told) -> str:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kinescan.events.rules import RULES_FILE, EventRules, build_rules, load_rules, rules_of_content
+from kinescan.events.rules import EventRules, build_rules, load_rules, rules_of_content
 from kinescan.models.classifier import VideoClassifier
+from kinescan.runtime.run_folder import RULES_FILE
 from kinescan.settings import to_plain
 from kinescan.shapes import BACKGROUND
 
@@ -40,6 +41,9 @@ def model_rules(
         rules, origin = rules_of_content(content, where=where, classes=classes, weights=weights), where
     elif beside is not None and beside.is_file():
         rules, origin = load_rules(beside, classes=classes, weights=weights), str(beside)
+    elif model.saved_rules is not None:
+        where = f"the {RULES_FILE} of {model.name}"
+        rules, origin = rules_of_content(model.saved_rules, where=where, classes=classes, weights=weights), where
     else:
         rules, origin = EventRules(), "the defaults; none were chosen for this model"
     if changes:

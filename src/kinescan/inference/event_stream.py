@@ -19,6 +19,7 @@ from kinescan.events.rules import EventRules
 from kinescan.events.sinks import Sink
 from kinescan.events.teller import Teller
 from kinescan.events.told import Told, told_from
+from kinescan.inference.event_rules import model_rules
 from kinescan.inference.feed import WhenBehind
 from kinescan.inference.model_source import ModelSource
 from kinescan.inference.stream import (
@@ -271,7 +272,7 @@ def stream_events(
     name = str(source) if isinstance(source, str | Path) else "frames"
     events = EventStream(
         session,
-        EventRules() if rules is None else rules,
+        model_rules(session.model) if rules is None else rules,
         sinks,
         source=name,
         is_live=isinstance(source, str | Path) and is_live(source),
@@ -279,7 +280,7 @@ def stream_events(
     )
     watched = frames_of(source, session.model, allow_short, reconnect)
     if watch is not None:
-        watched = _watched(watched, watch, events)
+        watched = watched_frames(watched, watch, events)
     predictions = predictions_of(
         session,
         watched,
@@ -310,9 +311,10 @@ def _told(
             events.close()
 
 
-def _watched(
+def watched_frames(
     frames: Iterable[Tensor | tuple[Tensor, float]], watch: Watch, events: EventStream
 ) -> Iterator[Tensor | tuple[Tensor, float]]:
+    """The same frames, each of them shown to `watch` with its time by the clock of the events."""
     for entry in frames:
         if isinstance(entry, tuple):
             pixels, seconds = entry

@@ -1,5 +1,4 @@
 import copy
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +13,6 @@ from kinescan.data.sampling import Views
 from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, render_motion
 from kinescan.data.transforms import EvalTransform
 from kinescan.errors import ConfigError, ExportError, KinescanError
-from kinescan.events.rules import RULES_FILE
 from kinescan.inference.export_formats import FORMATS, FormatName, Precision, quiet_exporters
 from kinescan.inference.export_record import (
     ExportCheck,
@@ -29,11 +27,12 @@ from kinescan.inference.model_source import ModelSource, holds_export, resolve_m
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.mode import complete_view
 from kinescan.models.pks4 import PKS4
-from kinescan.models.saving.location import EXPORT_FILE, locate_model
+from kinescan.models.saving.location import EXPORT_FILE
 from kinescan.models.stream_step import StreamStep
 from kinescan.runtime.atomic_write import atomic_files, write_text
 from kinescan.runtime.error_text import first_line
 from kinescan.runtime.escaping import to_json
+from kinescan.runtime.run_folder import RULES_FILE
 from kinescan.settings import closest, to_plain
 from kinescan.version import __version__
 
@@ -106,7 +105,6 @@ def export(
             "export the step of a stream: --step; or run the model itself: kinescan predict --segments."
         )
     module = _step_of(resolved) if step else resolved
-    rules = None if isinstance(model, VideoClassifier) else _rules_beside(model)
     record = _record_of(
         module, resolved, to=to, batch=None if batch == "dynamic" else batch, num_frames=num_frames, precision=precision
     )
@@ -115,8 +113,9 @@ def export(
         expected = module.model.forward_stream(clips)[0] if isinstance(module, StreamStep) else resolved(clips)
     allowed = TOLERANCES[precision] if tolerance is None else tolerance
     with atomic_files(target, last=EXPORT_FILE, instead_of=earlier, error=ExportError) as aside:
-        if rules is not None:
-            shutil.copyfile(rules, aside / RULES_FILE)
+        if resolved.saved_rules is not None:
+            # thresholds that were chosen for a model fit what is exported of it, too
+            (aside / RULES_FILE).write_text(to_json(resolved.saved_rules, indent=2) + "\n", encoding="utf-8")
         record = _write(module, record, aside)
         check = _compare(aside, names, clips, expected, allowed)
         record = replace(record, check=_plain(check))
@@ -175,12 +174,6 @@ def _on_cpu(model: ModelSource) -> VideoClassifier:
         kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise ConfigError(f"models are exported in float32, {resolved.name} is in {kinds}. Give model.float().")
     return resolved if resolved.device.type == "cpu" else copy.deepcopy(resolved).to("cpu")
-
-
-def _rules_beside(model: str | Path) -> Path | None:
-    """The thresholds that were chosen for a saved model, which fit what is exported of it, too."""
-    path = Path(locate_model(model)) / RULES_FILE
-    return path if path.is_file() else None
 
 
 def _step_of(model: VideoClassifier) -> StreamStep:

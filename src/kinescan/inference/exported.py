@@ -18,6 +18,7 @@ from kinescan.layers.running_average import AverageKind, running_average
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.pks4 import PKS4
 from kinescan.models.pks4_state import PKS4State
+from kinescan.models.saving.saved_model import read_rules
 from kinescan.models.stream_step import FIRST, FRAME
 from kinescan.runtime.error_text import first_line
 from kinescan.shapes import Clip, FrameLogits, Logits
@@ -338,4 +339,6 @@ def load_exported(
         raise CheckpointError(
             f"{path} cannot be opened ({first_line(error)}). It is damaged; export the model again."
         ) from error
-    return ExportedModel(record, run) if record.step is None else ExportedStep(record, run)
+    found = ExportedModel(record, run) if record.step is None else ExportedStep(record, run)
+    found.saved_rules = read_rules(Path(folder))
+    return found

@@ -14,6 +14,7 @@ from kinescan.errors import VideoError
 from kinescan.events.detector import detect_updates
 from kinescan.events.rules import EventRules
 from kinescan.events.told import Told
+from kinescan.inference.event_rules import model_rules
 from kinescan.inference.frame_predictor import predict_frames, require_frames
 from kinescan.inference.model_source import ModelSource, resolve_model
 
@@ -63,7 +64,7 @@ def predict_events(
     Args:
         model: one that answers for every frame, as for `predict_frames`.
         paths: video files; a folder stands for the video files in it and below, in order of their names.
-        rules: thresholds and times; by default those of `EventRules`.
+        rules: thresholds and times; None are those that are saved with the model, or the defaults (see `model_rules`).
         device: where to compute.
         limits: what one file may take.
         allow_short: take what can be decoded of cut or damaged files.
@@ -79,8 +80,9 @@ def predict_events(
         NonFiniteError: the model gives NaN or infinity for a file, which is named.
     """
     resolved = require_frames(resolve_model(model, device))
-    if rules is not None:
-        rules.check_classes(resolved.class_names)
+    if rules is None:
+        rules = model_rules(resolved)
+    rules.check_classes(resolved.class_names)
     found = []
     for file in video_files(paths):
         try:

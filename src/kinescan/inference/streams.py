@@ -14,7 +14,7 @@ from kinescan.data.video import Outage, Reconnect, ReconnectingVideo, is_live
 from kinescan.errors import ConfigError, KinescanError, VideoError
 from kinescan.events.rules import EventRules
 from kinescan.events.sinks import Sink
-from kinescan.inference.event_stream import EventStream
+from kinescan.inference.event_stream import EventStream, Watch, watched_frames
 from kinescan.inference.feed import Fed, Feed, WhenBehind
 from kinescan.inference.model_source import ModelSource, resolve_model
 from kinescan.inference.stream import StreamPrediction, StreamSession, checked_behind, left_time_of, session_from
@@ -39,6 +39,7 @@ class Camera:
         state: file to continue from where it is there, written every minute and at the end; None keeps none.
         rules: thresholds and times of events; None tells of no events.
         sinks: who is told of events.
+        watch: is given every frame with its time by the clock of the events, by the thread that reads; needs `rules`.
         every: feed each `every`-th frame by count; None takes frames by their times.
         when_behind: as for `stream`.
         reconnect: waits after a break; the limit counts only while no camera is there (see `stream_many`).
@@ -49,6 +50,7 @@ class Camera:
     state: str | Path | None = None
     rules: EventRules | None = None
     sinks: Sequence[Sink] = field(default_factory=tuple)
+    watch: Watch | None = None
     every: int | None = None
     when_behind: WhenBehind = "wait"
     reconnect: Reconnect = field(default_factory=Reconnect)
@@ -320,8 +322,10 @@ class _Member:
 
     def _turns(self) -> Iterator[Turn]:
         after = None if self._events is None else self._events.resume_seconds
-        model, every = self.session.model, self._camera.every
-        turns = turns_of(model, self._frames(), every, self.name, after_seconds=after, left_time=self._left_time)
+        model, every, frames = self.session.model, self._camera.every, self._frames()
+        if self._camera.watch is not None and self._events is not None:
+            frames = watched_frames(frames, self._camera.watch, self._events)
+        turns = turns_of(model, frames, every, self.name, after_seconds=after, left_time=self._left_time)
         for turn in turns:
             self._group.is_there(self.name)
             yield turn

@@ -62,6 +62,8 @@ class VideoClassifier(nn.Module, ABC):
         load_report: what was taken from a checkpoint, or None if none was read.
         timing: how far apart in time the frames of its training clips were; None where it is unknown.
         class_texts: label -> the texts that its row of the head was made from, where it started from texts; else None.
+        saved_rules: what events.json beside the saved model says: thresholds of events, with the fingerprint of the
+            weights that they fit; None where there is none.
 
     Raises:
         ConfigError: labels do not fit num_classes or repeat, or preprocessing makes another size than the model takes.
@@ -92,6 +94,7 @@ class VideoClassifier(nn.Module, ABC):
         if self.answers_frames and self.labels is not None:
             _check_background(self.labels, overlapping=self.overlapping)
         self.timing: FrameTiming | None = None
+        self.saved_rules: dict[str, Any] | None = None
         self.class_texts: Mapping[str, tuple[str, ...]] | None = None
         if self.preprocessing.size != config.image_size:
             raise ConfigError(
@@ -241,6 +244,9 @@ class VideoClassifier(nn.Module, ABC):
     def save_pretrained(self, folder: str | Path, *, run: str | Path | None = None, repo_id: str | None = None) -> None:
         """Writes model.safetensors, config.json and README.md (a model card); existing ones are replaced at the end.
 
+        Thresholds of events that the model was loaded with are written, too (events.json), as long as it has the
+        weights that they were chosen for.
+
         Args:
             folder: made if need be.
             run: the folder of the run that trained the model: its recipe and scores go into the card.
@@ -274,7 +280,7 @@ class VideoClassifier(nn.Module, ABC):
             run=None if run is None else read_run(run),
             repo_id=repo_id,
         )
-        saved_model.write(Path(folder), saved, tensors, card)
+        saved_model.write(Path(folder), saved, tensors, card, rules=self._fitting_rules())
 
     @classmethod
     def from_pretrained(cls: type[Classifier], source: str | Path, *, revision: str | None = None) -> Classifier:
@@ -306,6 +312,7 @@ class VideoClassifier(nn.Module, ABC):
         Raises:
             CheckpointError: the config does not fit this class; or, when called, its labels or preprocessing.
         """
+        rules = saved_model.read_rules(folder)
 
         def build() -> Classifier:
             try:
@@ -317,6 +324,7 @@ class VideoClassifier(nn.Module, ABC):
                 )
                 if saved.timing is not None:
                     model.timing = build_settings(FrameTiming, saved.timing, where="timing")
+                model.saved_rules = rules
                 model.class_texts = saved.class_texts
                 return model
             except ConfigError as error:
@@ -325,6 +333,12 @@ class VideoClassifier(nn.Module, ABC):
                 ) from error
 
         return build
+
+    def _fitting_rules(self) -> dict[str, Any] | None:
+        """The saved thresholds, where they are of no model or of these weights."""
+        rules = self.saved_rules
+        of_others = rules is not None and rules.get("weights", "") not in ("", self.weights_fingerprint())
+        return None if of_others else rules
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, run: str | Path | None = None) -> str:
         """Uploads the saved model to the Hugging Face hub and returns the address of the commit.

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kinescan.data.video import Reconnect
+from kinescan.data.video import Reconnect, is_live
 from kinescan.data.video.opening import url_scheme
 from kinescan.errors import ConfigError
+from kinescan.events.recording import SUFFIXES, Recorder
+from kinescan.events.rules import EventRules
 from kinescan.events.sinks import Sink
 from kinescan.fields import check_types
 from kinescan.inference.event_rules import model_rules
@@ -17,8 +19,7 @@ from kinescan.inference.feed import WhenBehind
 from kinescan.inference.model_source import record_of_export, resolve_model
 from kinescan.inference.stream import StreamPrediction
 from kinescan.inference.streams import Camera, check_cameras, stream_many
-from kinescan.models.classifier import VideoClassifier
-from kinescan.runs.events import plan_events
+from kinescan.runs.events import EventPlan, plan_events
 from kinescan.runs.folder import model_folder
 from kinescan.runs.still import skip_in, still_settings
 from kinescan.runs.stream import reconnect_settings, stream_settings
@@ -40,6 +41,7 @@ class CameraEntry:
         url: a URL, a video file, a named pipe, or "-".
         events: where its events are told, as `--events` has it; replaces that of the file's top.
         state: file of its state; replaces NAME.state in the folder that `--state` names.
+        record: video that is written of it; replaces what `--record` makes of its name.
         every: feed every n-th frame by count; replaces that of the command line.
         when_behind: "wait" or "newest"; replaces that of the command line.
         reconnect: waits and limits after a break; replaces those of the command line, key by key.
@@ -49,6 +51,7 @@ class CameraEntry:
     url: str
     events: list[str] | None = None
     state: str | None = None
+    record: str | None = None
     every: int | None = None
     when_behind: WhenBehind | None = None
     reconnect: dict[str, Any] = field(default_factory=dict)
@@ -113,6 +116,7 @@ def stream_cameras(
     every: int | None = None,
     device: str = "auto",
     state: str | Path | None = None,
+    record: str | Path | None = None,
     when_behind: WhenBehind = "wait",
     overrides: Sequence[str] = (),
     allow_code: bool = False,
@@ -127,6 +131,8 @@ def stream_cameras(
         every: as for `stream_source`.
         device: "auto" or the name of one.
         state: folder with a file for each camera; it is made.
+        record: folder with a video of each camera, which is made; or a video's name (out.mp4), to which the camera's is
+            added (out-door.mp4). See `kinescan.events.recording.Recorder`. A camera that is recorded has events.
         when_behind: as for `stream_source`.
         overrides: as for `stream_source_events`.
         allow_code: open an exported file that may run code of its own; see `load_exported`.
@@ -143,7 +149,8 @@ def stream_cameras(
     settings, others = stream_settings(overrides)
     reconnect, others = reconnect_settings(others)
     skip, others = still_settings(others)
-    if others and not targets and not any(entry.events for entry in entries):
+    is_told = bool(targets or record) or any(entry.events or entry.record for entry in entries)
+    if others and not is_told:
         raise ConfigError(f"--set {others[0]} is for events: give --events WHERE, too (- only prints them).")
     cameras = [
         Camera(
@@ -157,6 +164,8 @@ def stream_cameras(
         for entry in entries
     ]
     check_cameras(cameras)
+    records = [_record_of(entry, record) for entry in entries]
+    _check_records(entries, records)
     model_name = model_folder(model, hint="--model RUN")
     exported = record_of_export(model_name)
     if exported is not None and exported.step is None:
@@ -164,11 +173,16 @@ def stream_cameras(
         return stream_many(model_name, cameras)
     resolved = resolve_model(model_name, choose_device(device), allow_code=allow_code)
     skip_in(resolved, skip)
-    shared: dict[str, Sink] = {}
-    cameras = [
-        _with_events(camera, [*(entry.events or []), *targets], others, sinks, shared, resolved, model_name)
-        for camera, entry in zip(cameras, entries, strict=True)
+    plans = [plan_events([*(entry.events or []), *targets], others) for entry in entries]
+
+    def rules_of(plan: EventPlan) -> EventRules:
+        return model_rules(resolved, model_name, content=plan.rules, where=plan.where, changes=plan.changes)
+
+    watched = [
+        replace(camera, rules=rules_of(plan)) if entry.events or targets or path is not None else camera
+        for camera, entry, plan, path in zip(cameras, entries, plans, records, strict=True)
     ]
+    cameras = _with_sinks(watched, plans, records, sinks)
     found = stream_many(
         resolved,
         cameras,
@@ -204,20 +218,62 @@ def _state_of(entry: CameraEntry, folder: str | Path | None) -> Path | None:
     return Path(folder) / f"{entry.name}.state"
 
 
-def _with_events(
-    camera: Camera,
-    targets: Sequence[str],
-    overrides: Sequence[str],
-    sinks: Sequence[Sink],
-    shared: dict[str, Sink],
-    model: VideoClassifier,
-    model_name: str,
-) -> Camera:
-    """The camera with rules and sinks; as it is where none is to be told."""
-    if not targets:
-        return camera
-    plan = plan_events(targets, overrides)
-    rules = model_rules(model, model_name, content=plan.rules, where=plan.where, changes=plan.changes)
-    # where no state is kept, messages wait under the camera's name
-    opened = plan.open_sinks(camera.state or camera.name, shared=shared)
-    return replace(camera, rules=rules, sinks=(*opened, *sinks))
+def _record_of(entry: CameraEntry, record: str | Path | None) -> Path | None:
+    if entry.record is not None or record is None:
+        return None if entry.record is None else Path(entry.record)
+    path = Path(record)
+    if path.suffix.lower() in SUFFIXES:
+        return path.with_name(f"{path.stem}-{entry.name}{path.suffix}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--record {path}: with several cameras it is a folder, or a name that ends in {', '.join(SUFFIXES)}. The "
+            f"folder cannot be made ({error.strerror}). Name another one."
+        ) from None
+    return path / f"{entry.name}{SUFFIXES[0]}"
+
+
+def _check_records(entries: Sequence[CameraEntry], records: Sequence[Path | None]) -> None:
+    """Passes recordings of which no two have the same file.
+
+    Raises:
+        ConfigError: two have.
+    """
+    seen: dict[Path, str] = {}
+    for entry, path in zip(entries, records, strict=True):
+        if path is None:
+            continue
+        other = seen.setdefault(path.absolute(), entry.name)
+        if other != entry.name:
+            raise ConfigError(f"cameras {other!r} and {entry.name!r} are recorded to {path}. Give each its own file.")
+
+
+def _with_sinks(
+    cameras: Sequence[Camera], plans: Sequence[EventPlan], records: Sequence[Path | None], sinks: Sequence[Sink]
+) -> list[Camera]:
+    """The cameras with all that is told of their events; those without rules as they are.
+
+    Raises:
+        ConfigError: something cannot be written; then nothing stays open.
+    """
+    shared: dict[str, Sink] = {}
+    opened: list[Sink] = []
+    found = []
+    try:
+        for camera, plan, path in zip(cameras, plans, records, strict=True):
+            if camera.rules is None:
+                found.append(camera)
+                continue
+            # where no state is kept, messages wait under the camera's name
+            own = plan.open_sinks(camera.state or camera.name, shared=shared)
+            opened += own
+            recorder = None if path is None else Recorder(path, waits=not is_live(str(camera.source)))
+            opened += [] if recorder is None else [recorder]
+            told = (*own, *sinks, *([] if recorder is None else [recorder]))
+            found.append(replace(camera, sinks=told, watch=None if recorder is None else recorder.watch))
+    except BaseException:
+        for sink in opened:
+            sink.close(0.0)
+        raise
+    return found

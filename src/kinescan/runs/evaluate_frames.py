@@ -17,7 +17,7 @@ from kinescan.errors import ConfigError
 from kinescan.evaluation.report import CHOSEN_ON_THESE
 from kinescan.evaluation.temporal.report import TemporalReport
 from kinescan.evaluation.temporal.thresholds import ChosenRules, choose_rules
-from kinescan.events.rules import RULES_FILE, EventRules, load_rules
+from kinescan.events.rules import EventRules, load_rules, rules_of_content
 from kinescan.models.classifier import VideoClassifier
 from kinescan.runs.finished import Finished
 from kinescan.runs.frame_evaluation import (
@@ -32,7 +32,7 @@ from kinescan.runs.frame_evaluation import (
 )
 from kinescan.runs.run_videos import located, seen_notes
 from kinescan.runtime.distributed import Processes
-from kinescan.runtime.run_folder import BEST
+from kinescan.runtime.run_folder import BEST, RULES_FILE
 from kinescan.settings import build_settings
 
 logger = logging.getLogger(__name__)
@@ -224,11 +224,16 @@ class FrameJob:
         return table.videos, str(data) if name is None else f"the {name} part of {data}", missing
 
     def _saved_rules(self) -> tuple[EventRules, str, tuple[str, ...]]:
-        beside = Path(self.folder) / RULES_FILE
-        if self.settings.thresholds == "choose" or not beside.is_file():
+        beside, saved = Path(self.folder) / RULES_FILE, self.model.saved_rules
+        if self.settings.thresholds == "choose" or not (beside.is_file() or saved):
             note = "No thresholds were chosen for this model: choose them with --set thresholds=choose."
             return EventRules(), DEFAULT_RULES, () if self.settings.thresholds == "choose" else (note,)
-        rules = load_rules(beside, classes=self.model.class_names, weights=self.model.weights_fingerprint())
+        classes, weights = self.model.class_names, self.model.weights_fingerprint()
+        if beside.is_file():
+            rules = load_rules(beside, classes=classes, weights=weights)
+        else:
+            # a model of the hub has its files in a folder of the hub's
+            rules = rules_of_content(saved or {}, where=RULES_FILE, classes=classes, weights=weights)
         return rules, f"those saved with the model ({beside})", ()
 
     def _choose(self) -> tuple[ChosenRules, str]:

@@ -3,14 +3,16 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from kinescan.config import parse_overrides
 from kinescan.errors import ConfigError
+from kinescan.events.disk_queue import QueueInUseError
 from kinescan.events.rules import build_rules, read_content
-from kinescan.events.sinks import CsvFile, JsonLines, Sink
+from kinescan.events.sinks import CsvFile, JsonLines, SharedSink, Sink
 from kinescan.events.webhook import Webhook, WebhookSettings
 from kinescan.runtime.urls import is_url, mask_url
 from kinescan.settings import build_settings, closest
@@ -19,6 +21,7 @@ STANDARD_OUTPUT = "-"
 SECRET_VARIABLE = "KINESCAN_WEBHOOK_SECRET"
 _FILES = {".jsonl": JsonLines, ".csv": CsvFile}
 _RULES = (".toml", ".json")
+_MOST_QUEUES = 100
 _ALLOWED = (
     "a file of rules (.toml, .json), a file to write (.jsonl, .csv), a webhook (http://..., https://...), or - to only "
     "print events"
@@ -43,25 +46,41 @@ class EventPlan:
     files: tuple[str, ...] = ()
     webhooks: tuple[WebhookSettings, ...] = ()
 
-    def open_sinks(self, state: str | Path | None = None, *, shared: dict[str, Sink] | None = None) -> list[Sink]:
+    def open_sinks(
+        self,
+        state: str | Path | None = None,
+        *,
+        stream: str | Path = "",
+        shared: dict[str, Sink] | None = None,
+    ) -> list[Sink]:
         """Opens what is written and called.
 
         Args:
             state: file of the stream's state, beside which messages wait.
-            shared: files that are open by name, for several streams that are told of in one; opened ones are added.
+            stream: source or name of the stream: where no state is kept, its messages wait in a folder of its own.
+            shared: sinks of other streams that can be told of this one, too: files, and webhooks whose queue is named.
+                Opened ones are added.
 
         Raises:
             ConfigError: a file or folder cannot be written, or a secret is not set.
         """
         sinks: list[Sink] = []
-        files = {} if shared is None else shared
+        known = {} if shared is None else shared
         try:
             for name in self.files:
-                if name not in files:
-                    files[name] = _FILES[Path(name).suffix.lower()](name)
-                sinks.append(files[name])
+                if name not in known:
+                    known[name] = _FILES[Path(name).suffix.lower()](name)
+                sinks.append(known[name])
             for webhook in self.webhooks:
-                sinks.append(Webhook(webhook, _queue_of(webhook, state), secret=_secret_of(webhook)))
+                if webhook.queue is None:
+                    sinks.append(_open_webhook(webhook, state, stream))
+                    continue
+                # of several streams, one sends what waits in the queue
+                if repr(webhook) not in known:
+                    known[repr(webhook)] = SharedSink(Webhook(webhook, webhook.queue, secret=_secret_of(webhook)))
+                hook = known[repr(webhook)]
+                assert isinstance(hook, SharedSink), "it was put there as one"
+                sinks.append(hook.joined())
         except ConfigError:
             for sink in sinks:
                 sink.close(0.0)
@@ -151,11 +170,25 @@ def _given(webhook: WebhookSettings) -> dict[str, Any]:
     return {name: value for name, value in named.items() if name == "url" or value != getattr(usual, name)}
 
 
-def _queue_of(webhook: WebhookSettings, state: str | Path | None) -> str:
-    if webhook.queue is not None:
-        return webhook.queue
-    name = f"webhook-{hashlib.sha256(webhook.url.encode()).hexdigest()[:8]}"
-    return name if state is None else f"{state}.{name}"
+def _open_webhook(webhook: WebhookSettings, state: str | Path | None, stream: str | Path) -> Webhook:
+    """A webhook whose queue was not named.
+
+    Raises:
+        ConfigError: no folder can be written, the secret is not set, or another process has the same state.
+    """
+    secret = _secret_of(webhook)
+    if state is not None:
+        return Webhook(webhook, f"{state}.webhook-{_digest(webhook.url)}", secret=secret)
+    usual = f"webhook-{_digest(webhook.url)}-{_digest(str(stream))}"
+    for number in range(1, _MOST_QUEUES):
+        # a process that does the same has the first one
+        with suppress(QueueInUseError):
+            return Webhook(webhook, usual if number == 1 else f"{usual}-{number}", secret=secret)
+    return Webhook(webhook, f"{usual}-{_MOST_QUEUES}", secret=secret)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def _secret_of(webhook: WebhookSettings) -> str | None:

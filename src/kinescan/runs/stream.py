@@ -148,7 +148,7 @@ def stream_source_events(
     skip_in(resolved, skip)
     rules = model_rules(resolved, model_name, content=plan.rules, where=plan.where, changes=plan.changes)
     recorder = None if record is None else Recorder(record, waits=not is_live(source))
-    opened = [*plan.open_sinks(state), *sinks, *([] if recorder is None else [recorder])]
+    opened = [*plan.open_sinks(state, stream=source), *sinks, *([] if recorder is None else [recorder])]
     return stream_events(
         resolved,
         source,

@@ -20,6 +20,7 @@ from kinescan.runtime.atomic_write import atomic_files
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import inside, read_json_object, require_regular
 from kinescan.runtime.own_modules import is_module_name
+from kinescan.runtime.run_folder import RULES_FILE
 from kinescan.version import __version__
 
 CONFIG_FILE, WEIGHTS_FILE = location.CONFIG_FILE, location.WEIGHTS_FILE
@@ -63,7 +64,7 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
     found = locate_model(source)
     path = Path(found)
     if not path.is_dir():
-        return download(found, patterns=(CONFIG_FILE, WEIGHTS_FILE), revision=revision)
+        return download(found, patterns=(CONFIG_FILE, WEIGHTS_FILE, RULES_FILE), revision=revision)
     if (path / EXPORT_FILE).is_file() and not is_saved(path):
         raise CheckpointError(
             f"{source} holds an exported model, which can be run and not be trained. Use load_exported(FOLDER); "
@@ -146,8 +147,28 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return read_safetensors(inside(folder, WEIGHTS_FILE, error=CheckpointError))
 
 
-def write(folder: Path, saved: SavedModel, weights: Mapping[str, Tensor], card: str) -> None:
+def read_rules(folder: Path) -> dict[str, Any] | None:
+    """What events.json in `folder` says of events, not looked at further; None where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if not os.path.lexists(folder / RULES_FILE):
+        return None
+    return read_json_object(inside(folder, RULES_FILE, error=CheckpointError), error=CheckpointError)
+
+
+def write(
+    folder: Path, saved: SavedModel, weights: Mapping[str, Tensor], card: str, *, rules: Mapping[str, Any] | None = None
+) -> None:
     """Writes a saved model: every file aside first, then renamed, so that a failure leaves the old ones.
+
+    Args:
+        folder: made if need be.
+        saved: for config.json.
+        weights: the tensors.
+        card: README.md.
+        rules: for events.json; None writes none.
 
     Raises:
         CheckpointError: the folder cannot be made or written.
@@ -160,6 +181,8 @@ def write(folder: Path, saved: SavedModel, weights: Mapping[str, Tensor], card: 
             raise CheckpointError(f"{folder} cannot be written ({error}). {_ADVICE}") from error
         (aside / CONFIG_FILE).write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
         (aside / CARD_FILE).write_text(card, encoding="utf-8", errors="backslashreplace")
+        if rules is not None:
+            (aside / RULES_FILE).write_text(to_json(rules, indent=2) + "\n", encoding="utf-8")
 
 
 def separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
