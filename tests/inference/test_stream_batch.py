@@ -5,6 +5,8 @@ import torch
 
 from kinescan.errors import NonFiniteError
 from kinescan.inference import StreamSession, load_stream_state, save_stream_state
+from kinescan.inference.export import export
+from kinescan.inference.exported import ExportedStep, load_exported
 from kinescan.inference.stream import StreamPrediction
 from kinescan.inference.stream_batch import StreamBatch
 from kinescan.inference.turns import Turn
@@ -97,3 +99,32 @@ def test_a_state_holds_no_memory_of_the_batch():
     StreamBatch(model).push(sessions, [turn(0, seed) for seed in range(3)])
     for tensor in sessions[0].state.tensors().values():
         assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+@pytest.mark.parametrize(
+    ("options", "batch_size"), [({}, "dynamic"), ({"average": "exponential"}, 2), ({"output": "frames"}, 2)]
+)
+def test_streams_of_an_exported_step_go_in_one_pass(options, batch_size, tmp_path, monkeypatch):
+    export(causal(**options), tmp_path, to="onnx", step=True, batch=batch_size)
+    step = load_exported(tmp_path)
+    assert isinstance(step, ExportedStep)
+    batch, passes = StreamBatch(step), []
+    together, alone = ([StreamSession(step) for _ in range(3)] for _ in range(2))
+    take = step.take
+
+    def counted(frames, state, *, first):
+        passes.append(len(frames))
+        return take(frames, state, first=first)
+
+    for round_, members in enumerate([[0], [0, 1], [1, 2, 0], [2, 1], [0, 1, 2]]):
+        turns = [turn(round_, member) for member in members]
+        monkeypatch.setattr(step, "take", counted)
+        found = batch.push([together[member] for member in members], turns)
+        monkeypatch.setattr(step, "take", take)
+        for member, given, entry in zip(members, turns, found, strict=True):
+            expected = alone[member].push(given.pixels, frame_index=given.frame_index, seconds=given.seconds)
+            assert isinstance(entry, StreamPrediction)
+            torch.testing.assert_close(entry.logits, expected.logits, atol=TOLERANCE, rtol=0)
+    assert passes == [1, 2, 3, 2, 3]
+    for member in range(3):
+        assert together[member].state.frames_seen == alone[member].state.frames_seen

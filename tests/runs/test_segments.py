@@ -44,3 +44,18 @@ def test_outputs_that_cannot_be_are_refused_and_left_alone(tmp_path: Path, name:
     with pytest.raises(ConfigError, match=name.split("/")[0]):
         check_output(tmp_path / name)
     assert (tmp_path / "taken.csv").read_text() == "mine\n"
+
+
+def test_each_event_is_drawn_as_it_begins(model: PKS4, tmp_path: Path) -> None:
+    files = [write_blinking(tmp_path / "a.mp4", 10, 12, 10, 4, 4), write_blinking(tmp_path / "b.mp4", 9)]
+    (tmp_path / "c.mp4").write_bytes(b"none")
+    found = find_events(
+        model, tmp_path, [*files, tmp_path / "c.mp4"], plan_events([]), explain_folder=tmp_path / "seen" / "here"
+    )
+    assert [len(video.events) for video in found] == [2, 0, 0]
+    drawn = sorted((tmp_path / "seen" / "here").iterdir())
+    assert [path.name for path in drawn] == ["0000_000_a.png", "0000_001_a.png"]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in drawn)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file"):
+        find_events(model, tmp_path, files, plan_events([]), explain_folder=tmp_path / "file")

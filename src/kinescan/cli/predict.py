@@ -75,8 +75,6 @@ def command(
         if not segments:
             raise ConfigError("--output is for events: give --segments, too. For predictions redirect --json.")
         runs.segments.check_output(output)
-    if segments and explain is not None:
-        raise ConfigError("--explain draws clips. Leave it out, or leave out --segments.")
     job = runs.predict.prepare_prediction(paths, model=model, overrides=settings, device=device, allow_code=allow_code)
     # SIGTERM ends it as Ctrl-C does: with whole lines
     with Interruption() as stop:
@@ -86,6 +84,7 @@ def command(
                 show = _EventRows(job.model, job.files).add
                 videos = job.find_events(
                     output=output,
+                    explain_folder=explain,
                     allow_short=allow_short,
                     on_video=show if entries is None else lambda video: entries.add(video.to_plain()),
                 )

@@ -108,7 +108,7 @@ def predict(
             "when to when: kinescan predict --segments, in Python predict_events() or predict_frames()."
         )
     chosen = _chosen_views(views, resolved)
-    folder = None if explain_folder is None else _prepared(explain_folder, resolved)
+    folder = None if explain_folder is None else make_explain_folder(explain_folder, resolved)[0]
     job = _Job(
         evaluation_view(resolved),
         chosen,
@@ -191,7 +191,12 @@ def _chosen_views(views: Views | str | None, model: VideoClassifier) -> Views:
     return Views.parse(views) if isinstance(views, str) else views
 
 
-def _prepared(folder: str | Path, model: VideoClassifier) -> Path:
+def make_explain_folder(folder: str | Path, model: VideoClassifier) -> tuple[Path, PKS4]:
+    """The folder of pictures, made if need be, and the model that can be explained.
+
+    Raises:
+        ConfigError: the model is not a PKS4, which alone can be explained, or the folder cannot be made.
+    """
     if not isinstance(model, PKS4):
         raise ConfigError(f"only PKS4 models can be explained, {model.name} is none. Leave explain_folder out.")
     folder = Path(folder)
@@ -201,7 +206,7 @@ def _prepared(folder: str | Path, model: VideoClassifier) -> Path:
         raise ConfigError(
             f"explain_folder {folder} cannot be made: {error.strerror}. Choose another folder."
         ) from error
-    return folder
+    return folder, model
 
 
 def _picture_path(folder: Path | None, index: int, file: Path) -> Path | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kinescan.errors import KinescanError
-from kinescan.inference.exported import CausalModel
+from kinescan.inference.exported import CausalModel, ExportedStep
 from kinescan.inference.stream import StreamPrediction, StreamSession
 from kinescan.inference.turns import Turn
 from kinescan.layers.running_average import running_average
@@ -25,8 +25,8 @@ class StreamBatch:
     """Feeds a frame of each of several sessions to the model that they share, in one pass.
 
     Streams may be of any age, and each pass may be of other sessions. Predictions and states are those that
-    `StreamSession.push` gives, up to rounding. An exported step has a fixed number of streams, so that its sessions are
-    fed one after the other.
+    `StreamSession.push` gives, up to rounding. An exported step with a fixed number of streams takes so many
+    at once, filled up with zeros.
 
     Args:
         model: of every session.
@@ -34,14 +34,14 @@ class StreamBatch:
     """
 
     def __init__(self, model: CausalModel, *, skip_unchanged: SkipUnchanged | None = None) -> None:
-        self._step = StreamStep(model, skip_unchanged=skip_unchanged) if isinstance(model, PKS4) else None
+        self._step = StreamStep(model, skip_unchanged=skip_unchanged) if isinstance(model, PKS4) else model
 
     def push(self, sessions: Sequence[StreamSession], turns: Sequence[Turn]) -> list[StreamPrediction | KinescanError]:
         """One prediction for each session, or the error of that one; a turn that is a cut restarts its session."""
         for session, turn in zip(sessions, turns, strict=True):
             if turn.is_cut:
                 session.restart()
-        if self._step is None or len(sessions) == 1:
+        if len(sessions) == 1:
             return [_or_error(partial(_push_alone, *pair)) for pair in zip(sessions, turns, strict=True)]
         found: list[StreamPrediction | KinescanError | None] = [None] * len(sessions)
         clips: dict[int, Tensor] = {}
@@ -52,7 +52,11 @@ class StreamBatch:
             else:
                 found[index] = clip
         if clips:
-            answers = self._answer(self._step, list(clips.values()), [sessions[index].state for index in clips])
+            states = [sessions[index].state for index in clips]
+            if isinstance(self._step, StreamStep):
+                answers = self._answer(self._step, list(clips.values()), states)
+            else:
+                answers = _answer_exported(self._step, list(clips.values()), states)
             for (index, clip), answer in zip(clips.items(), answers, strict=True):
                 found[index] = _or_error(partial(_take, sessions[index], turns[index], clip, *answer))
         return [entry for entry in found if entry is not None]
@@ -90,6 +94,29 @@ class StreamBatch:
                     own = model.head(averages[0, -1].to(frames.dtype))
                 answers.append((own, alone[row], next_state))
         return answers
+
+
+def _answer_exported(
+    step: ExportedStep, clips: Sequence[Tensor], states: Sequence[PKS4State]
+) -> list[tuple[Tensor, Tensor, PKS4State]]:
+    """As `StreamBatch._answer`, of a step whose averages are of logits."""
+    packed = zip(*(step.pack(state) for state in states), strict=True)
+    first = torch.tensor([float(not state.frames_seen) for state in states])
+    logits, tensors = step.take(
+        torch.cat([clip[:, 0] for clip in clips]), [torch.cat(one) for one in packed], first=first
+    )
+    answers = []
+    for row, before in enumerate(states):
+        alone = logits[row]
+        own_tensors = [tensor[row : row + 1].clone() for tensor in tensors]
+        next_state = replace(step.unpack(own_tensors, before.frames_seen + 1), recent=before.recent)
+        own = alone
+        if not step.answers_frames:
+            kind, rate = step.config.average, step.config.average_rate
+            averages = running_average(alone[None, None], before.average, before.frames_seen, kind=kind, rate=rate)
+            next_state, own = replace(next_state, average=averages[:, -1].clone()), averages[0, -1]
+        answers.append((own, alone, next_state))
+    return answers
 
 
 def _or_error(call: Callable[[], T]) -> T | KinescanError:

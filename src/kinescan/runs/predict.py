@@ -61,6 +61,7 @@ class PredictionJob:
         self,
         *,
         output: str | Path | None = None,
+        explain_folder: str | Path | None = None,
         allow_short: bool = False,
         on_video: Callable[[VideoEvents], None] | None = None,
     ) -> list[VideoEvents]:
@@ -71,6 +72,7 @@ class PredictionJob:
             self.files,
             self.plan,
             output=output,
+            explain_folder=explain_folder,
             limits=self.limits,
             allow_short=allow_short,
             on_video=on_video,

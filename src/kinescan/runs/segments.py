@@ -9,7 +9,9 @@ from kinescan.errors import ConfigError
 from kinescan.events.rules import EventRules
 from kinescan.events.sinks import CsvFile, JsonLines
 from kinescan.inference.event_rules import model_rules
+from kinescan.inference.event_strips import draw_events
 from kinescan.inference.frame_predictor import require_frames
+from kinescan.inference.predictor import make_explain_folder
 from kinescan.inference.segments import VideoEvents, predict_events
 from kinescan.models.classifier import VideoClassifier
 from kinescan.runs.events import EventPlan
@@ -26,6 +28,7 @@ def find_events(
     plan: EventPlan,
     *,
     output: str | Path | None = None,
+    explain_folder: str | Path | None = None,
     limits: Limits | None = None,
     allow_short: bool = False,
     on_video: Callable[[VideoEvents], None] | None = None,
@@ -39,14 +42,17 @@ def find_events(
         plan: rules.
         output: FILE.csv or FILE.jsonl, written event by event, or FILE.json, written at the end; one that is there and
             holds events is replaced.
+        explain_folder: where a picture of each event is drawn; made if need be. See `draw_events`.
         limits: what one file may take.
         allow_short: use what can be decoded of cut or damaged files.
         on_video: called with the events of each file as they are known.
 
     Raises:
-        ConfigError: the model answers for whole clips, a setting is wrong, or the output cannot be written.
+        ConfigError: the model answers for whole clips or cannot be explained, a setting is wrong, or the output cannot
+            be written.
     """
     rules = rules_of(require_frames(model), folder, plan)
+    pictures = None if explain_folder is None else make_explain_folder(explain_folder, model)
     written: list[VideoEvents] = []
     write = None if output is None else _writer(Path(output))
 
@@ -54,6 +60,10 @@ def find_events(
         written.append(video)
         if write is not None:
             write(video)
+        if pictures is not None and video.events:
+            folder_of_pictures, explained = pictures
+            number = len(written) - 1
+            draw_events(explained, video, folder_of_pictures, number=number, limits=limits, allow_short=allow_short)
         if on_video is not None:
             on_video(video)
 

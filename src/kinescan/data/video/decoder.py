@@ -24,7 +24,7 @@ from kinescan.data.video.table import (
     read_packets,
 )
 from kinescan.data.video.timeline import B_COMES_BEFORE
-from kinescan.data.video.transport import LARGEST_PACKET_BYTES, is_whole
+from kinescan.data.video.transport import Continuity
 from kinescan.errors import ConfigError, KinescanError, VideoError
 
 # After a seek the demuxer may land a little before the packet asked for; farther off, the file is read from its start.
@@ -87,6 +87,8 @@ class Decoder:
         self.codec: str = self.stream.codec_context.codec.canonical_name
         self.packets: PacketTable
         self.frames: FrameTable
+        # packets of MPEG-TS behind a loss; a file whose tables are kept has none
+        self._damaged: set[int] = set()
         kept = self._kept_tables()
         self.is_kept = kept is not None
         if kept is None:
@@ -98,7 +100,7 @@ class Decoder:
     def keep_tables(self) -> None:
         """Keeps the tables for the next time that this file is opened; to be called for whole files only."""
         cache = self._table_cache
-        if cache is not None and not self.is_kept:
+        if cache is not None and not self.is_kept and not self._damaged:
             self.is_kept = cache.write(
                 self.path, self._stream_index, KeptTables(self.packets, self.frames, self.num_lost_at_start)
             )
@@ -125,7 +127,7 @@ class Decoder:
         if self.packets.encrypted:
             raise VideoError(self.path, _ENCRYPTED)
         self._locate()
-        self._show_whole_packets()
+        self._find_losses()
         self.frames = self._lay_out(self.packets)
         lost = self._lost_at_start()
         self.num_lost_at_start = len(lost)
@@ -229,7 +231,7 @@ class Decoder:
                 codec.skip_frame = "DEFAULT" if self._belongs_to(ordinal, wanted) or ordinal == start else "NONREF"
             had_size = codec.width > 0
             images, damaged = _decode_packet(codec, packet)
-            if damaged:
+            if damaged or ordinal in self._damaged:
                 last_damage = ordinal
             if damaged and had_size and not codec.width:
                 self.refused_a_size = True
@@ -308,19 +310,27 @@ class Decoder:
             has_times=not self._container.format.flags & Flags.no_timestamps.value,
         )
 
-    def _show_whole_packets(self) -> None:
-        """Those that are marked as damaged only because another recording follows."""
+    def _find_losses(self) -> None:
+        """Finds packets of MPEG-TS that are damaged, or follow on a loss, whatever FFmpeg marks: see `Continuity`."""
         packets = self.packets
-        if not packets.marked or self._container.format.name != "mpegts":
+        if self._container.format.name != "mpegts":
             return
-        whole = []
         with open(self.path, "rb") as file:
-            for ordinal in packets.marked:
-                start = packets.positions[ordinal]
-                if start is not None:
-                    file.seek(start)
-                    whole += [ordinal] if is_whole(file.read(LARGEST_PACKET_BYTES)) else []
-        self.packets = packets.with_shown(whole, True)
+
+            def read(num_bytes: int, offset: int) -> bytes:
+                file.seek(offset)
+                return file.read(num_bytes)
+
+            counted, marked = Continuity(self.stream.id, read=read), set(packets.marked)
+            for ordinal, position in enumerate(packets.positions):
+                missing = counted.of(position, is_marked=ordinal in marked)
+                if missing == "inside":
+                    self._damaged.add(ordinal)
+                elif missing == "behind" and not all(packets.key[ordinal + 1 : ordinal + 2]):
+                    # a key frame there is the first of a recording that was joined to this one
+                    self._damaged.add(ordinal + 1)
+        if marked - self._damaged:
+            self.packets = packets.with_shown(marked - self._damaged, True)
 
     def _lost_at_start(self) -> set[int]:
         """Packets whose frames need something from before the file's first key packet, and do not come out.

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import av
 import av.error
@@ -18,10 +18,10 @@ from kinescan.data.video.clock import LiveClock
 from kinescan.data.video.codec import codec_now, new_decoder, part_for
 from kinescan.data.video.decoder import choose_stream
 from kinescan.data.video.limits import Limits
-from kinescan.data.video.opening import NOT_ALLOWED, bound_frames, open_pipe, open_url
+from kinescan.data.video.opening import NOT_ALLOWED, bound_frames, open_pipe, open_url, url_scheme
 from kinescan.data.video.picture import square_size, to_rgb
 from kinescan.data.video.pipe import STANDARD_INPUT, NothingOfVideo, Pipe
-from kinescan.data.video.transport import is_whole
+from kinescan.data.video.transport import Continuity
 from kinescan.errors import ConfigError, VideoError
 from kinescan.runtime.urls import is_url, mask_url, mask_urls
 from kinescan.shapes import Pixels
@@ -116,10 +116,12 @@ class LiveVideo:
         self._limits = limits or Limits()
         self._square_pixels = square_pixels
         self._pipe: Pipe | None = None
+        self._file: BinaryIO | None = None
         self._container = self._open(self._given)
         try:
             self._stream = choose_stream(self.source, self._container, None)
             bound_frames(self.source, self._container, self._limits)
+            self._continuity = self._count_blocks()
         except VideoError:
             self.close()
             raise
@@ -149,6 +151,8 @@ class LiveVideo:
         self._container.close()
         if self._pipe is not None:
             self._pipe.close()
+        if self._file is not None:
+            self._file.close()
 
     def __iter__(self) -> Iterator[tuple[Pixels, float]]:
         """Frame after frame ([3, H, W], uint8) with its time in seconds, by the source's own clock.
@@ -225,14 +229,15 @@ class LiveVideo:
                     # FFmpeg joins the last frame of the old codec to the first of the new
                     rest = [*_what_comes(decoder, packet), *_what_comes(decoder, None)]
                     decoder, codec = self._follow(codec, now), now
-                    frames, is_damaged = [*rest, *_what_comes(decoder, part_for(codec, packet))], False
+                    frames = [*rest, *_what_comes(decoder, part_for(codec, packet))]
                 else:
-                    frames, is_damaged = decoder.decode(packet), packet.is_corrupt and not self._is_whole(packet)
+                    frames = decoder.decode(packet)
             except av.error.FFmpegError:
-                frames, is_damaged = [], True
-                self.num_refused += 1
-            if is_damaged:
+                frames = []
                 damage.add(ordinal)
+                self.num_refused += 1
+            if packet.size:
+                self._look_for_losses(packet, ordinal, damage)
             for frame in frames:
                 self._limits.check_size(self.source, frame.width, frame.height)
                 if frame.pts is None:
@@ -259,10 +264,32 @@ class LiveVideo:
             self._limits.check_size(self.source, width, height)
         return width, height
 
-    def _is_whole(self, packet: av.Packet) -> bool:
-        """Whether a packet is marked as damaged only because another recording follows; unknown for addresses."""
-        known = self._pipe is not None and self._container.format.name == "mpegts" and packet.pos is not None
-        return known and is_whole(self._pipe.bytes_from(packet.pos))  # type: ignore[union-attr]
+    def _count_blocks(self) -> Continuity | None:
+        """Counts the blocks of MPEG-TS whose bytes can be looked at: those of pipes and files, but not of a network."""
+        stream_id = self._stream.id if self._container.format.name == "mpegts" else None
+        if self._pipe is not None:
+            return self._pipe.count_blocks(stream_id)
+        if stream_id is None or url_scheme(self._given) != "file":
+            return None
+        file = self._file = open(self._given[len("file://") :], "rb")  # noqa: SIM115
+
+        def read(num_bytes: int, offset: int) -> bytes:
+            file.seek(offset)
+            return file.read(num_bytes)
+
+        return Continuity(stream_id, read=read)
+
+    def _look_for_losses(self, packet: av.Packet, ordinal: int, damage: "_Damage") -> None:
+        if self._continuity is not None:
+            missing = self._continuity.of(packet.pos, is_marked=packet.is_corrupt)
+            if missing != "none":
+                # a key frame behind a loss is whole, as the first of a recording that was joined to another
+                damage.add(ordinal if missing == "inside" else ordinal + 0.5)
+        elif packet.is_corrupt:
+            damage.add(ordinal)
+            if self._container.format.name == "mpegts":
+                # FFmpeg's parsers move a mark to the packet before the damaged one
+                damage.add(ordinal + 1)
 
     def _packets(self) -> Iterator[av.Packet]:
         """Those of the video, the last of them empty, which drains the decoder."""
@@ -395,10 +422,10 @@ class _Damage:
         self._key: int | None = None
         self._first_behind_key = math.inf
         # key frames are looked up while the decoder holds them; a long outage must not make this grow
-        self._latest: deque[int] = deque(maxlen=_MAX_PACKETS_IN_DECODER)
+        self._latest: deque[float] = deque(maxlen=_MAX_PACKETS_IN_DECODER)
 
-    def add(self, ordinal: int) -> None:
-        """A packet that is damaged, or that the decoder refuses."""
+    def add(self, ordinal: float) -> None:
+        """A packet that is damaged, or that the decoder refuses; between two ordinals: one that is missing there."""
         self._latest.append(ordinal)
         if self._key is not None and ordinal >= self._key:
             self._first_behind_key = min(self._first_behind_key, ordinal)

@@ -9,7 +9,7 @@ from collections import deque
 
 import av
 
-from kinescan.data.video.transport import LARGEST_PACKET_BYTES
+from kinescan.data.video.transport import Continuity
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,9 @@ class Pipe:
         self._asked_at = math.inf
         # where each read ended, and when it was: of what FFmpeg has read ahead, which it bounds
         self._reads: deque[tuple[int, float]] = deque(maxlen=_MAX_READS_AHEAD)
-        self._latest: deque[bytes] = deque()
-        self._num_latest = 0
+        # all that came, until it is known whether it has to be looked at
+        self._head: list[bytes] | None = []
+        self._continuity: Continuity | None = None
         # standard input that is a file can be gone back in: some formats have their index at the end
         self.file = os.fdopen(self._descriptor, "rb", closefd=False) if is_file else None
 
@@ -60,7 +61,7 @@ class Pipe:
             self.has_ended = not content
             self._num_bytes += len(content)
             self._reads.append((self._num_bytes, time.monotonic()))
-            self._keep(content)
+            self._look_at(content)
             return content
         except KeyboardInterrupt as error:
             # FFmpeg, which called this, would swallow it
@@ -101,19 +102,30 @@ class Pipe:
             self._reads.popleft()
         return self._reads[0][1] if self._reads else time.monotonic()
 
-    def bytes_from(self, position: int) -> bytes:
-        """What came from this offset on; nothing where that is long ago."""
+    def count_blocks(self, stream_id: int | None) -> Continuity | None:
+        """Counts the blocks of a stream of MPEG-TS from the first byte on; None is another format, or unknown.
+
+        Args:
+            stream_id: the stream's number; None for another format: what was kept is dropped.
+        """
+        head, self._head = self._head or [], None
+        if stream_id is None:
+            return None
         if self.file is not None:
             # Windows has no way to look without moving on
-            return b"" if os.name != "posix" else os.pread(self._descriptor, LARGEST_PACKET_BYTES, position)
-        start = position - (self._num_bytes - self._num_latest)
-        return b"".join(self._latest)[start:] if start >= 0 else b""
+            return None if os.name != "posix" else Continuity(stream_id, read=self._read_at)
+        self._continuity = Continuity(stream_id)
+        self._continuity.feed(b"".join(head))
+        return self._continuity
 
-    def _keep(self, data: bytes) -> None:
-        self._latest.append(data)
-        self._num_latest += len(data)
-        while self._num_latest - len(self._latest[0]) > LARGEST_PACKET_BYTES:
-            self._num_latest -= len(self._latest.popleft())
+    def _read_at(self, num_bytes: int, offset: int) -> bytes:
+        return os.pread(self._descriptor, num_bytes, offset)
+
+    def _look_at(self, data: bytes) -> None:
+        if self._head is not None:
+            self._head.append(data)
+        elif self._continuity is not None:
+            self._continuity.feed(data)
 
     def raise_what_came(self) -> None:
         """Raises the KeyboardInterrupt that came while `read` waited."""
