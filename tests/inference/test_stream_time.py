@@ -177,3 +177,17 @@ def test_a_live_stream_restarted_after_a_pause_follows_the_rule_for_pauses(
     now += 7200.0
     again = at_turns(stream(timed_model, tmp_path / "a.ts", state=tmp_path / "of_file"))
     assert not (again == first).all()
+
+
+@pytest.mark.parametrize("rate", [12.5, 25.0, 50.0])
+def test_a_lossy_file_is_fed_the_same_frames_as_its_original(timed_model, tmp_path, rate):
+    """What is left between rates is the codec's: on the original pixels the logits are equal."""
+    times = steady(rate, seconds=3.0)
+    write_video(tmp_path / "a.mp4", torch.stack([scene(time) for time in times]), fps=rate)
+    found = list(stream(timed_model, tmp_path / "a.mp4"))
+    expected = list(stream(timed_model, shown(times)))
+    assert [one.frame_index for one in found] == [one.frame_index for one in expected]
+    assert [one.seconds for one in found] == pytest.approx([one.seconds for one in expected])
+    at_25 = at_turns(stream(timed_model, shown(steady(25.0, seconds=3.0))))
+    count = min(len(at_25), len(expected))
+    torch.testing.assert_close(at_turns(expected)[:count], at_25[:count], atol=1e-5, rtol=0)

@@ -239,6 +239,7 @@ def test_overlapping_labels_are_scored_when_asked(
     [
         {"views": "4x1x1"},
         {"features": "features.safetensors"},
+        {"num_workers": 2},
         {"overrides": ["thresholds=best"]},
         {"overrides": ["data.train=x"]},
         {"overrides": ["false_alarms_per_hour=-1"]},

@@ -98,9 +98,7 @@ def evaluate(
             recipe = None if run is None else recipe_of(run)
             report: Report | TemporalReport
             if model_here.answers_frames:
-                _refuse_for_frames(views, features)
-                if num_workers:
-                    logger.info("videos are read by the process that answers for their frames: no workers are started")
+                _refuse_for_frames(views, features, num_workers)
                 report = FrameJob(
                     model=model_here,
                     folder=folder,
@@ -122,7 +120,7 @@ def evaluate(
     return report
 
 
-def _refuse_for_frames(views: Views | str | None, features: str | Path | None) -> None:
+def _refuse_for_frames(views: Views | str | None, features: str | Path | None, num_workers: int) -> None:
     """Passes where nothing is asked for that only answers for whole clips have.
 
     Raises:
@@ -131,6 +129,12 @@ def _refuse_for_frames(views: Views | str | None, features: str | Path | None) -
     for name, value in (("views", views), ("features", features)):
         if value is not None:
             raise ConfigError(f"answers with a time have no {name}. Leave --{name} out.")
+    if num_workers:
+        raise ConfigError(
+            f"--workers {num_workers}: a model that answers for every frame passes over each video once, and the process "
+            "that runs it reads the video, too. Leave --workers out; several processes share the videos "
+            "(torchrun --nproc-per-node 2 -m kinescan eval ...)."
+        )
 
 
 def _refuse_intervals(model: VideoClassifier, data: str | Path | None, settings: EvalSettings) -> None:
