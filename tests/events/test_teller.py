@@ -194,3 +194,23 @@ def test_the_end_waits_for_one_that_is_slow_and_takes_them(make_told: MakeTold) 
     teller.tell([make_told(number) for number in range(1, 21)])
     teller.close(patience_seconds=0.5)
     assert len(sink.keys) == 20
+
+
+@pytest.mark.parametrize("save", ["none", "works", "fails"])
+def test_records_that_nobody_took_are_logged_where_no_state_keeps_them(
+    make_told: MakeTold, caplog: pytest.LogCaptureFixture, save: str
+) -> None:
+    def saved(snapshot: Any, pending: Sequence[Told]) -> None:
+        if save == "fails":
+            raise CheckpointError("the disk is full")
+
+    teller = Teller([_Sink(failures=10**6)], save=None if save == "none" else saved)
+    for number in (1, 2):
+        teller.tell([make_told(number)], number)
+    if save == "fails":
+        with pytest.raises(CheckpointError):
+            teller.close(3, patience_seconds=0.1)
+    else:
+        teller.close(3, patience_seconds=0.1)
+    logged = [f'"id": "s-{number}"' in caplog.text for number in (1, 2)]
+    assert logged == [save != "works"] * 2

@@ -10,6 +10,7 @@ from typing import Any
 from kinescan.errors import KinescanError
 from kinescan.events.sinks import Sink
 from kinescan.events.told import Told
+from kinescan.runtime.escaping import to_json
 from kinescan.runtime.urls import mask_urls
 
 logger = logging.getLogger(__name__)
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 MOST_WAITING = 1000
 """Records that wait in memory for one sink; of more, the oldest give way and are counted."""
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.2, 5.0
+_MOST_LOGGED = 100
 
 Save = Callable[[Any, Sequence[Told]], None]
 """Writes a snapshot of the stream with the records that a sink may not have yet."""
@@ -92,6 +94,13 @@ class Lane:
             logger.warning(
                 "%s: %d records of events were dropped, since it was too slow", self.sink.name, self.num_lost
             )
+
+    def log_left(self) -> None:
+        """Writes the records that were not told to the log, one a line, up to a hundred."""
+        if self.broken is not None:
+            return
+        for told in list(self._waiting)[:_MOST_LOGGED]:
+            logger.warning("%s: was not told: %s", self.sink.name, to_json(told.to_plain()))
 
     def _run(self) -> None:
         while (told := self._next()) is not None:
@@ -209,12 +218,20 @@ class Teller:
         if self._thread is not None:
             self._thread.join(patience_seconds)
         # whoever is impatient ends the program while slow sinks are waited for
-        saved = None if snapshot is None else self._saved(snapshot)
+        saved = None if snapshot is None or self._save is None else self._saved(snapshot)
         for lane in self._lanes:
             lane.close(patience_seconds)
-        if self._save is not None and snapshot is not None and saved != [told.key for told in self._left()]:
-            with self._saving:
-                self._save(snapshot, self._left())
+        try:
+            if self._save is not None and snapshot is not None and saved != [told.key for told in self._left()]:
+                saved = None
+                with self._saving:
+                    self._save(snapshot, self._left())
+                saved = []
+        finally:
+            if saved is None:
+                # no state tells them after a restart: the log is the last place to keep them
+                for lane in self._lanes:
+                    lane.log_left()
 
     def _saved(self, snapshot: Any) -> list[str] | None:
         """Saves the last snapshot; gives the records in it, or None where it cannot be written."""

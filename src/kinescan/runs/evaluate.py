@@ -131,9 +131,9 @@ def _refuse_for_frames(views: Views | str | None, features: str | Path | None, n
             raise ConfigError(f"answers with a time have no {name}. Leave --{name} out.")
     if num_workers:
         raise ConfigError(
-            f"--workers {num_workers}: a model that answers for every frame passes over each video once, and the process "
-            "that runs it reads the video, too. Leave --workers out; several processes share the videos "
-            "(torchrun --nproc-per-node 2 -m kinescan eval ...)."
+            f"--workers {num_workers}: a model that answers for every frame reads each video once, in the process that "
+            "runs it. Leave --workers out, or share the videos between processes: torchrun --nproc-per-node 2 -m "
+            "kinescan eval ..."
         )
 
 

@@ -1,16 +1,25 @@
+import http.server
 import itertools
 import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
 
 from kinescan.data.resampling import resample
-from kinescan.data.video import Outage, Reconnect, ReconnectingVideo, write_video
+from kinescan.data.video import LiveVideo, Outage, Reconnect, ReconnectingVideo, write_video
 from kinescan.errors import ConfigError, VideoError
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
 
 QUICK = Reconnect(limit_seconds=1.0, first_wait_seconds=0.1, longest_wait_seconds=0.4, silence_seconds=1.0)
 
@@ -113,6 +122,49 @@ def test_a_recording_ends_and_breaks_off_once(serve, recording, tmp_path):
     video = ReconnectingVideo(serve((0.0, path.read_bytes(), False)).address, reconnect=QUICK)
     assert len(list(video)) == 20
     assert video.num_reconnects == 0
+
+
+def test_what_was_live_and_is_a_recording_now_is_not_shown_again(recording, tmp_path):
+    class Handler(QuietHandler):
+        num_asked = 0
+
+        def do_GET(self) -> None:
+            Handler.num_asked += 1
+            self.send_response(200)
+            if Handler.num_asked > 1:
+                self.send_header("Content-Length", str(len(recording)))
+            self.end_headers()
+            self.wfile.write(recording)
+
+    (tmp_path / "a.ts").write_bytes(recording)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        video = ReconnectingVideo(f"http://127.0.0.1:{server.server_address[1]}/live", reconnect=QUICK)
+        seconds = []
+        # FFmpeg takes the end of an answer without a length for an error
+        with suppress(VideoError):
+            for _, shown in video:
+                seconds.append(shown)
+        server.shutdown()
+    assert Handler.num_asked > 1
+    with LiveVideo(f"file://{tmp_path / 'a.ts'}") as once:
+        num_frames = len(list(once))
+    assert num_frames / 2 < len(seconds) <= num_frames
+    assert seconds[0] == 0
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_playlist_is_live_until_it_is_closed(recording, tmp_path, is_closed):
+    (tmp_path / "a.ts").write_bytes(recording)
+    ending = "#EXT-X-ENDLIST\n" if is_closed else ""
+    playlist = f"#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXTINF:2.0,\na.ts\n{ending}"
+    (tmp_path / "a.m3u8").write_text(playlist)
+    handler = partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        with LiveVideo(f"http://127.0.0.1:{server.server_address[1]}/a.m3u8", timeout_seconds=5) as video:
+            assert video.ends_by_itself == is_closed
+        server.shutdown()
 
 
 @pytest.mark.parametrize("limit_seconds", [0.0, 5.0])

@@ -125,7 +125,9 @@ class LiveVideo:
         except VideoError:
             self.close()
             raise
-        self._is_recording = bool(self._container.duration) or self._container.size > 0
+        # the size of a playlist is not that of what it names
+        has_size = self._container.size > 0 and self._container.format.name != "hls"
+        self._is_recording = bool(self._container.duration) or has_size
         # threads would hold frames back
         self._stream.thread_type = "NONE"
         self._stream.codec_context.thread_count = 1

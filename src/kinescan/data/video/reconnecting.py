@@ -68,7 +68,8 @@ class ReconnectingVideo:
     A pipe, and a source that says how long it is (a recording behind an address), end once, or break off with an
     error, as for `LiveVideo`. Every other end is a break, as is an error or silence. After a break, the source is tried
     again after 1, 2, 4, ... seconds, with a line in the log each. The first frame after it follows the last one before
-    it after the time that has passed by the wall's clock, whatever the source's own clock says now.
+    it after the time that has passed by the wall's clock, whatever the source's own clock says now. Times are counted
+    from the very first frame.
 
     Args:
         source: as for `LiveVideo`.
@@ -122,9 +123,12 @@ class ReconnectingVideo:
                     timeout_seconds=self._reconnect.silence_seconds,
                     square_pixels=self._square_pixels,
                 ) as video:
-                    ends_by_itself = video.ends_by_itself
-                    with closing(self._continued(video)) as frames:
-                        yield from frames
+                    # a live playlist that was closed is a recording from then on, of what was seen already
+                    is_over = video.ends_by_itself and self._num_frames > 0
+                    ends_by_itself = video.ends_by_itself and not is_over
+                    if not is_over:
+                        with closing(self._continued(video)) as frames:
+                            yield from frames
                     if ends_by_itself or self._stop.is_set():
                         return
             except VideoError as problem:
@@ -146,7 +150,7 @@ class ReconnectingVideo:
         for pixels, seconds in video:
             now = time.monotonic()
             if offset is None:
-                offset = 0.0
+                offset = -seconds
                 if self._last is not None:
                     before, then = self._last
                     offset = before + max(now - then, _LEAST_STEP_SECONDS) - seconds
