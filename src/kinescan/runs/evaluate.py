@@ -80,7 +80,7 @@ def evaluate(
     skip, others = still_settings(overrides)
     settings = eval_settings(others)
     if model is not None and is_results(model):
-        _refuse_for_frames(views, features)
+        _refuse_for_frames(views, features, 0)
         return evaluate_results(model, data=data, output=output, settings=settings)
     folder = model_folder(model, hint=HINT)
     run = run_of(folder)
