@@ -192,7 +192,8 @@ def test_videos_of_intervals_are_divided_by_person(tmp_path: Path, caplog: pytes
         return [video.video_id for video in division.held_out]
 
     assert len({tuple(held_out(seed=seed, split_seed=3)) for seed in range(4)}) == 1
-    assert len({tuple(held_out(seed=seed)) for seed in range(8)}) > 1
+    assert len({tuple(held_out(seed=seed)) for seed in range(8)}) == 1
+    assert len({tuple(held_out(seed=seed, split_seed=-1)) for seed in range(8)}) > 1
     folds = [held_out(folds=4, fold=fold) for fold in range(1, 5)]
     assert sorted(name for fold in folds for name in fold) == [f"{number}.mp4" for number in range(8)]
     assert evaluated_on(build_run({"data": data | {"folds": 4, "fold": 2}})) == f"fold 2 of 4 of {file}"
