@@ -102,7 +102,8 @@ def test_a_state_holds_no_memory_of_the_batch():
 
 
 @pytest.mark.parametrize(
-    ("options", "batch_size"), [({}, "dynamic"), ({"average": "exponential"}, 2), ({"output": "frames"}, 2)]
+    ("options", "batch_size"),
+    [({}, "dynamic"), ({"average": "exponential"}, 2), ({"output": "frames", "overlapping": True}, 2)],
 )
 def test_streams_of_an_exported_step_go_in_one_pass(options, batch_size, tmp_path, monkeypatch):
     export(causal(**options), tmp_path, to="onnx", step=True, batch=batch_size)
