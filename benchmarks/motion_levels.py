@@ -40,7 +40,7 @@ from kinescan.data.synthetic.writing import Split
 from kinescan.models.mode import evaluation_view
 from kinescan.models.zoo import create_model
 from kinescan.ops import local_correlation
-from kinescan.runs.demo import train_on_stills
+from kinescan.runs.stills import train_on_stills
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.loop import fit
 
