@@ -9,6 +9,7 @@ MOST_LINES, MOST_OF_A_FUNCTION = 500, 80
 LONG_FILES = {
     "src/kinescan/ops/selective_scan/kernels.py": "one loop in the forms that lanes, depths and directions need; the "
     "forms are read side by side",
+    "benchmarks/events.py": "one benchmark from its data to its table, run in parts that share all of it",
     "benchmarks/render.py": "what was aimed at and what is said of each benchmark, beside the code that shows it",
     "tests/training/test_loop.py": "every property of the one training loop, on the same tiny model",
     "tests/vlm/test_stream.py": "every property of a VLM's stream, on the same tiny models",
