@@ -17,6 +17,7 @@ OPTIONAL = {
     "kinescan.inference.export_formats": {"kinescan.inference.transformers_classes"},  # extra vlm
     "kinescan.inference.registration": {"kinescan.inference.transformers_classes"},  # extra vlm
     "kinescan.ops.attention_mass": {"kinescan.ops.attention_mass.triton"},
+    "kinescan.ops.backend": {"kinescan.ops.triton_probe"},
     "kinescan.ops.local_correlation": {"kinescan.ops.local_correlation.triton"},
     "kinescan.ops.selective_scan": {"kinescan.ops.selective_scan.triton"},
 }

@@ -36,5 +36,5 @@ def stored_keys() -> tuple[RecipeKey, ...]:
         >>> [key.default for key in stored_keys() if key.key == "data.held_out_ratio"]
         ['0.2']
     """
-    entries = json.loads((files("kinescan.runs") / KEYS_FILE).read_text(encoding="utf-8"))
+    entries = json.loads((files(__package__) / KEYS_FILE).read_text(encoding="utf-8"))
     return tuple(RecipeKey(**{**entry, "models": tuple(entry["models"])}) for entry in entries)
