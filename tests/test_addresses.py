@@ -1,9 +1,13 @@
 """One name, one address: what is public is imported from the module that makes it, or by a package's door."""
 
 import ast
+import importlib
+import pkgutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+import kinescan
 
 ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
@@ -80,3 +84,11 @@ def test_a_second_address_is_found() -> None:
     offered = "__all__ = ['ConfigError']\nOther = ConfigError"
     offered = f"from kinescan.errors import ConfigError, ShapeError as ShapeError\n{offered}"
     assert len(list(_offered_again(ast.parse(offered)))) == 3
+
+
+def test_every_name_that_a_package_offers_can_be_loaded() -> None:
+    packages = [info.name for info in pkgutil.walk_packages(kinescan.__path__, "kinescan.") if info.ispkg]
+    assert len(packages) > 20
+    for package in map(importlib.import_module, ["kinescan", *packages]):
+        missing = [name for name in getattr(package, "__all__", ()) if not hasattr(package, name)]
+        assert not missing, package.__name__

@@ -51,8 +51,8 @@ __getattr__ = lazy_names(
     __name__,
     {
         "kinescan.data.check": ["DataCheck", "check_videos"],
-        "kinescan.data.datasets": ["Sample", "Unreadable", "VideoDataset", "VideoItem", "read_items", "split_items"],
-        "kinescan.data.listing": ["VideoList", "list_videos"],
+        "kinescan.data.datasets": ["Sample", "Unreadable", "VideoDataset", "split_items"],
+        "kinescan.data.listing": ["VideoItem", "VideoList", "list_videos", "read_items"],
         "kinescan.data.loader": ["Batch", "LoaderConfig", "VideoLoader", "make_loader"],
         "kinescan.data.sampling": ["Views", "dense_indices", "segment_indices", "view_indices"],
         "kinescan.data.transforms": ["AugmentConfig", "EvalTransform", "TrainTransform", "mix"],

@@ -52,7 +52,7 @@ __getattr__ = lazy_names(
         "kinescan.models.videomamba.videomamba": ["VideoMamba", "VideoMambaConfig"],
         "kinescan.models.vit.vit": ["VisionTransformer", "ViTConfig"],
         "kinescan.models.weights.load_report": ["LoadReport"],
-        "kinescan.models.weights.vit_weights": ["read_checkpoint"],
+        "kinescan.models.weights.checkpoint_file": ["read_checkpoint"],
         "kinescan.models.registry": ["list_models", "register_model"],
         "kinescan.models.zoo": ["create_model", "from_pretrained"],
     },
