@@ -164,8 +164,3 @@ def test_cameras_are_ended_with_all_their_states(causal: Path, recording: Path, 
         seen = load_stream_state(tmp_path / "states" / f"{name}.state").frames_seen
         assert abs(seen - sum(line["camera"] == name for line in lines)) <= 1
     assert "dead (tcp://127.0.0.1:9)" in said.decode()
-
-
-def test_recording_of_cameras_is_refused(kinescan: Any, causal: Path, tmp_path: Path) -> None:
-    found = kinescan("stream", "cameras.toml", "--model", causal, "--record", tmp_path / "a.mp4")
-    assert (found.exit_code, found.stderr.count("--record")) == (2, 1)

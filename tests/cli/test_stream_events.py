@@ -145,7 +145,6 @@ def test_segments_of_a_folder(kinescan: Any, saved: Path, video: Path) -> None:
     ("arguments", "named"),
     [
         (["--output", "a.csv"], "--segments"),
-        (["--segments", "--explain", "maps"], "--explain"),
         (["--segments", "--output", "a.txt"], "a.txt"),
         (["--segments", "--set", "events.onn=1.0"], "'on'"),
         (["--segments", "--set", "events=missing.toml"], "missing.toml"),

@@ -128,7 +128,7 @@ def test_trainable_only_refuses_a_pattern_without_a_match() -> None:
     ("values", "message"),
     [
         ({"lr": 0.0}, "lr.*0.0"),
-        ({"epochs": 0}, "epochs.*1.*0"),
+        ({"epochs": -1}, "epochs.*0.*-1"),
         ({"weight_decay": -0.1}, "weight_decay must be 0 or more"),
         ({"layer_decay": 1.5}, r"layer_decay.*0, 1\].*1.5; 1.0"),
         ({"label_smoothing": 1.0}, r"label_smoothing.*\[0, 1\)"),

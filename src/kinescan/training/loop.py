@@ -199,7 +199,7 @@ def _refuse_misfits(
 
 
 def _schedule(clips: ClipSource, optim: OptimConfig, *, accumulate_batches: int, num_processes: int) -> Schedule:
-    if optim.warmup_epochs > optim.epochs / 2:
+    if optim.epochs and optim.warmup_epochs > optim.epochs / 2:
         logger.warning(
             "the learning rate rises for %g epochs, half of all, and not for optim.warmup_epochs = %g: with %d epochs "
             "it would hardly fall",

@@ -15,7 +15,7 @@ from kinescan.runtime.distributed import Processes
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.checkpoint import TrainState, load_state, write_rng
 from kinescan.training.optim import refuse_other_groups, refuse_other_shapes
-from kinescan.training.resume_check import describe_longer, refuse_changes, refuse_other_labels
+from kinescan.training.resume_check import PROCESSES, describe_longer, refuse_changes, refuse_other_labels
 from kinescan.training.schedule import Schedule
 from kinescan.training.step import Stepper
 
@@ -57,6 +57,8 @@ def restore(
             stepper.carried.restore(_own_rows(state.carried, stepper.processes))
         if stepper.accelerator.scaler is not None and state.scaler:
             stepper.accelerator.scaler.load_state_dict(state.scaler)
+        if len(state.rng) != state.settings.get(PROCESSES, len(state.rng) or 1):
+            raise CheckpointError(f"it holds random states of {len(state.rng)} processes")
         # Of another number of processes, those that were not there before begin with states of their own.
         if stepper.processes.index < len(state.rng):
             write_rng(state.rng[stepper.processes.index], stepper.accelerator.device)
