@@ -11,6 +11,7 @@ import kinescan
 SOURCE = Path(kinescan.__file__).parent
 ALLOWED = {
     ("runtime/torch_internals.py", "lost_worker"),  # torch has no type for it; tested there
+    ("runtime/torch_internals.py", "exhausted_memory"),  # of Apple's GPUs and CPUs, likewise
 }
 """File and function."""
 MESSAGES = {"error", "problem", "err", "exc", "exception", "warning", "message", "note", "reason", "said"}

@@ -16,7 +16,7 @@ class Outcome:
     """How a task ended.
 
     Attributes:
-        state: "done"; "failed", while others may go on; "stopped" by a signal; or "ending", by what ends the others,
+        state: "done"; "failed", while others may continue; "stopped" by a signal; or "ending", by what ends the others,
             too, such as a full disk.
         message: of the error; empty where there was none.
     """

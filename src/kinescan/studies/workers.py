@@ -75,7 +75,7 @@ class _Pool:
     workers: list[_Worker] = field(default_factory=list)
 
     def run(self) -> Outcome:
-        """All tasks; ends early where one says that none can go on."""
+        """All tasks; ends early where one says that none can continue."""
         self._feed()
         while busy := [worker for worker in self.workers if worker.task is not None]:
             ready = wait([worker.connection for worker in busy])

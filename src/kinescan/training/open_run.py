@@ -69,12 +69,12 @@ def _require_shared(folder: Path, processes: Processes) -> None:
     if processes.count == 1:
         return
     token = processes.broadcast(f".shared-{uuid.uuid4().hex}")
-    problem = None
+    problem: ConfigError | None = None
     if processes.is_main:
         try:
             write_text(folder / token, "")
         except ConfigError as error:
-            problem = str(error)
+            problem = error
     # The file is there when the others get past this.
     problem = processes.broadcast(problem)
     sees = problem is None and _appears(folder / token)
@@ -82,7 +82,7 @@ def _require_shared(folder: Path, processes: Processes) -> None:
     if processes.is_main:
         (folder / token).unlink(missing_ok=True)
     if problem is not None:
-        raise ConfigError(problem)
+        raise problem
     if blind:
         raise ConfigError(
             f"{folder} is another folder for {', '.join(blind)} than for the main process. Processes on several "
