@@ -197,5 +197,7 @@ def test_several_processes_give_what_one_does(small: Any, tmp_path: Path) -> Non
     study = small(seeds=(0, 1))
     one = run_study(study, output=tmp_path / "one", code=CODE)
     two = run_study(study, output=tmp_path / "two", processes=2, code=CODE)
-    assert [run.scores for run in two.runs] == [run.scores for run in one.runs]
+    # Each has its part of the threads, on which the last digits depend.
+    for alone, beside in zip(one.runs, two.runs, strict=True):
+        assert beside.scores == pytest.approx(alone.scores, rel=1e-3, abs=1e-6)
     assert {run.status for run in two.runs} == {"done"}
