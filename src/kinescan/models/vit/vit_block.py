@@ -14,7 +14,10 @@ from kinescan.shapes import FrameTokens
 
 FrameEmbeddings = Float[Tensor, "F E"]
 """One vector a frame."""
+TokenRows = Float[Tensor, "*rows W_"]
+"""Tokens of whole frames [F, N, W_], or some of them [M, W_]."""
 HiddenTokens = Float[Tensor, "F N M"]
+HiddenRows = Float[Tensor, "*rows M"]
 """What a branch computes inside for each token: queries, keys and values, or the MLP's hidden channels."""
 
 
@@ -85,8 +88,8 @@ class Attention(nn.Module):
         """[F, N, W] -> [F, N, W]."""
         return self.mix(self.project(x))
 
-    def project(self, x: FrameTokens) -> HiddenTokens:
-        """Queries, keys and values [F, N, 3 W] of tokens [F, N, W]."""
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values [..., 3 W] of tokens [..., W]: of whole frames, or of some tokens of each."""
         return F.linear(x, self.in_proj_weight, self.in_proj_bias)
 
     def mix(self, qkv: HiddenTokens) -> FrameTokens:
@@ -113,7 +116,7 @@ class LayerScale(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: FrameTokens) -> FrameTokens:
+    def forward(self, x: TokenRows) -> TokenRows:
         """[F, N, W] -> [F, N, W]."""
         return x * self.gamma
 
@@ -137,11 +140,11 @@ class MLP(nn.Module):
         self.gelu = _make_activation(config)
         self.c_proj = nn.Linear(config.mlp_dim, config.width)
 
-    def forward(self, x: FrameTokens) -> FrameTokens:
+    def forward(self, x: TokenRows) -> TokenRows:
         """[F, N, W] -> [F, N, W]."""
         return self.contract(self.c_fc(x))
 
-    def contract(self, hidden: HiddenTokens) -> FrameTokens:
+    def contract(self, hidden: HiddenRows) -> TokenRows:
         """The activation and the second layer: [F, N, M] -> [F, N, W]."""
         out: Tensor = self.c_proj(self.gelu(hidden))
         return out
