@@ -4,7 +4,7 @@ Run, again and again until it says "complete":   OMP_NUM_THREADS=1 python benchm
 Several processes may share the rows and seeds: --only "PKS4, windows" --seeds 0 1 in one, --only "ViT" in another.
 
 The videos are those of `kinescan data make events` at 48 pixels and 6 frames a second, rendered into memory, with two
-objects and no distractor. All rows start from one ViT that was trained on stills; its embedding and its two lower blocks
+objects and no distractor. All rows start from one ViT that was trained on stills; its embedding and two lower blocks
 stay as they are, its upper blocks learn at a fifth of the rate of what is new. All see the same windows of 12 frames in
 the same order, through the loop of `kinescan.training.fit`; frames whose past is not in the window count nothing.
 "Carried state" is the same training, but that after the first steps windows go one behind the other and the state goes
