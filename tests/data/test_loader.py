@@ -1,10 +1,12 @@
 import hashlib
 import json
+import multiprocessing
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from kinescan.data import (
 from kinescan.data.datasets import Sample
 from kinescan.data.loader import collate
 from kinescan.data.transforms import finish_clips
-from kinescan.errors import ConfigError
+from kinescan.errors import ConfigError, WorkerError
 from kinescan.preprocessing import Preprocessing
 
 SETTINGS = Preprocessing(num_frames=4, size=16)
@@ -382,3 +384,29 @@ def test_clips_in_bytes_are_finished_to_the_same_clips(folder: Path) -> None:
         assert len(raw.left) == len(raw.clips)
         assert not finished.left
         assert torch.equal(finish_clips(raw.clips, raw.left, SETTINGS), finished.clips)
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [(ConnectionResetError, True), (EOFError, True), (FileNotFoundError, True), (ConnectionResetError, False)],
+)
+def test_connection_that_breaks_since_a_worker_ends_is_an_error_of_ours(
+    folder: Path, error: type[Exception], ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0.5 if ends else 60,))
+    worker.start()
+
+    class Breaks:  # the connection ends before the process does
+        _workers: ClassVar[list[Any]] = [worker]
+
+        def __next__(self) -> Batch:
+            raise error
+
+    loader = make_loader(training_set(folder), LoaderConfig(batch_size=2), shuffle=False, seed=0)
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", lambda _: Breaks())
+    try:
+        with pytest.raises(WorkerError if ends else error):
+            next(iter(loader))
+    finally:
+        worker.kill()
+        worker.join()

@@ -139,6 +139,18 @@ def test_an_error_for_lost_workers_needs_the_text_of_torch() -> None:
     assert internals.lost_worker(RuntimeError("shapes do not fit")) is None
 
 
+def test_a_worker_that_ended_is_told_by_the_list_of_workers_of_torch() -> None:
+    loader = torch.utils.data.DataLoader(range(2), num_workers=1, multiprocessing_context="fork")  # type: ignore[arg-type]
+    batches = iter(loader)
+    next(batches)
+    assert internals.ended_worker(batches, seconds=0.0) is None
+    assert internals.ended_worker(iter(torch.utils.data.DataLoader(range(2))), seconds=0.0) is None  # type: ignore[arg-type]
+    assert list(batches) != []
+    ended = internals.ended_worker(batches, seconds=30.0)
+    assert ended is not None
+    assert "\n" not in ended
+
+
 def test_a_full_device_is_told_by_type_or_by_the_text_of_torch() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**62, dtype=torch.uint8)

@@ -21,7 +21,7 @@ from kinescan.data.window_dataset import WindowDataset
 from kinescan.data.window_plan import FollowedWindows, RowOrder
 from kinescan.errors import ConfigError, WorkerError
 from kinescan.fields import check_most, check_types
-from kinescan.runtime.torch_internals import lost_worker
+from kinescan.runtime.torch_internals import ended_worker, lost_worker
 
 StartMethod = Literal["auto", "spawn", "forkserver", "fork"]
 
@@ -207,6 +207,11 @@ class VideoLoader:
                 if lost is None:
                     raise
                 raise lost from error
+            except (OSError, EOFError) as error:  # the connection to a worker that ends while it hands a batch on
+                lost = _worker_behind(batches)
+                if lost is None:
+                    raise
+                raise lost from error
             yield batch
 
 
@@ -302,8 +307,19 @@ class _BatchOrder:
 def worker_lost(error: RuntimeError) -> WorkerError | None:
     """What to raise for torch's error where a worker was ended by the system; None for every other error."""
     said = None if isinstance(error, WorkerError) else lost_worker(error)
-    if said is None:
-        return None
+    return None if said is None else _worker_error(said)
+
+
+def _worker_behind(batches: Iterator[Batch]) -> WorkerError | None:
+    """What to raise for a connection that broke where a worker has ended; None where all of them live."""
+    try:
+        said = ended_worker(batches)
+    except RuntimeError as error:  # torch's handler of the signal of a child that ended came first
+        return worker_lost(error)
+    return None if said is None else _worker_error(said)
+
+
+def _worker_error(said: str) -> WorkerError:
     return WorkerError(
         f"a process that reads videos was ended by the system ({said}), most likely for lack of memory. "
         "Lower loader.num_workers, loader.prefetch_batches or loader.batch_size."

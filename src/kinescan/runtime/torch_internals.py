@@ -9,6 +9,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     "TorchDispatchMode",
     "active_transforms",
     "argument_names",
+    "ended_worker",
     "exhausted_memory",
     "has_cpu_autocast_rule",
     "held_tensors",
@@ -109,6 +111,23 @@ def lost_worker(error: RuntimeError) -> str | None:
     """
     text = str(error)
     return text.splitlines()[0] if "DataLoader worker" in text else None
+
+
+def ended_worker(batches: Any, seconds: float = 5.0) -> str | None:
+    """Which worker process of a DataLoader's iterator has ended, in one line; None where all of them live.
+
+    Args:
+        batches: `iter(loader)`.
+        seconds: how long to wait for one. Where the system ends a worker that hands a tensor on, the connection breaks
+            before the process counts as ended, and torch passes on whatever that connection raised.
+    """
+    workers = getattr(batches, "_workers", [])
+    sentinels = wait([worker.sentinel for worker in workers], timeout=seconds) if workers else []
+    if not sentinels:
+        return None
+    ended = next(worker for worker in workers if worker.sentinel == sentinels[0])
+    ended.join(seconds)
+    return f"DataLoader worker (pid {ended.pid}) ended with exit code {ended.exitcode}"
 
 
 def exhausted_memory(error: RuntimeError) -> str | None:
