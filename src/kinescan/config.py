@@ -22,6 +22,7 @@ from kinescan.fields import MAX_SEED, check_most, check_types
 from kinescan.models.text_head import TextHead
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.files import read_toml
+from kinescan.runtime.precision import AskedPrecision
 from kinescan.runtime.recipe_files import find_recipe
 from kinescan.settings import build_settings, closest, other_names, to_plain
 from kinescan.training.accelerator import TrainConfig
@@ -149,10 +150,13 @@ class EvaluationConfig:
     Attributes:
         views: of the final report, such as "8x2x3"; empty for `preprocessing.num_frames` x 2 x 3.
         views_while_training: of the evaluations after epochs; empty for `preprocessing.num_frames` x 1 x 1.
+        precision: that the final report computes in; "auto" is that of the training. Evaluations after epochs always
+            run in that.
     """
 
     views: str = ""
     views_while_training: str = ""
+    precision: AskedPrecision = "auto"
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from kinescan.config import build_run, dump_recipe
+from kinescan.data.loader import usual_workers
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.evaluation.predictions import read_predictions
 from kinescan.inference.export import export
@@ -209,3 +211,52 @@ def test_a_damaged_list_of_videos_is_an_error(make_run: Any, content: str) -> No
     (run / "videos.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"videos\.json"):
         evaluate(run)
+
+
+def test_report_and_eval_compute_in_the_precision_of_the_training(
+    kinescan: Any, train_arguments: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    done = kinescan(*train_arguments, "--set", "train.mixed_precision=bf16", "--output", run)
+    assert done.exit_code == 0, done.output
+    final = json.loads((run / "report.json").read_text())
+    assert final["precision"] == json.loads((run / "checkpoints/best/config.json").read_text())["trained_in"] == "bf16"
+    assert "computed in bf16" in (run / "report.md").read_text()
+    again, wide = evaluate(run), evaluate(run, precision="float32", output=tmp_path / "wide")
+    assert (again.precision, wide.precision) == ("bf16", "float32")
+    assert again.evaluation.metrics.loss == final["loss"] != wide.evaluation.metrics.loss
+    assert wide.evaluation.metrics.loss == pytest.approx(final["loss"], rel=0.05)
+    # of a checkpoint of an earlier version, the run's recipe says it
+    config = run / "checkpoints/best/config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "trained_in"}))
+    assert evaluate(run).evaluation.metrics.loss == final["loss"]
+    compared = kinescan("eval", "--compare", run, tmp_path / "wide", "--json")
+    assert {"bf16", "float32"} <= set(re.findall(r"\w+", json.loads(compared.stdout)["notes"][0]))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("precision", ["fp16", "bf17"])
+def test_a_precision_that_is_not_there_is_refused(make_run: Any, kinescan: Any, precision: str) -> None:
+    refused = kinescan("eval", make_run("run"), "--device", "cpu", "--precision", precision)
+    assert isinstance(refused.exception, SystemExit)
+    assert refused.exit_code == 2
+    assert precision in refused.stderr
+
+
+def test_an_export_has_no_precision_to_choose(make_run: Any, videos: Path, tmp_path: Path) -> None:
+    export(make_run("run"), tmp_path / "exported", to="torch")
+    assert evaluate(tmp_path / "exported", data=videos, allow_code=True).to_json()["precision"] is None
+    with pytest.raises(ConfigError, match="precision"):
+        evaluate(tmp_path / "exported", data=videos, allow_code=True, precision="bf16")
+
+
+def test_eval_reads_large_sets_with_workers(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("kinescan.data.loader.os.sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert [usual_workers(number) for number in (10, 100, 10_000)] == [0, 3, 8]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert usual_workers(10_000) == 4
+    monkeypatch.setattr("kinescan.runs.evaluate.usual_workers", lambda number: seen.append(number) or 0)
+    evaluate(make_run("run"))
+    evaluate(make_run("other"), num_workers=0)
+    assert seen == [2]

@@ -16,7 +16,7 @@ FLAGS = {
     "study": {"--set", "--output", "--processes", "--any-code", "--dry-run", "--json"},
     "compare": {"--output", "--json"},
     "eval": {
-        *("--data", "--views", "--output", "--device", "--workers", "--features"),
+        *("--data", "--views", "--output", "--device", "--precision", "--workers", "--features"),
         *("--compare", "--allow-code", "--set", "--json"),
     },
     "predict": {

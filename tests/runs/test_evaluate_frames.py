@@ -408,3 +408,20 @@ def test_delays_of_a_model_that_looks_ahead_are_explained(name: str, options: di
     notes = list(looks_ahead(model))
     assert len(notes) == len(said)
     assert all(text in note for text, note in zip(said, notes, strict=True))
+
+
+def test_answers_for_frames_are_computed_in_the_precision_of_the_training(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    best = run / "checkpoints" / "best"
+    model = from_pretrained(best)
+    model.trained_in = "bf16"
+    model.save_pretrained(best)
+    as_trained, wide = _evaluate(run), _evaluate(run, precision="float32")
+    assert (as_trained.to_json()["precision"], wide.to_json()["precision"]) == ("bf16", "float32")
+    gap = max(
+        abs(first.scores - second.scores).max()
+        for first, second in zip(as_trained.predictions, wide.predictions, strict=True)
+    )
+    assert 0 < gap < 0.1
+    # the report of another precision is kept
+    assert (run / "evaluation" / "earlier-1" / "report.json").is_file()

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 
+from kinescan.errors import OutOfMemoryError
 from kinescan.models.zoo import create_model
 from kinescan.training import OptimConfig, TrainConfig
 from kinescan.training.dry_run import make_plan
@@ -39,3 +40,15 @@ def test_plan_without_timing_needs_no_memory(noise_clips: Any) -> None:
     plan = make_plan(model, noise_clips(batch_size=4), train=TrainConfig(device="cpu"), timed=False)
     assert (plan.seconds, plan.seconds_per_clip) == (None, None)
     assert plan.memory.activations > 2**30
+
+
+def test_a_timed_step_that_does_not_fit_is_an_error_of_ours(noise_clips: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.\nmore")
+
+    model = create_model("pks4_vit_ti16", num_classes=2, insert_after=2, **TINY)
+    monkeypatch.setattr(model, "to", full)
+    with pytest.raises(OutOfMemoryError) as met:
+        make_plan(model, noise_clips(batch_size=4), train=TrainConfig(device="cpu"))
+    said = str(met.value)
+    assert all(word in said for word in ("2.00 GiB", "1.00 GiB", "4 clips", "loader.batch_size", "accumulate_batches"))

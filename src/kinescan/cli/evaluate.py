@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kinescan.evaluation.temporal.comparison import TemporalComparison
     from kinescan.evaluation.temporal.report import TemporalReport
     from kinescan.evaluation.temporal.results_report import ResultsReport
+    from kinescan.runtime.precision import AskedPrecision
 
 EXAMPLES = (
     "kinescan eval runs/own_videos_cpu",
@@ -42,7 +43,10 @@ def command(
     views: Annotated[str | None, typer.Option(help="Frames x clips x crops, such as 8x2x3.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    workers: Annotated[int, typer.Option(help="Processes that read videos.", min=0)] = 0,
+    precision: Annotated[str, typer.Option(help="float32, tf32, bf16 or fp16; auto is that of the training.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that read videos. By default one a core, up to 8.", min=0)
+    ] = None,
     features: Annotated[
         Path | None, typer.Option(help="File for features and every score of each video, as safetensors.")
     ] = None,
@@ -74,6 +78,7 @@ def command(
                 views=views,
                 output=output,
                 device=device,
+                precision=cast("AskedPrecision", precision),
                 num_workers=workers,
                 features=features,
                 allow_code=allow_code,
@@ -90,6 +95,7 @@ def command(
                 views=views,
                 output=output,
                 device=device,
+                precision=cast("AskedPrecision", precision),
                 num_workers=workers,
                 overrides=settings,
             )

@@ -21,6 +21,7 @@ from kinescan.data.window_dataset import WindowDataset
 from kinescan.data.window_plan import FollowedWindows, RowOrder
 from kinescan.errors import ConfigError, WorkerError
 from kinescan.fields import check_most, check_types
+from kinescan.runtime.launch import local_world_size
 from kinescan.runtime.torch_internals import ended_worker, lost_worker
 
 StartMethod = Literal["auto", "spawn", "forkserver", "fork"]
@@ -91,6 +92,23 @@ class Batch:
         """The batch in page-locked memory, for faster copies to a GPU."""
         left = [own.pin_memory() for own in self.left]
         return replace(self, clips=self.clips.pin_memory(), labels=self.labels.pin_memory(), left=left)
+
+
+VIDEOS_A_WORKER = 32
+"""A worker takes seconds to start: with fewer videos for each, they are read sooner without it."""
+MOST_USUAL_WORKERS = 8
+
+
+def usual_workers(num_videos: int) -> int:
+    """How many processes read videos to evaluate on, where nobody said: at most one a core of this process's share.
+
+    Example:
+        >>> usual_workers(10)
+        0
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = local_world_size()
+    return min(cores // processes or 1, MOST_USUAL_WORKERS, num_videos // (VIDEOS_A_WORKER * processes))
 
 
 class VideoLoader:

@@ -1,7 +1,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kinescan.errors import ConfigError
 from kinescan.evaluation.metrics import Metrics, confusion_matrix
@@ -24,6 +24,7 @@ from kinescan.profiling.cost import Cost
 from kinescan.profiling.environment import Environment, describe_environment
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import escape_markdown, to_json
+from kinescan.runtime.precision import Precision
 from kinescan.runtime.quantities import percent
 from kinescan.runtime.run_folder import REPORT_FILE
 
@@ -42,6 +43,7 @@ class Report:
         model: name of the model.
         data: what it was evaluated on, as the user named it.
         seed: of the run that trained it; None when it is not known.
+        precision: that the model computed in; empty where that is not known, as of an exported one.
         evaluation: scores, labels and the files that could not be read.
         cost: parameters and MACs of one view; None leaves them out.
         environment: hardware, versions, commit.
@@ -53,6 +55,7 @@ class Report:
     evaluation: Evaluation
     environment: Environment
     seed: int | None = None
+    precision: Precision | Literal[""] = ""
     cost: Cost | None = None
     notes: tuple[str, ...] = ()
 
@@ -63,6 +66,7 @@ class Report:
         return {
             "model": self.model,
             "data": self.data,
+            "precision": self.precision or None,
             "views": str(evaluation.views),
             "num_videos": metrics.num_videos,
             "num_unreadable": len(evaluation.unreadable),
@@ -91,8 +95,8 @@ class Report:
     def save(self, folder: str | Path) -> Path:
         """Writes report.json, report.md, two pictures and predictions.jsonl (a line for each video).
 
-        A report of the same model, data and views in the folder is replaced; one of others is moved to its `earlier-1`,
-        `earlier-2`, ...
+        A report of the same model, data, views and precision in the folder is replaced; one of others is moved to its
+        `earlier-1`, `earlier-2`, ...
 
         Args:
             folder: made if need be.
@@ -109,7 +113,7 @@ class Report:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             plain = self.to_json()
-            set_aside_others(folder, plain, same=("task", "model", "data", "views"))
+            set_aside_others(folder, plain, same=("task", "model", "data", "views", "precision"))
             write_text(folder / REPORT_FILE, to_json(plain, indent=1) + "\n")
             write_text(folder / PAGE_FILE, self.to_markdown())
             write_text(folder / PREDICTIONS_FILE, "".join(prediction_lines(evaluation)))
@@ -187,7 +191,9 @@ class Report:
                 )
 
     def _origin(self) -> Iterator[str]:
-        yield from origin_lines(self.environment, seed=self.seed, seconds=self.evaluation.seconds)
+        yield from origin_lines(
+            self.environment, seed=self.seed, precision=self.precision, seconds=self.evaluation.seconds
+        )
 
 
 def make_report(
@@ -196,6 +202,7 @@ def make_report(
     model: str,
     data: str,
     seed: int | None = None,
+    precision: Precision | Literal[""] = "",
     cost: Cost | None = None,
     notes: Sequence[str] = (),
 ) -> Report:
@@ -206,6 +213,7 @@ def make_report(
         model: name of the model.
         data: what it was evaluated on.
         seed: of the run that trained the model.
+        precision: that the model computed in.
         cost: what `count_cost` gave.
         notes: what a reader has to know to read the numbers right.
     """
@@ -215,6 +223,7 @@ def make_report(
         evaluation=evaluation,
         environment=describe_environment(),
         seed=seed,
+        precision=precision,
         cost=cost,
         notes=tuple(notes),
     )

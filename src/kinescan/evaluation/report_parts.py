@@ -56,7 +56,7 @@ def listed(labels: Sequence[str]) -> str:
     return ", ".join(map(escape_markdown, labels[:MOST_LISTED])) + more
 
 
-def origin_lines(here: Environment, *, seed: int | None, seconds: float) -> Iterator[str]:
+def origin_lines(here: Environment, *, seed: int | None, precision: str, seconds: float) -> Iterator[str]:
     """Where it was measured."""
     packages = ", ".join(f"{name} {version}" for name, version in here.packages.items())
     devices = ", ".join(here.accelerators) or "none"
@@ -64,7 +64,7 @@ def origin_lines(here: Environment, *, seed: int | None, seconds: float) -> Iter
     yield f"- kinescan {here.kinescan}, commit {here.commit or 'unknown'}, seed {seed}"
     yield f"- Python {here.python}, {packages}"
     yield f"- {here.cpu}, {here.num_cores} cores, {here.memory_gib} GiB; accelerators: {devices}; {here.system}"
-    yield f"- {seconds:.1f} s"
+    yield f"- {seconds:.1f} s{f', computed in {precision}' if precision else ''}"
 
 
 def set_aside_others(folder: Path, report: Mapping[str, Any], *, same: Sequence[str]) -> None:

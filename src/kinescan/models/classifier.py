@@ -22,6 +22,7 @@ from kinescan.models.weights.vit_weights import Pretrained, load_pretrained, rea
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.fingerprint import fingerprint_of
 from kinescan.runtime.own_modules import module_of
+from kinescan.runtime.precision import Precision
 from kinescan.settings import build_settings, to_plain
 from kinescan.shapes import BACKGROUND, Clip, FrameLogits, Logits
 from kinescan.version import __version__
@@ -61,6 +62,7 @@ class VideoClassifier(nn.Module, ABC):
         preprocessing: how pixels become a clip.
         load_report: what was taken from a checkpoint, or None if none was read.
         timing: how far apart in time the frames of its training clips were; None where it is unknown.
+        trained_in: the precision that it was trained in; None where it is unknown.
         class_texts: label -> the texts that its row of the head was made from, where it started from texts; else None.
         saved_rules: what events.json beside the saved model says: thresholds of events, with the fingerprint of the
             weights that they fit; None where there is none.
@@ -94,6 +96,7 @@ class VideoClassifier(nn.Module, ABC):
         if self.answers_frames and self.labels is not None:
             _check_background(self.labels, overlapping=self.overlapping)
         self.timing: FrameTiming | None = None
+        self.trained_in: Precision | None = None
         self.saved_rules: dict[str, Any] | None = None
         self.class_texts: Mapping[str, tuple[str, ...]] | None = None
         if self.preprocessing.size != config.image_size:
@@ -266,6 +269,7 @@ class VideoClassifier(nn.Module, ABC):
             base=base,
             module=module_of(type(self)),
             timing=None if self.timing is None else to_plain(self.timing),
+            trained_in=self.trained_in,
             class_texts=self.class_texts,
         )
         card = model_card(
@@ -324,6 +328,7 @@ class VideoClassifier(nn.Module, ABC):
                 )
                 if saved.timing is not None:
                     model.timing = build_settings(FrameTiming, saved.timing, where="timing")
+                model.trained_in = saved.trained_in
                 model.saved_rules = rules
                 model.class_texts = saved.class_texts
                 return model

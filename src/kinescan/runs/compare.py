@@ -19,6 +19,7 @@ from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_json_object
 from kinescan.runtime.launch import world_size
+from kinescan.runtime.precision import AskedPrecision
 from kinescan.runtime.run_folder import REPORT_FILE, RunFolder
 
 COMPARISON_FILE = "comparison.json"
@@ -108,7 +109,8 @@ def compare_runs(
     views: str | None = None,
     output: str | Path | None = None,
     device: str = "auto",
-    num_workers: int = 0,
+    precision: AskedPrecision = "auto",
+    num_workers: int | None = None,
     overrides: Sequence[str] = (),
 ) -> Comparison | TemporalComparison:
     """As `compare_reports`, of the reports that are there; with data or views, of runs that are scored anew first.
@@ -120,7 +122,8 @@ def compare_runs(
         views: frames x clips x crops to score both with.
         output: folder for comparison.json and comparison.md; by default nothing is written.
         device: where to score.
-        num_workers: processes that read videos.
+        precision: to score in; see `evaluate`. Other than "auto", both are scored anew.
+        num_workers: processes that read videos; see `evaluate`.
         overrides: settings to score both with; see `evaluate`.
 
     Raises:
@@ -129,7 +132,7 @@ def compare_runs(
     """
     if world_size() > 1:
         raise ConfigError("--compare is work for one process. Score both runs with torchrun, then compare without it.")
-    if data is not None or views is not None or overrides:
+    if data is not None or views is not None or overrides or precision != "auto":
         placeless = [run for run in (a, b) if run_of(model_folder(run, hint=HINT)) is None]
         if placeless:
             raise ConfigError(
@@ -137,7 +140,15 @@ def compare_runs(
                 f"{placeless[0]} --data ... --output REPORT, and compare REPORT."
             )
         for run in (a, b):
-            evaluate(run, data=data, views=views, device=device, num_workers=num_workers, overrides=overrides)
+            evaluate(
+                run,
+                data=data,
+                views=views,
+                device=device,
+                precision=precision,
+                num_workers=num_workers,
+                overrides=overrides,
+            )
     return compare_reports(a, b, output=output)
 
 
@@ -166,6 +177,12 @@ def _has_report(folder: Path) -> bool:
 def _notes(a: _Scored, b: _Scored) -> list[str]:
     """What differs between the two evaluations, and what their reports warn of."""
     notes = []
+    precisions = a.report.get("precision"), b.report.get("precision")
+    if None not in precisions and precisions[0] != precisions[1]:
+        notes.append(
+            f"The precisions differ ({precisions[0]} for A, {precisions[1]} for B), and part of the gap may come from "
+            "them."
+        )
     if a.report.get("views") != b.report.get("views"):
         views = f"{a.report.get('views')} for A, {b.report.get('views')} for B"
         notes.append(f"The views differ ({views}), and part of the gap may come from them.")

@@ -3,11 +3,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
+
+import torch
 
 from kinescan.config import RunConfig
 from kinescan.data.interval_layouts import find_interval_layout
 from kinescan.data.listing import VideoItem, choose_layout, read_items
-from kinescan.data.loader import LoaderConfig
+from kinescan.data.loader import LoaderConfig, usual_workers
 from kinescan.data.provenance import read_run_videos
 from kinescan.data.sampling import Views
 from kinescan.errors import ConfigError
@@ -32,7 +35,9 @@ from kinescan.runtime.device import choose_device
 from kinescan.runtime.distributed import open_processes
 from kinescan.runtime.folder_lock import locked
 from kinescan.runtime.output_folder import prepare_output
+from kinescan.runtime.precision import AskedPrecision, Precision, choose_precision, computing_in, precision_of
 from kinescan.runtime.run_folder import BEST, RunFolder
+from kinescan.settings import closest
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +52,8 @@ def evaluate(
     views: Views | str | None = None,
     output: str | Path | None = None,
     device: str = "auto",
-    num_workers: int = 0,
+    precision: AskedPrecision = "auto",
+    num_workers: int | None = None,
     features: str | Path | None = None,
     allow_code: bool = False,
     overrides: Sequence[str] = (),
@@ -65,15 +71,17 @@ def evaluate(
         views: frames x clips x crops; by default the run's, or the model's frames x 2 x 3.
         output: folder of the report; by default `evaluation` in the run's folder, or nothing is written.
         device: "auto", "cpu", "cuda" or "mps".
-        num_workers: processes that read videos.
+        precision: "auto" is that of the training, as far as this device has it; or "float32", "tf32", "bf16", "fp16".
+        num_workers: processes that read videos; by default as many as there are cores, up to eight, and none for a few
+            videos.
         features: safetensors file for what the head takes of each video, and every score; None writes none.
         allow_code: open an exported file that may run code of its own, one of torch.export; see `load_exported`.
         overrides: "key=value" each; see `EvalSettings`; "still.pixel_threshold=4" and the like, for
             `kinescan.models.still.SkipUnchanged`.
 
     Raises:
-        ConfigError: no data is known, a class is unknown to the model, or the output cannot be written or another
-            process writes into it.
+        ConfigError: no data is known, a class is unknown to the model, the device has no such precision, or the output
+            cannot be written or another process writes into it.
         CheckpointError: no model has that name.
         VideoError: none of the videos could be read.
     """
@@ -93,12 +101,13 @@ def evaluate(
         if output is not None:
             stack.enter_context(locked(Path(output), processes))
         model_here = resolve_model(folder, processes.device, allow_code=allow_code)
+        recipe = None if run is None else recipe_of(run)
+        computed_in = _precision(model_here, precision, recipe, processes.device)
         skipped = skip_in(model_here, skip)
         with Finished(None if output is None else Path(output), model_here.class_names) as finished:
-            recipe = None if run is None else recipe_of(run)
             report: Report | TemporalReport
             if model_here.answers_frames:
-                _refuse_for_frames(views, features, num_workers)
+                _refuse_for_frames(views, features, num_workers or 0)
                 report = FrameJob(
                     model=model_here,
                     folder=folder,
@@ -107,17 +116,49 @@ def evaluate(
                     data=data,
                     settings=settings,
                     processes=processes,
+                    precision=computed_in,
                 ).report(finished)
             else:
                 _refuse_intervals(model_here, data, settings)
                 report = _scored(
-                    model_here, folder, run, recipe, data, views, num_workers, finished, with_features=bool(features)
+                    *(model_here, folder, run, recipe, data, views, num_workers, finished),
+                    precision=computed_in,
+                    with_features=bool(features),
                 )
             if skipped is not None:
                 report = replace(report, notes=(*report.notes, skipped))
             if processes.is_main:
                 _save(report, None if output is None else Path(output), features)
     return report
+
+
+def _precision(
+    model: VideoClassifier, asked: AskedPrecision, recipe: RunConfig | None, device: torch.device
+) -> Precision | Literal[""]:
+    """What to compute in; nothing of an exported file, which computes as it was made to.
+
+    Args:
+        model: knows what it was trained in, unless an earlier version saved it.
+        asked: by the user.
+        recipe: of its run, which may say it instead.
+        device: that computes.
+
+    Raises:
+        ConfigError: the device has no such precision, or the file cannot follow.
+    """
+    if asked not in get_args(AskedPrecision):
+        raise ConfigError(f"unknown precision {asked!r}. {closest(asked, get_args(AskedPrecision))}")
+    if not isinstance(model, ExportedModel):
+        in_recipe = None
+        if recipe is not None and recipe.train.mixed_precision != "auto":
+            in_recipe = precision_of(recipe.train.mixed_precision, tf32=recipe.train.tf32)
+        return choose_precision(asked, model.trained_in or in_recipe, device)
+    if asked != "auto":
+        raise ConfigError(
+            f"--precision {asked}: an exported model computes as it was exported. Leave --precision out, or evaluate "
+            "the model that it was exported from."
+        )
+    return ""
 
 
 def _refuse_for_frames(views: Views | str | None, features: str | Path | None, num_workers: int) -> None:
@@ -179,9 +220,10 @@ def _scored(
     recipe: RunConfig | None,
     data: str | Path | None,
     views: Views | str | None,
-    num_workers: int,
+    num_workers: int | None,
     finished: Finished,
     *,
+    precision: Precision | Literal[""],
     with_features: bool,
 ) -> Report:
     """The report of a model in a folder, which may belong to a run; of several processes, all get the whole."""
@@ -189,12 +231,16 @@ def _scored(
     chosen = _views(views, recipe, model.preprocessing.num_frames)
     config = RunConfig(preprocessing=model.preprocessing)
     dataset = make_test_set(config, items, classes, chosen, dense_rate=model.dense_rate)
+    num_workers = usual_workers(len(items)) if num_workers is None else num_workers
     loader = replace(LoaderConfig() if recipe is None else recipe.loader, num_workers=num_workers)
+    with computing_in(precision or "float32", model.device):
+        scores = evaluate_model(model, dataset, loader=loader, with_features=with_features, on_scored=finished.add)
     return make_report(
-        evaluate_model(model, dataset, loader=loader, with_features=with_features, on_scored=finished.add),
+        scores,
         model=model.name,
         data=origin,
         seed=None if recipe is None else recipe.seed,
+        precision=precision,
         # What an exported file computes cannot be counted.
         cost=None if isinstance(model, ExportedModel) else count_cost(model),
         notes=() if run is None else tuple(_notes(items, data, run, recipe, chosen_best=Path(folder).name == BEST)),

@@ -32,6 +32,7 @@ from kinescan.runs.frame_evaluation import (
 )
 from kinescan.runs.run_videos import located, seen_notes
 from kinescan.runtime.distributed import Processes
+from kinescan.runtime.precision import Precision, computing_in
 from kinescan.runtime.run_folder import BEST, RULES_FILE
 from kinescan.settings import build_settings
 
@@ -134,6 +135,7 @@ class FrameJob:
         data: as the user named it; None for what the run held out.
         settings: of `--set`.
         processes: that share the videos.
+        precision: that the model computes in; empty for an exported one.
     """
 
     model: VideoClassifier
@@ -143,6 +145,7 @@ class FrameJob:
     data: str | Path | None
     settings: EvalSettings
     processes: Processes
+    precision: Precision | Literal[""] = ""
 
     def report(self, finished: Finished) -> TemporalReport:
         """Answers for every frame of the videos, and the scores of that.
@@ -157,9 +160,10 @@ class FrameJob:
         videos, origin, missing = self._videos()
         rules, rules_from, notes = self._saved_rules()
         chosen: ChosenRules | None = None
-        if self.settings.thresholds == "choose" and self.run is not None:
-            chosen, rules_from = self._choose()
-        answered = self._answered(videos, finished)
+        with computing_in(self.precision or "float32", self.model.device):
+            if self.settings.thresholds == "choose" and self.run is not None:
+                chosen, rules_from = self._choose()
+            answered = self._answered(videos, finished)
         if self.settings.thresholds == "choose" and self.run is None:
             chosen, rules_from = self._choose_on(answered)
             notes = (CHOSEN_ON_DATA,)
@@ -175,6 +179,7 @@ class FrameJob:
             data=origin,
             rules_from=rules_from,
             seed=None if self.recipe is None else self.recipe.seed,
+            precision=self.precision,
             notes=(*self._notes(videos), *notes),
         )
 

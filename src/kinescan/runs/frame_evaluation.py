@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from kinescan.data.datasets import Unreadable, stable_seed
 from kinescan.data.intervals import Interval, IntervalVideo
@@ -22,6 +23,7 @@ from kinescan.inference.frame_predictor import predict_frames, rate_of
 from kinescan.models.classifier import VideoClassifier
 from kinescan.profiling.cost import count_cost
 from kinescan.runtime.distributed import Processes
+from kinescan.runtime.precision import Precision
 from kinescan.shapes import BACKGROUND
 
 logger = logging.getLogger(__name__)
@@ -229,6 +231,7 @@ def report_frames(
     data: str,
     rules_from: str,
     seed: int | None = None,
+    precision: Precision | Literal[""] = "",
     notes: Sequence[str] = (),
 ) -> TemporalReport:
     """The report of answers that were just made.
@@ -252,6 +255,7 @@ def report_frames(
         paths={video.video_id: str(video.path) for video in answered.videos},
         unreadable=answered.unreadable,
         seed=seed,
+        precision=precision,
         notes=(*notes, *empty, *looks_ahead(model)),
         # What an exported file computes cannot be counted.
         cost=None if isinstance(model, ExportedModel) else count_cost(model),

@@ -32,6 +32,7 @@ from kinescan.runs.frame_evaluation import (
     save_chosen,
 )
 from kinescan.runtime.distributed import Processes
+from kinescan.runtime.precision import choose_precision, computing_in
 from kinescan.shapes import BACKGROUND
 from kinescan.training.frame_task import FrameTask, balanced_weights
 
@@ -243,23 +244,27 @@ def frame_report(
         processes: that share the videos.
     """
     model = from_pretrained(folder).to(processes.device)
-    chosen, rules_from = choose_for(
-        model,
-        division.validation,
-        division.training,
-        processes=processes,
-        limits=config.data.limits,
-        allow_short=config.data.allow_short,
-    )
+    precision = choose_precision(config.evaluation.precision, model.trained_in, processes.device)
+    with computing_in(precision, processes.device):
+        chosen, rules_from = choose_for(
+            model,
+            division.validation,
+            division.training,
+            processes=processes,
+            limits=config.data.limits,
+            allow_short=config.data.allow_short,
+        )
+        answered = scores.evaluate(model)
     if processes.is_main:
         save_chosen(chosen, model, folder)
     return report_frames(
         model,
-        scores.evaluate(model),
+        answered,
         chosen.rules,
         data=data,
         rules_from=rules_from,
         seed=config.seed,
+        precision=precision,
         notes=(*notes, *rules_notes(chosen)),
     )
 

@@ -51,6 +51,7 @@ from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.distributed import Processes, open_processes
 from kinescan.runtime.own_modules import import_own_module, module_of
+from kinescan.runtime.precision import choose_precision, computing_in
 from kinescan.runtime.recipe_files import find_recipe
 from kinescan.runtime.run_folder import RunFolder
 from kinescan.settings import to_plain
@@ -436,12 +437,17 @@ def _final_report(
             config, checkpoint, scores, division, data=evaluated_on(config), notes=notes, processes=processes
         )
     assert isinstance(scores, HeldOutScores)
-    model = from_pretrained(checkpoint).to(choose_device(config.train.device))
+    device = choose_device(config.train.device)
+    model = from_pretrained(checkpoint).to(device)
+    precision = choose_precision(config.evaluation.precision, model.trained_in, device)
+    with computing_in(precision, device):
+        evaluation = scores.evaluate(model, config.views())
     return make_report(
-        scores.evaluate(model, config.views()),
+        evaluation,
         model=model.name,
         data=evaluated_on(config),
         seed=config.seed,
+        precision=precision,
         cost=count_cost(model),
         notes=notes,
     )

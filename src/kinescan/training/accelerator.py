@@ -13,13 +13,10 @@ from kinescan.errors import ConfigError
 from kinescan.fields import MAX_COUNT, check_most, check_types
 from kinescan.runtime.accelerate_internals import forget_accelerator_state
 from kinescan.runtime.device import check_device, choose_device
+from kinescan.runtime.precision import Autocast, float32_products
 from kinescan.training.trackers import check_trackers, open_trackers
 
 logger = logging.getLogger(__name__)
-
-Precision = Literal["no", "bf16", "fp16"]
-"""As accelerate calls them: float32, or autocast to bfloat16 or float16."""
-DTYPES: Mapping[Precision, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +124,7 @@ def open_accelerator(
     precision = f"{accelerator.mixed_precision} autocast" if autocast else "float32"
     logger.info("training on %s in %s", accelerator.device, precision)
     try:
-        with _float32_products(tf32=train.tf32):
+        with float32_products(tf32=train.tf32):
             yield accelerator
     finally:
         for tracker in accelerator.trackers:
@@ -135,7 +132,7 @@ def open_accelerator(
         _clear_state()
 
 
-def choose_precision(train: TrainConfig) -> Precision:
+def choose_precision(train: TrainConfig) -> Autocast:
     """What `TrainConfig.mixed_precision` means here.
 
     Raises:
@@ -203,22 +200,6 @@ def refuse_environment(environ: Mapping[str, str], train: TrainConfig) -> None:
             f"the environment asks accelerate for what the recipe has to say: {'; '.join(problems)}. Unset these "
             "variables (with `accelerate launch`: answer no, or start the processes with torchrun)."
         )
-
-
-@contextmanager
-def _float32_products(*, tf32: bool) -> Iterator[None]:
-    """Float32 products of matrices and convolutions in TF32, where asked for; afterwards as before."""
-    if not tf32:
-        yield
-        return
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def _clear_state() -> None:

@@ -16,7 +16,8 @@ from kinescan.profiling.activations import activation_bytes
 from kinescan.profiling.cost import count_cost, training_flops
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.device_memory import memory_named
-from kinescan.training.accelerator import DTYPES, SAVE_MEMORY, TrainConfig, choose_precision
+from kinescan.runtime.precision import DTYPES
+from kinescan.training.accelerator import SAVE_MEMORY, TrainConfig, choose_precision
 from kinescan.training.clips import ClipSource
 from kinescan.training.optim import OptimConfig, parameter_groups, trainable_only
 

@@ -194,7 +194,8 @@ class EpochLoop:
     def _scores(self, evaluate: Evaluate) -> Mapping[str, float]:
         self._stop.immediate = True
         try:
-            return evaluate(self._stepper.model)
+            with self._stepper.accelerator.autocast():
+                return evaluate(self._stepper.model)
         except VideoError as error:
             raise VideoError(error.path, f"{error.reason} {self._left()}") from error
         except (KeyboardInterrupt, RuntimeError) as error:

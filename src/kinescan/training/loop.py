@@ -10,6 +10,7 @@ from kinescan.data.loader import worker_lost
 from kinescan.errors import ConfigError, WorkerError
 from kinescan.models.classifier import VideoClassifier
 from kinescan.runtime.device_memory import memory_named
+from kinescan.runtime.precision import precision_of
 from kinescan.runtime.run_folder import RunFolder
 from kinescan.runtime.signals import Interruption
 from kinescan.training.accelerator import SAVE_MEMORY, TrainConfig, open_accelerator
@@ -152,6 +153,7 @@ def _prepared(
             seed=seed,
             carry_rows=clips.batch_size if train.carry_state else 0,
         )
+        model.trained_in = precision_of(accelerator.mixed_precision, tf32=train.tf32)
         stop = stack.enter_context(Interruption(repeats=processes.count == 1))
         stack.callback(model.to, home)
         stack.callback(_unwrap, stepper)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kinescan.data.datasets import Unreadable
 from kinescan.data.intervals import Interval
@@ -42,6 +42,7 @@ from kinescan.profiling.cost import Cost
 from kinescan.profiling.environment import Environment, describe_environment
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import escape_markdown, to_json
+from kinescan.runtime.precision import Precision
 from kinescan.runtime.quantities import percent
 from kinescan.runtime.run_folder import REPORT_FILE
 from kinescan.settings import to_plain
@@ -66,6 +67,7 @@ class TemporalReport:
         paths: video id -> its file, where that is known.
         unreadable: files that could not be read; no number counts them.
         seed: of the run that trained the model; None when it is not known.
+        precision: that the model computed in; empty where that is not known, as of an exported one.
         notes: what a reader has to know to read the numbers right.
         cost: parameters and MACs of one view; None leaves them out.
         seconds: how long it took.
@@ -80,6 +82,7 @@ class TemporalReport:
     paths: Mapping[str, str]
     unreadable: tuple[Unreadable, ...] = ()
     seed: int | None = None
+    precision: Precision | Literal[""] = ""
     notes: tuple[str, ...] = ()
     cost: Cost | None = None
     seconds: float = 0.0
@@ -91,6 +94,7 @@ class TemporalReport:
             "task": TASK,
             "model": self.model,
             "data": self.data,
+            "precision": self.precision or None,
             "num_videos": len(scores.videos),
             "num_unreadable": len(self.unreadable),
             "num_intervals": scores.alarms.num_true,
@@ -125,15 +129,15 @@ class TemporalReport:
     def to_markdown(self) -> str:
         """The report as a page: the result, every class, the curve, the worst videos, where it was measured."""
         parts = (self._headline(), self._class_table(), self._detection(), self._curve(), self._videos())
-        origin = origin_lines(self.environment, seed=self.seed, seconds=self.seconds)
+        origin = origin_lines(self.environment, seed=self.seed, precision=self.precision, seconds=self.seconds)
         return "\n".join(line for part in (*parts, origin) for line in part) + "\n"
 
     def save(self, folder: str | Path) -> Path:
         """Writes report.json, report.md, the pictures, and what they are made of.
 
         Beside them: predictions.jsonl (a line for each video: truth, events, detections), results.json and truth.json
-        (ActivityNet's format), frames.safetensors (every score). A report of the same model and data in the folder is
-        replaced; another one is moved to its `earlier-1`, `earlier-2`, ...
+        (ActivityNet's format), frames.safetensors (every score). A report of the same model, data and precision in the
+        folder is replaced; another one is moved to its `earlier-1`, `earlier-2`, ...
 
         Args:
             folder: made if need be.
@@ -148,7 +152,7 @@ class TemporalReport:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             plain = self.to_json()
-            set_aside_others(folder, plain, same=("task", "model", "data"))
+            set_aside_others(folder, plain, same=("task", "model", "data", "precision"))
             # First what hours were spent on.
             save_frame_predictions(self.predictions, folder / FRAMES_FILE)
             write_text(folder / REPORT_FILE, to_json(plain, indent=1) + "\n")
@@ -314,6 +318,7 @@ def make_temporal_report(
     paths: Mapping[str, str] | None = None,
     unreadable: Sequence[Unreadable] = (),
     seed: int | None = None,
+    precision: Precision | Literal[""] = "",
     notes: Sequence[str] = (),
     cost: Cost | None = None,
     seconds: float = 0.0,
@@ -329,6 +334,7 @@ def make_temporal_report(
         paths=paths or {},
         unreadable=tuple(unreadable),
         seed=seed,
+        precision=precision,
         notes=tuple(notes),
         cost=cost,
         seconds=seconds,

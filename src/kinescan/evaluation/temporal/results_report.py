@@ -84,7 +84,7 @@ class ResultsReport:
 
     def to_markdown(self) -> str:
         """The report as a page."""
-        parts = (self._headline(), self._tables(), origin_lines(self.environment, seed=None, seconds=0.0))
+        parts = (self._headline(), self._tables(), origin_lines(self.environment, seed=None, precision="", seconds=0.0))
         return "\n".join(line for part in parts for line in part) + "\n"
 
     def save(self, folder: str | Path) -> Path:

@@ -20,6 +20,7 @@ from kinescan.runtime.atomic_write import atomic_files
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import inside, read_json_object, require_regular
 from kinescan.runtime.own_modules import is_module_name
+from kinescan.runtime.precision import PRECISIONS, Precision
 from kinescan.runtime.run_folder import RULES_FILE
 from kinescan.version import __version__
 
@@ -41,6 +42,7 @@ class SavedModel:
         base: for a tuned part, the weights that it belongs to: "source" and "sha256"; None for a whole model.
         module: for a model of somebody's own, the module that registers it. Said in an error, never imported.
         timing: every field of `FrameTiming`; None where that is unknown.
+        trained_in: the precision of its training; None where that is unknown.
         class_texts: label -> the texts that its row of the head was made from; None where it was not made from texts.
     """
 
@@ -52,6 +54,7 @@ class SavedModel:
     base: dict[str, Any] | None = None
     module: str | None = None
     timing: dict[str, Any] | None = None
+    trained_in: Precision | None = None
     class_texts: Mapping[str, tuple[str, ...]] | None = None
 
 
@@ -125,11 +128,18 @@ def read_config(folder: Path) -> SavedModel:
     timing = content.get("timing")
     if timing is not None and not isinstance(timing, dict):
         raise CheckpointError(f"{path}: timing must be an object. It is damaged; save or fetch the model again.")
+    trained_in = content.get("trained_in")
+    if trained_in is not None and trained_in not in PRECISIONS:
+        raise CheckpointError(
+            f"{path}: trained_in must be one of {', '.join(PRECISIONS)}, got {trained_in!r}. It is damaged; save or "
+            "fetch the model again."
+        )
     return SavedModel(
         kinescan_version=content["kinescan_version"],
         base=_base(path, content.get("base")),
         module=module,
         timing=timing,
+        trained_in=trained_in,
         class_texts=checked_texts(content.get("class_texts"), path),
         **named,
     )
