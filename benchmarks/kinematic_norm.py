@@ -29,7 +29,7 @@ from kinescan.models.mode import evaluation_view
 from kinescan.models.zoo import create_model
 from kinescan.runs.stills import train_on_stills
 from kinescan.training.loop import fit
-from ssp_tuners import MemoryClips, to_clips
+from memory_clips import MemoryClips, to_clips
 
 WORK = Path("runs/kinematic_norm")
 RECIPES = measure.HERE.parent / "src" / "kinescan" / "recipes"

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import measure
+import memory_clips
 import ssp_grid_base as base
-import ssp_tuners
 from kinescan.data.synthetic.sources import find_sources
 from kinescan.data.synthetic.windows import WindowConfig, render_window
 from kinescan.models.mode import evaluation_view
@@ -127,7 +127,7 @@ def make(tuner: str, options: Mapping[str, Any], seed: int) -> VideoMamba:
 def accuracy(model: VideoMamba, clips: Clips) -> float:
     view = evaluation_view(model)
     batches = zip(clips[0].split(30), clips[1].split(30), strict=True)
-    hits = [view(ssp_tuners.to_clips(some)).argmax(1) == true for some, true in batches]
+    hits = [view(memory_clips.to_clips(some)).argmax(1) == true for some, true in batches]
     return torch.cat(hits).float().mean().item()
 
 
@@ -152,7 +152,7 @@ def slots(target: str, source: str | None) -> dict[str, Any]:
 @torch.no_grad()
 def features(model: VideoMamba, pixels: Tensor) -> Tensor:
     view = evaluation_view(model)
-    return torch.cat([view.forward_features(ssp_tuners.to_clips(some)) for some in pixels.split(30)])
+    return torch.cat([view.forward_features(memory_clips.to_clips(some)) for some in pixels.split(30)])
 
 
 def solved_head(inputs: Tensor, labels: Tensor, decay: float = 1e-3) -> nn.Linear:
@@ -176,7 +176,7 @@ def gradient_of_parts(model: VideoMamba, clips: Clips) -> dict[str, float]:
     """Norm of the gradient of every part on the first clips of each class."""
     chosen = torch.cat([(clips[1] == label).nonzero()[:3, 0] for label in range(6)])
     model.train().zero_grad()
-    F.cross_entropy(model(ssp_tuners.to_clips(clips[0][chosen])), clips[1][chosen]).backward()
+    F.cross_entropy(model(memory_clips.to_clips(clips[0][chosen])), clips[1][chosen]).backward()
     found = {}
     for part, beginnings in PARTS.items():
         own = [p.grad for name, p in model.named_parameters() if name.startswith(beginnings) and p.grad is not None]
@@ -205,12 +205,12 @@ class GradientsOnTheWay(Callback):
 def gradients(target: str, source: str | None) -> dict[str, Any]:
     """One epoch of SSP, and where the gradient goes meanwhile: part -> when -> norm."""
     model, train = make("ssp", SSP, 0), load(target, "train", source)
-    clips = ssp_tuners.MemoryClips(*train, num_classes=6, seed=0, batch_size=BATCH)
+    clips = memory_clips.MemoryClips(*train, num_classes=6, seed=0, batch_size=BATCH)
     watch = GradientsOnTheWay(model, train, (1, clips.num_batches))
     output = WORK / "tuning" / f"{target}_gradients"
     shutil.rmtree(output, ignore_errors=True)
     settings = TrainConfig(device="cpu", trackers=(), checkpoint_minutes=0)
-    optim = ssp_tuners.optim(RATES[1], 1, warmup=0.0)
+    optim = memory_clips.optim(RATES[1], 1, warmup=0.0)
     fit(model, clips, output=output, train=settings, optim=optim, callbacks=[watch])
     return {part: {when: found[part] for when, found in watch.found.items()} for part in PARTS}
 
@@ -248,12 +248,12 @@ def tune(target: str, name: str, seed: int, rate: float, source: str | None) -> 
     train, test = load(target, "train", source), load(target, "test", source)
     start = {key: tensor.clone() for key, tensor in model.named_parameters()}
     first = gradient_of_parts(model, train) if tuner == "ssp" else {}
-    clips = ssp_tuners.MemoryClips(*train, num_classes=6, seed=seed, batch_size=BATCH)
+    clips = memory_clips.MemoryClips(*train, num_classes=6, seed=seed, batch_size=BATCH)
     output = WORK / "tuning" / f"{target}_{name}_{seed}_{rate}".replace(" ", "_").replace(",", "")
     shutil.rmtree(output, ignore_errors=True)
     started = time.process_time()
     settings = TrainConfig(device="cpu", trackers=(), checkpoint_minutes=0)
-    fit(model, clips, output=output, train=settings, optim=ssp_tuners.optim(rate, EPOCHS), seed=seed)
+    fit(model, clips, output=output, train=settings, optim=memory_clips.optim(rate, EPOCHS), seed=seed)
     seconds = time.process_time() - started
     shutil.rmtree(output, ignore_errors=True)
     found: dict[str, Any] = {

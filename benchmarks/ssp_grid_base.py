@@ -5,23 +5,33 @@ three pairs of motions and half of the looks; the other motions and looks are wh
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-import ssp_tuners
 from kinescan.data.synthetic import NUM_STILL_TARGETS, StillClips
 from kinescan.data.synthetic.appearance import AppearanceConfig, render_appearance
-from kinescan.data.synthetic.motion import MotionConfig, render_motion
+from kinescan.data.synthetic.motion import MotionConfig
 from kinescan.models.videomamba.videomamba import VideoMamba
 from kinescan.models.zoo import create_model
 from kinescan.preprocessing import Preprocessing
 from kinescan.runs.stills import still_task
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.loop import fit
+from memory_clips import (
+    MEAN,
+    STD,
+    MemoryClips,
+    of_one_kind,
+    optim,
+    render_motion_pairs,
+    start_like_mamba,
+    to_clips,
+    two_kinds,
+)
 
 SIZES: dict[str, Any] = {"image_size": 28, "patch_size": 4, "width": 48, "depth": 8, "state_size": 8}
 NUM_FRAMES = 8
@@ -31,23 +41,15 @@ SEEN_LOOKS, UNSEEN_LOOKS = LOOKS[::2], LOOKS[1::2]
 NUM_SEEN_MOTIONS = 2 * len(SEEN_PAIRS)
 STILLS, STILL_EPOCHS, STILL_BATCH = 6400, 4, 64
 MOTIONS_PER_CLASS, LOOKS_PER_CLASS, EPOCHS, BATCH, RATE = 800, 200, 1, 32, 2e-3
-PIXELS = Preprocessing(size=SIZES["image_size"], num_frames=1, mean=(0.45,) * 3, std=(0.225,) * 3)
-"""As `ssp_tuners.to_clips` has them."""
+PIXELS = Preprocessing(size=SIZES["image_size"], num_frames=1, mean=(MEAN,) * 3, std=(STD,) * 3)
 
 Clips = tuple[Tensor, Tensor]
 """Pixels [n, T, 3, S, S] uint8 and labels [n]."""
 
 
 def render_motions(pairs: tuple[str, ...], split: Any, per_class: int, first: int = 0) -> Clips:
-    """Clips of each pair and the same backwards, which have the same frames; labels 2 k and 2 k + 1."""
     config = MotionConfig(frame_size=SIZES["image_size"], num_frames=NUM_FRAMES)
-    pixels, labels = [], []
-    for k, pair in enumerate(pairs):
-        for index in range(first, first + per_class):
-            clip = render_motion(config, split, pair, index)
-            pixels += [clip, clip.flip(0)]
-            labels += [2 * k, 2 * k + 1]
-    return torch.stack(pixels), torch.tensor(labels)
+    return render_motion_pairs(config, pairs, split, per_class, first)
 
 
 def render_looks(names: tuple[str, ...], split: Any, per_class: int, first: int = 0) -> Clips:
@@ -74,18 +76,6 @@ def kept(file: Path, render: Callable[[], Clips]) -> Clips:
     return pixels, labels
 
 
-def of_one_kind(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits [B, K] with the looks shut out for a motion, and the motions for a look."""
-    is_motion = torch.arange(logits.shape[1]) < NUM_SEEN_MOTIONS
-    return logits.masked_fill(is_motion != (labels < NUM_SEEN_MOTIONS)[:, None], float("-inf"))
-
-
-def two_kinds(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The task of the base's video training: mean loss, and which clips are right among classes of their kind."""
-    logits = of_one_kind(logits, labels)
-    return F.cross_entropy(logits, labels), logits.argmax(dim=1) == labels
-
-
 def make_base(work: Path) -> tuple[Path, dict[str, float]]:
     """Trains the base; continues an interrupted run.
 
@@ -101,10 +91,10 @@ def make_base(work: Path) -> tuple[Path, dict[str, float]]:
             "videomamba_tiny", num_classes=NUM_STILL_TARGETS, num_frames=1, preprocessing=PIXELS, **SIZES
         )
         assert isinstance(image, VideoMamba)
-        ssp_tuners.start_like_mamba(image)
+        start_like_mamba(image)
         source = StillClips(PIXELS, num_batches=STILLS // STILL_BATCH, batch_size=STILL_BATCH)
-        optim = ssp_tuners.optim(RATE, STILL_EPOCHS, batch=STILL_BATCH)
-        fit(image, source, output=work / "stills", train=train, optim=optim, task=still_task, resume=stills.exists())
+        schedule = optim(RATE, STILL_EPOCHS, batch=STILL_BATCH)
+        fit(image, source, output=work / "stills", train=train, optim=schedule, task=still_task, resume=stills.exists())
         (work / "stills.done").touch()
     torch.manual_seed(0)
     motions = kept(work / "motions.pt", lambda: render_motions(SEEN_PAIRS, "train", MOTIONS_PER_CLASS))
@@ -112,15 +102,15 @@ def make_base(work: Path) -> tuple[Path, dict[str, float]]:
     pixels, labels = torch.cat([motions[0], looks[0]]), torch.cat([motions[1], looks[1] + NUM_SEEN_MOTIONS])
     num_classes = int(labels.max()) + 1
     model = create_model("videomamba_tiny", num_classes=num_classes, weights=stills, num_frames=NUM_FRAMES)
-    clips = ssp_tuners.MemoryClips(pixels, labels, num_classes=num_classes, seed=0, batch_size=BATCH)
+    clips = MemoryClips(pixels, labels, num_classes=num_classes, seed=0, batch_size=BATCH)
     folder = work / "pretraining"
     fit(
         model,
         clips,
         output=folder,
         train=train,
-        optim=ssp_tuners.optim(RATE, EPOCHS, batch=BATCH, warmup=0.2),
-        task=two_kinds,
+        optim=optim(RATE, EPOCHS, batch=BATCH, warmup=0.2),
+        task=partial(two_kinds, num_motions=NUM_SEEN_MOTIONS),
         resume=(folder / "checkpoints" / "last").exists(),
     )
     torch.save({"model": model.state_dict()}, file)
@@ -134,7 +124,7 @@ def make_base(work: Path) -> tuple[Path, dict[str, float]]:
 @torch.inference_mode()
 def _accuracy(model: VideoMamba | Any, pixels: Tensor, labels: Tensor) -> float:
     hits = [
-        of_one_kind(model(ssp_tuners.to_clips(some)), true).argmax(dim=1) == true
+        of_one_kind(model(to_clips(some)), true, NUM_SEEN_MOTIONS).argmax(dim=1) == true
         for some, true in zip(pixels.split(50), labels.split(50), strict=True)
     ]
     return torch.cat(hits).float().mean().item()

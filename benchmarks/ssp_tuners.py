@@ -20,23 +20,22 @@ Writes benchmarks/results/ssp_tuners.json from what is done, and the table in do
 
 import argparse
 import json
-import math
 import os
 import shutil
 import statistics
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import measure
-from kinescan.data.loader import Batch
 from kinescan.data.synthetic.appearance import AppearanceConfig, render_appearance
-from kinescan.data.synthetic.motion import MotionConfig, render_motion
+from kinescan.data.synthetic.motion import MotionConfig
 from kinescan.errors import TrainingInterrupted
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.mode import evaluation_view
@@ -45,7 +44,16 @@ from kinescan.models.zoo import create_model
 from kinescan.profiling.activations import kept_bytes
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.loop import fit
-from kinescan.training.optim import OptimConfig
+from memory_clips import (
+    BATCH,
+    MemoryClips,
+    of_one_kind,
+    optim,
+    render_motion_pairs,
+    start_like_mamba,
+    to_clips,
+    two_kinds,
+)
 
 WORK = Path("runs/ssp_tuners")
 RECORD = WORK / "done.json"
@@ -56,10 +64,9 @@ SEEN, UNSEEN = ("vertical", "turning", "scaling"), ("horizontal", "meeting", "co
 NUM_SEEN = 2 * len(SEEN)
 PRETRAIN_PER_CLASS, LOOKS_PER_CLASS, PRETRAIN_EPOCHS, PRETRAIN_BATCH, PRETRAIN_RATE = 2000, 400, 2, 32, 2e-3
 TRAIN_PER_CLASS, HELD_OUT_PER_CLASS, TEST_PER_CLASS = 48, 30, 100
-EPOCHS, BATCH = 12, 16
+EPOCHS = 12
 SEEDS = (0, 1, 2)
 RATES = (1e-3, 4e-3, 1.6e-2)
-STEP_SIZES = (0.01, 0.5)
 TUNERS: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("full", {}),
     "linear probe": ("linear_probe", {}),
@@ -71,60 +78,15 @@ TUNERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class MemoryClips:
-    """Clips in memory as a source for `fit`: pixels [n, T, 3, H, W] uint8, labels [n]."""
-
-    def __init__(self, pixels: Tensor, labels: Tensor, *, num_classes: int, seed: int, batch_size: int = BATCH) -> None:
-        self.pixels, self.labels, self.num_classes, self.seed = pixels, labels, num_classes, seed
-        self.batch_size = batch_size
-        self.num_batches = len(labels) // batch_size
-
-    def path(self, item_index: int) -> str:
-        return f"clip {item_index}"
-
-    def batches(self, epoch: int, first_batch: int) -> Iterable[Batch]:
-        generator = torch.Generator().manual_seed(1000 * self.seed + epoch)
-        order = torch.randperm(len(self.labels), generator=generator)
-        for index in range(first_batch, self.num_batches):
-            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-            yield Batch(
-                clips=to_clips(self.pixels[chosen]), labels=self.labels[chosen], item_indices=chosen, unreadable=[]
-            )
-
-
-def to_clips(pixels: Tensor) -> Tensor:
-    return (pixels.float() / 255 - 0.45) / 0.225
-
-
 def render_motions(pairs: tuple[str, ...], split: Any, per_class: int, *, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Clips of each pair and the same backwards; labels 2 k and 2 k + 1."""
-    config = MotionConfig(**CLIPS)
-    pixels, labels = [], []
-    for k, pair in enumerate(pairs):
-        for index in range(first, first + per_class):
-            clip = render_motion(config, split, pair, index)
-            pixels += [clip, clip.flip(0)]
-            labels += [2 * k, 2 * k + 1]
-    return torch.stack(pixels), torch.tensor(labels)
+    return render_motion_pairs(MotionConfig(**CLIPS), pairs, split, per_class, first)
 
 
 def render_looks(split: Any, per_class: int) -> tuple[Tensor, Tensor]:
-    """Clips whose look is the class; labels go on behind those of the seen motions."""
+    """Clips whose look is the class; labels come after those of the seen motions."""
     config = AppearanceConfig(**CLIPS)
     pictures = [render_appearance(config, split, name, i) for name in config.looks for i in range(per_class)]
     return torch.stack(pictures), torch.arange(len(config.looks)).repeat_interleave(per_class) + NUM_SEEN
-
-
-def of_one_kind(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits [B, K] with those of the other kind of classes (looks for a motion, motions for a look) shut out."""
-    is_motion = torch.arange(logits.shape[1]) < NUM_SEEN
-    return logits.masked_fill(is_motion != (labels < NUM_SEEN)[:, None], float("-inf"))
-
-
-def two_kinds(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The task of the pretraining: the mean loss, and which clips are right."""
-    logits = of_one_kind(logits, labels)
-    return F.cross_entropy(logits, labels), logits.argmax(dim=1) == labels
 
 
 def accuracy(model: VideoClassifier, pixels: Tensor, labels: Tensor, *, kinds: bool = False) -> float:
@@ -132,34 +94,12 @@ def accuracy(model: VideoClassifier, pixels: Tensor, labels: Tensor, *, kinds: b
     with torch.inference_mode():
         for some, true in zip(pixels.split(50), labels.split(50), strict=True):
             logits = view(to_clips(some))
-            hits.append((of_one_kind(logits, true) if kinds else logits).argmax(dim=1) == true)
+            hits.append((of_one_kind(logits, true, NUM_SEEN) if kinds else logits).argmax(dim=1) == true)
     return torch.cat(hits).float().mean().item()
 
 
-@torch.no_grad()
-def start_like_mamba(model: VideoMamba) -> None:
-    """Matrices as torch draws them, step sizes log-uniform in `STEP_SIZES`, positions that can be told apart."""
-    for block in model.blocks:
-        mixer = block.mixer
-        for matrix in (mixer.in_proj, mixer.x_proj, mixer.x_proj_b):
-            matrix.reset_parameters()
-        for projection in (mixer.dt_proj, mixer.dt_proj_b):
-            projection.weight.uniform_(-(mixer.dt_rank**-0.5), mixer.dt_rank**-0.5)
-            low, high = (math.log(size) for size in STEP_SIZES)
-            step_sizes = torch.exp(torch.empty(mixer.inner_width).uniform_(low, high))
-            projection.bias.copy_(step_sizes + torch.log(-torch.expm1(-step_sizes)))  # inverse softplus
-    for positions in (model.pos_embed, model.temporal_pos_embedding):
-        nn.init.normal_(positions, std=0.2)
-
-
-def optim(rate: float, epochs: int, *, batch: int = BATCH, warmup: float = 1.0) -> OptimConfig:
-    return OptimConfig(
-        lr=rate, lr_batch_size=batch, epochs=epochs, warmup_epochs=warmup, layer_decay=1.0, label_smoothing=0.0
-    )
-
-
 def pretrain() -> dict[str, float]:
-    """Trains the base; goes on where an interrupted run left off. Its accuracies, each among classes of one kind."""
+    """Trains the base; continues an interrupted run. Its accuracies, each among classes of one kind."""
     torch.manual_seed(0)
     motions, looks = render_motions(SEEN, "train", PRETRAIN_PER_CLASS), render_looks("train", LOOKS_PER_CLASS)
     pixels, labels = torch.cat([motions[0], looks[0]]), torch.cat([motions[1], looks[1]])
@@ -175,7 +115,7 @@ def pretrain() -> dict[str, float]:
         output=folder,
         train=TrainConfig(device="cpu", trackers=(), checkpoint_minutes=0.5),
         optim=optim(PRETRAIN_RATE, PRETRAIN_EPOCHS, batch=PRETRAIN_BATCH, warmup=0.3),
-        task=two_kinds,
+        task=partial(two_kinds, num_motions=NUM_SEEN),
         resume=(folder / "checkpoints" / "last").exists(),
     )
     torch.save({"model": model.state_dict()}, WORK / "base.pth")

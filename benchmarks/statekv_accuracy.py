@@ -206,38 +206,70 @@ def cells() -> list[tuple[int, str, int | None]]:
     return grid
 
 
-def compare(seed: int, minutes: float, folder: Path) -> None:
+def trained_model(seed: int, folder: Path) -> Any:
+    """The model of this seed in evaluation mode; None, with a line that says so, where its training is not complete."""
     checkpoint = folder / f"seed{seed}.pt"
     stored = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"step": 0}
     if stored["step"] < STEPS:
-        print(f"seed {seed}: {stored['step']} of {STEPS} steps are trained; go on with train first")
-        return
+        print(f"seed {seed}: {stored['step']} of {STEPS} steps are trained; finish with train first")
+        return None
     model = task.build_vlm(seed)
     model.load_state_dict(stored["model"])
-    model.eval()
-    path = folder / f"seed{seed}_cells.json"
-    done = json.loads(path.read_text()) if path.exists() else {}
-    sampled: dict[int, tuple[task.Videos, Tensor]] = {}
-    end = time.monotonic() + 60 * minutes
-    for length, policy, budget in cells():
-        key = f"{length}/{policy}/{budget}"
-        if key in done or time.monotonic() > end:
-            continue
-        if length not in sampled:
-            generator = torch.Generator().manual_seed(20_000 + 1000 * seed + length)
-            videos = task.draw(task.distant_kinds(FRAMES_PER_CELL // length, length, generator), generator)
-            with torch.no_grad():
-                seen = model.model.get_image_features(task.pixels_of(videos.frames.flatten(0, 1))).pooler_output
-            sampled[length] = (videos, seen.unflatten(0, videos.kinds.shape))
-            check_folding(model, *sampled[length])
-        videos, tokens = sampled[length]
-        right = said_behind_frames(model, tokens, policy, budget) == videos.answers
-        done[key] = {
+    return model.eval()
+
+
+def seen_videos(model: Any, length: int, seed: int) -> tuple[task.Videos, Tensor]:
+    """`FRAMES_PER_CELL` frames of videos of this length, and their tokens; the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed + length)
+    videos = task.draw(task.distant_kinds(FRAMES_PER_CELL // length, length, generator), generator)
+    with torch.no_grad():
+        seen = model.model.get_image_features(task.pixels_of(videos.frames.flatten(0, 1))).pooler_output
+    return videos, seen.unflatten(0, videos.kinds.shape)
+
+
+class Cells:
+    """Counts of right answers by cell, kept in a file after each; what is in it is not counted again.
+
+    Args:
+        path: the file.
+        minutes: after this time no further cell is begun.
+        seed: for the line that is printed.
+    """
+
+    def __init__(self, path: Path, minutes: float, seed: int) -> None:
+        self.path, self.seed, self.end = path, seed, time.monotonic() + 60 * minutes
+        self.done = json.loads(path.read_text()) if path.exists() else {}
+
+    def is_due(self, key: str) -> bool:
+        return key not in self.done and time.monotonic() <= self.end
+
+    def count(self, key: str, said: Tensor, videos: task.Videos) -> None:
+        """Adds a cell: for each kind of event, how many answers are right, of how many."""
+        right = said == videos.answers
+        self.done[key] = {
             name: [int(right[videos.kinds == kind].sum()), int((videos.kinds == kind).sum())]
             for name, kind in KINDS.items()
         }
-        path.write_text(json.dumps(done))
-        print(seed, key, {name: round(right / count, 3) for name, (right, count) in done[key].items()}, flush=True)
+        self.path.write_text(json.dumps(self.done))
+        found = {name: round(hits / count, 3) for name, (hits, count) in self.done[key].items()}
+        print(self.seed, key, found, flush=True)
+
+
+def compare(seed: int, minutes: float, folder: Path) -> None:
+    model = trained_model(seed, folder)
+    if model is None:
+        return
+    counted = Cells(folder / f"seed{seed}_cells.json", minutes, seed)
+    sampled: dict[int, tuple[task.Videos, Tensor]] = {}
+    for length, policy, budget in cells():
+        key = f"{length}/{policy}/{budget}"
+        if not counted.is_due(key):
+            continue
+        if length not in sampled:
+            sampled[length] = seen_videos(model, length, 20_000 + 1000 * seed)
+            check_folding(model, *sampled[length])
+        videos, tokens = sampled[length]
+        counted.count(key, said_behind_frames(model, tokens, policy, budget), videos)
 
 
 def open_questions() -> dict[str, tuple[Policy | str, tuple[float, ...] | None]]:
@@ -262,34 +294,17 @@ def open_questions() -> dict[str, tuple[Policy | str, tuple[float, ...] | None]]
 
 def explore(seed: int, minutes: float, folder: Path) -> None:
     """Every setting of `open_questions` at an eighth of the tokens, for one seed."""
-    stored = torch.load(folder / f"seed{seed}.pt", weights_only=True)
-    if stored["step"] < STEPS:
-        print(f"seed {seed}: {stored['step']} of {STEPS} steps are trained; go on with train first")
+    model = trained_model(seed, folder)
+    if model is None:
         return
-    model = task.build_vlm(seed)
-    model.load_state_dict(stored["model"])
-    model.eval()
-    path = folder / f"seed{seed}_open.json"
-    done = json.loads(path.read_text()) if path.exists() else {}
-    end = time.monotonic() + 60 * minutes
+    counted = Cells(folder / f"seed{seed}_open.json", minutes, seed)
     for length in LENGTHS:
-        generator = torch.Generator().manual_seed(30_000 + 1000 * seed + length)
-        videos = task.draw(task.distant_kinds(FRAMES_PER_CELL // length, length, generator), generator)
-        with torch.no_grad():
-            seen = model.model.get_image_features(task.pixels_of(videos.frames.flatten(0, 1))).pooler_output
-        tokens = seen.unflatten(0, videos.kinds.shape)
+        videos, tokens = seen_videos(model, length, 30_000 + 1000 * seed)
         budget = length * task.STEP_TOKENS // 8
         for name, (policy, shares) in {"full attention": ("none", None), **open_questions()}.items():
             key = f"{length}/{name}"
-            if key in done or time.monotonic() > end:
-                continue
-            right = said_behind_frames(model, tokens, policy, budget, shares) == videos.answers
-            done[key] = {
-                kind: [int(right[videos.kinds == number].sum()), int((videos.kinds == number).sum())]
-                for kind, number in KINDS.items()
-            }
-            path.write_text(json.dumps(done))
-            print(seed, key, {kind: round(a / b, 3) for kind, (a, b) in done[key].items()}, flush=True)
+            if counted.is_due(key):
+                counted.count(key, said_behind_frames(model, tokens, policy, budget, shares), videos)
 
 
 def report(folder: Path, results_folder: Path = measure.RESULTS) -> None:

@@ -36,7 +36,7 @@ from kinescan.models.still import SkipUnchanged, changed_patches
 from kinescan.models.zoo import create_model
 from kinescan.preprocessing import Preprocessing
 from kinescan.training.loop import fit
-from ssp_tuners import MemoryClips, to_clips
+from memory_clips import MemoryClips, to_clips
 
 NAME = "still_patches"
 WORK = Path("runs/still_patches")

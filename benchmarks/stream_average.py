@@ -32,7 +32,7 @@ from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, render_mo
 from kinescan.models.pks4 import PKS4
 from kinescan.models.zoo import create_model
 from kinescan.training.loop import fit
-from ssp_tuners import MemoryClips, to_clips
+from memory_clips import MemoryClips, to_clips
 
 WORK = Path("runs/stream_average")
 RECIPE = measure.HERE.parent / "src" / "kinescan" / "recipes" / "own_videos_cpu.toml"

@@ -48,7 +48,7 @@ from kinescan.training.accelerator import TrainConfig
 from kinescan.training.callbacks import Callback, Epoch, Start
 from kinescan.training.loop import fit
 from kinescan.training.optim import OptimConfig
-from ssp_tuners import MemoryClips, start_like_mamba, to_clips
+from memory_clips import MEAN, STD, MemoryClips, start_like_mamba, to_clips
 
 NAME = "training_compute"
 WORK = Path("runs/training_compute")
@@ -72,8 +72,7 @@ MAMBA_SIZES: dict[str, Any] = {"image_size": SIZE, "patch_size": 8, "width": 64,
 TRAIN_PER_CLASS, HELD_OUT_PER_CLASS, TEST_PER_CLASS, FIRST_HELD_OUT = 96, 20, 40, 50_000
 STILLS_PER_EPOCH, STILL_EPOCHS, STILL_BATCH = 1600, 8, 64
 EPOCHS, BATCH, RATES, SEEDS = 10, 16, (2e-3,), (0, 1, 2)
-PIXELS = Preprocessing(size=SIZE, num_frames=1, mean=(0.45,) * 3, std=(0.225,) * 3)
-"""As `ssp_tuners.to_clips` has them."""
+PIXELS = Preprocessing(size=SIZE, num_frames=1, mean=(MEAN,) * 3, std=(STD,) * 3)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,26 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-NAMES = (
-    "curves",
-    "findings",
-    "headlines",
-    "measure",
-    "models_cpu",
-    "models_gpu",
-    "ops_gpu",
-    "peers",
-    "pks4_over_vit",
-    "render",
-    "stream",
-    "suite",
-    "ssp_grid",
-    "ssp_grid_base",
-    "ssp_tuners",
-    "table1_memory",
-    "training_compute",
-    "training_compute_plot",
-)
+NAMES = ("peers", *(path.stem for path in BENCHMARKS.glob("*.py")))
 
 
 @pytest.fixture

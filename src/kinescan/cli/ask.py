@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kinescan import runs
+from kinescan.cli.options import json_option
 from kinescan.cli.output import is_quiet, print_json, reported
 from kinescan.runtime.quantities import byte_size
 
@@ -46,7 +47,7 @@ def command(
         bool, typer.Option("--allow-short", help="Use what can be decoded of a cut or damaged file.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Annotated[bool, json_option("Print one JSON document.")] = False,
 ) -> None:
     """Answer questions about a long video, at constant cost for each of its frames."""
     answer = runs.ask.prepare_ask(

@@ -6,6 +6,7 @@ import typer
 
 import kinescan
 from kinescan import runs
+from kinescan.cli.options import json_option
 from kinescan.cli.output import FAILED, print_json, reported
 from kinescan.cli.terminal import print_table
 
@@ -26,7 +27,7 @@ def command(
         Path | None, typer.Option(help="Folder of the results. By default benchmarks/results of the checkout.")
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Say what there is, and run nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what became of each as JSON.")] = False,
+    as_json: Annotated[bool, json_option("Print what became of each as JSON.")] = False,
 ) -> None:
     """Measure speed and memory again, side by side with the peers, and write the page of the results."""
     if listed:

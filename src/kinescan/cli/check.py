@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from kinescan import runs
+from kinescan.cli.options import DataSet, LabelReader, RecipeSettings, Split, Workers, json_option
 from kinescan.cli.output import FAILED, print_json, reported
 from kinescan.cli.terminal import print_text
 from kinescan.runtime.output_folder import prepare_output
@@ -17,19 +18,15 @@ EXAMPLES = (
 
 @reported
 def command(
-    source: Annotated[Path, typer.Argument(help="Folder per class, csv, folder of a published data set, or a recipe.")],
-    settings: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of the recipe.")
-    ] = [],  # noqa: B006
+    source: DataSet,
+    settings: RecipeSettings = [],  # noqa: B006
     test: Annotated[Path | None, typer.Option(help="The same for evaluation, to find what lies on both sides.")] = None,
-    reader: Annotated[str | None, typer.Option(help="Layout of a published data set: ssv2, ucf101, ...")] = None,
-    split: Annotated[int | None, typer.Option(help="Which of its divisions into training and test.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that read files. By default one per core.", min=0)
-    ] = None,
+    reader: LabelReader = None,
+    split: Split = None,
+    workers: Workers = None,
     quick: Annotated[bool, typer.Option("--quick", help="Decode nothing: only look at structure and packets.")] = False,
     output: Annotated[Path | None, typer.Option(help="Folder for check.json and check.txt.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: Annotated[bool, json_option("Print the report as JSON.")] = False,
 ) -> None:
     """Find broken, cut, missing and doubled videos; nothing is deleted. Exits with 1 where something was found."""
     folder = None if output is None else prepare_output(output)

@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from kinescan import studies
+from kinescan.cli.options import AsJson
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.terminal import print_page
 
@@ -18,7 +19,7 @@ EXAMPLES = (
 def command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs; the first is the base.")],
     output: Annotated[Path | None, typer.Option(help="Folder for the tables and the learning curves.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Put runs side by side: those that differ in their seed alone are one row, with mean, spread and difference."""
     result = studies.compare_runs(runs, output=output)

@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from kinescan import runs
+from kinescan.cli.options import json_option
 from kinescan.cli.output import FAILED, print_json, reported
 from kinescan.cli.terminal import print_text
 
@@ -37,7 +38,7 @@ def command(
         typer.Option("--format", help="label_studio, boris, elan, elan_table, cvat, via, frame_list, or auto."),
     ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a list that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    as_json: Annotated[bool, json_option("Print what was written as JSON.")] = False,
 ) -> None:
     """Write an annotation tool's export as path,start,end,label. Exits with 1 where something could not be taken."""
     report = runs.convert.convert(

@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from kinescan import runs
+from kinescan.cli.options import AsJson, settings_option
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import print_page, print_table
@@ -24,16 +25,14 @@ def command(
     folds: Annotated[
         int | None, typer.Option(help="How many parts the videos are divided into. By default data.folds, or 5.")
     ] = None,
-    settings: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, such as data.group.")
-    ] = [],  # noqa: B006
+    settings: Annotated[list[str], settings_option("Replace a setting, such as data.group.")] = [],  # noqa: B006
     output: Annotated[
         Path | None, typer.Option(help="Folder of all runs. By default the next free runs/NAME-folds.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue: folds that are done stay as they are.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what each fold holds out; train nothing.")] = False,
     modules: OwnModules = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a recipe once for each fold of its videos, held out in turn; mean and standard deviation at the end."""
     import_own_modules(modules)

@@ -5,6 +5,7 @@ import typer
 
 from kinescan import runs
 from kinescan.cli import check, convert, index
+from kinescan.cli.options import json_option, settings_option
 from kinescan.cli.output import copy_lines, print_json, reported
 from kinescan.cli.usage import Verb
 
@@ -29,11 +30,9 @@ def command(
     output: Annotated[Path, typer.Argument(help="Folder, made if need be.")],
     settings: Annotated[
         list[str],
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any other setting: fps, pairs, shake_pixels, workers, overwrite; of motion distractors, travel, ...; "
-            "of events train_videos, seconds, ...",
+        settings_option(
+            "Any other setting: fps, pairs, shake_pixels, workers, overwrite; of motion distractors, travel, ...; "
+            "of events train_videos, seconds, ..."
         ),
     ] = [],  # noqa: B006
     source: Annotated[
@@ -53,7 +52,7 @@ def command(
     seed: Annotated[int | None, typer.Option(help="The same seed makes the same pixels.")] = None,
     noise: Annotated[float | None, typer.Option(help="Noise on every pixel, in levels of 255.")] = None,
     shake: Annotated[float | None, typer.Option(hidden=True, help="As --set shake_pixels.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+    as_json: Annotated[bool, json_option("Print what was made as JSON.")] = False,
 ) -> None:
     """Make a data set of video files."""
     flags = {

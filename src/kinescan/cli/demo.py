@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from kinescan import runs
+from kinescan.cli.options import AsJson, settings_option
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.terminal import print_page, print_text
 
@@ -25,10 +26,8 @@ def command(
     stills: Annotated[
         bool, typer.Option("--stills", help="Only train the image model that the others start from.")
     ] = False,
-    settings: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of every training run.")
-    ] = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    settings: Annotated[list[str], settings_option("Replace a setting of every training run.")] = [],  # noqa: B006
+    as_json: AsJson = False,
 ) -> None:
     """Run the whole job on data that it makes itself: about ten minutes on two CPU cores."""
     if stills:

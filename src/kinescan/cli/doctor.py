@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kinescan import runs
+from kinescan.cli.options import json_option
 from kinescan.cli.output import FAILED, print_json, reported
 from kinescan.cli.terminal import print_table, print_text
 
@@ -19,7 +20,7 @@ EXAMPLES = (
 
 @reported
 def command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    as_json: Annotated[bool, json_option("Print the findings as JSON.")] = False,
 ) -> None:
     """Say what works on this machine, and why other things do not."""
     diagnosis = runs.doctor.diagnose()

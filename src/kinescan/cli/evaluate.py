@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from kinescan import runs
+from kinescan.cli.options import json_option, settings_option
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import print_page
@@ -59,12 +60,10 @@ def command(
     ] = False,
     settings: Annotated[
         list[str],
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="thresholds=choose, data.root=VIDEOS, ...: docs/evaluation.md."
-        ),
+        settings_option("thresholds=choose, data.root=VIDEOS, ...: docs/evaluation.md."),
     ] = [],  # noqa: B006
     modules: OwnModules = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: Annotated[bool, json_option("Print the report as JSON.")] = False,
 ) -> None:
     """Score a model on labelled videos and write a report; or compare two that were scored."""
     import_own_modules(modules)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kinescan import runs
+from kinescan.cli.options import json_option
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import print_text
@@ -39,7 +40,7 @@ def command(
         bool, typer.Option("--step", help="Write one step of a stream, with its state; the model must be causal.")
     ] = False,
     modules: OwnModules = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print the record of the export as JSON.")] = False,
+    as_json: Annotated[bool, json_option("Print the record of the export as JSON.")] = False,
 ) -> None:
     """Write a model for deployment, checked against the model itself: it fails where they differ."""
     import_own_modules(modules)

@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from kinescan import runs
+from kinescan.cli.options import DataSet, LabelReader, RecipeSettings, Split, Workers, json_option
 from kinescan.cli.output import FAILED, print_json, reported
 from kinescan.cli.terminal import print_text
 
@@ -16,17 +17,13 @@ EXAMPLES = (
 
 @reported
 def command(
-    source: Annotated[Path, typer.Argument(help="Folder per class, csv, folder of a published data set, or a recipe.")],
-    settings: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of the recipe.")
-    ] = [],  # noqa: B006
+    source: DataSet,
+    settings: RecipeSettings = [],  # noqa: B006
     test: Annotated[Path | None, typer.Option(help="The same for evaluation.")] = None,
-    reader: Annotated[str | None, typer.Option(help="Layout of a published data set: ssv2, ucf101, ...")] = None,
-    split: Annotated[int | None, typer.Option(help="Which of its divisions into training and test.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that read files. By default one per core.", min=0)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    reader: LabelReader = None,
+    split: Split = None,
+    workers: Workers = None,
+    as_json: Annotated[bool, json_option("Print what was found as JSON.")] = False,
 ) -> None:
     """Keep the table of frames of each video, so that opening it later reads little. Exits with 1 for broken files."""
     found = runs.index.index(source, test=test, reader=reader, split=split, overrides=settings, num_workers=workers)

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from kinescan import runs
+from kinescan.cli.options import json_option
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import print_text
@@ -28,7 +29,7 @@ def command(
         Path | None, typer.Option(help="Folder to look for recipes in. By default those that come with kinescan.")
     ] = None,
     modules: OwnModules = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print the lists as JSON.")] = False,
+    as_json: Annotated[bool, json_option("Print the lists as JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the settings as a Markdown page.")] = False,
 ) -> None:
     """List models, recipes, data sets, backends, and every key of a recipe."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kinescan import runs
+from kinescan.cli.options import json_option, settings_option
 from kinescan.cli.output import FAILED, JsonList, reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import Table, line_limit, print_text, shown_length
@@ -40,12 +41,10 @@ def command(
     ] = None,
     settings: Annotated[
         list[str],
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="data.max_pixels or data.timeout_seconds of a file; evaluation.views=8x2x3 (frames x clips x crops); "
+        settings_option(
+            "data.max_pixels or data.timeout_seconds of a file; evaluation.views=8x2x3 (frames x clips x crops); "
             "still.pixel_threshold=4 (patches that stand still are not computed again); "
-            "events.on=0.6, events.least_seconds=0.5, ... or events=RULES.toml.",
+            "events.on=0.6, events.least_seconds=0.5, ... or events=RULES.toml."
         ),
     ] = [],  # noqa: B006
     top: Annotated[int, typer.Option(help="How many classes to name.")] = 5,
@@ -65,7 +64,7 @@ def command(
         bool, typer.Option("--allow-code", help="Open a model of torch.export (.pt2), which may run code of its own.")
     ] = False,
     modules: OwnModules = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print predictions as JSON.")] = False,
+    as_json: Annotated[bool, json_option("Print predictions as JSON.")] = False,
 ) -> None:
     """Name the classes of video files; each prediction is printed as soon as it is made."""
     import_own_modules(modules)

@@ -4,6 +4,7 @@ import typer
 
 import kinescan
 from kinescan import runs
+from kinescan.cli.options import json_option, settings_option
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import print_table, print_text
@@ -22,9 +23,7 @@ MACS = ("GMACs", "with attention")
 @reported
 def command(
     models: Annotated[list[str], typer.Argument(help="Names in the zoo, runs' folders, or saved models.")],
-    settings: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Option of the models by name, such as window=5.")
-    ] = [],  # noqa: B006
+    settings: Annotated[list[str], settings_option("Option of the models by name, such as window=5.")] = [],  # noqa: B006
     frames: Annotated[int | None, typer.Option(help="Frames of the view.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of a frame in pixels, for names in the zoo.")] = None,
     batch: Annotated[int, typer.Option(help="Views at once, for throughput and peak memory.", min=1)] = 1,
@@ -32,7 +31,7 @@ def command(
     repeats: Annotated[int, typer.Option(help="Timed forward passes; 0 counts only.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     modules: OwnModules = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print the profiles as JSON.")] = False,
+    as_json: Annotated[bool, json_option("Print the profiles as JSON.")] = False,
 ) -> None:
     """Parameters, multiply-adds, memory and speed of models, side by side and part by part."""
     import_own_modules(modules)

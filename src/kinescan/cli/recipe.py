@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from kinescan import runs
+from kinescan.cli.options import json_option
 from kinescan.cli.output import print_json, reported
 
 EXAMPLES = (
@@ -16,7 +17,7 @@ EXAMPLES = (
 @reported
 def command(
     name: Annotated[str, typer.Argument(help="A recipe that comes with kinescan, such as own_videos_cpu.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print its settings as JSON.")] = False,
+    as_json: Annotated[bool, json_option("Print its settings as JSON.")] = False,
 ) -> None:
     """Print a recipe, to copy and change."""
     if as_json:

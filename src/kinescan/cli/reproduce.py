@@ -5,6 +5,7 @@ import typer
 
 import kinescan
 from kinescan import studies
+from kinescan.cli.options import StudyOutput, json_option, settings_option
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.terminal import print_page, print_table, print_text
 from kinescan.errors import ConfigError
@@ -40,12 +41,12 @@ def command(
     plan: Annotated[
         bool, typer.Option("--plan", help="Show rows, runs and costs; needs no data, runs nothing.")
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="Folder of everything. By default runs/NAME.")] = None,
+    output: StudyOutput = None,
     settings: Annotated[
         list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Setting of every run; make.KEY: of data that makes itself."),
+        settings_option("Setting of every run; make.KEY: of data that makes itself."),
     ] = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: Annotated[bool, json_option("Print everything as JSON.")] = False,
 ) -> None:
     """Run the rows of a table of the PKS4 paper, and show scores and costs beside the paper's; again, it continues."""
     asked: dict[str, Any] = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 import typer
 
 from kinescan import runs
+from kinescan.cli.options import json_option, settings_option
 from kinescan.cli.output import reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.runtime.escaping import escape_terminal, to_json
@@ -70,14 +71,12 @@ WhenBehind = Annotated[
 ]
 Settings = Annotated[
     list[str],
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="stream.top=5, stream.average_seconds=2, reconnect.limit_seconds=300, events.on=0.6, "
-        "still.pixel_threshold=4 (patches that stand still are not computed again), ...",
+    settings_option(
+        "stream.top=5, stream.average_seconds=2, reconnect.limit_seconds=300, events.on=0.6, "
+        "still.pixel_threshold=4 (patches that stand still are not computed again), ..."
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a frame, or an event.")]
+AsJson = Annotated[bool, json_option("Print one JSON object a frame, or an event.")]
 
 
 @reported

@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from kinescan import studies
+from kinescan.cli.options import AsJson, StudyOutput, settings_option
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import print_page, print_table
@@ -19,10 +20,8 @@ EXAMPLES = (
 @reported
 def command(
     study: Annotated[Path, typer.Argument(help="A study's TOML file (docs/studies.md); or the folder of one begun.")],
-    settings: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of every run.")
-    ] = [],  # noqa: B006
-    output: Annotated[Path | None, typer.Option(help="Folder of everything. By default runs/NAME.")] = None,
+    settings: Annotated[list[str], settings_option("Replace a setting of every run.")] = [],  # noqa: B006
+    output: StudyOutput = None,
     processes: Annotated[int, typer.Option(help="Runs at a time, each on its part of the cores.", min=1)] = 1,
     any_code: Annotated[
         bool, typer.Option("--any-code", help="Count and continue runs that another commit made or began.")
@@ -31,7 +30,7 @@ def command(
         bool, typer.Option("--dry-run", help="Build every row and list the runs; train nothing.")
     ] = False,
     modules: OwnModules = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run rows of settings times seeds times data; what is done is kept, and the same command continues."""
     import_own_modules(modules)

@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from kinescan import runs
+from kinescan.cli.options import AsJson, settings_option
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.plan import show_plan
@@ -25,9 +26,7 @@ def command(
             help="A recipe: a name (`kinescan list recipes`) or a TOML file; with --resume, also a run's folder."
         ),
     ],
-    settings: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, such as optim.lr=1e-3.")
-    ] = [],  # noqa: B006
+    settings: Annotated[list[str], settings_option("Replace a setting, such as optim.lr=1e-3.")] = [],  # noqa: B006
     output: Annotated[
         Path | None, typer.Option(help="Folder of the run. By default the next free one under runs/.")
     ] = None,
@@ -36,7 +35,7 @@ def command(
         bool, typer.Option("--dry-run", help="Show recipe, parameter groups, memory and time; train nothing.")
     ] = False,
     modules: OwnModules = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fine-tune a model on labelled videos, as a recipe says."""
     import_own_modules(modules)

@@ -1,6 +1,6 @@
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,52 +73,29 @@ def create_model(
     architecture = require_model(name)
     options = _current_options(name, architecture, options)
     _refuse_unknown_options(name, architecture, options)
-    pretrained = None
-    if weights is not None:
-        pretrained = architecture.model.translate(open_checkpoint(weights))
-        conventions = current_names(architecture.model.config_class, pretrained.conventions)
-        trained_as = None if pretrained.model is None else current_model_name(pretrained.model)
-        pretrained = dataclasses.replace(pretrained, conventions=conventions, model=trained_as)
-        _refuse_contradictions(name, architecture, pretrained, options)
-        _refuse_another_named_size(name, pretrained)
+    pretrained = None if weights is None else _read_weights(name, architecture, weights, options)
     asked = to_plain(preprocessing) if isinstance(preprocessing, Preprocessing) else dict(preprocessing or {})
-    if "size" in asked:
-        options = {"image_size": asked["size"], **options}
-    if "num_frames" in asked and "num_frames" in _fields(architecture):
-        options = {"num_frames": asked["num_frames"], **options}
+    options = {**_options_of_clips(architecture, asked), **options}
     read_as_text = _text_head(text, name, architecture, pretrained, labels, options)
     if read_as_text is not None:
         options = {**options, "unit_embeddings": True}
-    settings = _merge(name, architecture, pretrained, options)
-    if pretrained is not None and labels is not None and set(labels) != set(pretrained.labels or ()):
-        # For other classes, what the logits answer for is not the weights' to tell.
-        settings = {key: value for key, value in settings.items() if key not in _ANSWERS or key in options}
     if labels is None and pretrained is not None and num_classes in (None, len(pretrained.labels or ())):
         labels = pretrained.labels
-    classes = num_classes if num_classes is not None else None if labels is None else len(labels)
-    if classes is not None:
-        settings["num_classes"] = classes
-    notes = [] if pretrained is None else _sizes_from_weights(name, pretrained, settings, options)
+    settings = _merge(name, architecture, pretrained, options)
+    settings = _for_classes(settings, pretrained, options, labels=labels, num_classes=num_classes)
     config = build_settings(architecture.model.config_class, settings)
     prepared = _preprocessing(name, architecture, config, pretrained, asked)
-    skip: tuple[str, ...] = ()
-    if pretrained is not None:
-        # On no device: sizes that do not fit the weights are refused before memory is taken for them.
-        with torch.device("meta"):
-            skeleton = architecture.model(config, name=name, labels=labels, preprocessing=prepared)
-        ordered = _in_own_order(pretrained, skeleton)
-        skip = () if _same_head(skeleton, ordered) else ("head.",)
-        skeleton.load(ordered, skip=skip)
-    model = architecture.model(config, name=name, labels=labels, preprocessing=prepared)
-    if pretrained is None and isinstance(model, TunedVideoMamba) and not model.is_trained("cls_token"):
-        logger.warning("%s without weights: its frozen base is random. Give weights=... of a VideoMamba", name)
-    if pretrained is not None:
-        if not new_head:
-            refuse_other_classes(pretrained, model.labels)
-        pretrained = _in_own_order(pretrained, model)
-        report = model.load(pretrained, skip=skip)
-        model.load_report = dataclasses.replace(report, notes=(*report.notes, *notes))
-        model.class_texts = None if skip else pretrained.class_texts
+
+    def build() -> VideoClassifier:
+        return architecture.model(config, name=name, labels=labels, preprocessing=prepared)
+
+    if pretrained is None:
+        model = build()
+        if isinstance(model, TunedVideoMamba) and not model.is_trained("cls_token"):
+            logger.warning("%s without weights: its frozen base is random. Give weights=... of a VideoMamba", name)
+    else:
+        notes = _sizes_from_weights(name, pretrained, settings, options)
+        model = _load(build, pretrained, new_head=new_head, notes=notes)
     if read_as_text is not None:
         model.class_texts = start_from_texts(model, read_as_text, weights)
     return model
@@ -164,6 +141,75 @@ def from_pretrained(
     if not issubclass(model, TunedVideoMamba):
         raise CheckpointError(f"{folder} holds a {name}, which is whole and needs no base. Leave base out.")
     return model.from_pretrained(folder, base=base)
+
+
+def _read_weights(name: str, architecture: Architecture, weights: str | Path, options: Mapping[str, Any]) -> Pretrained:
+    """Weights in the names of the architecture, with today's names of models and settings.
+
+    Raises:
+        ConfigError: they contradict the name or the options.
+        CheckpointError: they cannot be read, or are not of this architecture.
+    """
+    pretrained = architecture.model.translate(open_checkpoint(weights))
+    conventions = current_names(architecture.model.config_class, pretrained.conventions)
+    trained_as = None if pretrained.model is None else current_model_name(pretrained.model)
+    pretrained = dataclasses.replace(pretrained, conventions=conventions, model=trained_as)
+    _refuse_contradictions(name, architecture, pretrained, options)
+    _refuse_another_named_size(name, pretrained)
+    return pretrained
+
+
+def _options_of_clips(architecture: Architecture, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's options that the preprocessing asked for decides."""
+    options = {}
+    if "size" in preprocessing:
+        options["image_size"] = preprocessing["size"]
+    if "num_frames" in preprocessing and "num_frames" in _fields(architecture):
+        options["num_frames"] = preprocessing["num_frames"]
+    return options
+
+
+def _for_classes(
+    settings: Mapping[str, Any],
+    pretrained: Pretrained | None,
+    options: Mapping[str, Any],
+    *,
+    labels: Sequence[str] | None,
+    num_classes: int | None,
+) -> dict[str, Any]:
+    """The settings for a head of these classes."""
+    found = dict(settings)
+    if pretrained is not None and labels is not None and set(labels) != set(pretrained.labels or ()):
+        # For other classes, what the logits answer for is not the weights' to tell.
+        found = {key: value for key, value in found.items() if key not in _ANSWERS or key in options}
+    if num_classes is not None:
+        found["num_classes"] = num_classes
+    elif labels is not None:
+        found["num_classes"] = len(labels)
+    return found
+
+
+def _load(
+    build: Callable[[], VideoClassifier], pretrained: Pretrained, *, new_head: bool, notes: Sequence[str]
+) -> VideoClassifier:
+    """The model that `build` makes, with these weights; a head of other classes starts anew, or is refused.
+
+    Raises:
+        CheckpointError: a tensor does not fit, or the classes are others with `new_head=False`.
+    """
+    # On no device: sizes that do not fit the weights are refused before memory is taken for them.
+    with torch.device("meta"):
+        skeleton = build()
+    ordered = _in_own_order(pretrained, skeleton)
+    skip = () if _same_head(skeleton, ordered) else ("head.",)
+    skeleton.load(ordered, skip=skip)
+    model = build()
+    if not new_head:
+        refuse_other_classes(pretrained, model.labels)
+    report = model.load(ordered, skip=skip)
+    model.load_report = dataclasses.replace(report, notes=(*report.notes, *notes))
+    model.class_texts = None if skip else pretrained.class_texts
+    return model
 
 
 def _text_head(

@@ -1,0 +1,27 @@
+"""Options that several verbs have: each is declared once, and a verb says in its help what it means there."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def settings_option(text: str) -> Any:
+    """`--set KEY=VALUE`, which may be given again; `text` is its help."""
+    return typer.Option("--set", metavar="KEY=VALUE", help=text)
+
+
+def json_option(text: str) -> Any:
+    """`--json`; `text` is its help."""
+    return typer.Option("--json", help=text)
+
+
+AsJson = Annotated[bool, json_option("Print the result as JSON.")]
+RecipeSettings = Annotated[list[str], settings_option("Replace a setting of the recipe.")]
+StudyOutput = Annotated[Path | None, typer.Option(help="Folder of everything. By default runs/NAME.")]
+
+# A data set that is looked at and not trained on.
+DataSet = Annotated[Path, typer.Argument(help="Folder per class, csv, folder of a published data set, or a recipe.")]
+LabelReader = Annotated[str | None, typer.Option("--reader", help="Layout of a published data set: ssv2, ucf101, ...")]
+Split = Annotated[int | None, typer.Option(help="Which of its divisions into training and test.")]
+Workers = Annotated[int | None, typer.Option(help="Processes that read files. By default one per core.", min=0)]
