@@ -1,6 +1,7 @@
 """`kinescan data convert` on small exports in the published formats of each tool."""
 
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,42 @@ def test_label_studio_lists_what_is_wrong(convert: Convert) -> None:
     assert convert("x.json", json.dumps(tasks), "--fps", "20", code=1) == [*FALL, ("a.mp4", "3.45", "4.5", "late")]
     for text in ("no times that can be read", "no label", "task 7: its data names no", "beyond the video's end"):
         assert text in said(convert)
+
+
+def test_label_studio_several_videos_in_a_task_are_told_apart(convert: Convert) -> None:
+    def tasks(*targets: str, **data: str) -> str:
+        regions = [{**timeline(11, 25, f"fall{n}"), "to_name": target} for n, target in enumerate(targets)]
+        return json.dumps([{"id": 1, "data": data, "annotations": [{"result": regions}]}])
+
+    named = tasks("video2", "video1", video1="a.mp4", video2="b.mp4")
+    both = [("a.mp4", "0.5", "1.25", "fall1"), ("b.mp4", "0.5", "1.25", "fall0")]
+    assert convert("x.json", named, "--fps", "20") == both
+    assert convert("x.json", tasks("v", "w", left="a.mp4", right="b.mp4"), "--fps", "20", code=1) == []
+    assert "left (a.mp4), right (b.mp4)" in said(convert)
+    assert convert("x.json", tasks("v", video="a.mp4", poster="b.mp4"), "--fps", "20")[0][0] == "a.mp4"
+    assert len(convert("x.json", tasks("v", "w", video="a.mp4", audio="a.mp4"), "--fps", "20")) == 2
+
+
+def test_label_studio_each_task_has_its_own_rate(convert: Convert) -> None:
+    keys = [{"frame": 11, "enabled": True}, {"frame": 25, "enabled": False}]
+    box = {"type": "videorectangle", "value": {"framesCount": 60, "duration": 3.0, "labels": ["x"], "sequence": keys}}
+    tasks = [task(box, timeline(11, 25, "fall")), task(timeline(22, 50, "run"), video="b.mp4")]
+    expected = [*FALL, ("a.mp4", "0.5", "1.25", "x"), ("b.mp4", "0.525", "1.25", "run")]
+    assert convert("x.json", json.dumps(tasks), "--fps", "40") == expected
+    assert "20 frames a second" in said(convert)
+    seconds = {"type": "labels", "value": {"start": 0.5, "end": 1.25, "labels": ["fall"]}}
+    both = [task(seconds), task(timeline(22, 50, "run"), video="b.mp4")]
+    assert convert("x.json", json.dumps(both), "--fps", "40") == [*FALL, ("b.mp4", "0.525", "1.25", "run")]
+
+
+def test_label_studio_older_and_empty_exports(convert: Convert) -> None:
+    older = {"data": {"video": "a.mp4"}, "completions": [{"result": [timeline(11, 25, "fall")]}]}
+    assert convert("x.json", json.dumps([older]), "--fps", "20") == FALL
+    assert "no annotation" in convert("x.json", "[]", code=2)
+    noon = task(timeline(11, 25, "fall"), updated_at="2026-01-01T12:00:00Z")
+    # an hour earlier, though its text is greater
+    noon["annotations"] += [{"result": [timeline(1, 2, "old")], "updated_at": "2026-01-01T13:00:00+02:00"}]  # type: ignore[operator]
+    assert convert("x.json", json.dumps([noon]), "--fps", "20") == FALL
 
 
 # BORIS
@@ -264,6 +301,15 @@ def test_hostile_and_strange_xml_is_refused(convert: Convert, text: str, message
     assert message in str(convert("x.eaf", text, code=2))
 
 
+def test_elan_files_of_the_first_versions_name_their_video_in_the_header(convert: Convert) -> None:
+    text = re.sub("<MEDIA_DESCRIPTOR[^>]*>", "", eaf(tier("fall")))
+    for name in ("a.mp4", "file:///C:/my%20clips/a.mp4"):
+        assert (
+            convert("x.eaf", text.replace("<HEADER ", f'<HEADER MEDIA_FILE="{name}" ').replace('MEDIA_FILE="" ', ""))
+            == FALL
+        )
+
+
 def test_a_folder_of_elan_files_is_one_list(kinescan: Any, videos: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.eaf").write_text(eaf(tier("fall")).replace("a.mp4", f"{name}.mp4"))
@@ -352,9 +398,29 @@ def test_cvat_attributes_are_labels_on_demand(convert: Convert) -> None:
     expected = [*FALL, ("a.mp4", "1.25", "2", "lie")]
     assert convert("x.xml", text, "--label", "attribute:what") == expected
     assert convert("x.xml", text) == [("a.mp4", "0.25", "2", "person")]
+    assert "--label attribute:what" in said(convert)
     ticked = cvat(track((5, 0, "false"), (10, 0, "true"), (25, 0, "false"), (60, 1, "false")))
     assert convert("x.xml", ticked, "--label", "attribute:what") == [("a.mp4", "0.5", "1.25", "what")]
     assert "no attribute 'why'. Attributes: what" in convert("x.xml", text, "--label", "attribute:why", code=2)
+
+
+STEP = "<frame_filter>step=5</frame_filter>"
+
+
+def test_cvat_tags_of_frames_are_stretches(convert: Convert) -> None:
+    def image(frame: int, *labels: str, tag: str = "tag") -> str:
+        inside = "".join(f"<{tag} label='{label}'/>" for label in labels)
+        return f"<image id='{frame}' name='frame_{frame:06d}'>{inside}</image>"
+
+    tags = [image(frame, *(["fall"] if 10 <= frame < 25 else [])) for frame in range(60)]
+    assert convert("x.xml", cvat(*tags)) == FALL
+    assert convert("x.xml", cvat(*(image(frame, "fall", tag="box") for frame in range(10, 25)))) == FALL
+    assert convert("x.xml", cvat(*(image(frame, "fall") for frame in (10, 15, 20)), more=STEP)) == FALL
+    apart = [image(frame, "fall") for frame in (*range(10, 25), *range(40, 60))]
+    assert convert("x.xml", cvat(*apart)) == [*FALL, ("a.mp4", "2", "3", "fall")]
+    fall = "<box label='x'><attribute name='what'>fall</attribute></box>"
+    what = [f"<image id='{frame}' name='frame_{frame:06d}'>{fall}</image>" for frame in range(10, 25)]
+    assert convert("x.xml", cvat(*what), "--label", "attribute:what") == FALL
 
 
 def test_cvat_without_a_clock_or_with_strange_frames(convert: Convert) -> None:
@@ -366,6 +432,7 @@ def test_cvat_without_a_clock_or_with_strange_frames(convert: Convert) -> None:
     assert convert("x.xml", late, code=1) == FALL
     assert "frames 70 to 90: a.mp4 has 60" in said(convert)
     assert "the frame '-5'" in said(convert)
+    assert convert("x.xml", cvat(track(*((frame, 0) for frame in range(10, 25, 5))), more=STEP)) == FALL
     images = "<annotations><image id='0' name='a.png'><box label='x'/></image></annotations>"
     assert "CVAT for video 1.1" in convert("x.xml", images, code=2)
 

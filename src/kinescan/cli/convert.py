@@ -61,7 +61,7 @@ def command(
             [
                 f"{report.output}: {found.labels.total()} intervals in {found.num_videos} videos, from {found.format}",
                 *([f"labels: {labels}{', ...' if len(found.labels) > 20 else ''}"] if labels else []),
-                *([f"not taken ({len(report.problems)}):"] if report.problems else []),
+                *([f"wrong ({len(report.problems)}):"] if report.problems else []),
                 *(f"  {problem}" for problem in report.problems),
             ]
         )

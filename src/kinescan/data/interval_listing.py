@@ -211,6 +211,9 @@ class _Placing:
         count = len(self._clock.starts)
         if not (span.start.is_integer() and span.end.is_integer()) or not seconds:
             return ""
+        if span.start < seconds and span.end < 2 * seconds:
+            # more likely a mark that is a little too long
+            return ""
         if span.end <= count + 1:
             return f" It has {count} frames: times look like frame numbers; divide them by {count / seconds:.4g}."
         if span.end <= 1000 * (self._clock.end + 1):

@@ -82,7 +82,7 @@ def convert(source: str | Path, output: str | Path, *, overwrite: bool = False, 
             "with --videos, or put the list beside them",
             *(len(found.not_found), found.num_videos, found.not_found[0]),
         )
-    return ConvertReport(output=target, conversion=found, problems=tuple(problems))
+    return ConvertReport(output=target, conversion=found, problems=tuple(dict.fromkeys(problems)))
 
 
 def _options(values: Mapping[str, Any]) -> ConvertOptions:

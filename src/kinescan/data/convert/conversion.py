@@ -18,6 +18,8 @@ from kinescan.settings import closest
 _ATTRIBUTE = "attribute:"
 _FRAMES_BEHIND = 2
 """By how many frames a mark may reach beyond its video: tools count them in other ways."""
+_RATES_APART = 0.02
+"""Rates this much apart are two: a tool's number of frames is rounded up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +235,16 @@ def _in_seconds(
     if export.unit == "seconds":
         yield from export.marks
         return
-    rate = options.frame_rate or export.frame_rate
     clocks: dict[str, Sequence[float] | None] = {}
+    overruled: dict[float, None] = {}
     for mark in export.marks:
+        if mark.in_seconds:
+            yield mark
+            continue
+        rate = options.frame_rate or mark.frame_rate
+        if mark.frame_rate and abs(rate / mark.frame_rate - 1) > _RATES_APART:
+            rate = mark.frame_rate
+            overruled.setdefault(rate)
         if rate:
             yield replace(mark, start=mark.start / rate, end=mark.end / rate)
             continue
@@ -260,6 +269,11 @@ def _in_seconds(
             )
             continue
         yield replace(mark, start=clock[int(mark.start)], end=clock[min(int(mark.end), len(clock) - 1)])
+    if overruled:
+        said = ", ".join(f"{rate:g}" for rate in overruled)
+        found.notes.append(
+            f"some videos are counted at {said} frames a second, as the export says: --fps is for the others"
+        )
 
 
 def _clock(path: Path | None, export: Export) -> Sequence[float] | None:

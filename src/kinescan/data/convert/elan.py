@@ -59,13 +59,13 @@ def read_eaf(source: ExportFile) -> Export:
 def _media(header: Element, file: Path) -> tuple[str, float, list[str]]:
     """The video's name, what is added to times so that they are on its clock, and notes."""
     found = header.findall("MEDIA_DESCRIPTOR")
+    # the first versions of ELAN named the file here
+    older = header.get("MEDIA_FILE", "").strip()
+    if not found and older:
+        return _path_in(older), 0.0, []
 
     def name_of(media: Element) -> str:
-        address = media.get("RELATIVE_MEDIA_URL") or media.get("MEDIA_URL") or ""
-        try:
-            return unquote(urlsplit(address).path if "://" in address else address)
-        except ValueError:
-            return address
+        return _path_in(media.get("RELATIVE_MEDIA_URL") or media.get("MEDIA_URL") or "")
 
     videos = [
         media for media in found if media.get("MIME_TYPE", "").startswith("video") or is_video(name_of(media))
@@ -75,6 +75,14 @@ def _media(header: Element, file: Path) -> tuple[str, float, list[str]]:
     notes = [f"{len(videos)} videos belong to it: the first, {name_of(videos[0])}, is taken"] if len(videos) > 1 else []
     origin = videos[0].get("TIME_ORIGIN", "0")
     return name_of(videos[0]) or file.stem, (float(origin) if re.fullmatch(r"-?\d+", origin) else 0.0) / 1000, notes
+
+
+def _path_in(address: str) -> str:
+    """The path of a file in an address."""
+    try:
+        return unquote(urlsplit(address).path if "://" in address else address)
+    except ValueError:
+        return address
 
 
 def _slots(root: Element) -> tuple[dict[str, float], int]:

@@ -18,6 +18,8 @@ class Mark:
         end: in seconds, or the number of the frame behind its last one; as `start` for what has no length.
         fields: what a label can be made of, by name, such as "tier" and "text".
         line: of the file, from 1; 0 where the format has none.
+        frame_rate: frames per second that its frame numbers are counted at, where the file says it for this mark.
+        in_seconds: its times are seconds, though the others of the file are frame numbers.
     """
 
     video: str
@@ -25,6 +27,8 @@ class Mark:
     end: float
     fields: Mapping[str, str]
     line: int = 0
+    frame_rate: float = 0.0
+    in_seconds: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,6 @@ class Export:
         videos: names of all videos that were looked at, also those in which nothing happens.
         marks: in the order of the file.
         unit: of the times of marks.
-        frame_rate: frames per second that frame numbers are counted at, where the file says it; 0: it does not.
         counts_own_frames: frame numbers are those of the video itself, so that its time stamps say when they are.
         problems: what is wrong.
         notes: what else a user should know.
@@ -44,7 +47,6 @@ class Export:
     videos: tuple[str, ...]
     marks: tuple[Mark, ...]
     unit: Literal["seconds", "frames"] = "seconds"
-    frame_rate: float = 0.0
     counts_own_frames: bool = True
     problems: tuple[RowProblem, ...] = ()
     notes: tuple[str, ...] = ()

@@ -52,7 +52,11 @@ FORMATS: dict[str, Format] = {
         read_eaf, is_eaf, ("text", "tier", "participant"), "ELAN: .eaf, one file a recording", instead="tier"
     ),
     "cvat": Format(
-        read_cvat, is_cvat, ("label",), "CVAT for video 1.1: .xml, or the .zip with it", has_attributes=True
+        read_cvat,
+        is_cvat,
+        ("label",),
+        "CVAT for video 1.1 (or for images 1.1, of a video): .xml, or the .zip with it",
+        has_attributes=True,
     ),
     "via": Format(read_via, _table(is_via), ("label",), "VIA 3: csv of temporal segments", has_attributes=True),
     "boris": Format(

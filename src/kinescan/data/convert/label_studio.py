@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -23,9 +23,12 @@ def is_label_studio(file: Path) -> bool:
         return False
     content = read_json(file)
     tasks = content if isinstance(content, list) else [content]
-    if not tasks or not all(isinstance(task, dict) for task in tasks):
+    if not all(isinstance(task, dict) for task in tasks):
         return False
-    return any({"annotations", "data"} <= task.keys() or any(_minimal(task)) for task in tasks)
+    # a project without tasks is exported as an empty list
+    return not tasks or any(
+        ("data" in task and _annotations(task) is not None) or any(_minimal(task)) for task in tasks
+    )
 
 
 def read_label_studio(source: ExportFile) -> Export:
@@ -44,7 +47,7 @@ def read_label_studio(source: ExportFile) -> Export:
         if not isinstance(task, dict):
             raise ConfigError(f"{source.path}: task {number} must be a table, not {type(task).__name__}.")
         reading.add(task, number)
-    return reading.export(source.path)
+    return reading.export()
 
 
 class _Reading:
@@ -52,9 +55,7 @@ class _Reading:
 
     def __init__(self) -> None:
         self._videos: dict[str, None] = {}
-        self._frames: list[Mark] = []
-        self._seconds: list[Mark] = []
-        self._rates: set[float] = set()
+        self._marks: list[Mark] = []
         self._problems: list[RowProblem] = []
         self._unlabelled = self._several = self._others = 0
 
@@ -62,28 +63,37 @@ class _Reading:
         """One more task."""
         data = task.get("data")
         data = data if isinstance(data, dict) else task
-        name = task.get("id", number)
-        video = _video_of(data)
-        if video is None:
-            self._problems.append(RowProblem(0, f"task {name}: its data names no video.", "?"))
+        where = f"task {task.get('id', number)}"
+        videos = _videos_of(data)
+        if not videos:
+            self._problems.append(RowProblem(0, f"{where}: its data names no video.", "?"))
             return
         results = self._results(task)
         if results is None:
             self._unlabelled += 1
             return
-        self._videos.setdefault(video)
-        for key in ("fps", "framerate", "frame_rate"):
-            if _is_rate(data.get(key)):
-                self._rates.add(float(data[key]))
-        for result in results:
-            self._region(result, video, f"task {name}")
+        regions = [result for result in results if isinstance(result, dict) and isinstance(result.get("value"), dict)]
+        self._others += len(results) - len(regions)
+        targets = {str(region["to_name"]) for region in regions if "to_name" in region}
+        rate = _rate_of(data, regions)
+        self._videos.update(dict.fromkeys(videos.values() if len(targets) > 1 else list(videos.values())[:1]))
+        for region in regions:
+            target = str(region.get("to_name", ""))
+            video = videos.get(target.lower()) or (next(iter(videos.values())) if len(targets) < 2 else None)
+            if video is None and len(set(videos.values())) == 1:
+                video = next(iter(videos.values()))
+            if video is None:
+                several = ", ".join(f"{name} ({path})" for name, path in videos.items())
+                self._problems += [
+                    RowProblem(0, f"{where}: which of its videos {target!r} shows is not said: {several}.", path)
+                    for path in dict.fromkeys(videos.values())
+                ]
+                continue
+            self._videos.setdefault(video)
+            self._region(region, video, where, rate)
 
-    def export(self, file: Path) -> Export:
-        """What was gathered.
-
-        Raises:
-            ConfigError: parts of it are counted at different rates.
-        """
+    def export(self) -> Export:
+        """What was gathered."""
         notes = []
         if self._unlabelled:
             notes.append(f"{self._unlabelled} tasks have no annotation yet, and are left out")
@@ -91,19 +101,10 @@ class _Reading:
             notes.append(f"{self._several} tasks have several annotations: the newest of each is taken")
         if self._others:
             notes.append(f"{self._others} regions have no time, and are left out")
-        rate = next(iter(self._rates)) if len(self._rates) == 1 else 0.0
-        marks, unit = self._seconds, "seconds"
-        if self._frames:
-            unit = "frames"
-            if self._seconds and not rate:
-                raise ConfigError(f"{file} holds regions in seconds and in frames. Export them apart.")
-            in_frames = [replace(mark, start=mark.start * rate, end=mark.end * rate) for mark in self._seconds]
-            marks = [*self._frames, *in_frames]
         return Export(
             tuple(self._videos),
-            tuple(marks),
-            unit="frames" if unit == "frames" else "seconds",
-            frame_rate=rate,
+            tuple(self._marks),
+            unit="frames",
             counts_own_frames=False,
             problems=tuple(self._problems),
             notes=tuple(notes),
@@ -111,23 +112,20 @@ class _Reading:
 
     def _results(self, task: Mapping[str, Any]) -> Sequence[Any] | None:
         """Regions of a task; None where nobody has labelled it."""
-        if "annotations" not in task:
+        given = _annotations(task)
+        if given is None:
             return list(_minimal(task)) or None
-        given = task["annotations"]
         annotations = [entry for entry in given if isinstance(entry, dict)] if isinstance(given, list) else []
         annotations = [entry for entry in annotations if not entry.get("was_cancelled")]
         if not annotations:
             return None
         self._several += len(annotations) > 1
-        chosen = max(annotations, key=lambda entry: (bool(entry.get("ground_truth")), str(entry.get("updated_at", ""))))
+        chosen = max(annotations, key=lambda entry: (bool(entry.get("ground_truth")), _moment(entry.get("updated_at"))))
         results = chosen.get("result")
         return results if isinstance(results, list) else []
 
-    def _region(self, result: Any, video: str, where: str) -> None:
-        value = result.get("value") if isinstance(result, dict) else None
-        if not isinstance(value, dict):
-            self._others += 1
-            return
+    def _region(self, region: Mapping[str, Any], video: str, where: str, rate: float) -> None:
+        value = region["value"]
         labels = [text for key, texts in value.items() if key.endswith("labels") for text in _texts(texts)]
         try:
             spans, in_frames = _spans(value)
@@ -143,12 +141,36 @@ class _Reading:
             return
         if not labels:
             self._problems.append(RowProblem(0, f"{where}: a region has no label: {value!r:.120}.", video))
-        count, duration = value.get("framesCount"), value.get("duration")
-        if in_frames and count is not None and duration is not None and _is_rate(count) and _is_rate(duration):
-            self._rates.add(round(float(count) / float(duration), 3))
-        fields = {"control": str(result.get("from_name", ""))}
-        kept = self._frames if in_frames else self._seconds
-        kept += [Mark(video, start, end, {"label": label, **fields}) for start, end in spans for label in labels]
+        fields = {"control": str(region.get("from_name", ""))}
+        self._marks += [
+            Mark(video, start, end, {"label": label, **fields}, frame_rate=rate, in_seconds=not in_frames)
+            for start, end in spans
+            for label in labels
+        ]
+
+
+def _rate_of(data: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]) -> float:
+    """Frames per second that a task says: in its data, or by the number of frames and the length of a tracked box."""
+    given = [float(data[key]) for key in ("fps", "framerate", "frame_rate") if _is_rate(data.get(key))]
+    sizes = [(region["value"].get("framesCount"), region["value"].get("duration")) for region in regions]
+    counted = {
+        round(float(count) / float(length), 3) for count, length in sizes if _is_rate(count) and _is_rate(length)
+    }
+    return given[0] if given else next(iter(counted)) if len(counted) == 1 else 0.0
+
+
+def _annotations(task: Mapping[str, Any]) -> Any:
+    """What people marked in a task; Label Studio called it completions before its version 1."""
+    return task.get("annotations", task.get("completions"))
+
+
+def _moment(text: Any) -> float:
+    """Seconds of a time stamp with or without a time zone, so that two can be compared; -inf where it is none."""
+    try:
+        moment = datetime.fromisoformat(str(text))
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return -math.inf
 
 
 def _spans(value: Mapping[str, Any]) -> tuple[list[tuple[float, float]], bool]:
@@ -196,12 +218,11 @@ def _minimal(task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 yield {"value": value, "from_name": name}
 
 
-def _video_of(data: Mapping[str, Any]) -> str | None:
-    """The name of a task's video."""
+def _videos_of(data: Mapping[str, Any]) -> dict[str, str]:
+    """Names of a task's videos by their keys in small letters, the usual keys first."""
     texts = {key.lower(): text for key, text in data.items() if isinstance(text, str)}
-    ordered = [*(texts[key] for key in _VIDEO_KEYS if key in texts), *texts.values()]
-    named = (name for text in ordered if is_video(name := _name_in(text)))
-    return next(named, None)
+    ordered = {**{key: texts[key] for key in _VIDEO_KEYS if key in texts}, **texts}
+    return {key: name for key, text in ordered.items() if is_video(name := _name_in(text))}
 
 
 def _name_in(text: str) -> str:
