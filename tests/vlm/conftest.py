@@ -1,4 +1,4 @@
-"""Small random models of the four families, and the plain transformers forward to compare with."""
+"""Small random models of the families, and the plain transformers forward to compare with."""
 
 import functools
 
@@ -42,6 +42,111 @@ QWEN_IDS = {
     "vision_start_token_id": VISION_START,
     "vision_end_token_id": VISION_END,
 }
+
+SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 24,
+    "patch_size": 4,
+    "vision_use_head": False,
+}
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
+
+
+def qwen2_vl():
+    config = transformers.Qwen2VLConfig(
+        text_config={**TEXT, "rope_parameters": {**ROPE, "mrope_section": [2, 3, 3]}},
+        vision_config={
+            "depth": 2,
+            "embed_dim": 32,
+            "hidden_size": 64,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "initializer_range": 0.1,
+        },
+        **QWEN_IDS,
+    )
+    return transformers.Qwen2VLForConditionalGeneration(config)
+
+
+def qwen3_vl_moe():
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    config = transformers.Qwen3VLMoeConfig(
+        text_config={**TEXT, **experts, "rope_parameters": {**ROPE, "mrope_section": [4, 2, 2]}},
+        vision_config={**QWEN_VISION, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
+        **QWEN_IDS,
+    )
+    return transformers.Qwen3VLMoeForConditionalGeneration(config)
+
+
+def qwen3_5(layer_types=("full_attention",) * 3):
+    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8}
+    rope = {**ROPE, "mrope_section": [4, 2, 2], "partial_rotary_factor": 1.0}
+    config = transformers.Qwen3_5Config(
+        text_config={
+            **TEXT,
+            **linear,
+            "linear_value_head_dim": 8,
+            "layer_types": [*layer_types],
+            "rope_parameters": rope,
+        },
+        vision_config={**QWEN_VISION, "num_position_embeddings": 64},
+        **QWEN_IDS,
+    )
+    return transformers.Qwen3_5ForConditionalGeneration(config)
+
+
+def qwen3_5_linear():
+    return qwen3_5(("linear_attention", "linear_attention", "full_attention"))
+
+
+def smolvlm():
+    config = transformers.SmolVLMConfig(
+        text_config={"model_type": "llama", **TEXT, "rope_parameters": ROPE},
+        vision_config={**SIGLIP, "model_type": "smolvlm_vision", "image_size": 16, "initializer_range": 0.1},
+        image_token_id=IMAGE,
+        scale_factor=2,
+    )
+    return transformers.SmolVLMForConditionalGeneration(config)
+
+
+def llava_next_video():
+    config = transformers.LlavaNextVideoConfig(
+        text_config={"model_type": "llama", **TEXT, "rope_parameters": ROPE},
+        vision_config={**SIGLIP, "model_type": "clip_vision_model", "num_hidden_layers": 3},
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+    )
+    return transformers.LlavaNextVideoForConditionalGeneration(config)
+
+
+def video_llama_3():
+    config = transformers.VideoLlama3Config(
+        text_config={"model_type": "qwen2", **TEXT, "rope_parameters": ROPE},
+        vision_config={**SIGLIP, "model_type": "video_llama_3_vision", "initializer_range": 0.1},
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+    )
+    return transformers.VideoLlama3ForConditionalGeneration(config)
+
+
+def perception_lm():
+    # a tower of transformers stands for timm's, which needs torchvision
+    config = transformers.PerceptionLMConfig(
+        text_config={"model_type": "llama", **TEXT, "rope_parameters": ROPE},
+        vision_config={**SIGLIP, "model_args": {"embed_dim": 32}},
+        vision_use_cls_token=False,
+        projector_pooling_ratio=2,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+    )
+    return transformers.PerceptionLMForConditionalGeneration(config)
 
 
 def qwen2_5_vl():
@@ -137,8 +242,21 @@ BUILDERS = {
     "llava_onevision": llava_onevision,
     "internvl": internvl,
     "internvl_dynamic": internvl_dynamic,
+    "qwen2_vl": qwen2_vl,
+    "qwen3_vl_moe": qwen3_vl_moe,
+    "qwen3_5": qwen3_5,
+    "qwen3_5_linear": qwen3_5_linear,
+    "smolvlm": smolvlm,
+    "llava_next_video": llava_next_video,
+    "video_llama_3": video_llama_3,
+    "perception_lm": perception_lm,
 }
 FAMILY_NAMES = ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl"]
+"""Those that every test of a stream runs with."""
+FURTHER_NAMES = [
+    *("qwen2_vl", "qwen3_vl_moe", "qwen3_5", "smolvlm", "llava_next_video", "video_llama_3", "perception_lm"),
+]
+"""Those that are compared with transformers alone."""
 
 
 @functools.cache
@@ -164,6 +282,11 @@ def family_name(request):
     return request.param
 
 
+@pytest.fixture(params=FURTHER_NAMES)
+def further_name(request):
+    return request.param
+
+
 @pytest.fixture
 def video():
     """Gives uint8 frames [T, 3, H, W] of a size that a family takes as it is, different in every frame."""
@@ -185,7 +308,7 @@ def plain_inputs(family, frames, question):
         height, width = (side // family.patch for side in family.frame_size(*frames.shape[-2:]))
         steps = -(-len(frames) // merged)
         count = height * width // merge
-        if kind == "qwen2_5_vl":
+        if kind in ("qwen2_vl", "qwen2_5_vl"):
             ids = [VISION_START, *[VIDEO] * (steps * count), VISION_END]
         else:
             ids = [VISION_START, *[VIDEO] * count, VISION_END] * steps
@@ -204,6 +327,20 @@ def plain_inputs(family, frames, question):
     if kind == "internvl":
         count = model.config.image_seq_length
         return {"input_ids": torch.tensor([[IMAGE] * count * len(frames) + question]), "pixel_values": prepared}
+    if kind == "smolvlm":
+        count = model.model.image_seq_len
+        return {"input_ids": torch.tensor([[IMAGE] * count * len(frames) + question]), "pixel_values": prepared[None]}
+    if kind in ("llava_next_video", "perception_lm"):
+        count = 9
+        ids = torch.tensor([[VIDEO] * count * len(frames) + question])
+        return {"input_ids": ids, "pixel_values_videos": prepared[None]}
+    if kind == "video_llama_3":
+        prepared = torch.cat([family.prepare(frame[None]) for frame in frames])
+        height, width = (side // family.patch for side in family.frame_size(*frames.shape[-2:]))
+        ids = torch.tensor([[VIDEO] * (height * width // 4) * len(frames) + question])
+        grid = torch.tensor([[len(frames), height, width]])
+        sizes = {"video_grid_thw": grid, "video_merge_sizes": torch.tensor([2])}
+        return {"input_ids": ids, "pixel_values_videos": prepared, **sizes}
     count = 9
     ids = [VIDEO] * (count * len(frames) + 1) + question
     return {"input_ids": torch.tensor([ids]), "pixel_values_videos": prepared[None]}

@@ -30,7 +30,7 @@ WIDE = 110
 def command(
     video: Annotated[str, typer.Argument(help="A video file, a URL (rtsp://, http://, ...), or - for standard input.")],
     questions: Annotated[list[str], typer.Argument(help="Questions in quotes; each is asked for itself.")],
-    model: Annotated[str, typer.Option(help="Folder or hub name of a Qwen-VL, InternVL or LLaVA-OneVision model.")],
+    model: Annotated[str, typer.Option(help="Folder or hub name of a video VLM (docs/statekv.md lists families).")],
     budget: Annotated[int, typer.Option(help="Tokens of the past that a frame may see.")] = 4096,
     fps: Annotated[float, typer.Option(help="Frames per second shown to the model.")] = 1.0,
     policy: Annotated[

@@ -6,12 +6,12 @@ from typing import Any
 from kinescan.errors import DependencyError
 
 
-def optional_package(name: str, extra: str = "export") -> Any:
+def optional_package(name: str, extra: str | None = "export") -> Any:
     """A package that not everyone has.
 
     Args:
         name: what is imported.
-        extra: the kinescan extra that brings it.
+        extra: the kinescan extra that brings it; None where none does.
 
     Raises:
         DependencyError: it is not installed, or cannot be imported.
@@ -19,6 +19,5 @@ def optional_package(name: str, extra: str = "export") -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise DependencyError(
-            f"this needs {name} ({error}). Install it with: pip install 'kinescan[{extra}]'"
-        ) from None
+        brought = name if extra is None else f"'kinescan[{extra}]'"
+        raise DependencyError(f"this needs {name} ({error}). Install it with: pip install {brought}") from None

@@ -21,6 +21,7 @@ __all__ = [
     "forget_attention",
     "forget_hooks",
     "knows_quantiser",
+    "knows_vlm",
     "name_processor",
     "name_video_classifier",
     "rope_frequencies",
@@ -76,6 +77,12 @@ def rope_frequencies(kind: str, config: Any, device: torch.device, *, num_positi
 def knows_quantiser(method: str | None) -> bool:
     """Whether transformers can read weights that were quantised by this method; it leaves out others silently."""
     return method in optional_package("transformers.quantizers.auto", _EXTRA).AUTO_QUANTIZER_MAPPING
+
+
+def knows_vlm(model_type: str) -> bool:
+    """Whether transformers has a class for text from images or videos of that type."""
+    modeling = optional_package("transformers.models.auto.modeling_auto", _EXTRA)
+    return model_type in modeling.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def name_video_classifier(model_type: str, class_name: str) -> None:

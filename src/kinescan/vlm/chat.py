@@ -46,7 +46,7 @@ class Chat:
             )
         template_owner = processor if getattr(processor, "chat_template", None) else self.tokenizer
         if getattr(template_owner, "chat_template", None):
-            self.format = _from_template(template_owner, family.prompt)
+            self.format = _from_template(template_owner, family)
         if opening is not None:
             # without its marker the frames would stand outside of any video
             marker = family.prompt.video_start
@@ -63,8 +63,10 @@ class Chat:
         lead = {"first": "opening", "between": "between", "next_video": "next_video"}[position]
         if self.tokenizer is None:
             return self._bare.get(lead, []) + self._bare.get("before_patch", [])
-        text = getattr(self.format, lead) + self.format.before_patch.format(number=number, seconds=seconds)
-        return self._encode(text)
+        minutes, rest = divmod(max(0, int(seconds)), 60)
+        before = self.format.before_patch.format(number=number, seconds=seconds, minutes=minutes, rest=rest)
+        introduction = "" if position == "between" else self.format.introduction
+        return self._encode(getattr(self.format, lead) + introduction + before)
 
     def after_patch(self) -> list[int]:
         """Token ids behind a temporal patch."""
@@ -82,7 +84,7 @@ class Chat:
                 the model knows.
             ShapeError: the ids are a batch.
         """
-        lead = "closing" if behind == "video" else "next_turn"
+        lead: Literal["closing", "next_turn"] = "closing" if behind == "video" else "next_turn"
         if isinstance(question, str):
             if self.tokenizer is None:
                 raise ConfigError(
@@ -90,15 +92,19 @@ class Chat:
                 )
             if not question.strip():
                 raise ConfigError("the question is empty. Ask something.")
-            return self._encode(getattr(self.format, lead) + question + self.format.answer)
+            return self._encode(self._lead(lead) + question + self.format.answer)
         if isinstance(question, Tensor):
             if question.ndim == 2 and len(question) == 1:
                 question = question[0]
             if question.ndim != 1:
                 raise ShapeError(f"a question is one row of token ids, got {tuple(question.shape)}. Ask one at a time.")
             question = question.tolist()
-        lead_ids = self._bare.get(lead, []) if self.tokenizer is None else self._encode(getattr(self.format, lead))
+        lead_ids = self._bare.get(lead, []) if self.tokenizer is None else self._encode(self._lead(lead))
         return lead_ids + self._checked_ids(question)
+
+    def _lead(self, lead: Literal["closing", "next_turn"]) -> str:
+        text: str = getattr(self.format, lead)
+        return self.format.video_end + text if lead == "closing" else text
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of an answer; empty without a tokenizer."""
@@ -126,9 +132,10 @@ class Chat:
         return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []
 
 
-def _from_template(owner: Any, default: PromptFormat) -> PromptFormat:
-    """The format with the texts that a chat template writes; the default where it cannot take a video."""
-    video = {"type": "video"}
+def _from_template(owner: Any, family: Family) -> PromptFormat:
+    """The format with the texts that a chat template writes; the family's own where it cannot take a video."""
+    default = family.prompt
+    video = {"type": family.medium}
     asked = {"role": "user", "content": [video, {"type": "text", "text": QUESTION}]}
     answered = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
     again = {"role": "user", "content": [{"type": "text", "text": QUESTION}]}
@@ -136,13 +143,22 @@ def _from_template(owner: Any, default: PromptFormat) -> PromptFormat:
         once = owner.apply_chat_template([asked], tokenize=False, add_generation_prompt=True)
         twice = owner.apply_chat_template([asked, answered, again], tokenize=False, add_generation_prompt=True)
         further = owner.apply_chat_template([asked, answered, asked], tokenize=False, add_generation_prompt=True)
-        opening, rest = once.split(default.video_token)
+        marker = _marker(once, owner, family)
+        opening, rest = once.split(marker)
         closing, answer = rest.split(QUESTION)
         next_turn = twice.split(ANSWER)[1].split(QUESTION)[0]
-        next_video = further.split(ANSWER)[1].split(default.video_token)[0]
+        next_video = further.split(ANSWER)[1].split(marker)[0]
     # A template is someone's code and may fail in any way on a list of contents.
     except Exception as error:
         logger.info("the chat template takes no video (%s): the family's own prompt is used", error)
         return default
     texts = {"opening": opening, "closing": closing, "answer": answer, "next_turn": next_turn, "next_video": next_video}
     return replace(default, **texts)
+
+
+def _marker(written: str, owner: Any, family: Family) -> str:
+    """What a chat template has written in place of the frames."""
+    own = getattr(owner, f"{family.medium}_token", None)
+    default = family.prompt.video_token
+    candidates = (default, own, f"<{family.medium}>", f"<|{family.medium}|>")
+    return next((one for one in candidates if isinstance(one, str) and one and one in written), default)

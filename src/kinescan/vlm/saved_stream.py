@@ -48,7 +48,7 @@ def load_stream(
         pixels = build_settings(PixelSettings, facts["pixels"])
         stream = open_stream(model, processor, **config, pixels=pixels, opening=opening)
         given = {
-            "model_type": stream.family.model_type,
+            "model_type": stream.family.name,
             "shape": describe_shape(stream.cache.shape),
             "weights": stream.fingerprint(),
         }
@@ -82,4 +82,6 @@ def _unpack_positions(facts: Mapping[str, Any]) -> Positions:
         upcoming=whole_number(facts["upcoming"], "upcoming"),
         video_start=None if start is None else whole_number(start, "video_start"),
         video_seconds=finite(facts["video_seconds"], "video_seconds"),
+        # not in files of before Qwen2-VL, the only family that needs it
+        video_patches=whole_number(facts.get("video_patches", 0), "video_patches"),
     )

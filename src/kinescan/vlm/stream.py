@@ -21,10 +21,11 @@ from kinescan.vlm.cache import Storage, StreamCache
 from kinescan.vlm.chat import Chat, PatchPosition
 from kinescan.vlm.config import StreamConfig, check_count
 from kinescan.vlm.families import Family, Features, PixelSettings, Positions, family_class, read_pixel_settings
-from kinescan.vlm.families.door import follows_length, pinned_rope, share_weights
+from kinescan.vlm.families.door import follows_length, pinned_rope, share_weights, unwrapped
 from kinescan.vlm.frames import to_frames
 from kinescan.vlm.intake import Intake, PendingPatch, encoded
 from kinescan.vlm.policy import Policy, make_policy
+from kinescan.vlm.self_check import check_family
 from kinescan.vlm.sequence import Chunk, Embedded, Patch, Text, sequence
 from kinescan.vlm.snapshot import describe_shape, pack_cache, pack_intake, pack_policy, write_snapshot
 
@@ -90,12 +91,13 @@ def open_stream(
     if pixels is not None and not isinstance(pixels, PixelSettings):
         raise ConfigError(f"pixels must be PixelSettings, got a {type(pixels).__name__}. Take those of load_vlm.")
     pixels = read_pixel_settings(kind, processor) if pixels is None else pixels
-    family = kind(share_weights(model), pixels=pixels, horizon_frames=horizon_frames, hf_compat=hf_compat)
+    family = kind(share_weights(unwrapped(model)), pixels=pixels, horizon_frames=horizon_frames, hf_compat=hf_compat)
     if horizon_frames is None and follows_length(family.decoder):
         raise ConfigError(
-            f"{family.model_type}: rotary frequencies of this model follow the length of the video, so they are fixed "
+            f"{family.name}: rotary frequencies of this model follow the length of the video, so they are fixed "
             "for the longest one it may become: declare horizon_frames."
         )
+    check_family(family)
     return VideoStream(family, Chat(family, processor, opening=opening), config)
 
 
@@ -180,9 +182,7 @@ class VideoStream:
             self.intake.check_size(frames)
             merged = self.family.temporal_patch
             if len(frames) % merged:
-                raise ShapeError(
-                    f"{self.family.model_type} merges {merged} frames, got {len(frames)}. Give a multiple."
-                )
+                raise ShapeError(f"{self.family.name} merges {merged} frames, got {len(frames)}. Give a multiple.")
             features = [encoded(self.family, part) for part in frames.split(merged)]
             self.intake.frame_size = (frames.shape[2], frames.shape[3])
             return features
@@ -270,7 +270,7 @@ class VideoStream:
         waiting, intake = pack_intake(self.intake)
         config = {**asdict(self.config), "policy": pack_policy(self.policy)}
         facts = {
-            "model_type": self.family.model_type,
+            "model_type": self.family.name,
             "shape": describe_shape(self.cache.shape),
             "weights": self.fingerprint(),
             "config": config,

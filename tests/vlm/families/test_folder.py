@@ -228,7 +228,34 @@ DAMAGE = {
     ),
     "pickled junk": (pickled_junk, CheckpointError, "cannot be loaded"),
     "empty": (emptied, CheckpointError, "the folder is empty"),
-    "adapter": (adapter, CheckpointError, "adapter"),
+    "adapter": (adapter, (CheckpointError, DependencyError), "adapter"),
+    "adapter of none": (
+        lambda folder: (emptied(folder), (folder / "adapter_config.json").write_text("{}")),
+        CheckpointError,
+        "base_model_name_or_path",
+    ),
+    "gguf": (
+        lambda folder: (emptied(folder), (folder / "model-q4.gguf").write_bytes(b"GGUF")),
+        CheckpointError,
+        "GGUF",
+    ),
+    "own code": (
+        lambda folder: change(folder / "config.json", model_type="internvl_chat"),
+        CheckpointError,
+        "InternVL3-1B-hf",
+    ),
+    "unknown type with code": (
+        lambda folder: change(folder / "config.json", model_type="mine", auto_map={"AutoModel": "own.Own"}),
+        CheckpointError,
+        "trust_remote_code",
+    ),
+    "bidirectional": (lambda folder: change(folder / "config.json", model_type="molmo2"), ConfigError, "directions"),
+    "windows": (lambda folder: change(folder / "config.json", model_type="gemma3n"), ConfigError, "window"),
+    "windows in a layer": (
+        lambda folder: in_text_config(folder, layer_types=["full_attention", "sliding_attention", "full_attention"]),
+        ConfigError,
+        "sliding_attention",
+    ),
     "distributed": (written(".metadata", "x"), CheckpointError, ".metadata"),
 }
 
@@ -243,8 +270,56 @@ def test_damage_is_an_error_that_names_it(folder, damage):
     assert str(folder) in str(raised.value)
 
 
+QUANTISED = {"bitsandbytes": "bitsandbytes", "gptq": "gptqmodel", "awq": "gptqmodel", "torchao": "torchao"}
+
+
+@pytest.mark.parametrize("method", QUANTISED)
+def test_quantised_weights_name_the_package_that_they_need(folder, method, monkeypatch):
+    from kinescan.vlm.families import door
+
+    monkeypatch.setattr(door.importlib.util, "find_spec", lambda name: None)
+    change(folder / "config.json", quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(DependencyError, match=f"pip install {QUANTISED[method]}"):
+        load_vlm(folder)
+
+
+def test_a_gguf_file_is_refused_by_name(folder):
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match="GGUF"):
+        load_vlm(folder / "model.gguf")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_runs_beside_its_base_or_merged(folder, vlm, tmp_path):
+    peft = pytest.importorskip("peft")
+    import copy
+
+    base = copy.deepcopy(vlm("internvl"))
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(base, lora).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    change(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=str(folder))
+    frames = torch.arange(3 * 3 * 16 * 16).reshape(3, 3, 16, 16).remainder(256).byte()
+
+    def logits(model):
+        with open_stream(model) as stream:
+            stream.push(frames)
+            return stream.ask([5, 6, 7], max_new_tokens=1).logits
+
+    expected = logits(adapted)
+    for merge in (False, True):
+        loaded = load_vlm(tmp_path / "adapter", merge_adapter=merge)
+        torch.testing.assert_close(logits(loaded.model), expected, atol=1e-4, rtol=1e-4)
+    assert (logits(load_vlm(folder).model) - expected).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
-    "damage", ["no tokenizer", "broken tokenizer", "larger tokenizer", "broken preprocessor", "other type", "wide"]
+    "damage",
+    [
+        *("no tokenizer", "broken tokenizer", "larger tokenizer", "broken preprocessor", "other type", "wide"),
+        *("gguf", "own code", "bidirectional", "windows", "windows in a layer"),
+    ],
 )
 def test_what_is_cheap_is_found_before_the_weights_are_read(folder, damage, monkeypatch):
     import transformers

@@ -13,16 +13,24 @@ from kinescan.runtime.files import read_json_object
 from kinescan.vlm.families import door
 from kinescan.vlm.families.base import Family, Features, Positions, PromptFormat, check_ready
 from kinescan.vlm.families.folder import first_sentence
+from kinescan.vlm.families.generic import Generic
 from kinescan.vlm.families.internvl import InternVL
+from kinescan.vlm.families.llava_next_video import LlavaNextVideo
 from kinescan.vlm.families.llava_onevision import LlavaOnevision
+from kinescan.vlm.families.perception_lm import PerceptionLM
 from kinescan.vlm.families.pixels import PixelSettings
 from kinescan.vlm.families.qwen2_5_vl import Qwen25VL
-from kinescan.vlm.families.qwen3_vl import Qwen3VL
+from kinescan.vlm.families.qwen2_vl import Qwen2VL
+from kinescan.vlm.families.qwen3_vl import Qwen3VL, Qwen3VLMoe, Qwen35, Qwen35Moe
+from kinescan.vlm.families.refused import REFUSED
+from kinescan.vlm.families.smolvlm import SmolVLM
+from kinescan.vlm.families.video_llama_3 import VideoLlama3
 
 __all__ = [
     "FAMILIES",
     "Family",
     "Features",
+    "Generic",
     "PixelSettings",
     "Positions",
     "PromptFormat",
@@ -44,26 +52,43 @@ _PIXEL_FILES = (
 
 FAMILIES: dict[str, type[Family]] = {
     "internvl": InternVL,
+    "llava_next_video": LlavaNextVideo,
     "llava_onevision": LlavaOnevision,
+    "perception_lm": PerceptionLM,
     "qwen2_5_vl": Qwen25VL,
+    "qwen2_vl": Qwen2VL,
+    "qwen3_5": Qwen35,
+    "qwen3_5_moe": Qwen35Moe,
     "qwen3_vl": Qwen3VL,
+    "qwen3_vl_moe": Qwen3VLMoe,
+    "smolvlm": SmolVLM,
+    "video_llama_3": VideoLlama3,
 }
 
 
 def family_class(model: nn.Module) -> type[Family]:
-    """The family of a loaded transformers model.
+    """The family of a loaded transformers model; `Generic` where it has none of its own.
 
     Raises:
-        ConfigError: it belongs to none that is supported, or is in training mode or on several devices.
+        ConfigError: it is refused, or no VLM of transformers, or is in training mode or on several devices.
     """
+    model = door.unwrapped(model)
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in FAMILIES:
+    if kind in REFUSED:
+        raise ConfigError(f"{kind} is not supported: {REFUSED[kind]}. {closest_families()}")
+    if kind not in FAMILIES and not door.is_vlm(kind):
         given = f"a model of type {kind!r}" if kind else f"a {type(model).__name__}"
-        raise ConfigError(
-            f"{given} is not supported. A stream runs transformers models of type {', '.join(sorted(FAMILIES))}."
-        )
+        raise ConfigError(f"{given} is not supported. {closest_families()}")
     check_ready(model)
-    return FAMILIES[kind]
+    return FAMILIES.get(str(kind), Generic)
+
+
+def closest_families() -> str:
+    """A sentence that says which families run."""
+    return (
+        f"A stream runs transformers models of type {', '.join(sorted(FAMILIES))}, and other decoder-only VLMs that "
+        "pass a check at opening."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +112,7 @@ def load_vlm(
     revision: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
+    merge_adapter: bool = False,
 ) -> Vlm:
     """A VLM of a supported family, from a folder or the Hugging Face hub.
 
@@ -95,6 +121,8 @@ def load_vlm(
         revision: branch, tag or commit on the hub.
         dtype: of the weights; "auto" is the checkpoint's own.
         device: where it runs.
+        merge_adapter: where the folder holds an adapter of PEFT, its weights become part of its base model's. By
+            default its layers stay beside them.
 
     Raises:
         CheckpointError: it cannot be loaded.
@@ -103,10 +131,18 @@ def load_vlm(
     """
     usable = _usable(device)
     model, tokenizer, folder = door.load_pretrained(
-        name, families=FAMILIES, revision=revision, dtype=_dtype_of(dtype), prepare=_read_pixels
+        name,
+        families=FAMILIES,
+        revision=revision,
+        dtype=_dtype_of(dtype),
+        prepare=_read_pixels,
+        merge_adapter=merge_adapter,
+        device=usable,
     )
     pixels = read_pixel_settings(family_class(model), folder)
-    return Vlm(model=model.to(usable), tokenizer=tokenizer, pixels=pixels)
+    # quantised weights are put on their device as they are read, and may not be moved
+    moved = model if getattr(door.unwrapped(model), "is_quantized", False) else model.to(usable)
+    return Vlm(model=moved, tokenizer=tokenizer, pixels=pixels)
 
 
 def read_pixel_settings(family: type[Family], source: Any) -> PixelSettings:
@@ -144,7 +180,7 @@ def read_pixel_settings(family: type[Family], source: Any) -> PixelSettings:
 
 def _read_pixels(folder: Path, model_type: str) -> None:
     """Before the weights are read, so that a damaged file is named at once."""
-    read_pixel_settings(FAMILIES[model_type], folder)
+    read_pixel_settings(FAMILIES.get(model_type, Generic), folder)
 
 
 def _usable(device: str | torch.device) -> torch.device:

@@ -4,7 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -40,11 +40,13 @@ class Positions:
         upcoming: the position that the next text token gets.
         video_start: where the running video began, for families that place a whole video as one block.
         video_seconds: time of that video's first frame.
+        video_patches: temporal patches of that video so far.
     """
 
     upcoming: int = 0
     video_start: int | None = None
     video_seconds: float = 0.0
+    video_patches: int = 0
 
     def copy(self) -> "Positions":
         """One that can run ahead by itself."""
@@ -60,9 +62,12 @@ class PromptFormat:
         opening: before the video, `video_start` included.
         video_start: marker of a video's start, at the end of `opening` and `next_video`; empty where each patch has its
             own.
-        before_patch: before each temporal patch; {number} counts frames from 1, {seconds} is its mean time.
+        introduction: what a processor, not a template, writes between `opening` or `next_video` and the first patch.
+        before_patch: before each temporal patch; {number} counts frames from 1, {seconds} is its mean time, which
+            {minutes} and {rest} say in whole minutes and seconds.
         after_patch: behind each.
         between: between two.
+        video_end: what a processor, not a template, writes behind the last patch, before `closing`.
         closing: behind the video, before the question.
         answer: behind the question; the model continues here.
         next_turn: between a kept answer and the next question.
@@ -72,9 +77,11 @@ class PromptFormat:
     video_token: str
     opening: str
     video_start: str = ""
+    introduction: str = ""
     before_patch: str = ""
     after_patch: str = ""
     between: str = ""
+    video_end: str = ""
     closing: str
     answer: str = "<|im_end|>\n<|im_start|>assistant\n"
     next_turn: str = "<|im_end|>\n<|im_start|>user\n"
@@ -95,6 +102,8 @@ class Family(ABC):
     prompt: PromptFormat
     default_pixels: ClassVar[PixelSettings]
     temporal_patch: int = 1
+    medium: Literal["video", "image"] = "video"
+    """What a chat template is given for the frames."""
 
     def __init__(
         self,
@@ -108,12 +117,18 @@ class Family(ABC):
         self.pixels = self.default_pixels if pixels is None else pixels
         self.horizon_frames = horizon_frames
         self.hf_compat = hf_compat
-        door.check_layers(self.model_type, self.text_config, self.decoder)
+        door.check_layers(self.name, self.text_config, self.decoder)
 
     @property
     def config(self) -> Any:
         """The model's config."""
         return self.model.config
+
+    @property
+    def name(self) -> str:
+        """Type of the model, as its config says; that of the class, but for `Generic`."""
+        kind: str = self.config.model_type
+        return kind
 
     @property
     def text_config(self) -> Any:
@@ -123,7 +138,8 @@ class Family(ABC):
     @property
     def decoder(self) -> nn.Module:
         """The language model without its head."""
-        decoder: nn.Module = self.model.model.language_model
+        inner = self.model.model
+        decoder: nn.Module = inner.language_model if hasattr(inner, "language_model") else inner.text_model
         return decoder
 
     @property

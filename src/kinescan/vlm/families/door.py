@@ -1,6 +1,7 @@
 """The only module of the VLMs where transformers is imported; its private parts: `runtime.transformers_internals`."""
 
 import copy
+import importlib.util
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from kinescan.errors import ConfigError, DependencyError, KinescanError
+from kinescan.errors import CheckpointError, ConfigError, DependencyError, KinescanError
 from kinescan.runtime.optional_package import optional_package
 from kinescan.runtime.torch_internals import held_tensors
 from kinescan.runtime.transformers_internals import (
@@ -19,20 +20,24 @@ from kinescan.runtime.transformers_internals import (
     forget_attention,
     forget_hooks,
     knows_quantiser,
+    knows_vlm,
     rope_frequencies,
     set_attention,
 )
 from kinescan.vlm.families.folder import (
+    ADAPTER,
     CONFIG,
     PATTERNS,
     PICKLED_PATTERNS,
     Stored,
+    base_of_adapter,
     find_folder,
     first_sentence,
     look_through,
     read_config,
     refusal,
 )
+from kinescan.vlm.families.refused import QUANTISERS
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +136,24 @@ def follows_length(decoder: nn.Module) -> bool:
 
 def check_layers(model_type: str, config: Any, decoder: nn.Module) -> None:
     """Raises ConfigError where a decoder layer is not plain full attention, or where its positions cannot be pinned."""
+    check_config(model_type, config)
+    if getattr(getattr(decoder, "rotary_emb", None), "rope_type", None) is None:
+        raise ConfigError(
+            f"{model_type}: the decoder has no rotary positions, which a stream needs. Use another model."
+        )
+    if decoder.rotary_emb.rope_type == "longrope":  # type: ignore[union-attr]
+        raise ConfigError(f"{model_type}: rotary scaling 'longrope' switches with the length and is not supported.")
+
+
+def check_config(model_type: str, config: Any) -> None:
+    """Raises ConfigError where a decoder's config says that a layer is not plain full attention.
+
+    Args:
+        model_type: of the whole model.
+        config: of its decoder.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigError(f"{model_type} is an encoder-decoder; a stream needs a decoder alone. Use another model.")
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if getattr(config, "use_sliding_window", False) and getattr(config, "sliding_window", None):
         kinds.add("sliding_attention")
@@ -139,8 +162,6 @@ def check_layers(model_type: str, config: Any, decoder: nn.Module) -> None:
             f"{model_type}: the decoder has layers of kind {', '.join(strange)}; a compressed state needs "
             "full_attention in every layer. Use another checkpoint, or switch them off if it was trained so."
         )
-    if decoder.rotary_emb.rope_type == "longrope":  # type: ignore[union-attr]
-        raise ConfigError(f"{model_type}: rotary scaling 'longrope' switches with the length and is not supported.")
 
 
 def load_pretrained(
@@ -150,6 +171,8 @@ def load_pretrained(
     revision: str | None,
     dtype: str | torch.dtype,
     prepare: Callable[[Path, str], None],
+    device: torch.device,
+    merge_adapter: bool = False,
 ) -> tuple[Any, Any, Path]:
     """Model, tokenizer and folder of a name; no image or video processor, so that torchvision is not needed.
 
@@ -162,6 +185,8 @@ def load_pretrained(
         revision: branch, tag or commit on the hub.
         dtype: of the weights, or "auto".
         prepare: called with the folder and the model type before the weights are read; raises what it finds.
+        device: where quantised weights are put; others are read into the CPU's memory.
+        merge_adapter: where the name is an adapter of PEFT, its weights become part of the model's.
 
     Raises:
         CheckpointError: there is none of that name, or it is damaged, incomplete, or brings its own code.
@@ -172,13 +197,29 @@ def load_pretrained(
     folder = find_folder(name)
     is_on_hub = folder is None
     if folder is None:
-        folder = _fetch(str(name), revision, (CONFIG,))
-    stored_config = read_config(folder, families)
+        folder = _fetch(str(name), revision, (CONFIG, ADAPTER))
+    if (base := base_of_adapter(folder)) is not None:
+        if importlib.util.find_spec("peft") is None:
+            raise DependencyError(
+                f"{folder} holds an adapter, which needs the package peft. Install it (pip install peft), or merge the "
+                "adapter into its base model and save that."
+            )
+        if is_on_hub:
+            folder = _fetch(str(name), revision, PATTERNS)
+        try:
+            model, tokenizer, base_folder = load_pretrained(
+                base, families=families, revision=None, dtype=dtype, prepare=prepare, device=device
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder} is an adapter of {base}: {error}") from None
+        return _with_adapter(model, folder, merge=merge_adapter), tokenizer, base_folder
+    stored_config = read_config(folder, families, is_vlm)
+    _check_stored_config(folder, stored_config)
     if is_on_hub:
         folder = _fetch(str(name), revision, PATTERNS)
         if not any(folder.glob("*.safetensors")):
             folder = _fetch(str(name), revision, PICKLED_PATTERNS)
-        stored_config = read_config(folder, families)
+        stored_config = read_config(folder, families, is_vlm)
     stored = look_through(folder, stored_config)
     prepare(folder, stored_config["model_type"])
     with _named(folder):
@@ -199,9 +240,40 @@ def load_pretrained(
             local_files_only=True,
             weights_only=True,
             output_loading_info=True,
+            **({} if quantised is None else {"device_map": {"": device}}),
         )
     _check_report(folder, report)
     return model.eval(), tokenizer, folder
+
+
+def _check_stored_config(folder: Path, stored: Mapping[str, Any]) -> None:
+    """What a config says against its model, before the weights are fetched or read."""
+    with _named(folder):
+        config = import_transformers().AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+        text = config.get_text_config(decoder=True)
+    if config.is_encoder_decoder:
+        text = config
+    check_config(f"{folder} ({stored['model_type']})", text)
+
+
+def _with_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
+    """The model with the layers of an adapter in it."""
+    peft = optional_package("peft", extra=None)
+    with _named(folder):
+        adapted = peft.PeftModel.from_pretrained(model, folder, is_trainable=False)
+        inner = adapted.merge_and_unload() if merge else adapted
+    return inner.eval()
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside of a wrapper of PEFT, with the adapter's layers in it; others as they are."""
+    inner = getattr(model, "get_base_model", None)
+    if inner is None or not hasattr(model, "peft_config"):
+        return model
+    found: nn.Module = inner()
+    return found
 
 
 def check_tokenizer(folder: Path, tokenizer: Any, config: Any) -> None:
@@ -249,6 +321,13 @@ def _check_quantiser(folder: Path, settings: Any) -> None:
     """Raises CheckpointError where weights are quantised in a way that transformers would leave out silently."""
     method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
     method = getattr(method, "value", method)
+    for module in QUANTISERS.get(str(method), ()):
+        if importlib.util.find_spec(module) is None:
+            raise DependencyError(
+                f"{folder} holds weights quantised by {method!r}, which need the package {module.replace('_', '-')}. "
+                f"Install it (pip install {' '.join(QUANTISERS[str(method)]).replace('_', '-')}), or use the weights "
+                "that are not quantised."
+            )
     is_old_bitsandbytes = isinstance(settings, dict) and (settings.get("load_in_4bit") or settings.get("load_in_8bit"))
     if not is_old_bitsandbytes and not knows_quantiser(method):
         raise refusal(
@@ -278,6 +357,11 @@ def _check_report(folder: Path, report: Mapping[str, Any]) -> None:
         raise refusal(folder, f"its weights lack {named}, which would be random. Fetch or save them again.")
     if left_over := sorted(str(key) for key in report.get("unexpected_keys") or ()):
         logger.warning("%s: %d tensors belong to no part of the model: %s", folder, len(left_over), left_over[0])
+
+
+def is_vlm(model_type: Any) -> bool:
+    """Whether transformers has a class of VLMs of that type."""
+    return isinstance(model_type, str) and knows_vlm(model_type)
 
 
 def import_transformers() -> Any:

@@ -1,7 +1,7 @@
 """A VLM's folder, looked through before anything of it is loaded: nothing in it may run, and all has to be there."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from kinescan.runtime.error_text import first_line
 from kinescan.runtime.files import inside, kind_of, read_json_object, require_regular
 from kinescan.runtime.urls import mask_url, mask_urls
 from kinescan.settings import closest
+from kinescan.vlm.families.refused import OWN_CODE, REFUSED
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 PROCESSORS = ("video_preprocessor_config.json", "processor_config.json", "preprocessor_config.json")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -25,7 +27,13 @@ _SETTINGS = (CONFIG, "tokenizer_config.json", "generation_config.json", *PROCESS
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 _MOST_LABELS = 100_000
+_MOST_LAYERS = 10_000
 _POINTER = b"version https://git-lfs"
+GGUF = ".gguf"
+_GGUF_ADVICE = (
+    "a GGUF file holds weights for llama.cpp, most often without the vision encoder. Give the folder or hub name that "
+    "it was converted from (config.json, safetensors, tokenizer)."
+)
 _ADVICE = "Give a folder with config.json, weights and tokenizer, or a name on the Hugging Face hub (user/name)."
 
 
@@ -61,6 +69,8 @@ def find_folder(name: str | Path) -> Path | None:
         CheckpointError: it is a file, or a path that leads nowhere.
     """
     path = Path(name).expanduser()
+    if path.suffix.lower() == GGUF:
+        raise refusal(name, _GGUF_ADVICE)
     try:
         if path.is_dir():
             return path
@@ -74,8 +84,32 @@ def find_folder(name: str | Path) -> Path | None:
     raise refusal(name, f"folder not found. {_ADVICE}")
 
 
-def read_config(folder: Path, families: Collection[str]) -> dict[str, Any]:
+def base_of_adapter(folder: Path) -> str | None:
+    """Name of the model that an adapter of PEFT belongs to; None where the folder holds no adapter alone.
+
+    Raises:
+        CheckpointError: the adapter says none, or is damaged.
+    """
+    path = folder / ADAPTER
+    if (folder / CONFIG).exists() or not path.exists():
+        return None
+    _refuse_links_and_pipes(folder)
+    _refuse_pointers(folder)
+    base = read_json_object(path, error=CheckpointError).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base.strip():
+        raise refusal(folder, f"{ADAPTER} names no base model (base_model_name_or_path). Write the base's name there.")
+    return base
+
+
+def read_config(
+    folder: Path, families: Collection[str], knows: Callable[[Any], bool] = lambda kind: False
+) -> dict[str, Any]:
     """The model's config, of a supported family, which names no code of its own.
+
+    Args:
+        folder: of the model.
+        families: model types with a family of their own.
+        knows: whether a model type is one of transformers' VLMs.
 
     Raises:
         CheckpointError: it is missing or damaged, or something in the folder names code.
@@ -83,18 +117,31 @@ def read_config(folder: Path, families: Collection[str]) -> dict[str, Any]:
     """
     if not (folder / CONFIG).exists():
         reason = f"it holds no {CONFIG}." if any(folder.iterdir()) else "the folder is empty."
-        if (folder / "adapter_config.json").exists():
-            reason = "it holds an adapter alone. Merge it into its base model and save that."
+        if any(path.suffix.lower() == GGUF for path in folder.iterdir()):
+            raise refusal(folder, _GGUF_ADVICE)
         raise refusal(folder, f"{reason} {_ADVICE}")
     _refuse_links_and_pipes(folder)
     _refuse_pointers(folder)
     config = read_json_object(folder / CONFIG, error=CheckpointError)
     kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in families:
-        hint = closest(kind, families) if isinstance(kind, str) else ""
+    if not isinstance(kind, str):
+        kind = str(kind)
+    if kind in OWN_CODE:
+        raise refusal(
+            folder,
+            f"runs models of type {kind!r} run by code in their own repository alone, and no model's code is run here "
+            f"(trust_remote_code is never on). Use {OWN_CODE[kind]}.",
+        )
+    if kind in REFUSED:
+        raise ConfigError(f"{folder} holds a model of type {kind!r}, which is not supported: {REFUSED[kind]}.")
+    if kind not in families and not knows(kind):
+        for name in _SETTINGS:
+            if (folder / name).exists():
+                _refuse_code(folder, name)
+        hint = closest(kind, families)
         raise ConfigError(
-            f"{folder} holds a model of type {kind!r}, which is not supported. A stream runs models of type "
-            f"{', '.join(sorted(families))}. {hint}".rstrip()
+            f"{folder} holds a model of type {config.get('model_type')!r}, which is not supported. A stream "
+            f"runs models of type {', '.join(sorted(families))}, and other decoder-only VLMs of transformers. {hint}".rstrip()
         )
     for name in _SETTINGS:
         if (folder / name).exists():
@@ -105,6 +152,12 @@ def read_config(folder: Path, families: Collection[str]) -> dict[str, Any]:
             raise refusal(
                 folder, f"{CONFIG} says num_labels = {count}; at most {_MOST_LABELS} are taken. Fetch it again."
             )
+        # and writes down the kind of each layer
+        for key in ("num_hidden_layers", "depth"):
+            if isinstance(count := part.get(key), int) and count > _MOST_LAYERS:
+                raise refusal(
+                    folder, f"{CONFIG} says {key} = {count}; at most {_MOST_LAYERS} are taken. Fetch it again."
+                )
     return config
 
 
@@ -116,7 +169,7 @@ def look_through(folder: Path, config: dict[str, Any]) -> Stored:
     """
     if not any(all((folder / name).exists() for name in names) for names in _TOKENIZERS):
         raise refusal(folder, "it holds no tokenizer (tokenizer.json). Save the model's tokenizer beside it.")
-    for strange in (".metadata", "adapter_config.json"):
+    for strange in (".metadata", ADAPTER):
         if (folder / strange).exists():
             raise refusal(folder, f"{strange} belongs to another kind of checkpoint. Save the whole model by itself.")
     files = _weight_files(folder, config)
@@ -169,8 +222,9 @@ def _refuse_code(folder: Path, name: str) -> None:
             if (key == "auto_map" and inner) or names_kernel or key == "transformers_weights":
                 raise refusal(
                     folder,
-                    f"{name} names code or files of its own ({key}), and no model's code is run here. Use a checkpoint "
-                    "in the layout that transformers knows by itself (names on the hub often end in -hf).",
+                    f"{name} names code or files of its own ({key}), and no model's code is run here "
+                    "(trust_remote_code is never on). Use a checkpoint in the layout that transformers knows by itself "
+                    "(names on the hub often end in -hf).",
                 )
 
 

@@ -87,6 +87,15 @@ def resize(frames: UInt8[Tensor, "T 3 H W"], size: tuple[int, int]) -> Float[Ten
     return resized.round().clamp(0, 255)
 
 
+def cropped(frames: UInt8[Tensor, "T 3 H W"], size: tuple[int, int]) -> Float[Tensor, "T 3 H W"]:
+    """Frames whose shorter side is brought to that of `size`, and whose middle is cut out in that size."""
+    height, width = frames.shape[-2:]
+    scale = max(wanted / given for wanted, given in zip(size, (height, width), strict=True))
+    resized = resize(frames, (max(size[0], int(height * scale)), max(size[1], int(width * scale))))
+    top, left = ((have - wanted) // 2 for have, wanted in zip(resized.shape[-2:], size, strict=True))
+    return resized[..., top : top + size[0], left : left + size[1]]
+
+
 def normalise(frames: Float[Tensor, "T 3 H W"], settings: PixelSettings) -> Float[Tensor, "T 3 H W"]:
     """From 0 .. 255 to the encoder's range, channel by channel."""
     mean = torch.tensor(settings.mean, device=frames.device).view(3, 1, 1) * 255

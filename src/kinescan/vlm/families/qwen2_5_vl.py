@@ -86,9 +86,10 @@ class Qwen25VL(Family):
     @override
     def vision_positions(self, positions: Positions, features: Features, seconds: float) -> Tensor:
         if positions.video_start is None:
-            positions.video_start, positions.video_seconds = positions.upcoming, seconds
+            positions.video_start, positions.video_seconds, positions.video_patches = positions.upcoming, seconds, 0
         start = positions.video_start
-        time = self.time_index(seconds - positions.video_seconds)
+        time = self.time_of_patch(positions, seconds)
+        positions.video_patches += 1
         rows, columns = features.grid
         axes = torch.stack(
             (
@@ -104,6 +105,10 @@ class Qwen25VL(Family):
     @override
     def patch_extent(self, features: Features, num_patches: int, seconds_per_patch: float) -> int:
         return max(self.time_index(num_patches * seconds_per_patch) + 1, *features.grid)
+
+    def time_of_patch(self, positions: Positions, seconds: float) -> int:
+        """Position of the running video's next patch on its time axis."""
+        return self.time_index(seconds - positions.video_seconds)
 
     def time_index(self, elapsed_seconds: float) -> int:
         """Position of a patch on the time axis, this long after its video began."""

@@ -97,3 +97,33 @@ class Qwen3VL(Qwen25VL):
             "visual_pos_masks": visual[None],
             "deepstack_visual_embeds": [torch.as_tensor(level) for level in deepstack],
         }
+
+
+class Qwen3VLMoe(Qwen3VL):
+    """Qwen3-VL with experts: the same around a decoder whose layers choose among several feed-forward networks.
+
+    Source: Qwen3-VL (arXiv 2511.21631).
+    """
+
+    model_type: ClassVar[str] = "qwen3_vl_moe"
+
+
+class Qwen35(Qwen3VL):
+    """Qwen3.5: as Qwen3-VL, without features behind the first layers.
+
+    Its released checkpoints have linear attention in three of four layers, and are refused for that; those whose
+    `layer_types` say full attention everywhere run.
+
+    Source: the classes of transformers.
+    """
+
+    model_type: ClassVar[str] = "qwen3_5"
+
+
+class Qwen35Moe(Qwen35):
+    """Qwen3.5 with experts: otherwise the same.
+
+    Source: the classes of transformers.
+    """
+
+    model_type: ClassVar[str] = "qwen3_5_moe"
