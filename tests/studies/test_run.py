@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,55 @@ def test_a_preparation_is_trained_once_for_each_seed(small: Any, tmp_path: Path)
     twice = (Row(name="a", settings={"model.weights": "x"}),)
     with pytest.raises(ConfigError, match=r"model\.weights"):
         plan_study(small(rows=twice, preparations=(stills,), prepare="stills"))
+
+
+def test_weights_of_one_seed_are_trained_once_for_all_runs(small: Any, tmp_path: Path) -> None:
+    stills = Preparation(
+        name="stills",
+        recipe={"model": "vit_ti16"},
+        stills_per_epoch=4,
+        settings={"optim.epochs": 1, **SMALL_STILLS},
+        seed=7,
+    )
+    study = small(rows=(Row(name="one"),), seeds=(0, 1), preparations=(stills,), prepare="stills")
+    plan = plan_study(study, tmp_path, code=CODE)
+    [prepared] = plan.preparations
+    assert prepared.seed == prepared.config.seed == 7
+    assert [job.config.seed for job in plan.jobs] == [0, 1]
+    with pytest.raises(ConfigError, match="seed"):
+        replace(stills, seed=-2)
+
+
+def test_studies_with_a_shared_folder_do_what_is_the_same_once(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counted(config: Any, **options: Any) -> Any:
+        calls.append(config.optim.lr)
+        return train(config, **options)
+
+    monkeypatch.setattr("kinescan.studies.job.train", counted)
+    made = {"kind": "motion", "pairs": ["horizontal"], "train_per_class": 2, "test_per_class": 1}
+    data = DataEntry(name="moves", make={**made, "frame_size": 32, "num_frames": 4, "shake_pixels": 0.0})
+    rows = (Row(name="full", settings={"optim.lr": 1e-2}), Row(name="low", settings={"optim.lr": 1e-4}))
+    first = small(rows=rows, data=(data,), shared=str(tmp_path / "shared"))
+    renamed = (Row(name="after block 1", settings={"optim.lr": 1e-2}),)
+    second = replace(first, name="other", rows=renamed, data=(replace(data, name="moves"),))
+    one = run_study(first, output=tmp_path / "one", code=CODE)
+    other = run_study(second, output=tmp_path / "other", code=CODE)
+    assert calls == [1e-2, 1e-4]
+    assert [run.row for run in other.runs] == ["after block 1"]
+    assert other.runs[0].scores == one.runs[0].scores
+    assert len(list((tmp_path / "shared/data").glob("*/meta.json"))) == 1
+    assert not other.notes
+    assert {path.name for path in (tmp_path / "one").iterdir() if path.is_dir()} == set()
+    assert read_study(tmp_path / "other", code=CODE).runs == other.runs
+    later = read_study(tmp_path / "other", code="another")
+    assert later.runs == ()
+    assert CODE in later.notes[0]
+    run_study(tmp_path / "other", code="another", any_code=True)
+    assert calls == [1e-2, 1e-4]
 
 
 def test_files_for_papers_and_spreadsheets(small: Any, tmp_path: Path) -> None:

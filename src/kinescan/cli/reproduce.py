@@ -42,6 +42,10 @@ def command(
         bool, typer.Option("--plan", help="Show rows, runs and costs; needs no data, runs nothing.")
     ] = False,
     output: StudyOutput = None,
+    processes: Annotated[int, typer.Option(help="Runs at a time, each on its part of the cores.", min=1)] = 1,
+    any_code: Annotated[
+        bool, typer.Option("--any-code", hidden=True, help="Count and continue runs that another commit made or began.")
+    ] = False,
     settings: Annotated[
         list[str],
         settings_option("Setting of every run; make.KEY: of data that makes itself."),
@@ -62,7 +66,7 @@ def command(
         # SIGTERM ends it as Ctrl-C does: with what is done kept
         with Interruption() as stop:
             stop.immediate = True
-            found = studies.reproduce.reproduce(table, output=output, **asked)
+            found = studies.reproduce.reproduce(table, output=output, processes=processes, any_code=any_code, **asked)
     if as_json:
         print_json(found.to_json())
         return

@@ -21,8 +21,11 @@ def of_any_code(plan: StudyPlan) -> StudyPlan:
 def notes_of_others(plan: StudyPlan) -> Iterator[str]:
     """Sentences on the runs in the folder that the table does not count, and on those of other commits that it does."""
     own = {job.folder for job in plan.jobs}
-    records = [record for folder in _folders(plan.output) if folder not in own and (record := _record(folder))]
+    records = [record for folder in _folders(plan.store) if folder not in own and (record := _record(folder))]
     keys = {job.key for job in plan.jobs}
+    if plan.study.shared:
+        # the others there are those of other studies
+        records = [record for record in records if record.key in keys]
     of_code = Counter(record.code for record in records if record.key in keys)
     for code, count in of_code.items():
         yield (

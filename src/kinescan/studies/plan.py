@@ -21,7 +21,7 @@ from kinescan.runtime.files import read_json_object, read_toml
 from kinescan.runtime.recipe_files import find_recipe
 from kinescan.runtime.run_folder import RUNS
 from kinescan.settings import to_plain
-from kinescan.studies.study import DataEntry, Preparation, Row, Study
+from kinescan.studies.study import RUNS_SEED, DataEntry, Preparation, Row, Study
 from kinescan.training.accelerator import TrainConfig
 
 NEUTRAL = (
@@ -102,12 +102,14 @@ class StudyPlan:
     Attributes:
         study: with its recipes written out, so that it does not depend on other files.
         output: its folder.
+        store: where runs, preparations and made data lie: the same folder, or the one that studies share.
         code: that runs: the commit, or the version outside of a checkout.
         jobs: in the order in which they run: all rows with the first seed come first.
     """
 
     study: Study
     output: Path
+    store: Path
     code: str
     jobs: tuple[Job, ...]
 
@@ -162,9 +164,9 @@ def code_version() -> str:
     return f"{here.commit}-{_digest([path.read_bytes().hex() for path in sources])}"
 
 
-def made_folder(output: Path, entry: DataEntry) -> Path:
+def made_folder(store: Path, entry: DataEntry) -> Path:
     """Where data that makes itself is put; that of other settings has another folder."""
-    return output / "data" / f"{slug(entry.name)}-{_digest(entry.make)}"
+    return store / "data" / f"{slug(entry.name)}-{_digest(entry.make)}"
 
 
 def is_made(folder: Path) -> bool:
@@ -209,6 +211,7 @@ class _Planner:
 
     def __init__(self, study: Study, output: Path, code: str) -> None:
         self._study, self._output, self._code = study, output, code
+        self._store = Path(study.shared) if study.shared else output
         self._data: tuple[DataEntry | None, ...] = study.data or (None,)
         self._digests: dict[str, tuple[str, int, tuple[str, ...]]] = {}
         self._built: set[str] = set()
@@ -228,7 +231,7 @@ class _Planner:
             told = "; ".join(f"{what}: {problem}" for what, problem in self._problems.items())
             raise ConfigError(f"{len(self._problems)} rows of the study cannot be built, so nothing was run. {told}")
         self._refuse_alike(jobs)
-        return StudyPlan(study=study, output=self._output, code=self._code, jobs=tuple(jobs))
+        return StudyPlan(study=study, output=self._output, store=self._store, code=self._code, jobs=tuple(jobs))
 
     def _tried(self, row: Row, entry: DataEntry | None, seed: int) -> Job | None:
         """The run, or what is wrong with it among the problems."""
@@ -251,7 +254,7 @@ class _Planner:
                     f"model.weights is set, and prepare = {preparation.name!r} sets it, too. Leave one of them out."
                 )
             settings |= {"model.weights": "", "model.new_head": True}
-            prepared = self._prepared(preparation, seed)
+            prepared = self._prepared(preparation, seed if preparation.seed == RUNS_SEED else preparation.seed)
         config = _resolved(row.recipe or self._study.recipe, settings, seed)
         config = replace(config, train=self._tracked(config.train, row, entry, seed))
         digest, count, classes = self._videos(config, entry)
@@ -260,8 +263,7 @@ class _Planner:
         )
         self._try_out(config, classes, of_intervals=of_intervals, with_weights=prepared is None)
         key = _digest([_plain(config), digest, None if prepared is None else prepared.key])
-        parts = (slug(row.name), *([] if entry is None else [slug(entry.name)]))
-        folder = self._output / "runs" / Path(*parts) / f"seed-{seed}-{_digest([key, self._code])}"
+        folder = self._runs_of(row, entry) / f"seed-{seed}-{_digest([key, self._code])}"
         return Job(
             row=row.name,
             data="" if entry is None else entry.name,
@@ -273,6 +275,11 @@ class _Planner:
             key=key,
             folder=folder,
         )
+
+    def _runs_of(self, row: Row, entry: DataEntry | None) -> Path:
+        """The folder of a row's runs on some data; what studies share has the same place whatever they call it."""
+        names = () if self._study.shared else (row.name, *([] if entry is None else [entry.name]))
+        return self._store.joinpath("runs", *map(slug, names))
 
     def _settings(self, row: Row, entry: DataEntry | None) -> dict[str, Any]:
         """What replaces the recipe's settings."""
@@ -290,7 +297,7 @@ class _Planner:
     def _made_paths(self, entry: DataEntry) -> dict[str, str]:
         if not entry.make:
             return {}
-        folder, end = made_folder(self._output, entry), ".csv" if entry.make["kind"] == "events" else ""
+        folder, end = made_folder(self._store, entry), ".csv" if entry.make["kind"] == "events" else ""
         return {"data.train": str(folder / f"train{end}"), "data.test": str(folder / f"test{end}")}
 
     def _prepared(self, preparation: Preparation, seed: int) -> PreparedJob:
@@ -306,7 +313,7 @@ class _Planner:
             raise ConfigError(f"preparation {preparation.name!r}: {error}") from None
         stills = preparation.stills_per_epoch if preparation.kind == "stills" else 0
         key = _digest([preparation.kind, stills, _plain(config), digest])
-        folder = self._output / "prepared" / slug(preparation.name) / f"seed-{seed}-{_digest([key, self._code])}"
+        folder = self._store / "prepared" / slug(preparation.name) / f"seed-{seed}-{_digest([key, self._code])}"
         return PreparedJob(
             name=preparation.name,
             kind=preparation.kind,
@@ -319,7 +326,7 @@ class _Planner:
 
     def _videos(self, config: RunConfig, entry: DataEntry | None) -> tuple[str, int, tuple[str, ...]]:
         """Digest of the videos and their division, how many are trained on, and the classes; each data is read once."""
-        if entry is not None and entry.make and not is_made(made_folder(self._output, entry)):
+        if entry is not None and entry.make and not is_made(made_folder(self._store, entry)):
             return "", 0, ()
         same = to_json([to_plain(config.data), config.seed if config.data.split_seed < 0 else None])
         if same not in self._digests:

@@ -220,6 +220,8 @@ def reproduce(
     overrides: Sequence[str] = (),
     output: str | Path | None = None,
     memory: bool = True,
+    processes: int = 1,
+    any_code: bool = False,
 ) -> Reproduction:
     """Runs the rows of a table of the paper that are not done yet, and writes them beside the paper's numbers.
 
@@ -231,7 +233,11 @@ def reproduce(
         only: see there.
         overrides: see there.
         output: folder of the study; by default runs/NAME of the study. reproduction.json and reproduction.md go there.
+            By default, data, image weights and runs of tables at demo scale lie in the folder that they share; with an
+            output of your own all lies in that.
         memory: see there.
+        processes: as for `run_study`.
+        any_code: as for `run_study`.
 
     Raises:
         ConfigError: as there; or data or weights are missing.
@@ -242,7 +248,9 @@ def reproduce(
     )
     if scale == "paper":
         _require_data(planned)
-    result = run_study(planned.study, output=output)
+    if output is not None:
+        planned = replace(planned, study=replace(planned.study, shared=""))
+    result = run_study(planned.study, output=output, processes=processes, any_code=any_code)
     done = replace(planned, result=result)
     write_text(result.output / RESULT_FILE, to_json(done.to_json(), indent=1) + "\n")
     write_text(result.output / PAGE_FILE, done.to_markdown())

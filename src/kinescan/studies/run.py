@@ -128,18 +128,23 @@ def result_of(plan: StudyPlan, failed: dict[str, str]) -> StudyResult:
 
 
 def _records(plan: StudyPlan) -> list[RunRecord]:
-    return [record for job in plan.jobs if (record := read_record(job.folder)) is not None]
+    found = ((job, read_record(job.folder)) for job in plan.jobs)
+    # a run that studies share may have been done under the names of another one
+    return [replace(record, row=job.row, data=job.data) for job, record in found if record is not None]
 
 
 def _make_data(plan: StudyPlan) -> bool:
     """Makes what makes itself and is not there; says whether anything was made."""
     made = False
     for entry in plan.study.data:
-        if entry.make and not is_made(folder := made_folder(plan.output, entry)):
-            logger.info("study: making the data %r", entry.name)
+        if entry.make and not is_made(folder := made_folder(plan.store, entry)):
             values = {key: value for key, value in entry.make.items() if key != "kind"}
-            # what is there was left by a call that was broken off
-            make(entry.make["kind"], folder, **values, overwrite=True)
+            prepare_output(folder.parent)
+            with locked(folder.parent):
+                if not is_made(folder):
+                    logger.info("study: making the data %r", entry.name)
+                    # what is there was left by a call that was broken off
+                    make(entry.make["kind"], folder, **values, overwrite=True)
             made = True
     return made
 

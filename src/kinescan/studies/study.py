@@ -19,6 +19,8 @@ MadeKind = Literal["motion", "appearance", "events"]
 PreparationKind = Literal["stills", "train"]
 _OF_THE_STUDY = ("seed", "output")
 """Settings that the study itself gives to each run."""
+RUNS_SEED = -1
+"""As the seed of a preparation: that of the run which starts from it."""
 _MOST_RUNS = 10_000
 _MOST_LETTERS = 100
 
@@ -88,6 +90,7 @@ class Preparation:
         recipe: as for a row.
         settings: dotted key -> value.
         stills_per_epoch: pictures in an epoch, of stills.
+        seed: of the weights, for runs of every seed, as published weights would be; -1: that of each run.
     """
 
     name: str
@@ -95,6 +98,7 @@ class Preparation:
     recipe: str | dict[str, Any] = "demo_stills"
     settings: dict[str, Any] = field(default_factory=dict)
     stills_per_epoch: int = STILLS_PER_EPOCH
+    seed: int = RUNS_SEED
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -104,6 +108,11 @@ class Preparation:
             raise ConfigError('a preparation cannot be called "none", which stands for no preparation. Rename it.')
         if self.stills_per_epoch < 1:
             raise ConfigError(f"stills_per_epoch must be at least 1, got {self.stills_per_epoch}.")
+        if not RUNS_SEED <= self.seed <= MAX_SEED:
+            raise ConfigError(
+                f"preparation {self.name!r}: seed must be 0 to {MAX_SEED}, or {RUNS_SEED} for that of each run, got "
+                f"{self.seed}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +132,8 @@ class Study:
         metrics: scores of the final report that the table shows, such as "top1"; the first one is that of the
             differences and the curves. Empty: "top1", or "frame_map" of labels with a start and an end.
         title: of the page; empty for the name.
+        shared: folder of what several studies share: data that makes itself, preparations, and runs; a run whose
+            settings, videos, seed and commit are the same is done once for all. Empty: all lies in the study's folder.
     """
 
     name: str
@@ -136,6 +147,7 @@ class Study:
     base: str = ""
     metrics: tuple[str, ...] = ()
     title: str = ""
+    shared: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)
