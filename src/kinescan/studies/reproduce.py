@@ -286,8 +286,7 @@ def _with_source(study: Study, source: str | Path | None, scale: Scale) -> Study
 
 
 def _over_pictures(make: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
-    """What differs in data of windows: two classes with as many clips in all, since four are not learned in the steps
-    of demo scale (docs/reproduce.md)."""
+    """What differs in data of windows: two classes with as many clips in all; four are not learned in so few steps."""
     pairs = len(make["pairs"])
     counts = {key: pairs * make[key] for key in ("train_per_class", "test_per_class")}
     return {"source": str(source), "pairs": ["horizontal"], "level": 0, "travel": 1.0, **counts}
