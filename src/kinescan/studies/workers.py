@@ -93,10 +93,10 @@ class _Pool:
     def stop(self) -> None:
         """Asks all workers to stop, and waits for the checkpoints of those that train."""
         for worker in self.workers:
-            if worker.task is None:
-                worker.connection.close()
-            elif worker.process.is_alive():
+            if worker.task is not None and worker.process.is_alive():
                 worker.process.terminate()
+            # one that has stopped its run asks for the next task: the end of the pipe is the answer
+            worker.connection.close()
         for worker in self.workers:
             worker.process.join(LEAVE_SECONDS)
             if worker.process.is_alive():
