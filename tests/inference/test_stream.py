@@ -187,6 +187,29 @@ def test_stream_decodes_nothing_before_it_is_asked(causal_model):
     stream(causal_model, source())
 
 
+def test_stream_makes_the_model_ready_before_a_live_source_is_opened(causal_model, monkeypatch):
+    frames = random_frames(3)
+    order = []
+    forward = type(causal_model).stream_frames
+
+    def watched(self, clip, state):
+        order.append("model")
+        return forward(self, clip, state)
+
+    def opened(*_):
+        order.append("source")
+        yield from ((frame, t / 10) for t, frame in enumerate(frames))
+
+    monkeypatch.setattr(type(causal_model), "stream_frames", watched)
+    monkeypatch.setattr(sys.modules[StreamSession.__module__], "frames_of", opened)
+    live = [found.logits for found in stream(causal_model, "rtsp://camera/1")]
+    assert order[: order.index("source")] == ["model", "model"]
+    order.clear()
+    expected = [found.logits for found in stream(causal_model, "a.mp4")]
+    assert order[0] == "source"
+    torch.testing.assert_close(live, expected, rtol=0, atol=0)
+
+
 def test_stream_leaves_the_mode_of_the_model(causal_model):
     causal_model.train()
     list(stream(causal_model, random_frames(1)))

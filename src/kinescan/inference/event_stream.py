@@ -270,12 +270,13 @@ def stream_events(
     else:
         session = session_from(model, path, device=device, average=average, average_seconds=average_seconds)
     name = str(source) if isinstance(source, str | Path) else "frames"
+    from_live = isinstance(source, str | Path) and is_live(source)
     events = EventStream(
         session,
         model_rules(session.model) if rules is None else rules,
         sinks,
         source=name,
-        is_live=isinstance(source, str | Path) and is_live(source),
+        is_live=from_live,
         path=path,
     )
     watched = frames_of(source, session.model, allow_short, reconnect)
@@ -289,6 +290,7 @@ def stream_events(
         name=mask_url(name),
         when_behind=checked_behind(when_behind, source),
         left_time=left_time_of(session, source),
+        from_live=from_live,
     )
     return _told(predictions, events, path is not None)
 

@@ -162,6 +162,18 @@ class StreamSession:
             answers, state = forward(clip, self.state)
         return self.take(clip, answers[0, -1], state, frame_index=frame_index, seconds=seconds)
 
+    def warm_up(self) -> None:
+        """Runs the model on two blank frames that nobody sees: what it compiles at its first frames is compiled then.
+
+        A live source would go on meanwhile, and predictions would fall behind it from the start.
+        """
+        size = self.model.preprocessing.size
+        clip = self.prepare(torch.zeros(3, size, size, dtype=torch.uint8), 0)
+        state = PKS4State()
+        with torch.no_grad():
+            for _ in range(2):
+                state = self._view.stream_frames(clip, state)[1]
+
     @property
     def has_own_average(self) -> bool:
         """Whether the model's logits are predicted from as they are, averaged by the model or not at all."""
@@ -328,7 +340,15 @@ def stream(
         session = StreamSession(model, top=top, device=device, state=state, **chosen)
     frames = frames_of(source, session.model, allow_short, reconnect)
     left_time = left_time_of(session, source)
-    predictions = predictions_of(session, frames, every, name=name, when_behind=when_behind, left_time=left_time)
+    predictions = predictions_of(
+        session,
+        frames,
+        every,
+        name=name,
+        when_behind=when_behind,
+        left_time=left_time,
+        from_live=isinstance(source, str | Path) and is_live(source),
+    )
     return _kept(predictions, session, Path(state)) if isinstance(state, str | Path) else predictions
 
 
@@ -376,6 +396,7 @@ def predictions_of(
     name: str = "the stream",
     when_behind: WhenBehind = "wait",
     left_time: float | None = None,
+    from_live: bool = False,
 ) -> Generator[StreamPrediction, None, None]:
     """What the session says after each frame that it is fed; those up to `after_seconds` were fed before.
 
@@ -387,7 +408,10 @@ def predictions_of(
         name: of the source, for the log.
         when_behind: as for `stream`.
         left_time: see `turns_of`.
+        from_live: the source does not wait, so that the model is made ready before it is opened.
     """
+    if from_live:
+        session.warm_up()
     turns = partial(turns_of, session.model, frames, every, name, after_seconds=after_seconds, left_time=left_time)
     if when_behind == "wait":
         for turn in turns():

@@ -125,6 +125,8 @@ def stream_many(
 
 def _streamed(batch: StreamBatch, members: list["_Member"], group: "_Group") -> Generator[StreamPrediction, None, None]:
     try:
+        if any(member.is_live for member in members):
+            members[0].session.warm_up()
         for member in members:
             member.start()
         while group.wait(members):
@@ -226,6 +228,8 @@ class _Member:
 
     def __init__(self, camera: Camera, session: StreamSession, group: _Group) -> None:
         self.name, self.session = camera.name, session
+        source = camera.source
+        self.is_live = isinstance(source, str | Path) and is_live(source)
         self.error: KinescanError | None = None
         self.has_ended = False
         self._camera, self._group = camera, group
@@ -236,13 +240,12 @@ class _Member:
         self._left_time = left_time_of(session, camera.source)
         self._events: EventStream | None = None
         if camera.rules is not None:
-            source = camera.source
             self._events = EventStream(
                 session,
                 camera.rules,
                 camera.sinks,
                 source=str(source) if isinstance(source, str | Path) else "frames",
-                is_live=isinstance(source, str | Path) and is_live(source),
+                is_live=self.is_live,
                 path=self._path,
                 name=camera.name,
             )
