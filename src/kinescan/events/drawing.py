@@ -113,7 +113,9 @@ class Timeline:
                 if bar.label == label:
                     begin, end = x_of(bar.start), x_of(seconds if bar.end is None else bar.end)
                     draw.rectangle((begin, y + 2, max(end, begin + 1), y + _LANE_HEIGHT - 3), fill=self._color(label))
-            draw.text((left + 2, y), _fitting(draw, label, width // 3), font=_font(), fill=_TEXT)
+            # the rim keeps it readable over a bar that reaches to the left
+            name = _fitting(draw, label, width // 3)
+            draw.text((left + 2, y), name, font=_font(), fill=_TEXT, stroke_width=2, stroke_fill=_GROUND)
         draw.line((right, top + _MARGIN, right, axis), fill=_TEXT)
         now = _clock(seconds, 1)
         draw.text((right - draw.textlength(now, font=_font()), axis + 1), now, font=_font(), fill=_TEXT)

@@ -14,6 +14,7 @@ import torch
 from kinescan.data.resampling import resample
 from kinescan.data.video import LiveVideo, Outage, Reconnect, ReconnectingVideo, write_video
 from kinescan.errors import ConfigError, VideoError
+from tests.data.video.rtsp_camera import RtspCamera
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -95,6 +96,23 @@ def test_a_source_that_comes_back_continues_by_the_walls_clock(serve, recording,
     assert 0.3 < times[20] - times[19] < 3.0
     assert "Tried again in 0.1 s (try 1)" in caplog.text
     assert "Tried again in 0.2 s (try 2)" in caplog.text
+    assert "is back after" in caplog.text
+
+
+@pytest.mark.parametrize("goes_silent", [False, True])
+def test_an_rtsp_camera_that_breaks_off_or_falls_silent_is_opened_again(recording, tmp_path, caplog, goes_silent):
+    (tmp_path / "a.ts").write_bytes(recording)
+    camera = RtspCamera(tmp_path / "a.ts", 20, [(0.0, 12), (0.3, 12)], goes_silent=goes_silent)
+    with caplog.at_level(logging.WARNING):
+        video = ReconnectingVideo(camera.address, reconnect=QUICK)
+        times = [seconds for _, seconds in itertools.islice(video, 20)]
+    camera.close()
+    assert video.num_reconnects == 1
+    assert camera.requests.count("PLAY") == 2
+    assert all(later > earlier for earlier, later in itertools.pairwise(times))
+    # what a decoder still holds is lost with a silent camera
+    pauses = [at for at in range(1, 20) if times[at] - times[at - 1] > 0.3]
+    assert pauses in ([[12]] if not goes_silent else [[10], [11], [12]])
     assert "is back after" in caplog.text
 
 
