@@ -90,7 +90,7 @@ class RtspCamera:
         """First line, further lines, and the body of an answer."""
         fine = "RTSP/1.0 200 OK"
         if method == "DESCRIBE":
-            sets = ",".join(base64.b64encode(unit).decode() for unit in self._frames[0] if unit[0] & 31 in (7, 8))
+            sets = ",".join(base64.b64encode(unit).decode() for unit in self._frames[0][1] if unit[0] & 31 in (7, 8))
             body = (
                 "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=camera\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\na=control:*\r\n"
                 f"m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/{_CLOCK}\r\n"
@@ -110,8 +110,10 @@ class RtspCamera:
         sequence = itertools.count()
         for index in range(num_frames):
             # a camera that starts anew has a clock that starts anew
-            stamp = 1000 + round(index / self._fps * _CLOCK)
-            for packet in _packets(self._frames[index % len(self._frames)], sequence, stamp):
+            repeat, at = divmod(index, len(self._frames))
+            shown, units = self._frames[at]
+            stamp = 1000 + round((shown + repeat * len(self._frames) / self._fps) * _CLOCK)
+            for packet in _packets(units, sequence, stamp):
                 connection.sendall(struct.pack(">cBH", b"$", 0, len(packet)) + packet)
             if self._is_over.wait(1 / self._fps):
                 return
@@ -120,14 +122,17 @@ class RtspCamera:
             continue
 
 
-def _access_units(path: Path) -> Iterator[list[bytes]]:
-    """The units (NAL) of each frame, in the order of the file."""
+def _access_units(path: Path) -> Iterator[tuple[float, list[bytes]]]:
+    """When each frame is shown, since the first, and its units (NAL), in the order of the file."""
+    begin: float | None = None
     with av.open(str(path)) as container:
         for packet in container.demux(video=0):
             data = bytes(packet)
             if data:
                 parts = data.replace(b"\0\0\0\1", b"\0\0\1").split(b"\0\0\1")
-                yield [part.rstrip(b"\0") for part in parts if part and part[0] & 31 != 9]
+                shown = float(packet.pts * packet.time_base)
+                begin = shown if begin is None else begin
+                yield shown - begin, [part.rstrip(b"\0") for part in parts if part and part[0] & 31 != 9]
 
 
 def _packets(units: Sequence[bytes], sequence: Iterator[int], stamp: int) -> Iterator[bytes]:

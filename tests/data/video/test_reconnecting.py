@@ -10,11 +10,11 @@ from functools import partial
 
 import pytest
 import torch
+from tests.data.video.rtsp_camera import RtspCamera
 
 from kinescan.data.resampling import resample
 from kinescan.data.video import LiveVideo, Outage, Reconnect, ReconnectingVideo, write_video
 from kinescan.errors import ConfigError, VideoError
-from tests.data.video.rtsp_camera import RtspCamera
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -114,6 +114,25 @@ def test_an_rtsp_camera_that_breaks_off_or_falls_silent_is_opened_again(recordin
     pauses = [at for at in range(1, 20) if times[at] - times[at - 1] > 0.3]
     assert pauses in ([[12]] if not goes_silent else [[10], [11], [12]])
     assert "is back after" in caplog.text
+
+
+def test_the_time_in_which_frames_came_is_not_time_away(recording, tmp_path):
+    (tmp_path / "a.ts").write_bytes(recording)
+    camera = RtspCamera(tmp_path / "a.ts", 10, [(0.0, 5), (0.1, 20)])
+    seen: list[tuple[float, int]] = []
+    came: list[float] = []
+
+    def gives_up(outage: Outage) -> bool:
+        seen.append((outage.seconds, len(came)))
+        return len(came) > 20
+
+    for _ in ReconnectingVideo(camera.address, reconnect=QUICK, gives_up=gives_up):
+        came.append(time.monotonic())
+    camera.close()
+    away = came[5] - came[4]
+    assert came[-1] - came[5] > 0.5
+    assert [count for _, count in seen][-1] == 25
+    assert seen[-1][0] < away + (came[-1] - came[5]) / 2
 
 
 def test_a_gap_longer_than_the_rule_begins_anew(serve, recording):

@@ -138,6 +138,9 @@ class ReconnectingVideo:
             if self._away_since is None or self._is_steady():
                 self._away_since, self._num_tries = time.monotonic(), 0
                 self._ended_in_order, wait = error is None, self._reconnect.first_wait_seconds
+            elif self._back_since is not None:
+                # it was not away while frames came
+                self._away_since += time.monotonic() - self._back_since
             self._back_since = None
             if not self._goes_on(error, wait):
                 return
