@@ -185,7 +185,7 @@ def memory_of_training(num_tracks: int) -> dict[str, Any]:
     leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
     return {
         "peak_extra_bytes": peaks,
-        "peak_share_of": {name: round(peaks["ours"] / peak, 3) for name, peak in peaks.items() if name != "ours"},
+        "peak_ratio_to": {name: round(peaks["ours"] / peak, 3) for name, peak in peaks.items() if name != "ours"},
         "saved_for_backward_bytes": {name: kept_bytes(lambda scan=scan: scan(leaves)) for name, scan in scans.items()},
         "input_bytes": sum(tensor.nbytes for tensor in tensors.values()),
     }

@@ -3,12 +3,13 @@
 import dataclasses
 import difflib
 import functools
+import inspect
 import json
 import re
 import types
 import typing
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -75,39 +76,73 @@ def accept_old_names(cls: type[T]) -> type[T]:
     Both warn of deprecation. `dataclasses.replace` takes them, too: an old name wins over the value that is copied.
     Dataclasses that are derived from `cls` take them as well, without the decorator.
     """
-    _take_old_names(cls)
+    _take_old_names(cls, _old_names_of(cls))
 
     def __new__(kind: type[Any], *args: Any, **values: Any) -> Any:
         # @dataclass gives a derived class its constructor once the class is made: this is the first chance to wrap it.
         if "__dataclass_fields__" in vars(kind) and not hasattr(vars(kind).get("__init__"), "__wrapped__"):
-            _take_old_names(kind)
+            _take_old_names(kind, _old_names_of(kind))
         return object.__new__(kind)
 
     cls.__new__ = __new__  # type: ignore[method-assign, assignment]
+    cls.__signature__ = _ConstructorSignature()  # type: ignore[attr-defined]
     return cls
 
 
-def _take_old_names(cls: type[Any]) -> None:
-    old_names = _old_names_of(cls)
+def renamed(**old_names: str) -> Callable[[type[T]], type[T]]:
+    """A class decorator, above @dataclass: as `accept_old_names`, for the old names of one class alone.
+
+    Args:
+        **old_names: old name of a field -> its name now.
+
+    Example:
+        >>> from kinescan.data import Batch
+        >>> "places" in vars(Batch), "places" in Batch.__dataclass_fields__
+        (True, False)
+    """
+
+    def take(cls: type[T]) -> type[T]:
+        _take_old_names(cls, old_names)
+        return cls
+
+    return take
+
+
+def old_name(old: str, new: str) -> Any:
+    """A property that reads and sets the attribute `new`, and warns of deprecation."""
+
+    def read(self: Any) -> Any:
+        _warn(type(self), old, new, stacklevel=3)
+        return getattr(self, new)
+
+    def write(self: Any, value: Any) -> None:
+        _warn(type(self), old, new, stacklevel=3)
+        setattr(self, new, value)
+
+    return property(read, write, doc=f"The old name of `{new}`; deprecated.")
+
+
+class _ConstructorSignature:
+    """`__signature__` of a class whose constructor takes old names: what `help` shows are the fields."""
+
+    def __get__(self, instance: Any, owner: type[Any]) -> inspect.Signature:
+        signature = inspect.signature(owner.__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def _take_old_names(cls: type[Any], old_names: Mapping[str, str]) -> None:
     made = cls.__init__
 
     @functools.wraps(made)
     def __init__(self: Any, *args: Any, **values: Any) -> None:
         for old in old_names.keys() & values.keys():
-            _warn(cls, old, stacklevel=3)
+            _warn(cls, old, old_names[old], stacklevel=3)
             values[old_names[old]] = values.pop(old)
         made(self, *args, **values)
 
-    def reader(old: str) -> property:
-        def read(self: Any) -> Any:
-            _warn(cls, old, stacklevel=3)
-            return getattr(self, old_names[old])
-
-        return property(read, doc=f"The old name of `{old_names[old]}`; deprecated.")
-
     cls.__init__ = __init__
-    for old in old_names:
-        setattr(cls, old, reader(old))
+    for old, new in old_names.items():
+        setattr(cls, old, old_name(old, new))
 
 
 def current_names(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,8 +185,8 @@ def _old_names_of(cls: type[Any]) -> dict[str, str]:
     return {old: new for old, new in OLD_NAMES.items() if new in fields and old not in fields}
 
 
-def _warn(cls: type[Any], old: str, *, stacklevel: int) -> None:
-    text = f"{cls.__name__}.{old} is deprecated. Use {OLD_NAMES[old]}."
+def _warn(cls: type[Any], old: str, new: str, *, stacklevel: int) -> None:
+    text = f"{cls.__name__}.{old} is deprecated. Use {new}."
     warnings.warn(text, DeprecationWarning, stacklevel=stacklevel)
 
 

@@ -6,7 +6,6 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.context import BaseContext
@@ -23,6 +22,7 @@ from kinescan.errors import ConfigError, WorkerError
 from kinescan.fields import check_most, check_types
 from kinescan.runtime.launch import local_world_size
 from kinescan.runtime.torch_internals import ended_worker, lost_worker
+from kinescan.settings import renamed
 
 StartMethod = Literal["auto", "spawn", "forkserver", "fork"]
 
@@ -52,6 +52,7 @@ class LoaderConfig:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
 
 
+@renamed(places="positions")
 @dataclass(frozen=True)
 class Batch:
     """Samples of several videos.
@@ -78,12 +79,6 @@ class Batch:
     frame_seconds: list[float] = field(default_factory=list)
     starts: list[bool] = field(default_factory=list)
     left: list[SampledAugmentation] = field(default_factory=list)
-
-    @property
-    def places(self) -> list[int] | None:
-        """The old name of `positions`."""
-        warnings.warn("Batch.places is deprecated. Use Batch.positions.", DeprecationWarning, stacklevel=2)
-        return self.positions
 
     def __repr__(self) -> str:
         return f"Batch(clips={list(self.clips.shape)}, {len(self.unreadable)} unreadable)"

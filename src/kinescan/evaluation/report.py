@@ -3,7 +3,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kinescan.errors import ConfigError
 from kinescan.evaluation.metrics import Metrics, confusion_matrix
 from kinescan.evaluation.multiview import Evaluation
 from kinescan.evaluation.plots import plot_confusion, plot_reliability
@@ -13,15 +12,14 @@ from kinescan.evaluation.report_parts import (
     PAGE_FILE,
     PREDICTIONS_FILE,
     RELIABILITY_FILE,
+    ReportFields,
     listed,
     note_lines,
-    origin_lines,
-    plain_cost,
-    set_aside_others,
+    report_folder,
     unreadable_lines,
 )
 from kinescan.profiling.cost import Cost
-from kinescan.profiling.environment import Environment, describe_environment
+from kinescan.profiling.environment import describe_environment
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import escape_markdown, to_json
 from kinescan.runtime.precision import Precision
@@ -36,60 +34,39 @@ CHOSEN_ON_THESE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(ReportFields):
     """An evaluation with all that is needed to read it later: on which data, by which model, where.
 
     Attributes:
-        model: name of the model.
-        data: what it was evaluated on, as the user named it.
-        seed: of the run that trained it; None when it is not known.
-        precision: that the model computed in; empty where that is not known, as of an exported one.
         evaluation: scores, labels and the files that could not be read.
-        cost: parameters and MACs of one view; None leaves them out.
-        environment: hardware, versions, commit.
-        notes: what a reader has to know to read the numbers right, a sentence or two each.
     """
 
-    model: str
-    data: str
     evaluation: Evaluation
-    environment: Environment
-    seed: int | None = None
-    precision: Precision | Literal[""] = ""
-    cost: Cost | None = None
-    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values: everything but the scores of each video."""
         evaluation = self.evaluation
         metrics = evaluation.metrics
-        return {
-            "model": self.model,
-            "data": self.data,
-            "precision": self.precision or None,
+        numbers = {
             "views": str(evaluation.views),
-            "num_videos": metrics.num_videos,
-            "num_unreadable": len(evaluation.unreadable),
             "top1": metrics.top1,
             "top5": metrics.top5,
             "top5_classes": metrics.top5_classes,
             "mean_class_accuracy": metrics.mean_class_accuracy,
             "calibration_error": metrics.calibration_error,
             "loss": metrics.loss,
-            "notes": list(self.notes),
             "reliability": [asdict(entry) for entry in metrics.reliability],
             "classes": [asdict(entry) for entry in metrics.classes],
             "confusions": [asdict(entry) for entry in metrics.confusions],
-            "unreadable": [{"path": str(file.path), "reason": file.reason} for file in evaluation.unreadable],
-            "cost": None if self.cost is None else plain_cost(self.cost),
-            "seconds": round(evaluation.seconds, 3),
-            "seed": self.seed,
-            "environment": asdict(self.environment),
         }
+        return self.plain_fields(
+            numbers, num_videos=metrics.num_videos, unreadable=evaluation.unreadable, seconds=evaluation.seconds
+        )
 
     def to_markdown(self) -> str:
         """The report as a page: the result, every class, the commonest mistakes, where it was measured."""
-        parts = (self._headline(), self._class_table(), self._mistakes(), self._calibration(), self._origin())
+        parts = [self._headline(), self._class_table(), self._mistakes(), self._calibration()]
+        parts.append(self.origin_lines(self.evaluation.seconds))
         return "\n".join(line for part in parts for line in part) + "\n"
 
     def save(self, folder: str | Path) -> Path:
@@ -110,24 +87,18 @@ class Report:
         folder = Path(folder)
         evaluation = self.evaluation
         matrix = confusion_matrix(evaluation.scores.argmax(1), evaluation.targets, num_classes=len(evaluation.labels))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            plain = self.to_json()
-            set_aside_others(folder, plain, same=("task", "model", "data", "views", "precision"))
+        plain = self.to_json()
+        with report_folder(folder, plain, same=("task", "model", "data", "views", "precision")):
             write_text(folder / REPORT_FILE, to_json(plain, indent=1) + "\n")
             write_text(folder / PAGE_FILE, self.to_markdown())
             write_text(folder / PREDICTIONS_FILE, "".join(prediction_lines(evaluation)))
             plot_confusion(matrix, evaluation.labels, folder / CONFUSION_FILE)
             plot_reliability(evaluation.metrics.reliability, folder / RELIABILITY_FILE)
-        except OSError as error:
-            raise ConfigError(
-                f"the report cannot be written to {folder}: {error.strerror or error}. Choose another output folder."
-            ) from error
         return folder
 
     def _headline(self) -> Iterator[str]:
         metrics, evaluation = self.evaluation.metrics, self.evaluation
-        yield f"# {escape_markdown(self.model)} on {escape_markdown(self.data)}\n"
+        yield self.title_line()
         yield "| | |\n|---|---|"
         yield f"| top-1 | **{percent(metrics.top1)}** |"
         yield f"| top-{metrics.top5_classes} | {percent(metrics.top5)} |"
@@ -189,11 +160,6 @@ class Report:
                     f"| {entry.low:.2f} to {entry.high:.2f} | {entry.num_videos} | {percent(entry.confidence)} "
                     f"| {percent(entry.accuracy)} |"
                 )
-
-    def _origin(self) -> Iterator[str]:
-        yield from origin_lines(
-            self.environment, seed=self.seed, precision=self.precision, seconds=self.evaluation.seconds
-        )
 
 
 def make_report(

@@ -1,7 +1,6 @@
 """What a training run will do and need, before it starts."""
 
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from kinescan.profiling.cost import count_cost, training_flops
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.device_memory import memory_named
 from kinescan.runtime.precision import DTYPES
+from kinescan.settings import renamed
 from kinescan.training.accelerator import SAVE_MEMORY, TrainConfig, choose_precision
 from kinescan.training.clips import ClipSource
 from kinescan.training.optim import OptimConfig, parameter_groups, trainable_only
@@ -42,6 +42,7 @@ class GroupPlan:
     names: tuple[str, ...]
 
 
+@renamed(average="ema")
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
     """Bytes on the device, as far as they can be told beforehand; what the allocator and kernels take comes on top.
@@ -59,12 +60,6 @@ class MemoryPlan:
     optimizer: int
     ema: int
     activations: int
-
-    @property
-    def average(self) -> int:
-        """The old name of `ema`; deprecated."""
-        warnings.warn("MemoryPlan.average is deprecated. Use ema.", DeprecationWarning, stacklevel=2)
-        return self.ema
 
     @property
     def total(self) -> int:

@@ -1,10 +1,11 @@
 """What a stream gives back."""
 
-import warnings
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
+
+from kinescan.settings import renamed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Answer:
     logits: Float[Tensor, "V"]
 
 
+@renamed(detailed_bytes="full_cache_bytes")
 @dataclass(frozen=True, kw_only=True)
 class StreamStats:
     """What a stream holds and has computed.
@@ -58,10 +60,3 @@ class StreamStats:
     full_cache_bytes: int
     allocated_bytes: int
     query_key_pairs: int
-
-    @property
-    def detailed_bytes(self) -> int:
-        """The old name of `full_cache_bytes`; deprecated."""
-        text = "StreamStats.detailed_bytes is deprecated. Use full_cache_bytes."
-        warnings.warn(text, DeprecationWarning, stacklevel=2)
-        return self.full_cache_bytes

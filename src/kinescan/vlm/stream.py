@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError
 from kinescan.runtime.fingerprint import fingerprint_of
-from kinescan.settings import to_plain
+from kinescan.settings import old_name, to_plain
 from kinescan.vlm.answer import Answer, AnswerToken, StreamStats
 from kinescan.vlm.attention import attend_through
 from kinescan.vlm.cache import Storage, StreamCache
@@ -110,6 +110,8 @@ class VideoStream:
 
     A push that fails, whatever raised, leaves the stream as it was before that push, and others may follow.
     """
+
+    place = old_name("place", "patch_position")
 
     def __init__(self, family: Family, chat: Chat, config: StreamConfig) -> None:
         self.family = family

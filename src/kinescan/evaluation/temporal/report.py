@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from kinescan.data.datasets import Unreadable
 from kinescan.data.intervals import Interval
-from kinescan.errors import ConfigError
 from kinescan.evaluation.report_parts import (
     CURVE_FILE,
     FRAMES_FILE,
@@ -18,11 +17,12 @@ from kinescan.evaluation.report_parts import (
     RESULTS_FILE,
     TIMELINES,
     TRUTH_FILE,
+    ReportFields,
+    interval_lines,
     listed,
     note_lines,
-    origin_lines,
-    plain_cost,
-    set_aside_others,
+    plain_detection_scores,
+    report_folder,
     unreadable_lines,
 )
 from kinescan.evaluation.temporal.activitynet import plain_detection, write_results, write_truth
@@ -39,7 +39,7 @@ from kinescan.evaluation.temporal.scores import (
 )
 from kinescan.events.predictions import FramePredictions
 from kinescan.profiling.cost import Cost
-from kinescan.profiling.environment import Environment, describe_environment
+from kinescan.profiling.environment import describe_environment
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import escape_markdown, to_json
 from kinescan.runtime.precision import Precision
@@ -54,49 +54,29 @@ MOST_TIMELINES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class TemporalReport:
+class TemporalReport(ReportFields):
     """An evaluation with all that is needed to read it later.
 
     Attributes:
-        model: name of the model.
-        data: what it was evaluated on, as the user named it.
         scores: all numbers.
         predictions: scores of the frames of each video, which the numbers are made of.
         rules_from: where the thresholds come from, in words.
-        environment: hardware, versions, commit.
         paths: video id -> its file, where that is known.
         unreadable: files that could not be read; no number counts them.
-        seed: of the run that trained the model; None when it is not known.
-        precision: that the model computed in; empty where that is not known, as of an exported one.
-        notes: what a reader has to know to read the numbers right.
-        cost: parameters and MACs of one view; None leaves them out.
         seconds: how long it took.
     """
 
-    model: str
-    data: str
     scores: TemporalScores
     predictions: tuple[FramePredictions, ...]
     rules_from: str
-    environment: Environment
     paths: Mapping[str, str]
     unreadable: tuple[Unreadable, ...] = ()
-    seed: int | None = None
-    precision: Precision | Literal[""] = ""
-    notes: tuple[str, ...] = ()
-    cost: Cost | None = None
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values: everything but the scores of each frame."""
         scores = self.scores
-        return {
-            "task": TASK,
-            "model": self.model,
-            "data": self.data,
-            "precision": self.precision or None,
-            "num_videos": len(scores.videos),
-            "num_unreadable": len(self.unreadable),
+        numbers = {
             "num_intervals": scores.alarms.num_true,
             "hours": scores.alarms.hours,
             "frames": {
@@ -105,32 +85,27 @@ class TemporalReport:
                 "calibrated_map": scores.frames.calibrated_mean,
                 "chance_calibrated_map": CHANCE_CALIBRATED,
             },
-            "detection": {
-                name: {"tious": list(found.tious), "map": list(found.mean), "average_map": found.average_map}
-                for name, found in scores.detection.items()
-            },
+            "detection": plain_detection_scores(scores.detection),
             "segmentation": self._plain_segmentation(),
             "no_segmentation": scores.no_segmentation,
             "alarms": _plain_alarms(scores.alarms),
             "rules": to_plain(scores.rules),
             "rules_from": self.rules_from,
-            "notes": list(self.notes),
             "classes": list(self._plain_classes()),
             "classes_by_chance": list(scores.lost),
             "curve": [{"shift": point.shift, **_plain_alarms(point.alarms)} for point in scores.curve],
             "videos": [self._plain_video(index, video) for index, video in enumerate(scores.videos)],
-            "unreadable": [{"path": str(file.path), "reason": file.reason} for file in self.unreadable],
-            "cost": None if self.cost is None else plain_cost(self.cost),
-            "seconds": round(self.seconds, 3),
-            "seed": self.seed,
-            "environment": asdict(self.environment),
         }
+        common = self.plain_fields(
+            numbers, num_videos=len(scores.videos), unreadable=self.unreadable, seconds=self.seconds
+        )
+        return {"task": TASK, **common}
 
     def to_markdown(self) -> str:
         """The report as a page: the result, every class, the curve, the worst videos, where it was measured."""
-        parts = (self._headline(), self._class_table(), self._detection(), self._curve(), self._videos())
-        origin = origin_lines(self.environment, seed=self.seed, precision=self.precision, seconds=self.seconds)
-        return "\n".join(line for part in (*parts, origin) for line in part) + "\n"
+        parts = [self._headline(), self._class_table(), interval_lines(self.scores.detection), self._curve()]
+        parts += [self._videos(), self.origin_lines(self.seconds)]
+        return "\n".join(line for part in parts for line in part) + "\n"
 
     def save(self, folder: str | Path) -> Path:
         """Writes report.json, report.md, the pictures, and what they are made of.
@@ -149,10 +124,8 @@ class TemporalReport:
             ConfigError: the folder cannot be written.
         """
         folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            plain = self.to_json()
-            set_aside_others(folder, plain, same=("task", "model", "data", "precision"))
+        plain = self.to_json()
+        with report_folder(folder, plain, same=("task", "model", "data", "precision")):
             # First what hours were spent on.
             save_frame_predictions(self.predictions, folder / FRAMES_FILE)
             write_text(folder / REPORT_FILE, to_json(plain, indent=1) + "\n")
@@ -164,10 +137,6 @@ class TemporalReport:
             write_truth(folder / TRUTH_FILE, {video.video_id: video.intervals for video in videos}, ends)
             plot_curve(self.scores.curve, folder / CURVE_FILE)
             self._save_timelines(folder / TIMELINES)
-        except OSError as error:
-            raise ConfigError(
-                f"the report cannot be written to {folder}: {error.strerror or error}. Choose another output folder."
-            ) from error
         return folder
 
     def _save_timelines(self, folder: Path) -> None:
@@ -215,7 +184,7 @@ class TemporalReport:
 
     def _headline(self) -> Iterator[str]:
         scores, alarms = self.scores, self.scores.alarms
-        yield f"# {escape_markdown(self.model)} on {escape_markdown(self.data)}\n"
+        yield self.title_line()
         yield "| | |\n|---|---|"
         yield f"| per-frame mAP (by chance) | **{percent(scores.frames.mean)}** ({percent(scores.chance_map)}) |"
         calibrated = f"{percent(scores.frames.calibrated_mean)} ({percent(CHANCE_CALIBRATED)})"
@@ -273,16 +242,6 @@ class TemporalReport:
         absent = [label for label in scores.classes if not scores.alarms_of[label].num_true]
         if absent:
             yield f"\n{len(absent)} classes have no interval in these videos and are in no mean: {listed(absent)}."
-
-    def _detection(self) -> Iterator[str]:
-        yield "\n## Intervals\n\n| tIoU | mAP |\n|---|---:|"
-        found = {
-            round(tiou, 2): value
-            for scores in self.scores.detection.values()
-            for tiou, value in zip(scores.tious, scores.mean, strict=True)
-        }
-        for tiou, value in sorted(found.items()):
-            yield f"| {tiou:g} | {percent(value)} |"
 
     def _curve(self) -> Iterator[str]:
         yield f"\n## Delay and missed events over false alarms\n\n![curve]({CURVE_FILE})\n"

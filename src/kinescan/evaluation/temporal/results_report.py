@@ -11,10 +11,13 @@ from kinescan.evaluation.report_parts import (
     PAGE_FILE,
     RESULTS_FILE,
     TRUTH_FILE,
+    interval_lines,
     listed,
     note_lines,
     origin_lines,
-    set_aside_others,
+    plain_detection_scores,
+    report_folder,
+    title_line,
 )
 from kinescan.evaluation.temporal.activitynet import write_results, write_truth
 from kinescan.evaluation.temporal.detection import DetectionScores, detection_map
@@ -64,10 +67,7 @@ class ResultsReport:
             "num_videos": len(self.truth),
             "num_intervals": sum(map(len, self.truth.values())),
             "num_detections": sum(map(len, self.detections.values())),
-            "detection": {
-                name: {"tious": list(found.tious), "map": list(found.mean), "average_map": found.average_map}
-                for name, found in self.detection.items()
-            },
+            "detection": plain_detection_scores(self.detection),
             "starts": {"tolerances_seconds": list(self.starts.tolerances_seconds), "map": list(self.starts.mean)},
             "classes": [
                 {
@@ -95,21 +95,15 @@ class ResultsReport:
         """
         folder = Path(folder)
         plain = self.to_json()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            set_aside_others(folder, plain, same=("task", "model", "data"))
-        except OSError as error:
-            raise ConfigError(
-                f"the report cannot be written to {folder}: {error.strerror or error}. Choose another output folder."
-            ) from error
-        write_text(folder / REPORT_FILE, to_json(plain, indent=1) + "\n")
-        write_text(folder / PAGE_FILE, self.to_markdown())
-        write_results(folder / RESULTS_FILE, self.detections)
-        write_truth(folder / TRUTH_FILE, self.truth, {})
+        with report_folder(folder, plain, same=("task", "model", "data")):
+            write_text(folder / REPORT_FILE, to_json(plain, indent=1) + "\n")
+            write_text(folder / PAGE_FILE, self.to_markdown())
+            write_results(folder / RESULTS_FILE, self.detections)
+            write_truth(folder / TRUTH_FILE, self.truth, {})
         return folder
 
     def _headline(self) -> Iterator[str]:
-        yield f"# {escape_markdown(self.results)} on {escape_markdown(self.data)}\n"
+        yield title_line(self.results, self.data)
         yield "| | |\n|---|---|"
         for name in reversed(TIOUS):
             yield f"| mAP, mean over tIoU {name} | **{percent(self.detection[name].average_map)}** |"
@@ -121,14 +115,7 @@ class ResultsReport:
         yield from note_lines(self.notes)
 
     def _tables(self) -> Iterator[str]:
-        yield "\n## Intervals\n\n| tIoU | mAP |\n|---|---:|"
-        found = {
-            round(tiou, 2): value
-            for scores in self.detection.values()
-            for tiou, value in zip(scores.tious, scores.mean, strict=True)
-        }
-        for tiou, value in sorted(found.items()):
-            yield f"| {tiou:g} | {percent(value)} |"
+        yield from interval_lines(self.detection)
         names = list(reversed(TIOUS))
         yield f"\n## Classes\n\n| class | intervals | AP, tIoU {names[0]} | AP, tIoU {names[1]} |\n|---|---:|---:|---:|"
         pooled = [interval for of_video in self.truth.values() for interval in of_video]

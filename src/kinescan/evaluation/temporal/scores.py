@@ -20,6 +20,7 @@ from kinescan.evaluation.temporal.truth import frame_labels, overlap, refuse_out
 from kinescan.events.detector import Event, EventUpdate, detect_updates
 from kinescan.events.predictions import FramePredictions
 from kinescan.events.rules import EventRules
+from kinescan.settings import renamed
 from kinescan.shapes import BACKGROUND
 
 TIOUS = {"0.5:0.05:0.95": ACTIVITYNET_TIOUS, "0.3:0.1:0.7": THUMOS_TIOUS}
@@ -76,6 +77,7 @@ class VideoResult:
         return self.alarms.num_missed + self.alarms.num_false
 
 
+@renamed(frame_shares="frame_fractions", largest_share="largest_fraction")
 @dataclass(frozen=True, kw_only=True)
 class TemporalScores:
     """All numbers of one evaluation.
