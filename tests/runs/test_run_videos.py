@@ -78,6 +78,23 @@ def test_eval_refuses_other_videos_in_the_place_of_those_held_out(trained: Path)
         evaluate(trained)
 
 
+def test_a_lost_test_video_is_not_taken_for_the_training_video_of_its_name(
+    tiny: list[str], videos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(videos, tmp_path / "train")
+    shutil.copytree(videos, tmp_path / "test")
+    for path in (tmp_path / "test").rglob("*.mp4"):
+        path.write_bytes(path.read_bytes() + b"other")
+    data = [f"data.train={tmp_path / 'train'}", f"data.test={tmp_path / 'test'}"]
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text('model = "pks4_vit_ti16"\n', encoding="utf-8")
+    train(recipe, overrides=[*tiny, "optim.epochs=1", *data], output=tmp_path / "run")
+    (tmp_path / "test" / "dark" / "1.mp4").unlink()
+    report = evaluate(tmp_path / "run")
+    assert len(report.evaluation.items) == 11
+    assert mentions(report.to_markdown(), str(tmp_path / "test" / "dark" / "1.mp4"))
+
+
 def test_eval_names_training_videos_by_their_content(trained: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(trained.parent / "own", moved)

@@ -133,7 +133,7 @@ def located(
         path = Path(video.path)
         if video.fingerprint and print_ != video.fingerprint:
             if elsewhere is None:
-                elsewhere = _paths_now(recipe)
+                elsewhere = _paths_now(run, recipe)
             other = elsewhere.get(video.video_id)
             [there] = fingerprints([other]) if other is not None else [None]
             if other is not None and there == video.fingerprint:
@@ -220,15 +220,22 @@ def _foreign_notes(recorded: RunVideos, items: Sequence[Video], prints: Sequence
         yield f"None of the {len(items)} videos is in the run's list ({VIDEOS_FILE}): they are new to it."
 
 
-def _paths_now(recipe: RunConfig | None) -> dict[str, Path]:
-    """The videos that the recipe's data holds now, by id; none where it is not there."""
+def _paths_now(run: Path, recipe: RunConfig | None) -> dict[str, Path]:
+    """The videos that the recipe's data holds now where the run had none, by id; none where the data is not there.
+
+    Training and test folders may have files of the same names: where a video was, another one of that name is not it.
+    """
     try:
         if recipe is None:
             return {}
         division = read_videos(recipe, announced=False)
     except ConfigError:
         return {}
-    return {video.video_id: video.path for video in (*division.training, *division.validation, *division.held_out)}
+    recorded = read_run_videos(run)
+    parts = () if recorded is None else (recorded.train, recorded.validation, recorded.held_out)
+    before = {os.path.abspath(video.path) for part in parts for video in part}
+    now = (*division.training, *division.validation, *division.held_out)
+    return {video.video_id: video.path for video in now if os.path.abspath(video.path) not in before}
 
 
 def _refuse_other_training_videos(run: Path, training: Sequence[VideoItem]) -> None:

@@ -1,0 +1,148 @@
+"""Tables 5 to 9 of the PKS4 paper at demo scale: what each row scores, by seed, on drawn objects and over real pixels.
+
+Run, again and again until it says "complete":
+    OMP_NUM_THREADS=1 python benchmarks/pks4_tables.py --seconds 3000 --from FOLDER
+Write what is there without running anything:   python benchmarks/pks4_tables.py --seconds 0
+
+The runs are those of `kinescan reproduce table5` to `table9`, with and without --from, in runs/: seed by seed, so that
+every row has its first seed before any has its second. Tables share runs: the whole model is a row of four of them.
+Writes benchmarks/results/pks4_tables.json: means over seeds, differences to each table's base row in pairs of the same
+seed, with Student's interval of 95 %, and how many pairs of rows stand in the paper's order.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import measure
+from kinescan.studies import reproduce
+from kinescan.studies.paper import paper_table, published, table_study
+from kinescan.studies.statistics import paired_difference
+
+WORK = Path("runs")
+TABLES = (5, 9, 7, 8, 6)
+"""In order of value."""
+KINDS = {"motion": "", "real pixels": "-real"}
+
+
+def runs_of(table: int, kind: str) -> list[dict[str, Any]]:
+    """The finished runs of a table's study, from its folder."""
+    file = WORK / f"pks4-table{table}-demo{KINDS[kind]}" / "study.json"
+    return json.loads(file.read_text())["runs"] if file.is_file() else []
+
+
+def scores_of(runs: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """Row -> seed -> top-1."""
+    found: dict[str, dict[int, float]] = {}
+    for run in runs:
+        if "top1" in run["scores"]:
+            found.setdefault(run["row"], {})[run["seed"]] = run["scores"]["top1"]
+    return found
+
+
+def summary(row: str, base: str, scores: Mapping[str, Mapping[int, float]], minutes: list[float]) -> dict[str, Any]:
+    """One row of one table."""
+    values = list(scores[row].values())
+    found: dict[str, Any] = {"seeds": len(values), "top1": round(statistics.mean(values), 4)}
+    if len(values) > 1:
+        found["standard_deviation"] = round(statistics.stdev(values), 4)
+    both = [seed for seed in scores[row] if seed in scores.get(base, {})]
+    if row != base and both:
+        difference = paired_difference([scores[row][seed] for seed in both], [scores[base][seed] for seed in both])
+        found["to_base"] = round(difference.mean, 4)
+        if difference.n > 1:
+            found |= {"to_base_low": round(difference.low, 4), "to_base_high": round(difference.high, 4)}
+    found["minutes_of_one_core"] = round(statistics.median(minutes), 2)
+    return found
+
+
+def order(scores: Mapping[str, Mapping[int, float]], theirs: Mapping[str, float]) -> dict[str, int]:
+    """Pairs of rows that stand in the paper's order, by the means over the seeds that both have."""
+    pairs = [pair for pair in combinations(scores, 2) if theirs[pair[0]] != theirs[pair[1]]]
+    kept = 0
+    for one, other in pairs:
+        both = [seed for seed in scores[one] if seed in scores[other]]
+        gap = sum(scores[one][seed] - scores[other][seed] for seed in both)
+        kept += gap * (theirs[one] - theirs[other]) > 0
+    return {"pairs": len(pairs), "in_the_order_of_the_paper": kept}
+
+
+def publish() -> None:
+    """Writes the result from the folders of the studies."""
+    results: dict[str, Any] = {}
+    orders: dict[str, Any] = {}
+    all_runs: list[dict[str, Any]] = []
+    for table in sorted(TABLES):
+        study, paper = table_study(f"table{table}", "demo"), paper_table(f"table{table}")
+        for kind in KINDS:
+            runs = runs_of(table, kind)
+            scores, name = scores_of(runs), f"table {table}, {kind}"
+            if not scores:
+                continue
+            all_runs += runs
+            theirs = {row.name: published(paper, row.name)["top1"] for row in study.rows}
+            minutes = {row: [run["cpu_seconds"] / 60 for run in runs if run["row"] == row] for row in scores}
+            results[name] = {
+                row.name: summary(row.name, study.base_row, scores, minutes[row.name])
+                | {"top1_of_the_paper": theirs[row.name] / 100}
+                for row in study.rows
+                if row.name in scores
+            }
+            orders[name] = order({row.name: scores[row.name] for row in study.rows if row.name in scores}, theirs)
+    measure.write_result(
+        "pks4_tables",
+        seed=0,
+        n=most_seeds(results),
+        settings={
+            "commits of the runs": sorted({run["code"] for run in all_runs}),
+            "distinct runs": len({run["folder"] for run in all_runs}),
+            "processors of the runs": sorted({run["environment"]["cpu"] for run in all_runs}),
+            "training clips": sorted({run["num_training"] for run in all_runs}),
+            "steps": sorted({run["steps"] for run in all_runs}),
+            "made by": "kinescan reproduce table5 (6, 7, 8, 9), with and without --from FOLDER",
+        },
+        results={**results, "pairs of rows": orders},
+    )
+
+
+def most_seeds(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> int:
+    """Of any row."""
+    return max((row["seeds"] for table in results.values() for row in table.values()), default=0)
+
+
+def calls(source: str | None, seeds: list[int], tables: list[int]) -> Iterator[tuple[int, str | None, tuple[int, ...]]]:
+    """What is run, in order: every table with the first seed, then with the first two, and so on."""
+    for last in range(1, len(seeds) + 1):
+        for table in tables:
+            yield table, None, tuple(seeds[:last])
+            if source is not None:
+                yield table, source, tuple(seeds[:last])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3000, help="Begin no table after this time.")
+    parser.add_argument("--from", dest="source", help="Folder of videos and pictures for real pixels.")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--tables", type=int, nargs="*", default=list(TABLES))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    started, complete = time.monotonic(), True
+    for table, source, seeds in calls(arguments.source, arguments.seeds, arguments.tables):
+        if time.monotonic() - started >= arguments.seconds:
+            complete = False
+            break
+        reproduce.reproduce(f"table{table}", source=source, seeds=seeds, memory=False, any_code=True)
+    publish()
+    print("complete" if complete else "not complete: run it again")
+
+
+if __name__ == "__main__":
+    main()
