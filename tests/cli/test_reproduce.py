@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kinescan.studies import plan_study
 from kinescan.studies.costs import row_config
 from kinescan.studies.paper import TABLES, paper_table, table_study
 from kinescan.studies.reproduce import plan_reproduction, reproduce
@@ -49,6 +50,15 @@ def test_what_is_done_is_not_run_again_and_the_order_is_counted(tmp_path: Path) 
     assert again["Bidirectional"] == first.result.runs[0]
     scores = [again[row].scores["top1"] for row in ("Unidirectional", "Bidirectional")]
     assert both.order_kept() == (int(scores[1] > scores[0]), 1)
+
+
+def test_the_whole_model_is_the_same_run_in_all_tables_that_have_it(tmp_path: Path) -> None:
+    rows = {"5": "+ KS4 + O_var + O_corr", "7": "Unidirectional", "8": "4 frames", "9": "TokenT1D"}
+    planned = [plan_reproduction(table, only=(row,), memory=False).study for table, row in rows.items()]
+    keys = {job.folder for study in planned for job in plan_study(study, tmp_path).jobs}
+    assert len(keys) == 3
+    tables = [plan_study(table_study(table, "demo"), tmp_path) for table in ("table1", "table2")]
+    assert [job.folder for job in tables[0].jobs] == [job.folder for job in tables[1].jobs]
 
 
 def test_plan_shows_costs_beside_the_paper_and_needs_no_data(kinescan: Any, monkeypatch: pytest.MonkeyPatch) -> None:

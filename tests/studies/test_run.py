@@ -110,11 +110,23 @@ def test_too_few_videos_or_groups_are_found_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "cause",
+    [
+        OSError(28, "No space left on device"),
+        # as torch.save and safetensors say it
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
 def test_a_full_disk_ends_the_study_which_continues(
-    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: Exception
 ) -> None:
+    calls = []
+
     def full(config: Any, **options: Any) -> Any:
-        raise ConfigError("cannot be written") from OSError(28, "No space left on device")
+        calls.append(config)
+        raise ConfigError("cannot be written") from cause
 
     def gone(config: Any, **options: Any) -> Any:
         raise VideoError("a.mp4", "it is gone")
@@ -122,6 +134,7 @@ def test_a_full_disk_ends_the_study_which_continues(
     monkeypatch.setattr("kinescan.studies.job.train", full)
     with pytest.raises(KinescanError, match=r"0 of 2"):
         run_study(small(), output=tmp_path, code=CODE)
+    assert len(calls) == 1
     monkeypatch.setattr("kinescan.studies.job.train", gone)
     with pytest.raises(KinescanError, match=r"a\.mp4"):
         run_study(small(), output=tmp_path, code=CODE)

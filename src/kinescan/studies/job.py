@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kinescan.config import RunConfig
-from kinescan.errors import ConfigError, NonFiniteError
+from kinescan.errors import ConfigError, KinescanError, NonFiniteError
 from kinescan.evaluation.report import Report
 from kinescan.evaluation.temporal.report import TemporalReport
 from kinescan.profiling.cost import training_flops
@@ -37,6 +37,8 @@ TIME_FILE = "study_time.json"
 DONE, NON_FINITE = "done", "non_finite"
 WRITE_EVERY_SECONDS = 10.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_FULL_TEXTS = ("inline_container", *(f"os error {number})" for number in _FULL))
+"""What the writers of torch and safetensors say of the same: their errors have no number."""
 PATIENCE_SECONDS = 60.0
 """How long a run's folder may be in use by a process that is ending."""
 
@@ -326,6 +328,8 @@ def is_of_disk(error: BaseException | None) -> bool:
     """Whether the system refuses to write, so that every other run would fail, too."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if not isinstance(error, OSError | KinescanError) and any(text in str(error) for text in _FULL_TEXTS):
             return True
         error = error.__cause__
     return False

@@ -229,7 +229,9 @@ class _Planner:
         ]
         if self._problems:
             told = "; ".join(f"{what}: {problem}" for what, problem in self._problems.items())
-            raise ConfigError(f"{len(self._problems)} rows of the study cannot be built, so nothing was run. {told}")
+            number = len(self._problems)
+            counted = "1 row" if number == 1 else f"{number} rows"
+            raise ConfigError(f"{counted} of the study cannot be built, so nothing was run. {told}")
         self._refuse_alike(jobs)
         return StudyPlan(study=study, output=self._output, store=self._store, code=self._code, jobs=tuple(jobs))
 
