@@ -380,8 +380,8 @@ SECTIONS: Mapping[str, Section] = {
         says="A training experiment: `kinescan reproduce table5` to `table9`, on drawn objects that move left, right, "
         "up or down (chance 0.25; what averages over frames is at 0.5 at most) and on windows that move left or right "
         "over real videos (chance 0.5, and so is averaging). Top-1 on held-out clips, mean over seeds; `to base` is "
-        "the mean difference to the table's base row in pairs of the same seed, with Student's interval of 95 %. Scores "
-        "of the paper are of CLIP B/16 on Something-Something V2: the order of rows can be compared, sizes cannot.",
+        "the mean difference to the table's base row in pairs of the same seed, with Student's interval of 95 %. "
+        "Scores of the paper are of CLIP B/16 on Something-Something V2: the order of rows can be compared, sizes cannot.",
     ),
     "motion_levels": Section(
         title="How hard the motions that make themselves are",
