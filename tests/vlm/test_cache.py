@@ -5,8 +5,9 @@ import torch
 
 from kinescan.errors import ConfigError
 from kinescan.vlm.attention import attend, attention_of, visible_pairs
-from kinescan.vlm.cache import CacheShape, KeyValueStore, StreamCache
+from kinescan.vlm.cache import StreamCache
 from kinescan.vlm.policy import AccumulatedMass, Recency, StateKV
+from kinescan.vlm.store import CacheShape, KeyValueStore
 
 SHAPE = CacheShape(num_layers=2, key_heads=2, head_dim=8, dtype=torch.float32, device=torch.device("cpu"))
 

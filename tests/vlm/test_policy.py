@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.ops.attention_mass import attention_mass
-from kinescan.vlm.cache import CacheShape, CompressedState, LayerCache
+from kinescan.vlm.cache import CompressedState, LayerCache
 from kinescan.vlm.policy import (
     POLICIES,
     AccumulatedMass,
@@ -21,10 +21,14 @@ from kinescan.vlm.policy import (
     make_policy,
 )
 from kinescan.vlm.snapshot import pack_policy, unpack_policy
+from kinescan.vlm.store import CacheShape
 
 
 def candidates(num_keys, mass=None, history=None, heads=2):
-    return Candidates(positions=torch.arange(num_keys).expand(heads, -1), mass=mass, history=history)
+    keys, values = torch.randn(2, heads, num_keys, 4, generator=torch.Generator().manual_seed(0))
+    return Candidates(
+        positions=torch.arange(num_keys).expand(heads, -1), mass=mass, history=history, keys=keys, values=values
+    )
 
 
 @pytest.mark.parametrize(("case", "budget"), [("h0", 8), ("h1", 16)])

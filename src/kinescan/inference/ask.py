@@ -11,8 +11,8 @@ from torch import Tensor
 from kinescan.errors import ConfigError
 from kinescan.inference.frame_source import Group, Live, Recorded, open_watched
 from kinescan.vlm import StreamStats, VideoStream, Vlm, open_stream
-from kinescan.vlm.cache import Storage
 from kinescan.vlm.config import check_fps
+from kinescan.vlm.store import Storage
 
 MAX_NEW_TOKENS = 256
 

@@ -46,6 +46,7 @@ class StreamStats:
     Attributes:
         num_frames: frames pushed.
         num_tokens: tokens in the full KV cache.
+        num_seen_tokens: tokens that came so far, those included that a limited cache has dropped.
         state_tokens: tokens that the next frame may see of the past, in each layer and key head.
         state_bytes: of the compressed state, over all layers.
         full_cache_bytes: of the tokens in the full KV cache, over all layers.
@@ -55,6 +56,7 @@ class StreamStats:
 
     num_frames: int
     num_tokens: int
+    num_seen_tokens: int
     state_tokens: int
     state_bytes: int
     full_cache_bytes: int

@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from kinescan.errors import ConfigError
 from kinescan.ops.attention_mass import attention_mass
-from kinescan.vlm.cache import Block, StreamCache
+from kinescan.vlm.cache import StreamCache
 from kinescan.vlm.families.door import registered_attention
 from kinescan.vlm.policy import Policy
+from kinescan.vlm.store import Block
 
 Queries = Float[Tensor, "1 Hq Q D"]
 AttentionFunction = Callable[..., tuple[Tensor, None]]
@@ -65,17 +66,28 @@ def refuse_padding(*, attention_mask: Tensor | None = None, **unused: Any) -> No
 
 
 def _step(cache: StreamCache, layer_idx: int, queries: Queries, scale: float | None) -> Queries:
+    if cache.answering:
+        cache.retrieve(layer_idx, queries)
     num_queries, num_keys = queries.shape[2], cache.visible_length(layer_idx)
     cache.query_key_pairs += visible_pairs(num_queries, num_keys)
+    layer, scored = cache.layers[layer_idx], cache.scored and not cache.answering
     if cache.budgets is None or cache.answering:
-        return attend(queries, cache.visible(layer_idx), num_keys, scale)
-    policy, layer, budget = cache.policy, cache.layers[layer_idx], cache.budgets[layer_idx]
+        if not scored:
+            return attend(queries, cache.visible(layer_idx), num_keys, scale)
+        keys, values = (torch.cat(parts, dim=2) for parts in zip(*cache.visible(layer_idx), strict=True))
+        output, received = attention_mass(queries, keys, values, scale)
+        layer.add_scores(received[0].float(), of_state=False)
+        return output
+    policy, budget = cache.policy, cache.budgets[layer_idx]
     observed = policy.observed(num_queries)
-    needs_mass = observed is not None and (policy.accumulates or num_keys > budget)
-    mass = None
+    needs_mass = scored or (observed is not None and (policy.accumulates or num_keys > budget))
+    mass: Tensor | None = None
     if needs_mass:
-        output, mass = attention_mass(queries, layer.state.keys, layer.state.values, scale, observed=observed)
-        mass = _of_those_asked(policy, cache.is_text, mass[0].float(), queries, layer.state.keys, scale)
+        output, received = attention_mass(queries, layer.state.keys, layer.state.values, scale, observed=observed)
+        if scored:
+            layer.add_scores(received[0].float(), of_state=True)
+        if observed is not None:
+            mass = _of_those_asked(policy, cache.is_text, received[0].float(), queries, layer.state.keys, scale)
     else:
         output = attend(queries, cache.visible(layer_idx), num_keys, scale)
     layer.compress(policy, budget, mass)

@@ -4,157 +4,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from kinescan.errors import ConfigError, ShapeError
-from kinescan.settings import closest
+from kinescan.vlm.memory import SPARE, Remembered, chunk_of
 from kinescan.vlm.policy import Candidates, KeepAll, Policy
-
-Storage = Literal["memory", "offload", "int8"]
-Block = tuple[Float[Tensor, "1 Hkv L D"], Float[Tensor, "1 Hkv L D"]]
-
-SCALE_BYTES = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheShape:
-    """Sizes of a model's keys and values.
-
-    Attributes:
-        num_layers: decoder layers.
-        key_heads: key heads in each.
-        head_dim: size of a key.
-        dtype: of keys and values.
-        device: where attention runs.
-    """
-
-    num_layers: int
-    key_heads: int
-    head_dim: int
-    dtype: torch.dtype
-    device: torch.device
-
-    def bytes_per_token(self, storage: Storage = "memory") -> int:
-        """Bytes that one token takes in the full KV cache, over all layers.
-
-        Example:
-            >>> shape = CacheShape(num_layers=28, key_heads=4, head_dim=128, dtype=torch.bfloat16, device="cpu")
-            >>> shape.bytes_per_token(), shape.bytes_per_token("int8")
-            (57344, 29568)
-        """
-        vector = self.head_dim + SCALE_BYTES if storage == "int8" else self.head_dim * self.dtype.itemsize
-        return 2 * self.num_layers * self.key_heads * vector
-
-
-def check_storage(storage: str) -> None:
-    """Raises ConfigError where there is no storage of that name."""
-    if storage not in get_args(Storage):
-        raise ConfigError(f"unknown storage {storage!r}. {closest(str(storage), get_args(Storage))}")
-
-
-class KeyValueStore:
-    """One layer's keys and values, growing by whole chunks so that nothing stored is ever copied again.
-
-    Args:
-        shape: sizes of the model.
-        storage: "memory" beside the model, "offload" in the CPU's memory (pinned where there is a GPU), or "int8":
-            one byte a number and one float32 scale for each key and value.
-        chunk_tokens: tokens in a chunk.
-    """
-
-    def __init__(self, shape: CacheShape, *, storage: Storage, chunk_tokens: int) -> None:
-        self.shape = shape
-        self.storage: Storage = storage
-        self.chunk_tokens = chunk_tokens
-        self.length = 0
-        self.chunks: list[tuple[Tensor, ...]] = []
-
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        """Stores keys and values [1, Hkv, L, D]."""
-        tensors = (*_quantise(keys), *_quantise(values)) if self.storage == "int8" else (keys, values)
-        done, total = 0, keys.shape[2]
-        while done < total:
-            offset = self.length % self.chunk_tokens
-            if offset == 0:
-                self.chunks.append(self._new_chunk(tensors))
-            count = min(self.chunk_tokens - offset, total - done)
-            for part, tensor in zip(self.chunks[-1], tensors, strict=True):
-                part[:, :, offset : offset + count].copy_(tensor[:, :, done : done + count], non_blocking=False)
-            done += count
-            self.length += count
-
-    def blocks(self) -> Iterator[Block]:
-        """Keys and values chunk by chunk, on the model's device and in its dtype; one chunk at a time is unpacked."""
-        for start, chunk in zip(range(0, self.length, self.chunk_tokens), self.chunks, strict=True):
-            used = min(self.chunk_tokens, self.length - start)
-            parts = [part[:, :, :used].to(self.shape.device) for part in chunk]
-            if self.storage == "int8":
-                dtype = self.shape.dtype
-                yield (parts[0] * parts[1]).to(dtype), (parts[2] * parts[3]).to(dtype)
-            else:
-                yield parts[0], parts[1]
-
-    def clear(self) -> None:
-        """Forgets everything."""
-        self.chunks, self.length = [], 0
-
-    def shorten(self, length: int) -> None:
-        """Forgets what was appended behind the first `length` tokens."""
-        self.length = length
-        del self.chunks[-(-length // self.chunk_tokens) :]
-
-    def restore(self, chunks: list[tuple[Tensor, ...]], length: int) -> None:
-        """Takes chunks as `used_chunks` gives them."""
-        self.clear()
-        for chunk in chunks:
-            fresh = self._new_chunk(chunk)
-            for part, tensor in zip(fresh, chunk, strict=True):
-                part[:, :, : tensor.shape[2]].copy_(tensor)
-            self.chunks.append(fresh)
-        self.length = length
-
-    def used_chunks(self) -> list[tuple[Tensor, ...]]:
-        """The chunks as stored, without their unused ends."""
-        starts = range(0, self.length, self.chunk_tokens)
-        return [
-            tuple(part[:, :, : min(self.chunk_tokens, self.length - start)] for part in chunk)
-            for start, chunk in zip(starts, self.chunks, strict=True)
-        ]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that the stored tokens take."""
-        return self.length * self.shape.bytes_per_token(self.storage) // self.shape.num_layers
-
-    @property
-    def allocated_bytes(self) -> int:
-        """Bytes of all chunks, their unused ends included."""
-        return sum(part.numel() * part.element_size() for chunk in self.chunks for part in chunk)
-
-    def _new_chunk(self, like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        off = self.storage == "offload"
-        device = torch.device("cpu") if off else self.shape.device
-        pinned = off and self.shape.device.type == "cuda"
-        return tuple(
-            torch.empty(
-                (1, tensor.shape[1], self.chunk_tokens, tensor.shape[3]),
-                dtype=tensor.dtype,
-                device=device,
-                pin_memory=pinned,
-            )
-            for tensor in like
-        )
-
-
-def _quantise(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """[1, Hkv, L, D] as int8 and its scale [1, Hkv, L, 1], float32; the error is at most half a scale."""
-    wide = tensor.float()
-    scale = wide.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    return (wide / scale).round().to(torch.int8), scale
+from kinescan.vlm.store import Block, CacheShape, KeyValueStore, Storage
 
 
 @dataclass(kw_only=True)
@@ -183,15 +42,52 @@ class CompressedState:
 class LayerCache:
     """One decoder layer: its full KV cache, its compressed state, and what an answer in progress has added."""
 
-    def __init__(self, shape: CacheShape, *, storage: Storage, chunk_tokens: int) -> None:
+    def __init__(
+        self, shape: CacheShape, *, storage: Storage, chunk_tokens: int, remembered: Remembered | None = None
+    ) -> None:
         self.shape = shape
+        self.remembered = remembered
         self.full_cache = KeyValueStore(shape, storage=storage, chunk_tokens=chunk_tokens)
         self.answer = KeyValueStore(shape, storage="memory", chunk_tokens=256)
+        self.chosen: list[int] | None = None
+        """Chunks of the full KV cache that the answer in progress reads; None for all."""
         self.state = CompressedState(
             keys=torch.empty(1, shape.key_heads, 0, shape.head_dim, dtype=shape.dtype, device=shape.device),
             values=torch.empty(1, shape.key_heads, 0, shape.head_dim, dtype=shape.dtype, device=shape.device),
             positions=torch.empty(shape.key_heads, 0, dtype=torch.int64, device=shape.device),
         )
+
+    @property
+    def seen(self) -> int:
+        """Tokens that came so far, also those that a limited full KV cache has dropped."""
+        return self.full_cache.length if self.remembered is None else self.remembered.seen
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Stores a step's keys and values [1, Hkv, L, D] in the full KV cache."""
+        self.full_cache.append(keys, values)
+        if self.remembered is not None:
+            self.remembered = self.remembered.with_step(keys.shape[2])
+
+    def add_scores(self, mass: Float[Tensor, "Hkv C"], *, of_state: bool) -> None:
+        """Attention scores of a step count for what stays in a limited full KV cache.
+
+        Args:
+            mass: of the state's keys, or of all keys.
+            of_state: which.
+        """
+        assert self.remembered is not None, "the cache has no limit"
+        self.remembered = self.remembered.with_scores(mass, self.state.positions if of_state else None)
+
+    def shrink(self, policy: Policy, budget: int, pinned: list[tuple[int, int]]) -> None:
+        """Keeps `budget` tokens of the full KV cache, in chunks of its own."""
+        if self.remembered is None or self.full_cache.length <= budget:
+            return
+        keys, values = (torch.cat(parts, dim=2) for parts in zip(*self.full_cache.blocks(), strict=True))
+        keys, values, self.remembered = self.remembered.chosen(
+            keys, values, policy=policy, budget=budget, pinned=pinned
+        )
+        self.full_cache.clear()
+        self.full_cache.append(keys, values)
 
     def extend_state(self, keys: Tensor, values: Tensor, first_position: int) -> None:
         """Puts a step's keys and values behind the state; selection comes later."""
@@ -210,7 +106,13 @@ class LayerCache:
     def compress(self, policy: Policy, budget: int, mass: Tensor | None) -> None:
         """Keeps what the policy chooses; `mass` [Hkv, L] belongs to the extended state."""
         state = self.state
-        candidates = Candidates(positions=state.positions, mass=mass, history=state.history)
+        candidates = Candidates(
+            positions=state.positions,
+            mass=mass,
+            history=state.history,
+            keys=state.keys[0],
+            values=state.values[0],
+        )
         history = None
         if policy.accumulates and mass is not None:
             history = policy.remembered(mass, state.history)
@@ -257,6 +159,9 @@ class StreamCache:
         budget_shares: how the layers share what they hold together, one number each; None: alike.
         storage: of the full KV cache.
         chunk_tokens: tokens in a chunk of the full KV cache.
+        memory_tokens: tokens that the full KV cache holds at most, in each layer and key head; None for no limit.
+        memory_policy: what chooses them.
+        retrieved_chunks: chunks of the full KV cache that an answer reads at most, in each layer; None for all.
     """
 
     is_compileable = False
@@ -270,21 +175,43 @@ class StreamCache:
         budget_shares: Sequence[float] | None = None,
         storage: Storage = "memory",
         chunk_tokens: int = 4096,
+        memory_tokens: int | None = None,
+        memory_policy: Policy | None = None,
+        retrieved_chunks: int | None = None,
     ) -> None:
         self.shape = shape
         self.policy = policy
+        self.memory_tokens = memory_tokens
+        self.memory_policy = memory_policy
+        self.retrieved_chunks = retrieved_chunks
+        self.scored = memory_policy is not None and memory_policy.observed(1) is not None
+        """Whether every step has to give attention scores for the choice of what stays."""
+        self.pinned: list[tuple[int, int]] = []
+        """Ranges of positions that stay in a limited full KV cache."""
         self.budget = None if isinstance(policy, KeepAll) else budget
         self.budgets = None if self.budget is None else layer_budgets(self.budget, shape.num_layers, budget_shares)
         self.is_text: Tensor | None = None
         """[Q], which tokens of the step that runs are text; None where it is not known."""
         self.answering = False
         self.query_key_pairs = 0
-        self.layers = [LayerCache(shape, storage=storage, chunk_tokens=chunk_tokens) for _ in range(shape.num_layers)]
+        fresh = None
+        if memory_tokens is not None:
+            fresh = Remembered.nothing(shape.key_heads, shape.device, scored=self.scored)
+            chunk_tokens = chunk_of(memory_tokens, chunk_tokens)
+        self.layers = [
+            LayerCache(shape, storage=storage, chunk_tokens=chunk_tokens, remembered=fresh)
+            for _ in range(shape.num_layers)
+        ]
 
     @property
     def num_tokens(self) -> int:
         """Tokens in the full KV cache."""
         return self.layers[-1].full_cache.length
+
+    @property
+    def num_seen(self) -> int:
+        """Tokens that came so far."""
+        return self.layers[-1].seen
 
     @property
     def state_tokens(self) -> int:
@@ -324,8 +251,8 @@ class StreamCache:
             layer.answer.append(keys, values)
             return keys, values
         if self.budget is not None:
-            layer.extend_state(keys, values, layer.full_cache.length)
-        layer.full_cache.append(keys, values)
+            layer.extend_state(keys, values, layer.seen)
+        layer.append(keys, values)
         return keys, values
 
     def visible(self, layer_idx: int) -> Iterator[Block]:
@@ -334,7 +261,7 @@ class StreamCache:
         if self.budget is not None and not self.answering:
             yield layer.state.keys, layer.state.values
             return
-        yield from layer.full_cache.blocks()
+        yield from layer.full_cache.blocks(layer.chosen if self.answering else None)
         if self.answering:
             yield from layer.answer.blocks()
 
@@ -343,40 +270,78 @@ class StreamCache:
         layer = self.layers[layer_idx]
         if self.budget is not None and not self.answering:
             return layer.state.positions.shape[1]
-        return layer.full_cache.length + (layer.answer.length if self.answering else 0)
+        if not self.answering:
+            return layer.full_cache.length
+        return layer.full_cache.length_of(layer.chosen) + layer.answer.length
+
+    def retrieve(self, layer_idx: int, queries: Tensor) -> None:
+        """Before the first step of an answer attends: which chunks it reads, where their number is limited."""
+        layer = self.layers[layer_idx]
+        if self.retrieved_chunks is not None and layer.chosen is None:
+            layer.chosen = layer.full_cache.closest_chunks(queries, self.retrieved_chunks)
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
         """Within the block the stream may grow; where the block fails, all layers are as they were before."""
-        before = [(layer.full_cache.length, replace(layer.state)) for layer in self.layers]
-        pairs = self.query_key_pairs
+        before = [
+            ([*layer.full_cache.chunks], layer.full_cache.length, replace(layer.state), layer.remembered)
+            for layer in self.layers
+        ]
+        pairs, pinned = self.query_key_pairs, [*self.pinned]
         try:
             yield
         except BaseException:
-            for layer, (length, state) in zip(self.layers, before, strict=True):
-                layer.full_cache.shorten(length)
-                layer.state = state
-            self.query_key_pairs = pairs
+            for layer, (chunks, length, state, remembered) in zip(self.layers, before, strict=True):
+                layer.full_cache.take_back(chunks, length)
+                layer.state, layer.remembered = state, remembered
+            self.query_key_pairs, self.pinned = pairs, pinned
             raise
+
+    def make_room(self, count: int) -> None:
+        """So many tokens more stay within the limit of the full KV cache, where there is one.
+
+        Raises:
+            ConfigError: they do not fit at all, or more is pinned than may stay.
+        """
+        limit, policy = self.memory_tokens, self.memory_policy
+        if limit is None or policy is None or self.num_tokens + count <= limit:
+            return
+        if count >= limit:
+            raise ConfigError(
+                f"one step has {count} tokens, and the memory_budget holds {limit}. Give a larger memory_budget, or "
+                "frames of fewer pixels."
+            )
+        budget = max(1, min(limit - limit // SPARE, limit - count))
+        for layer in self.layers:
+            layer.shrink(policy, budget, self.pinned)
+
+    def pin(self, start: int, stop: int) -> None:
+        """Tokens of these positions stay in a limited full KV cache."""
+        if self.memory_tokens is not None and stop > start:
+            self.pinned.append((start, stop))
 
     def keep_answer(self) -> None:
         """Makes the answer in progress part of the stream: in the full KV cache, and seen by future frames."""
+        count = self.layers[-1].answer.length
+        self.make_room(count)
+        self.pin(self.num_seen, self.num_seen + count)
         for layer in self.layers:
             for keys, values in layer.answer.blocks():
                 if self.budget is not None:
-                    layer.extend_state(keys, values, layer.full_cache.length)
-                layer.full_cache.append(keys, values)
+                    layer.extend_state(keys, values, layer.seen)
+                layer.append(keys, values)
         self.drop_answer()
 
     def drop_answer(self) -> None:
         """Forgets the answer in progress."""
         for layer in self.layers:
             layer.answer.clear()
+            layer.chosen = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen before this step, as transformers asks for it."""
         layer = self.layers[layer_idx]
-        return layer.full_cache.length + (layer.answer.length if self.answering else 0)
+        return layer.seen + (layer.answer.length if self.answering else 0)
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """Index of this step's first token, as transformers asks for it."""
@@ -386,6 +351,7 @@ class StreamCache:
         """Length of the keys and index of the first, as transformers asks for them."""
         seen = self.get_seq_length(layer_idx)
         if self.budget is None or self.answering:
-            return seen + query_length, 0
+            held = self.visible_length(layer_idx)
+            return held + query_length, seen - held
         held = self.layers[layer_idx].state.positions.shape[1]
         return held + query_length, seen - held

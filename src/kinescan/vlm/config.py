@@ -4,8 +4,9 @@ from numbers import Integral, Real
 from typing import Any
 
 from kinescan.errors import ConfigError
-from kinescan.vlm.cache import Storage, check_storage
+from kinescan.vlm.memory import check_memory_policy, limit_tokens, read_amount
 from kinescan.vlm.policy import Policy, make_policy
+from kinescan.vlm.store import CacheShape, Storage, check_storage
 
 MAX_FPS = 1000.0
 MAX_CHUNK_TOKENS = 2**20
@@ -28,6 +29,12 @@ class StreamConfig:
         storage: of the full KV cache: "memory", "offload" or "int8".
         chunk_tokens: the full KV cache grows by this many tokens.
         hf_compat: positions and prompts as transformers 5 has them where it departs from how the family was trained.
+        memory_budget: what the full KV cache takes at most: a number of tokens, or a size with its unit ("4GiB",
+            "500MB", "20000 tokens"); None for no limit.
+        memory_policy: what stays within it: a name in `POLICIES`, or a policy; the text before the video, and kept
+            questions and answers, stay in any case.
+        retrieved_chunks: chunks of the full KV cache that an answer reads at most, in each layer, those whose keys
+            match the question best; None for all.
     """
 
     budget: int | None = 4096
@@ -40,11 +47,15 @@ class StreamConfig:
     storage: Storage = "memory"
     chunk_tokens: int = 4096
     hf_compat: bool = False
+    memory_budget: int | str | None = None
+    memory_policy: str | Policy = "uniform"
+    retrieved_chunks: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("budget", "horizon_frames", "horizon_text_tokens", "patches_per_step", "chunk_tokens"):
+        for name in ("budget", "horizon_frames", "horizon_text_tokens", "patches_per_step", "chunk_tokens",
+                     "retrieved_chunks"):  # fmt: skip
             value = getattr(self, name)
-            if value is not None or name not in ("budget", "horizon_frames"):
+            if value is not None or name not in ("budget", "horizon_frames", "retrieved_chunks"):
                 check_count(name, value)
                 object.__setattr__(self, name, int(value))
         if self.chunk_tokens > MAX_CHUNK_TOKENS:
@@ -56,7 +67,24 @@ class StreamConfig:
         if not isinstance(self.hf_compat, bool):
             raise ConfigError(f"hf_compat must be True or False, got {self.hf_compat!r}.")
         check_storage(self.storage)
-        make_policy(self.policy)
+        if make_policy(self.policy).needs_places:
+            raise ConfigError(
+                f"policy {self.policy!r} is for memory_policy. Choose another one for the compressed state."
+            )
+        if self.memory_budget is not None:
+            read_amount(self.memory_budget)
+            check_memory_policy(make_policy(self.memory_policy))
+
+    def memory_tokens(self, shape: CacheShape) -> int | None:
+        """Tokens that the full KV cache holds at most, in each layer and key head; None for no limit.
+
+        Raises:
+            ConfigError: the memory holds no token.
+        """
+        if self.memory_budget is None:
+            return None
+        bytes_per_token = shape.bytes_per_token(self.storage)
+        return limit_tokens(read_amount(self.memory_budget), bytes_per_token, shape.num_layers * shape.key_heads)
 
 
 def check_count(name: str, value: Any) -> None:

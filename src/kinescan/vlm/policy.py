@@ -27,11 +27,20 @@ class Candidates:
         mass: [Hkv, L] softmax weight each key received in this step, float32; None where the policy asks for none.
         history: [Hkv, L] attention score received in earlier steps, float32, 0 for new keys; None where nothing is
             accumulated.
+        keys: [Hkv, L, D], rotated to their positions.
+        values: [Hkv, L, D].
+        places: [Hkv, L] how far from the end of its step each token stands, from 1; equal for one place of all frames.
+            Given where a full KV cache is limited (see `memory_budget`), None for the compressed state.
+        counts: [Hkv, L] how many tokens each stands for, float32; likewise.
     """
 
     positions: Int[Tensor, "Hkv L"]
     mass: Float[Tensor, "Hkv L"] | None = None
     history: Float[Tensor, "Hkv L"] | None = None
+    keys: Float[Tensor, "Hkv L D"] | None = None
+    values: Float[Tensor, "Hkv L D"] | None = None
+    places: Int[Tensor, "Hkv L"] | None = None
+    counts: Float[Tensor, "Hkv L"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +50,11 @@ class Policy(ABC):
     @property
     def accumulates(self) -> bool:
         """Whether scores of earlier steps count (and have to be computed at every step)."""
+        return False
+
+    @property
+    def needs_places(self) -> bool:
+        """Whether `places` have to be known, as they are in a limited full KV cache alone."""
         return False
 
     def remembered(self, mass: Tensor, history: Tensor | None) -> Tensor:
@@ -55,6 +69,15 @@ class Policy(ABC):
     def observed(self, num_queries: int) -> int | None:
         """How many of a step's newest queries are asked for their weights; None where no scores are needed."""
         return None
+
+    def merged(
+        self, candidates: Candidates, kept: Int[Tensor, "Hkv B"], values: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Values [1, Hkv, L, D] and counts [Hkv, L] once those that go have left something with those that stay.
+
+        By default they leave nothing. Called for a full KV cache with a limit alone.
+        """
+        return values, counts
 
     @abstractmethod
     def rank(self, candidates: Candidates, budget: int) -> Tensor:
@@ -265,6 +288,68 @@ class LastQueries(Policy):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Redundancy(Policy):
+    """Drops first what equals its neighbour in time: the token before it at the same place of its frame.
+
+    A token counts for the length of its value times one minus the mean of two cosines with that neighbour, of keys and
+    of values. The first of its place has no neighbour, and counts for the whole length.
+
+    Differs: keys are stored rotated to their positions, so that equal content a step apart gives a cosine below 1;
+    values are not rotated, and take part for that reason.
+
+    Source: TimeChat-Online (arXiv 2504.17343) for dropping what did not change; VATP (arXiv 2406.12335) for norms.
+    """
+
+    @property
+    @override
+    def needs_places(self) -> bool:
+        return True
+
+    @override
+    def rank(self, candidates: Candidates, budget: int) -> Tensor:
+        keys, values = _vectors(candidates)
+        order, has_neighbour = _along_time(candidates)
+        similarity = torch.zeros(order.shape, device=order.device)
+        for vectors in (keys, values):
+            ordered = functional.normalize(vectors.float(), dim=-1).gather(1, _wide(order, vectors))
+            similarity[:, 1:] += (ordered[:, 1:] * ordered[:, :-1]).sum(-1) / 2
+        novelty = torch.where(has_neighbour, (1 - similarity).clamp_min(0), 1.0)
+        lengths = values.float().norm(dim=-1)
+        return lengths * torch.zeros_like(lengths).scatter(1, order, novelty)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merging(Redundancy):
+    """As `Redundancy`, but a token that goes is merged into the one before it in time that stays, at the same place.
+
+    The mean of their values stays, weighted by how many tokens each stands for, with the key of the one that stays:
+    keys are rotated to their positions, and their mean would be one of no position.
+
+    Source: Token Merging (arXiv 2210.09461), in time.
+    """
+
+    @override
+    def merged(
+        self, candidates: Candidates, kept: Int[Tensor, "Hkv B"], values: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        order, has_neighbour = _along_time(candidates)
+        stays = torch.zeros_like(candidates.positions, dtype=torch.bool).scatter(1, kept, True).gather(1, order)
+        # along time: the newest that stays, up to here, at this place; before the first, a token merges into none
+        index = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        starts = torch.where(has_neighbour, -1, index).cummax(1).values
+        target = torch.where(stays, index, -1).cummax(1).values
+        counted = torch.where(target >= starts, counts.gather(1, order), 0.0)
+        target = target.clamp_min(0)
+        ordered = values[0].gather(1, _wide(order, values[0])).float()
+        totals = torch.zeros_like(counted).scatter_add(1, target, counted)
+        summed = torch.zeros_like(ordered).scatter_add(1, _wide(target, ordered), ordered * counted[..., None])
+        mean = summed / totals.clamp_min(1)[..., None]
+        merged = torch.where(stays[..., None], mean, ordered).to(values.dtype)
+        back = order.argsort(1)
+        return merged.gather(1, _wide(back, merged))[None], torch.where(stays, totals, 1.0).gather(1, back)
+
+
+@dataclass(frozen=True, kw_only=True)
 class KeepAll(Policy):
     """No selection: ordinary full attention, whatever the budget."""
 
@@ -286,6 +371,8 @@ POLICIES: dict[str, type[Policy]] = {
     "random": RandomSample,
     "h2o": AccumulatedMass,
     "snapkv": LastQueries,
+    "redundancy": Redundancy,
+    "merging": Merging,
     "none": KeepAll,
 }
 
@@ -313,6 +400,27 @@ def _mass(candidates: Candidates) -> Tensor:
     if candidates.mass is None:
         raise ConfigError("this policy ranks by attention score, and the candidates carry none. Compute it first.")
     return candidates.mass
+
+
+def _vectors(candidates: Candidates) -> tuple[Tensor, Tensor]:
+    if candidates.keys is None or candidates.values is None:
+        raise ConfigError("this policy ranks by keys and values, and the candidates carry none. Give them.")
+    return candidates.keys, candidates.values
+
+
+def _along_time(candidates: Candidates) -> tuple[Tensor, Tensor]:
+    """[Hkv, L]: indices place by place, in the order of time within each; and whether each follows one of its place."""
+    positions = candidates.positions
+    places = torch.zeros_like(positions) if candidates.places is None else candidates.places
+    order = (places * (positions.max() + 1) + positions).argsort(1)
+    ordered = places.gather(1, order)
+    follows = torch.zeros_like(ordered, dtype=torch.bool)
+    follows[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return order, follows
+
+
+def _wide(index: Tensor, vectors: Tensor) -> Tensor:
+    return index[..., None].expand(*index.shape, vectors.shape[-1])
 
 
 def _newest_first(rank: Tensor, count: int) -> Tensor:

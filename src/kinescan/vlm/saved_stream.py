@@ -45,6 +45,8 @@ def load_stream(
     tensors, facts = read_snapshot(path)
     with understood(path):
         config = {**facts["config"], "policy": unpack_policy(facts["config"]["policy"])}
+        if "memory_policy" in config:
+            config["memory_policy"] = unpack_policy(config["memory_policy"])
         pixels = build_settings(PixelSettings, facts["pixels"])
         stream = open_stream(model, processor, **config, pixels=pixels, opening=opening)
         given = {
@@ -58,7 +60,12 @@ def load_stream(
                     f"it was saved with another model: {name} is {facts[name]}, this one's is {value}. Load that one."
                 )
         num_tokens = whole_number(facts["num_tokens"], "num_tokens")
-        unpack_cache(stream.cache, tensors, num_tokens)
+        num_seen = num_tokens
+        if stream.cache.memory_tokens is not None:
+            num_seen = whole_number(facts["num_seen"], "num_seen")
+            ranges = [[whole_number(side, "pinned") for side in pair] for pair in facts["pinned"]]
+            stream.cache.pinned = [(start, stop) for start, stop in ranges]
+        unpack_cache(stream.cache, tensors, num_tokens, num_seen)
         unpack_intake(stream.intake, tensors, facts["intake"], stream.cache.shape.device)
         if tensors:
             raise CheckpointError(f"{sorted(tensors)[0]} belongs to no part of a stream. Save the stream again.")

@@ -16,10 +16,12 @@ from torch import Tensor
 from kinescan.errors import CheckpointError
 from kinescan.runtime.atomic_write import ADVICE, atomic_write
 from kinescan.runtime.files import parse_json, require_regular
-from kinescan.vlm.cache import CacheShape, CompressedState, StreamCache
+from kinescan.vlm.cache import CompressedState, StreamCache
 from kinescan.vlm.families import Features
 from kinescan.vlm.intake import Intake, PendingPatch
+from kinescan.vlm.memory import Remembered
 from kinescan.vlm.policy import POLICIES, Policy
+from kinescan.vlm.store import CacheShape
 
 HEADER_KEY = "kinescan_stream"
 FORMAT = 2
@@ -119,11 +121,27 @@ def pack_cache(cache: StreamCache) -> dict[str, Tensor]:
         for name in ("keys", "values", "positions", "history"):
             if (tensor := getattr(layer.state, name)) is not None:
                 tensors[f"layer{index}.state.{name}"] = tensor
+        if (remembered := layer.remembered) is not None:
+            parts = dict(zip(("positions", "places", "counts"), remembered.everything(), strict=True))
+            if remembered.scores is not None:
+                parts["scores"] = remembered.scores
+            tensors |= {f"layer{index}.memory.{name}": tensor for name, tensor in parts.items()}
     return tensors
 
 
-def unpack_cache(cache: StreamCache, tensors: dict[str, Tensor], num_tokens: int) -> None:
+def pack_limit(cache: StreamCache) -> dict[str, Any]:
+    """What a cache with a limit knows besides its tensors; nothing where there is no limit."""
+    return {} if cache.memory_tokens is None else {"num_seen": cache.num_seen, "pinned": cache.pinned}
+
+
+def unpack_cache(cache: StreamCache, tensors: dict[str, Tensor], num_tokens: int, num_seen: int) -> None:
     """Fills a fresh cache of the same shape, storage and chunk size; takes what it uses out of `tensors`.
+
+    Args:
+        cache: to fill.
+        tensors: of a file.
+        num_tokens: that the full KV cache holds.
+        num_seen: that came; as many, where it has no limit.
 
     Raises:
         CheckpointError: a part is missing, or not what a cache holds.
@@ -144,7 +162,10 @@ def unpack_cache(cache: StreamCache, tensors: dict[str, Tensor], num_tokens: int
                 )
             )
         store.restore(chunks, num_tokens)
-        layer.state = _unpack_state(cache, f"layer{index}.state.", tensors, num_tokens, device)
+        layer.state = _unpack_state(cache, f"layer{index}.state.", tensors, num_seen, device)
+        if layer.remembered is not None:
+            prefix = f"layer{index}.memory."
+            layer.remembered = _unpack_remembered(layer.remembered, prefix, tensors, num_tokens, num_seen)
 
 
 def _chunk_parts(shape: CacheShape, storage: str) -> list[tuple[int, torch.dtype]]:
@@ -165,14 +186,35 @@ def _unpack_state(
     vectors = (1, shape.key_heads, kept, shape.head_dim)
     keys, values = (_taken(tensors, f"{prefix}{name}", vectors, shape.dtype) for name in ("keys", "values"))
     positions = _taken(tensors, f"{prefix}positions", (shape.key_heads, kept), torch.int64)
-    if kept and (int(positions.min()) < 0 or int(positions.max()) >= num_tokens or bool((positions.diff() <= 0).any())):
-        raise CheckpointError(f"{prefix}positions are not ascending indices of {num_tokens} tokens.")
+    _check_positions(positions, f"{prefix}positions", num_tokens)
     history = None
     if cache.policy.accumulates and cache.budget is not None and kept:
         history = _taken(tensors, f"{prefix}history", (shape.key_heads, kept), torch.float32).to(device)
     return CompressedState(
         keys=keys.to(device), values=values.to(device), positions=positions.to(device), history=history
     )
+
+
+def _unpack_remembered(
+    fresh: Remembered, prefix: str, tensors: dict[str, Tensor], num_tokens: int, num_seen: int
+) -> Remembered:
+    device, sizes = fresh.positions.device, (len(fresh.positions), num_tokens)
+    positions, places = (_taken(tensors, f"{prefix}{name}", sizes, torch.int64) for name in ("positions", "places"))
+    counts = _taken(tensors, f"{prefix}counts", sizes, torch.float32)
+    _check_positions(positions, f"{prefix}positions", num_seen)
+    scores = None
+    if fresh.scores is not None:
+        scores = _taken(tensors, f"{prefix}scores", sizes, torch.float32).to(device)
+    return Remembered(
+        seen=num_seen, positions=positions.to(device), places=places.to(device), counts=counts.to(device), scores=scores
+    )
+
+
+def _check_positions(positions: Tensor, name: str, num_seen: int) -> None:
+    if positions.numel() == 0:
+        return
+    if int(positions.min()) < 0 or int(positions.max()) >= num_seen or bool((positions.diff() <= 0).any()):
+        raise CheckpointError(f"{name} are not ascending indices of {num_seen} tokens.")
 
 
 def _taken(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

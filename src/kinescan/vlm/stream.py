@@ -17,7 +17,7 @@ from kinescan.runtime.fingerprint import fingerprint_of
 from kinescan.settings import old_name, to_plain
 from kinescan.vlm.answer import Answer, AnswerToken, StreamStats
 from kinescan.vlm.attention import attend_through
-from kinescan.vlm.cache import Storage, StreamCache
+from kinescan.vlm.cache import StreamCache
 from kinescan.vlm.chat import Chat, PatchPosition
 from kinescan.vlm.config import StreamConfig, check_count
 from kinescan.vlm.families import Family, Features, PixelSettings, Positions, family_class, read_pixel_settings
@@ -27,7 +27,8 @@ from kinescan.vlm.intake import Intake, PendingPatch, encoded
 from kinescan.vlm.policy import Policy, make_policy
 from kinescan.vlm.self_check import check_family
 from kinescan.vlm.sequence import Chunk, Embedded, Patch, Text, sequence
-from kinescan.vlm.snapshot import describe_shape, pack_cache, pack_intake, pack_policy, write_snapshot
+from kinescan.vlm.snapshot import describe_shape, pack_cache, pack_intake, pack_limit, pack_policy, write_snapshot
+from kinescan.vlm.store import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,9 @@ def open_stream(
     hf_compat: bool = False,
     pixels: PixelSettings | None = None,
     opening: str | None = None,
+    memory_budget: int | str | None = None,
+    memory_policy: str | Policy = "uniform",
+    retrieved_chunks: int | None = None,
 ) -> "VideoStream":
     """A stream into a loaded VLM, to be used in a `with` block.
 
@@ -67,6 +71,10 @@ def open_stream(
         pixels: how frames are prepared; by default as the processor says, else as the family's own does.
         opening: text before the video in place of the chat template's; the family's own marker of a video's start is
             added where it is left out.
+        memory_budget: what the full KV cache takes at most, in tokens (a number) or with a unit ("4GiB"); see
+            `StreamConfig`.
+        memory_policy: what stays within it: a name in `POLICIES`, or a policy.
+        retrieved_chunks: chunks of the full KV cache that an answer reads at most, besides the first and the newest.
 
     The model itself is never changed: the stream runs modules of its own over the same weights.
 
@@ -86,6 +94,9 @@ def open_stream(
         storage=storage,
         chunk_tokens=chunk_tokens,
         hf_compat=hf_compat,
+        memory_budget=memory_budget,
+        memory_policy=memory_policy,
+        retrieved_chunks=retrieved_chunks,
     )
     kind = family_class(model)
     if pixels is not None and not isinstance(pixels, PixelSettings):
@@ -118,14 +129,20 @@ class VideoStream:
         self.chat = chat
         self.config = config
         self.policy = make_policy(config.policy)
+        self.memory_policy = make_policy(config.memory_policy)
+        shape = family.cache_shape()
         self.cache = StreamCache(
-            family.cache_shape(),
+            shape,
             policy=self.policy,
             budget=config.budget,
             budget_shares=config.budget_shares,
             storage=config.storage,
             chunk_tokens=config.chunk_tokens,
+            memory_tokens=config.memory_tokens(shape),
+            memory_policy=None if config.memory_budget is None else self.memory_policy,
+            retrieved_chunks=config.retrieved_chunks,
         )
+        self._step_tokens = 0
         self.intake = Intake(family, config)
         self.positions = Positions()
         self.horizon_positions: int | None = None
@@ -160,6 +177,7 @@ class VideoStream:
         return StreamStats(
             num_frames=self.intake.num_frames,
             num_tokens=self.cache.num_tokens,
+            num_seen_tokens=self.cache.num_seen,
             state_tokens=self.cache.state_tokens,
             state_bytes=self.cache.state_bytes,
             full_cache_bytes=self.cache.full_cache_bytes,
@@ -216,6 +234,8 @@ class VideoStream:
                 intake.check_size(parts)
             times = intake.times(len(parts), seconds, spacing=spacing)
             intake.check_horizon(len(parts) * spacing)
+            # before what a failure takes back is noted, so that what goes is not held on to
+            self.cache.make_room(self._step_tokens)
             with self._all_or_nothing():
                 for part, time in zip(parts, times, strict=True):
                     step = take(part, time)
@@ -270,7 +290,11 @@ class VideoStream:
 
     def _save(self, path: str | Path) -> None:
         waiting, intake = pack_intake(self.intake)
-        config = {**asdict(self.config), "policy": pack_policy(self.policy)}
+        config = {
+            **asdict(self.config),
+            "policy": pack_policy(self.policy),
+            "memory_policy": pack_policy(self.memory_policy),
+        }
         facts = {
             "model_type": self.family.name,
             "shape": describe_shape(self.cache.shape),
@@ -278,6 +302,7 @@ class VideoStream:
             "config": config,
             "pixels": to_plain(self.family.pixels),
             "num_tokens": self.cache.num_tokens,
+            **pack_limit(self.cache),
             "query_key_pairs": self.cache.query_key_pairs,
             "positions": asdict(self.positions),
             "horizon_positions": self.horizon_positions,
@@ -363,7 +388,11 @@ class VideoStream:
     def _step(self, patches: Sequence[PendingPatch]) -> None:
         chunks, patch_position = self._patch_chunks(patches)
         positions = self.positions.copy()
+        is_first = self.cache.num_seen == 0
         hidden = self._run(chunks, positions, answering=False)
+        self._step_tokens = len(hidden)
+        if is_first and isinstance(chunks[0], Text):
+            self.cache.pin(0, len(chunks[0].token_ids))
         if not bool(torch.isfinite(hidden).all()):
             raise NonFiniteError(
                 f"the decoder gives NaN or infinity for frame {patches[-1].number}, which was not taken. Use weights "
@@ -400,6 +429,8 @@ class VideoStream:
                 "a larger horizon_frames or horizon_text_tokens."
             )
         decoder = self.family.decoder
+        if not answering:
+            self.cache.make_room(len(inputs.embedded))
         self.cache.answering, self.cache.is_text = answering, ~inputs.visual
         try:
             with attend_through(decoder, self.cache), pinned_rope(decoder, pinned or positions.upcoming):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from kinescan.errors import ConfigError
 from kinescan.runtime.transformers_internals import cache_argument
-from kinescan.vlm.cache import CacheShape
 from kinescan.vlm.families import door
 from kinescan.vlm.families.pixels import PixelSettings
+from kinescan.vlm.store import CacheShape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,8 +140,9 @@ def read_config(
                 _refuse_code(folder, name)
         hint = closest(kind, families)
         raise ConfigError(
-            f"{folder} holds a model of type {config.get('model_type')!r}, which is not supported. A stream "
-            f"runs models of type {', '.join(sorted(families))}, and other decoder-only VLMs of transformers. {hint}".rstrip()
+            f"{folder} holds a model of type {config.get('model_type')!r}, which is not supported. A stream runs "
+            f"models of type {', '.join(sorted(families))}, and other decoder-only VLMs of transformers. "
+            f"{hint}".rstrip()
         )
     for name in _SETTINGS:
         if (folder / name).exists():
