@@ -220,6 +220,24 @@ def test_a_live_source_goes_on_by_the_wall_clock(model: PKS4, tmp_path: Path, mo
     assert end.told_at_time == "2023-11-14T22:13:21.800Z"
 
 
+def test_the_wall_time_of_an_end_is_that_of_its_frame(
+    model: PKS4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_700_000_000.0005
+    monkeypatch.setattr(module.time, "time", lambda: now)
+    told: list[Told] = []
+    events = _live(model, tmp_path / "state", told)
+    for frame in range(5):
+        now += 0.1
+        _push(events, 50.0 + frame / 10, bright=True)
+    # for eight seconds the camera was tried again
+    now += 8.0
+    events.finish()
+    events.close()
+    end = told[1]
+    assert (end.end_time, end.told_at_time) == ("2023-11-14T22:13:20.600Z", "2023-11-14T22:13:28.500Z")
+
+
 def test_a_live_source_that_was_away_for_long_ends_its_event_where_it_was_left(
     model: PKS4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

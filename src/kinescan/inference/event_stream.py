@@ -165,8 +165,11 @@ class EventStream:
             self._start_times.pop(event.id, None)
         ended = None
         if event.end_seconds is not None:
-            # a clock that ran back ended it: then it is not known better than now
-            ended = _iso(now - max(0.0, update.told_at_seconds - event.end_seconds))
+            seconds, moment = update.told_at_seconds, now
+            if self._last is not None and event.end_seconds <= self._last["seconds"] + self._detector.frame_seconds:
+                # the frame before this one is nearer: a break, or a clock that ran back, may lie between
+                seconds, moment = self._last["seconds"], self._last["time"]
+            ended = _iso(min(now, moment + event.end_seconds - seconds))
         return {"start_time": begun, "end_time": ended, "told_at_time": _iso(now)}
 
     def _snapshot(self) -> "_Snapshot":
