@@ -204,6 +204,44 @@ def test_a_playlist_is_live_until_it_is_closed(recording, tmp_path, is_closed):
         server.shutdown()
 
 
+def test_a_live_playlist_that_does_not_grow_is_not_shown_again(tmp_path):
+    """Its camera is gone, and the server still gives what came last."""
+
+    class Handler(QuietHandler):
+        num_segments = 1
+        num_asked = 0
+
+        def do_GET(self) -> None:
+            if not self.path.endswith("m3u8"):
+                return super().do_GET()
+            Handler.num_asked += 1
+            listed = "".join(f"#EXTINF:1.0,\n{number}.ts\n" for number in range(self.num_segments))
+            text = f"#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:1\n{listed}".encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+    for number in range(2):
+        frames = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8)
+        write_video(tmp_path / f"{number}.ts", frames, fps=10, keyframe_interval=5)
+    patient = Reconnect(limit_seconds=3.0, first_wait_seconds=0.1, longest_wait_seconds=0.2, silence_seconds=0.8)
+    handler = partial(Handler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        threading.Timer(2.5, setattr, (Handler, "num_segments", 2)).start()
+        video = ReconnectingVideo(f"http://127.0.0.1:{server.server_address[1]}/a.m3u8", reconnect=patient)
+        seen = []
+        with suppress(VideoError):
+            for pixels, _ in video:
+                seen.append(pixels.numpy().tobytes())
+        server.shutdown()
+    assert Handler.num_asked > 2
+    # the camera came back with the second segment
+    assert video.num_reconnects == 1
+    assert 10 < len(seen) == len(set(seen))
+
+
 @pytest.mark.parametrize("limit_seconds", [0.0, 5.0])
 def test_a_source_that_was_never_there_is_an_error_at_once(limit_seconds):
     video = ReconnectingVideo("tcp://127.0.0.1:9", reconnect=Reconnect(limit_seconds=limit_seconds))

@@ -21,6 +21,7 @@ from kinescan.data.video.limits import Limits
 from kinescan.data.video.opening import NOT_ALLOWED, bound_frames, open_pipe, open_url, url_scheme
 from kinescan.data.video.picture import square_size, to_rgb
 from kinescan.data.video.pipe import STANDARD_INPUT, NothingOfVideo, Pipe
+from kinescan.data.video.replayed import ShownPackets
 from kinescan.data.video.transport import Continuity
 from kinescan.errors import ConfigError, VideoError
 from kinescan.runtime.urls import is_url, mask_url, mask_urls
@@ -73,6 +74,7 @@ class LiveVideo:
         timeout_seconds: how long to wait for the source to open, for data to arrive, and for the first whole frame.
         limits: on the size of frames.
         square_pixels: stretch frames whose pixels are not square, as a player does (see VideoReader).
+        shown: what earlier connections to a live playlist have shown, which is left out now.
 
     Attributes:
         source: its name for messages, without the secrets that a URL may hold (see `mask_url`).
@@ -102,6 +104,7 @@ class LiveVideo:
         timeout_seconds: float = 30.0,
         limits: Limits | None = None,
         square_pixels: bool = False,
+        shown: ShownPackets | None = None,
     ) -> None:
         if not timeout_seconds > 0:
             raise ConfigError(f"timeout_seconds must be positive, got {timeout_seconds}.")
@@ -127,6 +130,7 @@ class LiveVideo:
             raise
         # the size of a playlist is not that of what it names
         has_size = self._container.size > 0 and self._container.format.name != "hls"
+        self._shown = shown if self._container.format.name == "hls" else None
         self._is_recording = bool(self._container.duration) or has_size
         # threads would hold frames back
         self._stream.thread_type = "NONE"
@@ -295,7 +299,9 @@ class LiveVideo:
 
     def _packets(self) -> Iterator[av.Packet]:
         """Those of the video, the last of them empty, which drains the decoder."""
-        packets = self._container.demux(self._stream)
+        packets, asked = self._container.demux(self._stream), time.monotonic()
+        if self._shown is not None:
+            self._shown.opened()
         while True:
             try:
                 if self._pipe is not None:
@@ -318,6 +324,13 @@ class LiveVideo:
                 return
             if self._pipe is not None and packet.size:
                 self._pipe.used(packet)
+            if self._shown is not None and packet.size and self._shown.is_again(packet):
+                if time.monotonic() - asked > self._timeout_seconds:
+                    raise VideoError(
+                        self.source,
+                        f"only what was shown before came for {self._timeout_seconds:g} s: it no longer grows.",
+                    )
+                continue
             yield packet
 
     def _ends_openly(self) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kinescan.data.video.live import LiveVideo
+from kinescan.data.video.replayed import ShownPackets
 from kinescan.errors import ConfigError, VideoError
 from kinescan.fields import check_types
 from kinescan.runtime.urls import mask_url
@@ -104,6 +105,7 @@ class ReconnectingVideo:
         self._gives_up = gives_up or self._is_over
         self.num_reconnects = 0
         self._num_frames = 0
+        self._shown = ShownPackets()
         self._last: tuple[float, float] | None = None
         self._away_since: float | None = None
         self._back_since: float | None = None
@@ -122,6 +124,7 @@ class ReconnectingVideo:
                     self._given,
                     timeout_seconds=self._reconnect.silence_seconds,
                     square_pixels=self._square_pixels,
+                    shown=self._shown,
                 ) as video:
                     # a live playlist that was closed is a recording from then on, of what was seen already
                     is_over = video.ends_by_itself and self._num_frames > 0
