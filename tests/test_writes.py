@@ -31,6 +31,7 @@ OTHERS = {
     ("runs/finished.py", "open"): "a journal that grows line by line, until the report is there",
     ("runtime/output_folder.py", "NamedTemporaryFile"): "an empty file that tries the folder out",
     ("evaluation/report_parts.py", "replace"): "the report of another model moves into a folder of its own",
+    ("data/video/fetching.py", "NamedTemporaryFile"): "a video that was given as bytes, for the time that it is read",
     ("events/disk_queue.py", "replace"): "a message that is refused moves into a folder of its own",
     ("profiling/speed.py", "write_text"): "a file of Linux's /proc",
 }

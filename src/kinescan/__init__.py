@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kinescan.inference.export import export as export
     from kinescan.inference.exported import load_exported as load_exported
     from kinescan.inference.predictor import predict as predict
+    from kinescan.inference.predictor import predict_iter as predict_iter
     from kinescan.inference.registration import register_transformers as register_transformers
     from kinescan.inference.segments import predict_events as predict_events
     from kinescan.inference.stream import stream as stream
@@ -38,6 +39,7 @@ _MODULES = {
     "list_models": "kinescan.models.registry",
     "register_model": "kinescan.models.registry",
     "predict": "kinescan.inference.predictor",
+    "predict_iter": "kinescan.inference.predictor",
     "predict_events": "kinescan.inference.segments",
     "stream": "kinescan.inference.stream",
     "stream_events": "kinescan.inference.event_stream",

@@ -1,3 +1,5 @@
+import io
+import threading
 from dataclasses import replace
 
 import pytest
@@ -7,8 +9,8 @@ from PIL import Image
 from kinescan.data.sampling import view_indices
 from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import VideoReader, write_video
-from kinescan.errors import CheckpointError, ConfigError, NonFiniteError
-from kinescan.inference.predictor import predict
+from kinescan.errors import CheckpointError, ConfigError, NonFiniteError, ShapeError
+from kinescan.inference.predictor import predict, predict_iter
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.timing import FrameTiming
 from kinescan.preprocessing import Preprocessing
@@ -169,3 +171,84 @@ def test_predict_with_another_model_works_but_explains_nothing(model, videos, tm
     assert prediction.error is None
     with pytest.raises(ConfigError, match=r"PKS4.*explain_folder"):
         predict(another, videos / "a.mp4", explain_folder=tmp_path)
+
+
+def test_a_video_is_the_same_however_it_is_given(model, videos):
+    path = videos / "a.mp4"
+    with VideoReader(path) as reader:
+        pixels = reader.read(range(reader.num_frames)).pixels
+    content = path.read_bytes()
+    given = [
+        path,
+        str(path),
+        content,
+        bytearray(content),
+        io.BytesIO(content),
+        pixels,
+        pixels.permute(0, 2, 3, 1).numpy(),
+    ]
+    predictions = predict(model, given)
+    assert {prediction.scores for prediction in predictions} == {predictions[0].scores}
+    assert [p.path for p in predictions[2:]] == ["bytes 2", "bytes 3", "file object 4", "frames 5", "frames 6"]
+    assert predict(model, content)[0].scores == predictions[0].scores
+    assert predict(model, pixels)[0].scores == predictions[0].scores
+
+
+def test_predictions_come_one_after_the_other_and_arguments_are_checked_at_once(model, videos):
+    read = []
+
+    class Watched(io.BytesIO):
+        def read(self, *arguments):
+            read.append(self)
+            return super().read(*arguments)
+
+    content = (videos / "a.mp4").read_bytes()
+    first, second = Watched(content), Watched(content)
+    predictions = predict_iter(model, [first, second])
+    assert read == []
+    assert next(predictions).path == "file object 0"
+    assert second not in read
+    for wrong in ({"top": 0}, {"videos_per_batch": 0}, {"precision": "float8"}, {"precision": "float16"}, {"fps": 0}):
+        with pytest.raises(ConfigError):
+            predict_iter(model, content, **wrong)
+    with pytest.raises(ShapeError):
+        predict_iter(model, torch.zeros(4, 5, 6, 7, dtype=torch.uint8))
+
+
+def test_batches_of_videos_give_what_each_gives_alone(model, videos):
+    (videos / "broken.mp4").write_text("no video")
+    alone = predict(model, videos, views="4x2x1")
+    for size in (2, 3, 8):
+        together = predict(model, videos, views="4x2x1", videos_per_batch=size)
+        assert [p.path for p in together] == [p.path for p in alone]
+        assert [p.error is None for p in together] == [p.error is None for p in alone]
+        for one, other in zip(alone, together, strict=True):
+            assert one.scores == pytest.approx(other.scores, abs=1e-6)
+
+
+def test_bfloat16_is_near_and_not_the_same(model, videos):
+    [exact] = predict(model, videos / "a.mp4", top=4)
+    [rounded] = predict(model, videos / "a.mp4", top=4, precision="bfloat16")
+    by_label = dict(zip(rounded.labels, rounded.scores, strict=True))
+    assert exact.scores != rounded.scores
+    assert [by_label[label] for label in exact.labels] == pytest.approx(exact.scores, abs=0.05)
+
+
+def test_predicting_from_threads_changes_nothing_of_a_model_in_training(make_model, videos):
+    model = make_model(norm="batch").train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert any("running_mean" in name for name in before)
+    found: list[tuple[float, ...]] = []
+
+    def work():
+        found.extend(prediction.scores for prediction in predict(model, [videos / "a.mp4"] * 3))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])] == []
+    assert len(found) == 12
+    assert len(set(found)) == 1
+    assert all(module.training for module in model.modules())

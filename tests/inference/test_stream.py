@@ -1,3 +1,5 @@
+import io
+import subprocess
 import sys
 import time
 
@@ -237,7 +239,7 @@ def test_stream_refuses_an_unknown_device(causal_model):
     ("frame", "given"),
     [
         (torch.zeros(3, 8, 8), r"float32 \[3, 8, 8\]"),
-        (torch.zeros(8, 8, 3, dtype=torch.uint8), r"uint8 \[8, 8, 3\]"),
+        (torch.zeros(8, 8, 4, dtype=torch.uint8), r"uint8 \[8, 8, 4\]"),
         ([0, 1], "list"),
     ],
 )
@@ -284,3 +286,28 @@ def test_save_stream_state_says_that_it_cannot_write(causal_model, tmp_path):
     with pytest.raises(CheckpointError, match="written"):
         save_stream_state(session.state, tmp_path / "file" / "state.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_stream_is_the_same_however_its_frames_are_given(causal_model, tmp_path):
+    frames = random_frames(6)
+    expected = [prediction.scores for prediction in stream(causal_model, frames)]
+    last = frames.permute(0, 2, 3, 1).numpy()
+    for given in (last, list(last), frames.numpy(), iter(frames)):
+        assert [prediction.scores for prediction in stream(causal_model, given)] == expected
+    write_video(tmp_path / "a.ts", frames, fps=8)
+    content = (tmp_path / "a.ts").read_bytes()
+    expected = [prediction.scores for prediction in stream(causal_model, tmp_path / "a.ts")]
+    for source in (content, io.BytesIO(content)):
+        assert [prediction.scores for prediction in stream(causal_model, source)] == expected
+    with subprocess.Popen(["cat", tmp_path / "a.ts"], stdout=subprocess.PIPE) as program:
+        assert [prediction.scores for prediction in stream(causal_model, program.stdout)] == expected
+
+
+def test_stream_computes_in_the_precision_asked_for(causal_model):
+    frames = random_frames(3)
+    exact = [prediction.scores[0] for prediction in stream(causal_model, frames)]
+    rounded = [prediction.scores[0] for prediction in stream(causal_model, frames, precision="bfloat16")]
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, abs=0.05)
+    with pytest.raises(ConfigError):
+        stream(causal_model, frames, precision="float16")

@@ -11,6 +11,7 @@ from kinescan.cli.output import FAILED, JsonList, reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import Table, line_limit, print_text, shown_length
 from kinescan.errors import ConfigError
+from kinescan.runtime.counter import Counter
 from kinescan.runtime.quantities import percent
 from kinescan.runtime.signals import Interruption
 
@@ -34,7 +35,7 @@ WIDTHS = (len("100.0 %"), len("10.00 s"))
 
 @reported
 def command(
-    paths: Annotated[list[Path], typer.Argument(help="Video files, and folders of them.")],
+    paths: Annotated[list[str], typer.Argument(help="Video files, folders of them, and addresses (https://...).")],
     model: Annotated[
         str | None,
         typer.Option(help="A run's folder, a saved or exported model or a hub name. By default the newest run."),
@@ -43,6 +44,7 @@ def command(
         list[str],
         settings_option(
             "data.max_pixels or data.timeout_seconds of a file; evaluation.views=8x2x3 (frames x clips x crops); "
+            "predict.precision=bfloat16, predict.videos_per_batch=4; "
             "still.pixel_threshold=4 (patches that stand still are not computed again); "
             "events.on=0.6, events.least_seconds=0.5, ... or events=RULES.toml."
         ),
@@ -74,29 +76,39 @@ def command(
         if not segments:
             raise ConfigError("--output is for events: give --segments, too. For predictions redirect --json.")
         runs.segments.check_output(output)
-    job = runs.predict.prepare_prediction(paths, model=model, overrides=settings, device=device, allow_code=allow_code)
+    job = runs.predict.prepare_prediction(
+        paths, model=model, overrides=settings, device=device, allow_code=allow_code, segments=segments
+    )
     # SIGTERM ends it as Ctrl-C does: with whole lines
     with Interruption() as stop:
         stop.immediate = True
         with JsonList() if as_json else nullcontext() as entries:
             if segments:
-                show = _EventRows(job.model, job.files).add
-                videos = job.find_events(
-                    output=output,
-                    explain_folder=explain,
-                    allow_short=allow_short,
-                    on_video=show if entries is None else lambda video: entries.add(video.to_plain()),
-                )
+                show = _EventRows(job.model, job.names).add
+                with Counter("predicting", "videos") as counter:
+                    counter.update(0, len(job.files))
+
+                    def add(video: "VideoEvents") -> None:
+                        show(video) if entries is None else entries.add(video.to_plain())
+                        counter.update(counter.num_done + 1, len(job.files))
+
+                    videos = job.find_events(
+                        output=output, explain_folder=explain, allow_short=allow_short, on_video=add
+                    )
                 _end_with([video.error for video in videos])
                 return
-            rows = _Rows(job.model, job.files)
-            found = job.run(
-                top=top,
-                explain_folder=explain,
-                allow_short=allow_short,
-                on_prediction=rows.add if entries is None else lambda prediction: entries.add(asdict(prediction)),
-            )
-    _end_with([prediction.error for prediction in found])
+            rows = _Rows(job.model, job.names)
+            errors: list[str | None] = []
+            with Counter("predicting", "videos") as counter:
+                counter.update(0, len(job.files))
+                for prediction in job.run(top=top, explain_folder=explain, allow_short=allow_short):
+                    if entries is None:
+                        rows.add(prediction)
+                    else:
+                        entries.add(asdict(prediction))
+                    errors.append(prediction.error)
+                    counter.update(len(errors), len(job.files))
+    _end_with(errors)
 
 
 def _end_with(errors: list[str | None]) -> None:
@@ -107,8 +119,8 @@ def _end_with(errors: list[str | None]) -> None:
 class _EventRows:
     """A table with a row an event, which grows with every file."""
 
-    def __init__(self, model: "VideoClassifier", files: list[Path]) -> None:
-        longest = [max(shown_length(str(name)) for name in names) for names in (files, model.class_names)]
+    def __init__(self, model: "VideoClassifier", files: list[str]) -> None:
+        longest = [max(map(shown_length, names)) for names in (files, model.class_names)]
         self._table = Table(EVENT_HEADER, (*longest, *EVENT_WIDTHS), limit=line_limit())
         self._begun = False
 
@@ -129,8 +141,8 @@ class _EventRows:
 class _Rows:
     """A table that grows with every prediction."""
 
-    def __init__(self, model: "VideoClassifier", files: list[Path]) -> None:
-        longest = [max(shown_length(str(name)) for name in names) for names in (files, model.class_names)]
+    def __init__(self, model: "VideoClassifier", files: list[str]) -> None:
+        longest = [max(map(shown_length, names)) for names in (files, model.class_names)]
         self._table = Table(HEADER, (*longest, *WIDTHS), limit=line_limit())
         self._begun = False
 

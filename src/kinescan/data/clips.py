@@ -6,14 +6,15 @@ from torch import Tensor
 from kinescan.data.readers.files import VIDEO_SUFFIXES, find_videos
 from kinescan.data.sampling import Views, view_indices
 from kinescan.data.transforms import EvalTransform
-from kinescan.data.video import Limits, VideoReader
+from kinescan.data.video import Limits
+from kinescan.data.video.given import VideoInput, as_inputs, check_input, input_name, open_video
 from kinescan.errors import ConfigError
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.urls import refuse_url
 
 
 def read_clips(
-    file: Path,
+    video: VideoInput,
     preprocessing: Preprocessing,
     views: Views,
     transform: EvalTransform,
@@ -21,26 +22,36 @@ def read_clips(
     *,
     allow_short: bool = False,
     dense_rate: float = 0.0,
+    name: str | None = None,
+    fps: float = 25.0,
 ) -> tuple[Tensor, list[float]]:
-    """The views of a video file, and the times of the first clip's frames.
+    """The views of a video, and the times of the first clip's frames.
 
     Args:
-        file: the video.
+        video: a file, or what else a video may be given as.
         preprocessing: how frames are sampled.
         views: frames, clips and crops.
         transform: how frames become pixels of a clip, with as many crops.
         limits: what the file may take.
         allow_short: read what can be decoded of a cut or damaged file (see VideoReader).
         dense_rate: see `view_indices`.
+        name: of the video, for messages.
+        fps: frames a second of a video that is given as an array.
 
     Returns:
         [clips, crops, T, 3, size, size], and T seconds, counted from the file's first frame.
 
     Raises:
-        VideoError: the file cannot be read.
+        VideoError: the video cannot be read.
     """
-    square_pixels = preprocessing.square_pixels
-    with VideoReader(file, limits=limits, allow_short=allow_short, square_pixels=square_pixels) as reader:
+    with open_video(
+        video,
+        name=input_name(video) if name is None else name,
+        fps=fps,
+        limits=limits,
+        allow_short=allow_short,
+        square_pixels=preprocessing.square_pixels,
+    ) as reader:
         indices = view_indices(
             reader.num_frames,
             num_frames=views.frames,
@@ -77,3 +88,21 @@ def video_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
             raise ConfigError(f"{path} holds no video file (those end in {known}). Name other files one by one.")
         files += found
     return files
+
+
+def video_inputs(videos: VideoInput | Iterable[VideoInput]) -> list[tuple[str, VideoInput]]:
+    """The videos that something stands for, each with its name: a folder for the videos in it and below.
+
+    Raises:
+        ConfigError: there is none, a folder holds none, or something is no video.
+        ShapeError: an array has not the shape of a video.
+    """
+    found: list[tuple[str, VideoInput]] = []
+    for given in as_inputs(videos):
+        video = check_input(given)
+        is_folder = isinstance(video, str | Path) and Path(video).is_dir()
+        parts = list(video_files(video)) if is_folder else [video]  # type: ignore[arg-type]
+        found += [(input_name(part, len(found) + number), part) for number, part in enumerate(parts)]
+    if not found:
+        raise ConfigError("no video to predict was given. Give video files, or folders that hold some.")
+    return found

@@ -314,11 +314,29 @@ def score_views(
         ShapeError: views are not [V, T, 3, H, W].
         NonFiniteError: a logit is NaN or infinite.
     """
-    if views.ndim != 5:
-        raise ShapeError(f"views must be [V, T, 3, H, W], got {list(views.shape)}. One view is views[None].")
-    logits = _logits(model, views, views_per_forward)
-    check_finite(logits, views, name=name)
-    return logits.softmax(1).mean(0)
+    return score_videos(model, [views], names=[name], views_per_forward=views_per_forward)[0]
+
+
+def score_videos(
+    model: VideoClassifier,
+    videos: Sequence[Tensor],
+    *,
+    names: Sequence[str],
+    views_per_forward: int = VIEWS_PER_FORWARD,
+) -> list[Tensor]:
+    """As `score_views`, of several videos whose views go through the model together.
+
+    Raises:
+        ShapeError: views are not [V, T, 3, H, W].
+        NonFiniteError: a logit is NaN or infinite; the video is named.
+    """
+    for views in videos:
+        if views.ndim != 5:
+            raise ShapeError(f"views must be [V, T, 3, H, W], got {list(views.shape)}. One view is views[None].")
+    logits = _logits(model, torch.cat(list(videos)), views_per_forward).split([len(views) for views in videos])
+    for own, views, name in zip(logits, videos, names, strict=True):
+        check_finite(own, views, name=name)
+    return [own.softmax(1).mean(0) for own in logits]
 
 
 def check_finite(logits: Tensor, pixels: Tensor, *, name: str) -> None:

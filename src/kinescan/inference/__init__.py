@@ -4,7 +4,7 @@ from kinescan.inference.explain import KinematicMaps, kinematic_maps
 from kinescan.inference.export import export
 from kinescan.inference.export_record import ExportCheck, ExportRecord
 from kinescan.inference.exported import ExportedModel, load_exported
-from kinescan.inference.predictor import Prediction, predict
+from kinescan.inference.predictor import Prediction, predict, predict_iter
 from kinescan.inference.stream import StreamPrediction, StreamSession, stream
 from kinescan.inference.stream_state import load_stream_state, save_stream_state
 from kinescan.inference.streams import Camera, stream_many
@@ -25,6 +25,7 @@ __all__ = [
     "load_exported",
     "load_stream_state",
     "predict",
+    "predict_iter",
     "save_stream_state",
     "stream",
     "stream_many",

@@ -18,9 +18,10 @@ from kinescan.evaluation.multiview import check_finite
 from kinescan.inference.exported import CausalModel, ExportedStep
 from kinescan.inference.feed import Feed, WhenBehind
 from kinescan.inference.model_source import ModelSource, record_of_export, resolve_model
+from kinescan.inference.precision import Precision, computing_in
 from kinescan.inference.stream_average import AverageKind, choose_average
 from kinescan.inference.stream_state import fitting_state, load_left_time, load_stream_state, save_stream_state
-from kinescan.inference.turns import FrameSource, Turn, frames_of, turns_of
+from kinescan.inference.turns import FrameSource, Turn, as_path, frames_of, turns_of
 from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4
 from kinescan.models.pks4_state import PKS4State
@@ -69,6 +70,7 @@ class _Chosen(TypedDict):
     average: AverageKind | None
     average_seconds: float | None
     allow_code: bool
+    precision: Precision
 
 
 class StreamSession:
@@ -86,6 +88,7 @@ class StreamSession:
         average_seconds: how old a frame is when it counts 1 / e of the newest one, or no longer; by default a
             quarter of a training clip's length, or half of it, so that the label follows a change within that length.
         allow_code: open an exported step that may run code of its own; see `load_exported`.
+        precision: of `push`: "bfloat16" or "float16" computes under autocast.
 
     Raises:
         ConfigError: the model is not causal; average or average_seconds is wrong, or the model answers for every frame.
@@ -110,6 +113,7 @@ class StreamSession:
         average: AverageKind | None = None,
         average_seconds: float | None = None,
         allow_code: bool = False,
+        precision: Precision = "float32",
     ) -> None:
         _check_count("top", top)
         exported = record_of_export(model)
@@ -130,6 +134,8 @@ class StreamSession:
         self.model: CausalModel = resolved
         self._view = evaluation_view(resolved)
         self.top = min(top, resolved.config.num_classes)
+        self.precision = precision
+        computing_in(precision, resolved)
         self._skip_what_stands_still()
         self.state = PKS4State()
         if state is not None:
@@ -157,7 +163,7 @@ class StreamSession:
         """
         frame_index = self.state.frames_seen if frame_index is None else frame_index
         clip = self.prepare(frame, frame_index)
-        with torch.no_grad():
+        with torch.no_grad(), computing_in(self.precision, self.model):
             forward = self._view.forward_stream if self.has_own_average else self._view.stream_frames
             answers, state = forward(clip, self.state)
         return self.take(clip, answers[0, -1], state, frame_index=frame_index, seconds=seconds)
@@ -279,6 +285,7 @@ def stream(
     average: AverageKind | None = None,
     average_seconds: float | None = None,
     allow_code: bool = False,
+    precision: Precision = "float32",
     when_behind: WhenBehind = "wait",
     reconnect: Reconnect | None = None,
 ) -> Generator[StreamPrediction, None, None]:
@@ -293,8 +300,9 @@ def stream(
         model: a causal PKS4, or the folder or hub name of a saved one, a run's folder (its best checkpoint), or an
             exported step.
         source: a video file, decoded as it goes; a live source, read as it comes (see `LiveVideo`): "-" for standard
-            input, a URL such as rtsp://..., or a named pipe; or an iterable of frames uint8 [3, H, W], each alone or as
-            a pair with its time in seconds.
+            input, a URL such as rtsp://..., or a named pipe; the bytes of a file, or a file object (a pipe is read as
+            it comes, anything else to its end first); frames uint8 [T, 3, H, W] or [T, H, W, 3]; or an iterable of
+            frames [3, H, W] or [H, W, 3], each alone or as a pair with its time in seconds.
         every: feed each `every`-th frame by count, whatever their times; None takes frames by their times.
         top: how many classes a prediction names.
         device: where to compute; by default where the model is.
@@ -304,6 +312,7 @@ def stream(
         average: see `StreamSession`.
         average_seconds: see `StreamSession`.
         allow_code: see `StreamSession`.
+        precision: see `StreamSession`.
         when_behind: "newest" drops frames where predictions fall behind the source, and counts them; "wait" drops none
             (see `kinescan.inference.feed.Feed`). Nothing is dropped of a file.
         reconnect: open a live source again after a break; None ends with it.
@@ -331,7 +340,13 @@ def stream(
     """
     if every is not None:
         _check_count("every", every)
-    chosen: _Chosen = {"average": average, "average_seconds": average_seconds, "allow_code": allow_code}
+    chosen: _Chosen = {
+        "average": average,
+        "average_seconds": average_seconds,
+        "allow_code": allow_code,
+        "precision": precision,
+    }
+    source = as_path(source)
     name = mask_url(source) if isinstance(source, str | Path) else "the stream"
     when_behind = checked_behind(when_behind, source)
     if isinstance(state, str | Path):
@@ -361,6 +376,7 @@ def session_from(
     average: AverageKind | None = None,
     average_seconds: float | None = None,
     allow_code: bool = False,
+    precision: Precision = "float32",
 ) -> StreamSession:
     """A session that continues from the state in a file, where that is there.
 
@@ -374,7 +390,13 @@ def session_from(
             f"state: {path.parent} is not a folder that can be written to. Make it, or name another file."
         )
     session = StreamSession(
-        model, top=top, device=device, average=average, average_seconds=average_seconds, allow_code=allow_code
+        model,
+        top=top,
+        device=device,
+        average=average,
+        average_seconds=average_seconds,
+        allow_code=allow_code,
+        precision=precision,
     )
     if path.exists():
         session.continue_from(load_stream_state(path, model=session.model))

@@ -5,19 +5,33 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kinescan.data.resampling import longest_gap, resample
 from kinescan.data.video import LiveVideo, Reconnect, ReconnectingVideo, VideoReader, is_live
+from kinescan.data.video.given import (
+    check_input,
+    input_name,
+    is_file_object,
+    is_frames,
+    open_video,
+    pipe_path,
+    to_frame,
+    to_frames,
+)
 from kinescan.inference.exported import CausalModel
 
 logger = logging.getLogger(__name__)
 
-FrameSource = str | Path | Iterable[Tensor | tuple[Tensor, float]]
-"""A video file; "-" (standard input), a URL or a named pipe; or frames uint8 [3, H, W] as they come, each alone or with
-its time in seconds."""
+Frame = Tensor | NDArray[np.uint8]
+FrameSource = str | Path | bytes | BinaryIO | Frame | Iterable[Frame | tuple[Frame, float]]
+"""A video file; "-" (standard input), a URL or a named pipe; a file's bytes, or a file object (a pipe is read as it
+comes); or frames uint8, [3, H, W] or [H, W, 3], as they come, each alone or with its time in seconds, or all of them
+together, [T, 3, H, W] or [T, H, W, 3]."""
 
 
 class Turn(NamedTuple):
@@ -46,12 +60,38 @@ def frames_of(
 
     Times of frames that are decoded here are counted from the first one; those of an iterable stay as they are.
     """
+    source = as_path(source)
+    if is_frames(source):
+        return to_frames(source)
+    if isinstance(source, bytes) or is_file_object(source):
+        return from_first(_spooled(source, allow_short, model.preprocessing.square_pixels))
     if not isinstance(source, str | Path):
-        return source
+        return map(_entry, source)  # type: ignore[arg-type]
     square_pixels = model.preprocessing.square_pixels
     if reconnect is not None and is_live(source):
         return from_first(ReconnectingVideo(source, reconnect=reconnect, square_pixels=square_pixels))
     return from_first(_decoded(source, allow_short=allow_short, square_pixels=square_pixels))
+
+
+def as_path(source: Any) -> Any:
+    """A pipe that is open as a file object by its path, which is read as it comes; bytes of any kind as bytes."""
+    if isinstance(source, bytearray | memoryview):
+        return bytes(source)
+    return pipe_path(source) or source if is_file_object(source) else source
+
+
+def _entry(entry: Any) -> Any:
+    if isinstance(entry, tuple) and len(entry) == 2:
+        return to_frame(entry[0]), entry[1]
+    return to_frame(entry)
+
+
+def _spooled(source: Any, allow_short: bool, square_pixels: bool) -> Iterator[tuple[Tensor, float]]:
+    """The frames of a file that was given by its bytes, or as a file object with an end."""
+    with open_video(
+        check_input(source), name=input_name(source), allow_short=allow_short, square_pixels=square_pixels
+    ) as video:
+        yield from video.in_order(range(video.num_frames))
 
 
 def from_first(frames: Iterable[tuple[Tensor, float]]) -> Generator[tuple[Tensor, float], None, None]:

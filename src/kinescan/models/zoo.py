@@ -18,6 +18,7 @@ from kinescan.models.weights.checkpoint_file import open_checkpoint
 from kinescan.models.weights.labels import refuse_other_classes, reorder_head
 from kinescan.models.weights.vit_weights import Pretrained
 from kinescan.preprocessing import Preprocessing
+from kinescan.runtime.error_text import first_line
 from kinescan.settings import OLD_NAMES, build_settings, closest, current_names, to_plain
 
 logger = logging.getLogger(__name__)
@@ -102,17 +103,25 @@ def create_model(
 
 
 def from_pretrained(
-    source: str | Path, *, revision: str | None = None, base: str | Path | None = None
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    base: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> VideoClassifier:
-    """A model that `save_pretrained` wrote, whatever its class; on the CPU, in evaluation mode.
+    """A model that `save_pretrained` wrote, whatever its class; in evaluation mode.
 
     Args:
         source: folder of a saved model, or of a run (its best checkpoint is taken); or name on the Hugging Face hub
-            (user/name).
+            (user/name), or the address of its page there.
         revision: branch, tag or commit on the hub.
         base: for what was tuned on top of a frozen model: where that model's weights are now, if they were moved.
+        device: where it goes; by default the CPU.
+        dtype: of its weights; by default float32. To compute faster and keep the weights, give `predict` a precision.
 
     Raises:
+        ConfigError: the device is not available.
         CheckpointError: the folder is missing or damaged, of a newer kinescan, or of a model unknown here; or the base
             is missing, another one, or not wanted.
 
@@ -123,6 +132,17 @@ def from_pretrained(
         >>> from_pretrained(folder).labels
         ('left', 'right')
     """
+    model = _saved(source, revision, base)
+    try:
+        return model if device is None and dtype is None else model.to(device=device, dtype=dtype)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {str(device)!r} is not available: {first_line(error)} Use 'cpu', or a device that "
+            "`kinescan doctor` lists."
+        ) from error
+
+
+def _saved(source: str | Path, revision: str | None, base: str | Path | None) -> VideoClassifier:
     folder = saved_model.locate(source, revision=revision)
     saved = saved_model.read_config(folder)
     name = saved.model

@@ -1,20 +1,42 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kinescan.data.clips import video_files
+from kinescan.data.clips import video_files, video_inputs
 from kinescan.data.video import Limits
+from kinescan.data.video.given import input_name
 from kinescan.errors import ConfigError
+from kinescan.fields import check_types
 from kinescan.inference.model_source import resolve_model
-from kinescan.inference.predictor import Prediction, predict
+from kinescan.inference.precision import Precision
+from kinescan.inference.predictor import Prediction, predict_iter
 from kinescan.inference.segments import VideoEvents
 from kinescan.models.classifier import VideoClassifier
 from kinescan.runs.events import EventPlan, plan_events
 from kinescan.runs.folder import model_folder
 from kinescan.runs.limits import chosen_limits
+from kinescan.runs.overrides import take_table
 from kinescan.runs.segments import find_events
 from kinescan.runs.still import skip_in, still_settings
 from kinescan.runtime.device import choose_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings:
+    """How videos go through the model.
+
+    Attributes:
+        precision: "bfloat16" or "float16" computes under autocast.
+        videos_per_batch: how many videos are read before their views go through the model together.
+    """
+
+    precision: Precision = "float32"
+    videos_per_batch: int = 1
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.videos_per_batch < 1:
+            raise ConfigError(f"predict.videos_per_batch must be at least 1, got {self.videos_per_batch}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +50,21 @@ class PredictionJob:
         folder: where the model came from.
         views: frames x clips x crops to average over; None for one clip of the model's length.
         plan: what was said of the rules of events.
+        settings: how videos go through the model.
     """
 
     model: VideoClassifier
-    files: list[Path]
+    files: list[str]
     limits: Limits
     folder: str = ""
     views: str | None = None
     plan: EventPlan = field(default_factory=EventPlan)
+    settings: PredictSettings = field(default_factory=PredictSettings)
+
+    @property
+    def names(self) -> list[str]:
+        """What the files are called in results."""
+        return [input_name(file) for file in self.files]
 
     def run(
         self,
@@ -43,10 +72,9 @@ class PredictionJob:
         top: int = 5,
         explain_folder: str | Path | None = None,
         allow_short: bool = False,
-        on_prediction: Callable[[Prediction], None] | None = None,
-    ) -> list[Prediction]:
-        """One prediction a file; see `predict` for the arguments and what is raised."""
-        return predict(
+    ) -> Iterator[Prediction]:
+        """One prediction a file, as it is made; see `predict` for the arguments and what is raised."""
+        return predict_iter(
             self.model,
             self.files,
             views=self.views,
@@ -54,7 +82,8 @@ class PredictionJob:
             explain_folder=explain_folder,
             limits=self.limits,
             allow_short=allow_short,
-            on_prediction=on_prediction,
+            precision=self.settings.precision,
+            videos_per_batch=self.settings.videos_per_batch,
         )
 
     def find_events(
@@ -69,7 +98,7 @@ class PredictionJob:
         return find_events(
             self.model,
             self.folder,
-            self.files,
+            [Path(file) for file in self.files],
             self.plan,
             output=output,
             explain_folder=explain_folder,
@@ -86,22 +115,25 @@ def prepare_prediction(
     overrides: Sequence[str] = (),
     device: str = "auto",
     allow_code: bool = False,
+    segments: bool = False,
 ) -> PredictionJob:
     """Opens the model and finds the files.
 
     Args:
-        paths: video files, and folders of them.
+        paths: video files, folders of them, and addresses.
         model: a run's folder, a saved or exported model, or a hub name; None for the newest run.
         overrides: see `chosen_limits`; "evaluation.views=8x2x3"; and for events "events.on=0.6" and the like, or
             "events=FILE" with a file of rules; "still.pixel_threshold=4" and the like, for
-            `kinescan.models.still.SkipUnchanged`.
+            `kinescan.models.still.SkipUnchanged`; "predict.precision=bfloat16" and the like, for `PredictSettings`.
         device: "auto" or the name of one.
         allow_code: open an exported file that may run code of its own; see `load_exported`.
+        segments: the files are for `find_events`, which fetches none.
 
     Raises:
         ConfigError: no model was given, no path, no such device, or a setting is wrong.
         CheckpointError: the model cannot be read.
     """
+    settings, overrides = take_table("predict", PredictSettings, overrides)
     skip, overrides = still_settings(overrides)
     # "events=FILE" beside "events.on=0.6" is no nested mapping
     of_events = [override for override in overrides if override.partition("=")[0].split(".")[0] == "events"]
@@ -117,4 +149,7 @@ def prepare_prediction(
     resolved = resolve_model(folder, choose_device(device), allow_code=allow_code)
     skip_in(resolved, skip)
     views = of_views[-1].partition("=")[2] if of_views else None
-    return PredictionJob(model=resolved, files=video_files(paths), limits=limits, folder=folder, views=views, plan=plan)
+    found = [str(file) for file in video_files(paths)] if segments else [str(video) for _, video in video_inputs(paths)]
+    return PredictionJob(
+        model=resolved, files=found, limits=limits, folder=folder, views=views, plan=plan, settings=settings
+    )

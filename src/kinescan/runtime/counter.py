@@ -1,6 +1,7 @@
 """How far a verb is: a live bar on a terminal, a log line now and then elsewhere, nothing with --quiet."""
 
 import logging
+import sys
 import time
 from types import TracebackType
 from typing import Self
@@ -34,6 +35,8 @@ class Counter:
             console=self._console,
             transient=True,
             disable=not shown,
+            # results that go into a file or a pipe stay there
+            redirect_stdout=sys.stdout.isatty(),
         )
         self._task = self._bar.add_task(doing, total=None)
         self._last_line = time.monotonic()

@@ -1,9 +1,12 @@
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import Image, ImageCms
 
 from kinescan.data.video import VideoReader, inspect_video
 from kinescan.data.video.picture import to_rgb
@@ -156,3 +159,20 @@ def test_ticks_of_avi_without_a_frame_are_not_missing(tmp_path: Path) -> None:
     path = remux(encode(tmp_path / "a.avi", "mjpeg"), tmp_path / "half.avi", every_second_tick)
     found = inspect_video(path)
     assert (found.problem, found.num_frames) == (None, 40), found.reason
+
+
+def test_picture_with_a_colour_profile_ends_no_process(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (40, 30), (200, 100, 50))
+    picture.save(tmp_path / "a.png", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    script = (
+        "import gc, sys\nfrom kinescan.data.video import VideoReader\n"
+        "for _ in range(20):\n"
+        "    with VideoReader(sys.argv[1]) as video:\n"
+        "        pixels = video.read([0]).pixels\n"
+        "    gc.collect()\n"
+        "print(pixels[0, :, 0, 0].tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "a.png")], capture_output=True, text=True, timeout=100
+    )
+    assert (done.returncode, done.stdout) == (0, "[200, 100, 50]\n")

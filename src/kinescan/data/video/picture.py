@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -85,19 +86,22 @@ def some_rows(frame: av.VideoFrame) -> bytes:
 
 
 def _display_matrix(frame: av.VideoFrame) -> Buffer | None:
+    if not frame.format.name.startswith("yuv"):
+        # PyAV frees the name of a picture's colour profile twice, which ends the process
+        frame = _without_side_data(frame, [int(Type.ICC_PROFILE.value)])
     try:
         return frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
         # PyAV reads none of a frame's side data where it has no name for one of them (Exif, views of a stereo pair)
-        return _with_known_side_data(frame).side_data.get("DISPLAYMATRIX")
+        unknown = range(len(Type), len(Type) + _MAX_UNKNOWN_KINDS)
+        return _without_side_data(frame, unknown).side_data.get("DISPLAYMATRIX")
 
 
-def _with_known_side_data(frame: av.VideoFrame) -> av.VideoFrame:
-    """The same picture without the side data of kinds that PyAV has no name for."""
+def _without_side_data(frame: av.VideoFrame, kinds: Iterable[int]) -> av.VideoFrame:
+    """The same picture without side data of these kinds, by FFmpeg's numbers."""
     graph = Graph()
     last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000))
-    first_unknown = len(Type)
-    for kind in range(first_unknown, first_unknown + _MAX_UNKNOWN_KINDS):
+    for kind in kinds:
         step = graph.add("sidedata", f"mode=delete:type={kind}")
         last.link_to(step)
         last = step

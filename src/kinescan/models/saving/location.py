@@ -9,6 +9,8 @@ from kinescan.runtime.run_folder import CHECKPOINTS, RUNS, RunFolder
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 """Of a saved model."""
 EXPORT_FILE = "export.json"
+HUB_PAGES = "https://huggingface.co/"
+"""The address of a model's page begins so; its name follows."""
 MOST_NAMED = 6
 WANTED = "the folder of a run, of a saved model or of an exported one, or a hub name (ORG/NAME)"
 
@@ -32,6 +34,8 @@ def locate_model(source: str | Path, *, wanted: str = WANTED) -> str:
         'user/model'
     """
     text = str(source)
+    if isinstance(source, str) and is_hub_name(text.removeprefix(HUB_PAGES).rstrip("/")):
+        source = text = text.removeprefix(HUB_PAGES).rstrip("/")
     if not text.strip():
         raise CheckpointError("the model's name is empty. Give a folder, such as a run's, or a hub name (ORG/NAME).")
     path = Path(source).expanduser()
