@@ -94,7 +94,7 @@ def video_inputs(videos: VideoInput | Iterable[VideoInput]) -> list[tuple[str, V
     """The videos that something stands for, each with its name: a folder for the videos in it and below.
 
     Raises:
-        ConfigError: there is none, a folder holds none, or something is no video.
+        ConfigError: there is none, a folder holds none, or something else was given.
         ShapeError: an array has not the shape of a video.
     """
     found: list[tuple[str, VideoInput]] = []

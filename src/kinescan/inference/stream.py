@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import Reconnect, is_live
-from kinescan.errors import CheckpointError, ConfigError, ShapeError
+from kinescan.errors import CheckpointError, ConfigError
 from kinescan.evaluation.multiview import check_finite
 from kinescan.inference.exported import CausalModel, ExportedStep
 from kinescan.inference.feed import Feed, WhenBehind
@@ -21,7 +21,7 @@ from kinescan.inference.model_source import ModelSource, record_of_export, resol
 from kinescan.inference.precision import Precision, computing_in
 from kinescan.inference.stream_average import AverageKind, choose_average
 from kinescan.inference.stream_state import fitting_state, load_left_time, load_stream_state, save_stream_state
-from kinescan.inference.turns import FrameSource, Turn, as_path, frames_of, turns_of
+from kinescan.inference.turns import FrameSource, Turn, as_path, check_frame, frames_of, turns_of
 from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4
 from kinescan.models.pks4_state import PKS4State
@@ -187,7 +187,7 @@ class StreamSession:
 
     def prepare(self, frame: Tensor, frame_index: int) -> Tensor:
         """A frame as the model takes it, [1, 1, 3, size, size] on its device; see `push`."""
-        _check_frame(frame, frame_index)
+        check_frame(frame, frame_index)
         clip: Tensor = self._transform(frame[None]).to(self.model.device)
         return clip
 
@@ -234,7 +234,7 @@ class StreamSession:
             self._view.skip_unchanged = self._view.skip_unchanged.at_distance(self.model.frame_seconds)
 
     def continue_from(self, state: PKS4State) -> None:
-        """Goes on with the state of a stream, of this model, in the place of its own.
+        """Continues with the state of a stream, of this model, in the place of its own.
 
         Raises:
             CheckpointError: it is that of another model, or of several streams.
@@ -490,18 +490,3 @@ def checked_behind(when_behind: str, source: FrameSource) -> WhenBehind:
 def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name} must be at least 1, got {value!r}. Give a whole number.")
-
-
-def _check_frame(frame: Tensor, frame_index: int) -> None:
-    if (
-        not isinstance(frame, Tensor)
-        or frame.dtype != torch.uint8
-        or frame.ndim != 3
-        or frame.shape[0] != 3
-        or not frame.numel()
-    ):
-        given = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, Tensor) else type(frame).__name__
-        raise ShapeError(
-            f"frame {frame_index} must be a uint8 tensor [3, H, W], got {given.removeprefix('torch.')}. "
-            "For an array [H, W, 3] use torch.from_numpy(array).permute(2, 0, 1)."
-        )

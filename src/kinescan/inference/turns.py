@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, uint8
 
 from kinescan.data.resampling import longest_gap, resample
 from kinescan.data.video import LiveVideo, Reconnect, ReconnectingVideo, VideoReader, is_live
@@ -23,6 +23,7 @@ from kinescan.data.video.given import (
     to_frame,
     to_frames,
 )
+from kinescan.errors import ShapeError
 from kinescan.inference.exported import CausalModel
 
 logger = logging.getLogger(__name__)
@@ -204,4 +205,24 @@ def _tell_of_count(model: CausalModel, name: str, *, has_times: bool) -> None:
             "%s: its frames come without times. Each is taken to be %.3g s after the one before, as in training; give "
             "them as pairs with their seconds if they are not.",
             *(name, model.frame_seconds),
+        )
+
+
+def check_frame(frame: Tensor, frame_index: int) -> None:
+    """Passes what a stream can be fed with.
+
+    Raises:
+        ShapeError: it is not uint8 [3, H, W].
+    """
+    if (
+        not isinstance(frame, Tensor)
+        or frame.dtype != uint8
+        or frame.ndim != 3
+        or frame.shape[0] != 3
+        or not frame.numel()
+    ):
+        given = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, Tensor) else type(frame).__name__
+        raise ShapeError(
+            f"frame {frame_index} must be a uint8 tensor [3, H, W], got {given.removeprefix('torch.')}. "
+            "For an array [H, W, 3] use torch.from_numpy(array).permute(2, 0, 1)."
         )

@@ -98,7 +98,7 @@ def to_frames(frames: Tensor | NDArray[np.uint8], name: str = "frames") -> Pixel
     given = torch.from_numpy(np.ascontiguousarray(frames)) if is_array and frames.dtype == np.uint8 else frames
     if not isinstance(given, Tensor) or given.dtype != torch.uint8 or given.ndim != 4 or not given.numel():
         kind = f"{str(frames.dtype).removeprefix('torch.')} {list(frames.shape)}"
-        hint = " One frame alone is no video: stack them, frames[None]." if frames.ndim == 3 else ""
+        hint = " One frame alone is not enough: stack them, frames[None]." if frames.ndim == 3 else ""
         raise ShapeError(f"{name}: a video is uint8 [T, 3, H, W] or [T, H, W, 3], got {kind}.{hint}")
     first, last = given.shape[1] == 3, given.shape[3] == 3
     if not (first or last):
@@ -147,7 +147,7 @@ def check_input(video: Any) -> VideoInput:
     """The video itself, bytes of any kind as bytes.
 
     Raises:
-        ConfigError: it is no video, or a live source.
+        ConfigError: it is something else, or a live source.
         ShapeError: it is an array of another shape.
     """
     if isinstance(video, bytearray | memoryview):
@@ -244,7 +244,7 @@ def named(path: Path, name: str) -> Iterator[None]:
 def _reader(
     path: Path, name: str, limits: Limits | None, allow_short: bool, square_pixels: bool
 ) -> Iterator[VideoReader]:
-    """A reader of a file whose own name nobody knows."""
+    """A reader of a file whose own name means nothing to the caller."""
     with (
         named(path, name),
         VideoReader(path, limits=limits, allow_short=allow_short, square_pixels=square_pixels) as reader,
