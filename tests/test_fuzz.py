@@ -212,8 +212,8 @@ CASES: Mapping[str, Case] = {
     "export to transformers": Case(
         make_transformers, lambda folder: read_transformers_folder(folder / "model.safetensors"), ("config.json",)
     ),
-    "checkpoint": Case(make_state, read_state, ("last/checksums.json", "last/training_state.pt")),
-    "training state": Case(make_state, read_state_alone, ("last/training_state.pt",)),
+    "checkpoint": Case(make_state, read_state, ("last/checksums.json", "last/training_state.pt", "last/optimizer.pt")),
+    "training state": Case(make_state, read_state_alone, ("last/training_state.pt", "last/optimizer.pt")),
     "run": Case(make_run, read_run, ("recipe.toml", "report.json")),
     "recipe": Case(make_run, lambda folder: load_recipe(folder / "recipe.toml"), ("recipe.toml",)),
     "reports": Case(make_run, lambda f: compare_reports(f / "a", f / "b"), ("a/report.json", "a/predictions.jsonl")),

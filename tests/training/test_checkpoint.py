@@ -16,6 +16,7 @@ from kinescan.runtime import atomic_write
 from kinescan.training import checkpoint
 from kinescan.training.checkpoint import (
     CHECKSUM_FILE,
+    OPTIMIZER_FILE,
     STATE_FILE,
     TrainState,
     earlier_name,
@@ -243,11 +244,12 @@ def test_load_state_refuses_fields_of_the_wrong_kind(
     save: Save, tmp_path: Path, changes: dict[str, Any], missing: str
 ) -> None:
     save(tmp_path / "last")
-    values = torch.load(tmp_path / "last" / STATE_FILE)
-    torch.save({**values, **changes}, tmp_path / "last" / STATE_FILE)
+    file = tmp_path / "last" / (OPTIMIZER_FILE if changes.keys() & {"optimizer", "weights"} else STATE_FILE)
+    torch.save({**torch.load(file), **changes}, file)
     with pytest.raises(CheckpointError, match=f"missing.*{missing}"):
         load_state(tmp_path / "last")
-    values.pop("step")
+    values = torch.load(tmp_path / "last" / STATE_FILE)
+    del values["step"]
     torch.save(values, tmp_path / "last" / STATE_FILE)
     with pytest.raises(CheckpointError, match="wrong"):
         load_state(tmp_path / "last")

@@ -676,11 +676,14 @@ def test_resume_refuses_states_of_other_shapes_and_kinds(
 ) -> None:
     fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM)
     last = tmp_path / "checkpoints" / "last"
-    values = torch.load(last / "training_state.pt")
+    names = ("training_state.pt", "optimizer.pt")
+    keys = {name: set(torch.load(last / name)) for name in names}
+    values = {key: value for name in names for key, value in torch.load(last / name).items()}
     damage(values)
-    torch.save(values, last / "training_state.pt")
     sums = json.loads((last / "checksums.json").read_text())
-    sums["training_state.pt"] = hashlib.sha256((last / "training_state.pt").read_bytes()).hexdigest()
+    for name in names:
+        torch.save({key: values[key] for key in keys[name]}, last / name)
+        sums[name] = hashlib.sha256((last / name).read_bytes()).hexdigest()
     (last / "checksums.json").write_text(json.dumps(sums))
     with pytest.raises(CheckpointError, match="model"):
         fit(tiny_model, noise_clips(), output=tmp_path, train=TRAIN, optim=OPTIM, resume=True)

@@ -12,7 +12,7 @@ from kinescan.errors import CheckpointError, ConfigError, ShapeError
 from kinescan.models.saving import saved_model
 from kinescan.models.saving.model_card import model_card
 from kinescan.models.saving.run_record import read_run
-from kinescan.models.saving.saved_model import SavedModel
+from kinescan.models.saving.saved_model import ModelFiles, SavedModel
 from kinescan.models.timing import FrameTiming
 from kinescan.models.vit.vit import check_dtype
 from kinescan.models.weights.checkpoint_file import Checkpoint
@@ -167,6 +167,15 @@ class VideoClassifier(nn.Module, ABC):
     def num_layers(self) -> int:
         """The largest value in `layer_depths`."""
 
+    def sharded_blocks(self) -> Sequence[tuple[nn.Module, tuple[str, ...]]]:
+        """Parts whose parameters are gathered one part after the other where processes divide them; here none.
+
+        Returns:
+            Modules, and the methods besides `forward` that they are called by. Parameters outside them are gathered for
+            the whole forward and backward pass.
+        """
+        return ()
+
     def stem_parameters(self) -> tuple[str, ...]:
         """Names of the parameters before the first part that looks at several frames.
 
@@ -259,6 +268,19 @@ class VideoClassifier(nn.Module, ABC):
             CheckpointError: the folder cannot be written, or `run` is not a run's folder.
             ConfigError: labels were changed and no longer fit the config.
         """
+        saved_model.write(Path(folder), self.files_to_save(run=run, repo_id=repo_id))
+
+    def files_to_save(self, *, run: str | Path | None = None, repo_id: str | None = None) -> ModelFiles:
+        """What `save_pretrained` writes, for whoever writes it later: the tensors are the model's own.
+
+        Args:
+            run: as for `save_pretrained`.
+            repo_id: as for `save_pretrained`.
+
+        Raises:
+            CheckpointError: `run` is not a run's folder.
+            ConfigError: labels were changed and no longer fit the config.
+        """
         tensors, base = self.saved_part()
         saved = SavedModel(
             kinescan_version=__version__,
@@ -284,7 +306,7 @@ class VideoClassifier(nn.Module, ABC):
             run=None if run is None else read_run(run),
             repo_id=repo_id,
         )
-        saved_model.write(Path(folder), saved, tensors, card, rules=self._fitting_rules())
+        return ModelFiles(saved=saved, tensors=tensors, card=card, rules=self._fitting_rules())
 
     @classmethod
     def from_pretrained(cls: type[Classifier], source: str | Path, *, revision: str | None = None) -> Classifier:

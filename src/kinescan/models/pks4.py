@@ -228,6 +228,11 @@ class PKS4(VideoClassifier):
         """Depth of every parameter of the image ViT; route, module and head are new and absent."""
         return self.vit.layer_depths(prefix="vit.")
 
+    def sharded_blocks(self) -> Sequence[tuple[nn.Module, tuple[str, ...]]]:
+        """The ViT's blocks and the scanner. The kinematic encoder and the class-token routes stay outside."""
+        scanner: list[nn.Module] = [] if self.scanner is None else [self.scanner]
+        return [*((block, ("both",)) for block in self.vit.blocks), *((module, ()) for module in scanner)]
+
     def stem_parameters(self) -> tuple[str, ...]:
         """The embeddings and the blocks before the module, with the class-token routes inside them.
 
@@ -280,8 +285,12 @@ class PKS4(VideoClassifier):
 
         before, after = 2 * index, 2 * index + 1
         tokens, seen, tail_before = routed(tokens, before)
-        parts = block.attend_parts(tokens, seen, None if kept is None else kept.take)
-        tokens, tail_after = block.transform_sum(parts, partial(routed, position=after))
+        tokens, tail_after = block.both(
+            tokens,
+            None if seen is tokens else seen,
+            partial(routed, position=after),
+            None if kept is None else kept.take,
+        )
         tails = {before: tail_before, after: tail_after}
         return tokens, {position: tail for position, tail in tails.items() if tail is not None}
 

@@ -217,6 +217,15 @@ def atomic_folder(
         raise
 
 
+def same_file(there: Path, new: Path) -> bool:
+    """Makes `new` a second name of a file; False where the system has no such names, or the file is gone."""
+    try:
+        os.link(there, new)
+    except OSError:
+        return False
+    return True
+
+
 def folder_aside(folder: Path, role: Literal["new", "old"]) -> Path:
     """Where `atomic_folder` writes the new folder, or puts the old one.
 

@@ -34,6 +34,9 @@ class TrainConfig:
         frozen: patterns of parameter names to keep frozen, though `trainable` names them.
         freeze_stem: keep all that comes before the model's temporal module frozen; it then needs no memory for the
             backward pass.
+        sharding: of several processes, "full" divides parameters, gradients and AdamW's averages between them (FSDP2):
+            each gathers a block's parameters when it runs. For models that do not fit otherwise; steps, losses and
+            checkpoints are the same. "none" keeps all of the model in every process.
         accumulate_batches: batches whose gradients are summed for one step, as if they were one; the learning rate is
             scaled with it. Batch norms see each batch by itself.
         carry_state: of a causal model and labels with a start and an end: each row of the batch follows one video, and
@@ -54,6 +57,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     tf32: bool = False
+    sharding: Literal["none", "full"] = "none"
     trainable: tuple[str, ...] = ("*",)
     frozen: tuple[str, ...] = ()
     freeze_stem: bool = False
@@ -80,6 +84,11 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
         if self.mixed_precision == "fp16" and self.device == "cpu":
             raise ConfigError('mixed_precision "fp16" needs a GPU, and device is "cpu". Allowed there: auto, no, bf16.')
+        if self.mixed_precision == "fp16" and self.sharding != "none":
+            raise ConfigError(
+                'train.sharding = "full" cannot be combined with mixed_precision "fp16", whose scale of the loss each '
+                "process would choose by itself. Allowed: bf16, no."
+            )
         if not self.trainable:
             raise ConfigError('trainable must hold a pattern; ["*"] trains everything.')
 
@@ -159,7 +168,7 @@ SAVE_MEMORY = (
 """What to do where a training step does not fit into memory."""
 
 _FLAGS = {
-    "ACCELERATE_USE_FSDP": "kinescan does not shard parameters",
+    "ACCELERATE_USE_FSDP": 'Set train.sharding = "full"',
     "ACCELERATE_USE_DEEPSPEED": "kinescan does not run on DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "kinescan does not run on Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "kinescan divides the data only",

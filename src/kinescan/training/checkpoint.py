@@ -16,8 +16,10 @@ from torch import Tensor
 
 from kinescan.errors import CheckpointError
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.saving import saved_model
+from kinescan.models.saving.saved_model import WEIGHTS_FILE, ModelFiles
 from kinescan.models.weights.tensor_file import PickleRefused, read_saved
-from kinescan.runtime.atomic_write import atomic_folder, folder_aside
+from kinescan.runtime.atomic_write import atomic_folder, folder_aside, same_file
 from kinescan.runtime.files import inside, read_json_object
 from kinescan.runtime.run_folder import LAST
 
@@ -25,7 +27,12 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "training_state.pt"
 CHECKSUM_FILE = "checksums.json"
-FORMAT = 2
+OPTIMIZER_FILE = "optimizer.pt"
+FORMAT = 3
+_READ_FORMATS = (2, FORMAT)
+"""In format 2, the state's file held what OPTIMIZER_FILE holds now."""
+_LARGE = ("optimizer", "weights")
+"""Fields of the state in a file of their own."""
 _LATER = ("absent", "timing", "carried", "scaler")
 """Fields that states of earlier versions lack."""
 _MOST_SETTINGS = 100_000
@@ -79,9 +86,35 @@ class TrainState:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Known:
+    """A file of a checkpoint that holds what another checkpoint is to hold, too.
+
+    Attributes:
+        path: where it stands.
+        sha256: of its content.
+    """
+
+    path: Path
+    sha256: str
+
+
 def save_checkpoint(
     folder: Path, model: VideoClassifier, state: TrainState | None, *, earlier: Path | None = None
 ) -> Path:
+    """As `write_checkpoint`, of a model as it is now; returns `folder`."""
+    write_checkpoint(folder, model.files_to_save(), state, earlier=earlier)
+    return folder
+
+
+def write_checkpoint(
+    folder: Path,
+    files: ModelFiles,
+    state: TrainState | None,
+    *,
+    earlier: Path | None = None,
+    known: Mapping[str, Known] | None = None,
+) -> dict[str, Known]:
     """Writes a model folder, its training state and checksums beside `folder`, then renames it into place.
 
     Whatever happens on the way, `folder` holds either what it held before or the new checkpoint, complete; between the
@@ -89,27 +122,38 @@ def save_checkpoint(
 
     Args:
         folder: where the checkpoint is to stand, such as runs/a/checkpoints/last.
-        model: written by its `save_pretrained`.
+        files: of the model.
         state: where the run stands; None for a checkpoint to use but not to continue from.
         earlier: where the one before is kept, a name of `earlier_name` beside `folder`; None removes it.
+        known: large files of a checkpoint of the same step, by name: they are linked, and neither written nor hashed.
 
     Returns:
-        `folder`.
+        The large files of this one.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written.
     """
     with atomic_folder(folder, is_whole=_is_whole, earlier=earlier, error=CheckpointError, advice=_ADVICE) as new:
-        model.save_pretrained(new)
+        wanted = (WEIGHTS_FILE,) if state is None else (WEIGHTS_FILE, OPTIMIZER_FILE)
+        linked = {
+            name: file.sha256
+            for name, file in (known or {}).items()
+            if name in wanted and same_file(file.path, new / name)
+        }
+        saved_model.write(new, files, with_weights=WEIGHTS_FILE not in linked)
         if state is not None:
             try:
-                torch.save({"format": FORMAT, **vars(state)}, new / STATE_FILE)
+                if OPTIMIZER_FILE not in linked:
+                    torch.save({name: getattr(state, name) for name in _LARGE}, new / OPTIMIZER_FILE)
+                small = {name: value for name, value in vars(state).items() if name not in _LARGE}
+                torch.save({"format": FORMAT, **small}, new / STATE_FILE)
             # torch's own writer has no other type for a disk that is full.
             except RuntimeError as error:
                 raise CheckpointError(f"{folder} cannot be written ({error}). {_ADVICE}") from error
-        sums = {path.relative_to(new).as_posix(): _sha256(path) for path in sorted(new.rglob("*")) if path.is_file()}
+        names = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
+        sums = {name: linked.get(name) or _sha256(new / name) for name in names}
         (new / CHECKSUM_FILE).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
-    return folder
+    return {name: Known(folder / name, sums[name]) for name in wanted}
 
 
 def earlier_name(folder: Path, step: int) -> Path:
@@ -181,12 +225,23 @@ def load_state(folder: Path) -> TrainState:
         raise CheckpointError(f"{folder} holds no {STATE_FILE}, so it holds a model but no run to resume.")
     try:
         values = read_saved(inside(folder, STATE_FILE, error=CheckpointError))
+        written = values.pop("format", None) if isinstance(values, dict) else None
+        if written == FORMAT:
+            values |= _large(folder)
     except (CheckpointError, PickleRefused) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}). Delete the checkpoint and start anew.") from error
-    written = values.pop("format", None) if isinstance(values, dict) else None
-    if written != FORMAT:
-        raise CheckpointError(f"{path}: has format {written!r}, this version reads format {FORMAT}. Start anew.")
+    if written not in _READ_FORMATS:
+        formats = " and ".join(map(str, _READ_FORMATS))
+        raise CheckpointError(f"{path}: has format {written!r}, this version reads formats {formats}. Start anew.")
     return _checked(values, path)
+
+
+def _large(folder: Path) -> dict[str, Any]:
+    """The fields of the state that have a file of their own; the memory is the file's, which processes share."""
+    content = read_saved(inside(folder, OPTIMIZER_FILE, error=CheckpointError), mapped=True)
+    if not isinstance(content, dict) or content.keys() != set(_LARGE):
+        raise CheckpointError(f"{OPTIMIZER_FILE} does not hold {' and '.join(_LARGE)}")
+    return content
 
 
 def _checked(values: dict[Any, Any], path: Path) -> TrainState:

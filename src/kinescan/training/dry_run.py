@@ -142,8 +142,10 @@ def make_plan(
         with memory_named(f"a step of {clips.batch_size} clips on {device}", SAVE_MEMORY):
             seconds = _seconds_per_clip(model, clips.batch_size, device, precision) if timed else None
     trained = [parameter for group in groups for parameter in group["params"]]
-    held = [*model.parameters(), *model.buffers()]
     num_clips = clips.batch_size * num_processes * clips.num_batches
+    # Parameters that are divided; a block's whole ones are there for a moment only, and buffers everywhere.
+    parts = num_processes if train.sharding == "full" else 1
+    buffers = _num_bytes(list(model.buffers()))
     cost = count_cost(model)
     return Plan(
         model=model.name,
@@ -155,10 +157,10 @@ def make_plan(
         steps_per_epoch=-(-clips.num_batches // train.accumulate_batches),
         num_epochs=optim.epochs,
         memory=MemoryPlan(
-            weights=_num_bytes(held),
-            gradients=_num_bytes(trained),
-            optimizer=2 * _num_bytes(trained),
-            ema=_num_bytes(trained) if optim.ema_decay else 0,
+            weights=buffers + -(-_num_bytes(list(model.parameters())) // parts),
+            gradients=-(-_num_bytes(trained) // parts),
+            optimizer=-(-2 * _num_bytes(trained) // parts),
+            ema=-(-_num_bytes(trained) // parts) if optim.ema_decay else 0,
             activations=activations,
         ),
         flops=training_flops(cost.macs.with_attention, num_clips=num_clips, num_epochs=optim.epochs),

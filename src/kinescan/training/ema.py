@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from kinescan.runtime.torch_internals import lerp_all_
+from kinescan.training.sharding import fill, own_part
 
 
 class WeightAverage:
@@ -16,6 +17,9 @@ class WeightAverage:
     Args:
         model: whose weights are averaged; they are the EMA of step 0.
         decay: in (0, 1).
+
+    Attributes:
+        averages: the EMA by name; divided between processes as the weights are.
 
     Source: exponential moving averages as in TensorFlow's `ExponentialMovingAverage` with `num_updates`.
 
@@ -35,7 +39,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self._weights = _moving(model)
-        self._averages = {name: tensor.detach().clone() for name, tensor in self._weights.items()}
+        self.averages = {name: tensor.detach().clone() for name, tensor in self._weights.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -45,14 +49,14 @@ class WeightAverage:
             step: steps taken, from 1.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages, weights = list(self._averages.values()), list(self._weights.values())
-        lerp_all_(averages, [weight.detach() for weight in weights], 1 - decay)
+        averages = [own_part(average) for average in self.averages.values()]
+        lerp_all_(averages, [own_part(weight.detach()) for weight in self._weights.values()], 1 - decay)
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
         """The model with the averages as its weights; its own are put back at the end."""
         own = self.weights()
-        self._fill(self._averages)
+        self._fill(self.averages)
         try:
             yield
         finally:
@@ -62,9 +66,13 @@ class WeightAverage:
         """A copy of the model's own weights, of those that are averaged."""
         return {name: tensor.detach().clone() for name, tensor in self._weights.items()}
 
+    def own_weights(self) -> dict[str, Tensor]:
+        """The model's own weights themselves, of those that are averaged."""
+        return {name: tensor.detach() for name, tensor in self._weights.items()}
+
     def leave_in_model(self) -> None:
         """Makes the averages the model's weights for good."""
-        self._fill(self._averages)
+        self._fill(self.averages)
 
     def restore(self, weights: Mapping[str, Tensor]) -> None:
         """Takes what the model holds for the averages, and gives it the weights of `weights` instead.
@@ -74,13 +82,12 @@ class WeightAverage:
         """
         if weights.keys() != self._weights.keys():
             raise KeyError("its averaged weights are others")
-        self._averages = self.weights()
+        self.averages = self.weights()
         self._fill(weights)
 
-    @torch.no_grad()
     def _fill(self, values: Mapping[str, Tensor]) -> None:
         for name, tensor in self._weights.items():
-            tensor.copy_(values[name])
+            fill(tensor, values[name])
 
 
 def _moving(model: nn.Module) -> dict[str, Tensor]:

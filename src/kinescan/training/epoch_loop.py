@@ -181,21 +181,22 @@ class EpochLoop:
         if self._stop_requested():
             self._leave()
         self._stepper.model.eval()
+        self._stepper.whole.eval()
         device = self._stepper.accelerator.device
         rng = read_rng(device)
-        with self._stepper.ema_weights():
-            scores = self._scores(evaluate)
+        with self._stepper.evaluated() as model:
+            scores = self._scores(evaluate, model)
             write_rng(rng, device)
             self._callbacks.on_evaluation(
                 Evaluation(epoch=self._state.epoch, step=self._state.step, scores=dict(scores))
             )
             self._keeper.keep_best(float(scores[self._chosen_by]))
 
-    def _scores(self, evaluate: Evaluate) -> Mapping[str, float]:
+    def _scores(self, evaluate: Evaluate, model: VideoClassifier) -> Mapping[str, float]:
         self._stop.immediate = True
         try:
             with self._stepper.accelerator.autocast():
-                return evaluate(self._stepper.model)
+                return evaluate(model)
         except VideoError as error:
             raise VideoError(error.path, f"{error.reason} {self._left()}") from error
         except (KeyboardInterrupt, RuntimeError) as error:
@@ -220,6 +221,7 @@ class EpochLoop:
 
     def _leave(self) -> NoReturn:
         self._keeper.save()
+        self._keeper.finish()
         raise self._interrupted()
 
     def _interrupted(self) -> TrainingInterrupted:
@@ -232,6 +234,7 @@ class EpochLoop:
     def _without_worker(self, error: WorkerError, *, save: bool) -> WorkerError:
         if save:
             self._keeper.save()
+            self._keeper.finish()
         return WorkerError(f"{error} {self._left()}")
 
     def _refuse_outage(self, parts: Sequence[Batch], *, any_clip: bool) -> None:
@@ -246,6 +249,7 @@ class EpochLoop:
             ) from error
 
     def _refuse_non_finite(self, problem: NonFinite) -> NoReturn:
+        self._keeper.settle_together()
         saved = find_checkpoint(self._keeper.folder.last)
         left = f"The last good checkpoint is {saved}" if saved else "There is no checkpoint yet"
         raise NonFiniteError(problem.describe(self._next_step(), left, self._clips.path))
@@ -258,4 +262,5 @@ class EpochLoop:
         return f"epoch {self._state.epoch + 1}, step {self._state.step + 1}"
 
     def _left(self) -> str:
+        self._keeper.settle()
         return checkpoint_left(self._keeper.folder.last)

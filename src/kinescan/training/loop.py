@@ -1,4 +1,5 @@
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from kinescan.training.resume import restore
 from kinescan.training.resume_check import GLOBAL_BATCH, PROCESSES, describe_computing
 from kinescan.training.run_log import RunLog
 from kinescan.training.schedule import Schedule
+from kinescan.training.sharding import ShardedModel
 from kinescan.training.step import Mix, Stepper, Task
 from kinescan.training.sync_batch_norm import SynchronisedNorms
 
@@ -115,10 +117,10 @@ def fit(
             _told(watching, model, clips, optim, state, is_main=processes.is_main),
             _workers_named(folder.last),
             memory_named(clips_at_once, SAVE_MEMORY),
+            keeper,
         ):
             loop.run()
-        if stepper.ema is not None:
-            stepper.ema.leave_in_model()
+        stepper.leave_whole()
         model.eval()
     return _result(folder, state)
 
@@ -142,16 +144,29 @@ def _prepared(
         # Dropout differs between processes, and comes back with the seed.
         torch.manual_seed(seed * 1_000_003 + processes.index)
     norms = SynchronisedNorms(processes)
+    sharded = None
+    if train.sharding == "full" and processes.count > 1:
+        sharded = ShardedModel(model, processes)
+        trained = sharded.model
+    else:
+        trained = model
+        if train.sharding == "full":
+            logger.info("one process: it keeps all of the model, and train.sharding has no effect")
     with ExitStack() as stack:
-        stack.enter_context(norms.applied(model))
+        if sharded is not None:
+            # Outputs of blocks are views, and no block's output is changed in place: torch warns of such changes.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
+        stack.enter_context(norms.applied(trained))
         accelerator = stack.enter_context(open_accelerator(train, run.folder.path, settings))
         stepper = Stepper(
-            *(model, accelerator, processes, norms, optim),
+            *(trained, accelerator, processes, norms, optim),
             num_classes=clips.num_classes,
             mix=mix,
             task=task,
             seed=seed,
             carry_rows=clips.batch_size if train.carry_state else 0,
+            sharded=sharded,
         )
         model.trained_in = precision_of(accelerator.mixed_precision, tf32=train.tf32)
         stop = stack.enter_context(Interruption(repeats=processes.count == 1))
@@ -166,7 +181,9 @@ def _state(
     """Where the run stands: at its checkpoint, or at the beginning."""
     accelerator = stepper.accelerator
     plain = {**settings, PROCESSES: run.processes.count}
-    plain["computed_by"] = describe_computing(accelerator.device, accelerator.mixed_precision)
+    plain["computed_by"] = describe_computing(
+        accelerator.device, accelerator.mixed_precision, sharded=stepper.sharded is not None
+    )
     if run.checkpoint is not None:
         return restore(run.checkpoint, stepper, schedule, train, plain)
     if run.resume:
@@ -260,6 +277,8 @@ def _workers_named(last: Path) -> Iterator[None]:
 
 def _unwrap(stepper: Stepper) -> None:
     """Gives the model its own forward back."""
+    if stepper.sharded is not None:
+        return
     # accelerate sets an instance attribute `forward` for autocast, and unwrapping sets another one.
     stepper.accelerator.unwrap_model(stepper.wrapped, keep_fp32_wrapper=False)
     vars(stepper.model).pop("forward", None)

@@ -14,7 +14,6 @@ from kinescan.models.saving.saved_model import read_config, read_weights
 from kinescan.runtime.distributed import Processes
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.checkpoint import TrainState, load_state, write_rng
-from kinescan.training.optim import refuse_other_groups, refuse_other_shapes
 from kinescan.training.resume_check import PROCESSES, describe_longer, refuse_changes, refuse_other_labels
 from kinescan.training.schedule import Schedule
 from kinescan.training.step import Stepper
@@ -41,18 +40,16 @@ def restore(
         ConfigError: settings changed that the weights depend on.
         CheckpointError: the checkpoint is damaged or of another model.
     """
-    model, optimizer = stepper.model, stepper.optimizer
+    model = stepper.whole
     state = load_state(folder)
     refuse_changes(state.settings, settings, folder)
     saved = read_config(folder)
     refuse_other_labels(saved.labels, model.labels, folder)
     try:
-        _load_weights(model, folder, saved.base)
+        stepper.load_weights(_weights(model, folder, saved.base))
         if stepper.ema is not None:
             stepper.ema.restore(state.weights)
-        refuse_other_groups(state.optimizer, optimizer.state_dict())
-        optimizer.load_state_dict(state.optimizer)
-        refuse_other_shapes(optimizer)
+        stepper.load_optimizer(state.optimizer)
         if stepper.carried is not None:
             stepper.carried.restore(_own_rows(state.carried, stepper.processes))
         if stepper.accelerator.scaler is not None and state.scaler:
@@ -79,11 +76,10 @@ def _own_rows(carried: Sequence[Mapping[str, Tensor]], processes: Processes) -> 
     return {name: rows.tensor_split(processes.count)[processes.index].contiguous() for name, rows in whole.items()}
 
 
-def _load_weights(model: VideoClassifier, folder: Path, base: Mapping[str, Any] | None) -> None:
+def _weights(model: VideoClassifier, folder: Path, base: Mapping[str, Any] | None) -> dict[str, Tensor]:
     """The weights of a saved model; of a tuned part, its base is what the model has already.
 
     Raises:
-        RuntimeError: tensors are missing, left over or of another shape.
         CheckpointError: it was tuned on another base.
     """
     weights = read_weights(folder)
@@ -92,7 +88,7 @@ def _load_weights(model: VideoClassifier, folder: Path, base: Mapping[str, Any] 
         if own_base is None or own_base["sha256"] != base["sha256"]:
             raise CheckpointError(f"it was tuned on another base, {base['source']}")
         weights |= {name: tensor for name, tensor in model.state_dict().items() if name not in saved}
-    model.load_state_dict(weights)
+    return weights
 
 
 def _take_up_early_stop(state: TrainState, patience: int, num_epochs: int) -> None:

@@ -29,6 +29,7 @@ HARMLESS = (
     "model.module",
     "model.new_head",
     "model.options.activation_checkpointing",
+    "train.sharding",
     "train.eval_every",
     "train.log_every",
     "train.checkpoint_minutes",
@@ -52,6 +53,7 @@ ADDED: Mapping[str, Any] = {
     "train.tracker_project": "kinescan",
     "train.tracker_run": "",
     "train.tf32": False,
+    "train.sharding": "none",
     "model.text.templates": [],
     "model.text.weights": "",
 }
@@ -64,12 +66,13 @@ ROUNDING = "computed_by"
 SHOWN_LETTERS = 80
 
 
-def describe_computing(device: torch.device, precision: str) -> dict[str, Any]:
+def describe_computing(device: torch.device, precision: str, *, sharded: bool = False) -> dict[str, Any]:
     """What the last digits of a run's numbers depend on besides its settings.
 
     Args:
         device: that computes.
         precision: as accelerate calls it.
+        sharded: whether parameters are divided between processes.
 
     Example:
         >>> sorted(describe_computing(torch.device("cpu"), "no"))
@@ -83,6 +86,7 @@ def describe_computing(device: torch.device, precision: str) -> dict[str, Any]:
         "processor": processor,
         "device": device.type,
         "precision": precision,
+        **({"sharding": "full"} if sharded else {}),
     }
 
 

@@ -1,8 +1,9 @@
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +18,15 @@ from kinescan.runtime.distributed import Processes
 from kinescan.training.carried import CarriedState, StatefulForward
 from kinescan.training.ema import WeightAverage
 from kinescan.training.frame_task import FrameTask
-from kinescan.training.optim import OptimConfig, make_optimizer, parameter_groups, set_lr
+from kinescan.training.optim import (
+    OptimConfig,
+    make_optimizer,
+    parameter_groups,
+    refuse_other_groups,
+    refuse_other_shapes,
+    set_lr,
+)
+from kinescan.training.sharding import ShardedModel, copied, divided_optimizer, whole
 from kinescan.training.sync_batch_norm import SynchronisedNorms
 
 Mix = Callable[[Tensor, Tensor, torch.Generator, Sequence[int] | None], tuple[Tensor, Tensor]]
@@ -94,9 +103,11 @@ class Stepper:
         task: for labels that are not classes; None for classification by cross-entropy.
         seed: of mixup and cutmix.
         carry_rows: rows of a batch whose state continues with the next batch; 0: each batch starts anew.
+        sharded: `model` as the copy to divide, and the whole model; None where every process keeps all of it.
 
     Attributes:
-        model: the model itself.
+        model: the model that is trained.
+        whole: the model that is evaluated and saved: the same, or with `sharded` the whole one.
         processes: those that train together.
         wrapped: the model as the accelerator runs it.
         optimizer: AdamW over the trained parameters.
@@ -120,23 +131,82 @@ class Stepper:
         task: Task | None,
         seed: int,
         carry_rows: int = 0,
+        sharded: ShardedModel | None = None,
     ) -> None:
         self.model, self.accelerator, self.processes = model, accelerator, processes
         self.norms, self.optim = norms, optim
         self.num_classes, self.mix, self.seed = num_classes, mix, seed
         self.task = task or self._classify
         self.labels_are_classes = task is None
-        groups = parameter_groups(model, optim, layer_depths=model.layer_depths(), num_layers=model.num_layers)
-        self.trained = [parameter for group in groups for parameter in group["params"]]
+        self.sharded = sharded
+        self.whole = model if sharded is None else sharded.plain
+        groups = parameter_groups(self.whole, optim, layer_depths=model.layer_depths(), num_layers=model.num_layers)
         self._clip_shape = (1, model.preprocessing.num_frames, 3, model.config.image_size, model.config.image_size)
-        self.carried = CarriedState(model, carry_rows) if carry_rows else None
-        self.wrapped = accelerator.prepare_model(model if self.carried is None else StatefulForward(model))
+        self.carried = CarriedState(self.whole, carry_rows) if carry_rows else None
+        called = model if self.carried is None else StatefulForward(model)
+        if sharded is None:
+            self.wrapped = accelerator.prepare_model(called)
+        else:
+            self.wrapped = sharded.shard(called)
+            parameters = dict(model.named_parameters())
+            for group in groups:
+                group["params"] = [parameters[name] for name in group["param_names"]]
+        self.trained = [parameter for group in groups for parameter in group["params"]]
         self.optimizer = accelerator.prepare_optimizer(make_optimizer(groups, optim))
         self.ema = WeightAverage(model, optim.ema_decay) if optim.ema_decay else None
 
-    def ema_weights(self) -> AbstractContextManager[None]:
-        """The model with the EMA of its weights, where one is kept; its own are put back at the end."""
-        return nullcontext() if self.ema is None else self.ema.in_model()
+    @contextmanager
+    def evaluated(self) -> Iterator[VideoClassifier]:
+        """The whole model on the device, with the EMA of its weights where one is kept; every process calls this."""
+        if self.sharded is not None:
+            with self.sharded.evaluated(self._averages()) as model:
+                yield model
+            return
+        with nullcontext() if self.ema is None else self.ema.in_model():
+            yield self.model
+
+    @contextmanager
+    def saved(self) -> Iterator[VideoClassifier]:
+        """As `evaluated`, wherever it is."""
+        if self.sharded is None:
+            with self.evaluated() as model:
+                yield model
+        else:
+            self.sharded.gather(self._averages())
+            yield self.whole
+
+    def leave_whole(self) -> None:
+        """Leaves what was trained, or its EMA, in the whole model; every process calls this."""
+        if self.sharded is not None:
+            self.sharded.gather(self._averages())
+        elif self.ema is not None:
+            self.ema.leave_in_model()
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Gives the model weights, which are the same in every process.
+
+        Raises:
+            RuntimeError: tensors are missing, left over or of another shape.
+        """
+        self.whole.load_state_dict(weights)
+        if self.sharded is not None:
+            self.sharded.spread()
+
+    def load_optimizer(self, state: dict[str, Any]) -> None:
+        """Gives the optimizer a state of whole tensors, which is the same in every process.
+
+        Raises:
+            ValueError: it is of other parameters, or of other shapes.
+        """
+        refuse_other_groups(state, self.optimizer.state_dict())
+        if self.sharded is not None:
+            state = divided_optimizer(state, self.optimizer)
+        # What was read may be the file's own memory.
+        self.optimizer.load_state_dict(copied(state))
+        refuse_other_shapes(self.optimizer)
+
+    def _averages(self) -> Mapping[str, Tensor]:
+        return {} if self.ema is None else self.ema.averages
 
     def take(
         self,
@@ -180,7 +250,7 @@ class Stepper:
                 outputs.append(logits)
                 if logits is not None or self.processes.count > 1:
                     self.accelerator.backward(loss)
-        norms = self.accelerator.clip_grad_norm_(self.trained, self.optim.clip_norm or math.inf)
+        norms = whole(self.accelerator.clip_grad_norm_(self.trained, self.optim.clip_norm or math.inf))
         asked = torch.tensor([float(stop), float(save)], dtype=wide).to(device, non_blocking=True)
         told = self.processes.sum_tensor(torch.cat([sums, asked, tally.to(wide)]))
         norm, loss_sum, correct, stops, saves, *counts_of_classes = torch.cat([norms.to(wide)[None], told]).tolist()
@@ -231,17 +301,24 @@ class Stepper:
         if self.processes.count == 1:
             return None, nothing, nothing
         blank = torch.zeros(self._clip_shape, device=self.accelerator.device)
-        logits = self.wrapped(blank) if self.carried is None else self.wrapped(blank, PKS4State())[0]
+        logits = self._call(blank) if self.carried is None else self._call(blank, PKS4State())[0]
         return None, logits.float().sum() * 0.0, nothing
 
     def _logits(self, clips: Tensor, batch: Batch) -> Tensor:
         """What the model says of the clips; with a state to carry, each row continues from the batch before."""
         if self.carried is None:
-            logits: Tensor = self.wrapped(clips)
+            logits: Tensor = self._call(clips)
             return logits
-        logits, after = self.wrapped(clips, self.carried.take(batch.positions, batch.starts, clips.device))
+        logits, after = self._call(clips, self.carried.take(batch.positions, batch.starts, clips.device))
         self.carried.put(batch.positions, after)
         return logits
+
+    def _call(self, *inputs: Any) -> Any:
+        """What the model gives, in the precision of the run: accelerate's wrapper computes in it by itself."""
+        if self.sharded is None:
+            return self.wrapped(*inputs)
+        with self.accelerator.autocast():
+            return self.wrapped(*inputs)
 
     def _no_tally(self) -> Tensor:
         """Zeros for `_tally`."""
@@ -262,7 +339,8 @@ class Stepper:
 
     def _gradients_shared(self, *, last: bool) -> AbstractContextManager[None]:
         """Processes average their gradients once a step, with the last part."""
-        if last or self.processes.count == 1:
+        # Divided gradients are summed with each part: whole ones would be kept for it.
+        if last or self.processes.count == 1 or self.sharded is not None:
             return nullcontext()
         return self.accelerator.no_sync(self.wrapped)
 

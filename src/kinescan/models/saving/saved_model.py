@@ -58,6 +58,23 @@ class SavedModel:
     class_texts: Mapping[str, tuple[str, ...]] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """What the files of a saved model hold.
+
+    Attributes:
+        saved: config.json.
+        tensors: model.safetensors.
+        card: README.md.
+        rules: events.json; None where there is none.
+    """
+
+    saved: SavedModel
+    tensors: Mapping[str, Tensor]
+    card: str
+    rules: Mapping[str, Any] | None = None
+
+
 def locate(source: str | Path, *, revision: str | None = None) -> Path:
     """The local folder of a saved model, fetched from the Hugging Face hub if `source` names none here.
 
@@ -168,31 +185,28 @@ def read_rules(folder: Path) -> dict[str, Any] | None:
     return read_json_object(inside(folder, RULES_FILE, error=CheckpointError), error=CheckpointError)
 
 
-def write(
-    folder: Path, saved: SavedModel, weights: Mapping[str, Tensor], card: str, *, rules: Mapping[str, Any] | None = None
-) -> None:
+def write(folder: Path, files: ModelFiles, *, with_weights: bool = True) -> None:
     """Writes a saved model: every file aside first, then renamed, so that a failure leaves the old ones.
 
     Args:
         folder: made if need be.
-        saved: for config.json.
-        weights: the tensors.
-        card: README.md.
-        rules: for events.json; None writes none.
+        files: what they are to hold.
+        with_weights: False leaves the tensors out: they are there.
 
     Raises:
         CheckpointError: the folder cannot be made or written.
     """
-    content = {key: value for key, value in asdict(saved).items() if value is not None or key == "labels"}
+    content = {key: value for key, value in asdict(files.saved).items() if value is not None or key == "labels"}
     with atomic_files(folder, last=CONFIG_FILE, error=CheckpointError, advice=_ADVICE) as aside:
         try:
-            save_file(separate(weights), aside / WEIGHTS_FILE, metadata={"format": "pt"})
+            if with_weights:
+                save_file(separate(files.tensors), aside / WEIGHTS_FILE, metadata={"format": "pt"})
         except SafetensorError as error:
             raise CheckpointError(f"{folder} cannot be written ({error}). {_ADVICE}") from error
         (aside / CONFIG_FILE).write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
-        (aside / CARD_FILE).write_text(card, encoding="utf-8", errors="backslashreplace")
-        if rules is not None:
-            (aside / RULES_FILE).write_text(to_json(rules, indent=2) + "\n", encoding="utf-8")
+        (aside / CARD_FILE).write_text(files.card, encoding="utf-8", errors="backslashreplace")
+        if files.rules is not None:
+            (aside / RULES_FILE).write_text(to_json(files.rules, indent=2) + "\n", encoding="utf-8")
 
 
 def separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -267,6 +267,10 @@ class VideoMamba(VideoClassifier):
         """The blocks in order."""
         return [block for block in self.layers if isinstance(block, MambaBlock)]
 
+    def sharded_blocks(self) -> Sequence[tuple[nn.Module, tuple[str, ...]]]:
+        """The blocks."""
+        return [(block, ()) for block in self.blocks]
+
     @property
     def num_layers(self) -> int:
         """Blocks, and what comes after them."""

@@ -231,9 +231,22 @@ class Block(nn.Module):
         transformed = self.drop_path(self.ls_2(checkpointed(self.mlp.contract, hidden)))
         return tokens + transformed.view_as(tokens), tail
 
+    def both(
+        self, x: Tensor, seen: Tensor | None, route: Route, keep: Keep | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Both branches with their residuals, and a route between them: `transform_sum` of `attend_parts`.
+
+        Args:
+            x: [..., N, W], tokens that continue.
+            seen: [..., N, W], others that attention reads; None: `x`.
+            route: see `transform_sum`.
+            keep: see `attend`.
+        """
+        return self.transform_sum(self.attend_parts(x, x if seen is None else seen, keep), route)
+
     def forward(self, x: FrameTokens) -> FrameTokens:
         """[F, N, W] -> [F, N, W], both branches with their residuals."""
-        return self.transform_sum(self.attend_parts(x, x), lambda tokens: (tokens, tokens, None))[0]
+        return self.both(x, None, lambda tokens: (tokens, tokens, None))[0]
 
     def _expand(self, tokens: FrameTokens) -> HiddenTokens:
         hidden: Tensor = self.mlp.c_fc(self.ln_2(tokens))

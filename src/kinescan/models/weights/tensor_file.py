@@ -65,8 +65,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def read_saved(path: Path) -> Any:
+def read_saved(path: Path, *, mapped: bool = False) -> Any:
     """What torch.save wrote into a file: tensors on the CPU, in dicts and lists with numbers and text.
+
+    Args:
+        path: the file.
+        mapped: the tensors' memory is the file's: it is read where it is used, and processes of a machine share it. A
+            change of a tensor does not reach the file.
 
     Raises:
         PickleRefused: it asks for a name other than those of tensors, or is nested without end.
@@ -84,7 +89,10 @@ def read_saved(path: Path) -> Any:
                     check_pickle(file)
             file.seek(0)
             # A file, not its path: torch.load would go by the ending.
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            if mapped:
+                content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
+            else:
+                content = torch.load(file, map_location="cpu", weights_only=True)
         for tensor in walk_tensors(content):
             check_tensor(tensor, path)
         return content
