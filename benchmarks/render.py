@@ -340,14 +340,16 @@ SECTIONS: Mapping[str, Section] = {
         title="StateKV: what the method leaves free",
         says="The task of statekv_accuracy at an eighth of the tokens, on the one training that loses with the "
         "published rule (`statekv`); events of kind A, chance is one third. Settings were fixed before fresh seeds "
-        "were trained, of which none has been scored as a whole yet.",
+        "were trained, of which none has been scored as a whole yet. Not made by its command alone, to be made again "
+        "(benchmarks/results/README.md).",
     ),
     STILL: Section(
         title="Not computing what stands still, CPU",
         says="PKS4 B/16 with random weights on one frame of a stream at a time, everything computed beside skipping "
         "what stands still (docs/still.md), in turn, one thread. `made streams`: an object rests, moves and rests "
         "before a still camera with noise of 2 levels. `real videos`: the fraction of patches that are computed at "
-        "each threshold in levels, on clips of people, cameras in hand among them. Accuracy is not measured yet.",
+        "each threshold in levels, on clips of people, cameras in hand among them. Accuracy is not measured yet. "
+        "Not made by its command alone, to be made again (benchmarks/results/README.md).",
     ),
     DATA: Section(
         title="From file to batch, CPU",
@@ -381,14 +383,15 @@ SECTIONS: Mapping[str, Section] = {
         "up or down (chance 0.25; what averages over frames is at 0.5 at most) and on windows that move left or right "
         "over real videos (chance 0.5, and so is averaging). Top-1 on held-out clips, mean over seeds; `to base` is "
         "the mean difference to the table's base row in pairs of the same seed, with Student's interval of 95 %. "
-        "Scores of the paper are of CLIP B/16 on Something-Something V2: the order of rows can be compared, sizes cannot.",
+        "The paper's scores are of CLIP B/16 on Something-Something V2: orders of rows can be compared, sizes cannot.",
     ),
     "motion_levels": Section(
         title="How hard the motions that make themselves are",
         says="What is there to be read: correlation maps of neighbouring frames give each patch a displacement; travel "
         "is read from its sum, turning from its curl about the middle of what moves, with no training; the fraction of "
         "clips read right. What is learned: the demo's model and settings, short trainings from the same still-trained "
-        "weights, scored on held-out clips within pairs. 0.5 is chance in both.",
+        "weights, scored on held-out clips within pairs. 0.5 is chance in both. Six of the learned rows were not made "
+        "by the script itself (benchmarks/results/README.md).",
     ),
     "stream_average": Section(
         title="What a stream of a clip classifier remembers",
