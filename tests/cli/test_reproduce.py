@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kinescan.studies import plan_study
+from kinescan.studies import Study, StudyResult, plan_study
 from kinescan.studies.costs import row_config
 from kinescan.studies.paper import TABLES, paper_table, table_study
 from kinescan.studies.reproduce import plan_reproduction, reproduce
@@ -59,6 +59,27 @@ def test_the_whole_model_is_the_same_run_in_all_tables_that_have_it(tmp_path: Pa
     assert len(keys) == 3
     tables = [plan_study(table_study(table, "demo"), tmp_path) for table in ("table1", "table2")]
     assert [job.folder for job in tables[0].jobs] == [job.folder for job in tables[1].jobs]
+
+
+def test_processes_and_runs_of_other_commits_are_handed_on(
+    kinescan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def run(study: Study, **options: Any) -> StudyResult:
+        asked.append({"shared": study.shared, **options})
+        return StudyResult(study=study, output=tmp_path, code="c", runs=(), num_planned=1, failed={})
+
+    monkeypatch.setattr("kinescan.studies.reproduce.run_study", run)
+    flags = ("--processes", "2", "--any-code", "--seeds", "0")
+    assert kinescan("reproduce", "table7", *flags).exit_code == 0
+    assert kinescan("reproduce", "table7", "--output", tmp_path / "own").exit_code == 0
+    shared = table_study("table7", "demo").shared
+    assert shared
+    assert asked == [
+        {"shared": shared, "output": None, "processes": 2, "any_code": True},
+        {"shared": "", "output": tmp_path / "own", "processes": 1, "any_code": False},
+    ]
 
 
 def test_plan_shows_costs_beside_the_paper_and_needs_no_data(kinescan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
