@@ -12,6 +12,10 @@ on between them. Thresholds are chosen on validation videos, for the most events
 no more than two false alarms an hour; numbers are of test videos, whose textures no training video has, in one pass
 over each. Then the same twelve test videos stand at frame 100 and at frame 100,000 of one stream.
 Writes benchmarks/results/events.json from what is done.
+
+Harder videos, each with models and a result of their own: --data distractors (a panel moves as the objects do and means
+nothing; writes events_distractors.json), --data everything (that, and objects that turn, grow and shrink besides
+moving: eight classes; writes events_everything.json).
 """
 
 import argparse
@@ -59,15 +63,37 @@ from kinescan.training.optim import OptimConfig
 Truth = Mapping[str, tuple[Interval, ...]]
 """Video -> what happens in it."""
 Prepare = Callable[[Tensor], Tensor]
-WORK = Path("runs/events")
+DATA: Mapping[str, Mapping[str, Any]] = {
+    "plain": {},
+    "distractors": {"distractors": 1},
+    "everything": {"distractors": 1, "pairs": ("horizontal", "vertical", "turning", "scaling")},
+}
+"""What is drawn, by the name that --data takes: fields of `EventsConfig` that differ from `CONFIG`'s."""
+
+
+def data_name() -> str:
+    """The value of --data: read before anything else, since classes and videos below depend on it."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--data", choices=DATA, default="plain")
+    return str(parser.parse_known_args()[0].data)
+
+
+DATA_NAME = data_name()
+RESULT = "events" if DATA_NAME == "plain" else f"events_{DATA_NAME}"
+WORK = Path("runs") / RESULT
+STILLS = Path("runs/events/stills")
+"""One ViT for all data: what it saw belongs to none of them."""
 RECIPES = measure.HERE.parent / "src" / "kinescan" / "recipes"
-CONFIG = EventsConfig(
-    frame_size=SIZES["image_size"],
-    fps=6.0,
-    shake_pixels=0.75,
-    pairs=("horizontal", "vertical"),
-    objects=2,
-    distractors=0,
+CONFIG = replace(
+    EventsConfig(
+        frame_size=SIZES["image_size"],
+        fps=6.0,
+        shake_pixels=0.75,
+        pairs=("horizontal", "vertical"),
+        objects=2,
+        distractors=0,
+    ),
+    **DATA[DATA_NAME],
 )
 """Frames of 48 pixels shake by as much of their side as the default's 64 do."""
 DENSE = replace(CONFIG, pause_seconds=1.0, quiet_ratio=0.05)
@@ -263,11 +289,11 @@ def preparer(preprocessing: Preprocessing) -> Prepare:
 
 def stills() -> Path:
     """The ViT that all rows start from, trained on single pictures."""
-    folder = WORK / "stills" / "checkpoints" / "last"
+    folder = STILLS / "checkpoints" / "last"
     if not folder.exists():
         config = load_recipe(RECIPES / "demo_stills.toml")
         preprocessing = replace(config.preprocessing, size=SIZES["image_size"])
-        train_on_stills(replace(config, preprocessing=preprocessing), WORK / "stills", STILLS_PER_EPOCH)
+        train_on_stills(replace(config, preprocessing=preprocessing), STILLS, STILLS_PER_EPOCH)
     return folder
 
 
@@ -557,6 +583,7 @@ def publish(done: Mapping[str, Any]) -> None:
         "video_seconds": CONFIG.seconds,
         "objects": CONFIG.objects,
         "distractors": CONFIG.distractors,
+        "pairs": CONFIG.pairs,
         "classes": CLASSES,
         "window_frames": WINDOW,
         "batch_size": BATCH,
@@ -569,12 +596,13 @@ def publish(done: Mapping[str, Any]) -> None:
     }
     summary = summarise(done)
     fewest = min((row["seeds"] for row in summary["rows"].values()), default=0)
-    measure.write_result("events", seed=SEEDS[0], n=fewest, settings=settings, results=summary)
+    measure.write_result(RESULT, seed=SEEDS[0], n=fewest, settings=settings, results=summary)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=900, help="Start nothing new after this time.")
+    parser.add_argument("--data", choices=DATA, default="plain", help="what is drawn; see above")
     parser.add_argument("--only", nargs="*", help="beginnings of the rows to do")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS), choices=SEEDS)
     arguments = parser.parse_args()

@@ -412,6 +412,15 @@ SECTIONS: Mapping[str, Section] = {
         "than on the hour and a half that the thresholds were chosen on. With turning and scaling objects or with a "
         "distractor, so few steps reach less.",
     ),
+    f"{EVENTS}_distractors": Section(
+        title="Events in long videos, with a panel that moves and means nothing",
+        says="As `events`, with one distractor: a square, chequered panel that moves in the same ways as the objects.",
+    ),
+    f"{EVENTS}_everything": Section(
+        title="Events in long videos, with turning and scaling objects and a distractor",
+        says="As `events`, with one distractor, and with eight classes: left, right, up, down, clockwise, "
+        "counterclockwise, growing, shrinking.",
+    ),
     "stream_throughput_cpu": Section(
         title="Live streams on one CPU core",
         says="A causal PKS4, one frame of each stream at a time, one thread: the demo's model at 64 x 64 pixels, Ti/16 "
