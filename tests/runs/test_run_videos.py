@@ -1,5 +1,6 @@
 """What a run knows of its videos, when they were added to, moved, or replaced."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from tests.mentions import mentions
 from kinescan.config import load_recipe
 from kinescan.data.provenance import read_run_videos
 from kinescan.errors import ConfigError
+from kinescan.evaluation.report import CHOSEN_ON_THESE
 from kinescan.runs.evaluate import evaluate
+from kinescan.runs.run_videos import was_chosen
 from kinescan.runs.train import train
 
 
@@ -22,7 +25,7 @@ def original(tiny: list[str], videos: Path, tmp_path_factory: pytest.TempPathFac
     (folder / "tiny.toml").write_text('model = "pks4_vit_ti16"\n', encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        train("tiny.toml", overrides=[*tiny, "optim.epochs=1", "data.train=own"], output="run")
+        train("tiny.toml", overrides=[*tiny, "optim.epochs=2", "train.eval_every=1", "data.train=own"], output="run")
     return folder
 
 
@@ -78,6 +81,20 @@ def test_eval_refuses_other_videos_in_the_place_of_those_held_out(trained: Path)
         evaluate(trained)
 
 
+def test_a_single_evaluation_chose_nothing(trained: Path) -> None:
+    best, log = trained / "checkpoints" / "best", trained / "log.jsonl"
+    assert was_chosen(best, trained)
+    assert not was_chosen(trained / "checkpoints" / "last", trained)
+    assert CHOSEN_ON_THESE in json.loads((trained / "report.json").read_text())["notes"]
+    first = [line for line in log.read_text().splitlines() if json.loads(line)["epoch"] == 1]
+    # the end of a log may have been cut by a kill
+    log.write_text("\n".join([*first, '{"kind": "evalua']))
+    assert not was_chosen(best, trained)
+    assert CHOSEN_ON_THESE not in evaluate(trained).notes
+    log.unlink()
+    assert was_chosen(best, trained)
+
+
 def test_a_lost_test_video_is_not_taken_for_the_training_video_of_its_name(
     tiny: list[str], videos: Path, tmp_path: Path
 ) -> None:
@@ -89,6 +106,7 @@ def test_a_lost_test_video_is_not_taken_for_the_training_video_of_its_name(
     recipe = tmp_path / "tiny.toml"
     recipe.write_text('model = "pks4_vit_ti16"\n', encoding="utf-8")
     train(recipe, overrides=[*tiny, "optim.epochs=1", *data], output=tmp_path / "run")
+    assert CHOSEN_ON_THESE not in json.loads((tmp_path / "run" / "report.json").read_text())["notes"]
     (tmp_path / "test" / "dark" / "1.mp4").unlink()
     report = evaluate(tmp_path / "run")
     assert len(report.evaluation.items) == 11

@@ -29,14 +29,14 @@ from kinescan.runs.evaluate_frames import EvalSettings, FrameJob, eval_settings
 from kinescan.runs.evaluate_results import evaluate_results
 from kinescan.runs.finished import Finished
 from kinescan.runs.folder import model_folder, recipe_of, run_of
-from kinescan.runs.run_videos import held_out_items, seen_notes
+from kinescan.runs.run_videos import held_out_items, seen_notes, was_chosen
 from kinescan.runs.still import skip_in, still_settings
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.distributed import open_processes
 from kinescan.runtime.folder_lock import locked
 from kinescan.runtime.output_folder import prepare_output
 from kinescan.runtime.precision import AskedPrecision, Precision, choose_precision, computing_in, precision_of
-from kinescan.runtime.run_folder import BEST, RunFolder
+from kinescan.runtime.run_folder import RunFolder
 from kinescan.settings import closest
 
 logger = logging.getLogger(__name__)
@@ -243,7 +243,7 @@ def _scored(
         precision=precision,
         # What an exported file computes cannot be counted.
         cost=None if isinstance(model, ExportedModel) else count_cost(model),
-        notes=() if run is None else tuple(_notes(items, data, run, recipe, chosen_best=Path(folder).name == BEST)),
+        notes=() if run is None else tuple(_notes(items, data, run, recipe, chosen_best=was_chosen(Path(folder), run))),
     )
 
 

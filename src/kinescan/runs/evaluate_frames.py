@@ -30,10 +30,10 @@ from kinescan.runs.frame_evaluation import (
     rules_notes,
     save_chosen,
 )
-from kinescan.runs.run_videos import located, seen_notes
+from kinescan.runs.run_videos import located, seen_notes, was_chosen
 from kinescan.runtime.distributed import Processes
 from kinescan.runtime.precision import Precision, computing_in
-from kinescan.runtime.run_folder import BEST, RULES_FILE
+from kinescan.runtime.run_folder import RULES_FILE
 from kinescan.settings import build_settings
 
 logger = logging.getLogger(__name__)
@@ -281,7 +281,7 @@ class FrameJob:
         """What the run has seen of the videos that it is scored on."""
         if self.run is None:
             return
-        chosen_best = Path(self.folder).name == BEST
+        chosen_best = was_chosen(Path(self.folder), self.run)
         recorded = self._recorded()
         if self.data is not None:
             yield from seen_notes(self.run, self.recipe, videos, chosen_best=chosen_best)

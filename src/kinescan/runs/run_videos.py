@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from kinescan.data.splits import Video
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.evaluation.report import CHOSEN_ON_THESE
 from kinescan.runs.datasets import Division, evaluated_on, read_clips, read_videos
-from kinescan.runtime.run_folder import VIDEOS_FILE, RunFolder
+from kinescan.runtime.files import parse_json, read_text
+from kinescan.runtime.run_folder import BEST, VIDEOS_FILE, RunFolder
 from kinescan.training.checkpoint import load_state
 
 logger = logging.getLogger(__name__)
 
 TRAINING_VIDEOS = "training_videos"
 """Key of the digest of the training videos among the settings in a checkpoint."""
+_MAX_LOG_BYTES = 2**30
 
 
 def training_digest(training: Sequence[Video]) -> str:
@@ -154,6 +157,26 @@ def located(
             f"none of the {len(videos)} videos that {run} {what} is there; the first was {missing[0]}. {advice}"
         )
     return found
+
+
+def was_chosen(checkpoint: Path, run: Path) -> bool:
+    """Whether a checkpoint is the best of several that its run evaluated; of a single one nothing was chosen.
+
+    Args:
+        checkpoint: its folder.
+        run: the folder of its run; without a log it is taken to have evaluated several.
+    """
+    log = RunFolder(run).log
+    if checkpoint.name != BEST or not log.is_file():
+        return checkpoint.name == BEST
+    epochs = set()
+    for line in read_text(log, max_bytes=_MAX_LOG_BYTES).splitlines():
+        # a line that was cut by a kill is none
+        with suppress(ConfigError):
+            entry = parse_json(line, log)
+            if isinstance(entry, dict) and entry.get("kind") == "evaluation":
+                epochs.add(str(entry.get("epoch")))
+    return len(epochs) != 1
 
 
 def seen_notes(run: Path, recipe: RunConfig | None, items: Sequence[Video], *, chosen_best: bool) -> Iterator[str]:

@@ -46,7 +46,7 @@ from kinescan.runs.frame_run import (
     make_window_set,
     window_digest,
 )
-from kinescan.runs.run_videos import TRAINING_VIDEOS, training_digest, videos_of_run
+from kinescan.runs.run_videos import TRAINING_VIDEOS, training_digest, videos_of_run, was_chosen
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.distributed import Processes, open_processes
@@ -430,7 +430,8 @@ def _final_report(
 ) -> Report | TemporalReport:
     """The best checkpoint, scored with the final views."""
     checkpoint = result.best or result.last
-    notes = (CHOSEN_ON_THESE,) if result.best is not None and not division.validation else ()
+    chosen = result.best is not None and was_chosen(result.best, result.best.parents[1]) and not division.validation
+    notes = (CHOSEN_ON_THESE,) if chosen else ()
     notes = notes if config.optim.epochs else (NOT_TRAINED,)
     if isinstance(scores, FrameScores) and is_of_intervals(division):
         return frame_report(
