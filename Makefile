@@ -1,5 +1,5 @@
 # make demo: the whole job on data that it makes itself.  make test: the tests.  make check: style, types, imports, docs.
-# make docs: the documentation as a site.  make newest: the tests on the newest versions of what we depend on.
+# make screenshots: the page in a browser.  make docs: the documentation as a site.  make newest: the tests on the newest versions of what we depend on.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 NEWEST := .venv-newest
 
-.PHONY: demo test check docs newest format clean
+.PHONY: demo test check docs newest format clean screenshots
 
 .venv/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -34,6 +34,10 @@ check: .venv/dev
 	KINESCAN_CHECK_SHAPES=1 $(BIN)/python -m pytest tests/ops tests/layers tests/models -q -m "not bad_input and not compile and not slow"
 	$(BIN)/python -m pytest tests/test_docs.py -q
 	$(MAKE) docs
+
+# The page as a browser shows it, each state as a picture in build/screenshots; needs chromium.
+screenshots: .venv/dev
+	KINESCAN_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest -q tests/web/test_page.py -k browser
 
 # The pages of docs/ as a site in build/site; a link that leads nowhere is an error.
 docs: .venv/dev

@@ -20,6 +20,7 @@ OPTIONAL = {
     "kinescan.ops.backend": {"kinescan.ops.triton_probe"},
     "kinescan.ops.local_correlation": {"kinescan.ops.local_correlation.triton"},
     "kinescan.ops.selective_scan": {"kinescan.ops.selective_scan.triton"},
+    "kinescan.web.serving": {"kinescan.web.app", "kinescan.web.connections", "kinescan.web.page"},  # extras
 }
 """Modules of ours that need an optional package, and who loads them when they are needed."""
 LISTS = {"kinescan", "kinescan.cli.main", "kinescan.data", "kinescan.models", "kinescan.runs", "kinescan.studies"}
@@ -27,7 +28,7 @@ LISTS = {"kinescan", "kinescan.cli.main", "kinescan.data", "kinescan.models", "k
 LOADERS = {
     *("kinescan", "kinescan.cli.main", "kinescan.runtime.lazy", "kinescan.runtime.optional_package"),
     *("kinescan.runtime.own_modules", "kinescan.ops.backend"),
-    *("kinescan.inference.export_formats", "kinescan.inference.registration"),
+    *("kinescan.inference.export_formats", "kinescan.inference.registration", "kinescan.web.serving"),
 }
 """Who imports by a string at all; the last two, kinescan.inference.transformers_classes and OpenVINO's parts."""
 PLAIN_TEXT = {("kinescan.models.catalog", "kinescan.models")}

@@ -51,6 +51,8 @@ FLAGS = {
         "--set",
         "--json",
     },
+    "serve": {"--set", "--model", "--vlm", "--media", "--allow-url", "--host", "--port", "--no-page", "--device"},
+    "web": {"--set", "--model", "--vlm", "--host", "--port", "--device"},
     "list": {"--recipes", "--markdown", "--json"},
     "recipe": {"--json"},
     "doctor": {"--json"},
@@ -83,7 +85,7 @@ def test_flags_are_these_and_at_most_eight_beside_set_and_json() -> None:
     demo = flags.pop("demo", set())
     importing = {name for name, used in flags.items() if "--import" in used}
     assert importing == {
-        *("train", "cross-validate", "study", "eval", "predict", "stream", "export", "profile", "list"),
+        *("train", "cross-validate", "study", "eval", "predict", "stream", "export", "profile", "list", "serve", "web"),
     }
     assert {name: used - {"--import"} for name, used in flags.items()} == FLAGS
     assert all(len(used - {"--set", "--json", "--import", "--allow-code"}) <= 8 for used in (*flags.values(), demo))

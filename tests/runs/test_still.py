@@ -170,7 +170,8 @@ def test_the_verbs_take_the_setting(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert job.model.skip_unchanged == SkipUnchanged(pixel_threshold=4)
     assert "4 of 255" in caplog.text
     plain = prepare_prediction([file], model=place, device="cpu")
-    assert list(job.run())[0].scores != list(plain.run())[0].scores
+    [skipped], [whole] = job.run(), plain.run()
+    assert skipped.scores != whole.scores
     predictions = list(stream_source(file, model=place, overrides=["still.pixel_threshold=4"], device="cpu"))
     assert len(predictions) == 12
     report = evaluate(

@@ -23,6 +23,8 @@ VERBS = {
     "predict": ("kinescan.cli.predict", "Name the classes of video files."),
     "stream": ("kinescan.cli.stream", "Classify a video frame by frame, at constant cost."),
     "ask": ("kinescan.cli.ask", "Answer questions about a long video with a pretrained VLM."),
+    "web": ("kinescan.cli.web", "Open a page that shows what a model sees in a video."),
+    "serve": ("kinescan.cli.serve", "Serve models by HTTP and WebSocket, OpenAI's client included."),
     "data": ("kinescan.cli.data", "Make data sets, take over labels of annotation tools, and check them."),
     "list": ("kinescan.cli.list", "List models, recipes, data sets and backends."),
     "recipe": ("kinescan.cli.recipe", "Print a recipe, to copy and change."),

@@ -61,17 +61,17 @@ def frames_of(
 
     Times of frames that are decoded here are counted from the first one; those of an iterable stay as they are.
     """
-    source = as_path(source)
-    if is_frames(source):
-        return to_frames(source)
-    if isinstance(source, bytes) or is_file_object(source):
-        return from_first(_spooled(source, allow_short, model.preprocessing.square_pixels))
-    if not isinstance(source, str | Path):
-        return map(_entry, source)  # type: ignore[arg-type]
+    given: Any = as_path(source)
+    if is_frames(given):
+        return to_frames(given)
+    if isinstance(given, bytes) or is_file_object(given):
+        return from_first(_spooled(given, allow_short, model.preprocessing.square_pixels))
+    if not isinstance(given, str | Path):
+        return map(_entry, given)
     square_pixels = model.preprocessing.square_pixels
-    if reconnect is not None and is_live(source):
-        return from_first(ReconnectingVideo(source, reconnect=reconnect, square_pixels=square_pixels))
-    return from_first(_decoded(source, allow_short=allow_short, square_pixels=square_pixels))
+    if reconnect is not None and is_live(given):
+        return from_first(ReconnectingVideo(given, reconnect=reconnect, square_pixels=square_pixels))
+    return from_first(_decoded(given, allow_short=allow_short, square_pixels=square_pixels))
 
 
 def as_path(source: Any) -> Any:

@@ -88,7 +88,7 @@ def some_rows(frame: av.VideoFrame) -> bytes:
 def _display_matrix(frame: av.VideoFrame) -> Buffer | None:
     if not frame.format.name.startswith("yuv"):
         # PyAV frees the name of a picture's colour profile twice, which ends the process
-        frame = _without_side_data(frame, [int(Type.ICC_PROFILE.value)])
+        frame = _without_side_data(frame, [Type.ICC_PROFILE.value])  # type: ignore[list-item]
     try:
         return frame.side_data.get("DISPLAYMATRIX")
     except ValueError:

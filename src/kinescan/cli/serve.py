@@ -1,0 +1,61 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kinescan.cli.output import reported
+from kinescan.cli.own_modules import OwnModules, import_own_modules
+from kinescan.config import parse_overrides
+from kinescan.errors import ConfigError
+from kinescan.web.serving import make_config, serve
+
+EXAMPLES = (
+    "kinescan serve --model runs/causal",
+    "kinescan serve --model a=runs/a --model b=runs/b --vlm VLM_FOLDER --media videos/",
+    "KINESCAN_API_KEY=... kinescan serve --model runs/causal --host 0.0.0.0 --set limits.streams=64",
+)
+
+
+@reported
+def command(
+    model: Annotated[
+        list[str],
+        typer.Option(help="A run, a saved or exported model or a hub name; NAME=... names it. Can be repeated."),
+    ] = [],  # noqa: B006
+    vlm: Annotated[str | None, typer.Option(help="Folder or hub name of a video VLM, for questions.")] = None,
+    media: Annotated[Path | None, typer.Option(help="Folder below which requests may name videos.")] = None,
+    allow_url: Annotated[
+        list[str],
+        typer.Option(metavar="URL", help="Beginning of addresses that videos may be fetched from. Can be repeated."),
+    ] = [],  # noqa: B006
+    host: Annotated[str, typer.Option(help="Where to listen. Beyond this machine KINESCAN_API_KEY is needed.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="0 chooses a free one.")] = 8000,
+    no_page: Annotated[bool, typer.Option("--no-page", help="Leave out the page of kinescan web.")] = False,
+    settings: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="limits.streams=16, limits.body_bytes=1000000, ..."),
+    ] = [],  # noqa: B006
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    modules: OwnModules = [],  # noqa: B006
+) -> None:
+    """Answer HTTP requests and WebSocket streams; the API is in docs/serving.md."""
+    import_own_modules(modules)
+    values = parse_overrides(settings)
+    limits = values.pop("limits", {})
+    if values or not isinstance(limits, dict):
+        raise ConfigError("--set takes settings of limits, as in --set limits.streams=16.")
+    serve(
+        make_config(
+            model,
+            vlm=vlm,
+            media=media,
+            allow_urls=allow_url,
+            host=host,
+            port=port,
+            device=device,
+            page=not no_page,
+            limits=limits,
+        )
+    )

@@ -1,0 +1,44 @@
+from typing import Annotated
+
+import typer
+
+from kinescan.cli.output import reported
+from kinescan.cli.own_modules import OwnModules, import_own_modules
+from kinescan.config import parse_overrides
+from kinescan.errors import ConfigError
+from kinescan.runtime.optional_package import optional_package
+from kinescan.web.serving import make_config, serve
+
+EXAMPLES = (
+    "kinescan web --model runs/causal",
+    "kinescan web --model a=runs/a --model b=runs/b",
+    "kinescan web --model runs/causal --set limits.video_seconds=60",
+)
+
+
+@reported
+def command(
+    model: Annotated[
+        list[str],
+        typer.Option(help="A run, a saved or exported model or a hub name; NAME=... names it. Can be repeated."),
+    ] = [],  # noqa: B006
+    vlm: Annotated[str | None, typer.Option(help="Folder or hub name of a video VLM, for questions.")] = None,
+    host: Annotated[str, typer.Option(help="Where to listen. Beyond this machine KINESCAN_API_KEY is needed.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="0 chooses a free one.")] = 7860,
+    settings: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="limits.video_seconds=600, limits.body_bytes=1000000, ..."),
+    ] = [],  # noqa: B006
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    modules: OwnModules = [],  # noqa: B006
+) -> None:
+    """Open a page: drop a video or use the camera, and see what the model sees. The service is there, too."""
+    import_own_modules(modules)
+    optional_package("gradio", "web")
+    values = parse_overrides(settings)
+    limits = values.pop("limits", {})
+    if values or not isinstance(limits, dict):
+        raise ConfigError("--set takes settings of limits, as in --set limits.video_seconds=60.")
+    serve(make_config(model, vlm=vlm, host=host, port=port, device=device, limits=limits))
