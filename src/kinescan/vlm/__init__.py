@@ -3,6 +3,7 @@
 from kinescan.vlm.answer import Answer, AnswerToken, StreamStats
 from kinescan.vlm.config import StreamConfig
 from kinescan.vlm.families import FAMILIES, Features, PixelSettings, Vlm, load_vlm
+from kinescan.vlm.generation import Generation
 from kinescan.vlm.policy import POLICIES, Candidates, Policy, make_policy
 from kinescan.vlm.saved_stream import load_stream
 from kinescan.vlm.stream import VideoStream, open_stream
@@ -14,6 +15,7 @@ __all__ = [
     "AnswerToken",
     "Candidates",
     "Features",
+    "Generation",
     "PixelSettings",
     "Policy",
     "StreamConfig",

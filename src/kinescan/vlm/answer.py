@@ -31,11 +31,13 @@ class Answer:
         text: its words; empty without a tokenizer.
         token_ids: without the token that ended it.
         logits: [V] scores of its first token, float32 on the CPU.
+        seen_seconds: time of the newest frame that the stream had taken.
     """
 
     text: str
     token_ids: tuple[int, ...]
     logits: Float[Tensor, "V"]
+    seen_seconds: float = 0.0
 
 
 @renamed(detailed_bytes="full_cache_bytes")

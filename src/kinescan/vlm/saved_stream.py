@@ -80,6 +80,8 @@ def load_stream(
                 f"patch_position must be one of {', '.join(get_args(PatchPosition))}, got {position!r}."
             )
         stream.patch_position = position
+        # not in files of before answers could be penalised for repetitions
+        stream.text_ids = {whole_number(token, "text_ids") for token in facts.get("text_ids", ())}
     return stream
 
 

@@ -23,6 +23,8 @@ from kinescan.vlm.config import StreamConfig, check_count
 from kinescan.vlm.families import Family, Features, PixelSettings, Positions, family_class, read_pixel_settings
 from kinescan.vlm.families.door import follows_length, pinned_rope, share_weights, unwrapped
 from kinescan.vlm.frames import to_frames
+from kinescan.vlm.generation import Generation, Sampler, Speech, tell_of_unused
+from kinescan.vlm.horizon import positions_of_horizon
 from kinescan.vlm.intake import Intake, PendingPatch, encoded
 from kinescan.vlm.policy import Policy, make_policy
 from kinescan.vlm.self_check import check_family
@@ -143,6 +145,9 @@ class VideoStream:
             retrieved_chunks=config.retrieved_chunks,
         )
         self._step_tokens = 0
+        self.text_ids: set[int] = set()
+        """Tokens of the text that entered, for the penalty on repetitions."""
+        tell_of_unused(getattr(family.model, "generation_config", None))
         self.intake = Intake(family, config)
         self.positions = Positions()
         self.horizon_positions: int | None = None
@@ -242,26 +247,40 @@ class VideoStream:
                     if step is not None:
                         self._step(step)
 
-    def ask(self, question: str | Sequence[int] | Tensor, *, max_new_tokens: int = 256, keep: bool = False) -> Answer:
-        """The model's answer, each token the likeliest.
+    def ask(
+        self,
+        question: str | Sequence[int] | Tensor,
+        *,
+        max_new_tokens: int = 256,
+        keep: bool = False,
+        generation: Generation | None = None,
+    ) -> Answer:
+        """The model's answer.
 
         Args:
             question: text, or token ids.
             max_new_tokens: the answer is cut there.
             keep: question and answer become part of the stream, so that later questions and frames see them. By
                 default they leave no trace.
+            generation: how tokens are chosen; as the model's `generation_config` says, by default.
 
         Raises:
             ConfigError: nothing has been pushed, the question is empty or does not fit the horizon, or there is no
                 tokenizer for text.
         """
-        tokens = list(self.ask_stepwise(question, max_new_tokens=max_new_tokens, keep=keep))
+        tokens = list(self.ask_stepwise(question, max_new_tokens=max_new_tokens, keep=keep, generation=generation))
         stop_ids = self.family.stop_ids()
         token_ids = tuple(token.token_id for token in tokens if token.token_id not in stop_ids)
-        return Answer(text=self.chat.decode(token_ids), token_ids=token_ids, logits=tokens[0].logits)
+        text = "".join(token.text for token in tokens)
+        return Answer(text=text, token_ids=token_ids, logits=tokens[0].logits, seen_seconds=self.seen_seconds)
 
     def ask_stepwise(
-        self, question: str | Sequence[int] | Tensor, *, max_new_tokens: int = 256, keep: bool = False
+        self,
+        question: str | Sequence[int] | Tensor,
+        *,
+        max_new_tokens: int = 256,
+        keep: bool = False,
+        generation: Generation | None = None,
     ) -> Iterator[AnswerToken]:
         """The same answer token by token, the one that ends it included; see `ask`.
 
@@ -274,7 +293,13 @@ class VideoStream:
             if self.intake.num_frames == 0:
                 raise ConfigError("nothing has been pushed into this stream yet. Push frames first, then ask.")
             self.chat.question(question, behind="video")
-            return self._answer(question, max_new_tokens, keep)
+            stored = getattr(self.family.model, "generation_config", None)
+            return self._answer(question, max_new_tokens, keep, (generation or Generation()).of_model(stored))
+
+    @property
+    def seen_seconds(self) -> float:
+        """Time of the newest frame that was pushed; 0 before the first."""
+        return self.intake.last_seconds or 0.0
 
     def save(self, path: str | Path) -> None:
         """Writes the whole stream to one safetensors file; `load_stream` continues from there.
@@ -307,11 +332,14 @@ class VideoStream:
             "positions": asdict(self.positions),
             "horizon_positions": self.horizon_positions,
             "patch_position": self.patch_position,
+            "text_ids": sorted(self.text_ids),
             "intake": intake,
         }
         write_snapshot(path, {**pack_cache(self.cache), **waiting}, facts)
 
-    def _answer(self, question: str | Sequence[int] | Tensor, limit: int, keep: bool) -> Iterator[AnswerToken]:
+    def _answer(
+        self, question: str | Sequence[int] | Tensor, limit: int, keep: bool, generation: Generation
+    ) -> Iterator[AnswerToken]:
         with self._turn, torch.no_grad():
             self._check_usable()
             waiting = self.intake.waiting()
@@ -327,8 +355,11 @@ class VideoStream:
                 chunks.append(Embedded(closing))
             chunks.append(Text(self.chat.question(question, behind="answer" if behind_answer else "video")))
             self._state = "answering"
+            asked = {token for chunk in chunks if isinstance(chunk, Text) for token in chunk.token_ids}
+            sampler = Sampler(generation, self.text_ids | asked | self.family.placeholder_ids())
         try:
-            yield from self._generate(chunks, positions, limit, keep)
+            yield from self._generate(chunks, positions, limit, keep, sampler, generation.stop or ())
+            self.text_ids |= asked if keep else set()
             if keep:
                 with self._turn, self.cache.all_or_nothing():
                     self.cache.keep_answer()
@@ -339,22 +370,23 @@ class VideoStream:
                 if self._state == "answering":
                     self._state = "open"
 
-    def _generate(self, chunks: Sequence[Chunk], positions: Positions, limit: int, keep: bool) -> Iterator[AnswerToken]:
-        """Tokens until one ends the answer; to be kept, the last one enters the cache too."""
-        stop_ids = self.family.stop_ids()
-        said: list[int] = []
-        shown = ""
+    def _generate(
+        self,
+        chunks: Sequence[Chunk],
+        positions: Positions,
+        limit: int,
+        keep: bool,
+        sampler: Sampler,
+        stop: tuple[str, ...],
+    ) -> Iterator[AnswerToken]:
+        """Tokens until one, or a text, ends the answer; to be kept, the last one enters the cache too."""
+        speech = Speech(self.chat.decode, stop=stop, stop_ids=self.family.stop_ids(), limit=limit)
         for _ in range(limit):
             logits = self._next_logits(chunks, positions)
-            chosen = int(logits.argmax())
-            text = ""
-            if chosen not in stop_ids:
-                said.append(chosen)
-                whole = self.chat.decode(said)
-                if not whole.endswith("\ufffd"):
-                    text, shown = whole[len(shown) :], whole
+            chosen = sampler.choose(logits)
+            text, ended = speech.take(chosen)
             yield AnswerToken(token_id=chosen, text=text, logits=logits)
-            if chosen in stop_ids:
+            if ended:
                 return
             chunks = [Text([chosen])]
         if keep:
@@ -391,6 +423,7 @@ class VideoStream:
         is_first = self.cache.num_seen == 0
         hidden = self._run(chunks, positions, answering=False)
         self._step_tokens = len(hidden)
+        self.text_ids |= {token for chunk in chunks if isinstance(chunk, Text) for token in chunk.token_ids}
         if is_first and isinstance(chunks[0], Text):
             self.cache.pin(0, len(chunks[0].token_ids))
         if not bool(torch.isfinite(hidden).all()):
@@ -419,7 +452,8 @@ class VideoStream:
         return chunks, patch_position
 
     def _run(self, chunks: Sequence[Chunk], positions: Positions, *, answering: bool) -> Tensor:
-        self._declare_horizon(chunks)
+        if self.horizon_positions is None and (first := next((c for c in chunks if isinstance(c, Patch)), None)):
+            self.horizon_positions = positions_of_horizon(self.family, self.chat, self.config, first.features)
         inputs = sequence(self.family, chunks, positions)
         pinned = self.horizon_positions
         if pinned is not None and positions.upcoming > pinned:
@@ -443,19 +477,6 @@ class VideoStream:
                 )
         finally:
             self.cache.answering = False
-
-    def _declare_horizon(self, chunks: Sequence[Chunk]) -> None:
-        """Fixes how many positions the stream may come to, once the first patch shows how many one takes."""
-        horizon = self.config.horizon_frames
-        first = next((chunk for chunk in chunks if isinstance(chunk, Patch)), None)
-        if self.horizon_positions is not None or horizon is None or first is None:
-            return
-        merged = self.family.temporal_patch
-        num_patches = -(-horizon // merged)
-        text = len(self.chat.before_patch(horizon, horizon / self.config.fps, "between")) + len(self.chat.after_patch())
-        extent = self.family.patch_extent(first.features, num_patches, merged / self.config.fps)
-        opening = len(self.chat.before_patch(1, 0.0, "first"))
-        self.horizon_positions = opening + extent + num_patches * text + self.config.horizon_text_tokens
 
     def _check_usable(self) -> None:
         if self._state == "open":

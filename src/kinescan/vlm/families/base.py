@@ -240,6 +240,12 @@ class Family(ABC):
         scores: Tensor = self.model.get_output_embeddings()(hidden)
         return scores
 
+    def placeholder_ids(self) -> frozenset[int]:
+        """Tokens that stand for frames in the model's own input."""
+        names = ("video_token_id", "image_token_id", "video_token_index", "image_token_index")
+        found = (getattr(self.config, name, None) for name in names)
+        return frozenset(token for token in found if isinstance(token, int))
+
     def stop_ids(self) -> frozenset[int]:
         """Tokens at which an answer ends, from the model's generation config."""
         stored = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
