@@ -28,7 +28,7 @@ FLAGS = {
         *("--when-behind", "--json"),
     },
     "ask": {
-        *("--model", "--policy", "--budget", "--fps", "--storage", "--compare", "--allow-short", "--device", "--json"),
+        *("--model", "--budget", "--fps", "--memory", "--save", "--load", "--watch", "--compare", "--set", "--json"),
     },
     "data make": {
         *("--set", "--train-per-class", "--test-per-class", "--frame-size", "--num-frames"),

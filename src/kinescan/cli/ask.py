@@ -1,75 +1,230 @@
+import math
+import queue
+import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kinescan import runs
-from kinescan.cli.options import json_option
+from kinescan.cli.options import json_option, settings_option
 from kinescan.cli.output import is_quiet, print_json, reported
-from kinescan.runtime.quantities import byte_size
+from kinescan.errors import ConfigError
+from kinescan.runtime.escaping import to_json
+from kinescan.runtime.quantities import byte_size, duration
 
 if TYPE_CHECKING:
-    from kinescan.inference.ask import AskReport
+    from kinescan.inference.ask import Asked, AskReport
     from kinescan.vlm import StreamStats
 
 EXAMPLES = (
-    'kinescan ask a.mp4 "What happens?" --model Qwen/Qwen3-VL-2B-Instruct',
-    'kinescan ask a.mp4 "Who comes in?" "And then?" --model DIR --budget 2048 --fps 2',
-    'kinescan ask rtsp://camera/1 "Did anybody come in?" --model DIR',
+    'kinescan ask a.mp4 "What happens?" "And then?" --model Qwen/Qwen3-VL-2B-Instruct --memory 4GiB --save a.state',
+    'kinescan ask "Who came in?" --load a.state --model DIR --set temperature=0.7 --set seed=1',
+    'kinescan ask rtsp://camera/1 --watch "Is the door open?" --every 30s --model DIR --json',
 )
 WIDE = 110
 """A terminal with fewer columns gets fewer numbers."""
+_TIME = re.compile(r"(\d+(?:\.\d+)?) *(s|sec|m|min|h)?")
+_SECONDS = {None: 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
+
+Setting = Annotated[
+    list[str],
+    settings_option(
+        "policy=recency, memory_policy=merging, storage=int8, max_new_tokens=64, temperature=0.7, top_p=0.9, seed=1, "
+        "stop=END, dtype=bfloat16, pixels=200000, system=TEXT, reconnect.limit_seconds=600, ...: docs/statekv.md. The "
+        "first words are flags, too (--policy, --temperature, ...), and so are --device, --allow-short, --questions "
+        "FILE and --interactive."
+    ),
+]
+
+
+def _hidden(text: str, *names: str) -> Any:
+    """A flag that the help does not list."""
+    return typer.Option(*names, hidden=True, help=text)
+
+
+Video = Annotated[
+    str, typer.Argument(help="A video file, a URL (rtsp://, http://, ...), - for standard input; or none with --load.")
+]
+Questions = Annotated[
+    list[str] | None, typer.Argument(help="Questions in quotes; each is asked for itself.", show_default=False)
+]
+Model = Annotated[str, typer.Option(help="Folder or hub name of a video VLM (see docs/statekv.md).")]
+Budget = Annotated[int, typer.Option(help="Tokens of the past that a frame may see.")]
+Fps = Annotated[float, typer.Option(help="Frames per second shown to the model.")]
+Memory = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Most memory for keys and values: 4GiB, or '20000 tokens'.")
+]
+Save = Annotated[Path | None, typer.Option(help="File for what was watched, to be asked later by --load.")]
+Load = Annotated[Path | None, typer.Option(help="File of --save to ask about, or to continue with the video given.")]
+Watch = Annotated[
+    str | None, typer.Option(metavar="QUESTION", help="Asked again and again while watching: --every 30s.")
+]
+Every = Annotated[str, _hidden("How often --watch asks, by the video's time: 30s, 5min.")]
+Compare = Annotated[str | None, typer.Option(help="full: answer with full attention too, and say what differs.")]
+QuestionsFile = Annotated[Path | None, _hidden("A text file with a question a line.", "--questions")]
+Interactive = Annotated[bool, _hidden("Ask what is typed, while watching and afterwards.", "--interactive")]
+AllowShort = Annotated[bool, _hidden("Use what can be decoded of a cut or damaged file.", "--allow-short")]
+Device = Annotated[str, _hidden("auto, cpu, cuda or mps.")]
+AsJson = Annotated[bool, json_option("Print one JSON document; with --watch or --interactive a line for each answer.")]
+Text = Annotated[str | None, _hidden("As --set with this name.")]
+Number = Annotated[float | None, _hidden("As --set with this name.")]
+Count = Annotated[int | None, _hidden("As --set with this name.")]
+Texts = Annotated[list[str] | None, _hidden("As --set with this name; can be repeated.")]
 
 
 @reported
 def command(
-    video: Annotated[str, typer.Argument(help="A video file, a URL (rtsp://, http://, ...), or - for standard input.")],
-    questions: Annotated[list[str], typer.Argument(help="Questions in quotes; each is asked for itself.")],
-    model: Annotated[str, typer.Option(help="Folder or hub name of a video VLM (docs/statekv.md lists families).")],
-    budget: Annotated[int, typer.Option(help="Tokens of the past that a frame may see.")] = 4096,
-    fps: Annotated[float, typer.Option(help="Frames per second shown to the model.")] = 1.0,
-    policy: Annotated[
-        str,
-        typer.Option(help="What chooses them: statekv, recency, sinks_recency, uniform, random, h2o, snapkv or none."),
-    ] = "statekv",
-    compare: Annotated[
-        str | None, typer.Option(help="full: answer with full attention too, and say what differs.")
-    ] = None,
-    storage: Annotated[
-        str, typer.Option(help="Where all keys and values are kept: memory, offload or int8.")
-    ] = "memory",
-    allow_short: Annotated[
-        bool, typer.Option("--allow-short", help="Use what can be decoded of a cut or damaged file.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    as_json: Annotated[bool, json_option("Print one JSON document.")] = False,
+    video: Video,
+    questions: Questions = None,
+    model: Model = ...,  # type: ignore[assignment]
+    budget: Budget = 4096,
+    fps: Fps = 1.0,
+    memory: Memory = None,
+    save: Save = None,
+    load: Load = None,
+    watch: Watch = None,
+    every: Every = "30s",
+    compare: Compare = None,
+    settings: Setting = [],  # noqa: B006
+    questions_file: QuestionsFile = None,
+    interactive: Interactive = False,
+    allow_short: AllowShort = False,
+    device: Device = "auto",
+    policy: Text = None,
+    storage: Text = None,
+    memory_policy: Text = None,
+    max_new_tokens: Count = None,
+    temperature: Number = None,
+    top_p: Number = None,
+    top_k: Count = None,
+    repetition_penalty: Number = None,
+    stop: Texts = None,
+    seed: Count = None,
+    dtype: Text = None,
+    pixels: Count = None,
+    system: Text = None,
+    as_json: AsJson = False,
 ) -> None:
     """Answer questions about a long video, at constant cost for each of its frames."""
+    given: dict[str, Any] = {
+        "policy": policy,
+        "storage": storage,
+        "memory_policy": memory_policy,
+        "max_new_tokens": max_new_tokens,
+    }
+    given |= {"temperature": temperature, "top_p": top_p, "top_k": top_k, "repetition_penalty": repetition_penalty}
+    given |= {"stop": stop, "seed": seed, "dtype": dtype, "pixels": pixels, "system": system}
+    chosen, reconnect = runs.ask.ask_settings(settings, given)
+    asked = [*(questions or ()), *(runs.ask.read_questions(questions_file) if questions_file else ())]
+    source: str | None = video
+    if load is not None and _is_question(video):
+        source, asked = None, [video, *asked]
+    if interactive and source == "-":
+        raise ConfigError("--interactive reads questions from standard input, and the video is to come from there too.")
+    told = watch is not None or interactive
+    session = runs.ask.Session(
+        load=load,
+        save=save,
+        watch=watch,
+        every_seconds=_seconds(every),
+        incoming=_TypedLines() if interactive else None,
+        on_answer=_tell(as_json) if told else None,
+    )
     answer = runs.ask.prepare_ask(
-        video,
-        questions,
+        source,
+        asked,
         model=model,
         budget=budget,
         fps=fps,
-        policy=policy,
+        memory=memory,
         compare=compare,
-        storage=storage,
         allow_short=allow_short,
         device=device,
+        settings=chosen,
+        session=session,
+        reconnect=reconnect,
     )
-    with _Bar(shown=not as_json) as bar:
+    _run(answer, as_json=as_json, told=told, typed=interactive)
+
+
+def _run(answer: "Callable[..., AskReport]", *, as_json: bool, told: bool, typed: bool) -> None:
+    """Watches and asks, and prints what comes."""
+    if typed and not as_json and sys.stdin.isatty():
+        print("Type a question and Enter, while watching and afterwards; Ctrl-D ends.", file=sys.stderr)
+    with _Bar(shown=not as_json and not told) as bar:
         said = _Speaker(shown=not as_json, before=bar.stop)
         report = answer(on_progress=bar.update, on_text=said)
     if as_json:
-        print_json(asdict(report))
-    else:
-        said.end()
-        _print_costs(report)
+        if not told:
+            print_json(asdict(report))
+        return
+    said.end()
+    _print_costs(report)
+
+
+def _is_question(text: str) -> bool:
+    """Whether what stands in the video's place, beside --load, is a question."""
+    return not Path(text).exists() and "://" not in text and text != "-" and (" " in text or text.endswith("?"))
+
+
+def _seconds(text: str) -> float:
+    found = _TIME.fullmatch(text.strip())
+    if found is None or not 0 < float(found[1]) < math.inf:
+        raise ConfigError(f"--every must be a time such as 30s, 5min or 1h, got {text!r}.")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def _tell(as_json: bool) -> Callable[["Asked"], None]:
+    """What is printed behind an answer that is whole."""
+
+    def tell(asked: "Asked") -> None:
+        if as_json:
+            line = {"question": asked.question, "answer": asked.answer, "seen_seconds": asked.seen_seconds}
+            print(to_json({**line, "seconds": asked.seconds}), flush=True)
+        else:
+            print(f"\n[seen up to {duration(asked.seen_seconds)}]", end="", flush=True)
+
+    return tell
+
+
+class _TypedLines:
+    """Lines of standard input, read by a thread of its own."""
+
+    def __init__(self) -> None:
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._ended = False
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def ready(self) -> list[str]:
+        """Those that have come."""
+        found = []
+        while not self._ended and not self._lines.empty():
+            line = self._lines.get()
+            self._ended = line is None
+            found += [] if line is None else [line]
+        return found
+
+    def next(self) -> str | None:
+        """The next one; None at the end of the input."""
+        if self._ended:
+            return None
+        line = self._lines.get()
+        self._ended = line is None
+        return line
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            if line.strip():
+                self._lines.put(line.strip())
+        self._lines.put(None)
 
 
 class _Bar:
@@ -136,20 +291,41 @@ class _Speaker:
 
 def _print_costs(report: "AskReport") -> None:
     stats = report.prefill.stats
+    dropped = stats.num_seen_tokens - stats.num_tokens
     print(
         f"{report.num_frames} frames: {report.vision_seconds:.2f} s to decode and see, {report.prefill.seconds:.2f} s "
         f"in the decoder; state {stats.state_tokens} tokens, {byte_size(stats.state_bytes)}; cache "
-        f"{stats.num_tokens} tokens, {byte_size(stats.full_cache_bytes)}",
+        f"{stats.num_tokens} tokens, {byte_size(stats.full_cache_bytes)}"
+        + (f" ({dropped} were dropped for the limit)" if dropped else ""),
         file=sys.stderr,
     )
-    if report.full_prefill is None:
-        return
+    if report.full_prefill is not None:
+        _print_comparison(report)
+
+
+def _print_comparison(report: "AskReport") -> None:
+    """The stream beside full attention."""
+    assert report.full_prefill is not None, "full attention was not compared"
     print("\nwith full attention:")
     for asked in report.asked:
         print(f"> {asked.question}\n{asked.full_answer}\nlargest difference of logits: {asked.logit_difference:.4g}")
-    full = report.full_prefill
-    print(
-        f"prefill {report.prefill.seconds:.2f} s against {full.seconds:.2f} s; query-key pairs "
-        f"{stats.query_key_pairs:,} against {full.stats.query_key_pairs:,}; past seen by a frame "
-        f"{byte_size(stats.state_bytes)} against {byte_size(full.stats.full_cache_bytes)}"
-    )
+    sides = (report.prefill, report.full_prefill)
+    seconds = (sum(one.seconds for one in report.asked), sum(one.full_seconds or 0.0 for one in report.asked))
+    past = (sides[0].stats.state_bytes, sides[1].stats.full_cache_bytes)
+    rows = [
+        ("", [report.prefill.policy, "full attention"]),
+        ("tokens of the past that a frame sees", [f"{side.stats.state_tokens:,}" for side in sides]),
+        ("their memory", [byte_size(size) for size in past]),
+        ("memory of all keys and values", [byte_size(side.stats.full_cache_bytes) for side in sides]),
+        ("query-key pairs", [f"{side.stats.query_key_pairs:,}" for side in sides]),
+        ("prefill in seconds", [f"{side.seconds:.2f}" for side in sides]),
+        ("answers in seconds", [f"{value:.2f}" for value in seconds]),
+    ]
+    print()
+    for name, (left, right) in rows:
+        print(f"{name:<37} {left:>18} {right:>18}")
+    if not report.budget_reached:
+        print(
+            f"\nThe budget was never reached: {report.prefill.stats.num_seen_tokens:,} tokens came. Both sides are "
+            "full attention, and that\nthey agree shows nothing. Compare with a smaller --budget, or a longer video."
+        )

@@ -1,21 +1,23 @@
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from kinescan.errors import ConfigError
+from kinescan.data.video import Reconnect
+from kinescan.errors import ConfigError, KinescanError
+from kinescan.inference.ask_settings import MAX_NEW_TOKENS, AskSettings
 from kinescan.inference.frame_source import Group, Live, Recorded, open_watched
-from kinescan.vlm import StreamStats, VideoStream, Vlm, open_stream
+from kinescan.vlm import POLICIES, StreamStats, VideoStream, Vlm, load_stream, open_stream
 from kinescan.vlm.config import check_fps
 from kinescan.vlm.store import Storage
 
-MAX_NEW_TOKENS = 256
-
+logger = logging.getLogger(__name__)
 
 Progressed = Callable[[int, int | None, StreamStats], None]
 """Called with how many frames were pushed, how many there are (None: unknown), and what the stream holds."""
@@ -47,6 +49,7 @@ class Asked:
         full_answer: of full attention, where compared.
         full_seconds: likewise.
         logit_difference: the largest, over the scores of the first token.
+        seen_seconds: time of the newest frame that had been watched.
     """
 
     question: str
@@ -55,6 +58,7 @@ class Asked:
     full_answer: str | None = None
     full_seconds: float | None = None
     logit_difference: float | None = None
+    seen_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,7 @@ class AskReport:
         prefill: of the compressed stream.
         full_prefill: of full attention, where compared.
         asked: one for each question.
+        budget_reached: whether more tokens came than a frame may see; where not, the stream was full attention itself.
     """
 
     video: str
@@ -76,31 +81,79 @@ class AskReport:
     prefill: Prefill
     full_prefill: Prefill | None
     asked: list[Asked]
+    budget_reached: bool = True
+
+
+class Incoming(Protocol):
+    """Questions that come while a video is watched."""
+
+    def ready(self) -> list[str]:
+        """Those that have come; it does not wait."""
+
+    def next(self) -> str | None:
+        """The next one, waited for; None where none will come."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What `ask` does besides asking questions at the end.
+
+    Attributes:
+        load: a file that a stream was saved to; the video, if any, continues it.
+        save: the stream is written there once the video has been watched, or when watching fails.
+        watch: asked again and again while watching.
+        every_seconds: how often, in the video's time.
+        incoming: questions as they come, while watching and afterwards.
+        on_answer: called with each answer once it is whole.
+    """
+
+    load: str | Path | None = None
+    save: str | Path | None = None
+    watch: str | None = None
+    every_seconds: float = 30.0
+    incoming: Incoming | None = None
+    on_answer: Callable[[Asked], None] | None = None
+
+    def __post_init__(self) -> None:
+        every = self.every_seconds
+        if isinstance(every, bool) or not isinstance(every, int | float) or not 0 < every < float("inf"):
+            raise ConfigError(f"every must be a positive number of seconds, got {every!r}.")
+        if self.watch is not None and not self.watch.strip():
+            raise ConfigError("the question to watch for is empty. Ask something.")
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is something to do without questions."""
+        return self.save is not None or self.watch is not None or self.incoming is not None
 
 
 def ask(
-    video: str | Path,
+    video: str | Path | None,
     questions: Sequence[str],
     *,
     vlm: Vlm,
     budget: int | None = 4096,
     fps: float = 1.0,
     policy: str = "statekv",
-    compare: Literal["full"] | None = None,
+    compare: str | None = None,
     storage: Storage = "memory",
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int | None = None,
     allow_short: bool = False,
     horizon_frames: int | None = None,
     on_progress: Progressed | None = None,
     on_text: Callable[[str, str], None] | None = None,
+    memory: str | None = None,
+    settings: AskSettings | None = None,
+    session: Session | None = None,
+    reconnect: Reconnect | None = None,
 ) -> AskReport:
     """Answers about a video file or a live source, which is decoded as it goes.
 
-    A live source (see `LiveVideo`) is watched until it ends, breaks off, or Ctrl-C or SIGTERM comes; then the questions
-    are asked.
+    A live source (see `ReconnectingVideo`) is watched until it ends, is away for too long, or Ctrl-C or SIGTERM comes;
+    then the questions are asked.
 
     Args:
-        video: the file, "-" for standard input, a URL, or a named pipe.
+        video: the file, "-" for standard input, a URL, or a named pipe; None where a saved stream is asked alone.
         questions: each asked for itself: no answer sees another.
         vlm: the model.
         budget: keys of the compressed state in each layer and key head.
@@ -108,85 +161,164 @@ def ask(
         policy: what chooses the compressed state.
         compare: "full" answers with full attention too.
         storage: of the full KV cache.
-        max_new_tokens: answers are cut there.
+        max_new_tokens: answers are cut there; at 256 by default.
         allow_short: answer about what can be decoded of a cut or damaged file (see VideoReader).
         horizon_frames: frames that a live source will not exceed, for models that have to know (see `open_stream`); a
             file tells.
         on_progress: called as frames enter.
         on_text: called with (question, part of the text) as the answer comes.
+        memory: what the full KV cache takes at most (see `open_stream`, memory_budget).
+        settings: further ones; policy, storage, max_new_tokens and horizon_frames given here go before theirs.
+        session: saving, loading, and questions while watching.
+        reconnect: how a live source is opened again after a break.
 
     Raises:
         VideoError: the file cannot be read, or is cut or damaged (CutVideoError) and allow_short is off; or the live
             source gave no frame.
         ConfigError: a setting is wrong, or no question was given.
+        CheckpointError: a saved stream cannot be read or written.
     """
-    check_question(questions, fps, compare)
+    session = session or Session()
+    check_question(questions, fps, compare, session)
+    settings = settings or AskSettings(policy=policy, storage=storage)
+    asked_for: dict[str, Any] = {"max_new_tokens": max_new_tokens, "horizon_frames": horizon_frames}
+    settings = replace(settings, **{name: value for name, value in asked_for.items() if value is not None})
     clocks = {"vision": 0.0, "prefill": 0.0, "full": 0.0}
     # however it ends, the streams are closed: the model stays as it was
     with ExitStack() as opened:
-        watched = opened.enter_context(open_watched(video, fps, allow_short=allow_short))
-        stream, full = (
-            opened.enter_context(
-                open_stream(
-                    vlm.model,
-                    vlm.tokenizer,
-                    budget=budget,
-                    policy=chosen,
-                    fps=fps,
-                    horizon_frames=watched.num_frames or horizon_frames,
-                    storage=storage,
-                    pixels=vlm.pixels,
-                )
-            )
-            for chosen in (policy, "none")
-        )
-        _watch(watched, stream, full if compare else None, clocks, on_progress)
-        prefill = Prefill(policy=policy, seconds=clocks["prefill"], stats=stream.stats)
-        full_prefill = Prefill(policy="none", seconds=clocks["full"], stats=full.stats) if compare else None
-        other = full if compare else None
-        asked = [_ask_one(question, stream, other, max_new_tokens, on_text) for question in questions]
+        stream = None
+        if session.load is not None:
+            stream = opened.enter_context(load_stream(session.load, vlm.model, vlm.tokenizer, system=settings.system))
+            fps = stream.config.fps
+        watched: Recorded | Live | None = None
+        if video is not None:
+            watched = opened.enter_context(open_watched(video, fps, allow_short=allow_short, reconnect=reconnect))
+        options = settings.of_stream(budget=budget, fps=fps, memory=memory)
+        if watched is not None and watched.num_frames:
+            # a saved stream may be continued by other videos
+            options |= {"horizon_frames": watched.num_frames, "horizon_is_limit": False}
+        shown: dict[str, Any] = {"pixels": settings.pixels_of(vlm), "system": settings.system}
+        if stream is None:
+            stream = opened.enter_context(open_stream(vlm.model, vlm.tokenizer, **options, **shown))
+        full = None
+        if compare:
+            options |= {"policy": "none", "memory_budget": None, "retrieved_chunks": None}
+            full = opened.enter_context(open_stream(vlm.model, vlm.tokenizer, **options, **shown))
+        asking = _Asking(stream, full, settings, session, on_text)
+        if watched is not None:
+            _watch(watched, asking, clocks, on_progress)
+        sizes = (stream.stats, full.stats if full else None)
+        for question in questions:
+            asking.ask(question)
+        asking.ask_incoming()
+        policies = POLICIES.items()
+        name = next((name for name, kind in policies if type(stream.policy) is kind), settings.policy)
+        prefill = Prefill(policy=name, seconds=clocks["prefill"], stats=sizes[0])
+        full_prefill = Prefill(policy="none", seconds=clocks["full"], stats=sizes[1]) if sizes[1] else None
+        reached = stream.cache.budget is not None and sizes[0].num_seen_tokens > stream.cache.budget
     return AskReport(
-        video=watched.name,
+        video="" if watched is None else watched.name,
         num_frames=prefill.stats.num_frames,
         vision_seconds=clocks["vision"],
         prefill=prefill,
         full_prefill=full_prefill,
-        asked=asked,
+        asked=asking.asked,
+        budget_reached=reached,
     )
 
 
-def check_question(questions: Sequence[str], fps: float, compare: str | None) -> None:
+def check_question(questions: Sequence[str], fps: float, compare: str | None, session: Session | None = None) -> None:
     """Refuses what `ask` cannot answer, before a model is loaded.
 
     Raises:
         ConfigError: no question was given, or a setting is out of range.
     """
-    if not questions:
+    if not questions and not (session and session.asks):
         raise ConfigError("no question was given. Give at least one, in quotes.")
     check_fps(fps)
     if compare not in (None, "full"):
         raise ConfigError(f"compare can be 'full', got {compare!r}.")
+    if compare and session and session.load is not None:
+        raise ConfigError("compare needs the video from its start, and a saved stream is loaded. Leave one out.")
 
 
-def _watch(
-    watched: Recorded | Live,
-    stream: VideoStream,
-    full: VideoStream | None,
-    clocks: dict[str, float],
-    on_progress: Progressed | None,
-) -> None:
+class _Asking:
+    """The answers of one session."""
+
+    def __init__(
+        self,
+        stream: VideoStream,
+        full: VideoStream | None,
+        settings: AskSettings,
+        session: Session,
+        on_text: Callable[[str, str], None] | None,
+    ) -> None:
+        self.stream, self.full, self.session = stream, full, session
+        self.asked: list[Asked] = []
+        self._settings, self._on_text = settings, on_text
+        self._start_seconds = stream.seen_seconds if stream.stats.num_frames else None
+        self._next_seconds: float | None = None
+
+    def follow(self) -> None:
+        """After frames: what is asked while watching. An answer that fails is said, and watching continues."""
+        waiting = [] if self.session.incoming is None else self.session.incoming.ready()
+        seen = self.stream.seen_seconds
+        if self.session.watch is not None:
+            if self._next_seconds is None:
+                self._next_seconds = seen + self.session.every_seconds
+            if seen >= self._next_seconds:
+                waiting.insert(0, self.session.watch)
+                every = self.session.every_seconds
+                self._next_seconds += every * (1 + int((seen - self._next_seconds) / every))
+        for question in waiting:
+            self._ask_or_say(question)
+
+    def ask_incoming(self) -> None:
+        """What comes after watching, until no more will come; and once more what was watched for."""
+        if self.session.watch is not None and self.stream.stats.num_frames:
+            self._ask_or_say(self.session.watch)
+        while self.session.incoming is not None and (question := self.session.incoming.next()) is not None:
+            self._ask_or_say(question)
+
+    def shifted(self, seconds: list[float]) -> list[float]:
+        """Times of a video that continues a saved stream: its first frame follows the newest one."""
+        if self._start_seconds is None:
+            return seconds
+        return [time + self._start_seconds + 1 / self.stream.config.fps for time in seconds]
+
+    def ask(self, question: str) -> None:
+        """One question; its answer is kept and told."""
+        self.asked.append(_ask_one(question, self.stream, self.full, self._settings, self._on_text))
+        if self.session.on_answer is not None:
+            self.session.on_answer(self.asked[-1])
+
+    def _ask_or_say(self, question: str) -> None:
+        try:
+            self.ask(question)
+        except KinescanError as error:
+            logger.warning("no answer to %r: %s", question, error)
+
+
+def _watch(watched: Recorded | Live, asking: _Asking, clocks: dict[str, float], on_progress: Progressed | None) -> None:
     """Pushes all that comes. Of a live source, what came before an error, whatever it is, is kept."""
+    stream, full, save = asking.stream, asking.full, asking.session.save
+    before = stream.stats.num_frames
     try:
         for group in _timed(watched.groups(stream), clocks, "vision"):
+            group = replace(group, seconds=asking.shifted(group.seconds))
             _push(stream, group, clocks, "prefill")
             if full is not None:
                 _push(full, group, clocks, "full")
             if on_progress is not None:
-                on_progress(stream.stats.num_frames, watched.num_frames, stream.stats)
+                on_progress(stream.stats.num_frames - before, watched.num_frames, stream.stats)
+            asking.follow()
     except Exception as error:
-        if not isinstance(watched, Live) or not stream.stats.num_frames:
+        if not isinstance(watched, Live) or stream.stats.num_frames == before:
             raise
         watched.ended_by(error)
+    finally:
+        if save is not None and stream.stats.num_frames:
+            stream.save(save)
 
 
 def _timed(groups: Iterator[Group], clocks: dict[str, float], name: str) -> Iterator[Group]:
@@ -211,17 +343,16 @@ def _ask_one(
     question: str,
     stream: VideoStream,
     full: VideoStream | None,
-    max_new_tokens: int,
+    settings: AskSettings,
     on_text: Callable[[str, str], None] | None,
 ) -> Asked:
-    answer, seconds, logits = _answer(stream, question, max_new_tokens, on_text)
+    answer, seconds, logits = _answer(stream, question, settings, on_text)
+    asked = Asked(question=question, answer=answer, seconds=seconds, seen_seconds=stream.seen_seconds)
     if full is None:
-        return Asked(question=question, answer=answer, seconds=seconds)
-    full_answer, full_seconds, full_logits = _answer(full, question, max_new_tokens, None)
-    return Asked(
-        question=question,
-        answer=answer,
-        seconds=seconds,
+        return asked
+    full_answer, full_seconds, full_logits = _answer(full, question, settings, None)
+    return replace(
+        asked,
         full_answer=full_answer,
         full_seconds=full_seconds,
         logit_difference=float((logits - full_logits).abs().max()),
@@ -229,14 +360,13 @@ def _ask_one(
 
 
 def _answer(
-    stream: VideoStream, question: str, max_new_tokens: int, on_text: Callable[[str, str], None] | None
+    stream: VideoStream, question: str, settings: AskSettings, on_text: Callable[[str, str], None] | None
 ) -> tuple[str, float, Tensor]:
     before = time.perf_counter()
     tokens = []
-    for token in stream.ask_stepwise(question, max_new_tokens=max_new_tokens):
+    limit = MAX_NEW_TOKENS if settings.max_new_tokens is None else settings.max_new_tokens
+    for token in stream.ask_stepwise(question, max_new_tokens=limit, generation=settings.generation):
         tokens.append(token)
         if on_text is not None:
             on_text(question, token.text)
-    stop_ids = stream.family.stop_ids()
-    text = stream.chat.decode([token.token_id for token in tokens if token.token_id not in stop_ids])
-    return text, time.perf_counter() - before, tokens[0].logits
+    return "".join(token.text for token in tokens), time.perf_counter() - before, tokens[0].logits

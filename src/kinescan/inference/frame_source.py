@@ -1,6 +1,9 @@
 """How `ask` takes frames from a file, or from a live source."""
 
 import logging
+import math
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,15 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kinescan.data.video import LiveVideo, VideoReader, is_live, shown_every
+from kinescan.data.video import Reconnect, ReconnectingVideo, VideoReader, is_live, shown_every
 from kinescan.errors import KinescanError, VideoError
 from kinescan.runtime.signals import Interruption
-from kinescan.runtime.urls import mask_urls
+from kinescan.runtime.urls import mask_url, mask_urls
 from kinescan.vlm import Features, VideoStream
 
 logger = logging.getLogger(__name__)
 
 FRAMES_AT_ONCE = 8
+_LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +67,11 @@ class Live:
 
     num_frames: int | None = None
 
-    def __init__(self, video: LiveVideo, fps: float) -> None:
-        self._video = video
-        self.name = video.source
+    def __init__(self, source: str | Path, fps: float, reconnect: Reconnect | None = None) -> None:
+        self._stop = _Stop()
+        self._video = ReconnectingVideo(source, reconnect=reconnect, stop=self._stop)
+        self._came = False
+        self.name = mask_url(source)
         self._seconds = 1 / fps
 
     def groups(self, stream: VideoStream) -> Iterator[Group]:
@@ -74,9 +80,9 @@ class Live:
         fitted = _Fitted(self.name)
         frames: list[Tensor] = []
         seconds: list[float] = []
-        for pixels, time in shown_every(self._frames(), self._seconds):
+        for pixels, shown_at in shown_every(self._frames(), self._seconds):
             frames.append(fitted(pixels))
-            seconds.append(time)
+            seconds.append(shown_at)
             if len(frames) == merged:
                 yield from _groups_of(torch.stack(frames), seconds, stream)
                 frames, seconds = [], []
@@ -90,17 +96,35 @@ class Live:
     def _frames(self) -> Iterator[tuple[Tensor, float]]:
         """Ends without an error, once there are frames."""
         with Interruption() as stop:
+            self._stop.interruption = stop
             try:
                 for frame in self._video:
+                    self._came = True
                     yield frame
-                    if stop.requested is not None:
-                        logger.warning("%s: watched until %s", self.name, stop.requested)
-                        return
             # What a source sends may break a decoder in any way; hours of watching are not lost for it.
             except Exception as error:
-                if not self._video.num_frames:
+                if not self._came:
                     raise
                 self.ended_by(error)
+            if stop.requested is not None:
+                logger.warning("%s: watched until %s", self.name, stop.requested)
+
+
+class _Stop(threading.Event):
+    """Ends a wait for a source that is away once Ctrl-C or SIGTERM comes."""
+
+    interruption: Interruption | None = None
+
+    def is_set(self) -> bool:
+        """Whether one came."""
+        return super().is_set() or (self.interruption is not None and self.interruption.requested is not None)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until one comes, or for so long."""
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while not self.is_set() and (left := end - time.monotonic()) > 0:
+            super().wait(min(left, _LOOK_SECONDS))
+        return self.is_set()
 
 
 class _Fitted:
@@ -153,15 +177,16 @@ def _sentence(error: Exception) -> str:
 
 
 @contextmanager
-def open_watched(video: str | Path, fps: float, *, allow_short: bool) -> Iterator[Recorded | Live]:
-    """A file or a live source, closed at the end.
+def open_watched(
+    video: str | Path, fps: float, *, allow_short: bool, reconnect: Reconnect | None = None
+) -> Iterator[Recorded | Live]:
+    """A file, closed at the end, or a live source, opened when its first frame is asked for.
 
     Raises:
         VideoError: it cannot be read.
     """
     if is_live(video):
-        with LiveVideo(video) as live:
-            yield Live(live, fps)
+        yield Live(video, fps, reconnect)
     else:
         with VideoReader(video, allow_short=allow_short) as reader:
             yield Recorded(reader, fps)

@@ -1,6 +1,7 @@
 """Text around the frames: what comes before, between and behind them, as token ids."""
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from numbers import Integral
@@ -23,19 +24,28 @@ class Chat:
     Args:
         family: whose format is used where the tokenizer brings no chat template.
         processor: a tokenizer, or a processor that has one; None where questions come as token ids.
-        opening: text before the video in place of the format's (a system prompt, say).
+        opening: text before the video in place of the format's.
+        system: the system prompt, placed by the chat template, or as the format has it.
     """
 
-    def __init__(self, family: Family, processor: Any = None, *, opening: str | None = None) -> None:
+    def __init__(
+        self, family: Family, processor: Any = None, *, opening: str | None = None, system: str | None = None
+    ) -> None:
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
         self.format = family.prompt
         self._bare = family.bare_prompt()
         self._vocab_size = len(family.embedding)
         if opening is not None and not isinstance(opening, str):
             raise ConfigError(f"opening must be text, got {opening!r} ({type(opening).__name__}).")
+        if system is not None and not (isinstance(system, str) and system.strip()):
+            raise ConfigError(f"system must be text that is not empty, got {system!r}.")
+        if opening is not None and system is not None:
+            raise ConfigError(
+                "opening replaces all text before the video, the system prompt included. Give one of them."
+            )
         if self.tokenizer is None:
-            if opening is not None:
-                raise ConfigError("opening is text and needs a tokenizer: give open_stream a processor.")
+            if opening is not None or system is not None:
+                raise ConfigError("opening and system are text and need a tokenizer: give open_stream a processor.")
             return
         if isinstance(self.tokenizer, str | bytes) or not all(
             callable(getattr(self.tokenizer, name, None)) for name in ("encode", "decode")
@@ -46,11 +56,23 @@ class Chat:
             )
         template_owner = processor if getattr(processor, "chat_template", None) else self.tokenizer
         if getattr(template_owner, "chat_template", None):
-            self.format = _from_template(template_owner, family)
+            self.format = _from_template(template_owner, family, system)
+        elif system is not None:
+            self.format = replace(self.format, opening=_with_system(self.format.opening, system))
+        self._check_tokens()
         if opening is not None:
             # without its marker the frames would stand outside of any video
             marker = family.prompt.video_start
             self.format = replace(self.format, opening=opening if opening.endswith(marker) else opening + marker)
+
+    def _check_tokens(self) -> None:
+        """Before a video is watched: the tokenizer has tokens, and no more than the model."""
+        ids = self._encode("What happens after that?")
+        if not ids or max(ids) >= self._vocab_size or min(ids) < 0:
+            raise ConfigError(
+                f"the tokenizer gives {ids[:5] or 'no tokens'} for a question, and the model has {self._vocab_size} "
+                "tokens. Load the tokenizer that the model was trained with."
+            )
 
     def before_patch(self, number: int, seconds: float, position: PatchPosition) -> list[int]:
         """Token ids before a temporal patch.
@@ -132,15 +154,29 @@ class Chat:
         return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []
 
 
-def _from_template(owner: Any, family: Family) -> PromptFormat:
+def _with_system(opening: str, system: str) -> str:
+    """The text before a video with a system prompt in place of its own, or before it."""
+    turn = f"<|im_start|>system\n{system}<|im_end|>\n"
+    found = re.match(r"<\|im_start\|>system\n.*?<\|im_end\|>\n", opening, re.DOTALL)
+    if found:
+        return turn + opening[found.end() :]
+    return (turn if opening.startswith("<|im_start|>") else f"{system}\n") + opening
+
+
+def _from_template(owner: Any, family: Family, system: str | None) -> PromptFormat:
     """The format with the texts that a chat template writes; the family's own where it cannot take a video."""
     default = family.prompt
     video = {"type": family.medium}
     asked = {"role": "user", "content": [video, {"type": "text", "text": QUESTION}]}
     answered = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
     again = {"role": "user", "content": [{"type": "text", "text": QUESTION}]}
+    first = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
     try:
-        once = owner.apply_chat_template([asked], tokenize=False, add_generation_prompt=True)
+        once = owner.apply_chat_template([*first, asked], tokenize=False, add_generation_prompt=True)
+        if system is not None and system.strip() not in once:
+            # templates for text alone take a plain string
+            first = [{"role": "system", "content": system}]
+            once = owner.apply_chat_template([*first, asked], tokenize=False, add_generation_prompt=True)
         twice = owner.apply_chat_template([asked, answered, again], tokenize=False, add_generation_prompt=True)
         further = owner.apply_chat_template([asked, answered, asked], tokenize=False, add_generation_prompt=True)
         marker = _marker(once, owner, family)
@@ -151,7 +187,9 @@ def _from_template(owner: Any, family: Family) -> PromptFormat:
     # A template is someone's code and may fail in any way on a list of contents.
     except Exception as error:
         logger.info("the chat template takes no video (%s): the family's own prompt is used", error)
-        return default
+        return default if system is None else replace(default, opening=_with_system(default.opening, system))
+    if system is not None and system.strip() not in opening:
+        raise ConfigError("the chat template of this model leaves a system prompt out. Put it into the question.")
     texts = {"opening": opening, "closing": closing, "answer": answer, "next_turn": next_turn, "next_video": next_video}
     return replace(default, **texts)
 

@@ -23,6 +23,8 @@ class StreamConfig:
         policy: what chooses them: a name in `POLICIES`, or a policy.
         horizon_frames: frames that the stream will not exceed. Needed where rotary frequencies follow the length
             (InternVL3), since they are fixed for this many; elsewhere None means no limit.
+        horizon_is_limit: False takes more frames than `horizon_frames` all the same, where frequencies do not follow
+            the length; the number stands for the length of the video alone (Qwen3-VL, VideoLLaMA3: pixels of a frame).
         horizon_text_tokens: room for questions and answers within the horizon, in tokens.
         fps: frames per second that are pushed, where `push` is given no times; up to 1000.
         patches_per_step: temporal patches (one frame, or two that the family merges) that enter at once.
@@ -41,6 +43,7 @@ class StreamConfig:
     budget_shares: tuple[float, ...] | None = None
     policy: str | Policy = "statekv"
     horizon_frames: int | None = None
+    horizon_is_limit: bool = True
     horizon_text_tokens: int = 2048
     fps: float = 1.0
     patches_per_step: int = 1
@@ -64,8 +67,9 @@ class StreamConfig:
             object.__setattr__(self, "budget_shares", checked_shares(self.budget_shares))
         check_fps(self.fps)
         object.__setattr__(self, "fps", float(self.fps))
-        if not isinstance(self.hf_compat, bool):
-            raise ConfigError(f"hf_compat must be True or False, got {self.hf_compat!r}.")
+        for name in ("hf_compat", "horizon_is_limit"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, got {value!r}.")
         check_storage(self.storage)
         if make_policy(self.policy).needs_places:
             raise ConfigError(

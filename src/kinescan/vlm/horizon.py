@@ -6,7 +6,7 @@ from kinescan.vlm.families import Family, Features
 
 
 def positions_of_horizon(family: Family, chat: Chat, config: StreamConfig, features: Features) -> int | None:
-    """Positions of `horizon_frames`, with the text around them and room for questions; None where no length is declared.
+    """Positions of `horizon_frames`, the text around them and room for questions; None where no length is declared.
 
     Args:
         family: gives positions.
@@ -15,7 +15,7 @@ def positions_of_horizon(family: Family, chat: Chat, config: StreamConfig, featu
         features: of its first temporal patch.
     """
     horizon = config.horizon_frames
-    if horizon is None:
+    if horizon is None or not config.horizon_is_limit:
         return None
     merged = family.temporal_patch
     num_patches = -(-horizon // merged)

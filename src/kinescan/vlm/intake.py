@@ -140,7 +140,7 @@ class Intake:
 
     def check_horizon(self, count: int) -> None:
         """Raises ConfigError where so many frames more are too many."""
-        horizon = self.config.horizon_frames
+        horizon = self.config.horizon_frames if self.config.horizon_is_limit else None
         if horizon is not None and self.num_frames + count > horizon:
             raise ConfigError(
                 f"the declared horizon of {horizon} frames is exceeded: {self.num_frames} are in the stream, {count} "

@@ -29,6 +29,7 @@ def load_stream(
     processor: Any = None,
     *,
     opening: str | None = None,
+    system: str | None = None,
 ) -> VideoStream:
     """A stream that `VideoStream.save` wrote, to be pushed to and asked as if it had not been saved in between.
 
@@ -37,6 +38,7 @@ def load_stream(
         model: the model it was opened with, on any device.
         processor: as for `open_stream`; frames are prepared as the saved stream did.
         opening: as for `open_stream`; used only if nothing has been pushed yet.
+        system: likewise.
 
     Raises:
         CheckpointError: the file holds no stream, or one of another model or of other weights; or parts of it are
@@ -48,7 +50,7 @@ def load_stream(
         if "memory_policy" in config:
             config["memory_policy"] = unpack_policy(config["memory_policy"])
         pixels = build_settings(PixelSettings, facts["pixels"])
-        stream = open_stream(model, processor, **config, pixels=pixels, opening=opening)
+        stream = open_stream(model, processor, **config, pixels=pixels, opening=opening, system=system)
         given = {
             "model_type": stream.family.name,
             "shape": describe_shape(stream.cache.shape),

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -43,6 +43,7 @@ def open_stream(
     budget_shares: Sequence[float] | None = None,
     policy: str | Policy = "statekv",
     horizon_frames: int | None = None,
+    horizon_is_limit: bool = True,
     horizon_text_tokens: int = 2048,
     fps: float = 1.0,
     patches_per_step: int = 1,
@@ -51,6 +52,7 @@ def open_stream(
     hf_compat: bool = False,
     pixels: PixelSettings | None = None,
     opening: str | None = None,
+    system: str | None = None,
     memory_budget: int | str | None = None,
     memory_policy: str | Policy = "uniform",
     retrieved_chunks: int | None = None,
@@ -64,6 +66,7 @@ def open_stream(
         budget_shares: how the layers share it; see `StreamConfig`.
         policy: what chooses them: a name in `POLICIES`, or a policy.
         horizon_frames: frames that the stream will not exceed; see `StreamConfig`.
+        horizon_is_limit: False takes more all the same, where the model allows it.
         horizon_text_tokens: room for questions and answers within the horizon, in tokens.
         fps: frames per second that are pushed, where `push` is given no times.
         patches_per_step: temporal patches that enter at once.
@@ -73,8 +76,8 @@ def open_stream(
         pixels: how frames are prepared; by default as the processor says, else as the family's own does.
         opening: text before the video in place of the chat template's; the family's own marker of a video's start is
             added where it is left out.
-        memory_budget: what the full KV cache takes at most, in tokens (a number) or with a unit ("4GiB"); see
-            `StreamConfig`.
+        system: the system prompt, in plain text.
+        memory_budget: what the full KV cache takes at most, in tokens or as "4GiB"; see `StreamConfig`.
         memory_policy: what stays within it: a name in `POLICIES`, or a policy.
         retrieved_chunks: chunks of the full KV cache that an answer reads at most, besides the first and the newest.
 
@@ -90,6 +93,7 @@ def open_stream(
         budget_shares=budget_shares,  # type: ignore[arg-type]
         policy=policy,
         horizon_frames=horizon_frames,
+        horizon_is_limit=horizon_is_limit,
         horizon_text_tokens=horizon_text_tokens,
         fps=fps,
         patches_per_step=patches_per_step,
@@ -111,7 +115,7 @@ def open_stream(
             "for the longest one it may become: declare horizon_frames."
         )
     check_family(family)
-    return VideoStream(family, Chat(family, processor, opening=opening), config)
+    return VideoStream(family, Chat(family, processor, opening=opening, system=system), config)
 
 
 class VideoStream:
@@ -129,7 +133,7 @@ class VideoStream:
     def __init__(self, family: Family, chat: Chat, config: StreamConfig) -> None:
         self.family = family
         self.chat = chat
-        self.config = config
+        self.config = config = replace(config, horizon_is_limit=True) if follows_length(family.decoder) else config
         self.policy = make_policy(config.policy)
         self.memory_policy = make_policy(config.memory_policy)
         shape = family.cache_shape()
@@ -146,7 +150,6 @@ class VideoStream:
         )
         self._step_tokens = 0
         self.text_ids: set[int] = set()
-        """Tokens of the text that entered, for the penalty on repetitions."""
         tell_of_unused(getattr(family.model, "generation_config", None))
         self.intake = Intake(family, config)
         self.positions = Positions()
@@ -232,14 +235,16 @@ class VideoStream:
             intake, merged = self.intake, self.family.temporal_patch
             parts: Any
             take: Callable[[Any, float], list[PendingPatch] | None]
-            if isinstance(frames, Features) or (isinstance(frames, list | tuple) and _holds_features(frames)):
+            if isinstance(frames, Features) or (
+                isinstance(frames, list | tuple) and any(isinstance(part, Features) for part in frames)
+            ):
                 parts, spacing, take = [frames] if isinstance(frames, Features) else frames, merged, intake.take_patch
             else:
                 parts, spacing, take = to_frames(frames), 1, intake.take_frame
                 intake.check_size(parts)
             times = intake.times(len(parts), seconds, spacing=spacing)
             intake.check_horizon(len(parts) * spacing)
-            # before what a failure takes back is noted, so that what goes is not held on to
+            # before a failure's way back is noted: what goes is not held on to
             self.cache.make_room(self._step_tokens)
             with self._all_or_nothing():
                 for part, time in zip(parts, times, strict=True):
@@ -493,7 +498,3 @@ class VideoStream:
         if self._weights is None:
             self._weights = fingerprint_of(self.family.model)
         return self._weights
-
-
-def _holds_features(frames: Sequence[Any]) -> bool:
-    return any(isinstance(part, Features) for part in frames)

@@ -102,6 +102,8 @@ class Family(ABC):
     prompt: PromptFormat
     default_pixels: ClassVar[PixelSettings]
     temporal_patch: int = 1
+    takes_any_size: ClassVar[bool] = False
+    """Whether frames keep their shape, within limits on their pixels."""
     medium: Literal["video", "image"] = "video"
     """What a chat template is given for the frames."""
 

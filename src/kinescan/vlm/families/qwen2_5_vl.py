@@ -21,6 +21,7 @@ class Qwen25VL(Family):
     """
 
     model_type: ClassVar[str] = "qwen2_5_vl"
+    takes_any_size: ClassVar[bool] = True
     prompt: PromptFormat = PromptFormat(
         video_token="<|video_pad|>",
         opening="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>",

@@ -23,6 +23,7 @@ class VideoLlama3(Family):
     """
 
     model_type: ClassVar[str] = "video_llama_3"
+    takes_any_size: ClassVar[bool] = True
     prompt: PromptFormat = PromptFormat(
         video_token="<video>",
         opening="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",

@@ -1,0 +1,123 @@
+"""Settings of `ask` that are not needed every day: `--set NAME=VALUE`."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kinescan.errors import ConfigError
+from kinescan.vlm import Generation, PixelSettings, StreamConfig, Vlm
+from kinescan.vlm.config import check_count
+from kinescan.vlm.families import family_class
+
+MAX_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskSettings:
+    """How a video is watched and answers are made.
+
+    Attributes:
+        policy: what chooses the tokens that a frame may see.
+        storage: where all keys and values are kept: memory, offload or int8.
+        memory_policy: what stays of them within --memory.
+        chunk_tokens: the full KV cache grows by this many tokens.
+        retrieved_chunks: chunks of it that an answer reads at most, in each layer; None for all.
+        horizon_frames: frames that a live source will not exceed, for models that have to know.
+        pixels: most pixels of a frame, or (fewest, most), for families with free frame sizes.
+        system: the system prompt, in plain text.
+        dtype: of the weights: auto, float32, bfloat16 or float16.
+        merge_adapter: where the model is an adapter of PEFT, its weights become part of its base model's.
+        max_new_tokens: answers are cut there.
+        temperature: see `Generation`; as the model says by default, likewise the next four.
+        top_p: see `Generation`.
+        top_k: see `Generation`.
+        repetition_penalty: see `Generation`.
+        stop: texts at which an answer ends.
+        seed: of sampling.
+    """
+
+    policy: str = "statekv"
+    storage: str = "memory"
+    memory_policy: str = "uniform"
+    chunk_tokens: int = 4096
+    retrieved_chunks: int | None = None
+    horizon_frames: int | None = None
+    pixels: int | tuple[int, int] | None = None
+    system: str | None = None
+    dtype: str = "auto"
+    merge_adapter: bool = False
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    stop: tuple[str, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None:
+            check_count("max_new_tokens", self.max_new_tokens)
+        if self.pixels is not None:
+            limited_pixels(PixelSettings(), self.pixels)
+        _ = self.generation
+
+    @property
+    def generation(self) -> Generation:
+        """Those of them that say how tokens are chosen."""
+        return Generation(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            repetition_penalty=self.repetition_penalty,
+            stop=self.stop,
+            seed=self.seed,
+        )
+
+    def of_stream(self, *, budget: int | None, fps: float, memory: str | None) -> dict[str, Any]:
+        """Settings of a stream, checked.
+
+        Raises:
+            ConfigError: one is wrong.
+        """
+        given: dict[str, Any] = {
+            "budget": budget,
+            "fps": fps,
+            "memory_budget": memory,
+            "policy": self.policy,
+            "storage": self.storage,
+            "memory_policy": self.memory_policy,
+            "chunk_tokens": self.chunk_tokens,
+            "retrieved_chunks": self.retrieved_chunks,
+            "horizon_frames": self.horizon_frames,
+        }
+        StreamConfig(**given)
+        return given
+
+    def pixels_of(self, vlm: Vlm) -> PixelSettings:
+        """How frames are prepared: as the checkpoint says, within the limits given here.
+
+        Raises:
+            ConfigError: frames of the model's family have one size.
+        """
+        if self.pixels is None:
+            return vlm.pixels
+        if not (family := family_class(vlm.model)).takes_any_size:
+            raise ConfigError(
+                f"frames of {family.model_type} have one size, and pixels limits free ones. Leave pixels out."
+            )
+        return limited_pixels(vlm.pixels, self.pixels)
+
+
+def limited_pixels(settings: PixelSettings, pixels: int | tuple[int, int]) -> PixelSettings:
+    """Pixel settings with other limits.
+
+    Raises:
+        ConfigError: they are none.
+
+    Example:
+        >>> limited_pixels(PixelSettings(), 50_000).min_pixels
+        50000
+    """
+    sides = pixels if isinstance(pixels, tuple) else (min(settings.min_pixels, pixels), pixels)
+    if len(sides) != 2 or not 1 <= sides[0] <= sides[1]:
+        raise ConfigError(f"pixels must be the most pixels of a frame, or fewest and most, got {pixels!r}.")
+    return replace(settings, min_pixels=sides[0], max_pixels=sides[1])

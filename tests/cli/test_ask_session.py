@@ -1,0 +1,239 @@
+"""`ask` over more than one sitting: saved and loaded streams, questions while watching, and settings of answers."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+pytest.importorskip("transformers")
+
+from kinescan.cli.main import build_app
+from kinescan.data.video import Reconnect, VideoReader, write_video
+from kinescan.errors import ConfigError, VideoError
+from kinescan.inference.ask import Session, ask
+from kinescan.inference.ask_settings import AskSettings
+from kinescan.runs.ask import ask_settings, read_questions
+from kinescan.vlm import load_vlm
+
+_spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "vlm" / "conftest.py")
+tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vlm") / "internvl"
+    tiny.build("internvl").save_pretrained(folder)
+    tiny.build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def bars(path, first, count):
+    x = torch.arange(32)
+    shown = [((x + 3 * t) % 16 * 16).to(torch.uint8).expand(3, 16, 32) for t in range(first, first + count)]
+    write_video(path, torch.stack(shown), fps=2)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Ten seconds, and the two halves."""
+    folder = tmp_path_factory.mktemp("video")
+    return bars(folder / "all.mkv", 0, 20), bars(folder / "a.mkv", 0, 10), bars(folder / "b.mkv", 10, 10)
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    monkeypatch.setattr("kinescan.inference.ask.MAX_NEW_TOKENS", 6)
+
+
+def run(*arguments, model=None, **options):
+    given = ["ask", *map(str, arguments), *(["--model", str(model)] if model else [])]
+    return CliRunner().invoke(build_app("ask"), given, **options)
+
+
+def document(*arguments, **options):
+    result = run(*arguments, "--json", **options)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("memory", [None, "200 tokens"])
+def test_a_saved_stream_is_asked_later_and_continued(saved, clips, tmp_path, memory):
+    options = ["--fps", 2, "--budget", 40, *(["--memory", memory] if memory else [])]
+    whole = document(clips[0], "What moves?", *options, model=saved)
+    half = document(clips[1], "What moves?", *options, "--save", tmp_path / "one.state", model=saved)
+    later = document("What moves?", "--load", tmp_path / "one.state", model=saved)
+    assert later["asked"][0]["answer"] == half["asked"][0]["answer"]
+    assert later["asked"][0]["seen_seconds"] == 4.5
+    assert later["video"] == ""
+    both = document(clips[2], "What moves?", "--load", tmp_path / "one.state", "--save", tmp_path / "two.state",
+                    model=saved)  # fmt: skip
+    assert both["num_frames"] == 20
+    assert both["asked"][0]["seen_seconds"] == 9.5
+    assert both["prefill"]["stats"]["num_seen_tokens"] == whole["prefill"]["stats"]["num_seen_tokens"]
+    if memory:
+        assert both["prefill"]["stats"]["num_tokens"] <= 200 < both["prefill"]["stats"]["num_seen_tokens"]
+    assert (tmp_path / "two.state").exists()
+
+
+def test_watching_alone_saves(saved, clips, tmp_path):
+    result = run(clips[1], "--save", tmp_path / "one.state", model=saved)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "one.state").exists()
+
+
+def test_what_was_watched_is_saved_where_the_file_breaks_off(saved, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr("kinescan.inference.frame_source.FRAMES_AT_ONCE", 2)
+    read = VideoReader.read_at
+    calls = []
+
+    def breaks(self, times):
+        calls.append(1)
+        if len(calls) > 3:
+            raise VideoError("a.mkv", "is damaged")
+        return read(self, times)
+
+    monkeypatch.setattr(VideoReader, "read_at", breaks)
+    vlm = load_vlm(saved)
+    with pytest.raises(VideoError):
+        ask(clips[0], ["What?"], vlm=vlm, fps=2.0, session=Session(save=tmp_path / "one.state"))
+    report = ask(None, ["What?"], vlm=vlm, session=Session(load=tmp_path / "one.state"))
+    assert report.num_frames == 6
+
+
+def test_a_question_is_asked_again_while_watching(saved, clips):
+    result = run(clips[0], "--fps", 2, "--watch", "Still there?", "--every", "3s", "--json", model=saved)
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["question"] for line in lines] == ["Still there?"] * len(lines)
+    times = [line["seen_seconds"] for line in lines]
+    assert times == sorted(times)
+    assert times[-1] == 9.5
+    assert 3 <= len(times) <= 5
+
+
+def test_questions_are_taken_while_watching_and_afterwards(saved, clips):
+    result = run(clips[1], "--interactive", "--json", model=saved, input="What?\n\nAnd then?\n")
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["question"] for line in result.stdout.splitlines()] == ["What?", "And then?"]
+    result = run(clips[1], "--interactive", model=saved, input="What?\n")
+    assert "> What?" in result.stdout
+    assert "0:00:0" in result.stdout
+
+
+def test_questions_of_a_file(saved, clips, tmp_path):
+    (tmp_path / "q.txt").write_text("# first\nWhat moves?\n\nWhere to?\n")
+    found = document(clips[1], "Who?", "--questions", tmp_path / "q.txt", model=saved)
+    assert [asked["question"] for asked in found["asked"]] == ["Who?", "What moves?", "Where to?"]
+    (tmp_path / "q.txt").write_text("\n# none\n")
+    with pytest.raises(ConfigError, match=r"q\.txt"):
+        read_questions(tmp_path / "q.txt")
+
+
+def test_settings_of_answers(saved, clips):
+    def said(*options):
+        return document(clips[1], "What?", *options, model=saved)["asked"][0]["answer"]
+
+    greedy = said()
+    assert len(said("--max-new-tokens", 2)) <= len(said("--set", "max_new_tokens=12"))
+    hot = ["--temperature", 5, "--seed", 3]
+    assert said(*hot) == said("--set", "temperature=5.0", "--set", "seed=3") != greedy
+    assert said(*hot) != said("--temperature", 5, "--seed", 4)
+    assert said("--system", "Answer in one word.") != greedy
+    assert said("--repetition-penalty", 5) != greedy
+    # frames of this family have one size: a limit of pixels would do nothing
+    result = run(clips[1], "What?", "--pixels", 500, model=saved)
+    assert result.exit_code == 2
+    assert said("--dtype", "bfloat16", "--memory", "4GiB", "--set", "storage=int8")
+
+
+def test_a_comparison_says_whether_the_budget_was_reached(saved, clips):
+    for budget, reached in ((10, True), (4000, False)):
+        found = document(clips[1], "What?", "--compare", "full", "--budget", budget, "--fps", 2, model=saved)
+        assert found["budget_reached"] is reached
+        assert (found["asked"][0]["logit_difference"] > 1e-3) is reached
+    shown = run(clips[1], "What?", "--compare", "full", "--budget", 4000, "--fps", 2, model=saved)
+    assert "never reached" in shown.stdout
+
+
+def test_a_live_source_comes_back(saved, clips, monkeypatch, caplog):
+    opened = []
+
+    class Fake:
+        ends_by_itself = False
+        num_frames = 0
+
+        def __init__(self, source, **options):
+            opened.append(1)
+            if len(opened) == 2:
+                raise VideoError("rtsp://camera/1", "is away")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def __iter__(self):
+            size = 16 if len(opened) == 1 else 24
+            for index in range(4):
+                yield torch.full((3, size, 32), 9, dtype=torch.uint8), 1000.0 * len(opened) + index
+            if len(opened) == 1:
+                raise VideoError("rtsp://camera/1", "broke off")
+
+    monkeypatch.setattr("kinescan.data.video.reconnecting.LiveVideo", Fake)
+    reconnect = Reconnect(limit_seconds=0.3, first_wait_seconds=0.01, longest_wait_seconds=0.05)
+    report = ask("rtsp://camera/1", ["What?"], vlm=load_vlm(saved), reconnect=reconnect)
+    assert len(opened) > 2
+    assert report.num_frames >= 8
+    assert report.asked[0].seen_seconds < 100
+    assert "is back" in caplog.text
+
+
+def test_settings_come_from_both_ways():
+    settings, reconnect = ask_settings(
+        ["stop=END", "reconnect.limit_seconds=5", "pixels=[100, 200]"], {"seed": 4, "top_p": None}
+    )
+    assert settings == AskSettings(stop=("END",), pixels=(100, 200), seed=4)
+    assert reconnect.limit_seconds == 5
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["CLIP", "What?", "--set", "temprature=1"],
+        ["CLIP", "What?", "--temperature", "-1"],
+        ["CLIP", "What?", "--memory", "much"],
+        ["CLIP", "What?", "--memory", "3 b"],
+        ["CLIP", "--watch", " "],
+        ["CLIP", "--watch", "What?", "--every", "soon"],
+        ["CLIP", "What?", "--dtype", "int3"],
+        ["CLIP", "What?", "--system", ""],
+        ["CLIP", "What?", "--set", "reconnect.limit=3"],
+        ["-", "--interactive"],
+        ["CLIP", "What?", "--load", "nowhere.state", "--compare", "full"],
+        ["CLIP"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_named(arguments, saved, clips):
+    result = run(*(str(clips[1]) if one == "CLIP" else one for one in arguments), model=saved)
+    assert result.exit_code == 2, result.output
+    assert "Error: " in result.stderr or "Error: " in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.bad_input
+def test_saved_streams_that_are_none(saved, clips, tmp_path):
+    (tmp_path / "junk.state").write_bytes(b"junk")
+    for name in ("nowhere.state", "junk.state"):
+        result = run("What?", "--load", tmp_path / name, model=saved)
+        assert result.exit_code == 1
+        assert name in result.output
+    result = run("no_such.mp4", "What?", "--load", tmp_path / "junk.state", model=saved)
+    assert result.exit_code == 1
