@@ -4,13 +4,15 @@ Run: python benchmarks/triton_compile.py [--quick]     (no GPU needed; a few min
 Writes results/triton_compile.json. Stops with an error where a forward kernel spills. Says nothing about speed.
 
 The launches are those of the package: its functions are called with tensors without data, and what they would launch
-is written down and compiled for sm_80 (A100) and sm_90 (H100, H200).
+is written down and compiled for NVIDIA's sm_75 (T4), sm_80 (A100), sm_90 (H100, H200) and sm_120 (RTX 50) and for AMD's
+gfx942 (MI300).
 """
 
 import argparse
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +34,11 @@ from kinescan.ops.selective_scan import triton as selective_scan
 from kinescan.ops.selective_scan.operator import ScanInputs
 from measure import RESULTS, write_result
 
-CAPABILITIES = (80, 90)
+TARGETS = {
+    **{f"sm_{number}": GPUTarget("cuda", number, 32) for number in (75, 80, 90, 120)},
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+"""T4, A100, H100 and H200, RTX 50; AMD's MI300."""
 BACKWARD = ("_scan_backward", "_gather_gradient", "_project")
 OFFSETS = (-2, -1, 0, 1, 2)
 
@@ -106,17 +112,29 @@ def recorded() -> Iterator[list[Launch]]:
         yield launches
 
 
-def compile_launch(launch: Launch, capability: int) -> dict[str, int]:
-    """Registers of a thread, bytes that it spills, shared memory of a program: from ptxas, as Triton calls it."""
+def compile_launch(launch: Launch, target: GPUTarget) -> dict[str, int]:
+    """Registers of a thread, bytes that it spills, shared memory of a program: from ptxas, or of AMD from the code."""
     kernel, arguments, options = launch
-    target = GPUTarget("cuda", capability, 32)
     backend = make_backend(target)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, _ = bind(*arguments, **options)
     parsed, signature, constants, attributes = kernel._pack_args(backend, dict(options), bound, specialization, None)
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=target, options=parsed.__dict__)
-    return {**resources(compiled.asm["ptx"], capability), "shared_bytes": compiled.metadata.shared}
+    needs = (
+        amd_resources(compiled.asm["amdgcn"])
+        if target.backend == "hip"
+        else resources(compiled.asm["ptx"], target.arch)
+    )
+    return {**needs, "shared_bytes": compiled.metadata.shared}
+
+
+def amd_resources(code: str) -> dict[str, int]:
+    """The same from the metadata at the end of AMD's code; what is spilled goes through scratch memory."""
+    registers, scratch = (
+        int(re.findall(rf"\.{name}:\s+(\d+)", code)[0]) for name in ("vgpr_count", "private_segment_fixed_size")
+    )
+    return {"registers": registers, "spill_store_bytes": scratch, "spill_load_bytes": scratch}
 
 
 def resources(ptx: str, capability: int) -> dict[str, int]:
@@ -143,9 +161,11 @@ def compile_all(quick: bool) -> dict[str, dict[str, dict[str, Any]]]:
             if kernel in results[name] or (quick and kernel in BACKWARD):
                 continue
             found: dict[str, Any] = {"constants": launch.options}
-            for capability in CAPABILITIES[-1:] if quick else CAPABILITIES:
-                found[f"sm_{capability}"] = compile_launch(launch, capability)
-                print(f"{name}, {kernel}, sm_{capability}: {found[f'sm_{capability}']}", flush=True)
+            for target in ("sm_90",) if quick else TARGETS:
+                begun = time.perf_counter()
+                found[target] = compile_launch(launch, TARGETS[target])
+                found[target]["compile_seconds"] = round(time.perf_counter() - begun, 1)
+                print(f"{name}, {kernel}, {target}: {found[target]}", flush=True)
             results[name][kernel] = found
     return results
 
