@@ -152,11 +152,11 @@ def test_job_set_fits_the_published_schema(torchrun_flags: set[str]) -> None:
 @pytest.mark.bad_input
 def test_a_key_that_kubernetes_does_not_know_is_found() -> None:
     job_set = yaml.safe_load((FOLDER / "jobset.yaml").read_text(encoding="utf-8"))
-    job_set["spec"]["replicatedJobs"][0]["template"]["spec"]["paralelism"] = 2
+    job_set["spec"]["replicatedJobs"][0]["template"]["spec"]["backOffLimit"] = 2
     job_set["spec"]["failurePolicy"]["maxRestarts"] = "10"
     assert _misfits(job_set, JOB_SET) == [
         ".spec.failurePolicy.maxRestarts",
-        ".spec.replicatedJobs[0].template.spec.paralelism",
+        ".spec.replicatedJobs[0].template.spec.backOffLimit",
     ]
 
 
