@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 NEWEST := .venv-newest
 
-.PHONY: demo test check docs newest format clean screenshots
+.PHONY: demo test check check-style check-types check-shapes docs newest format clean screenshots
 
 .venv/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -22,18 +22,29 @@ NEWEST := .venv-newest
 demo: .venv/core
 	$(BIN)/kinescan demo --output runs/demo
 
-test: .venv/dev
-	$(BIN)/python -m pytest
+# Tests run in a process for each core, up to 8, and all tests of a file in the same one. TEST_PROCESSES=0: one after another.
+TEST_PROCESSES ?= auto
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
 
-check: .venv/dev
+test: .venv/dev
+	$(PYTEST)
+
+# Its parts may run at once: make -j2 check.
+check: check-style check-types check-shapes docs
+
+check-style: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	KINESCAN_CHECK_SHAPES=1 $(BIN)/python -m pytest tests/ops tests/layers tests/models -q -m "not bad_input and not compile and not slow"
+
+check-types: .venv/dev
+	$(BIN)/mypy
+
+# Shape annotations, checked at run time; and the code in README and docs.
+check-shapes: .venv/dev
+	KINESCAN_CHECK_SHAPES=1 $(PYTEST) tests/ops tests/layers tests/models -q -m "not bad_input and not compile and not slow"
 	$(BIN)/python -m pytest tests/test_docs.py -q
-	$(MAKE) docs
 
 # The page as a browser shows it, each state as a picture in build/screenshots; needs chromium.
 screenshots: .venv/dev
@@ -52,7 +63,7 @@ newest:
 	$(NEWEST)/bin/python --version > build/newest.txt
 	$(NEWEST)/bin/python -m pip freeze --exclude-editable >> build/newest.txt
 	$(NEWEST)/bin/python -m pip list --disable-pip-version-check --outdated >> build/newest.txt
-	$(NEWEST)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
 
 format: .venv/dev
 	$(BIN)/ruff format .
