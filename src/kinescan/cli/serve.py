@@ -12,7 +12,7 @@ from kinescan.web.serving import make_config, serve
 EXAMPLES = (
     "kinescan serve --model runs/causal",
     "kinescan serve --model a=runs/a --model b=runs/b --vlm VLM_FOLDER --media videos/",
-    "KINESCAN_API_KEY=... kinescan serve --model runs/causal --host 0.0.0.0 --set limits.streams=64",
+    "kinescan serve --model runs/causal --host 0.0.0.0 --set limits.streams=64",
 )
 
 

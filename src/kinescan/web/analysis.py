@@ -57,7 +57,7 @@ class Analysis:
         duration: of the video, seconds.
         frames: [T, 3, H, W] uint8, the sampled frames as they are in the video.
         frame_seconds: [T].
-        maps: what moved and changed between them; None for a model that is no PKS4.
+        maps: what moved and changed between them; None for a model that is not a PKS4.
         update_speed: [T, Hp, Wp], mean step size (Delta) of the scanner at each patch; None without a scanner.
     """
 
