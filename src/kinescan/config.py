@@ -120,7 +120,7 @@ class DataConfig:
         Limits(timeout_seconds=self.timeout_seconds, max_pixels=self.max_pixels)
         known = ["auto", *DATASETS, *INTERVAL_DATASETS]
         if self.reader not in known:
-            raise ConfigError(f"unknown reader {self.reader!r}. {closest(self.reader, known)}")
+            raise ConfigError(f"unknown label reader {self.reader!r}. {closest(self.reader, known)}")
         if self.split < 1:
             raise ConfigError(f"split must be at least 1, got {self.split}.")
         for name in ("kept_frames", "kept_gib"):

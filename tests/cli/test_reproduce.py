@@ -131,9 +131,9 @@ def test_what_cannot_be_run_is_refused(kinescan: Any, arguments: tuple[str, ...]
 
 def test_paper_scale_has_the_settings_of_the_paper() -> None:
     for table in TABLES:
-        planned = plan_reproduction(table, scale="paper", memory=False)
-        for row in planned.study.rows:
-            config = row_config(planned.study, row)
+        study = table_study(table, "paper")
+        for row in study.rows:
+            config = row_config(study, row)
             large = "L/14" in row.name
             assert config.model.name == ("pks4_vit_l14" if large else "pks4_vit_b16")
             assert config.model.weights == f"openai/clip-vit-{'large-patch14' if large else 'base-patch16'}"

@@ -131,7 +131,7 @@ def command(
 
 
 class _Options(TypedDict):
-    """What one source and several are streamed with."""
+    """What one video source and several are streamed with."""
 
     model: str | None
     every: int | None

@@ -40,10 +40,10 @@ class IntervalLayout:
 
 
 def find_interval_layout(source: str | Path, reader: str = "auto", root: str | Path | None = None) -> str | None:
-    """The name in `INTERVAL_DATASETS` of the labels at a source; None where it holds labels of whole clips.
+    """The name in `INTERVAL_DATASETS` of the labels at a label source; None where it holds labels of whole clips.
 
     Raises:
-        ConfigError: a list at the source cannot be read.
+        ConfigError: a list at the label source cannot be read.
     """
     if reader in INTERVAL_DATASETS:
         return reader
@@ -53,7 +53,7 @@ def find_interval_layout(source: str | Path, reader: str = "auto", root: str | P
 
 
 def interval_held_out_name(source: str | Path, reader: str = "auto", root: str | Path | None = None) -> str | None:
-    """What the labels at a source call the part that they hold out; None where there is none.
+    """What the labels at a label source call the part that they hold out; None where there is none.
 
     Raises:
         ConfigError: they cannot be read.

@@ -49,7 +49,7 @@ def read_intervals(
 
     Args:
         source: a csv of path,start,end,label, or the folder or file of another layout in `INTERVAL_DATASETS`.
-        root: folder that paths are relative to, or that holds the videos; by default the source's own.
+        root: folder that paths are relative to, or that holds the videos; by default the label source's own.
         classes: label texts in the order of their numbers, such as those of the training data.
         reader: name of the layout; "auto" finds it out.
         part: "train" or "test", of layouts that have both.
@@ -63,7 +63,7 @@ def read_intervals(
         The videos; rows that are wrong are in no video, and listed as `problems`.
 
     Raises:
-        ConfigError: the source cannot be read, names no video, or the reader or split is unknown.
+        ConfigError: the label source cannot be read, names no video, or the label reader or split is unknown.
 
     Example:
         >>> import tempfile, torch

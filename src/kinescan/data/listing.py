@@ -133,7 +133,7 @@ def read_items(
 
     Raises:
         ConfigError: there is nothing at `source`, it holds no labelled video, a line cannot be understood, a video has
-            two labels, a label is not among `classes`, or the reader or split is unknown.
+            two labels, a label is not among `classes`, or the label reader or split is unknown.
 
     Example:
         >>> import tempfile
@@ -244,14 +244,14 @@ def _notes(listing: Listing, classes: tuple[str, ...], used: set[int], *, is_lis
 
 
 def choose_layout(source: str | Path, reader: str = "auto") -> Layout:
-    """The layout that a reader's name means for a source.
+    """The layout that a label reader's name means for a label source.
 
     Raises:
-        ConfigError: the reader is unknown, nothing is at `source`, or a file where the layout is a folder.
+        ConfigError: the label reader is unknown, nothing is at `source`, or a file where the layout is a folder.
     """
     source = Path(source)
     if reader != "auto" and reader not in DATASETS:
-        raise ConfigError(f"unknown reader {reader!r}. {closest(reader, ['auto', *DATASETS])}")
+        raise ConfigError(f"unknown label reader {reader!r}. {closest(reader, ['auto', *DATASETS])}")
     if source.is_dir() and reader in ("auto", "folder"):
         parts = find_parts(source)
         both = parts is not None and parts.train is not None and parts.held_out is not None

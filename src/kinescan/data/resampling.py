@@ -1,4 +1,4 @@
-"""Frames of any source at the rate that a model was trained with, by their times."""
+"""Frames of any video source at the rate that a model was trained with, by their times."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ _USUAL = 9
 _STALLED_FRAMES = 8
 """A clock that gives so many frames the same time has stopped; fewer were sent twice, or in a burst."""
 _TOLD_AFTER = 4
-"""A source is slow where so many of its distances are longer than wanted, one behind the other."""
+"""A video source is slow where so many of its distances are longer than wanted, one behind the other."""
 _SLOWER = 1.1
 _LONGEST_GAP_SECONDS, _LONGEST_GAP_FRAMES = 2.0, 8
 
@@ -35,7 +35,7 @@ class ResampledFrame(Generic[Frame]):
     Attributes:
         pixels: the frame itself.
         seconds: when: the frame's own time, or, where it is repeated, the time at which it is shown again. Increasing.
-        frame_index: its position in the source, from 0.
+        frame_index: its position in the video source, from 0.
         is_repeated: it was given before.
         gap_seconds: how long nothing came before it, where that was too long to be filled; 0 otherwise.
     """
@@ -52,16 +52,16 @@ def resample(
     frame_seconds: float,
     *,
     longest_gap_seconds: float | None = None,
-    name: str = "the source",
+    name: str = "the video source",
 ) -> Iterator[ResampledFrame[Frame]]:
     """Frames `frame_seconds` apart, chosen by their times as they come; none is waited for.
 
     Turns come every `frame_seconds`, from the first frame's time on.
 
-    1. A frame takes its turn as soon as it is there, up to half of the source's distance early: so each turn has the
-       frame that is nearest to it. Frames between two turns are left out.
-    2. Where more than one turn is due, the frame before is repeated for all but the last. A source that is slower than
-       wanted all the time is named once in the log.
+    1. A frame takes its turn as soon as it is there, up to half of the video source's distance early: so each turn has
+       the frame that is nearest to it. Frames between two turns are left out.
+    2. Where more than one turn is due, the frame before is repeated for all but the last. A video source that is slower
+       than wanted all the time is named once in the log.
     3. Where nothing came for more than `longest_gap_seconds`, nothing is repeated: turns begin anew with the next
        frame, whose `gap_seconds` says so.
     4. Where the clock goes back, or gives more than 8 frames the same time, times continue at the usual distance, and
@@ -70,10 +70,11 @@ def resample(
        first of them counts.
 
     Args:
-        frames: in the order in which they are shown, each with its time in seconds; None where its source says none.
+        frames: in the order in which they are shown, each with its time in seconds; None where its video source says
+            none.
         frame_seconds: the wanted distance.
         longest_gap_seconds: by default that of `longest_gap`.
-        name: of the source, for the log.
+        name: of the video source, for the log.
 
     Raises:
         ConfigError: `frame_seconds` or `longest_gap_seconds` is not positive.
@@ -131,8 +132,8 @@ class SourceClock:
     """Increasing times of frames, from a clock that may go back, stand still or be missing for a while.
 
     Args:
-        name: of the source, for the log.
-        frame_seconds: the distance to continue at before the source has shown its own.
+        name: of the video source, for the log.
+        frame_seconds: the distance to continue at before the video source has shown its own.
 
     Example:
         >>> clock = SourceClock("camera", frame_seconds=0.5)
@@ -190,7 +191,7 @@ class SourceClock:
 
 
 class _Slowness:
-    """Tells once that a source is slower than wanted."""
+    """Tells once that a video source is slower than wanted."""
 
     def __init__(self, name: str, frame_seconds: float, longest_gap: float) -> None:
         self._name, self._frame_seconds, self._longest_gap, self._count = name, frame_seconds, longest_gap, 0
@@ -203,6 +204,6 @@ class _Slowness:
         if self._count > _TOLD_AFTER:
             logger.warning(
                 "%s: its frames are %.3g s apart, and the model was trained with one every %.3g s: they are repeated, "
-                "for up to %.3g s. A source with more frames a second shows the model what it knows.",
+                "for up to %.3g s. A video source with more frames a second shows the model what it knows.",
                 *(self._name, distance, self._frame_seconds, self._longest_gap),
             )

@@ -37,7 +37,7 @@ class Comparison:
         sign_test_p: how often a gap at least as large would come by chance, were both equally good (two-sided).
         resamples: draws of the bootstrap.
         seed: of the draws.
-        notes: what a reader has to know beside the numbers.
+        notes: what one has to know beside the numbers.
     """
 
     name_a: str
@@ -133,7 +133,7 @@ def compare(
         name_b: how to name B.
         resamples: draws of the bootstrap.
         seed: of the draws.
-        notes: what a reader has to know beside the numbers.
+        notes: what one has to know beside the numbers.
 
     Raises:
         ConfigError: no video is in both, a video stands twice in one, or they disagree on a video's label.

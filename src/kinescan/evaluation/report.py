@@ -181,7 +181,7 @@ def make_report(
         seed: of the run that trained the model.
         precision: that the model computed in.
         cost: what `count_cost` gave.
-        notes: what a reader has to know to read the numbers right.
+        notes: what one has to know to read the numbers right.
     """
     return Report(
         model=model,

@@ -47,7 +47,7 @@ class ReportFields:
         environment: hardware, versions, commit.
         seed: of the run that trained it; None when it is not known.
         precision: that the model computed in; empty where that is not known, as of an exported one.
-        notes: what a reader has to know to read the numbers right, a sentence or two each.
+        notes: what one has to know to read the numbers right, a sentence or two each.
         cost: parameters and MACs of one view; None leaves them out.
     """
 
@@ -142,7 +142,7 @@ def interval_lines(detection: Mapping[str, DetectionScores]) -> Iterator[str]:
 
 
 def note_lines(notes: Sequence[str]) -> Iterator[str]:
-    """What a reader has to know beside the numbers."""
+    """What one has to know beside the numbers."""
     for note in notes:
         yield f"\n**Note.** {escape_markdown(note)}"
 

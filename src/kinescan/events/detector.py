@@ -27,7 +27,7 @@ _GAP_RATIO = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened, [start, end) in seconds of the source's clock.
+    """Something that happened, [start, end) in seconds of the video source's clock.
 
     Attributes:
         id: names the event alone; the same when its start and when its end are told, also after a restart.
@@ -172,7 +172,7 @@ class EventDetector:
         return updates
 
     def finish(self, seconds: float | None = None) -> list[EventUpdate]:
-        """Ends every event where the source ends; the next frame begins anew.
+        """Ends every event where the video source ends; the next frame begins anew.
 
         Args:
             seconds: when the last frame's answer ends; by default at that frame's time. Later than a gap allows, or

@@ -120,7 +120,7 @@ class EventStream:
         return told
 
     def finish(self) -> list[Told]:
-        """Ends and tells what is open where the source has ended."""
+        """Ends and tells what is open where the video source has ended."""
         end = None if self._last is None else self._last["seconds"] + self._detector.frame_seconds
         told = self._told(self._detector.finish(end))
         self._last = None
@@ -142,7 +142,7 @@ class EventStream:
         self._teller.close(self._snapshot() if self._path is not None else None)
 
     def clock(self, seconds: float) -> float:
-        """The time of events for a time of the source, which may begin anew with a restart."""
+        """The time of events for a time of the video source, which may begin anew with a restart."""
         if self._offset_seconds is None:
             assert self._last is not None, "it is None only where a state told when the stream was left"
             self._offset_seconds = self._last["seconds"] + max(0.0, time.time() - self._last["time"]) - seconds
@@ -237,7 +237,7 @@ def stream_events(
         source: as for `stream`; frames need their times.
         rules: thresholds and times; None are those that are saved with the model, or the defaults (see `model_rules`).
         sinks: who else is told, each by a thread of its own, so that none holds the stream.
-        watch: is given every frame of the source with its time by the clock of the events, before the model.
+        watch: is given every frame of the video source with its time by the clock of the events, before the model.
         every: feed each `every`-th frame by count; None takes frames by their times, as `stream` does.
         device: where to compute.
         state: file to continue from where it is there. It is written before an event is told, so that after a kill the
@@ -250,13 +250,13 @@ def stream_events(
         reconnect: as for `stream`.
 
     Returns:
-        An iterator of records; closing it ends the stream. Events that are open end with the source; where the stream
-        is broken off, they stay open in `state`, and end at the last frame without one.
+        An iterator of records; closing it ends the stream. Events that are open end with the video source; where the
+        stream is broken off, they stay open in `state`, and end at the last frame without one.
 
     Raises:
         ConfigError: as for `stream`; the rules name a class that is not there, or frames come without times.
         CheckpointError: as for `stream`.
-        VideoError: the source cannot be read, or breaks off (while iterating).
+        VideoError: the video source cannot be read, or breaks off (while iterating).
         NonFiniteError: the model gives NaN or infinity (while iterating).
 
     Example:

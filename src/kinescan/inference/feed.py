@@ -1,4 +1,4 @@
-"""Frames of a source, read by a thread of its own: what waits for the model, and what is dropped where it is slow."""
+"""Frames of a video source, read by a thread of its own: what waits for the model, and what is dropped."""
 
 import logging
 import threading
@@ -14,8 +14,8 @@ from kinescan.runtime.quantities import percent
 logger = logging.getLogger(__name__)
 
 WhenBehind = Literal["wait", "newest"]
-"""What becomes of frames that come faster than the model takes them: they wait, and the source is held; or the newest
-one is taken."""
+"""What becomes of frames that come faster than the model takes them: they wait, and the video source is held; or the
+newest one is taken."""
 
 LATEST_SECONDS = 0.75
 """A frame that would be answered later than this after it came gives way to the newest one."""
@@ -49,18 +49,18 @@ class Fed:
 
 
 class Feed:
-    """Frames of one source in their turns, read by a thread of its own.
+    """Frames of one video source in their turns, read by a thread of its own.
 
-    Where nothing is dropped ("wait"), a few frames wait and the source is read no further. Else ("newest"), by this
-    rule: a frame whose answer would come more than 0.75 s after the frame, by the slowest of the last five answers,
-    gives way to the newest one, with all between them. They are counted; turns in between are not made up for.
+    Where nothing is dropped ("wait"), a few frames wait and the video source is read no further. Else ("newest"), by
+    this rule: a frame whose answer would come more than 0.75 s after the frame, by the slowest of the last five
+    answers, gives way to the newest one, with all between them. They are counted; turns in between are not made up for.
 
     When a frame came is known by its own time: of the last 10 s, that frame which came soonest by the wall's clock came
     without delay, and the others are measured by it. So frames that wait in a network's buffers are late, too.
 
     Args:
         turns: makes the iterator that the thread reads. It is closed by the thread.
-        name: of the source, for the log.
+        name: of the video source, for the log.
         when_behind: see above.
         changed: notified whenever there is something to take; several feeds can share one.
 
@@ -97,7 +97,7 @@ class Feed:
         """The next frame if one waits; never waits itself.
 
         Raises:
-            Exception: what reading the source raised, once nothing waits any more.
+            Exception: what reading the video source raised, once nothing waits any more.
         """
         with self._changed:
             now = time.monotonic()
@@ -154,7 +154,7 @@ class Feed:
         if self.num_dropped and not was_closed:
             total = self.num_taken + self.num_dropped
             logger.warning(
-                "%s: %d of %d frames (%s) were dropped to stay with the source",
+                "%s: %d of %d frames (%s) were dropped to stay with the video source",
                 *(self._name, self.num_dropped, total, percent(self.num_dropped / total)),
             )
 

@@ -58,7 +58,7 @@ class Recorded:
 
 
 class Live:
-    """A source that cannot be gone back in, as it comes; ends with it, with an error of it, or with Ctrl-C or SIGTERM.
+    """A video source that cannot be gone back in, as it comes; ends with it, with its error, or with Ctrl-C or SIGTERM.
 
     Attributes:
         name: for the report.
@@ -101,7 +101,7 @@ class Live:
                 for frame in self._video:
                     self._came = True
                     yield frame
-            # What a source sends may break a decoder in any way; hours of watching are not lost for it.
+            # What a video source sends may break a decoder in any way; hours of watching are not lost for it.
             except Exception as error:
                 if not self._came:
                     raise
@@ -111,7 +111,7 @@ class Live:
 
 
 class _Stop(threading.Event):
-    """Ends a wait for a source that is away once Ctrl-C or SIGTERM comes."""
+    """Ends a wait for a video source that is away once Ctrl-C or SIGTERM comes."""
 
     interruption: Interruption | None = None
 
@@ -169,7 +169,7 @@ def fit(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _sentence(error: Exception) -> str:
-    """What happened, ended by a full stop; the source's name before it is left out."""
+    """What happened, ended by a full stop; the video source's name before it is left out."""
     reason = error.reason if isinstance(error, VideoError) else str(error)
     kind = "" if isinstance(error, KinescanError) else f"{type(error).__name__}: "
     text = mask_urls(kind + (reason.strip() or "it ended"))

@@ -44,7 +44,7 @@ class StreamPrediction:
     """What the model says after a frame, in the light of all it has seen so far.
 
     Attributes:
-        frame_index: the frame's index in the source, from 0.
+        frame_index: the frame's index in the video source, from 0.
         seconds: its time, or, where a frame is repeated, that at which it is shown again; None for frames that came
             without one.
         labels: the best classes, first the best.
@@ -53,7 +53,7 @@ class StreamPrediction:
         camera: whose frame it is, where there are several.
         behind_seconds: how much later the prediction is than the frame would have come without delay; None where
             frames are not read by a thread of their own (see `kinescan.inference.feed`).
-        num_dropped: frames of the source dropped so far, to stay with it.
+        num_dropped: frames of the video source dropped so far, to stay with it.
     """
 
     frame_index: int
@@ -154,7 +154,7 @@ class StreamSession:
 
         Args:
             frame: uint8 [3, H, W], RGB, any size.
-            frame_index: its index in the source; by default how many frames were fed before.
+            frame_index: its index in the video source; by default how many frames were fed before.
             seconds: its time.
 
         Raises:
@@ -171,7 +171,7 @@ class StreamSession:
     def warm_up(self) -> None:
         """Runs the model on two blank frames that nobody sees: what it compiles at its first frames is compiled then.
 
-        A live source would go on meanwhile, and predictions would fall behind it from the start.
+        A live source would continue meanwhile, and predictions would fall behind it from the start.
         """
         size = self.model.preprocessing.size
         clip = self.prepare(torch.zeros(3, size, size, dtype=torch.uint8), 0)
@@ -242,7 +242,7 @@ class StreamSession:
         self.state = fitting_state(state, self._view)
 
     def restart(self) -> None:
-        """Forgets all that was seen, as for a source that begins anew."""
+        """Forgets all that was seen, as for a video source that begins anew."""
         self.state, self._seconds = PKS4State(), None
 
     def _elapsed(self, seconds: float | None, frame_index: int) -> float:
@@ -289,11 +289,11 @@ def stream(
     when_behind: WhenBehind = "wait",
     reconnect: Reconnect | None = None,
 ) -> Generator[StreamPrediction, None, None]:
-    """A prediction after each frame, at constant time and memory per frame, however long the source.
+    """A prediction after each frame, at constant time and memory per frame, however long the video source.
 
     Frames are taken by their times, as far apart as those of the training clips were (`model.frame_seconds`; see
-    `kinescan.data.resampling.resample`): the rate of the source does not matter, a slower one is repeated. The scores
-    are averaged over the last seconds, so that the label follows a change within the length of a training clip;
+    `kinescan.data.resampling.resample`): the rate of the video source does not matter, a slower one is repeated. The
+    scores are averaged over the last seconds, so that the label follows a change within the length of a training clip;
     `average="mean"` gives the logits that `model` gives for the clip of all frames up to each.
 
     Args:
@@ -307,14 +307,15 @@ def stream(
         top: how many classes a prediction names.
         device: where to compute; by default where the model is.
         state: where to continue from; None starts anew. A path is a file to continue from where it is there, and to
-            write every minute and when the iterator ends, however it ends: at the source's end, by an error, or closed.
+            write every minute and when the iterator ends, however it ends: at the video source's end, by an error, or
+            closed.
         allow_short: take what can be decoded of a cut or damaged file (see VideoReader).
         average: see `StreamSession`.
         average_seconds: see `StreamSession`.
         allow_code: see `StreamSession`.
         precision: see `StreamSession`.
-        when_behind: "newest" drops frames where predictions fall behind the source, and counts them; "wait" drops none
-            (see `kinescan.inference.feed.Feed`). Nothing is dropped of a file.
+        when_behind: "newest" drops frames where predictions fall behind the video source, and counts them; "wait" drops
+            none (see `kinescan.inference.feed.Feed`). Nothing is dropped of a file.
         reconnect: open a live source again after a break; None ends with it.
 
     Returns:
@@ -325,7 +326,7 @@ def stream(
             cannot be written to.
         CheckpointError: the state is that of another model, or `model` is a folder that holds no saved model; at the
             end, the state's file cannot be written.
-        VideoError: the source cannot be read, or breaks off (while iterating: from here on).
+        VideoError: the video source cannot be read, or breaks off (while iterating: from here on).
         ShapeError: a frame is not uint8 [3, H, W] (while iterating).
         NonFiniteError: the model gives NaN or infinity (while iterating).
 
@@ -426,11 +427,11 @@ def predictions_of(
         session: of the stream.
         frames: each alone or with its time.
         every: as for `stream`.
-        after_seconds: up to where the source was seen before.
-        name: of the source, for the log.
+        after_seconds: up to where the video source was seen before.
+        name: of the video source, for the log.
         when_behind: as for `stream`.
         left_time: see `turns_of`.
-        from_live: the source does not wait, so that the model is made ready before it is opened.
+        from_live: the video source does not wait, so that the model is made ready before it is opened.
     """
     if from_live:
         session.warm_up()

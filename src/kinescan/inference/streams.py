@@ -1,4 +1,4 @@
-"""Several sources in one process, through one model."""
+"""Several video sources in one process, through one model."""
 
 import logging
 import threading
@@ -31,7 +31,7 @@ _STATE_SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
-    """One of several sources.
+    """One of several video sources.
 
     Attributes:
         name: for records, the log and files; none has another's.
@@ -78,7 +78,7 @@ def stream_many(
 
     Args:
         model: as for `stream`; one for all.
-        cameras: the sources.
+        cameras: the video sources.
         top: how many classes a prediction names.
         device: where to compute.
         allow_code: see `StreamSession`.
@@ -296,7 +296,7 @@ class _Member:
         return prediction
 
     def finish(self) -> None:
-        """Ends events that are open where the source has ended in order."""
+        """Ends events that are open where the video source has ended in order."""
         if self._events is not None and self.error is None:
             self._events.finish()
 

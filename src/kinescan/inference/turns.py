@@ -1,4 +1,4 @@
-"""The frames of a source that a stream feeds to its model, each in its turn."""
+"""The frames of a video source that a stream feeds to its model, each in its turn."""
 
 import logging
 import time
@@ -39,9 +39,9 @@ class Turn(NamedTuple):
     """A frame that is to be fed.
 
     Attributes:
-        frame_index: its index in the source.
+        frame_index: its index in the video source.
         pixels: uint8 [3, H, W].
-        seconds: when, counted from the source's first frame; None where it came without a time.
+        seconds: when, counted from the video source's first frame; None where it came without a time.
         is_cut: the stream begins anew with it.
     """
 
@@ -57,7 +57,7 @@ def frames_of(
     allow_short: bool,
     reconnect: Reconnect | None = None,
 ) -> Iterable[Tensor | tuple[Tensor, float]]:
-    """The frames of a source, each alone or with its time in seconds; nothing is opened before the first.
+    """The frames of a video source, each alone or with its time in seconds; nothing is opened before the first.
 
     Times of frames that are decoded here are counted from the first one; those of an iterable stay as they are.
     """
@@ -96,7 +96,7 @@ def _spooled(source: Any, allow_short: bool, square_pixels: bool) -> Iterator[tu
 
 
 def from_first(frames: Iterable[tuple[Tensor, float]]) -> Generator[tuple[Tensor, float], None, None]:
-    """The frames with their times counted from the first one, wherever the clock of the source starts.
+    """The frames with their times counted from the first one, wherever the clock of the video source starts.
 
     Example:
         >>> [seconds for _, seconds in from_first([(torch.zeros(3, 2, 2), 1.5), (torch.zeros(3, 2, 2), 1.75)])]
@@ -138,7 +138,7 @@ def turns_of(
         model: that is fed.
         frames: each alone or with its time.
         every: as for `stream`.
-        name: of the source, for the log.
+        name: of the video source, for the log.
         after_seconds: frames up to there were fed before, and are left out.
         left_time: when an earlier program took the last frame of this live source, by `time.time()`. After a longer
             pause than `kinescan.data.resampling.longest_gap` the model begins anew, as it does within a stream.
@@ -153,7 +153,7 @@ def turns_of(
 
 
 def _behind_pause(turn: Turn, seconds: float, model: CausalModel, name: str) -> Turn:
-    """The first turn after a restart, which is a cut where the source was left for too long."""
+    """The first turn after a restart, which is a cut where the video source was left for too long."""
     assert model.frame_seconds is not None, "the caller has looked"
     if seconds <= longest_gap(model.frame_seconds):
         return turn

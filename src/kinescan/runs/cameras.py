@@ -1,4 +1,4 @@
-"""Several sources, named by a file: `kinescan stream cameras.toml`."""
+"""Several video sources, named by a file: `kinescan stream cameras.toml`."""
 
 import re
 from collections.abc import Generator, Mapping, Sequence
@@ -71,7 +71,7 @@ class CameraEntry:
 
 
 def is_cameras(source: str | Path) -> bool:
-    """Whether a source names others: a file that ends in .toml."""
+    """Whether a video source names others: a file that ends in .toml."""
     return Path(source).suffix.lower() == ".toml"
 
 

@@ -44,13 +44,13 @@ def check(
         test: the same for evaluation; by default the published test part, where there is one.
         reader: how they are laid out, as `data.reader`.
         split: of a published data set, as `data.split`.
-        overrides: "dotted.key=value" each, for a recipe; of other sources, those of `data`.
+        overrides: "dotted.key=value" each, for a recipe; of other label sources, those of `data`.
         num_workers: processes that read files; by default as many as there are cores.
         decode: decode every frame; otherwise damage inside of files does not show.
         output: folder for check.json and check.txt.
 
     Raises:
-        ConfigError: a source cannot be understood, or the output cannot be written.
+        ConfigError: a label source cannot be understood, or the output cannot be written.
     """
     data = data_config(source, overrides, test=test, reader=reader, split=split)
     folder = None if output is None else prepare_output(output)

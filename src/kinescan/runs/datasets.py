@@ -89,8 +89,8 @@ def read_videos(config: RunConfig, *, announced: bool = True) -> Division[VideoI
         announced: log how many there are.
 
     Raises:
-        ConfigError: there are too few classes, videos or groups, a source cannot be read, rows of labels are wrong,
-            test videos have unknown classes, nothing can be held out, or videos or groups are on two sides.
+        ConfigError: there are too few classes, videos or groups, a label source cannot be read, rows of labels are
+            wrong, test videos have unknown classes, nothing can be held out, or videos or groups are on two sides.
     """
     if not config.data.train:
         raise ConfigError("data.train is not set. Name a folder with one folder of videos per class, or a csv.")
@@ -117,7 +117,7 @@ class _Source(Protocol[V]):
     """One kind of labels."""
 
     held_out_name: str | None
-    """What the part is called that the source itself holds out."""
+    """What the part is called that the label source itself holds out."""
 
     def train(self) -> tuple[list[V], tuple[str, ...]]:
         """Videos to train on, and their classes."""

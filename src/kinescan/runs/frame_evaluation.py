@@ -201,7 +201,7 @@ def _is_enough(found: AnsweredVideos, all_videos: Sequence[IntervalVideo]) -> bo
 
 
 def rules_notes(chosen: ChosenRules) -> Iterator[str]:
-    """What a reader has to know of thresholds."""
+    """What one has to know of thresholds."""
     if chosen.silent:
         yield (
             f"No threshold makes half of the alarms right for {_names(chosen.silent)} on the videos that thresholds "
@@ -264,7 +264,7 @@ def report_frames(
 
 
 def looks_ahead(model: VideoClassifier) -> Iterator[str]:
-    """What a reader has to know of the delays of a model whose answer for a frame depends on later ones."""
+    """What one has to know of the delays of a model whose answer for a frame depends on later ones."""
     config = model.config
     mixes = getattr(config, "has_module", True) or getattr(config, "class_token_route", "none") != "none"
     if getattr(config, "causal", False) or not mixes:

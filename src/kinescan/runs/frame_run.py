@@ -240,7 +240,7 @@ def frame_report(
         scores: on the held-out videos.
         division: videos to choose thresholds on.
         data: what the held-out videos are called.
-        notes: what a reader has to know.
+        notes: what one has to know.
         processes: that share the videos.
     """
     model = from_pretrained(folder).to(processes.device)

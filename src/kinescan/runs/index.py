@@ -66,7 +66,7 @@ def index(
         num_workers: processes that read files; by default as many as there are cores.
 
     Raises:
-        ConfigError: the source cannot be understood, or tables are turned off.
+        ConfigError: the label source cannot be understood, or tables are turned off.
     """
     cache, started = default_cache(), time.monotonic()
     if cache is None:

@@ -50,7 +50,7 @@ def stream_source(
     Raises:
         ConfigError: no model was given, no such device, or a setting is wrong; see `kinescan.inference.stream.stream`.
         CheckpointError: the model or the state cannot be read.
-        VideoError: the source cannot be read.
+        VideoError: the video source cannot be read.
     """
     settings, others = stream_settings(overrides)
     reconnect, others = reconnect_settings(others)
@@ -133,7 +133,7 @@ def stream_source_events(
     Raises:
         ConfigError: no model was given, no such device, or a setting is wrong; thresholds are those of another model.
         CheckpointError: the model or the state cannot be read.
-        VideoError: the source cannot be read.
+        VideoError: the video source cannot be read.
     """
     settings, others = stream_settings(overrides)
     reconnect, others = reconnect_settings(others)

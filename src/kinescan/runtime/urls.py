@@ -26,7 +26,7 @@ _LONGEST_PUNCTUATION = 2
 
 
 def is_url(source: str | Path) -> bool:
-    """Whether a source begins like a URL ("rtsp://..."), and not merely with a name that has a colon."""
+    """Whether a video source begins like a URL ("rtsp://..."), and not merely with a name that has a colon."""
     return isinstance(source, str) and _URL.match(source) is not None
 
 
@@ -46,7 +46,7 @@ def refuse_url(source: str | Path, what: str, *, error: Callable[[str], Exceptio
 
 
 def mask_url(source: str | Path) -> str:
-    """The source as it may be shown or written: a URL without user, password, other secrets that it may carry.
+    """The video source as it may be shown or written: a URL without user, password, other secrets that it may carry.
 
     Masked are: user and password; every value of the query, and what has no name there; the fragment; values
     behind "=" in the path; the stream's key of RTMP. Scheme, host, port, path and the names of the query stay.

@@ -1,12 +1,15 @@
 """What the rows of a study cost, counted without data, weights or a GPU: parameters, FLOPs, training, memory."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 from kinescan.config import RunConfig, build_run, flat_settings
+from kinescan.models.classifier import VideoClassifier
 from kinescan.models.zoo import create_model
 from kinescan.profiling.cost import FLOPS_PER_MAC, Macs, count_cost, training_flops
 from kinescan.profiling.step_memory import StepMemory, count_step_memory
@@ -130,25 +133,36 @@ def row_config(study: Study, row: Row) -> RunConfig:
 
 def _cost(row: str, config: RunConfig, paper: PaperTable, *, memory: bool) -> RowCost:
     frames, size, views = config.preprocessing.num_frames, config.preprocessing.size, config.views()
-    with torch.device("meta"):
-        options = {"image_size": size, **config.model.options}
-        model = create_model(config.model.name, num_classes=paper.num_classes, **options)
+    options = json.dumps({"image_size": size, **config.model.options}, sort_keys=True)
+    num_parameters, macs = _counted(config.model.name, paper.num_classes, options, views.frames)
     step = None
     if memory:
-        batch = config.loader.batch_size
-        step = count_step_memory(model, num_clips=batch, num_frames=frames, image_size=size)
+        model = _without_weights(config.model.name, paper.num_classes, options)
+        step = count_step_memory(model, num_clips=config.loader.batch_size, num_frames=frames, image_size=size)
     return RowCost(
         row=row,
         model=config.model.name,
-        num_parameters=model.num_parameters,
+        num_parameters=num_parameters,
         views=str(views),
         num_views=views.num_views,
-        macs=count_cost(model, num_frames=views.frames).macs,
+        macs=macs,
         num_clips=paper.num_clips,
         num_epochs=config.optim.epochs,
         batch_size=config.loader.batch_size,
         memory=step,
     )
+
+
+def _without_weights(model: str, num_classes: int, options: str) -> VideoClassifier:
+    with torch.device("meta"):
+        return create_model(model, num_classes=num_classes, **json.loads(options))
+
+
+@lru_cache(maxsize=64)
+def _counted(model: str, num_classes: int, options: str, num_frames: int) -> tuple[int, Macs]:
+    """Parameters and MACs of a view; kept, since the tables share many of their rows. `options` are JSON."""
+    built = _without_weights(model, num_classes, options)
+    return built.num_parameters, count_cost(built, num_frames=num_frames).macs
 
 
 def compare_costs(costs: tuple[RowCost, ...], paper: PaperTable) -> Iterator[Compared]:

@@ -55,7 +55,7 @@ class PaperTable:
         num_classes: of its data set.
         num_clips: training videos of its data set.
         rows: those that are the paper's own, by name.
-        note: what a reader has to know of the paper's numbers.
+        note: what one has to know of the paper's numbers.
     """
 
     title: str

@@ -53,7 +53,7 @@ class StudyResult:
         runs: those that are done, in the study's order.
         num_planned: how many runs the study has.
         failed: title of a run -> why it is not done, where something went wrong.
-        notes: what a reader has to know beside the numbers.
+        notes: what one has to know beside the numbers.
     """
 
     study: Study

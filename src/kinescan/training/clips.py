@@ -7,9 +7,9 @@ from kinescan.data.loader import Batch
 
 
 class ClipSource(Protocol):
-    """Training clips in batches, in an order that depends on the epoch (and the source's seed) only.
+    """Training clips in batches, in an order that depends on the epoch (and the clip source's seed) only.
 
-    Of several processes, each has a source of its own: as many batches as the others, and its part of each.
+    Of several processes, each has a clip source of its own: as many batches as the others, and its part of each.
     """
 
     @property
@@ -33,7 +33,7 @@ class ClipSource(Protocol):
 
 @runtime_checkable
 class StoredClips(Protocol):
-    """What a source of clips may know of the files behind them; with it, an outage of the storage ends a run."""
+    """What a clip source may know of the files behind them; with it, an outage of the storage ends a run."""
 
     @property
     def num_items(self) -> int:

@@ -18,7 +18,7 @@ class OutageWatch:
     """Looks at every batch with unreadable videos; knows which files were there when the run began.
 
     Args:
-        clips: the source; nothing is watched where it does not know its files.
+        clips: the clip source; nothing is watched where it does not know its files.
         processes: that train together; all call every method.
         absent: items whose files were not there when the run began; None looks now.
 

@@ -1,4 +1,4 @@
-"""What a reader of an annotation tool's export gives."""
+"""What a label reader of an annotation tool's export gives."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -99,7 +99,7 @@ def find_format(file: Path, name: str = "auto") -> str:
 
 
 def export_files(source: Path, name: str = "auto") -> list[tuple[Path, str]]:
-    """The files of a source with their formats: the file itself, or those in a folder that are of some format.
+    """The files of a label source with their formats: the file itself, or those in a folder that are of some format.
 
     Raises:
         ConfigError: nothing is there, or a folder holds none, or files of several formats.

@@ -1,4 +1,4 @@
-"""What a reader of intervals gives, before the videos themselves are looked at."""
+"""What a label reader of intervals gives, before the videos themselves are looked at."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ class AnnotatedVideo:
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a reader of intervals found.
+    """What a label reader of intervals found.
 
     Attributes:
         videos: with their labels, in the order of the data set.

@@ -1,4 +1,4 @@
-"""What a reader is asked for, and what it gives."""
+"""What a label reader is asked for, and what it gives."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class LabelledVideo:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a reader found.
+    """What a label reader found.
 
     Attributes:
         videos: labelled, in the order of the data set.

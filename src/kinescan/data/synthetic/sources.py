@@ -57,7 +57,7 @@ def find_sources(
     Args:
         folder: searched with the folders below.
         needed: how many files of each part can be of use; no more are looked at.
-        test_ratio: share of the sources that go to test.
+        test_ratio: fraction of the source files that go to test.
         seed: of the order in which files are taken.
         workers: files looked at at a time.
 

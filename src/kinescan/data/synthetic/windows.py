@@ -39,8 +39,8 @@ class WindowConfig(HarderConfig):
     Attributes:
         source: folder with videos and pictures, in it or in folders below.
         pairs: which of "horizontal", "vertical", "turning", "scaling"; each gives two classes.
-        test_ratio: share of the sources that test clips are cut from; where the folder has parts (train beside test or
-            val), those count and not this.
+        test_ratio: fraction of the source files that test clips are cut from; where the folder has parts (train beside
+            test or val), those count and not this.
         clip_speed: how fast videos play under the window; at 0 each clip shows one frame of them.
     """
 
@@ -66,7 +66,7 @@ def make_windows(folder: str | Path, config: WindowConfig) -> SyntheticReport:
     of its mate backwards, every frame compressed by itself; so the frames of the two are the same and only their order
     differs: what averages over frames is right in exactly half of the cases within a pair. Videos play under the
     window: things in them move, too, and that means nothing, since each class has every video as often backwards as
-    forwards. Training and test clips have no source in common; files of the same pictures count as one.
+    forwards. Training and test clips have no source file in common; files of the same pictures count as one.
 
     Args:
         folder: where to; made if missing.
@@ -76,14 +76,14 @@ def make_windows(folder: str | Path, config: WindowConfig) -> SyntheticReport:
         What was made, from which files, and which were left out.
 
     Raises:
-        ConfigError: the folder is not empty (see `overwrite`), cannot be written or lies in that of the sources, or
-            there are too few sources.
-        VideoError: a source cannot be read any more.
+        ConfigError: the folder is not empty (see `overwrite`), cannot be written or lies in that of the source files,
+            or there are too few of them.
+        VideoError: a source file cannot be read any more.
     """
     target, source = Path(folder).resolve(), Path(config.source).resolve()
     if target == source or source in target.parents:
         raise ConfigError(
-            f"{folder} lies in the folder of the sources, {config.source}, and would be one of them next time. Name "
+            f"{folder} lies in the folder of the source files, {config.source}, and would be one of them later. Name "
             "another folder."
         )
     require_free(Path(folder), config.overwrite)
@@ -114,7 +114,7 @@ def render_window(config: WindowConfig, sources: Sources, split: Split, pair: st
         [T, 3, frame_size, frame_size], uint8; the same for the same arguments and files.
 
     Raises:
-        VideoError: the source cannot be read any more.
+        VideoError: the source file cannot be read any more.
     """
     key = (config.seed, int(split == "test"), list(MOTION_PAIRS).index(pair), index)
     extras = Extras(key, config, split)

@@ -5,27 +5,27 @@ import logging
 logger = logging.getLogger(__name__)
 
 _LONGEST_GAP_SECONDS = 10.0
-"""Between two frames, where the wall's clock saw less: more is a jump of the source's clock, as ffmpeg has it, too."""
+"""Between two frames, where the wall's clock saw less: more is a jump of the video source's clock, as in ffmpeg."""
 _JITTER_FRAMES = 2.5
 _STALLED_FRAMES = 8
 _TINY_SECONDS = 1e-4
 
 
 class LiveClock:
-    """Increasing times for the frames of a source that is read as it comes.
+    """Increasing times for the frames of a video source that is read as it comes.
 
-    The source's own clock is followed as far as it can be true. It is anchored anew where it runs back, stands still,
-    or is ahead by more than the wall's clock allows: then the next frame follows the one before after the time that
-    was waited for it, at least one frame's. The first such gap is said.
+    The video source's own clock is followed as far as it can be true. It is anchored anew where it runs back, stands
+    still, or is ahead by more than the wall's clock allows: then the next frame follows the one before after the time
+    that was waited for it, at least one frame's. The first such gap is said.
 
     Args:
         source: its name for messages.
-        frame_seconds: from frame to frame, as the source names it; None where it does not.
-        by_arrival: the source has no clock (raw H.264, MJPEG over HTTP: FFmpeg invents 25 frames a second for them), so
-            that frames are timed as they come.
+        frame_seconds: from frame to frame, as the video source names it; None where it does not.
+        by_arrival: the video source has no clock (raw H.264, MJPEG over HTTP: FFmpeg invents 25 frames a second for
+            them), so that frames are timed as they come.
 
     Attributes:
-        num_jumps: how often the source's clock was anchored anew.
+        num_jumps: how often the video source's clock was anchored anew.
 
     Example:
         >>> clock = LiveClock("camera", frame_seconds=0.5, by_arrival=False)
@@ -49,7 +49,7 @@ class LiveClock:
         """The time of the next frame.
 
         Args:
-            raw: by the source's clock, in seconds; None where it gave none.
+            raw: by the video source's clock, in seconds; None where it gave none.
             now: by the wall's clock, when the frame came.
             waited: for this frame, in seconds; the time in which the frame before was used is not a part of it.
         """

@@ -30,7 +30,7 @@ from kinescan.shapes import Pixels
 logger = logging.getLogger(__name__)
 
 _BEHIND_SECONDS = 2.0
-"""Lag behind the source's clock that is worth a line in the log."""
+"""Lag behind the video source's clock that is worth a line in the log."""
 _WAITED_SECONDS = 0.05
 _SLACK_SECONDS = 1e-6
 _MAX_PACKETS_IN_DECODER = 256
@@ -41,7 +41,7 @@ _MP4_ADVICE = (
 
 
 def is_live(source: str | Path) -> bool:
-    """Whether a source can only be read once, from its start to its end: "-", a URL, a named pipe or a device."""
+    """Whether a video source can only be read once, from its start to its end: "-", a URL, a named pipe or a device."""
     if str(source) == STANDARD_INPUT or is_url(source):
         return True
     try:
@@ -61,17 +61,19 @@ def refuse_terminal(source: str | Path) -> None:
 
 
 class LiveVideo:
-    """Frames of a source that cannot be gone back in, decoded as they come: each once, in order, upright.
+    """Frames of a video source that cannot be gone back in, decoded as they come: each once, in order, upright.
 
     Nothing is kept and no frame waits for a later one, but for those that the codec itself reorders. Where
     container or codec notice that data was lost, frames are left out from there to the next key frame, and so are those
-    before the first one where a source is joined on its way. They are counted and logged. MPEG-TS numbers its packets,
-    so that losses are noticed; of what RTP loses by UDP, some shows as garbage in frames that FFmpeg calls sound.
+    before the first one where a video source is joined on its way. They are counted and logged. MPEG-TS numbers its
+    packets, so that losses are noticed; of what RTP loses by UDP, some shows as garbage in frames that FFmpeg calls
+    sound.
 
     Args:
         source: "-" for standard input, a URL that FFmpeg can read (rtsp://, http://, tcp://, udp://, ...), or a named
             pipe.
-        timeout_seconds: how long to wait for the source to open, for data to arrive, and for the first whole frame.
+        timeout_seconds: how long to wait for the video source to open, for data to arrive, and for the first whole
+            frame.
         limits: on the size of frames.
         square_pixels: stretch frames whose pixels are not square, as a player does (see VideoReader).
         shown: what earlier connections to a live playlist have shown, which is left out now.
@@ -84,8 +86,8 @@ class LiveVideo:
 
     Raises:
         ConfigError: timeout_seconds is not positive, or standard input is a terminal.
-        VideoError: the source cannot be opened or holds no video. Iteration raises it where the source breaks off or
-            falls silent, or gives no whole frame.
+        VideoError: the video source cannot be opened or holds no video. Iteration raises it where the video source
+            breaks off or falls silent, or gives no whole frame.
 
     Example:
         >>> import tempfile
@@ -153,7 +155,7 @@ class LiveVideo:
         return self._pipe is not None or self._is_recording
 
     def close(self) -> None:
-        """Closes the source; a second call does nothing."""
+        """Closes the video source; a second call does nothing."""
         self._container.close()
         if self._pipe is not None:
             self._pipe.close()
@@ -161,10 +163,10 @@ class LiveVideo:
             self._file.close()
 
     def __iter__(self) -> Iterator[tuple[Pixels, float]]:
-        """Frame after frame ([3, H, W], uint8) with its time in seconds, by the source's own clock.
+        """Frame after frame ([3, H, W], uint8) with its time in seconds, by the video source's own clock.
 
         Times increase. Where that clock jumps, forward or back, as when a camera starts anew, times continue from
-        there, and it is said once; frames of a source without a clock are timed as they come (see `LiveClock`).
+        there, and it is said once; frames of a video source without a clock are timed as they come (see `LiveClock`).
         """
         reformatter, lag, clock = VideoReformatter(), _Lag(self.source), self._clock()
         frames = self._whole_frames()
@@ -188,7 +190,7 @@ class LiveVideo:
                 )
             if self.num_refused:
                 logger.warning(
-                    "%s: %d packet(s) could not be decoded: damaged, before a key frame, or of a codec that the source "
+                    "%s: %d packet(s) could not be decoded: damaged, before a key frame, or of a codec that the video "
                     "has gone over to, in which case it has to be opened anew",
                     *(self.source, self.num_refused),
                 )
@@ -216,7 +218,7 @@ class LiveVideo:
         return LiveClock(self.source, frame_seconds=frame_seconds, by_arrival=not has_clock and not is_recording)
 
     def _whole_frames(self) -> Iterator[tuple[av.VideoFrame, float | None, float]]:
-        """Frames with their times by the source's clock, and by the wall's when they came.
+        """Frames with their times by the video source's clock, and by the wall's when they came.
 
         Packets are known by their ordinals, which the decoder hands on to the frames.
         """
@@ -259,7 +261,7 @@ class LiveVideo:
                 del times[next(iter(times))]
 
     def _follow(self, before: str, now: str) -> av.VideoCodecContext:
-        """A decoder for the codec that a source has gone over to."""
+        """A decoder for the codec that a video source has gone over to."""
         logger.warning("%s: its codec changes from %s to %s; frames continue from there", self.source, before, now)
         return new_decoder(now, self._limits.decoder_options)
 
@@ -316,7 +318,7 @@ class LiveVideo:
                 if self._ends_openly():
                     return
                 is_mp4 = not self.num_frames and "mp4" in self._container.format.name
-                advice = _MP4_ADVICE if is_mp4 else "Check the source and the connection to it."
+                advice = _MP4_ADVICE if is_mp4 else "Check the video source and the connection to it."
                 raise VideoError(
                     self.source, f"broke off after {self.num_frames} frames: {self._words(error)}. {advice}"
                 ) from self._cause(error)
@@ -349,7 +351,7 @@ class LiveVideo:
             raise VideoError(
                 self.source,
                 f"data came for {waited_seconds:.1f} s without a whole frame: {self.num_left_out} were damaged or had"
-                " no key frame before them. Check the connection, or let the source send key frames more often.",
+                " no key frame before them. Check the connection, or let the video source send key frames more often.",
             )
 
     def _open(self, source: str) -> av.container.InputContainer:
@@ -456,7 +458,7 @@ class _Damage:
 
 
 class _Lag:
-    """Tells once that frames are used more slowly than the source shows them."""
+    """Tells once that frames are used more slowly than the video source shows them."""
 
     def __init__(self, source: str) -> None:
         self._source = source

@@ -18,7 +18,7 @@ from kinescan.shapes import Pixels
 logger = logging.getLogger(__name__)
 
 _STEADY_SECONDS = 10.0
-"""A source that has given frames for so long is back: the next break is a new one."""
+"""A video source that has given frames for so long is back: the next break is a new one."""
 _LEAST_STEP_SECONDS = 1e-3
 
 
@@ -30,7 +30,7 @@ class Reconnect:
         limit_seconds: how long it may be away before it is given up; 0 never opens it again.
         first_wait_seconds: from the break to the first try; each next wait is twice as long.
         longest_wait_seconds: between two tries.
-        silence_seconds: a source that gives no data, or no whole frame, for so long has broken off.
+        silence_seconds: a video source that gives no data, or no whole frame, for so long has broken off.
     """
 
     limit_seconds: float = 60.0
@@ -50,7 +50,7 @@ class Reconnect:
 
 @dataclass(frozen=True, kw_only=True)
 class Outage:
-    """A source that is away.
+    """A video source that is away.
 
     Attributes:
         seconds: since the break; since the first try, where it was never there.
@@ -66,26 +66,26 @@ class Outage:
 class ReconnectingVideo:
     """Frames of a live source, which is opened again when it breaks off; times continue by the wall's clock.
 
-    A pipe, and a source that says how long it is (a recording behind an address), end once, or break off with an
-    error, as for `LiveVideo`. Every other end is a break, as is an error or silence. After a break, the source is tried
-    again after 1, 2, 4, ... seconds, with a line in the log each. The first frame after it follows the last one before
-    it after the time that has passed by the wall's clock, whatever the source's own clock says now. Times are counted
-    from the very first frame.
+    A pipe, and a video source that says how long it is (a recording behind an address), end once, or break off with an
+    error, as for `LiveVideo`. Every other end is a break, as is an error or silence. After a break, the video source is
+    tried again after 1, 2, 4, ... seconds, with a line in the log each. The first frame after it follows the last one
+    before it after the time that has passed by the wall's clock, whatever the video source's own clock says now. Times
+    are counted from the very first frame.
 
     Args:
         source: as for `LiveVideo`.
         reconnect: waits and limits.
         square_pixels: as for `LiveVideo`.
-        name: of the source, for the log; by default its address without secrets.
+        name: of the video source, for the log; by default its address without secrets.
         stop: set by another thread, ends a wait, and the frames.
-        gives_up: is asked at every break and every failed try; by default a source that cannot be opened at the start
-            is an error, and one that is away for longer than the limit has ended.
+        gives_up: is asked at every break and every failed try; by default a video source that cannot be opened at the
+            start is an error, and one that is away for longer than the limit has ended.
 
     Attributes:
         num_reconnects: how often it came back.
 
     Raises:
-        ConfigError: the source's address is none that is read (while iterating).
+        ConfigError: the video source's address is none that is read (while iterating).
         VideoError: it is given up (while iterating); not where it had ended in order.
     """
 
@@ -110,7 +110,7 @@ class ReconnectingVideo:
         self._away_since: float | None = None
         self._back_since: float | None = None
         self._num_tries = 0
-        # an ordered end is no error, even if the source never comes back
+        # an ordered end is no error, even if the video source never comes back
         self._ended_in_order = False
 
     def __iter__(self) -> Iterator[tuple[Pixels, float]]:

@@ -33,8 +33,8 @@ class Continuity:
 
     Args:
         stream_id: the stream's number in the transport stream (PID).
-        read: gives up to so many bytes from an offset on, where the source can be looked at anywhere; None where bytes
-            are given as they come, by `feed`.
+        read: gives up to so many bytes from an offset on, where the video source can be looked at anywhere; None where
+            bytes are given as they come, by `feed`.
 
     Example:
         >>> first = bytes([0x47, 0x41, 0x00, 0x30, 183]) + bytes(183)

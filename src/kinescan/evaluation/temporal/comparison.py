@@ -97,7 +97,7 @@ class TemporalComparison:
         confidence: how often such an interval would hold the difference, were other videos sampled.
         resamples: of the bootstrap.
         seed: of the bootstrap.
-        notes: what a reader has to know beside the numbers.
+        notes: what one has to know beside the numbers.
     """
 
     name_a: str
@@ -184,7 +184,7 @@ def compare_answers(
         b: what B said.
         count: resamples of the bootstrap.
         seed: of the bootstrap.
-        notes: what a reader has to know beside the numbers.
+        notes: what one has to know beside the numbers.
 
     Raises:
         ConfigError: no video is in both, or they disagree on what is true of one.

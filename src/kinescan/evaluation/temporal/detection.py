@@ -59,8 +59,8 @@ def detection_map(
         ConfigError: no threshold, or one outside of (0, 1].
 
     Source: Caba Heilbron et al., ActivityNet (CVPR 2015); Evaluation/eval_detection.py of activitynet/ActivityNet.
-    Differs: equal scores are taken in their order, where the source's order depends on the machine; a label that is
-        never true is ignored and named, where the source raises.
+    Differs: equal scores are taken in their order, where the published code's order depends on the machine; a label
+        that is never true is ignored and named, where the published code raises.
 
     Example:
         >>> truth = [Interval(video_id="a", label="fall", start_seconds=2.0, end_seconds=4.0)]

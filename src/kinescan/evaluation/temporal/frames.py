@@ -56,8 +56,8 @@ def frame_map(
         ConfigError: a label is named twice, or background or ambiguous is none of them.
 
     Source: De Geest et al., Online Action Detection (ECCV 2016); the published code of LSTR, TeSTra and MiniROAD.
-    Differs: in the calibrated form equal scores count in the order of the frames, where the source's order depends on
-        the machine.
+    Differs: in the calibrated form equal scores count in the order of the frames, where the published code's order
+        depends on the machine.
 
     Example:
         >>> truth = [[1, 0], [0, 1], [0, 1], [1, 0]]

@@ -46,7 +46,7 @@ class ResultsReport:
         detection: name of the thresholds -> mAP over tIoU.
         starts: point-level mAP of starts.
         environment: hardware, versions, commit.
-        notes: what a reader has to know to read the numbers right.
+        notes: what one has to know to read the numbers right.
     """
 
     results: str
@@ -151,7 +151,7 @@ def score_results(
         detections: video id -> what was found in it.
         results: what the detections are called.
         data: what the truth is called.
-        notes: what a reader has to know beside the numbers.
+        notes: what one has to know beside the numbers.
 
     Raises:
         ConfigError: there is no true interval, or no video is in both.

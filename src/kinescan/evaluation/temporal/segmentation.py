@@ -51,8 +51,8 @@ def segmentation_scores(
         ConfigError: a video is missing or has another number of frames.
 
     Source: Lea et al., Temporal Convolutional Networks (CVPR 2017); Farha and Gall, MS-TCN (CVPR 2019), eval.py.
-    Differs: predictions of another length than the truth are refused, where the source compares as far as both go.
-        The edit score of a video without segments on both sides is 100, where the source divides 0 by 0.
+    Differs: predictions of another length than the truth are refused, where the published code compares as far as both
+        go. The edit score of a video without segments on both sides is 100, where the published code divides 0 by 0.
 
     Example:
         >>> scores = segmentation_scores({"a": ["up"] * 4 + ["down"] * 4}, {"a": ["up"] * 6 + ["down"] * 2})

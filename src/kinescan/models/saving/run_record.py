@@ -26,7 +26,7 @@ class ReportedScore:
         top5: fraction of videos whose class is among the best `top5_classes`.
         top5_classes: 5, or the number of classes.
         calibration_error: expected calibration error.
-        notes: what a reader has to know.
+        notes: what one has to know.
     """
 
     data: str

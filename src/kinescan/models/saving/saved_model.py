@@ -227,7 +227,7 @@ def _base(path: Path, recorded: Any) -> dict[str, Any] | None:
         isinstance(recorded, dict) and all(isinstance(recorded.get(key), str) and recorded[key] for key in kept)
     ):
         raise CheckpointError(
-            f"{path}: base must have a source and a sha256, both text. It is damaged; save or fetch the model again."
+            f"{path}: base must have the keys source and sha256, both text. It is damaged; save or fetch it again."
         )
     return recorded
 
