@@ -19,7 +19,7 @@ FORBIDDEN = {
     r"\bbelieved\b": "calibrated, trusted",
     r"\bthere is no (such )?(reader|model|benchmark|kind|question)\b": "unknown ..., no ... was given",
     r"\bframes? to come\b": "future frames",
-    r"\b([Tt]he|[Aa]|[Ee]ach|[Ee]very|[Aa]ny|[Oo]ne|other|same) sources?\b(?! (code|files?)\b)": "video source, label ...",
+    r"\b([Tt]he|[Aa]|[Ee]ach|[Ee]very|[Aa]ny|[Oo]ne|other|same) sources?\b(?! (code|file))": "video source",
     r"\b([Tt]he|[Aa]|[Ee]ach|[Ee]very|[Aa]ny|other) readers?\b": "label reader, video reader",
     r"\bdetailed cache\b": "full KV cache",
     r"\b(a|the|its|about|same|mean) shares? of\b": "fraction of",

@@ -244,7 +244,7 @@ def named(path: Path, name: str) -> Iterator[None]:
 def _reader(
     path: Path, name: str, limits: Limits | None, allow_short: bool, square_pixels: bool
 ) -> Iterator[VideoReader]:
-    """A reader of a file whose own name means nothing to the caller."""
+    """A video reader of a file whose own name means nothing to the caller."""
     with (
         named(path, name),
         VideoReader(path, limits=limits, allow_short=allow_short, square_pixels=square_pixels) as reader,

@@ -6,7 +6,7 @@ from collections import deque
 import av
 
 _MOST_PACKETS = 10_000
-"""Kept of a source: more than a playlist names."""
+"""Kept of a video source: more than a playlist names."""
 
 
 class ShownPackets:
