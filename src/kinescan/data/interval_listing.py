@@ -23,6 +23,8 @@ BACKGROUND = "background"
 _THREADS = 8
 _TOUCH_SECONDS = 0.01
 """Intervals that overlap by less were rounded: the first one is cut."""
+_LEAST_MILLISECONDS = 100
+"""Of an interval whose numbers may be milliseconds."""
 _SLACK_SECONDS = 0.25
 """How far an interval may reach beyond its video: players show a length that was rounded, or that of the sound."""
 _FRAMES_SHARE = 0.05
@@ -216,7 +218,7 @@ class _Placing:
             return ""
         if span.end <= count + 1:
             return f" It has {count} frames: times look like frame numbers; divide them by {count / seconds:.4g}."
-        if span.end <= 1000 * (self._clock.end + 1):
+        if span.end <= 1000 * (self._clock.end + 1) and span.end - span.start >= _LEAST_MILLISECONDS:
             return " Times look like milliseconds; divide them by 1000."
         return ""
 

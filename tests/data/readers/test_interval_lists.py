@@ -97,6 +97,15 @@ def test_a_row_without_label_says_that_nothing_happens(read: Callable[..., Inter
         assert table.videos[0].path == folder / "sub/b, c.mp4"
 
 
+@pytest.mark.parametrize(("end", "hinted"), [(4, False), (28, True), (99, False), (2900, True)])
+def test_an_interval_that_is_a_little_too_long_is_not_taken_for_one_in_frames(
+    read: Callable[..., IntervalTable], end: int, hinted: bool
+) -> None:
+    """The video has 30 frames in 3 s."""
+    [problem] = read(f"{HEADER}a.mp4,2,{end},run\n").problems
+    assert ("divide them by" in problem.reason) == hinted
+
+
 @pytest.mark.parametrize(
     ("row", "named"),
     [
