@@ -42,7 +42,7 @@ def test_a_still_clip_stays_still(seed: int) -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_operations_treat_frames_alike(name: str, sign: int) -> None:
     frames = picture(24, 32).float().div(255).repeat(3, 1, 1, 1) * 0.5 + 0.2
-    out = OPERATIONS[name](frames, 0.5, sign)
+    out = OPERATIONS[name](frames.clone(), 0.5, sign)
     assert out.shape == frames.shape
     assert torch.allclose(out, out[:1].expand_as(out), atol=1e-5)
     assert not torch.allclose(out, frames, atol=0.01)
@@ -53,21 +53,21 @@ def test_operations_do_not_flicker(name: str) -> None:
     """A patch that does not change keeps its colour whatever happens in the rest of the picture."""
     frames = picture(24, 32).float().div(255).repeat(2, 1, 1, 1) * 0.5 + 0.2
     frames[1, :, 12:] = 1.0
-    out = OPERATIONS[name](frames, 0.5, 1)
+    out = OPERATIONS[name](frames.clone(), 0.5, 1)
     assert torch.allclose(out[0, :, :10], out[1, :, :10], atol=1e-5)
 
 
 def test_strength_zero_of_graded_operations_is_the_identity() -> None:
     frames = picture(24, 32).float().div(255)
     for name in set(OPERATIONS) - {"auto_contrast", "equalize", "invert"}:
-        assert torch.allclose(OPERATIONS[name](frames, 0.0, 1), frames, atol=1e-5), name
+        assert torch.allclose(OPERATIONS[name](frames.clone(), 0.0, 1), frames, atol=1e-5), name
 
 
 def test_translation_moves_by_its_fraction() -> None:
     frames = torch.zeros(1, 3, 20, 40)
     frames[:, :, 10, 20] = 1
-    assert OPERATIONS["translate_x"](frames, 1.0, 1)[0, 0, 10, 24] == pytest.approx(1, abs=1e-4)
-    assert OPERATIONS["translate_y"](frames, 1.0, -1)[0, 0, 8, 20] == pytest.approx(1, abs=1e-4)
+    assert OPERATIONS["translate_x"](frames.clone(), 1.0, 1)[0, 0, 10, 24] == pytest.approx(1, abs=1e-4)
+    assert OPERATIONS["translate_y"](frames.clone(), 1.0, -1)[0, 0, 8, 20] == pytest.approx(1, abs=1e-4)
 
 
 def test_rand_augment_draws_by_its_generator() -> None:

@@ -1,11 +1,10 @@
 """RandAugment for clips: every operation treats all frames alike, so that it adds no motion and no flicker."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import kornia.enhance
-import kornia.geometry.transform
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kinescan.shapes import Pixels
@@ -41,44 +40,76 @@ def sample_operations(num_operations: int, generator: torch.Generator) -> tuple[
     return tuple((index, 1 - 2 * int(torch.randint(2, (), generator=generator))) for index in chosen)
 
 
-def carry_out(frames: Pixels, sampled: Sequence[tuple[int, int]], *, magnitude: int) -> Pixels:
+def carry_out(frames: Pixels, sampled: Sequence[tuple[int, int]], *, magnitude: int, in_place: bool = False) -> Pixels:
     """The frames after the operations of `sample_operations`, on the device where they are.
 
     Args:
         frames: [T, 3, H, W], float32, in [0, 1].
         sampled: what to do.
         magnitude: how strongly, of 30.
+        in_place: the frames may be overwritten.
     """
     operations = list(OPERATIONS.values())
+    if sampled and not in_place:
+        frames = frames.clone(memory_format=torch.contiguous_format)
     for index, sign in sampled:
-        frames = operations[index](frames, magnitude / MAX_MAGNITUDE, sign).clamp(0, 1)
+        operations[index](frames, magnitude / MAX_MAGNITUDE, sign)
     return frames
 
 
-def _whole_clip(operation: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
-    """Carries out an operation on one tall picture, the frames below each other."""
-    num_frames = len(frames)
-    tall = frames.transpose(0, 1).flatten(1, 2)[None]
-    return operation(tall)[0].unflatten(1, (num_frames, -1)).transpose(0, 1)
+def pieces(frames: Tensor) -> Iterator[Tensor]:
+    """Frame after frame on a CPU, whose caches hold one of them; elsewhere all at once."""
+    if frames.device.type == "cpu":
+        yield from frames.split(1)
+    else:
+        yield frames
 
 
-def _stretch_contrast(tall: Tensor) -> Tensor:
-    low, high = tall.aminmax(dim=-1, keepdim=True)
-    low, high = low.amin(dim=-2, keepdim=True), high.amax(dim=-2, keepdim=True)
-    scale = torch.where(high > low, 1 / (high - low).clamp(min=1e-6), 1.0)
-    return (tall - torch.where(high > low, low, 0.0)) * scale
+def _each(operation: Callable[[Tensor], object], frames: Tensor) -> Tensor:
+    """Carries out what changes a piece in place, within [0, 1]."""
+    for piece in pieces(frames):
+        operation(piece)
+        piece.clamp_(0, 1)
+    return frames
+
+
+def grey(frames: Tensor) -> Tensor:
+    """[T, 1, H, W]: the luma of Rec. 601."""
+    red, green, blue = frames.split(1, 1)
+    return (0.299 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
 def _auto_contrast(frames: Tensor, strength: float, sign: int) -> Tensor:
-    return _whole_clip(_stretch_contrast, frames)
+    low, high = (extreme(frames, dim=(0, 2, 3), keepdim=True) for extreme in (torch.amin, torch.amax))
+    is_flat = high <= low
+    scale = torch.where(is_flat, 1.0, 1 / (high - low).clamp(min=1e-6))
+    low = torch.where(is_flat, 0.0, low)
+    return _each(lambda piece: piece.sub_(low).mul_(scale), frames)
 
 
 def _equalize(frames: Tensor, strength: float, sign: int) -> Tensor:
-    return _whole_clip(kornia.enhance.equalize, frames)
+    levels = torch.arange(256, device=frames.device)
+    counts = torch.zeros(3, 256, device=frames.device)
+    for piece in pieces(frames):
+        index = piece.transpose(0, 1).flatten(1).mul(255).long()
+        counts.scatter_add_(1, index, torch.ones((), device=frames.device).expand(index.shape))
+    last = torch.where(counts > 0, levels, 0).amax(1, keepdim=True)
+    step = ((counts.sum(1, keepdim=True) - counts.gather(1, last)) / 255).floor()
+    # PIL's table: each level goes to the share of pixels below it
+    sums = counts.cumsum(1) - counts + (step / 2).floor()
+    table = (sums / step.clamp(min=1)).floor().clamp(0, 255) / 255
+    is_flat = step == 0
+
+    def look_up(piece: Tensor) -> None:
+        index = piece.transpose(0, 1).flatten(1).mul(255).long()
+        found = table.gather(1, index).view(3, len(piece), *piece.shape[2:]).transpose(0, 1)
+        piece.copy_(torch.where(is_flat.view(1, 3, 1, 1), piece, found))
+
+    return _each(look_up, frames)
 
 
 def _invert(frames: Tensor, strength: float, sign: int) -> Tensor:
-    return 1 - frames
+    return _each(lambda piece: piece.neg_().add_(1), frames)
 
 
 def _rotate(frames: Tensor, strength: float, sign: int) -> Tensor:
@@ -106,43 +137,62 @@ def _warp(frames: Tensor, matrix: list[list[float]]) -> Tensor:
     """An affine map about the middle, in pixels: what comes in from outside is black."""
     height, width = frames.shape[-2:]
     (a, b, x), (c, d, y) = matrix
+    scale = 1 / (a * d - b * c)
     mid_x, mid_y = (width - 1) / 2, (height - 1) / 2
-    centred = [[a, b, x + mid_x - a * mid_x - b * mid_y], [c, d, y + mid_y - c * mid_x - d * mid_y]]
-    maps = torch.tensor(centred, dtype=frames.dtype).to(frames.device, non_blocking=True).expand(len(frames), 2, 3)
-    warped: Tensor = kornia.geometry.transform.warp_affine(frames, maps, (height, width))
-    return warped
+    columns = torch.linspace(-mid_x, mid_x, width, device=frames.device).sub_(x)
+    rows = torch.linspace(-mid_y, mid_y, height, device=frames.device).sub_(y)[:, None]
+    # where each pixel comes from, from -1 at the first to 1 at the last
+    from_x = (d * columns - b * rows).mul_(scale / max(mid_x, 0.5))
+    from_y = (a * rows - c * columns).mul_(scale / max(mid_y, 0.5))
+    grid = torch.stack([from_x, from_y], -1)[None]
+    # all frames as channels of one picture: where it comes from is worked out once
+    warped = F.grid_sample(frames.flatten(0, 1)[None], grid, align_corners=True)
+    return frames.copy_(warped.view_as(frames)).clamp_(0, 1)
 
 
 def _posterize(frames: Tensor, strength: float, sign: int) -> Tensor:
-    levels = 2 ** (8 - int(4 * strength))
-    return (frames * 255).div(256 // levels, rounding_mode="floor") * (256 // levels) / 255
+    kept = 256 // 2 ** (8 - int(4 * strength))
+    return _each(lambda piece: piece.mul_(255).div_(kept).floor_().mul_(kept / 255), frames)
 
 
 def _solarize(frames: Tensor, strength: float, sign: int) -> Tensor:
-    return torch.where(frames > 1 - strength, 1 - frames, frames)
+    return _each(lambda piece: piece.copy_(torch.where(piece > 1 - strength, 1 - piece, piece)), frames)
 
 
 def _solarize_add(frames: Tensor, strength: float, sign: int) -> Tensor:
-    return torch.where(frames < 0.5, frames + 0.43 * strength, frames)
+    return _each(lambda piece: piece.add_(piece < 0.5, alpha=0.43 * strength), frames)
 
 
 def _color(frames: Tensor, strength: float, sign: int) -> Tensor:
-    colored: Tensor = kornia.enhance.adjust_saturation_with_gray_subtraction(frames, 1 + 0.9 * strength * sign)
-    return colored
+    factor = 1 + 0.9 * strength * sign
+    return _each(lambda piece: piece.copy_(grey(piece).lerp(piece, factor)), frames)
 
 
 def _contrast(frames: Tensor, strength: float, sign: int) -> Tensor:
     factor = 1 + 0.9 * strength * sign
-    return _whole_clip(lambda tall: kornia.enhance.adjust_contrast_with_mean_subtraction(tall, factor), frames)
+    mean = torch.stack([grey(piece).mean() for piece in pieces(frames)]).mean()
+    return _each(lambda piece: piece.mul_(factor).add_(mean, alpha=1 - factor), frames)
 
 
 def _brightness(frames: Tensor, strength: float, sign: int) -> Tensor:
-    return frames * (1 + 0.9 * strength * sign)
+    factor = 1 + 0.9 * strength * sign
+    return _each(lambda piece: piece.mul_(factor), frames)
 
 
 def _sharpness(frames: Tensor, strength: float, sign: int) -> Tensor:
-    sharpened: Tensor = kornia.enhance.sharpness(frames, 1 + 0.9 * strength * sign)
-    return sharpened
+    factor = 1 + 0.9 * strength * sign
+
+    def sharpen(piece: Tensor) -> None:
+        # smoothed by ones around a 5, over 13; the border stays
+        rows = piece[:, :, :-2] + piece[:, :, 1:-1]
+        rows += piece[:, :, 2:]
+        smooth = rows[..., :-2] + rows[..., 1:-1]
+        smooth += rows[..., 2:]
+        inside = piece[:, :, 1:-1, 1:-1]
+        smooth.add_(inside, alpha=4).div_(13)
+        inside.mul_(factor).add_(smooth, alpha=1 - factor)
+
+    return _each(sharpen, frames)
 
 
 OPERATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
@@ -162,4 +212,4 @@ OPERATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "brightness": _brightness,
     "sharpness": _sharpness,
 }
-"""Takes frames, a strength in [0, 1] and a sign where there are two directions."""
+"""Changes frames in place, by a strength in [0, 1] and a sign where there are two directions, and gives them."""

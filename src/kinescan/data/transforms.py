@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kinescan.data.rand_augment import MAX_MAGNITUDE, OPERATIONS, carry_out, sample_operations
+from kinescan.data.rand_augment import MAX_MAGNITUDE, OPERATIONS, carry_out, grey, pieces, sample_operations
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError
 from kinescan.fields import check_types
 from kinescan.preprocessing import Preprocessing
@@ -196,7 +196,7 @@ def finish_clip(
     if left.operations or left.jitter is not None:
         frames = to_unit(frames)
     if left.operations:
-        frames = carry_out(frames, left.operations, magnitude=left.magnitude)
+        frames = carry_out(frames, left.operations, magnitude=left.magnitude, in_place=True)
     if left.jitter is not None:
         frames = _jitter(frames, left.jitter)
     clip = normalise(frames, settings, out=out)
@@ -424,12 +424,14 @@ def _sample_jitter(strength: float, generator: torch.Generator) -> tuple[float, 
 
 
 def _jitter(frames: Tensor, factors: tuple[float, float, float]) -> Tensor:
+    """Brightness, contrast and saturation, in place; contrast is about the mean of the whole clip."""
     brightness, contrast, saturation = factors
-    frames = frames * brightness
-    luma = _on_device((0.299, 0.587, 0.114), frames.device)
-    grey = (frames * luma).sum(1, keepdim=True)
-    frames = grey.mean().lerp(frames, contrast)
-    return (grey.mean() + contrast * (grey - grey.mean())).lerp(frames, saturation).clamp(0, 1)
+    mean = torch.stack([grey(piece).mean() for piece in pieces(frames)]).mean().mul_(brightness)
+    for piece in pieces(frames):
+        piece.mul_(brightness * contrast).add_(mean, alpha=1 - contrast)
+        luma = grey(piece)
+        piece.mul_(saturation).add_(luma, alpha=1 - saturation).clamp_(0, 1)
+    return frames
 
 
 def _sample_box(size: tuple[int, int], generator: torch.Generator) -> tuple[int, int, int, int] | None:
