@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from kinescan.data.item_table import shared_items
 from kinescan.data.listing import VideoItem
 from kinescan.data.mirroring import mirrored_labels
 from kinescan.data.sampling import Views, clip_indices, view_indices
@@ -124,7 +125,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         limits: Limits | None = None,
         dense_rate: float = 0.0,
     ) -> None:
-        self.items, self.classes = tuple(items), tuple(classes)
+        self.items, self.classes = shared_items(items), tuple(classes)
         self.transform, self.preprocessing = transform, preprocessing
         self.mode, self.seed, self.allow_short = mode, seed, allow_short
         self.limits, self.dense_rate = limits or Limits(), dense_rate
