@@ -37,6 +37,7 @@ FLAGS = {
     "data convert": {
         *("--videos", "--fps", "--label", "--where", "--point", "--format", "--overwrite", "--json"),
     },
+    "data pack": {"--set", "--test", "--reader", "--split", "--size", "--shard-mib", "--workers", "--json"},
     "data index": {"--set", "--test", "--reader", "--split", "--workers", "--json"},
     "data check": {"--set", "--test", "--reader", "--split", "--workers", "--quick", "--output", "--json"},
     "reproduce": {

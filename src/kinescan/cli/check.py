@@ -20,7 +20,7 @@ EXAMPLES = (
 def command(
     source: DataSet,
     settings: RecipeSettings = [],  # noqa: B006
-    test: Annotated[Path | None, typer.Option(help="The same for evaluation, to find what lies on both sides.")] = None,
+    test: Annotated[str | None, typer.Option(help="The same for evaluation, to find what lies on both sides.")] = None,
     reader: LabelReader = None,
     split: Split = None,
     workers: Workers = None,

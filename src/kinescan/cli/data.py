@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 import typer
 
 from kinescan import runs
-from kinescan.cli import check, convert, index
+from kinescan.cli import check, convert, index, pack
 from kinescan.cli.options import json_option, settings_option
 from kinescan.cli.output import copy_lines, print_json, reported
 from kinescan.cli.usage import Verb
@@ -86,6 +86,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, epilog=copy_lines
 app.command("make", cls=Verb, epilog=copy_lines(EXAMPLES))(command)
 app.command("convert", cls=Verb, epilog=copy_lines(convert.EXAMPLES))(convert.command)
 app.command("index", cls=Verb, epilog=copy_lines(index.EXAMPLES))(index.command)
+app.command("pack", cls=Verb, epilog=copy_lines(pack.EXAMPLES))(pack.command)
 app.command("check", cls=Verb, epilog=copy_lines(check.EXAMPLES))(check.command)
 
 

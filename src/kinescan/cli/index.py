@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,7 +18,7 @@ EXAMPLES = (
 def command(
     source: DataSet,
     settings: RecipeSettings = [],  # noqa: B006
-    test: Annotated[Path | None, typer.Option(help="The same for evaluation.")] = None,
+    test: Annotated[str | None, typer.Option(help="The same for evaluation.")] = None,
     reader: LabelReader = None,
     split: Split = None,
     workers: Workers = None,

@@ -21,7 +21,8 @@ RecipeSettings = Annotated[list[str], settings_option("Replace a setting of the 
 StudyOutput = Annotated[Path | None, typer.Option(help="Folder of everything. By default runs/NAME.")]
 
 # A data set that is looked at and not trained on.
-DataSet = Annotated[Path, typer.Argument(help="Folder per class, csv, folder of a published data set, or a recipe.")]
+# An address would not come out of a Path as it went in.
+DataSet = Annotated[str, typer.Argument(help="Folder per class, csv, folder of a published data set, or a recipe.")]
 LabelReader = Annotated[str | None, typer.Option("--reader", help="Layout of a published data set: ssv2, ucf101, ...")]
 Split = Annotated[int | None, typer.Option(help="Which of its divisions into training and test.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that read files. By default one per core.", min=0)]

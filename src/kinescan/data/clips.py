@@ -4,12 +4,14 @@ from pathlib import Path
 from torch import Tensor
 
 from kinescan.data.readers.files import VIDEO_SUFFIXES, find_videos
+from kinescan.data.readers.remote_folders import remote_videos
 from kinescan.data.sampling import Views, view_indices
 from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import Limits
 from kinescan.data.video.given import VideoInput, as_inputs, check_input, input_name, open_video
 from kinescan.errors import ConfigError
 from kinescan.preprocessing import Preprocessing
+from kinescan.runtime.addresses import as_path, is_remote, is_remote_folder
 from kinescan.runtime.urls import refuse_url
 
 
@@ -76,11 +78,14 @@ def video_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     Raises:
         ConfigError: there is no path, a folder holds no video, or a path is a URL.
     """
-    given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    given = [as_path(paths)] if isinstance(paths, str | Path) else [as_path(path) for path in paths]
     if not given:
         raise ConfigError("no path to predict was given. Give video files, or folders that hold some.")
     files: list[Path] = []
     for path in given:
+        if is_remote(path):
+            files += remote_videos(path) if is_remote_folder(path) else [path]
+            continue
         refuse_url(path, "Classify a live source with kinescan stream, or fetch the file first.")
         found = find_videos(path) if path.is_dir() else [path]
         if not found:
@@ -100,7 +105,7 @@ def video_inputs(videos: VideoInput | Iterable[VideoInput]) -> list[tuple[str, V
     found: list[tuple[str, VideoInput]] = []
     for given in as_inputs(videos):
         video = check_input(given)
-        is_folder = isinstance(video, str | Path) and Path(video).is_dir()
+        is_folder = isinstance(video, str | Path) and (Path(video).is_dir() or is_remote_folder(video))
         parts = list(video_files(video)) if is_folder else [video]  # type: ignore[arg-type]
         found += [(input_name(part, len(found) + number), part) for number, part in enumerate(parts)]
     if not found:

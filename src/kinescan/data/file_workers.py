@@ -8,19 +8,20 @@ from typing import TypeVar
 from kinescan.data.loader import start_worker, worker_context
 from kinescan.runtime.python_internals import kill_workers
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 CRASH = "decoding it ends the process: the file is damaged in a way that FFmpeg does not survive."
 
 
 def each_file(
-    paths: list[str], work: Callable[[str], Result], *, num_workers: int, crashed: Callable[[str], Result]
+    paths: list[Item], work: Callable[[Item], Result], *, num_workers: int, crashed: Callable[[Item], Result]
 ) -> Generator[Result, None, None]:
     """What a function makes of each file, in the order in which they are done.
 
     Where the caller is interrupted or wants no more, the processes are ended in the middle of their files.
 
     Args:
-        paths: the files.
+        paths: the files, or whatever names what is worked on.
         work: can be pickled.
         num_workers: processes; 0 works in this one.
         crashed: what stands for a file that ends the process that reads it.
@@ -41,12 +42,12 @@ def each_file(
 
 
 def _in_processes(
-    paths: list[str], work: Callable[[str], Result], num_workers: int
-) -> Generator[tuple[str, Result | None], None, None]:
+    paths: list[Item], work: Callable[[Item], Result], num_workers: int
+) -> Generator[tuple[Item, Result | None], None, None]:
     """Paths with their results; None for those that were under way when a process ended."""
     left = list(reversed(paths))
     while left:
-        under_way: dict[Future[Result], str] = {}
+        under_way: dict[Future[Result], Item] = {}
         with ProcessPoolExecutor(num_workers, mp_context=worker_context(), initializer=start_worker) as pool:
             try:
                 while left or under_way:

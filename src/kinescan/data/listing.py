@@ -18,11 +18,15 @@ from kinescan.data.readers import (
     read_ssv2,
     read_ucf101,
 )
-from kinescan.data.readers.class_folders import find_parts
+from kinescan.data.readers.class_folders import LIST_SUFFIXES, find_parts
 from kinescan.data.readers.files import is_video
 from kinescan.data.readers.lists import list_held_out_name
+from kinescan.data.readers.remote_folders import read_remote_folder
+from kinescan.data.readers.shards import read_shards, shard_parts
 from kinescan.data.readers.source import Part
+from kinescan.data.shards.index import find_index
 from kinescan.errors import ConfigError
+from kinescan.runtime.addresses import address_of, as_path, is_remote
 from kinescan.runtime.urls import refuse_url
 from kinescan.settings import closest
 
@@ -185,12 +189,14 @@ def list_videos(
     Raises:
         ConfigError: as for `read_items`.
     """
-    source = Path(source)
+    source = as_path(source)
     layout = choose_layout(source, reader)
     if not 1 <= split <= layout.num_splits:
         raise ConfigError(f"data.split must lie in [1, {layout.num_splits}] for this data set, got {split}.")
     grouping = make_grouping(group)
-    listing = layout.read(Source(path=source, root=Path(root) if root else None, part=part, split=split, group=group))
+    listing = layout.read(
+        Source(path=source, root=as_path(root) if root else None, part=part, split=split, group=group)
+    )
     given = listing.classes if classes is None else tuple(classes)
     is_list = any(video.line for video in listing.videos)
     if column_of(group) and not is_list:
@@ -249,9 +255,13 @@ def choose_layout(source: str | Path, reader: str = "auto") -> Layout:
     Raises:
         ConfigError: the label reader is unknown, nothing is at `source`, or a file where the layout is a folder.
     """
-    source = Path(source)
     if reader != "auto" and reader not in DATASETS:
         raise ConfigError(f"unknown label reader {reader!r}. {closest(reader, ['auto', *DATASETS])}")
+    source = as_path(source)
+    if reader in ("auto", "shards") and find_index(source) is not None:
+        return _with_parts(DATASETS["shards"], "test" if len(shard_parts(source)) > 1 else None)
+    if is_remote(source):
+        return _remote_layout(source, reader)
     if source.is_dir() and reader in ("auto", "folder"):
         parts = find_parts(source)
         both = parts is not None and parts.train is not None and parts.held_out is not None
@@ -276,6 +286,22 @@ def choose_layout(source: str | Path, reader: str = "auto") -> Layout:
     raise ConfigError(f"{source} is not a folder. Name the folder of the data set for data.reader = {reader!r}.")
 
 
+def _remote_layout(source: Path, reader: str) -> Layout:
+    """Of an address: a list, or an object store's folder with a folder for each class.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if source.suffix.lower() in LIST_SUFFIXES and reader in ("auto", "list"):
+        return _with_parts(DATASETS["list"], list_held_out_name(source))
+    if not source.suffix and reader in ("auto", "folder"):
+        return replace(DATASETS["folder"], read=read_remote_folder)
+    raise ConfigError(
+        f"{address_of(source)} is read as a csv of path,label, as a folder of shards (kinescan data pack), or as a "
+        "folder with one folder of videos per class in an object store. Name one of these."
+    )
+
+
 def _with_parts(layout: Layout, held_out: str | None) -> Layout:
     return layout if held_out is None else replace(layout, has_parts=True, test_name=held_out)
 
@@ -291,6 +317,7 @@ DATASETS: dict[str, Layout] = {
     "kinetics700": Layout(partial(read_kinetics, num_classes=700), "Kinetics-700, laid out alike"),
     "ucf101": Layout(read_ucf101, "UCF-101: classInd.txt, trainlist01.txt, testlist01.txt; 3 splits", num_splits=3),
     "hmdb51": Layout(read_hmdb51, "HMDB-51: CLASS_test_split1.txt; 3 splits", num_splits=3),
+    "shards": Layout(read_shards, "shards that kinescan data pack writes: shards.json beside tars", has_parts=False),
     "breakfast": Layout(read_breakfast, "Breakfast: P03/cam01/P03_cereals.avi; 5 splits by person", num_splits=5),
 }
 """Layouts that are understood, by the name that `data.reader` takes."""

@@ -11,7 +11,9 @@ from typing import Any
 from kinescan.data.intervals import Interval, IntervalVideo
 from kinescan.data.listing import VideoItem
 from kinescan.data.splits import Video
+from kinescan.data.video.stored import is_plain, open_bytes
 from kinescan.errors import CheckpointError, ConfigError
+from kinescan.runtime.addresses import absolute
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_json_object
@@ -157,7 +159,7 @@ def _record(video: Video, print_: str) -> RecordedVideo:
     return RecordedVideo(
         video_id=video.video_id,
         label=video.label if isinstance(video, VideoItem) else None,
-        path=os.path.abspath(video.path),
+        path=absolute(video.path),
         fingerprint=print_,
         group=video.group,
         intervals=None
@@ -206,10 +208,11 @@ def fingerprint(path: str | Path) -> str | None:
     """
     try:
         # a named pipe would be waited for without end
-        if not os.path.isfile(path):
+        if is_plain(path) and not os.path.isfile(path):
             return None
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        with open_bytes(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
             digest = hashlib.blake2b(f"{size}\0".encode() + file.read(_END), digest_size=16)
             file.seek(max(0, size - _END))
             digest.update(file.read(_END))

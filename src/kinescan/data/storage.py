@@ -4,6 +4,8 @@ import os
 import stat
 from pathlib import Path
 
+from kinescan.data.video.stored import is_plain, why_missing
+
 _CHUNK = 2**20
 _MOST_CHUNKS = 64
 
@@ -17,6 +19,8 @@ def is_gone(path: str | Path) -> bool:
         >>> is_gone("nowhere.mp4"), is_gone(__file__)
         (True, False)
     """
+    if not is_plain(path):
+        return why_missing(path) is not None
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             # a named pipe would be waited for without end

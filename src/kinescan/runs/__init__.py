@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kinescan.runs import index as index
     from kinescan.runs import make_data as make_data
     from kinescan.runs import names as names
+    from kinescan.runs import pack as pack
     from kinescan.runs import predict as predict
     from kinescan.runs import profile as profile
     from kinescan.runs import recipe as recipe
@@ -43,6 +44,7 @@ __getattr__ = lazy_names(
             "index",
             "make_data",
             "names",
+            "pack",
             "predict",
             "profile",
             "recipe",

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kinescan.errors import ConfigError
+from kinescan.runtime.addresses import address_of
+from kinescan.runtime.http_store import StoreError
+from kinescan.runtime.remote import read_whole
 
 MAX_BYTES = 256 * 2**20
 """Of one file that is read as a whole."""
@@ -59,7 +62,7 @@ def inside(folder: str | Path, name: str, *, error: MakeError = ConfigError) -> 
 
 
 def read_bytes(path: str | Path, *, max_bytes: int = MAX_BYTES, error: MakeError = ConfigError) -> bytes:
-    """What a regular file holds.
+    """What a regular file holds, or what lies at an address.
 
     Args:
         path: the file.
@@ -69,10 +72,17 @@ def read_bytes(path: str | Path, *, max_bytes: int = MAX_BYTES, error: MakeError
     Raises:
         ConfigError: (or what `error` makes) it is not a regular file, too long, or cannot be read.
     """
-    require_regular(path, error=error)
+    address = address_of(path)
+    if address is None:
+        require_regular(path, error=error)
     try:
-        with open(path, "rb") as file:
-            content = file.read(max_bytes + 1)
+        if address is not None:
+            content = read_whole(address, max_bytes)
+        else:
+            with open(path, "rb") as file:
+                content = file.read(max_bytes + 1)
+    except StoreError as problem:
+        raise error(f"{address}: {problem.reason}") from None
     except (OSError, MemoryError) as problem:
         raise error(f"{path} cannot be read ({_why(problem)}). Check the path and its permissions.") from None
     if len(content) > max_bytes:

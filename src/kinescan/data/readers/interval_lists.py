@@ -24,7 +24,8 @@ from kinescan.data.readers.split_names import held_out_name, no_training_part, p
 from kinescan.data.readers.table import Row, read_rows
 from kinescan.data.readers.times import is_time, parse_seconds
 from kinescan.errors import ConfigError
-from kinescan.runtime.urls import is_url, mask_url
+from kinescan.runtime.addresses import is_read_address, is_remote
+from kinescan.runtime.urls import is_url
 
 _STARTS = (
     *("start", "begin", "start_time", "begin_time", "time_start", "t_start", "start_seconds", "start_sec", "onset"),
@@ -160,7 +161,7 @@ class _RowReader:
                 self.problems += [RowProblem(line, reason) for line in video.empty_lines]
             found.append(
                 AnnotatedVideo(
-                    self._root / video.found_path,
+                    Path(video.found_path) if is_remote(video.found_path) else self._root / video.found_path,
                     Path(video.found_path).as_posix(),
                     tuple(video.spans),
                     group=video.group or "",
@@ -178,15 +179,23 @@ class _RowReader:
             elif len(path) > LONGEST_PATH:
                 self._wrong(row, f"a path has {len(path):,} letters; no file's path is so long.")
             else:
-                found_path = find_interval_video(path, self._root)
-                if found_path is None and is_url(path):
-                    self._wrong(row, f"{mask_url(path)} is an address. Fetch the videos first and list their files.")
-                elif found_path is None:
+                found_path = self._elsewhere(path, row) or find_interval_video(path, self._root)
+                if found_path is None and not is_url(path):
                     self._wrong(row, f"{self._root / path} is not there. Correct the path, or set data.root.")
                 self._found_paths[path] = found_path
         elif self._found_paths[path] is None:
             self._wrong(row, f"{path[:200]!r} is not there, as said above." if path else "the path is empty.")
         return self._found_paths[path]
+
+    def _elsewhere(self, path: str, row: Row) -> str | None:
+        """The path for an address; None for files, and for an address that is not read, which is said."""
+        if is_url(path) and not os.path.exists(self._root / path):
+            try:
+                return path if is_read_address(path) else None
+            except ConfigError as error:
+                self._wrong(row, str(error))
+                return None
+        return path if is_remote(self._root) else None
 
     def _span(self, row: Row, path: str, start: str, end: str, label: str) -> LabelledSpan | None:
         """The interval of a row; None where something is wrong with it."""

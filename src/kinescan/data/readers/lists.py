@@ -9,8 +9,10 @@ from kinescan.data.readers.files import is_video
 from kinescan.data.readers.source import LabelledVideo, Listing, Source
 from kinescan.data.readers.split_names import TEST_NAMES, TRAIN_NAMES, held_out_name, no_training_part, part_of
 from kinescan.data.readers.table import Row, read_rows
+from kinescan.data.video.stored import member_of
 from kinescan.errors import ConfigError
-from kinescan.runtime.urls import is_url, mask_url
+from kinescan.runtime.addresses import is_read_address, is_remote
+from kinescan.runtime.urls import is_url
 
 PATH_COLUMNS = (
     *("path", "video_path", "file_path", "filepath", "clip_path", "relative_path", "rel_path", "video", "file"),
@@ -64,19 +66,31 @@ def read_list(source: Source) -> Listing:
             )
         if len(path) > LONGEST_PATH:
             raise ConfigError(f"{file}, line {row.line}: a path has {len(path):,} letters; no file's path is so long.")
-        if is_url(path) and not os.path.exists(os.path.join(root, path)):
-            raise ConfigError(
-                f"{file}, line {row.line}: {mask_url(path)} is an address. Fetch the videos first and list their files."
-            )
-        relative = relative_path(path, root)
+        elsewhere = _address(path, root, f"{file}, line {row.line}")
+        relative = path if elsewhere else relative_path(path, root)
         group = "" if columns is None or columns.group is None else _cell(row, columns.group)
         if source.group_column and not group:
             raise ConfigError(f"{file}, line {row.line}: the column {source.group_column!r} is empty. Write a group.")
-        videos.append(LabelledVideo(root / relative, Path(relative).as_posix(), label, row.line, group))
+        full = Path(relative) if elsewhere else root / relative
+        videos.append(LabelledVideo(full, Path(relative).as_posix(), label, row.line, group))
     there = files_there([video.path for video in videos])
     _refuse_other_lines(videos, there, file)
     missing = [video.video_id for video, found in zip(videos, there, strict=True) if not found]
     return Listing(videos, missing=tuple(dict.fromkeys(missing)), notes=notes)
+
+
+def _address(path: str, root: Path, where: str) -> bool:
+    """Whether what stands in a list is an address that is read, and not a file.
+
+    Raises:
+        ConfigError: it is one that is not read, or one with secrets in it.
+    """
+    if not is_url(path) or os.path.exists(os.path.join(root, path)):
+        return False
+    try:
+        return is_read_address(path)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def list_held_out_name(file: Path, root: Path | None = None) -> str | None:
@@ -90,10 +104,22 @@ def list_held_out_name(file: Path, root: Path | None = None) -> str | None:
 
 
 def files_there(paths: Sequence[Path]) -> list[bool]:
-    """Which of many files are there; every folder is read once."""
+    """Which of many files are there; every folder is read once, and of shards, the tar counts.
+
+    Addresses count as there: a store is not asked for each of many files.
+    """
     names: dict[str, frozenset[str]] = {}
+    shards: dict[str, bool] = {}
     found = []
     for path in paths:
+        if (member := member_of(path)) is not None:
+            if member.shard not in shards:
+                shards[member.shard] = is_remote(member.shard) or os.path.isfile(member.shard)
+            found.append(shards[member.shard])
+            continue
+        if is_remote(path):
+            found.append(True)
+            continue
         folder, name = os.path.split(path)
         if folder not in names:
             try:

@@ -1,6 +1,5 @@
 import copy
 import itertools
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from av.stream import Discard, Disposition
 from kinescan.data.video.kept_tables import LEAST_BYTES, FrameTableCache, KeptTables, default_cache
 from kinescan.data.video.limits import Clock, Limits
 from kinescan.data.video.opening import open_file
+from kinescan.data.video.stored import num_bytes_of, open_bytes
 from kinescan.data.video.structure import is_animated_webp, is_encrypted_mp4
 from kinescan.data.video.table import (
     SKIPPABLE_CODECS,
@@ -26,6 +26,7 @@ from kinescan.data.video.table import (
 from kinescan.data.video.timeline import B_COMES_BEFORE
 from kinescan.data.video.transport import Continuity
 from kinescan.errors import ConfigError, KinescanError, VideoError
+from kinescan.runtime.http_store import StoreError
 
 # After a seek the demuxer may land a little before the packet asked for; farther off, the file is read from its start.
 _MAX_PACKETS_TO_LAND = 64
@@ -48,6 +49,8 @@ def only_video_errors(path: str | Path) -> Iterator[None]:
         yield
     except (KinescanError, Undecodable):
         raise
+    except StoreError as error:
+        raise VideoError(path, error.reason) from error
     except Exception as error:
         raise VideoError(
             path,
@@ -112,7 +115,7 @@ class Decoder:
     @property
     def _table_cache(self) -> FrameTableCache | None:
         try:
-            return default_cache() if os.path.getsize(self.path) >= LEAST_BYTES else None
+            return default_cache() if num_bytes_of(self.path) >= LEAST_BYTES else None
         except OSError:
             return None
 
@@ -315,7 +318,7 @@ class Decoder:
         packets = self.packets
         if self._container.format.name != "mpegts":
             return
-        with open(self.path, "rb") as file:
+        with open_bytes(self.path) as file:
 
             def read(num_bytes: int, offset: int) -> bytes:
                 file.seek(offset)

@@ -17,6 +17,7 @@ from kinescan.data.video.fetching import fetched, is_fetchable, spooled
 from kinescan.data.video.limits import Limits
 from kinescan.data.video.reader import Frames, VideoReader
 from kinescan.errors import ConfigError, ShapeError, VideoError
+from kinescan.runtime.addresses import as_path, is_remote
 from kinescan.runtime.urls import is_url, mask_url, refuse_url
 from kinescan.shapes import Pixels
 
@@ -154,6 +155,8 @@ def check_input(video: Any) -> VideoInput:
         return bytes(video)
     if isinstance(video, str) and is_url(video) and is_fetchable(video):
         return video
+    if isinstance(video, str | Path) and is_remote(video):
+        return as_path(video)
     if isinstance(video, str | Path):
         refuse_url(video, "Classify a live source with kinescan stream, or fetch the file first.")
         return video

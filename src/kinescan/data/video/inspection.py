@@ -3,14 +3,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from kinescan.data.video.decoder import only_video_errors
 from kinescan.data.video.limits import Limits
 from kinescan.data.video.reader import VideoReader
+from kinescan.data.video.stored import is_plain, open_bytes, why_missing
 from kinescan.errors import CutVideoError, VideoError
 
 Problem = Literal["missing", "unreadable", "short"]
 
 # A header that is off by less than this is not called wrong: durations are rounded, and sound ends where it likes.
 _SLACK_SECONDS, _SLACK_SHARE = 0.5, 0.05
+_CHUNK = 2**20
 _SLACK_FRAMES, _SLACK_FRAMES_SHARE = 2, 0.01
 
 
@@ -60,7 +63,10 @@ def inspect_video(path: str | Path, *, decode: bool = True, limits: Limits | Non
     """
     file = Path(path)
     try:
-        file.stat()
+        if is_plain(file):
+            file.stat()
+        elif (reason := why_missing(file)) is not None:
+            return Inspection(path=str(path), problem="missing", reason=reason)
     except (FileNotFoundError, NotADirectoryError):
         return Inspection(path=str(path), problem="missing", reason="no such file.")
     except (OSError, ValueError):
@@ -102,5 +108,8 @@ def inspect_video(path: str | Path, *, decode: bool = True, limits: Limits | Non
 
 
 def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "blake2b").hexdigest()[:32]
+    digest = hashlib.blake2b()
+    with only_video_errors(file), open_bytes(file) as opened:
+        while data := opened.read(_CHUNK):
+            digest.update(data)
+    return digest.hexdigest()[:32]

@@ -13,8 +13,10 @@ import av
 import numpy as np
 import torch
 
+from kinescan.data.video.stored import identity_of
 from kinescan.data.video.table import FrameTable, PacketTable
 from kinescan.errors import ConfigError
+from kinescan.runtime.addresses import absolute
 from kinescan.runtime.atomic_write import atomic_write
 from kinescan.runtime.files import read_bytes
 
@@ -75,7 +77,7 @@ class FrameTableCache:
                 return None
             with np.load(io.BytesIO(read_bytes(file, max_bytes=_MOST_BYTES)), allow_pickle=False) as arrays:
                 why = "another version wrote it" if str(arrays["format"]) != FORMAT else ""
-                if not why and arrays["identity"].tolist() != list(_identity(path)):
+                if not why and arrays["identity"].tolist() != list(identity_of(path, _PROBED_BYTES)):
                     why = "the video was changed since"
                 if not why:
                     return _from_arrays(arrays)
@@ -91,7 +93,11 @@ class FrameTableCache:
             Whether they are kept.
         """
         try:
-            arrays = {"format": np.array(FORMAT), "identity": np.array(_identity(path)), **_to_arrays(tables)}
+            arrays = {
+                "format": np.array(FORMAT),
+                "identity": np.array(identity_of(path, _PROBED_BYTES)),
+                **_to_arrays(tables),
+            }
             with atomic_write(self._file(path, stream_index), sync=False) as aside, aside.open("wb") as out:
                 np.savez_compressed(out, **arrays)
         except (ConfigError, OSError) as error:
@@ -102,7 +108,7 @@ class FrameTableCache:
         return True
 
     def _file(self, path: str | Path, stream_index: int | None) -> Path:
-        name = os.fsencode(os.path.abspath(path)) + b"\0" + str(stream_index).encode()
+        name = os.fsencode(absolute(path)) + b"\0" + str(stream_index).encode()
         key = hashlib.blake2b(name, digest_size=16).hexdigest()
         return self.folder / key[:2] / f"{key}{_SUFFIX}"
 
@@ -120,17 +126,6 @@ def default_cache() -> FrameTableCache | None:
     caches = os.environ.get("XDG_CACHE_HOME", "")
     home = Path(caches) if os.path.isabs(caches) else Path(os.path.expanduser("~"), ".cache")
     return FrameTableCache(home / "kinescan" / "frame_tables")
-
-
-def _identity(path: str | Path) -> tuple[int, int, int]:
-    """Size, time of the last change, and a number for the first and the last bytes."""
-    found = os.stat(path)
-    digest = hashlib.blake2b(digest_size=8)
-    with open(path, "rb") as file:
-        digest.update(file.read(_PROBED_BYTES))
-        file.seek(max(0, found.st_size - _PROBED_BYTES))
-        digest.update(file.read(_PROBED_BYTES))
-    return found.st_size, found.st_mtime_ns, int.from_bytes(digest.digest()) >> 1
 
 
 def _to_arrays(tables: KeptTables) -> dict[str, Any]:

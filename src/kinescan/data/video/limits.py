@@ -1,7 +1,6 @@
 """How much one video file may ask for: time and pixels."""
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 import av
 import av.error
 
+from kinescan.data.video.stored import num_bytes_of
 from kinescan.errors import ConfigError, VideoError
 
 MAX_PIXELS = 8192 * 4320
@@ -81,7 +81,7 @@ class Clock:
     def restart(self) -> None:
         """Begins a new part of the work with the whole time."""
         try:
-            size = os.path.getsize(self._source)
+            size = num_bytes_of(self._source)
         except (OSError, ValueError):
             size = 0
         self._allowed_seconds = self._limits.seconds_for(size)

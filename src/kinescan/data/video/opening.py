@@ -18,8 +18,10 @@ import av.error
 
 from kinescan.data.video.limits import Clock, Limits
 from kinescan.data.video.sample_tables import refuse_endless_tables
+from kinescan.data.video.stored import is_plain, open_bytes
 from kinescan.errors import ConfigError, VideoError
 from kinescan.runtime.files import kind_of
+from kinescan.runtime.http_store import StoreError
 from kinescan.runtime.urls import is_url, mask_url
 
 _CONTAINERS = (
@@ -86,23 +88,29 @@ def open_file(path: str | Path, limits: Limits, clock: Clock) -> av.container.In
     Raises:
         VideoError: it is not there, no regular file, empty, or in no format that is read here.
     """
-    _require_video_file(path)
-    absolute = os.path.abspath(path)
-    refuse_endless_tables(absolute, path)
+    plain = is_plain(path)
+    if plain:
+        _require_video_file(path)
+    refuse_endless_tables(path)
     try:
-        container = av.open(
-            f"file:{absolute}",
-            options=_options(FORMATS, ("file",), limits),
-            metadata_errors="ignore",
-            timeout=clock.seconds_left,
-        )
+        if plain:
+            container = av.open(
+                f"file:{os.path.abspath(path)}",
+                options=_options(FORMATS, ("file",), limits),
+                metadata_errors="ignore",
+                timeout=clock.seconds_left,
+            )
+        else:
+            container = open_pipe(open_bytes(path), limits)
+    except StoreError as error:
+        raise VideoError(path, error.reason) from error
     except av.error.ExitError:
         raise clock.error() from None
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(path, _reason(error)) from error
     try:
         clock.check()
-        _refuse_huge_pictures(path, absolute, limits)
+        _refuse_huge_pictures(path, limits)
         bound_frames(path, container, limits)
     except VideoError:
         container.close()
@@ -203,9 +211,9 @@ def bound_frames(source: str | Path, container: av.container.InputContainer, lim
             context.options = {**context.options, **limits.decoder_options}
 
 
-def _refuse_huge_pictures(path: str | Path, absolute: str, limits: Limits) -> None:
+def _refuse_huge_pictures(path: str | Path, limits: Limits) -> None:
     """FFmpeg forgets a size above the limit, and would call such a gif or png damaged."""
-    with open(absolute, "rb") as file:
+    with open_bytes(path) as file:
         head = file.read(24)
     if head.startswith(b"GIF8") and len(head) >= 10:
         width, height = struct.unpack("<HH", head[6:10])

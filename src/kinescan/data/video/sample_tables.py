@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from kinescan.data.video.stored import open_bytes
 from kinescan.errors import VideoError
 
 MAX_REPEATED = 2**22
@@ -34,17 +35,16 @@ class _Track:
     edited_ticks: int = 0
 
 
-def refuse_endless_tables(file: str, path: str | Path) -> None:
+def refuse_endless_tables(path: str | Path) -> None:
     """Looks at an mp4 or mov file's tables; other files end the look at once.
 
     Args:
-        file: where it lies.
-        path: its name for messages.
+        path: the file.
 
     Raises:
         VideoError: it lists more frames than it has bytes, or its edit list repeats frames without end.
     """
-    with open(file, "rb") as opened:
+    with open_bytes(path) as opened:
         size = opened.seek(0, 2)
         try:
             tracks, scale = _read_tracks(opened, size)

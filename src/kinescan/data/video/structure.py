@@ -2,6 +2,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from kinescan.data.video.stored import num_bytes_of, open_bytes
+
 _GIF = b"GIF8"
 _EBML_HEADER = bytes.fromhex("1A45DFA3")
 _EBML_SEGMENT = bytes.fromhex("18538067")
@@ -32,8 +34,8 @@ def missing_bytes(path: str | Path) -> int:
         ...     print(missing_bytes(file))
         96
     """
-    size = Path(path).stat().st_size
-    with open(path, "rb") as file:
+    size = num_bytes_of(path)
+    with open_bytes(path) as file:
         start = file.read(12)
         if start[:4] == _EBML_HEADER:
             end = _matroska_end(file)
@@ -57,8 +59,8 @@ def next_file(path: str | Path) -> int | None:
     Returns:
         The byte; None where there is no other file, or where the format does not tell.
     """
-    size = Path(path).stat().st_size
-    with open(path, "rb") as file:
+    size = num_bytes_of(path)
+    with open_bytes(path) as file:
         start = file.read(12)
         if start[4:8] in _MP4_BOXES:
             boxes = [(kind, position) for kind, position, _ in _boxes(file, size)]
@@ -78,15 +80,15 @@ def next_file(path: str | Path) -> int | None:
 
 def is_animated_webp(path: str | Path) -> bool:
     """Whether a file is a webp of several pictures: its extended header says so."""
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         head = file.read(21)
     return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 21 and bool(head[20] & 2)
 
 
 def is_encrypted_mp4(path: str | Path) -> bool:
     """Whether the index of an mp4 calls its video encrypted, in a way that hides what it is coded in."""
-    size = Path(path).stat().st_size
-    with open(path, "rb") as file:
+    size = num_bytes_of(path)
+    with open_bytes(path) as file:
         for kind, position, length in _boxes(file, size):
             if kind == b"moov":
                 file.seek(position)

@@ -1,5 +1,6 @@
 import math
 import os
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -64,11 +65,42 @@ def write_video(
     def refused(problem: object) -> VideoError:
         return VideoError(path, f"cannot be written with codec {codec!r}: {problem}. {_ADVICE}")
 
+    height, width = pixels.shape[2:]
+    times = None if pts_seconds is None else pts_seconds.tolist()
     try:
         with atomic_write(path, error=refused, advice="") as aside:
-            _encode(aside, pixels, fps, codec, options, keyframe_interval, pts_seconds, rotation_degrees)
+            _encode(aside, pixels, (height, width), fps, codec, options, keyframe_interval, times, rotation_degrees)
     except (av.error.FFmpegError, ValueError) as error:
         raise refused(error) from error
+
+
+def write_frames(
+    path: str | Path,
+    frames: Iterable[Pixels],
+    *,
+    size: tuple[int, int],
+    fps: float,
+    pts_seconds: Sequence[float],
+    crf: int = 18,
+    keyframe_interval: int = 12,
+) -> None:
+    """As `write_video` with H.264, of frames that come one after another: no more than one is in memory.
+
+    Args:
+        path: file to write.
+        frames: [3, H, W], uint8, RGB each.
+        size: H and W.
+        fps: frames per second.
+        pts_seconds: increasing: the time of each frame.
+        crf: quality.
+        keyframe_interval: frames from one key frame to the next, at most.
+
+    Raises:
+        VideoError: the folder cannot be written, or a frame cannot be read.
+    """
+    options = _encoder_options("libx264", crf, None)
+    with atomic_write(path, error=lambda problem: VideoError(path, f"cannot be written: {problem}.")) as aside:
+        _encode(aside, frames, size, fps, "libx264", options, keyframe_interval, pts_seconds, 0)
 
 
 def _check(pixels: torch.Tensor, fps: float, pts_seconds: torch.Tensor | None, rotation_degrees: int) -> None:
@@ -84,17 +116,18 @@ def _check(pixels: torch.Tensor, fps: float, pts_seconds: torch.Tensor | None, r
 
 def _encode(
     path: Path,
-    pixels: torch.Tensor,
+    frames: Iterable[torch.Tensor],
+    size: tuple[int, int],
     fps: float,
     codec: str,
     options: dict[str, str],
     keyframe_interval: int,
-    pts_seconds: torch.Tensor | None,
+    pts_seconds: Sequence[float] | None,
     rotation_degrees: int,
 ) -> None:
-    height, width = pixels.shape[2:]
+    height, width = size
     rate = Fraction(fps).limit_denominator(1001)
-    ticks = None if pts_seconds is None else (pts_seconds.double() * _TICKS_PER_SECOND).round().long().tolist()
+    ticks = None if pts_seconds is None else [round(seconds * _TICKS_PER_SECOND) for seconds in pts_seconds]
     # a name with a colon is not a protocol
     with av.open(f"file:{os.path.abspath(path)}", "w") as container:
         stream = container.add_stream(codec, rate=rate)
@@ -107,8 +140,8 @@ def _encode(
         stream.codec_context.time_base = time_base
         if rotation_degrees:
             stream.set_display_rotation(rotation_degrees)
-        for index, image in enumerate(pixels.permute(0, 2, 3, 1)):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image.numpy()), format="rgb24")
+        for index, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), format="rgb24")
             frame.pts = index if ticks is None else ticks[index]
             frame.time_base = time_base
             container.mux(stream.encode(frame))

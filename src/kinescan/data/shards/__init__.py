@@ -1,0 +1,1 @@
+"""Shards: many videos in few tars, with an index that says where each one is."""

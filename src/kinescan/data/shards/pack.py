@@ -1,0 +1,333 @@
+"""Videos packed into tars, as WebDataset has them, with an index of where each one is."""
+
+import io
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from kinescan.data.file_workers import CRASH, each_file
+from kinescan.data.listing import VideoItem, VideoList
+from kinescan.data.shards.index import INDEX_FILE, LOST, PackedVideo, Shard, ShardIndex
+from kinescan.data.transforms import resize
+from kinescan.data.video import Limits, VideoReader
+from kinescan.data.video.stored import TAR_BLOCK, num_bytes_of, open_bytes
+from kinescan.data.video.writer import write_frames
+from kinescan.errors import ConfigError, VideoError
+from kinescan.runtime.atomic_write import atomic_write
+from kinescan.runtime.escaping import to_json
+
+SHARD_BYTES = 2**29
+_CHUNK = 2**20
+_SPOOLED_BYTES = 2**26
+_SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackSettings:
+    """How videos are packed.
+
+    Attributes:
+        size: short side of the frames in pixels; larger ones are resized and all are coded once (H.264 in mp4). 0
+            packs the files as they are, byte for byte.
+        crf: quality of frames that are coded: smaller is better.
+        keyframe_interval: frames from one key frame to the next, at most: of fewer, fewer are decoded for a clip.
+        shard_bytes: of the files that go into one tar, about.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    size: int = 0
+    crf: int = 20
+    keyframe_interval: int = 12
+    shard_bytes: int = SHARD_BYTES
+
+    def __post_init__(self) -> None:
+        ranges = {"size": (0, 8192), "crf": (0, 51), "keyframe_interval": (1, 10_000), "shard_bytes": (1, 2**40)}
+        for name, (least, most) in ranges.items():
+            if not least <= getattr(self, name) <= most:
+                raise ConfigError(f"{name} must lie in [{least}, {most}], got {getattr(self, name)}.")
+        if self.size % 2 or 0 < self.size < 16:
+            raise ConfigError(f"size must be 0, or an even number of at least 16, got {self.size}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackReport:
+    """What was packed.
+
+    Attributes:
+        folder: of the shards.
+        num_videos: that are in them.
+        num_shards: tars.
+        num_bytes: of all tars.
+        lost: id -> why a video is not in them.
+        seconds: how long it took.
+    """
+
+    folder: str
+    num_videos: int
+    num_shards: int
+    num_bytes: int
+    lost: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A video to be packed: its number in the data set, and what the index says of it."""
+
+    number: int
+    part: str
+    item: VideoItem
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One tar to be written."""
+
+    number: int
+    entries: tuple[_Entry, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:06d}.tar"
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A tar that was written: number -> name, offset and size of each video, and why others are not in it."""
+
+    plan: _Plan
+    num_bytes: int
+    places: dict[int, tuple[str, int, int]]
+    lost: dict[int, str]
+
+
+def pack_videos(
+    parts: Mapping[str, VideoList],
+    folder: Path,
+    settings: PackSettings | None = None,
+    *,
+    num_workers: int = 0,
+    limits: Limits | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[ShardIndex, int]:
+    """Writes tars and, last, their index; tars of an earlier attempt that was interrupted are replaced.
+
+    The order of the videos, their ids and their labels are those of the data set, so that order, splits and draws of a
+    training on the shards are those of a training on the files. What is not there, or cannot be decoded where frames
+    are coded, keeps its position and is listed.
+
+    Args:
+        parts: "train" and perhaps "test".
+        folder: made if need be.
+        settings: by default the files as they are.
+        num_workers: processes that write tars; 0 writes in this one.
+        limits: what one video may take.
+        progress: is called with how many tars are done, of how many.
+
+    Returns:
+        The index, and how many bytes the tars have.
+
+    Raises:
+        ConfigError: the folder holds an index already, or cannot be written.
+    """
+    settings = settings or PackSettings()
+    if (folder / INDEX_FILE).exists():
+        raise ConfigError(f"{folder} holds shards already. Choose another folder, or delete that one.")
+    entries, lost = _entries(parts)
+    plans = _plans(entries, settings.shard_bytes)
+    write = partial(_write_shard, folder=folder, settings=settings, limits=limits)
+    written: list[_Written] = []
+    with closing(each_file(plans, write, num_workers=num_workers, crashed=_crashed)) as results:
+        for result in results:
+            written.append(_without_killers(result, write, limits))
+            if progress is not None:
+                progress(len(written), len(plans))
+    index = _index(parts, entries, written, lost, settings)
+    index.save(folder)
+    for left in folder.glob("[0-9]*.tar"):
+        # of an earlier attempt with smaller shards
+        if left.name not in {shard.name for shard in index.shards}:
+            left.unlink()
+    return index, sum(one.num_bytes for one in written)
+
+
+def _entries(parts: Mapping[str, VideoList]) -> tuple[list[_Entry], dict[int, str]]:
+    entries: list[_Entry] = []
+    lost: dict[int, str] = {}
+    for part, videos in parts.items():
+        for item in videos.items:
+            number = len(entries)
+            try:
+                size = num_bytes_of(item.path)
+            except OSError as error:
+                size = 0
+                lost[number] = str(getattr(error, "reason", None) or error.strerror or error)
+            entries.append(_Entry(number, part, item, size))
+    return entries, lost
+
+
+def _plans(entries: list[_Entry], shard_bytes: int) -> list[_Plan]:
+    plans: list[_Plan] = []
+    together: list[_Entry] = []
+    num_bytes = 0
+    for entry in entries:
+        if together and num_bytes + entry.num_bytes > shard_bytes:
+            plans.append(_Plan(len(plans), tuple(together)))
+            together, num_bytes = [], 0
+        together.append(entry)
+        num_bytes += entry.num_bytes
+    if together:
+        plans.append(_Plan(len(plans), tuple(together)))
+    return plans
+
+
+def _crashed(plan: _Plan) -> _Written:
+    return _Written(plan, 0, {}, {entry.number: CRASH for entry in plan.entries})
+
+
+def _without_killers(written: _Written, write: Callable[[_Plan], _Written], limits: Limits | None) -> _Written:
+    """A tar that ended the process that wrote it, without the videos that do that."""
+    if not written.lost or written.places or set(written.lost.values()) != {CRASH}:
+        return written
+    numbers = {entry.number: entry for entry in written.plan.entries}
+    survive = partial(_survives, limits=limits)
+    killers = {
+        number
+        for number, is_alive in each_file(
+            list(numbers.values()), survive, num_workers=1, crashed=lambda entry: (entry.number, False)
+        )
+        if not is_alive
+    }
+    left = tuple(entry for entry in written.plan.entries if entry.number not in killers)
+    again = write(_Plan(written.plan.number, left))
+    return _Written(written.plan, again.num_bytes, again.places, again.lost | dict.fromkeys(killers, CRASH))
+
+
+def _survives(entry: _Entry, *, limits: Limits | None) -> tuple[int, bool]:
+    with suppress(VideoError), VideoReader(entry.item.path, limits=limits) as video:
+        video.check()
+    return entry.number, True
+
+
+def _write_shard(plan: _Plan, *, folder: Path, settings: PackSettings, limits: Limits | None) -> _Written:
+    places: dict[int, tuple[str, int, int]] = {}
+    lost: dict[int, str] = {}
+    with atomic_write(folder / plan.name) as aside:
+        with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for entry in plan.entries:
+                # gathered first: a file that ends too soon leaves nothing in the tar
+                with tempfile.SpooledTemporaryFile(_SPOOLED_BYTES) as gathered:
+                    try:
+                        suffix = _gather(entry, cast(BinaryIO, gathered), settings, limits)
+                    except OSError as error:
+                        lost[entry.number] = str(getattr(error, "reason", None) or error.strerror or error)
+                        continue
+                    size = gathered.tell()
+                    gathered.seek(0)
+                    name, offset = f"{entry.number:09d}{suffix}", tar.offset + TAR_BLOCK
+                    tar.addfile(_head(name, size), gathered)
+                    places[entry.number] = name, offset, size
+                facts = to_json({"id": entry.item.video_id, "cls": entry.item.label, "part": entry.part}).encode()
+                tar.addfile(_head(f"{entry.number:09d}.json", len(facts)), io.BytesIO(facts))
+        num_bytes = os.path.getsize(aside)
+    return _Written(plan, num_bytes, places, lost)
+
+
+def _head(name: str, size: int) -> tarfile.TarInfo:
+    """Without names, times and rights of this machine: the same videos give the same tars."""
+    head = tarfile.TarInfo(name)
+    head.size, head.mode = size, 0o644
+    return head
+
+
+def _gather(entry: _Entry, out: BinaryIO, settings: PackSettings, limits: Limits | None) -> str:
+    """Writes what is packed of a video, and gives the suffix of its name in the tar.
+
+    Raises:
+        OSError: it cannot be read; a VideoError where it is no whole video.
+    """
+    path = entry.item.path
+    if not settings.size:
+        with open_bytes(path) as file:
+            shutil.copyfileobj(file, out, _CHUNK)
+        suffix = path.suffix.lower()
+        return suffix if _SUFFIX.fullmatch(suffix) and suffix != ".json" else ".bin"
+    with tempfile.TemporaryDirectory() as folder, VideoReader(path, limits=limits) as video:
+        coded = Path(folder, "coded.mp4")
+        height, width = _resized((video.height, video.width), settings.size)
+        times = video.pts_seconds - video.pts_seconds[0]
+        write_frames(
+            coded,
+            (resize(image[None], (height, width), "bilinear")[0] for image, _ in video),
+            size=(height, width),
+            fps=video.fps or 1.0,
+            crf=settings.crf,
+            keyframe_interval=settings.keyframe_interval,
+            pts_seconds=times.tolist(),
+        )
+        with coded.open("rb") as file:
+            shutil.copyfileobj(file, out, _CHUNK)
+    return ".mp4"
+
+
+def _resized(size: tuple[int, int], short: int) -> tuple[int, int]:
+    """Height and width with this short side, even; never larger than before.
+
+    Example:
+        >>> _resized((480, 854), 240), _resized((101, 99), 240)
+        ((240, 428), (100, 98))
+    """
+    scale = min(1.0, short / min(size))
+    height, width = (max(2, 2 * int(side * scale / 2 + (0.5 if scale < 1 else 0))) for side in size)
+    return height, width
+
+
+def _index(
+    parts: Mapping[str, VideoList],
+    entries: list[_Entry],
+    written: list[_Written],
+    lost: dict[int, str],
+    settings: PackSettings,
+) -> ShardIndex:
+    full = sorted((one for one in written if one.places), key=lambda one: one.plan.number)
+    places = {number: (shard, *place) for shard, one in enumerate(full) for number, place in one.places.items()}
+    for one in written:
+        lost |= one.lost
+    videos = []
+    for entry in entries:
+        shard, name, offset, size = places.get(entry.number, (LOST, "", 0, 0))
+        item = entry.item
+        videos.append(
+            PackedVideo(
+                id=item.video_id,
+                name=name,
+                label=item.label,
+                part=entry.part,
+                group=item.group,
+                shard=shard,
+                offset=offset,
+                size=size,
+            )
+        )
+    return ShardIndex(
+        classes=next(iter(parts.values())).classes,
+        shards=tuple(Shard(name=one.plan.name, num_bytes=one.num_bytes, num_videos=len(one.places)) for one in full),
+        videos=tuple(videos),
+        made_of="frames" if settings.size else "files",
+        lost={entries[number].item.video_id: reason for number, reason in sorted(lost.items())},
+    )

@@ -1,0 +1,379 @@
+"""What is stored elsewhere, by ranges of bytes: through HTTP, and through fsspec for object stores."""
+
+import io
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Protocol
+
+from kinescan.errors import ConfigError
+from kinescan.runtime.addresses import OBJECT_STORES, check_address
+from kinescan.runtime.http_store import HttpStore, Part, StoreError, status_error
+from kinescan.runtime.optional_package import optional_package
+
+logger = logging.getLogger(__name__)
+
+SECONDS_VARIABLE = "KINESCAN_STORE_SECONDS"
+"""Environment variable: how long one request to a store may take, in seconds; 60 without it."""
+BLOCK = 2**17
+_MOST_AHEAD = 2**21
+_WHOLE_BYTES = 2**20
+_KEPT_BYTES = 2**25
+_KEPT_SECONDS = 30.0
+_ATTEMPTS = 4
+_FIRST_WAIT_SECONDS = 0.25
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+EXTRA = "stores"
+
+
+class Store(Protocol):
+    """Reads ranges."""
+
+    def read(self, address: str, start: int, end: int) -> Part:
+        """See `HttpStore.read`."""
+        ...
+
+
+class ObjectStore:
+    """Reads ranges of objects through fsspec, which finds credentials as the store's own programs do.
+
+    Raises:
+        DependencyError: fsspec's package for this store is not installed.
+    """
+
+    def __init__(self, scheme: str) -> None:
+        optional_package(_PACKAGES[scheme], EXTRA)
+        self._scheme = scheme
+        self._known: dict[str, tuple[float, dict[str, Any]]] = {}
+
+    @property
+    def files(self) -> Any:
+        """The file system of fsspec; one for each process."""
+        seconds = request_seconds()
+        options: dict[str, Any] = {}
+        if self._scheme == "s3":
+            options["config_kwargs"] = {
+                "connect_timeout": seconds,
+                "read_timeout": seconds,
+                "retries": {"max_attempts": 2},
+            }
+        return optional_package("fsspec", EXTRA).filesystem(self._scheme, **options)
+
+    def read(self, address: str, start: int, end: int) -> Part:
+        """The bytes from start to end, fewer where it is shorter."""
+        try:
+            info = self._info(address, anew=start == 0)
+            total = int(info["size"])
+            end = min(end, total)
+            data = self.files.cat_file(address, start=start, end=end) if start < end else b""
+        except Exception as error:  # every back end has errors of its own
+            raise _object_error(error) from error
+        if len(data) != max(0, end - start):
+            raise StoreError(f"{len(data):,} bytes arrived of {end - start:,} that were promised.", may_pass=True)
+        return Part(data, total, str(info.get("ETag") or info.get("etag") or info.get("LastModified") or ""))
+
+    def _info(self, address: str, *, anew: bool) -> dict[str, Any]:
+        found = self._known.get(address)
+        if anew or found is None or time.monotonic() - found[0] > _KEPT_SECONDS:
+            files = self.files
+            files.invalidate_cache(files._parent(address))
+            if len(self._known) > 4096:
+                self._known.clear()
+            found = self._known[address] = time.monotonic(), files.info(address)
+        return found[1]
+
+    def names(self, address: str) -> list[str]:
+        """The addresses of all objects below one, sorted."""
+        try:
+            found = self.files.find(address)
+        except Exception as error:
+            raise _object_error(error) from error
+        return sorted(f"{self._scheme}://{name}" for name in found)
+
+
+def _object_error(error: Exception) -> StoreError:
+    if isinstance(error, StoreError):
+        return error
+    status = getattr(error, "code", None) or getattr(error, "status", None)
+    if isinstance(error, FileNotFoundError):
+        return status_error(404)
+    if isinstance(error, PermissionError):
+        return status_error(403)
+    if isinstance(status, int) and status >= 400:
+        return status_error(status)
+    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "RefreshError"):
+        return StoreError("no credentials were found for this store. Set them in the environment.")
+    # what a back end says may hold an address with a signature: only its kind is told
+    return StoreError(f"the store cannot be read ({type(error).__name__}).", may_pass=True)
+
+
+def request_seconds() -> float:
+    """How long one request may take.
+
+    Raises:
+        ConfigError: the environment says no number.
+    """
+    text = os.environ.get(SECONDS_VARIABLE, "60")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 86_400:
+        raise ConfigError(f"{SECONDS_VARIABLE}={text!r} is not a number of seconds above 0. Correct or unset it.")
+    return seconds
+
+
+@cache
+def _http(process: int, seconds: float) -> HttpStore:
+    return HttpStore(seconds)
+
+
+@cache
+def _objects(process: int, scheme: str) -> ObjectStore:
+    return ObjectStore(scheme)
+
+
+def store_of(address: str) -> Store:
+    """What reads an address.
+
+    Raises:
+        DependencyError: a package is missing.
+    """
+    scheme = address.partition("://")[0]
+    # connections do not survive a fork
+    process = os.getpid()
+    return _objects(process, scheme) if scheme in OBJECT_STORES else _http(process, request_seconds())
+
+
+def read_range(address: str, start: int, end: int) -> Part:
+    """A range of what lies at an address; what may pass is tried again, after 0.25, 0.5 and 1 s.
+
+    Raises:
+        StoreError: it cannot be read.
+        ConfigError: the address may not be read.
+        DependencyError: the package for this store is not installed.
+    """
+    check_address(address)
+    for attempt in range(_ATTEMPTS):
+        try:
+            return store_of(address).read(address, start, end)
+        except StoreError as error:
+            if not error.may_pass:
+                raise
+            if attempt == _ATTEMPTS - 1:
+                raise StoreError(
+                    f"{error.reason} {_ATTEMPTS} attempts failed.", is_gone=error.is_gone, status=error.status
+                ) from error
+            logger.debug("%s: %s; it is tried again", address, error.reason)
+            time.sleep(_FIRST_WAIT_SECONDS * 2**attempt)
+    raise AssertionError
+
+
+def read_whole(address: str, max_bytes: int) -> bytes:
+    """All bytes of a small file, or one byte more than `max_bytes`.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    data = bytearray()
+    while len(data) <= max_bytes:
+        part = read_range(address, len(data), min(max_bytes + 1, len(data) + 2**24))
+        data += part.data
+        if len(data) >= part.num_bytes or not part.data:
+            break
+    return bytes(data[: max_bytes + 1])
+
+
+class _Kept:
+    """Blocks that were read lately, of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks: OrderedDict[tuple[str, int, int], tuple[float, bytes]] = OrderedDict()
+        self._sizes: dict[str, tuple[float, int, str]] = {}
+        self._num_bytes = 0
+
+    def get(self, key: tuple[str, int, int]) -> bytes | None:
+        with self._lock:
+            found = self._blocks.get(key)
+            if found is None or time.monotonic() - found[0] > _KEPT_SECONDS:
+                return None
+            self._blocks.move_to_end(key)
+            return found[1]
+
+    def put(self, key: tuple[str, int, int], block: bytes) -> None:
+        with self._lock:
+            before = self._blocks.pop(key, None)
+            self._num_bytes += len(block) - (len(before[1]) if before else 0)
+            self._blocks[key] = time.monotonic(), block
+            while self._num_bytes > _KEPT_BYTES and len(self._blocks) > 1:
+                self._num_bytes -= len(self._blocks.popitem(last=False)[1][1])
+
+    def size(self, address: str) -> tuple[int, str] | None:
+        found = self._sizes.get(address)
+        return None if found is None or time.monotonic() - found[0] > _KEPT_SECONDS else found[1:]
+
+    def put_size(self, address: str, num_bytes: int, version: str) -> None:
+        if len(self._sizes) > 4096:
+            self._sizes.clear()
+        self._sizes[address] = time.monotonic(), num_bytes, version
+
+    def drop(self, address: str) -> None:
+        with self._lock:
+            self._sizes.pop(address, None)
+            for key in [key for key in self._blocks if key[0] == address]:
+                self._num_bytes -= len(self._blocks.pop(key)[1])
+
+
+_kept = _Kept()
+
+
+def remote_size(address: str) -> tuple[int, str]:
+    """How many bytes lie at an address, and what tells them from others; the first bytes are read with it.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    found = _kept.size(address)
+    if found is None:
+        part = read_range(address, 0, BLOCK)
+        _kept.drop(address)
+        _kept.put((address, 0, 0), part.data)
+        _kept.put_size(address, part.num_bytes, part.version)
+        found = part.num_bytes, part.version
+    return found
+
+
+class ByteWindow(io.RawIOBase):
+    """Bytes that are read and sought in as a file, wherever they come from.
+
+    Args:
+        num_bytes: how many.
+        name: as FFmpeg sees it, for its suffix.
+        lead: bytes before the first one that belong to what is stored, and not to the file; see `head`.
+    """
+
+    def __init__(self, num_bytes: int, *, name: str = "video", lead: int = 0) -> None:
+        super().__init__()
+        self.name = name
+        self._num_bytes, self._lead, self._position = num_bytes, lead, 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves there, as files do."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._num_bytes}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the buffer as far as there are bytes."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """So many bytes, fewer at the end."""
+        left = self._num_bytes - self._position
+        size = max(0, left if size is None or size < 0 else min(size, left))
+        data = self._read_at(self._lead + self._position, size) if size else b""
+        self._position += len(data)
+        return data
+
+    def head(self) -> bytes:
+        """The bytes before the first one."""
+        return self._read_at(0, self._lead)
+
+    def _read_at(self, position: int, size: int) -> bytes:
+        raise NotImplementedError
+
+
+class RangeFile(ByteWindow):
+    """A stretch of what is stored elsewhere, read by blocks; what follows on is read ahead.
+
+    Args:
+        address: of the whole.
+        start: where the stretch begins, with its lead.
+        num_bytes: of the stretch, without its lead.
+        version: of the whole, where it is known: another one later is an error.
+        name: see `ByteWindow`.
+        lead: see `ByteWindow`.
+        read: reads a range; for tests.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        start: int,
+        num_bytes: int,
+        *,
+        version: str = "",
+        name: str = "video",
+        lead: int = 0,
+        read: Callable[[str, int, int], Part] = read_range,
+    ) -> None:
+        super().__init__(num_bytes, name=name, lead=lead)
+        self._address, self._start, self._version, self._read = address, start, version, read
+        self._end = lead + num_bytes
+        self._next_block, self._ahead = -1, 1
+
+    def _read_at(self, position: int, size: int) -> bytes:
+        first, last = position // BLOCK, (position + size - 1) // BLOCK
+        data = b"".join(self._block(number, last) for number in range(first, last + 1))
+        begin = position - first * BLOCK
+        return data[begin : begin + size]
+
+    def _block(self, number: int, last: int) -> bytes:
+        found = _kept.get((self._address, self._start, number))
+        if found is not None:
+            return found
+        # reading on and on: twice as much each time
+        self._ahead = min(2 * self._ahead, _MOST_AHEAD // BLOCK) if number == self._next_block else 1
+        count = max(last - number + 1, self._ahead)
+        if self._end <= _WHOLE_BYTES:
+            # one request costs more than what it brings
+            count = -(-self._end // BLOCK)
+        end = min(self._end, (number + count) * BLOCK)
+        part = self._read(self._address, self._start + number * BLOCK, self._start + end)
+        if self._version and part.version and part.version != self._version:
+            _kept.drop(self._address)
+            raise StoreError("it was changed while it was read. Read it again.", is_gone=False)
+        if len(part.data) != end - number * BLOCK:
+            raise StoreError(
+                f"it ends at byte {part.num_bytes:,}; {self._start + end:,} bytes are needed. It is cut.", is_gone=False
+            )
+        for index in range(0, len(part.data), BLOCK):
+            _kept.put((self._address, self._start, number + index // BLOCK), part.data[index : index + BLOCK])
+        self._next_block = number + -(-len(part.data) // BLOCK)
+        return part.data[:BLOCK]
+
+
+def names_below(address: str) -> list[str]:
+    """The addresses of all objects below one, of stores that tell.
+
+    Raises:
+        ConfigError: web servers do not tell.
+        StoreError: it cannot be read.
+    """
+    check_address(address)
+    store = store_of(address)
+    if not isinstance(store, ObjectStore):
+        raise ConfigError(
+            f"{address}: a web server does not tell which files it has. Name a csv of path,label, or a folder of "
+            "shards (kinescan data pack)."
+        )
+    return store.names(address)

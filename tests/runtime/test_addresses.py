@@ -1,0 +1,59 @@
+"""Addresses where paths stand: they come out as they went in, and hold no secrets."""
+
+from pathlib import Path
+
+import pytest
+
+from kinescan.errors import ConfigError
+from kinescan.runtime.addresses import absolute, address_of, as_path, is_read_address, is_remote
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/a/b c.mp4", "gs://b/x.mp4", "http://h:80/ä.mp4", "https://h/a=1/b.mp4"]
+)
+def test_an_address_survives_being_a_path(address: str) -> None:
+    path = as_path(address)
+    assert address_of(path) == address_of(str(path)) == address
+    assert address_of(path.parent / path.name) == address
+    assert absolute(path) == str(path)
+    assert is_remote(path)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "/s3/a", "s3", "concat:a.mp4", "s4://x/y", "rtsp://camera/1"])
+def test_other_names_are_files(name: str) -> None:
+    assert address_of(name) is None
+
+
+def test_a_file_of_such_a_name_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s3:" / "b").mkdir(parents=True)
+    (tmp_path / "s3:" / "b" / "a.mp4").touch()
+    assert not is_remote("s3:/b/a.mp4")
+    assert is_remote("s3:/b/c.mp4")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://me:hunter2@host/a.mp4",
+        "https://host/a.mp4?X-Amz-Signature=hunter2",
+        "https://host/a.mp4#hunter2",
+        "s3://hunter2@bucket/a",
+    ],
+)
+def test_addresses_with_secrets_are_refused_without_showing_them(address: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        as_path(address)
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize("address", ["s3://b//a.mp4", "s3://b/../a.mp4", "s3://", "http://h/./a"])
+def test_addresses_that_no_path_can_hold_are_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"://"):
+        as_path(address)
+
+
+def test_only_some_addresses_are_read() -> None:
+    assert is_read_address("s3://b/a.mp4")
+    with pytest.raises(ConfigError, match="ftp"):
+        is_read_address("ftp://h/a.mp4")
