@@ -45,7 +45,7 @@ def test_analysis_of_a_causal_model_goes_through_the_whole_video(video: Path) ->
     assert bool((found.update_speed > 0).all())
     shown = timeline(found, "<b>")
     assert all(part in shown for part in ("&lt;b&gt;", "<polyline", "<rect"))
-    assert frames(found).startswith("<img")
+    assert frames(found).count("<img") == 1
 
 
 def test_other_models_are_shown_as_far_as_they_go(video: Path) -> None:

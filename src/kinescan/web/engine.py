@@ -10,12 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from kinescan.data.video import VideoReader
 from kinescan.errors import ConfigError
 from kinescan.inference.exported import CausalModel, ExportedStep
 from kinescan.inference.model_source import resolve_model
 from kinescan.inference.predictor import predict
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.urls import mask_url
@@ -57,6 +60,7 @@ class Engine:
         for name, source in config.models.items():
             given = (models or {}).get(name)
             self.models[name] = resolve_model(source, device) if given is None else given
+            _warm_up(self.models[name])
             logger.info("%s: %s from %s", name, self.models[name].name, mask_url(source))
         self.vlm = vlm if vlm is not None or config.vlm is None else load_vlm(config.vlm, device=device)
         self.vlm_name = None if config.vlm is None else Path(config.vlm).name
@@ -184,6 +188,13 @@ class Engine:
                 close = getattr(iterator, "close", None)
                 if close is not None:
                     await loop.run_in_executor(self._pool, close)
+
+
+def _warm_up(model: VideoClassifier) -> None:
+    """Runs the model on a blank clip, so that what it compiles is compiled before the first request."""
+    size, frames = model.preprocessing.size, model.preprocessing.num_frames
+    with torch.no_grad():
+        evaluation_view(model)(torch.zeros(1, frames, 3, size, size, device=model.device))
 
 
 def check_models(config: ServeConfig) -> None:

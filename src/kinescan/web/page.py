@@ -31,7 +31,8 @@ STYLE = """
 .ks-events { font-size: .9rem; margin: .3rem 0 0; padding-left: 1.2em; opacity: .85; }
 .ks-frames { width: 100%; border-radius: 8px; background: white; }
 .ks-note { opacity: .75; } .ks-problem { border-left: 4px solid #d1495b; padding: .4rem .8rem; }
-@media (max-width: 640px) { .tick, .bar { font-size: 26px; } }
+.ks-wide { overflow-x: auto; width: 100%; contain: inline-size; }
+@media (max-width: 640px) { .ks-wide > * { min-width: 640px; } }
 """
 NOTHING = "(none)"
 _KEPT_SECONDS = 600

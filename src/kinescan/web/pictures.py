@@ -78,7 +78,8 @@ def timeline(analysis: Analysis, title: str = "") -> str:
     return (
         f'<section class="ks-timeline"><h3>{html.escape(title)} '
         f'<b class="ks-label">{html.escape(analysis.best)}</b></h3>'
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="Scores over time. {said}">{"".join(parts)}</svg>'
+        f'<div class="ks-wide" tabindex="0"><svg viewBox="0 0 {_WIDTH} {height}" role="img" '
+        f'aria-label="Scores over time. {said}">{"".join(parts)}</svg></div>'
         f'<div class="ks-legend">{legend}</div><ul class="ks-events">{listed}</ul></section>'
     )
 
@@ -117,7 +118,7 @@ def frames(analysis: Analysis) -> str:
                 _heat(axes, (change if kind == "change" else speed)[t], pixels.shape[1:3], kind)  # type: ignore[index]
     _legend(figure)
     alt = "Sampled frames with arrows where patches move, and heat maps of change and of the scanner's update speed"
-    return f'<img class="ks-frames" alt="{alt}" src="{_data_url(figure)}">'
+    return f'<div class="ks-wide" tabindex="0"><img class="ks-frames" alt="{alt}" src="{_data_url(figure)}"></div>'
 
 
 def _square(size: tuple[int, int]) -> tuple[float, float, float]:
