@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.clip_folder import make_clip_folder
+from tests.events_data import write_events
 
 from kinescan.config import load_recipe
 from kinescan.data.clips import read_clips
@@ -49,8 +50,24 @@ def test_clip_own_videos_trains_scores_and_predicts(
     assert set(predicted["labels"]) == {"bright", "dark"}
 
 
+def test_clip_events_trains_on_intervals_and_streams_events(
+    kinescan: Any, clip: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labels, test = write_events(tmp_path / "train"), write_events(tmp_path / "test", names=("0.mp4", "3.mp4"))
+    settings = (f"data.test={test}", "optim.epochs=1", "loader.batch_size=2", "train.eval_every=1")
+    done = kinescan(*_arguments("clip_events", labels, clip[0], *settings))
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    model = from_pretrained(result["checkpoint"])
+    assert (model.config.causal, model.answers_frames, model.config.width) == (True, True, 32)
+    file = next(tmp_path.rglob("*.mp4"))
+    told = kinescan("stream", file, "--model", result["output"], "--events", "-", "--json")
+    assert told.exit_code == 0, told.stderr
+
+
 def test_recipe_for_clip_wants_only_the_folder() -> None:
-    for name in ("clip_own_videos", "clip_text_own_videos"):
+    for name in ("clip_own_videos", "clip_text_own_videos", "clip_events"):
         config = load_recipe(name)
         assert (config.data.train, config.model.weights) == ("", "openai/clip-vit-base-patch16")
         assert config.train.device == "auto"
