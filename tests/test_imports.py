@@ -23,7 +23,15 @@ OPTIONAL = {
     "kinescan.web.serving": {"kinescan.web.app", "kinescan.web.connections", "kinescan.web.page"},  # extras
 }
 """Modules of ours that need an optional package, and who loads them when they are needed."""
-LISTS = {"kinescan", "kinescan.cli.main", "kinescan.data", "kinescan.models", "kinescan.runs", "kinescan.studies"}
+LISTS = {
+    "kinescan",
+    "kinescan.cli.main",
+    "kinescan.data",
+    "kinescan.models",
+    "kinescan.runs",
+    "kinescan.studies",
+    "kinescan.web",
+}
 """Packages that load what is below them when it is first used: their strings name modules below their own package."""
 LOADERS = {
     *("kinescan", "kinescan.cli.main", "kinescan.runtime.lazy", "kinescan.runtime.optional_package"),

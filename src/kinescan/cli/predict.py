@@ -35,7 +35,9 @@ WIDTHS = (len("100.0 %"), len("10.00 s"))
 
 @reported
 def command(
-    paths: Annotated[list[str], typer.Argument(help="Video files, folders of them, and addresses (https://..., s3://...).")],
+    paths: Annotated[
+        list[str], typer.Argument(help="Video files, folders of them, and addresses (https://..., s3://...).")
+    ],
     model: Annotated[
         str | None,
         typer.Option(help="A run's folder, a saved or exported model or a hub name. By default the newest run."),

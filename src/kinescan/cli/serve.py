@@ -3,11 +3,9 @@ from typing import Annotated
 
 import typer
 
+from kinescan import web
 from kinescan.cli.output import reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
-from kinescan.config import parse_overrides
-from kinescan.errors import ConfigError
-from kinescan.web.serving import make_config, serve
 
 EXAMPLES = (
     "kinescan serve --model runs/causal",
@@ -42,12 +40,9 @@ def command(
 ) -> None:
     """Answer HTTP requests and WebSocket streams; the API is in docs/serving.md."""
     import_own_modules(modules)
-    values = parse_overrides(settings)
-    limits = values.pop("limits", {})
-    if values or not isinstance(limits, dict):
-        raise ConfigError("--set takes settings of limits, as in --set limits.streams=16.")
-    serve(
-        make_config(
+    limits = web.serving.parse_limits(settings)
+    web.serving.serve(
+        web.serving.make_config(
             model,
             vlm=vlm,
             media=media,

@@ -2,12 +2,10 @@ from typing import Annotated
 
 import typer
 
+from kinescan import web
 from kinescan.cli.output import reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
-from kinescan.config import parse_overrides
-from kinescan.errors import ConfigError
 from kinescan.runtime.optional_package import optional_package
-from kinescan.web.serving import make_config, serve
 
 EXAMPLES = (
     "kinescan web --model runs/causal",
@@ -37,8 +35,5 @@ def command(
     """Open a page: drop a video or use the camera, and see what the model sees. The service is there, too."""
     import_own_modules(modules)
     optional_package("gradio", "web")
-    values = parse_overrides(settings)
-    limits = values.pop("limits", {})
-    if values or not isinstance(limits, dict):
-        raise ConfigError("--set takes settings of limits, as in --set limits.video_seconds=60.")
-    serve(make_config(model, vlm=vlm, host=host, port=port, device=device, limits=limits))
+    limits = web.serving.parse_limits(settings)
+    web.serving.serve(web.serving.make_config(model, vlm=vlm, host=host, port=port, device=device, limits=limits))

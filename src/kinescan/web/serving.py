@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kinescan.config import parse_overrides
 from kinescan.errors import ConfigError
 from kinescan.runs.folder import model_folder
 from kinescan.runtime.optional_package import optional_package
@@ -21,6 +22,26 @@ logger = logging.getLogger(__name__)
 
 KEY_VARIABLE = "KINESCAN_API_KEY"
 _DRAIN_SECONDS = 20
+
+
+def parse_limits(overrides: Sequence[str]) -> dict[str, Any]:
+    """The limits of a service that `--set limits.KEY=VALUE` names.
+
+    Args:
+        overrides: "limits.key=value" each.
+
+    Raises:
+        ConfigError: one is not a setting, or not of the limits.
+
+    Example:
+        >>> parse_limits(["limits.streams=16"])
+        {'streams': 16}
+    """
+    values = parse_overrides(overrides)
+    limits = values.pop("limits", {})
+    if values or not isinstance(limits, dict):
+        raise ConfigError("--set takes settings of limits, as in --set limits.streams=16.")
+    return limits
 
 
 def make_config(
