@@ -1,10 +1,10 @@
-"""Augmentation of a training clip on a CPU: our operations, frame by frame in place, against kornia's on the whole clip.
+"""Augmentation of a training clip on a CPU: our operations, frame by frame in place, against kornia's on the clip.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/augmentation.py            (about a minute)
-Aim: at least twice as fast at 32 frames, with the same draws and the same clips within 2e-4 of 1 in pixels.
+Aim: at least twice as fast at 32 frames, with the same draws and clips that are equal within 2e-4 (of 1).
 
-Draws of equalising and posterising are left out of the comparison of clips: they work in levels, and a value at the edge
-of one may fall to either side; tests compare them alone.
+Draws of equalising and posterising are left out of the comparison of clips: they work in levels, and a value at the
+edge of one may fall to either side; tests compare them alone.
 """
 
 import argparse

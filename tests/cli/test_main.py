@@ -21,7 +21,7 @@ FLAGS = {
     },
     "predict": {
         *("--set", "--model", "--top", "--explain", "--allow-short", "--device", "--allow-code", "--json"),
-        *("--segments", "--output"),
+        *("--segments", "--output", "--engine"),
     },
     "stream": {
         *("--set", "--model", "--every", "--allow-short", "--device", "--state", "--events", "--record"),

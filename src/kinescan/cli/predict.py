@@ -1,13 +1,13 @@
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from kinescan import runs
 from kinescan.cli.options import json_option, settings_option
-from kinescan.cli.output import FAILED, JsonList, reported
+from kinescan.cli.output import FAILED, JsonList, print_json, reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.cli.terminal import Table, line_limit, print_text, shown_length
 from kinescan.errors import ConfigError
@@ -57,7 +57,17 @@ def command(
         bool, typer.Option("--segments", help="Name what happens from when to when; for models that answer for frames.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="With --segments: a file to write, too: .csv, .json or .jsonl.")
+        Path | None,
+        typer.Option(
+            help="With --segments: a file to write, too: .csv, .json or .jsonl. With --engine: the folder of results."
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["ray"] | None,
+        typer.Option(
+            help="ray: predict lists (a path a line) and folders by Ray Data, into Parquet files in --output; "
+            "--set ray.workers=8, ray.address=auto, ray.cpus=2, ray.gpus=1."
+        ),
     ] = None,
     explain: Annotated[Path | None, typer.Option(help="Folder for pictures of what moved and what changed.")] = None,
     allow_short: Annotated[
@@ -74,6 +84,19 @@ def command(
     import_own_modules(modules)
     if views is not None:
         settings = [*settings, f"evaluation.views={views}"]
+    if engine is not None:
+        _by_ray(
+            paths,
+            output,
+            model=model,
+            overrides=settings,
+            top=top,
+            device=device,
+            allow_short=allow_short,
+            unusable={"--segments": segments, "--explain": explain is not None, "--allow-code": allow_code},
+            as_json=as_json,
+        )
+        return
     if output is not None:
         if not segments:
             raise ConfigError("--output is for events: give --segments, too. For predictions redirect --json.")
@@ -111,6 +134,36 @@ def command(
                     errors.append(prediction.error)
                     counter.update(len(errors), len(job.files))
     _end_with(errors)
+
+
+def _by_ray(
+    paths: list[str],
+    output: Path | None,
+    *,
+    unusable: dict[str, bool],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    wrong = [flag for flag, is_given in unusable.items() if is_given]
+    if wrong:
+        raise ConfigError(f"--engine takes no {', '.join(wrong)}. Leave it out.")
+    if output is None:
+        raise ConfigError("--engine needs --output FOLDER, where its Parquet files go.")
+    with Interruption() as stop:
+        stop.immediate = True
+        found = runs.predict_ray.predict_paths(paths, output, **options)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_text(
+            [
+                f"{found.folder}: {found.num_rows} rows in {found.num_parts} files, {found.num_failed} of them with a "
+                f"reason instead of a prediction, {found.seconds:.1f} s",
+                *([f"{found.num_skipped} files were there already"] if found.num_skipped else []),
+            ]
+        )
+    if found.num_failed == found.num_rows:
+        raise typer.Exit(FAILED)
 
 
 def _end_with(errors: list[str | None]) -> None:

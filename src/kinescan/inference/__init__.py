@@ -1,5 +1,6 @@
 """A trained model on files and streams, and pictures of what it looks at."""
 
+from kinescan.inference.batch_predictor import BatchPredictor
 from kinescan.inference.explain import KinematicMaps, kinematic_maps
 from kinescan.inference.export import export
 from kinescan.inference.export_record import ExportCheck, ExportRecord
@@ -11,6 +12,7 @@ from kinescan.inference.streams import Camera, stream_many
 from kinescan.inference.strip import draw_strip
 
 __all__ = [
+    "BatchPredictor",
     "Camera",
     "ExportCheck",
     "ExportRecord",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kinescan.runs import names as names
     from kinescan.runs import pack as pack
     from kinescan.runs import predict as predict
+    from kinescan.runs import predict_ray as predict_ray
     from kinescan.runs import profile as profile
     from kinescan.runs import recipe as recipe
     from kinescan.runs import recipe_keys as recipe_keys
@@ -46,6 +47,7 @@ __getattr__ = lazy_names(
             "names",
             "pack",
             "predict",
+            "predict_ray",
             "profile",
             "recipe",
             "recipe_keys",

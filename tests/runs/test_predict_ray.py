@@ -1,0 +1,113 @@
+"""Lists, jobs and parts of predictions by Ray; Ray itself where it is installed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kinescan.data.video import write_video
+from kinescan.errors import ConfigError, DependencyError
+from kinescan.inference.batch_predictor import BatchPredictor
+from kinescan.models.zoo import create_model
+from kinescan.runs import predict_ray
+from kinescan.runs.predict_ray import JOB_FILE, RaySettings, listed_paths, predict_by_ray
+
+
+def test_every_line_of_a_list_is_a_row(tmp_path: Path) -> None:
+    lines = [f"{number:05d}.mp4" for number in range(20_000)]
+    for number in range(0, 20_000, 200):
+        lines[number] = ("\0bad\0", "x" * 5000, "../é.mp4", '"quote', "https://me:pw@host/a.mp4")[number // 200 % 5]
+    (tmp_path / "l.txt").write_text("# remark\n\n" + "\n".join(lines) + "\n")
+    found = listed_paths([tmp_path / "l.txt"])
+    assert len(found) == 20_000
+    assert found[1] == str(tmp_path / "00001.mp4")
+    assert found[800] == "https://me:pw@host/a.mp4"
+
+
+def test_lists_with_columns(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text('label,path\nx,"a, b.mp4"\ny,s3://b/c.mp4\nz\n')
+    assert listed_paths([tmp_path / "l.csv"]) == [str(tmp_path / "a, b.mp4"), "s3://b/c.mp4", ""]
+    (tmp_path / "l.tsv").write_text("a.mp4\tx\nb.mp4\ty\n")
+    assert listed_paths([tmp_path / "l.tsv"]) == [str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")]
+    (tmp_path / "e.txt").write_text("\n# nothing\n")
+    with pytest.raises(ConfigError):
+        listed_paths([tmp_path / "e.txt"])
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"part_rows": 0}, {"cpus": -1.0}, {"gpus": -0.5}])
+def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        RaySettings(**wrong)
+
+
+def test_a_folder_belongs_to_one_job(tmp_path: Path) -> None:
+    job, settings = BatchPredictor("m"), RaySettings()
+    predict_ray._claim(tmp_path, ["a.mp4"], job, settings)
+    predict_ray._claim(tmp_path, ["a.mp4"], job, settings)
+    for paths, other, parts in ((["b.mp4"], job, 128), (["a.mp4"], BatchPredictor("n"), 128), (["a.mp4"], job, 7)):
+        with pytest.raises(ConfigError, match=str(tmp_path)):
+            predict_ray._claim(tmp_path, paths, other, RaySettings(part_rows=parts))
+    (tmp_path / JOB_FILE).unlink()
+    (tmp_path / "part-000000.parquet").touch()
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        predict_ray._claim(tmp_path, ["a.mp4"], job, settings)
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str, extra: str) -> None:
+        raise DependencyError(f"{name} {extra}")
+
+    monkeypatch.setattr(predict_ray, "optional_package", absent)
+    with pytest.raises(DependencyError, match="pyarrow"):
+        predict_by_ray([tmp_path / "a.mp4"], tmp_path / "out", BatchPredictor("m"))
+
+
+def test_only_parts_that_are_not_there_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what Ray would give back made here: a driver that ends in the middle loses nothing and doubles nothing."""
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    pytest.importorskip("ray.data", reason="ray is not installed")
+    (tmp_path / "l.txt").write_text("\n".join(f"{number}.mp4" for number in range(7)))
+    asked: list[int] = []
+
+    def answered(parts: dict[int, list[str]], *_: Any) -> Any:
+        for number, paths in reversed(parts.items()):
+            asked.append(number)
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            yield number, [{"path": path, "labels": ["x"], "scores": [0.5], "error": None} for path in paths]
+
+    monkeypatch.setattr(predict_ray, "_predicted", answered)
+    call = ([tmp_path / "l.txt"], tmp_path / "out", BatchPredictor("m"), RaySettings(part_rows=2))
+    with pytest.raises(KeyboardInterrupt):
+        predict_by_ray(*call)
+    found = predict_by_ray(*call)
+    assert (asked, found.num_skipped, found.num_rows, found.num_failed) == ([3, 2, 1, 1, 0], 2, 7, 0)
+    rows = [
+        row for file in sorted((tmp_path / "out").glob("*.parquet")) for row in parquet.read_table(file).to_pylist()
+    ]
+    assert [row["number"] for row in rows] == list(range(7))
+    assert [Path(row["path"]).name for row in rows] == [f"{number}.mp4" for number in range(7)]
+
+
+def test_ray_gives_the_rows_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray.data", reason="ray is not installed: pip install 'kinescan[ray]'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    torch.manual_seed(0)
+    create_model("pks4_vit_ti16", labels=["left", "right"]).save_pretrained(str(tmp_path / "model"))
+    for seed in range(3):
+        pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+        write_video(tmp_path / f"{seed}.mp4", pixels, fps=8)
+    (tmp_path / "l.txt").write_text("0.mp4\nlost.mp4\n1.mp4\n2.mp4\n")
+    predictor = BatchPredictor(str(tmp_path / "model"), top=2)
+    found = predict_by_ray([tmp_path / "l.txt"], tmp_path / "out", predictor, RaySettings(part_rows=3))
+    assert (found.num_rows, found.num_failed, found.num_parts) == (4, 1, 2)
+    rows = [
+        row for file in sorted((tmp_path / "out").glob("*.parquet")) for row in parquet.read_table(file).to_pylist()
+    ]
+    assert [{key: row[key] for key in row if key != "number"} for row in rows] == predictor.rows(
+        listed_paths([tmp_path / "l.txt"])
+    )
+    assert json.loads((tmp_path / "out" / JOB_FILE).read_text())["rows"] == 4
