@@ -1,7 +1,7 @@
 """Compiles the Triton kernels for GPUs that need not be there: registers and spilled bytes at production sizes.
 
 Run: python benchmarks/triton_compile.py [--quick]     (no GPU needed; a few minutes on one core, --quick 10 seconds)
-Writes results/triton_compile.json. Stops with an error where a forward kernel spills. Says nothing about speed.
+Writes results/triton_compile.json. Stops with an error where a forward kernel spills on sm_80 or sm_90. Says nothing about speed.
 
 The launches are those of the package: its functions are called with tensors without data, and what they would launch
 is written down and compiled for NVIDIA's sm_75 (T4), sm_80 (A100), sm_90 (H100, H200) and sm_120 (RTX 50) and for AMD's
@@ -39,6 +39,8 @@ TARGETS = {
 }
 """T4, A100, H100 and H200, RTX 50; AMD's MI300."""
 BACKWARD = ("_scan_backward", "_gather_gradient", "_project")
+WITHOUT_SPILLS = (", sm_80", ", sm_90")
+"""Where forward kernels must not spill; elsewhere it is written down."""
 OFFSETS = (-2, -1, 0, 1, 2)
 
 
@@ -189,7 +191,11 @@ def main() -> None:
         raise SystemExit("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled. Unset it.")
     results = compile_all(given.quick)
     spills = spilling(results)
-    wrong = [name for name in spills if not any(f", {kernel}, " in name for kernel in BACKWARD)]
+    wrong = [
+        name
+        for name in spills
+        if name.endswith(WITHOUT_SPILLS) and not any(f", {kernel}, " in name for kernel in BACKWARD)
+    ]
     settings = {"quick": given.quick, "triton": triton.__version__, "forward_spills": bool(wrong), "spilling": spills}
     if wrong:
         raise SystemExit(f"forward kernels spill: {wrong}. Make their blocks smaller.")

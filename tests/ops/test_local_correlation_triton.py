@@ -1,5 +1,6 @@
 """The Triton kernels of the correlation: on a GPU where there is one, and by Triton's interpreter."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,17 @@ def test_by_name_says_why_it_cannot_run():
     message = r"local_correlation: backend 'triton' cannot run on cpu .*: (it needs a CUDA|triton is not installed)"
     with pytest.raises(BackendError, match=message):
         local_correlation(torch.ones(1, 2, 3, 4, 4), backend="triton")
+
+
+def test_tables_of_a_gpu_are_not_allocated_by_the_thread_that_may_prepare_a_graph(monkeypatch):
+    module = pytest.importorskip("kinescan.ops.local_correlation.triton")
+    made = []
+
+    def record(*arguments):
+        made.append((arguments[-1], threading.get_ident()))
+
+    monkeypatch.setattr(module, "_make_tables", record)
+    for device in ("cuda:0", "cpu"):
+        module._tables.__wrapped__(4, (-1, 0, 1), False, 0, device)
+    assert [device for device, _ in made] == ["cuda:0", "cpu"]
+    assert [thread == threading.get_ident() for _, thread in made] == [False, True]

@@ -21,6 +21,7 @@ from kinescan.config import load_recipe
 from kinescan.data.video import write_video
 from kinescan.errors import ConfigError
 from kinescan.runs.train import train
+from kinescan.runtime.accelerate_internals import forget_processes
 from kinescan.runtime.distributed import Processes, open_processes
 
 RECIPE = """
@@ -222,3 +223,20 @@ def test_several_processes_that_cannot_meet_are_refused(monkeypatch: pytest.Monk
     with pytest.raises(ConfigError) as refused, open_processes(torch.device("cpu")):
         pass
     assert all(name in str(refused.value) for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"))
+
+
+@pytest.mark.bad_input
+def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        together = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in together.items():
+            monkeypatch.setenv(name, value)
+        try:
+            with pytest.raises(ConfigError) as refused, open_processes(torch.device("cpu")):
+                pass
+        finally:
+            forget_processes()
+    assert f"127.0.0.1:{port}" in str(refused.value)

@@ -1,5 +1,6 @@
 import datetime
 import gc
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, distributed
 
 from kinescan.errors import ConfigError
 from kinescan.runtime.accelerate_internals import forget_processes
+from kinescan.runtime.error_text import first_line
 from kinescan.runtime.launch import missing_variables, world_size
 from kinescan.runtime.torch_internals import tree_map
 
@@ -130,7 +132,7 @@ def open_processes(device: torch.device) -> Iterator[Processes]:
 
     Raises:
         ConfigError: there are several, on a device that they cannot use together, or the launcher did not say where
-            they meet.
+            they meet, or they cannot meet there.
     """
     if world_size() == 1 and not distributed.is_initialized():
         yield Processes(device=device)
@@ -147,7 +149,14 @@ def open_processes(device: torch.device) -> Iterator[Processes]:
             "set, so that they cannot find each other. Start them with torchrun or accelerate launch, or unset "
             "WORLD_SIZE."
         )
-    state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    try:
+        state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    except distributed.DistNetworkError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ConfigError(
+            f"the processes cannot meet at {where} (MASTER_ADDR, MASTER_PORT): {first_line(error)} Choose a port that is "
+            "free, and an address that every machine can reach."
+        ) from error
     try:
         yield Processes(state.process_index, state.num_processes, state.device)
     finally:

@@ -6,6 +6,7 @@ S(t, t + k) holds the products of S(t + k, t), too: displacement m at patch p is
 that it leads to. What leads out of the frame is in one as in the other, at m and p, and is zero.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -216,6 +217,15 @@ class _Tables(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _tables(num_frames: int, offsets: tuple[int, ...], replicate: bool, first_frame: int, device: str) -> _Tables:
+    if torch.device(device).type != "cuda":
+        return _make_tables(num_frames, offsets, replicate, first_frame, device)
+    # While torch.compile prepares a CUDA graph, what this thread allocates lies in the memory of that graph, which its
+    # replays overwrite. The tables are kept for other calls: another thread allocates them.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_make_tables, num_frames, offsets, replicate, first_frame, device).result()
+
+
+def _make_tables(num_frames: int, offsets: tuple[int, ...], replicate: bool, first_frame: int, device: str) -> _Tables:
     plan = plan_pairs(num_frames, offsets, replicate, first_frame)
     looks: list[list[tuple[int, int, int, int]]] = [[] for _ in range(num_frames)]
     for i, (a, b) in enumerate(plan.pairs.tolist()):
