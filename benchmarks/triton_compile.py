@@ -1,7 +1,8 @@
 """Compiles the Triton kernels for GPUs that need not be there: registers and spilled bytes at production sizes.
 
 Run: python benchmarks/triton_compile.py [--quick]     (no GPU needed; a few minutes on one core, --quick 10 seconds)
-Writes results/triton_compile.json. Stops with an error where a forward kernel spills on sm_80 or sm_90. Says nothing about speed.
+Writes results/triton_compile.json. Stops with an error where a forward kernel spills on sm_80 or sm_90.
+Says nothing about speed.
 
 The launches are those of the package: its functions are called with tensors without data, and what they would launch
 is written down and compiled for NVIDIA's sm_75 (T4), sm_80 (A100), sm_90 (H100, H200) and sm_120 (RTX 50) and for AMD's

@@ -154,8 +154,8 @@ def open_processes(device: torch.device) -> Iterator[Processes]:
     except distributed.DistNetworkError as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ConfigError(
-            f"the processes cannot meet at {where} (MASTER_ADDR, MASTER_PORT): {first_line(error)} Choose a port that is "
-            "free, and an address that every machine can reach."
+            f"the processes cannot meet at {where} (MASTER_ADDR, MASTER_PORT): {first_line(error)} Choose a port "
+            "that is free, and an address that every machine can reach."
         ) from error
     try:
         yield Processes(state.process_index, state.num_processes, state.device)
