@@ -206,7 +206,7 @@ def test_settings_come_from_both_ways():
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["CLIP", "What?", "--set", "temprature=1"],
+        ["CLIP", "What?", "--set", "warmth=1"],
         ["CLIP", "What?", "--temperature", "-1"],
         ["CLIP", "What?", "--memory", "much"],
         ["CLIP", "What?", "--memory", "3 b"],

@@ -132,7 +132,7 @@ def test_a_question_with_bytes_that_are_no_text_is_asked(vlm, video, tokenizer):
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("processor", ["tokenizer", 5, {}, object()], ids=repr)
+@pytest.mark.parametrize("processor", ["tokenizer", 5, {}, object()], ids=["text", "number", "dict", "object"])
 def test_other_processors_are_refused_before_frames_are_pushed(processor, vlm):
     with pytest.raises(ConfigError, match="processor"):
         open_stream(vlm("internvl"), processor, pixels=PIXELS)

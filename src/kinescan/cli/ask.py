@@ -130,7 +130,7 @@ def command(
     if interactive and source == "-":
         raise ConfigError("--interactive reads questions from standard input, and the video is to come from there too.")
     told = watch is not None or interactive
-    session = runs.ask.Session(
+    session = runs.ask.ask_session(
         load=load,
         save=save,
         watch=watch,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kinescan.inference.predictor import Prediction
     from kinescan.inference.segments import VideoEvents
     from kinescan.models.classifier import VideoClassifier
+    from kinescan.runs.predict import PredictionJob
 
 EXAMPLES = (
     "kinescan predict a.mp4 --model runs/own_videos_cpu",
@@ -107,33 +108,53 @@ def command(
     # SIGTERM ends it as Ctrl-C does: with whole lines
     with Interruption() as stop:
         stop.immediate = True
-        with JsonList() if as_json else nullcontext() as entries:
+        with JsonList() if as_json else nullcontext() as entries, Counter("predicting", "videos") as counter:
+            counter.update(0, len(job.files))
             if segments:
-                show = _EventRows(job.model, job.names).add
-                with Counter("predicting", "videos") as counter:
-                    counter.update(0, len(job.files))
-
-                    def add(video: "VideoEvents") -> None:
-                        show(video) if entries is None else entries.add(video.to_plain())
-                        counter.update(counter.num_done + 1, len(job.files))
-
-                    videos = job.find_events(
-                        output=output, explain_folder=explain, allow_short=allow_short, on_video=add
-                    )
-                _end_with([video.error for video in videos])
-                return
-            rows = _Rows(job.model, job.names)
-            errors: list[str | None] = []
-            with Counter("predicting", "videos") as counter:
-                counter.update(0, len(job.files))
-                for prediction in job.run(top=top, explain_folder=explain, allow_short=allow_short):
-                    if entries is None:
-                        rows.add(prediction)
-                    else:
-                        entries.add(asdict(prediction))
-                    errors.append(prediction.error)
-                    counter.update(len(errors), len(job.files))
+                errors = _show_events(job, entries, counter, output=output, explain=explain, allow_short=allow_short)
+            else:
+                errors = _show_classes(job, entries, counter, top=top, explain=explain, allow_short=allow_short)
     _end_with(errors)
+
+
+def _show_events(
+    job: "PredictionJob",
+    entries: JsonList | None,
+    counter: Counter,
+    *,
+    output: Path | None,
+    explain: Path | None,
+    allow_short: bool,
+) -> list[str | None]:
+    show = _EventRows(job.model, job.names).add
+
+    def add(video: "VideoEvents") -> None:
+        show(video) if entries is None else entries.add(video.to_plain())
+        counter.update(counter.num_done + 1, len(job.files))
+
+    videos = job.find_events(output=output, explain_folder=explain, allow_short=allow_short, on_video=add)
+    return [video.error for video in videos]
+
+
+def _show_classes(
+    job: "PredictionJob",
+    entries: JsonList | None,
+    counter: Counter,
+    *,
+    top: int,
+    explain: Path | None,
+    allow_short: bool,
+) -> list[str | None]:
+    rows = _Rows(job.model, job.names)
+    errors: list[str | None] = []
+    for prediction in job.run(top=top, explain_folder=explain, allow_short=allow_short):
+        if entries is None:
+            rows.add(prediction)
+        else:
+            entries.add(asdict(prediction))
+        errors.append(prediction.error)
+        counter.update(len(errors), len(job.files))
+    return errors
 
 
 def _by_ray(

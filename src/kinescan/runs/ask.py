@@ -15,7 +15,12 @@ from kinescan.settings import build_settings
 from kinescan.vlm import load_vlm
 from kinescan.vlm.snapshot import read_snapshot
 
-__all__ = ["Session", "ask_settings", "prepare_ask", "read_questions"]
+__all__ = ["ask_session", "ask_settings", "prepare_ask", "read_questions"]
+
+
+def ask_session(**given: Any) -> Session:
+    """What lasts longer than one question: see `kinescan.inference.ask.Session` for its fields."""
+    return Session(**given)
 
 
 def prepare_ask(

@@ -39,7 +39,7 @@ def pack(
         num_workers: processes that write; by default as many as there are cores.
 
     Raises:
-        ConfigError: the source cannot be understood or has labels with a start and an end, the output is an address or
+        ConfigError: the videos cannot be listed or has labels with a start and an end, the output is an address or
             cannot be written, or it holds shards already.
     """
     started = time.monotonic()

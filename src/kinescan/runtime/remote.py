@@ -80,7 +80,7 @@ class ObjectStore:
         found = self._known.get(address)
         if anew or found is None or time.monotonic() - found[0] > _KEPT_SECONDS:
             files = self.files
-            files.invalidate_cache(files._parent(address))
+            files.invalidate_cache(address)  # and of the folders above it
             if len(self._known) > 4096:
                 self._known.clear()
             found = self._known[address] = time.monotonic(), files.info(address)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from kinescan.errors import ConfigError
+from kinescan.runtime.atomic_write import atomic_write
 from kinescan.runtime.quantities import byte_size
 from kinescan.web.problems import RequestProblem
 from kinescan.web.settings import ServeLimits
@@ -82,10 +84,10 @@ class Uploads:
             upload = Upload(name, filename[:200], num_bytes, time.time(), path)
             self._kept[name] = upload
         try:
-            with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as aside:
-                shutil.copyfileobj(source, aside, 2**20)
-            os.rename(aside.name, path)
-        except OSError:
+            # An upload is read soon or not at all: it need not outlive a power cut.
+            with atomic_write(path, sync=False) as aside, aside.open("wb") as file:
+                shutil.copyfileobj(source, file, 2**20)
+        except (OSError, ConfigError):
             self.delete(name)
             raise RequestProblem(503, "there is no room for the file at the moment.", "no_room") from None
         return upload

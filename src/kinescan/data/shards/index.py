@@ -115,7 +115,7 @@ class ShardIndex:
 
 
 def find_index(source: str | Path) -> Path | None:
-    """The index that a source names: itself, or that of its folder; None where there is none.
+    """The index that a path or an address names: itself, or that of its folder; None where there is none.
 
     Raises:
         ConfigError: the store of an address does not answer, or refuses.

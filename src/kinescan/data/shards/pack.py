@@ -259,7 +259,7 @@ def _gather(entry: _Entry, out: BinaryIO, settings: PackSettings, limits: Limits
     """Writes what is packed of a video, and gives the suffix of its name in the tar.
 
     Raises:
-        OSError: it cannot be read; a VideoError where it is no whole video.
+        OSError: it cannot be read; a VideoError where it is not a whole video.
     """
     path = entry.item.path
     if not settings.size:
