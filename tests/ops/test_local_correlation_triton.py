@@ -178,10 +178,11 @@ def test_by_name_says_why_it_cannot_run():
 
 def test_tables_of_a_gpu_are_not_allocated_by_the_thread_that_may_prepare_a_graph(monkeypatch):
     module = pytest.importorskip("kinescan.ops.local_correlation.triton")
-    made = []
+    made, make = [], module._make_tables
 
     def record(*arguments):
         made.append((arguments[-1], threading.get_ident()))
+        return make(*arguments[:-1], "cpu")
 
     monkeypatch.setattr(module, "_make_tables", record)
     for device in ("cuda:0", "cpu"):
