@@ -1,7 +1,9 @@
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,3 +41,20 @@ def shared() -> Path:
     if not (SHARED / "fixtures").is_dir():
         pytest.skip("no ../shared beside this checkout")
     return SHARED
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Iterator[Any]:
+    """Reports travel between processes in UTF-8: a name that has bytes of no encoding is escaped in them."""
+    data = yield
+    return _escaped(data)
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_escaped(key): _escaped(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_escaped(part) for part in value)
+    return value
