@@ -14,6 +14,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Tests leave nothing in the user's folder of caches; those of kept tables choose a folder of their own.
 os.environ["KINESCAN_FRAME_TABLES"] = "off"
 
+# Processes of pytest-xdist get the width of the terminal that the tests run on.
+os.environ.pop("COLUMNS", None)
+
 # A shell that starts the tests in the background makes them, and all that they start, deaf to these.
 for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
     if signal.getsignal(number) is signal.SIG_IGN:

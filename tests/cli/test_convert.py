@@ -49,7 +49,7 @@ def convert(kinescan: Any, videos: Path, tmp_path: Path) -> Convert:
 
 
 def said(convert: Any) -> str:
-    return str(convert.said)
+    return " ".join(str(convert.said).split())  # long paths break the lines elsewhere
 
 
 # Label Studio

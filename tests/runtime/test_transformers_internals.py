@@ -91,6 +91,12 @@ def test_refusing_quantisers_that_would_be_left_out_needs_the_list_of_them():
     assert not internals.knows_quantiser(None)
 
 
+def test_trying_a_family_without_an_adapter_needs_the_list_of_models_that_take_pictures():
+    assert internals.knows_vlm("llava")
+    assert not internals.knows_vlm("bert")
+    assert not internals.knows_vlm("ours")
+
+
 def test_a_pipeline_without_complaints_needs_the_list_of_names():
     mapping = transformers.models.auto.modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
     internals.name_video_classifier("ours_for_a_test", "OursForVideoClassification")

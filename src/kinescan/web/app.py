@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from kinescan.data.video.fetching import spooled
 from kinescan.errors import KinescanError
+from kinescan.runtime.escaping import to_json
 from kinescan.version import __version__
 from kinescan.web.chat import Piece, answer, parse_chat
 from kinescan.web.engine import Engine
@@ -273,7 +274,7 @@ async def _events(first: Piece, pieces: AsyncIterator[Piece], about: dict[str, A
     def event(delta: dict[str, Any], finish: str | None = None, **others: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
         body = {**about, "object": "chat.completion.chunk", "choices": [choice], **others}
-        return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+        return f"data: {to_json(body)}\n\n"
 
     yield event({"role": "assistant", "content": ""})
     try:

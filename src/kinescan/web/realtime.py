@@ -1,7 +1,6 @@
 """A conversation that stays open: pictures come in, questions are answered, by OpenAI's Realtime protocol."""
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from kinescan.errors import KinescanError
+from kinescan.runtime.escaping import to_json
 from kinescan.vlm import VideoStream, Vlm, open_stream
 from kinescan.web.chat import Piece, ask, push_picture
 from kinescan.web.engine import Engine
@@ -41,7 +41,7 @@ class Conversation:
     async def tell(self, kind: str, **values: Any) -> None:
         """Sends one event."""
         event = {"type": kind, "event_id": f"event_{secrets.token_hex(8)}", **values}
-        await asyncio.wait_for(self._send(json.dumps(event, ensure_ascii=False)), self._limits.stall_seconds)
+        await asyncio.wait_for(self._send(to_json(event)), self._limits.stall_seconds)
 
     async def greet(self) -> None:
         """The first event of a session."""

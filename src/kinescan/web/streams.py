@@ -23,6 +23,7 @@ from kinescan.inference.event_rules import model_rules
 from kinescan.inference.stream import StreamPrediction, StreamSession
 from kinescan.inference.turns import Turn, turns_of
 from kinescan.models.classifier import VideoClassifier
+from kinescan.runtime.escaping import to_json
 from kinescan.web.batcher import StreamBatcher
 from kinescan.web.problems import RequestProblem, problem_body, problem_of
 from kinescan.web.settings import ServeLimits
@@ -229,7 +230,7 @@ async def serve_stream(socket: Any, make: Callable[[StreamStart, Any], FrameStre
     def tell(message: dict[str, Any]) -> None:
         if is_gone.is_set():
             raise ConnectionError
-        text = json.dumps(message, ensure_ascii=False)
+        text = to_json(message)
         sent = asyncio.run_coroutine_threadsafe(asyncio.wait_for(socket.send_text(text), limits.stall_seconds), loop)
         try:
             sent.result(limits.stall_seconds + 5)
