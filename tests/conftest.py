@@ -1,6 +1,8 @@
+import gc
 import os
 import random
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,17 @@ if os.environ.get("KINESCAN_CHECK_SHAPES"):
     install_import_hook(["kinescan.ops", "kinescan.layers", "kinescan.models"], "beartype.beartype")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="module")
+def dropped_sockets() -> Iterator[None]:
+    """For modules whose servers and clients, which are not ours, leave sockets and event loops to the collector.
+
+    Without it, their warnings come up in whatever test of another module the collector happens to run in.
+    """
+    yield
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,8 @@ from tests.loopback_store import Behaviour, serve
 from kinescan.runtime import remote
 from kinescan.runtime.http_store import HttpStore, StoreError, status_error
 
+pytestmark = pytest.mark.usefixtures("dropped_sockets")
+
 DATA = bytes(range(256)) * 40
 
 

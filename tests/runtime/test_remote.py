@@ -14,6 +14,8 @@ from kinescan.runtime.files import read_text
 from kinescan.runtime.http_store import StoreError
 from kinescan.runtime.remote import BLOCK, RangeFile, names_below, read_range, remote_size
 
+pytestmark = pytest.mark.usefixtures("dropped_sockets")
+
 DATA = random.Random(0).randbytes(5 * BLOCK + 77)
 
 

@@ -21,6 +21,8 @@ from kinescan.web.settings import ServeConfig
 
 from .conftest import LIMITS, SIZES, Running, causal_model
 
+pytestmark = pytest.mark.usefixtures("dropped_sockets")
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 

@@ -29,6 +29,8 @@ from kinescan.web.settings import ServeConfig, ServeLimits
 
 from .conftest import LIMITS, Running, Served
 
+pytestmark = pytest.mark.usefixtures("dropped_sockets")
+
 
 def _video(served: Served) -> bytes:
     return (served.folder / "media" / "inner" / "a.mp4").read_bytes()

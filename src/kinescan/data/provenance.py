@@ -11,7 +11,7 @@ from typing import Any
 from kinescan.data.intervals import Interval, IntervalVideo
 from kinescan.data.listing import VideoItem
 from kinescan.data.splits import Video
-from kinescan.data.video.stored import is_plain, open_bytes
+from kinescan.data.stored import is_plain, open_bytes
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.runtime.addresses import absolute
 from kinescan.runtime.atomic_write import write_text

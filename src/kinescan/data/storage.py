@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from kinescan.data.video.stored import is_plain, why_missing
+from kinescan.data.stored import is_plain, why_missing
 
 _CHUNK = 2**20
 _MOST_CHUNKS = 64

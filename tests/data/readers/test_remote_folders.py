@@ -14,6 +14,8 @@ from kinescan.errors import ConfigError
 from kinescan.runtime import remote
 from kinescan.runtime.addresses import as_path
 
+pytestmark = pytest.mark.usefixtures("dropped_sockets")
+
 
 @pytest.fixture
 def server(

@@ -26,6 +26,8 @@ from kinescan.errors import ConfigError
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime import remote
 
+pytestmark = pytest.mark.usefixtures("dropped_sockets")
+
 SETTINGS = Preprocessing(num_frames=4, size=16)
 
 

@@ -11,7 +11,10 @@ from kinescan.data.video.fetching import fetched
 from kinescan.errors import VideoError
 
 # of the server's sockets whose client has gone
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("dropped_sockets"),
+]
 
 
 class _Handler(BaseHTTPRequestHandler):

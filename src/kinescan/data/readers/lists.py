@@ -9,7 +9,7 @@ from kinescan.data.readers.files import is_video
 from kinescan.data.readers.source import LabelledVideo, Listing, Source
 from kinescan.data.readers.split_names import TEST_NAMES, TRAIN_NAMES, held_out_name, no_training_part, part_of
 from kinescan.data.readers.table import Row, read_rows
-from kinescan.data.video.stored import member_of
+from kinescan.data.stored import member_of
 from kinescan.errors import ConfigError
 from kinescan.runtime.addresses import is_read_address, is_remote
 from kinescan.runtime.urls import is_url

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kinescan.data.video.stored import TAR_BLOCK, Member
+from kinescan.data.stored import TAR_BLOCK, Member
 from kinescan.errors import ConfigError
 from kinescan.runtime.addresses import address_of
 from kinescan.runtime.atomic_write import write_text

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, cast
 from kinescan.data.file_workers import CRASH, each_file
 from kinescan.data.listing import VideoItem, VideoList
 from kinescan.data.shards.index import INDEX_FILE, LOST, PackedVideo, Shard, ShardIndex
+from kinescan.data.stored import TAR_BLOCK, num_bytes_of, open_bytes
 from kinescan.data.transforms import resize
 from kinescan.data.video import Limits, VideoReader
-from kinescan.data.video.stored import TAR_BLOCK, num_bytes_of, open_bytes
 from kinescan.data.video.writer import write_frames
 from kinescan.errors import ConfigError, VideoError
 from kinescan.runtime.atomic_write import atomic_write

@@ -9,10 +9,10 @@ import av.error
 from av.format import Flags
 from av.stream import Discard, Disposition
 
+from kinescan.data.stored import num_bytes_of, open_bytes
 from kinescan.data.video.kept_tables import LEAST_BYTES, FrameTableCache, KeptTables, default_cache
 from kinescan.data.video.limits import Clock, Limits
 from kinescan.data.video.opening import open_file
-from kinescan.data.video.stored import num_bytes_of, open_bytes
 from kinescan.data.video.structure import is_animated_webp, is_encrypted_mp4
 from kinescan.data.video.table import (
     SKIPPABLE_CODECS,

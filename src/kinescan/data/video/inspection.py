@@ -3,10 +3,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from kinescan.data.stored import is_plain, open_bytes, why_missing
 from kinescan.data.video.decoder import only_video_errors
 from kinescan.data.video.limits import Limits
 from kinescan.data.video.reader import VideoReader
-from kinescan.data.video.stored import is_plain, open_bytes, why_missing
 from kinescan.errors import CutVideoError, VideoError
 
 Problem = Literal["missing", "unreadable", "short"]

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import torch
 
-from kinescan.data.video.stored import identity_of
+from kinescan.data.stored import identity_of
 from kinescan.data.video.table import FrameTable, PacketTable
 from kinescan.errors import ConfigError
 from kinescan.runtime.addresses import absolute

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import av.error
 
-from kinescan.data.video.stored import num_bytes_of
+from kinescan.data.stored import num_bytes_of
 from kinescan.errors import ConfigError, VideoError
 
 MAX_PIXELS = 8192 * 4320

@@ -16,9 +16,9 @@ import av
 import av.container
 import av.error
 
+from kinescan.data.stored import is_plain, open_bytes
 from kinescan.data.video.limits import Clock, Limits
 from kinescan.data.video.sample_tables import refuse_endless_tables
-from kinescan.data.video.stored import is_plain, open_bytes
 from kinescan.errors import ConfigError, VideoError
 from kinescan.runtime.files import kind_of
 from kinescan.runtime.http_store import StoreError

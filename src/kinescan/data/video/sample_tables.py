@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kinescan.data.video.stored import open_bytes
+from kinescan.data.stored import open_bytes
 from kinescan.errors import VideoError
 
 MAX_REPEATED = 2**22

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from kinescan.data.video.stored import num_bytes_of, open_bytes
+from kinescan.data.stored import num_bytes_of, open_bytes
 
 _GIF = b"GIF8"
 _EBML_HEADER = bytes.fromhex("1A45DFA3")

@@ -11,7 +11,7 @@ DEFAULT_SIDE = 448
 
 
 class PerceptionLM(Family):
-    """Perception-LM: one frame a patch, one tile each; its vision encoder needs the package timm.
+    """Perception-LM: one frame a patch, one tile each, nothing between frames. Its vision encoder needs timm.
 
     Source: PerceptionLM (arXiv 2504.13180).
     """

@@ -11,11 +11,13 @@ import torch
 from tests.loopback_store import Behaviour, serve
 
 from kinescan.data.storage import is_gone
+from kinescan.data.stored import Member, is_plain, member_of, num_bytes_of, open_bytes
 from kinescan.data.video import VideoReader, inspect_video, kept_tables
-from kinescan.data.video.stored import Member, is_plain, member_of, num_bytes_of, open_bytes
 from kinescan.errors import VideoError
 from kinescan.runtime import remote
 from kinescan.runtime.addresses import as_path
+
+pytestmark = pytest.mark.usefixtures("dropped_sockets")
 
 
 @pytest.fixture(autouse=True)
