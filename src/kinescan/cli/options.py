@@ -26,3 +26,12 @@ DataSet = Annotated[str, typer.Argument(help="Folder per class, csv, folder of a
 LabelReader = Annotated[str | None, typer.Option("--reader", help="Layout of a published data set: ssv2, ucf101, ...")]
 Split = Annotated[int | None, typer.Option(help="Which of its divisions into training and test.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that read files. By default one per core.", min=0)]
+
+# of serve and web
+ServedModels = Annotated[
+    list[str],
+    typer.Option("--model", help="A run, a saved or exported model or a hub name; NAME=... names it. Can be repeated."),
+]
+ServedVlm = Annotated[str | None, typer.Option("--vlm", help="Folder or hub name of a video VLM, for questions.")]
+Host = Annotated[str, typer.Option("--host", help="Where to listen. Beyond this machine KINESCAN_API_KEY is needed.")]
+Port = Annotated[int, typer.Option("--port", help="0 chooses a free one.")]

@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from kinescan import web
+from kinescan.cli.options import Host, Port, ServedModels, ServedVlm
 from kinescan.cli.output import reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 
@@ -16,20 +17,15 @@ EXAMPLES = (
 
 @reported
 def command(
-    model: Annotated[
-        list[str],
-        typer.Option(help="A run, a saved or exported model or a hub name; NAME=... names it. Can be repeated."),
-    ] = [],  # noqa: B006
-    vlm: Annotated[str | None, typer.Option(help="Folder or hub name of a video VLM, for questions.")] = None,
+    model: ServedModels = [],  # noqa: B006
+    vlm: ServedVlm = None,
     media: Annotated[Path | None, typer.Option(help="Folder below which requests may name videos.")] = None,
     allow_url: Annotated[
         list[str],
         typer.Option(metavar="URL", help="Beginning of addresses that videos may be fetched from. Can be repeated."),
     ] = [],  # noqa: B006
-    host: Annotated[str, typer.Option(help="Where to listen. Beyond this machine KINESCAN_API_KEY is needed.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="0 chooses a free one.")] = 8000,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
     no_page: Annotated[bool, typer.Option("--no-page", help="Leave out the page of kinescan web.")] = False,
     settings: Annotated[
         list[str],

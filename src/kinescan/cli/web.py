@@ -3,6 +3,7 @@ from typing import Annotated
 import typer
 
 from kinescan import web
+from kinescan.cli.options import Host, Port, ServedModels, ServedVlm
 from kinescan.cli.output import reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
 from kinescan.runtime.optional_package import optional_package
@@ -16,15 +17,10 @@ EXAMPLES = (
 
 @reported
 def command(
-    model: Annotated[
-        list[str],
-        typer.Option(help="A run, a saved or exported model or a hub name; NAME=... names it. Can be repeated."),
-    ] = [],  # noqa: B006
-    vlm: Annotated[str | None, typer.Option(help="Folder or hub name of a video VLM, for questions.")] = None,
-    host: Annotated[str, typer.Option(help="Where to listen. Beyond this machine KINESCAN_API_KEY is needed.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="0 chooses a free one.")] = 7860,
+    model: ServedModels = [],  # noqa: B006
+    vlm: ServedVlm = None,
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
     settings: Annotated[
         list[str],
         typer.Option("--set", metavar="KEY=VALUE", help="limits.video_seconds=600, limits.body_bytes=1000000, ..."),
