@@ -51,6 +51,17 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def own_models() -> Iterator[None]:
+    """Models that a test registers are its own: no other test of the process sees them."""
+    from kinescan.models.catalog import REGISTERED  # after the import hook above
+
+    before = dict(REGISTERED)
+    yield
+    REGISTERED.clear()
+    REGISTERED.update(before)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Reference values and real videos beside the checkout; tests that want them are skipped where they are absent."""

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -38,12 +37,6 @@ class Loose:
 @dataclass(frozen=True, kw_only=True)
 class NoDefault(PKS4Config):
     needed: int
-
-
-@pytest.fixture(autouse=True)
-def _own_registry() -> Iterator[None]:
-    yield
-    registry.REGISTERED.clear()
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, *offered: tuple[str, str]) -> None:
