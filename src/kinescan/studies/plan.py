@@ -37,6 +37,9 @@ NEUTRAL = (
     "model.options.activation_checkpointing",
 )
 """Settings that no result depends on; which videos there are is told by their content, wherever they lie."""
+LATER: Mapping[str, Any] = {"train.sharding": "none"}
+"""Settings added since keys are written, with what earlier versions did: at that value they are no part of a key, so that
+runs of earlier versions keep theirs."""
 _LETTERS = 40
 
 
@@ -385,6 +388,7 @@ def _resolved(recipe: str | dict[str, Any], settings: Mapping[str, Any], seed: i
 def _plain(config: RunConfig) -> dict[str, Any]:
     """All settings that a result depends on, and what a file of weights holds."""
     plain = {key: value for key, value in flat_settings(to_plain(config)).items() if key not in NEUTRAL}
+    plain = {key: value for key, value in plain.items() if key not in LATER or value != LATER[key]}
     weights = plain.pop("model.weights", "")
     plain["weights"] = (any(prints := list(_weights_prints(Path(weights)))) and prints) or weights
     return plain
