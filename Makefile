@@ -1,5 +1,5 @@
 # make demo: the whole job on data that it makes itself.  make test: the tests.  make check: style, types, imports, docs.
-# make screenshots: the page in a browser.  make docs: the documentation as a site.  make newest: the tests on the newest versions of what we depend on.
+# make screenshots: the page in a browser.  make docs: the documentation as a site.  make newest: the tests on the newest versions that are allowed.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 NEWEST := .venv-newest
 
-.PHONY: demo test check check-style check-types check-shapes docs newest format clean screenshots
+.PHONY: demo test check check-style check-types check-shapes docs newest newest-again format clean screenshots
 
 .venv/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -54,16 +54,15 @@ screenshots: .venv/dev
 docs: .venv/dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# The suite on the newest versions that the bounds of pyproject.toml allow. What ran stands in build/newest.txt, what the
-# bounds kept out in its last lines: docs/versions.md says what to do with it.
+# Every test on the newest versions that the bounds of pyproject.toml allow. The result is a table in docs/versions.md;
+# make newest-again PARTS="cli data" runs only these folders of tests once more.
 newest:
 	$(PYTHON) -m venv --clear $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --disable-pip-version-check -q -e ".[dev,vlm,export]"
-	mkdir -p build
-	$(NEWEST)/bin/python --version > build/newest.txt
-	$(NEWEST)/bin/python -m pip freeze --exclude-editable >> build/newest.txt
-	$(NEWEST)/bin/python -m pip list --disable-pip-version-check --outdated >> build/newest.txt
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
+	$(MAKE) newest-again
+
+newest-again:
+	OMP_NUM_THREADS=1 TEST_PROCESSES=$(TEST_PROCESSES) $(NEWEST)/bin/python .ci/newest.py $(PARTS)
 
 format: .venv/dev
 	$(BIN)/ruff format .
