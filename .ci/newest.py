@@ -1,8 +1,8 @@
-"""Runs the tests, folder by folder, in the environment of `make newest` and writes what came out into docs/versions.md.
+"""Runs the tests, folder by folder, in the environment of `make newest` and writes the result into docs/versions.md.
 
-`make newest` calls it with the Python of that environment. Each folder of tests is a process of its own, whose output is
-build/newest/FOLDER.log. What was run is kept in docs/newest.json, one entry for each set of versions, after each folder:
-a run that was broken off goes on where named folders are given (`make newest-again PARTS="cli data"`).
+`make newest` calls it with the Python of that environment. Each folder of tests is a process of its own that writes into
+build/newest/FOLDER.log. Results are kept in docs/newest.json, one entry for each set of versions, after each folder: a
+run that was broken off is finished by naming the folders that are left (`make newest-again PARTS="cli data"`).
 """
 
 import json
@@ -60,7 +60,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def newer_releases() -> dict[str, str]:
-    """The newest release of each declared package that something kept out of this environment: our bounds or another package's."""
+    """The newest release of each declared package that is not here, since our bounds or another package kept it out."""
     command = [sys.executable, "-m", "pip", "list", "--disable-pip-version-check", "--outdated", "--format", "json"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     newest = {normalized(each["name"]): each["latest_version"] for each in json.loads(listed)}
@@ -89,7 +89,7 @@ def run(part: str) -> dict[str, Any]:
     processes = os.environ.get("TEST_PROCESSES", "auto")
     several = [] if processes == "0" else ["-n", processes, "--maxprocesses", "8", "--dist", "loadfile"]
     command = [sys.executable, "-m", "pytest", *paths_of(part), "-q", f"--junitxml={report}", *several]
-    print(f"{part}: {' '.join(command[1:])}", flush=True)
+    print(f"{part}: {' '.join(command[1:])}", flush=True)  # noqa: T201
     with log.open("w", encoding="utf-8") as output:
         code = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
     if not report.is_file():
@@ -111,24 +111,15 @@ def tried_before() -> dict[str, str]:
     return {normalized(name): version for name, _, version in (line.partition("==") for line in lines)}
 
 
-def rendered(runs: list[dict[str, Any]], constraints: dict[str, str]) -> str:
-    """The Markdown of docs/versions.md between its two marks, newest run first.
-
-    Args:
-        runs: Entries of docs/newest.json: date, Python, versions, kept_out, and the counts of each part.
-        constraints: Versions that are left out of the table where a run had the same.
-    """
+def rendered(runs: list[dict[str, Any]]) -> str:
+    """The Markdown of docs/versions.md between its two marks, newest run first; `runs` is the content of newest.json."""
     lines = [
         "| when | Python | torch | transformers | other packages than in constraints.txt | passed | failed | skipped |",
         "|---|---|---|---|---|---|---|---|",
     ]
     details: list[str] = []
     for each in sorted(runs, key=lambda entry: entry["date"], reverse=True):
-        others = [
-            f"{name} {version}"
-            for name, version in each["versions"].items()
-            if name not in NAMED and constraints.get(name) != version
-        ]
+        others = [f"{name} {version}" for name, version in each["differs"].items() if name not in NAMED]
         sums = {kind: sum(part[kind] for part in each["parts"].values()) for kind in ("passed", "failed", "skipped")}
         versions = " | ".join(each["versions"].get(name, "none") for name in NAMED)
         lines.append(
@@ -174,14 +165,16 @@ def main() -> None:
         entry = {"python": python, "versions": versions, "parts": {}}
         runs.append(entry)
     entry["system"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
+    constraints = tried_before()
+    entry["differs"] = {name: version for name, version in versions.items() if constraints.get(name) != version}
     entry["kept_out"] = newer_releases()
     for part in wanted:
         entry["parts"][part] = run(part)
         entry["date"] = datetime.now(UTC).date().isoformat()
         KEPT.write_text(json.dumps(runs, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        section = rendered(runs, tried_before())
+        section = rendered(runs)
         PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), section), encoding="utf-8")
-        print({kind: entry["parts"][part][kind] for kind in ("passed", "failed", "skipped")}, flush=True)
+        print({kind: entry["parts"][part][kind] for kind in ("passed", "failed", "skipped")}, flush=True)  # noqa: T201
     if any(entry["parts"][part]["failed"] for part in wanted):
         raise SystemExit(1)
 
