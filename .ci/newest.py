@@ -1,6 +1,6 @@
 """Runs the tests, folder by folder, in the environment of `make newest` and writes the result into docs/versions.md.
 
-`make newest` calls it with the Python of that environment. Each folder of tests is a process of its own that writes into
+`make newest` calls it with the Python of that environment. Each folder of tests is a process of its own, logged in
 build/newest/FOLDER.log. Results are kept in docs/newest.json, one entry for each set of versions, after each folder: a
 run that was broken off is finished by naming the folders that are left (`make newest-again PARTS="cli data"`).
 """
@@ -112,7 +112,7 @@ def tried_before() -> dict[str, str]:
 
 
 def rendered(runs: list[dict[str, Any]]) -> str:
-    """The Markdown of docs/versions.md between its two marks, newest run first; `runs` is the content of newest.json."""
+    """The Markdown of docs/versions.md between its two marks, newest run first; `runs` is what newest.json holds."""
     lines = [
         "| when | Python | torch | transformers | other packages than in constraints.txt | passed | failed | skipped |",
         "|---|---|---|---|---|---|---|---|",
