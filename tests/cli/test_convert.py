@@ -226,6 +226,28 @@ def test_boris_files_on_one_clock_are_told_apart(convert: Convert) -> None:
     assert "a.mp4 follows" in said(convert)
 
 
+ONE_CLOCK = (
+    (("2.25", "4.0"), [("a.mp4", "2.25", "3", "fall"), ("b.mp4", "0", "1", "fall")]),
+    (("2.25", "3.004"), [("a.mp4", "2.25", "3", "fall")]),
+    (("2.25", "9.5"), [("a.mp4", "2.25", "3", "fall"), ("b.mp4", "0", "6.5", "fall")]),
+)
+"""Two files of 3 s on one clock: when an event starts and stops, and what of it is in which file."""
+
+
+@pytest.mark.parametrize(("times", "expected"), ONE_CLOCK)
+def test_boris_events_over_two_files_are_divided(convert: Convert, times: tuple[str, str], expected: Rows) -> None:
+    row = new_row(*times).replace("clips/a.mp4,0.0", "a.mp4;b.mp4,0.0").replace("3.0,20.0", "3.0;3.0,20;20")
+    late = float(times[1]) > 6  # beyond the end of both: the list is written, and it is told
+    assert convert("x.csv", NEW + row, code=int(late)) == expected
+    header = NEW.replace("Start (s),Stop (s),Duration (s)", "Time")
+    rows = "".join(
+        row.replace(f"STATE,{times[0]},{times[1]},0.75,clips/a.mp4", f"{kind},{time},clips/{media}")
+        for kind, time, media in (("START", times[0], "a.mp4"), ("STOP", times[1], "b.mp4"))
+    )
+    # a row of b.mp4 says that it was watched
+    assert convert("y.csv", header + rows, code=int(late)) == expected + (NOTHING if len(expected) == 1 else [])
+
+
 def test_boris_tabular_events_are_paired(convert: Convert) -> None:
     above = "Observation id\tobs1\n\nMedia file(s)\nPlayer #1\tclips/a.mp4\n\n"
     header = "Time\tMedia file path\tTotal length\tFPS\tSubject\tBehavior\tBehavioral category\tComment\tStatus\n"

@@ -1,18 +1,23 @@
 """Frames lie 0.1 s apart; an event is told at most one frame off, since the model remembers a little."""
 
+import itertools
 import json
 import logging
 import os
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.bright_model import blinking, bright_model, write_blinking
+from torch import Tensor
 
-from kinescan.data.video import VideoReader, write_video
-from kinescan.errors import CheckpointError, ConfigError
+from kinescan.data.video import Reconnect, VideoReader, write_video
+from kinescan.errors import CheckpointError, ConfigError, VideoError
 from kinescan.events.rules import ClassRules, EventRules
 from kinescan.events.sinks import Calls, JsonLines
 from kinescan.events.told import Told
@@ -21,6 +26,7 @@ from kinescan.inference.event_stream import EventStream, stream_events
 from kinescan.inference.segments import predict_events
 from kinescan.inference.stream import StreamPrediction, StreamSession
 from kinescan.inference.stream_state import load_stream_events, load_stream_state, save_stream_state
+from kinescan.inference.streams import Camera, stream_many
 from kinescan.models.pks4 import PKS4
 
 RULES = EventRules(least_seconds=0.2, merge_seconds=0.2)
@@ -254,6 +260,70 @@ def test_a_live_source_that_was_away_for_long_ends_its_event_where_it_was_left(
     events.close()
     assert (end.update.kind, end.update.event.end_seconds) == ("end", pytest.approx(50.4))
     assert end.update.told_at_seconds == pytest.approx(7250.4)
+
+
+class Leaving:
+    """A camera that gives six bright frames, 0.1 s apart, and is not there any more."""
+
+    ends_by_itself = False
+    was_there = False
+
+    def __init__(self, source: str, **_: Any) -> None:
+        if Leaving.was_there:
+            raise VideoError(source, "is not there.")
+        Leaving.was_there = True
+
+    def __enter__(self) -> Iterator[tuple[Tensor, float]]:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, float]]:
+        return ((frame, t / 10) for t, frame in enumerate(blinking(0, 6)))
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_the_end_is_told_while_a_camera_that_broke_off_is_waited_for(
+    model: PKS4, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    """A gap after its last frame, and not when it is given up or comes back."""
+    monkeypatch.setattr("kinescan.data.video.reconnecting.LiveVideo", Leaving)
+    monkeypatch.setattr(Leaving, "was_there", False)
+    rules, patient = replace(RULES, gap_seconds=0.5), Reconnect(limit_seconds=60, first_wait_seconds=60)
+    told: list[Told] = []
+    at: list[float] = []
+    done = threading.Event()
+
+    def take(record: Told) -> None:
+        told.append(record)
+        at.append(time.monotonic())
+        if record.update.kind == "end":
+            done.set()
+
+    if many:
+        cameras = [
+            Camera(name="a", source="rtsp://a", rules=rules, sinks=[Calls("test", take)], reconnect=patient),
+            Camera(name="b", source=_until(done)),
+        ]
+        for _ in (predictions := stream_many(model, cameras)):
+            if done.is_set():
+                predictions.close()
+    else:
+        for record in (stream := stream_events(model, "rtsp://a", rules=rules, reconnect=patient)):
+            take(record)
+            if done.is_set():
+                stream.close()
+    assert [record.update.kind for record in told] == ["start", "end"]
+    assert told[1].update.event.end_seconds == pytest.approx(0.5)
+    assert 0.5 < told[1].update.told_at_seconds - 0.5 < 30
+    assert at[1] - at[0] < 30
+
+
+def _until(done: threading.Event) -> Iterator[tuple[Tensor, float]]:
+    for index in itertools.count():
+        yield blinking(1)[0], index / 10
+        if done.wait(0.1):
+            return
 
 
 def test_the_state_is_written_while_an_event_goes_on(

@@ -149,6 +149,29 @@ def test_events_carry_the_cameras_name(model):
     assert set(told) == {(name, kind) for name in ("door", "yard") for kind in ("start", "end")}
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_without_a_state_a_camera_that_fails_or_is_broken_off_ends_its_events(model, fails):
+    told = []
+
+    def breaks_off() -> Iterator[tuple[Tensor, float]]:
+        yield from frames(5)
+        if fails:
+            raise VideoError("a", "broke off.")
+        yield from frames(100, 0.05)
+
+    rules = EventRules(on=0.01, least_seconds=0.2)
+    camera = Camera(name="a", source=breaks_off(), rules=rules, sinks=[Calls("test", told.append)])
+    predictions = stream_many(model, [camera])
+    if fails:
+        with pytest.raises(VideoError):
+            list(predictions)
+    else:
+        for _ in range(5):
+            next(predictions)
+        predictions.close()
+    assert sorted(record.update.kind for record in told) == ["end", "end", "start", "start"]
+
+
 @pytest.mark.parametrize(
     ("cameras", "match"),
     [

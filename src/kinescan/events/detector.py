@@ -171,6 +171,18 @@ class EventDetector:
             updates += self._advance(index, seconds, float(current[index]))
         return updates
 
+    def pass_silence(self, seconds: float) -> list[EventUpdate]:
+        """Takes that no frame has come up to a time: behind a gap, every event ends at the last frame.
+
+        Args:
+            seconds: now, by the clock of the frames.
+
+        Returns:
+            What is to be told now, as `push` would tell it at the next frame; nothing where it is no gap yet.
+        """
+        last = self._clock.last
+        return self._end_all(last, told_at=seconds) if last is not None and self._is_gap(seconds - last) else []
+
     def finish(self, seconds: float | None = None) -> list[EventUpdate]:
         """Ends every event where the video source ends; the next frame begins anew.
 

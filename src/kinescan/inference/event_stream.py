@@ -5,7 +5,9 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from kinescan.events.sinks import Sink
 from kinescan.events.teller import Teller
 from kinescan.events.told import Told, told_from
 from kinescan.inference.event_rules import model_rules
-from kinescan.inference.feed import WhenBehind
+from kinescan.inference.feed import Feed, WhenBehind
 from kinescan.inference.model_source import ModelSource
 from kinescan.inference.stream import (
     StreamPrediction,
@@ -28,11 +30,12 @@ from kinescan.inference.stream import (
     checked_behind,
     left_time_of,
     predictions_of,
+    pushed,
     session_from,
 )
 from kinescan.inference.stream_average import AverageKind
 from kinescan.inference.stream_state import load_stream_events, save_stream_state
-from kinescan.inference.turns import FrameSource, frames_of
+from kinescan.inference.turns import FrameSource, Turn, frames_of, turns_of
 from kinescan.models.pks4_state import PKS4State
 from kinescan.runtime.urls import mask_url
 
@@ -66,6 +69,7 @@ class EventStream:
 
     Attributes:
         resume_seconds: up to where a file was seen before a restart; None to begin with the first frame.
+        is_away: the video source has broken off; set by the thread that reads it.
 
     Raises:
         ConfigError: the rules name a class that is not there.
@@ -92,6 +96,8 @@ class EventStream:
         self._start_times: dict[str, str] = {}
         self._last: dict[str, float] | None = None
         self.resume_seconds: float | None = None
+        self.is_away = False
+        self._heard = time.monotonic()
         pending = self._restore(path)
         self._weights = session.model.weights_fingerprint() if path is not None else None
         self._saved = time.monotonic()
@@ -112,9 +118,24 @@ class EventStream:
         scores = self._session.model.probabilities(prediction.logits)
         told = self._told(self._detector.push(seconds, scores.double().numpy()))
         self._last = {"seconds": seconds, "source_seconds": prediction.seconds, "time": time.time()}
+        self._heard = time.monotonic()
         waited = time.monotonic() - self._saved
         is_due = waited > (_OPEN_STATE_SECONDS if self._detector.open_events else _STATE_SECONDS)
         if told or is_due:
+            self._saved = time.monotonic()
+            self._teller.tell(told, self._snapshot() if self._path is not None else None)
+        return told
+
+    def look(self) -> list[Told]:
+        """Ends and tells what is open where the video source has been away for longer than a gap.
+
+        It is called whenever no frame waits, so that nobody has to wait for the video source to come back.
+        """
+        if not self.is_away or self._last is None:
+            return []
+        silent_seconds = time.monotonic() - self._heard
+        told = self._told(self._detector.pass_silence(self._last["seconds"] + silent_seconds))
+        if told:
             self._saved = time.monotonic()
             self._teller.tell(told, self._snapshot() if self._path is not None else None)
         return told
@@ -282,30 +303,52 @@ def stream_events(
         is_live=from_live,
         path=path,
     )
-    watched = frames_of(source, session.model, allow_short, reconnect)
+    watched = frames_of(source, session.model, allow_short, reconnect, partial(setattr, events, "is_away"))
     if watch is not None:
         watched = watched_frames(watched, watch, events)
-    predictions = predictions_of(
+    when_behind = checked_behind(when_behind, source)
+    if from_live:
+        left_time = left_time_of(session, source)
+        turns = partial(turns_of, session.model, watched, every, mask_url(name), left_time=left_time)
+        predictions = _predictions_or_silence(session, turns, name=mask_url(name), when_behind=when_behind)
+        return _told(predictions, events, path is not None)
+    recorded = predictions_of(
         session,
         watched,
         every,
         after_seconds=events.resume_seconds,
         name=mask_url(name),
-        when_behind=checked_behind(when_behind, source),
-        left_time=left_time_of(session, source),
-        from_live=from_live,
+        when_behind=when_behind,
     )
-    return _told(predictions, events, path is not None)
+    return _told(recorded, events, path is not None)
+
+
+def _predictions_or_silence(
+    session: StreamSession, turns: Callable[[], Iterator[Turn]], *, name: str, when_behind: WhenBehind
+) -> Generator[StreamPrediction | None, None, None]:
+    """What the session says after each frame of a live source, and None whenever nothing has come for a moment.
+
+    The video source is read by a thread of its own, so that who takes the predictions is not held by one that is away.
+    """
+    session.warm_up()
+    with closing(Feed(turns, name=name, when_behind=when_behind)) as feed:
+        for fed in feed.frames_or_silence():
+            prediction = None if fed is None else pushed(session, fed.turn)
+            if prediction is not None and fed is not None and when_behind == "newest":
+                prediction = replace(prediction, behind_seconds=fed.behind_seconds, num_dropped=fed.num_dropped)
+            yield prediction
 
 
 def _told(
-    predictions: Generator[StreamPrediction, None, None], events: EventStream, is_kept: bool
+    predictions: Generator[StreamPrediction, None, None] | Generator[StreamPrediction | None, None, None],
+    events: EventStream,
+    is_kept: bool,
 ) -> Generator[Told, None, None]:
     has_ended = False
     try:
         with closing(predictions):
             for prediction in predictions:
-                yield from events.push(prediction)
+                yield from events.look() if prediction is None else events.push(prediction)
         has_ended = True
         yield from events.finish()
     finally:

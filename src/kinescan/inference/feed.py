@@ -19,6 +19,8 @@ newest one is taken."""
 
 LATEST_SECONDS = 0.75
 """A frame that would be answered later than this after it came gives way to the newest one."""
+LOOK_SECONDS = 0.2
+"""Who waits for frames looks so often whether something else is to be done."""
 _MOST_WAITING = 4
 """Frames that wait where none is dropped; more are read when there is room."""
 _COSTS = 5
@@ -144,6 +146,14 @@ class Feed:
             fed = self.take()
             assert fed is not None, "only this thread takes"
             yield fed
+
+    def frames_or_silence(self) -> Iterator[Fed | None]:
+        """All frames, each waited for; None whenever nothing has come for `LOOK_SECONDS`."""
+        while not self.has_ended:
+            with self._changed:
+                if not (self.is_waiting or self._has_ended):
+                    self._changed.wait(LOOK_SECONDS)
+            yield self.take()
 
     def close(self) -> None:
         """Ends the thread, soon; says what was dropped."""

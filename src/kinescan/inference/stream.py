@@ -438,15 +438,16 @@ def predictions_of(
     turns = partial(turns_of, session.model, frames, every, name, after_seconds=after_seconds, left_time=left_time)
     if when_behind == "wait":
         for turn in turns():
-            yield _pushed(session, turn)
+            yield pushed(session, turn)
         return
     with closing(Feed(turns, name=name, when_behind=when_behind)) as feed:
         for fed in feed.frames():
-            prediction = _pushed(session, fed.turn)
+            prediction = pushed(session, fed.turn)
             yield replace(prediction, behind_seconds=fed.behind_seconds, num_dropped=fed.num_dropped)
 
 
-def _pushed(session: StreamSession, turn: Turn) -> StreamPrediction:
+def pushed(session: StreamSession, turn: Turn) -> StreamPrediction:
+    """What a session says after a frame in its turn."""
     if turn.is_cut:
         session.restart()
     return session.push(turn.pixels, frame_index=turn.frame_index, seconds=turn.seconds)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from kinescan.errors import ConfigError, KinescanError, VideoError
 from kinescan.events.rules import EventRules
 from kinescan.events.sinks import Sink
 from kinescan.inference.event_stream import EventStream, Watch, watched_frames
-from kinescan.inference.feed import Fed, Feed, WhenBehind
+from kinescan.inference.feed import LOOK_SECONDS, Fed, Feed, WhenBehind
 from kinescan.inference.model_source import ModelSource, resolve_model
 from kinescan.inference.stream import StreamPrediction, StreamSession, checked_behind, left_time_of, session_from
 from kinescan.inference.stream_average import AverageKind
@@ -130,6 +131,8 @@ def _streamed(batch: StreamBatch, members: list["_Member"], group: "_Group") -> 
         for member in members:
             member.start()
         while group.wait(members):
+            for member in members:
+                member.look()
             ready = [(member, fed) for member in members if (fed := member.take()) is not None]
             if not ready:
                 continue
@@ -203,7 +206,7 @@ class _Group:
             self._away.pop(name, None)
 
     def wait(self, members: Sequence["_Member"]) -> bool:
-        """Until a frame waits; False where all have ended.
+        """Until a frame waits, or for `LOOK_SECONDS`; False where all have ended.
 
         Raises:
             VideoError: none could be opened.
@@ -220,7 +223,8 @@ class _Group:
                     names = [member.name for member in members if member.name in failed]
                     listed = "; ".join(f"{name}: {failed[name].rstrip('.')}" for name in names)
                     raise VideoError("cameras", f"none of {len(failed)} can be opened. {listed}.")
-                self.changed.wait()
+                if not self.changed.wait(LOOK_SECONDS):
+                    return True
 
 
 class _Member:
@@ -295,6 +299,11 @@ class _Member:
         self._feed.answered()
         return prediction
 
+    def look(self) -> None:
+        """Ends events that are open where the video source has been away for too long."""
+        if self._events is not None and not self.has_ended and not self.is_waiting:
+            self._events.look()
+
     def finish(self) -> None:
         """Ends events that are open where the video source has ended in order."""
         if self._events is not None and self.error is None:
@@ -313,6 +322,8 @@ class _Member:
             CheckpointError: it cannot be written.
         """
         if self._events is not None:
+            if self._path is None:
+                self._events.finish()
             self._events.close()
         elif self._path is not None and self.session.state is not self._begun:
             self._save()
@@ -345,6 +356,7 @@ class _Member:
             name=f"{self.name} ({mask_url(source)})",
             stop=self._stop,
             gives_up=lambda outage: not limit or self._group.gives_up(self.name, limit, outage),
+            on_outage=None if self._events is None else partial(setattr, self._events, "is_away"),
         )
         return from_first(video)
 
@@ -364,6 +376,8 @@ class _Member:
 
     def _fail(self, error: KinescanError) -> None:
         self.error = error
+        if self._events is not None and self._path is None:
+            self._events.finish()  # with a state, a restart ends them
         logger.error("%s: ends with an error: %s", self.name, error)
         self._end()
 

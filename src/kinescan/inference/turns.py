@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -56,10 +56,12 @@ def frames_of(
     model: CausalModel,
     allow_short: bool,
     reconnect: Reconnect | None = None,
+    on_outage: Callable[[bool], None] | None = None,
 ) -> Iterable[Tensor | tuple[Tensor, float]]:
     """The frames of a video source, each alone or with its time in seconds; nothing is opened before the first.
 
-    Times of frames that are decoded here are counted from the first one; those of an iterable stay as they are.
+    Times of frames that are decoded here are counted from the first one; those of an iterable stay as they are. For
+    `on_outage` see `ReconnectingVideo`.
     """
     given: Any = as_path(source)
     if is_frames(given):
@@ -70,7 +72,8 @@ def frames_of(
         return map(_entry, given)
     square_pixels = model.preprocessing.square_pixels
     if reconnect is not None and is_live(given):
-        return from_first(ReconnectingVideo(given, reconnect=reconnect, square_pixels=square_pixels))
+        video = ReconnectingVideo(given, reconnect=reconnect, square_pixels=square_pixels, on_outage=on_outage)
+        return from_first(video)
     return from_first(_decoded(given, allow_short=allow_short, square_pixels=square_pixels))
 
 

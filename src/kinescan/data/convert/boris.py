@@ -2,7 +2,9 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from kinescan.data.convert.export import Export, ExportFile, Mark
@@ -16,6 +18,43 @@ _AGGREGATED = ("Behavior", "Start (s)", "Stop (s)")
 _WITHOUT_UNIT = ("Behavior", "Start", "Stop")
 _TABULAR = ("Behavior", "Time")
 _NOTHING = ("", "na", "nan", "n/a", "none", "live")
+_LEAST_PART_SECONDS = 0.01
+"""An event reaches into the next file by at least this: lengths are rounded to milliseconds."""
+
+
+@dataclass(frozen=True)
+class _Media:
+    """The media file of a row, among those that follow each other on one clock.
+
+    Attributes:
+        video: the file.
+        offset: what the observation adds to the time of its media.
+        files: all files in their order; the one alone where nobody says more.
+        begins: when each of them begins on their common clock, and when the last one ends; empty where lengths are
+            not known.
+    """
+
+    video: str
+    offset: float
+    files: tuple[str, ...]
+    begins: tuple[float, ...] = ()
+
+    @property
+    def passed(self) -> float:
+        """How much of the clock passed before the row's file began."""
+        return self.begins[self.files.index(self.video)] if self.begins else 0.0
+
+    def parts(self, start: float, end: float) -> Iterator[tuple[str, float, float]]:
+        """(file, start, end) of what happens from `start` to `end` of the clock, by each file's own clock.
+
+        Where no file is reached into, as by an end before the start, it belongs to the row's file.
+        """
+        found = [
+            (file, max(start - begin, 0.0), (end if file == self.files[-1] else min(end, stop)) - begin)
+            for file, begin, stop in zip(self.files, self.begins, self.begins[1:], strict=False)
+            if min(end, stop) - max(start, begin) >= _LEAST_PART_SECONDS
+        ]
+        yield from found or [(self.video, start - self.passed, end - self.passed)]
 
 
 def is_boris(file: Path) -> bool:
@@ -28,7 +67,8 @@ def read_boris(source: ExportFile) -> Export:
     """Events of BORIS; a label is the behavior, and may be made of subject, modifiers and category, too.
 
     Where several media files follow each other on one clock, the lengths of those before an event's file are taken off,
-    and so is an observation's time offset, which BORIS adds to the time of the media when it notes an event.
+    and so is an observation's time offset, which BORIS adds to the time of the media when it notes an event. An event
+    that continues in the next file is divided between them.
 
     Raises:
         ConfigError: it is not a table of BORIS.
@@ -65,55 +105,58 @@ class _Reading:
     def aggregated(self, rows: Sequence[Row]) -> Export:
         """A row for each event, with start and stop."""
         for row in rows:
-            video, offset = self._media(row)
-            if video is None:
+            media = self._media(row)
+            if media is None:
                 continue
             try:
-                start = parse_seconds(self._sheet.get(row, "Start (s)", "Start")) - offset
+                start = parse_seconds(self._sheet.get(row, "Start (s)", "Start")) - media.offset
                 kind = self._sheet.get(row, "Behavior type").upper()
                 stop = self._sheet.get(row, "Stop (s)", "Stop")
                 ends_itself = kind == "POINT" or stop.lower() in _NOTHING
-                end = start if ends_itself else parse_seconds(stop) - offset
+                end = start if ends_itself else parse_seconds(stop) - media.offset
             except ValueError as problem:
-                self._problems.append(RowProblem(row.line, str(problem), video))
+                self._problems.append(RowProblem(row.line, str(problem), media.video))
                 continue
             if stop.lower() in _NOTHING and kind == "STATE":
-                self._problems.append(RowProblem(row.line, "a STATE event has no stop. Close it in BORIS.", video))
+                reason = "a STATE event has no stop. Close it in BORIS."
+                self._problems.append(RowProblem(row.line, reason, media.video))
                 continue
-            self._add(video, start, end, row)
+            self._add(media, start, end, row)
         return self._export()
 
     def tabular(self, rows: Sequence[Row]) -> Export:
         """A row for each start and each stop."""
-        begun: dict[tuple[str, ...], list[tuple[float, Row]]] = defaultdict(list)
+        begun: dict[tuple[str, ...], list[tuple[float, Row, _Media]]] = defaultdict(list)
         for row in rows:
-            video, offset = self._media(row)
-            if video is None:
+            media = self._media(row)
+            if media is None:
                 continue
             try:
-                time = parse_seconds(self._sheet.get(row, "Time")) - offset
+                time = parse_seconds(self._sheet.get(row, "Time")) - media.offset
             except ValueError as problem:
-                self._problems.append(RowProblem(row.line, str(problem), video))
+                self._problems.append(RowProblem(row.line, str(problem), media.video))
                 continue
             status = self._sheet.get(row, "Status", "Behavior type").upper()
             fields = self._fields(row)
             observation = self._sheet.get(row, "Observation id")
-            key = (observation, video, fields["behavior"], fields["subject"], fields["modifiers"])
+            # an event may stop in another file than it started in, where their clock is one
+            clock = "/".join(map(_base, media.files)) if media.begins else media.video
+            key = (observation, clock, fields["behavior"], fields["subject"], fields["modifiers"])
             if status == "START":
-                begun[key].append((time, row))
+                begun[key].append((time, row, media))
             elif status == "STOP" and begun[key]:
-                started, first = begun[key].pop(0)
-                self._add(video, started, time, first)
+                started, first, where = begun[key].pop(0)
+                self._add(where, started, time, first)
             elif status == "POINT":
-                self._add(video, time, time, row)
+                self._add(media, time, time, row)
             elif status == "STOP":
-                self._problems.append(RowProblem(row.line, f"{fields['behavior']!r} stops and was not started.", video))
+                reason = f"{fields['behavior']!r} stops and was not started."
+                self._problems.append(RowProblem(row.line, reason, media.video))
             else:
-                self._problems.append(
-                    RowProblem(row.line, f"status {status!r} is none of START, STOP and POINT.", video)
-                )
+                reason = f"status {status!r} is none of START, STOP and POINT."
+                self._problems.append(RowProblem(row.line, reason, media.video))
         for left in begun.values():
-            for _, row in left:
+            for _, row, _ in left:
                 behavior = self._sheet.get(row, "Behavior")
                 self._problems.append(
                     RowProblem(row.line, f"{behavior!r} starts and does not stop. Close it in BORIS.")
@@ -124,8 +167,12 @@ class _Reading:
         marks = sorted(self._marks, key=lambda mark: mark.line)
         return Export(tuple(self._videos), tuple(marks), problems=tuple(self._problems), notes=tuple(self._notes))
 
-    def _add(self, video: str, start: float, end: float, row: Row) -> None:
-        self._marks.append(Mark(video, start, end, self._fields(row), row.line))
+    def _add(self, media: _Media, start: float, end: float, row: Row) -> None:
+        parts = list(media.parts(start, end))
+        if len(parts) > 1:
+            self._notes.setdefault("an event goes on in the next media file: it is divided between them")
+            self._videos |= dict.fromkeys(video for video, _, _ in parts)
+        self._marks += [Mark(*part, self._fields(row), row.line) for part in parts]
 
     def _fields(self, row: Row) -> dict[str, str]:
         sheet = self._sheet
@@ -140,15 +187,14 @@ class _Reading:
             "category": sheet.get(row, "Behavioral category"),
         }
 
-    def _media(self, row: Row) -> tuple[str | None, float]:
-        """The video of a row, and what to take off its times: BORIS adds an observation's offset, and files before."""
+    def _media(self, row: Row) -> _Media | None:
+        """The video of a row and its clock: BORIS adds an observation's offset, and the lengths of files before."""
         try:
             offset = self._time_offset(row)
         except ValueError as problem:
             self._problems.append(RowProblem(row.line, f"time offset: {problem}"))
-            return None, 0.0
-        video, passed = self._media_on_clock(row)
-        return video, offset + passed
+            return None
+        return self._media_on_clock(row, offset)
 
     def _time_offset(self, row: Row) -> float:
         """What the observation adds to the time of its media.
@@ -163,8 +209,8 @@ class _Reading:
             self._notes.setdefault(f"an observation has a time offset of {offset:g} s, which is taken off its times")
         return offset
 
-    def _media_on_clock(self, row: Row) -> tuple[str | None, float]:
-        """The video of a row, and how many seconds of its clock passed before that file began."""
+    def _media_on_clock(self, row: Row, offset: float) -> _Media | None:
+        """The video of a row, and when it and its neighbours begin on their clock."""
         sheet = self._sheet
         listed = sheet.get(row, "Source", "Media file", "Media file path") or self._above_media()
         names = _media_names(listed)
@@ -174,26 +220,36 @@ class _Reading:
             observation = sheet.get(row, "Observation id") or self._above.get("observation id", "")
             if not observation:
                 self._problems.append(RowProblem(row.line, "the row names neither a media file nor an observation."))
-                return None, 0.0
+                return None
             self._notes.setdefault("no media file is named: videos are looked for by the observation's id")
             chosen = observation
         self._videos.setdefault(chosen)
         bases = [_base(name) for name in names]
-        index = bases.index(_base(chosen)) if own and _base(chosen) in bases else 0
-        if not index:
+        if len(names) < 2 or not own or _base(chosen) not in bases:
             if len(names) > 1 and not own:
                 self._notes.setdefault(
                     "an observation has several media files, and rows do not say which: the first is taken"
                 )
-            return chosen, 0.0
-        lengths = re.split(r"[;\s]+", sheet.get(row, "Media duration (s)", "Total length").strip())
+            return _Media(chosen, offset, (chosen,))
+        index = bases.index(_base(chosen))
+        files = (*names[:index], chosen, *names[index + 1 :])
+        lengths = self._lengths(row)
+        if len(lengths) >= len(files):
+            return _Media(chosen, offset, files, (0.0, *accumulate(lengths[: len(files)])))
+        if not index:
+            return _Media(chosen, offset, (chosen,))
+        self._problems.append(
+            RowProblem(row.line, f"{chosen} follows other files on one clock, and their lengths are not given.")
+        )
+        return None
+
+    def _lengths(self, row: Row) -> list[float]:
+        """Seconds of each media file; empty where they are not given."""
+        listed = re.split(r"[;\s]+", self._sheet.get(row, "Media duration (s)", "Total length").strip())
         try:
-            return chosen, sum(parse_seconds(text) for text in lengths[:index]) if len(lengths) > index else 1 / 0
-        except (ValueError, ZeroDivisionError):
-            self._problems.append(
-                RowProblem(row.line, f"{chosen} follows other files on one clock, and their lengths are not given.")
-            )
-            return None, 0.0
+            return [parse_seconds(text) for text in listed if text]
+        except ValueError:
+            return []
 
     def _above_media(self) -> str:
         return next((text for name, text in self._above.items() if re.match(r"media file|player|file name", name)), "")

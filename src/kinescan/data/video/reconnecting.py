@@ -80,6 +80,7 @@ class ReconnectingVideo:
         stop: set by another thread, ends a wait, and the frames.
         gives_up: is asked at every break and every failed try; by default a video source that cannot be opened at the
             start is an error, and one that is away for longer than the limit has ended.
+        on_outage: is called with True at a break, by the thread that iterates, and with False when frames come again.
 
     Attributes:
         num_reconnects: how often it came back.
@@ -98,11 +99,12 @@ class ReconnectingVideo:
         name: str | None = None,
         stop: threading.Event | None = None,
         gives_up: Callable[[Outage], bool] | None = None,
+        on_outage: Callable[[bool], None] | None = None,
     ) -> None:
         self._given, self._square_pixels, self._name = source, square_pixels, name or mask_url(source)
         self._reconnect = reconnect or Reconnect()
         self._stop = stop or threading.Event()
-        self._gives_up = gives_up or self._is_over
+        self._gives_up, self._on_outage = gives_up or self._is_over, on_outage
         self.num_reconnects = 0
         self._num_frames = 0
         self._shown = ShownPackets()
@@ -145,6 +147,8 @@ class ReconnectingVideo:
                 # it was not away while frames came
                 self._away_since += time.monotonic() - self._back_since
             self._back_since = None
+            if self._on_outage is not None:
+                self._on_outage(True)
             if not self._goes_on(error, wait):
                 return
             self._stop.wait(wait)
@@ -169,6 +173,8 @@ class ReconnectingVideo:
 
     def _tell_of_return(self, now: float, seconds: float) -> None:
         self._back_since = now
+        if self._on_outage is not None:
+            self._on_outage(False)
         if self._away_since is not None:
             self.num_reconnects += 1
             logger.warning(
