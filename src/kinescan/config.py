@@ -28,6 +28,8 @@ from kinescan.settings import build_settings, closest, other_names, to_plain
 from kinescan.training.accelerator import TrainConfig
 from kinescan.training.optim import OptimConfig
 
+ScoredCheckpoint = Literal["best", "last"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -152,11 +154,15 @@ class EvaluationConfig:
         views_while_training: of the evaluations after epochs; empty for `preprocessing.num_frames` x 1 x 1.
         precision: that the final report computes in; "auto" is that of the training. Evaluations after epochs always
             run in that.
+        checkpoint: that the final report scores: "best" of the evaluations after epochs, which is chosen on the
+            validation videos (without `data.validation_ratio` on the held-out ones, which makes their score too high);
+            or "last", which nothing chooses. A study takes "last" where there are no validation videos.
     """
 
     views: str = ""
     views_while_training: str = ""
     precision: AskedPrecision = "auto"
+    checkpoint: ScoredCheckpoint = "best"
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -4,7 +4,7 @@ from typing import Any
 
 def test_list_names_models_recipes_datasets_and_backends(kinescan: Any) -> None:
     said = json.loads(kinescan("list", "--json").stdout)
-    assert set(said) == {"models", "recipes", "datasets", "backends"}
+    assert set(said) == {"models", "recipes", "studies", "datasets", "backends"}
     assert "pks4_vit_b16" in said["models"]
     assert said["recipes"]["own_videos_cpu"].startswith("Your own videos")
     assert "numba" in said["backends"]

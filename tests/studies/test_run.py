@@ -9,6 +9,7 @@ import pytest
 
 from kinescan.config import load_recipe
 from kinescan.errors import ConfigError, KinescanError, NonFiniteError, TrainingInterrupted, VideoError
+from kinescan.evaluation.report import CHOSEN_ON_THESE
 from kinescan.runs.train import train
 from kinescan.runtime.escaping import escape_markdown
 from kinescan.studies import DataEntry, Preparation, Row, plan_study, read_study, run_study
@@ -264,3 +265,82 @@ def test_several_processes_give_what_one_does(small: Any, tmp_path: Path) -> Non
     for alone, beside in zip(one.runs, two.runs, strict=True):
         assert beside.scores == pytest.approx(alone.scores, rel=1e-3, abs=1e-6)
     assert {run.status for run in two.runs} == {"done"}
+
+
+def test_a_preparation_starts_from_another_and_from_data_that_makes_itself(small: Any, tmp_path: Path) -> None:
+    stills = Preparation(
+        name="stills", recipe={"model": "vit_ti16"}, stills_per_epoch=4, settings={"optim.epochs": 1, **SMALL_STILLS}
+    )
+    made = {
+        "kind": "motion",
+        "train_per_class": 2,
+        "test_per_class": 1,
+        "frame_size": 32,
+        "num_frames": 4,
+        "workers": 1,
+    }
+    study = small(rows=(Row(name="one"),))
+    settings = {key: value for key, value in study.settings.items() if key != "data.train"}
+    motion = Preparation(
+        name="motion", kind="train", recipe=study.recipe, make=made, prepare="stills", seed=0, settings=settings
+    )
+    study = replace(study, preparations=(stills, motion), prepare="motion")
+    result = run_study(study, output=tmp_path, code=CODE)
+    plan = plan_study(study, tmp_path, code=CODE)
+    assert [found.name for found in plan.preparations] == ["stills", "motion"]
+    prepared = load_recipe(plan.preparations[1].folder / "recipe.toml")
+    assert prepared.model.weights.startswith(str(plan.preparations[0].folder))
+    assert Path(prepared.data.train).is_relative_to(tmp_path / "data")
+    run = load_recipe(Path(result.runs[0].folder) / "recipe.toml")
+    assert run.model.weights.startswith(str(plan.preparations[1].folder))
+    assert run_study(tmp_path, code=CODE).runs == result.runs
+    other = replace(study, preparations=(replace(stills, stills_per_epoch=8), motion))
+    changed = plan_study(other, tmp_path, code=CODE)
+    assert changed.jobs[0].key != plan.jobs[0].key, "a result depends on all that its weights come from"
+
+
+def test_what_waits_for_a_preparation_in_vain_is_named(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, videos: Path
+) -> None:
+    def broken(config: Any, **options: Any) -> Any:
+        raise ConfigError("gone")
+
+    monkeypatch.setattr("kinescan.studies.job.train", broken)
+    study = small()
+    parts = [
+        Preparation(name=name, kind="train", recipe=study.recipe, settings=study.settings, prepare=before)
+        for name, before in (("first", ""), ("second", "first"))
+    ]
+    study = replace(study, preparations=tuple(parts), prepare="second")
+    with pytest.raises(KinescanError):
+        run_study(study, output=tmp_path, code=CODE)
+    failed = json.loads((tmp_path / "study.json").read_text())["failed"]
+    assert sorted(failed) == ["first / seed 0", "one / seed 0", "second / seed 0", "two / seed 0"]
+
+
+def test_each_fold_is_held_out_once_and_the_last_checkpoint_is_scored(small: Any, tmp_path: Path) -> None:
+    study = small(rows=(Row(name="one"),), data=(DataEntry(name="own", folds=3),))
+    study = replace(study, settings={**study.settings, "optim.epochs": 2, "train.eval_every": 1})
+    result = run_study(study, output=tmp_path, code=CODE, overrides=["data.folds=2"])
+    assert result.data == ("own, fold 1", "own, fold 2", "all data")
+    held_out = [
+        [video["id"] for video in json.loads((Path(run.folder) / "videos.json").read_text())["held_out"]]
+        for run in result.runs
+    ]
+    assert len(held_out[0]) == len(held_out[1]) == 6
+    assert not set(held_out[0]) & set(held_out[1])
+    for run in result.runs:
+        assert run.best_epoch is None
+        assert not run.notes
+        assert load_recipe(Path(run.folder) / "recipe.toml").evaluation.checkpoint == "last"
+    asked = replace(study, settings={**study.settings, "evaluation.checkpoint": "best"})
+    chosen = replace(study, settings={**study.settings, "data.validation_ratio": 0.3, "data.group": ""})
+    for other in (asked, chosen):
+        assert {job.config.evaluation.checkpoint for job in plan_study(other, tmp_path).jobs} == {"best"}
+
+
+def test_a_run_with_one_evaluation_has_chosen_nothing_whatever_its_record_says(small: Any, tmp_path: Path) -> None:
+    [run, _] = run_study(small(), output=tmp_path, code=CODE).runs
+    record = Path(run.folder) / "study_run.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "notes": [CHOSEN_ON_THESE, "another"]}))
+    assert read_study(tmp_path, code=CODE).runs[0].notes == ("another",)

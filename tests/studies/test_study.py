@@ -102,3 +102,43 @@ def test_what_a_file_says_wrongly_is_named(values: dict[str, Any], named: str) -
 def test_a_preparation_trains_at_least_one_still() -> None:
     with pytest.raises(ConfigError):
         Preparation(name="p", stills_per_epoch=0)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("cls", "wrong", "named"),
+    [
+        (DataEntry, {"folds": 1}, "folds"),
+        (DataEntry, {"folds": 3, "make": {"kind": "motion"}}, "folds"),
+        (Preparation, {"make": {"kind": "motion"}}, "make"),
+        (Preparation, {"prepare": "other"}, "prepare"),
+        (Preparation, {"kind": "train", "make": {"kind": "motionn"}}, "motion"),
+    ],
+)
+def test_what_neither_folds_nor_preparations_can_be_is_refused(cls: Any, wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        cls(name="x", **wrong)
+
+
+@pytest.mark.bad_input
+def test_a_preparation_starts_from_one_that_stands_before_it() -> None:
+    first, second = (
+        Preparation(name=name, kind="train", prepare=before) for name, before in (("first", "second"), ("second", ""))
+    )
+    with pytest.raises(ConfigError, match="'second'"):
+        Study(name="x", recipe="own_videos_cpu", rows=(Row(name="a"),), preparations=(first, second))
+    found = Study(name="x", recipe="own_videos_cpu", rows=(Row(name="a"),), preparations=(second, first))
+    assert found.preparation("first") == first
+
+
+def test_a_study_that_comes_with_the_package_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = load_study("own_motion_cpu")
+    assert [row.name for row in study.rows] == ["frame averaging", "PKS4"]
+    assert [part.settings["data.fold"] for part in study.data_parts] == [1, 2, 3]
+    with pytest.raises(ConfigError, match="own_motion_cpu"):
+        load_study("own_motion_cpuu")
+    (tmp_path / "own_motion_cpu").write_text('recipe = "own_videos_cpu"\n[[rows]]\nname = "mine"\n', encoding="utf-8")
+    assert load_study("own_motion_cpu").rows[0].name == "mine"

@@ -23,7 +23,7 @@ SETTINGS = "settings"
 def command(
     kind: Annotated[
         str | None,
-        typer.Argument(help="models, recipes, datasets, backends or settings. By default all but settings."),
+        typer.Argument(help="models, recipes, studies, datasets, backends or settings. By default all but settings."),
     ] = None,
     recipes: Annotated[
         Path | None, typer.Option(help="Folder to look for recipes in. By default those that come with kinescan.")
@@ -32,7 +32,7 @@ def command(
     as_json: Annotated[bool, json_option("Print the lists as JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the settings as a Markdown page.")] = False,
 ) -> None:
-    """List models, recipes, data sets, backends, and every key of a recipe."""
+    """List models, recipes, studies, data sets, backends, and every key of a recipe."""
     import_own_modules(modules)
     if markdown and kind != SETTINGS:
         raise ConfigError("--markdown goes with settings only: kinescan list settings --markdown")
@@ -52,6 +52,8 @@ def command(
         print_text(["`kinescan doctor` says which backends run here."])
     if "recipes" in lists:
         print_text(["`kinescan recipe NAME > my.toml` copies a recipe."])
+    if "studies" in lists:
+        print_text(["`kinescan study NAME` runs a study; `kinescan reproduce` those of the paper's tables."])
 
 
 def _print_settings(*, as_json: bool, markdown: bool, own_models: bool) -> None:

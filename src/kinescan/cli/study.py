@@ -12,14 +12,16 @@ from kinescan.runtime.signals import Interruption
 
 EXAMPLES = (
     "kinescan study study.toml --dry-run",
-    "kinescan study study.toml --output runs/my_study",
     "kinescan study runs/my_study",
+    "kinescan study own_motion_cpu --set data.train=VIDEOS --set 'data.group=column person'",
 )
 
 
 @reported
 def command(
-    study: Annotated[Path, typer.Argument(help="A study's TOML file (docs/studies.md); or the folder of one begun.")],
+    study: Annotated[
+        Path, typer.Argument(help="A study's TOML file (docs/studies.md), the folder of one begun, or own_motion_cpu.")
+    ],
     settings: Annotated[list[str], settings_option("Replace a setting of every run.")] = [],  # noqa: B006
     output: StudyOutput = None,
     processes: Annotated[int, typer.Option(help="Runs at a time, each on its part of the cores.", min=1)] = 1,

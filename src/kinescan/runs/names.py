@@ -11,7 +11,7 @@ from kinescan.errors import ConfigError
 from kinescan.models.catalog import CATALOG, REGISTERED, offered_models
 from kinescan.runtime.backend_names import Backend
 from kinescan.runtime.files import read_text, read_toml
-from kinescan.runtime.recipe_files import packaged_recipes
+from kinescan.runtime.recipe_files import packaged_recipes, packaged_studies
 from kinescan.settings import closest
 
 SETTINGS = "settings"
@@ -24,7 +24,7 @@ MADE = {
 
 
 def list_names(kind: str | None = None, *, recipes: str | Path | None = None) -> dict[str, Any]:
-    """What can be named: models, recipes, data sets, backends.
+    """What can be named: models, recipes, studies, data sets, backends.
 
     Args:
         kind: one of these; None for all.
@@ -43,6 +43,7 @@ def list_names(kind: str | None = None, *, recipes: str | Path | None = None) ->
     makers: dict[str, Callable[[], Any]] = {
         "models": _models,
         "recipes": partial(_recipes, recipes),
+        "studies": _studies,
         "datasets": _datasets,
         "backends": _backends,
     }
@@ -63,6 +64,10 @@ def _models() -> dict[str, str]:
 def _recipes(folder: str | Path | None) -> dict[str, str]:
     found = packaged_recipes() if folder is None else {str(path): path for path in sorted(Path(folder).glob("*.toml"))}
     return {name: _first_comment(path) for name, path in found.items()}
+
+
+def _studies() -> dict[str, str]:
+    return {name: _first_comment(path) for name, path in packaged_studies().items()}
 
 
 def _datasets() -> dict[str, str]:

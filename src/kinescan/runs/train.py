@@ -76,19 +76,27 @@ class TrainResult:
     Attributes:
         output: folder of the run.
         fit: checkpoints and the best score while training.
-        report: of the best checkpoint with the final views.
+        report: of `checkpoint` with the final views.
+        checkpoint: the best one, or the last, as `evaluation.checkpoint` says.
     """
 
     output: Path
     fit: FitResult
     report: Report | TemporalReport
+    checkpoint: Path
+
+    @property
+    def best_epoch(self) -> int | None:
+        """That of the checkpoint, from 1, where it is the best of its evaluations; None of the last."""
+        chosen = self.checkpoint == self.fit.best and self.fit.best_epoch is not None
+        return self.fit.best_epoch + 1 if chosen and self.fit.best_epoch is not None else None
 
     def to_json(self) -> dict[str, Any]:
         """The run as plain values."""
         run = {
             "output": str(self.output),
-            "checkpoint": str(self.fit.best or self.fit.last),
-            "best_epoch": None if self.fit.best_epoch is None else self.fit.best_epoch + 1,
+            "checkpoint": str(self.checkpoint),
+            "best_epoch": self.best_epoch,
             "steps": self.fit.steps,
             "unreadable_training": self.fit.unreadable,
         }
@@ -122,7 +130,7 @@ def train(
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
-    """Trains as a recipe says, evaluates the best checkpoint and writes the report.
+    """Trains as a recipe says, evaluates the best checkpoint (or the last one) and writes the report.
 
     The folder of the run holds recipe.toml (resolved), log.jsonl, tensorboard/, checkpoints/last, checkpoints/best,
     report.json, report.md, videos.json (what was trained on and what was held out), and unreadable.json where videos
@@ -161,7 +169,7 @@ def train(
     else:
         top1 = report.evaluation.metrics.top1
         logger.info("top-1 %.1f %% on %s: %s", 100 * top1, report.data, folder / "report.md")
-    return TrainResult(output=folder, fit=result, report=report)
+    return TrainResult(output=folder, fit=result, report=report, checkpoint=_scored(config, result))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -421,6 +429,10 @@ class HeldOutScores:
         return evaluation
 
 
+def _scored(config: RunConfig, result: FitResult) -> Path:
+    return result.last if config.evaluation.checkpoint == "last" else result.best or result.last
+
+
 def _final_report(
     config: RunConfig,
     result: FitResult,
@@ -428,10 +440,12 @@ def _final_report(
     division: Division[VideoItem] | Division[IntervalVideo],
     processes: Processes,
 ) -> Report | TemporalReport:
-    """The best checkpoint, scored with the final views."""
-    checkpoint = result.best or result.last
-    chosen = result.best is not None and was_chosen(result.best, result.best.parents[1]) and not division.validation
-    notes = (CHOSEN_ON_THESE,) if chosen else ()
+    """The checkpoint that is to be scored, with the final views."""
+    checkpoint = _scored(config, result)
+    chosen = checkpoint == result.best and was_chosen(checkpoint, checkpoint.parents[1])
+    # an early stop chooses, too
+    chosen = chosen or config.train.early_stop_evaluations > 0
+    notes = (CHOSEN_ON_THESE,) if chosen and not division.validation else ()
     notes = notes if config.optim.epochs else (NOT_TRAINED,)
     if isinstance(scores, FrameScores) and is_of_intervals(division):
         return frame_report(

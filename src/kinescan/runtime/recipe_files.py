@@ -21,6 +21,16 @@ def packaged_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
 
 
+def packaged_studies() -> dict[str, Path]:
+    """The studies that come with the package, by name; those of the paper's tables are in `kinescan reproduce`.
+
+    Example:
+        >>> list(packaged_studies())
+        ['own_motion_cpu']
+    """
+    return {path.stem: path for path in sorted((RECIPES / "studies").glob("*.toml")) if "pks4_" not in path.stem}
+
+
 def find_recipe(name: str | Path) -> Path:
     """The file of a recipe: the one that is named, or else the one that comes with the package.
 

@@ -193,7 +193,7 @@ def prepare(job: PreparedJob, *, code: str) -> Path:
             if job.kind == "stills":
                 train_on_stills(job.config, job.folder, job.stills_per_epoch, resume=resume, callbacks=[clock])
             else:
-                train(job.config, output=job.folder, resume=resume, callbacks=[clock])
+                train(_prepared_config(job), output=job.folder, resume=resume, callbacks=[clock])
         finally:
             clock.write()
         content = {"name": job.name, "seed": job.seed, "key": job.key, **clock.spent()}
@@ -212,7 +212,7 @@ def weights_of(job: PreparedJob) -> Path:
     return folder.best if folder.best.is_dir() else folder.last
 
 
-def _prepared_config(job: Job) -> RunConfig:
+def _prepared_config(job: Job | PreparedJob) -> RunConfig:
     if job.preparation is None:
         return job.config
     model = replace(job.config.model, weights=str(weights_of(job.preparation)))
@@ -223,8 +223,8 @@ def _record(job: Job, outcome: TrainResult | NonFiniteError, clock: "_Clock", *,
     curves = read_curves(job.folder)
     known: dict[str, Any] = {}
     if isinstance(outcome, TrainResult):
-        best, cost = outcome.fit.best_epoch, outcome.report.cost
-        known = {"best_epoch": None if best is None else best + 1, "steps": outcome.fit.steps}
+        cost = outcome.report.cost
+        known = {"best_epoch": outcome.best_epoch, "steps": outcome.fit.steps}
         known["notes"] = list(outcome.report.notes)
         if cost is not None:
             macs = cost.macs.with_attention

@@ -50,9 +50,9 @@ def _other_videos(record: RunRecord, videos: dict[tuple[str, str, int], str]) ->
     return bool(now) and now != record.data_digest
 
 
-def _adopted(job: Job) -> Job:
-    preparation = None if job.preparation is None else _elsewhere(job.preparation)
-    return replace(_elsewhere(job), preparation=preparation)
+def _adopted(work: W) -> W:
+    preparation = None if work.preparation is None else _adopted(work.preparation)
+    return replace(_elsewhere(work), preparation=preparation)
 
 
 def _elsewhere(work: W) -> W:

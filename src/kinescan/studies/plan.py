@@ -37,8 +37,9 @@ NEUTRAL = (
     "model.options.activation_checkpointing",
 )
 """Settings that no result depends on; which videos there are is told by their content, wherever they lie."""
-LATER: Mapping[str, Any] = {"train.sharding": "none"}
-"""Settings added since keys are written, with what earlier versions did: at that value they are no part of a key, so that
+SCORED = "evaluation.checkpoint"
+LATER: Mapping[str, Any] = {"train.sharding": "none", SCORED: "best"}
+"""Settings added since keys are written, with what earlier versions did: at that value they are no part of a key, and
 runs of earlier versions keep theirs."""
 _LETTERS = 40
 
@@ -53,6 +54,7 @@ class PreparedJob:
         seed: of it.
         config: of its run.
         stills_per_epoch: of stills.
+        preparation: whose weights it starts from; None for none.
         key: of all that its weights depend on, but for the code.
         folder: of its run.
     """
@@ -62,8 +64,13 @@ class PreparedJob:
     seed: int
     config: RunConfig
     stills_per_epoch: int
+    preparation: "PreparedJob | None"
     key: str
     folder: Path
+
+    def chain(self) -> "tuple[PreparedJob, ...]":
+        """What has to be trained before it, in order, and itself."""
+        return (*(self.preparation.chain() if self.preparation is not None else ()), self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +126,8 @@ class StudyPlan:
     @property
     def preparations(self) -> tuple[PreparedJob, ...]:
         """What has to be trained first, each once."""
-        found = {job.preparation.folder: job.preparation for job in self.jobs if job.preparation is not None}
-        return tuple(found.values())
+        needed = (each for job in self.jobs if job.preparation is not None for each in job.preparation.chain())
+        return tuple({each.folder: each for each in needed}.values())
 
 
 def plan_study(study: Study, output: str | Path | None = None, *, code: str | None = None) -> StudyPlan:
@@ -167,7 +174,7 @@ def code_version() -> str:
     return f"{here.commit}-{_digest([path.read_bytes().hex() for path in sources])}"
 
 
-def made_folder(store: Path, entry: DataEntry) -> Path:
+def made_folder(store: Path, entry: DataEntry | Preparation) -> Path:
     """Where data that makes itself is put; that of other settings has another folder."""
     return store / "data" / f"{slug(entry.name)}-{_digest(entry.make)}"
 
@@ -215,7 +222,7 @@ class _Planner:
     def __init__(self, study: Study, output: Path, code: str) -> None:
         self._study, self._output, self._code = study, output, code
         self._store = Path(study.shared) if study.shared else output
-        self._data: tuple[DataEntry | None, ...] = study.data or (None,)
+        self._data: tuple[DataEntry | None, ...] = study.data_parts or (None,)
         self._digests: dict[str, tuple[str, int, tuple[str, ...]]] = {}
         self._built: set[str] = set()
         self._problems: dict[str, str] = {}
@@ -254,19 +261,13 @@ class _Planner:
         preparation = self._study.preparation_of(row)
         prepared = None
         if preparation is not None:
-            if settings.get("model.weights"):
-                raise ConfigError(
-                    f"model.weights is set, and prepare = {preparation.name!r} sets it, too. Leave one of them out."
-                )
-            settings |= {"model.weights": "", "model.new_head": True}
-            prepared = self._prepared(preparation, seed if preparation.seed == RUNS_SEED else preparation.seed)
-        config = _resolved(row.recipe or self._study.recipe, settings, seed)
+            settings = _for_weights(settings, preparation)
+            prepared = self._prepared(preparation, seed)
+        recipe = row.recipe or self._study.recipe
+        config = _scored_on_unseen(_resolved(recipe, settings, seed), recipe, settings)
         config = replace(config, train=self._tracked(config.train, row, entry, seed))
         digest, count, classes = self._videos(config, entry)
-        of_intervals = (
-            entry.make["kind"] == "events" if entry is not None and entry.make else config.task == "intervals"
-        )
-        self._try_out(config, classes, of_intervals=of_intervals, with_weights=prepared is None)
+        self._try_out(config, classes, of_intervals=_of_intervals(entry, config), with_weights=prepared is None)
         key = _digest([_plain(config), digest, None if prepared is None else prepared.key])
         folder = self._runs_of(row, entry) / f"seed-{seed}-{_digest([key, self._code])}"
         return Job(
@@ -299,25 +300,32 @@ class _Planner:
         of_study = train.tracker_project == TrainConfig.tracker_project
         return replace(train, tracker_run=run, tracker_project=self._study.name if of_study else train.tracker_project)
 
-    def _made_paths(self, entry: DataEntry) -> dict[str, str]:
+    def _made_paths(self, entry: DataEntry | Preparation) -> dict[str, str]:
         if not entry.make:
             return {}
         folder, end = made_folder(self._store, entry), ".csv" if entry.make["kind"] == "events" else ""
         return {"data.train": str(folder / f"train{end}"), "data.test": str(folder / f"test{end}")}
 
     def _prepared(self, preparation: Preparation, seed: int) -> PreparedJob:
+        """The preparation for a run of some seed, with what it starts from itself."""
+        before = self._study.preparation(preparation.prepare)
+        earlier = None if before is None else self._prepared(before, seed)
+        seed = seed if preparation.seed == RUNS_SEED else preparation.seed
         try:
-            config = _resolved(preparation.recipe, flat_settings(preparation.settings), seed)
+            settings = flat_settings(preparation.settings) | self._made_paths(preparation)
+            settings = settings if before is None else _for_weights(settings, before)
+            config = _resolved(preparation.recipe, settings, seed)
             digest = ""
             if preparation.kind == "train":
-                digest, _, classes = self._videos(config, None)
-                self._try_out(config, classes, of_intervals=config.task == "intervals")
+                digest, _, classes = self._videos(config, preparation)
+                of_intervals = _of_intervals(preparation, config)
+                self._try_out(config, classes, of_intervals=of_intervals, with_weights=earlier is None)
             else:
                 make_still_model(config)
         except KinescanError as error:
             raise ConfigError(f"preparation {preparation.name!r}: {error}") from None
         stills = preparation.stills_per_epoch if preparation.kind == "stills" else 0
-        key = _digest([preparation.kind, stills, _plain(config), digest])
+        key = _digest([preparation.kind, stills, _plain(config), digest, *([] if earlier is None else [earlier.key])])
         folder = self._store / "prepared" / slug(preparation.name) / f"seed-{seed}-{_digest([key, self._code])}"
         return PreparedJob(
             name=preparation.name,
@@ -325,11 +333,12 @@ class _Planner:
             seed=seed,
             config=config,
             stills_per_epoch=stills,
+            preparation=earlier,
             key=key,
             folder=folder,
         )
 
-    def _videos(self, config: RunConfig, entry: DataEntry | None) -> tuple[str, int, tuple[str, ...]]:
+    def _videos(self, config: RunConfig, entry: DataEntry | Preparation | None) -> tuple[str, int, tuple[str, ...]]:
         """Digest of the videos and their division, how many are trained on, and the classes; each data is read once."""
         if entry is not None and entry.make and not is_made(made_folder(self._store, entry)):
             return "", 0, ()
@@ -378,6 +387,32 @@ class _Planner:
                 f"rows {twin.row!r} and {job.row!r} have the same settings: they would give the same result twice. "
                 "Change one, or leave it out."
             )
+
+
+def _for_weights(settings: Mapping[str, Any], preparation: Preparation) -> dict[str, Any]:
+    """Settings of what starts from the weights of a preparation.
+
+    Raises:
+        ConfigError: other weights are set.
+    """
+    if settings.get("model.weights"):
+        raise ConfigError(
+            f"model.weights is set, and prepare = {preparation.name!r} sets it, too. Leave one of them out."
+        )
+    return {**settings, "model.weights": "", "model.new_head": True}
+
+
+def _of_intervals(entry: DataEntry | Preparation | None, config: RunConfig) -> bool:
+    return entry.make["kind"] == "events" if entry is not None and entry.make else config.task == "intervals"
+
+
+def _scored_on_unseen(config: RunConfig, recipe: str | dict[str, Any], settings: Mapping[str, Any]) -> RunConfig:
+    """With the last checkpoint scored, where the test videos would choose the best one and nothing else is said."""
+    told = flat_settings(recipe if isinstance(recipe, dict) else read_toml(find_recipe(recipe)))
+    said = SCORED in settings or SCORED in told
+    if said or config.data.validation_ratio or config.optim.epochs <= config.train.eval_every:
+        return config
+    return replace(config, evaluation=replace(config.evaluation, checkpoint="last"))
 
 
 def _resolved(recipe: str | dict[str, Any], settings: Mapping[str, Any], seed: int) -> RunConfig:

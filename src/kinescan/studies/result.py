@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from kinescan.evaluation.report import CHOSEN_ON_THESE
 from kinescan.runtime.escaping import escape_markdown
 from kinescan.runtime.quantities import duration
 from kinescan.settings import to_plain
@@ -85,7 +86,7 @@ class StudyResult:
     @property
     def data(self) -> tuple[str, ...]:
         """The data sets, and their mean where there are several."""
-        names = tuple(entry.name for entry in self.study.data) or ("",)
+        names = tuple(entry.name for entry in self.study.data_parts) or ("",)
         return names if len(names) == 1 else (*names, ALL_DATA)
 
     def values(self, row: str, data: str, metric: str) -> dict[str, float]:
@@ -96,7 +97,7 @@ class StudyResult:
                 for run in self.runs
                 if (run.row, run.data) == (row, data) and metric in run.scores
             }
-        names = [entry.name for entry in self.study.data]
+        names = [entry.name for entry in self.study.data_parts]
         parts = {name: self.values(row, name, metric) for name in names}
         if self.paired_by == "data":
             return {name: found for name, part in parts.items() for found in part.values()}
@@ -164,6 +165,7 @@ class StudyResult:
     def method(self) -> Iterator[str]:
         """How the numbers were made, in sentences."""
         yield "Mean ± standard deviation (n - 1) over n runs of different seeds, scored on the test videos."
+        yield from self._checkpoints()
         if len(self.study.rows) > 1:
             yield (
                 f"Difference: the row minus {escape_markdown(self.study.base_row)}, paired by seed, in points, with "
@@ -172,6 +174,15 @@ class StudyResult:
         if ALL_DATA in self.data:
             how = "each data set is a pair" if self.paired_by == "data" else "the mean over the data, paired by seed"
             yield f"{ALL_DATA[0].upper()}{ALL_DATA[1:]}: {how}."
+
+    def _checkpoints(self) -> Iterator[str]:
+        """Which checkpoint was scored; what a run's note says is not said again."""
+        runs = [run for run in self.runs if CHOSEN_ON_THESE not in run.notes and run.scores]
+        last = sum(run.best_epoch in (None, run.epochs) for run in runs)
+        if runs and last == len(runs):
+            yield "The last checkpoint of each run is scored: the test videos chose nothing."
+        elif runs and not last:
+            yield "Of each run the checkpoint is scored that was best on its validation videos."
 
     def _table(self, data: str) -> Iterator[str]:
         extra, metrics = self.extra_columns, self.metrics

@@ -7,24 +7,28 @@ from pathlib import Path
 
 from kinescan.config import flat_settings, parse_overrides
 from kinescan.errors import ConfigError, KinescanError, TrainingInterrupted
+from kinescan.evaluation.report import CHOSEN_ON_THESE
 from kinescan.runs.make_data import make
+from kinescan.runs.run_videos import was_chosen
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.folder_lock import locked
 from kinescan.runtime.launch import world_size
 from kinescan.runtime.output_folder import prepare_output
 from kinescan.runtime.own_modules import import_own_module
+from kinescan.runtime.run_folder import RunFolder
 from kinescan.studies.job import RunRecord, read_record
 from kinescan.studies.others import notes_of_others, of_any_code
 from kinescan.studies.plan import StudyPlan, is_made, made_folder, plan_study, written_out
 from kinescan.studies.result import StudyResult
 from kinescan.studies.result_files import save_result
-from kinescan.studies.study import STUDY_FILE, Study, dump_study, load_study
+from kinescan.studies.study import STUDY_FILE, DataEntry, Preparation, Study, dump_study, load_study
 from kinescan.studies.tasks import Outcome, Schedule, Task, left, perform, schedule, title_of
 from kinescan.studies.workers import run_in_processes
 
 logger = logging.getLogger(__name__)
 
 _MOST_PROCESSES = 1024
+FOLDS = "data.folds"
 
 
 def run_study(
@@ -92,6 +96,10 @@ def with_overrides(study: Study, overrides: Sequence[str]) -> Study:
     if not overrides:
         return study
     given = flat_settings(parse_overrides(overrides))
+    if FOLDS in given and any(entry.folds for entry in study.data):
+        folds = given.pop(FOLDS)
+        data = tuple(replace(entry, folds=folds) if entry.folds else entry for entry in study.data)
+        study = replace(study, data=data)
     rows = tuple(replace(row, settings=flat_settings(row.settings) | given) for row in study.rows)
     return replace(study, rows=rows)
 
@@ -130,13 +138,28 @@ def result_of(plan: StudyPlan, failed: dict[str, str]) -> StudyResult:
 def _records(plan: StudyPlan) -> list[RunRecord]:
     found = ((job, read_record(job.folder)) for job in plan.jobs)
     # a run that studies share may have been done under the names of another one
-    return [replace(record, row=job.row, data=job.data) for job, record in found if record is not None]
+    return [
+        replace(record, row=job.row, data=job.data, notes=_true_notes(record, job.folder))
+        for job, record in found
+        if record is not None
+    ]
+
+
+def _true_notes(record: RunRecord, folder: Path) -> tuple[str, ...]:
+    """The notes of a run; earlier versions said of a single evaluation, too, that it had chosen the checkpoint."""
+    chosen = CHOSEN_ON_THESE not in record.notes or was_chosen(RunFolder(folder).best, folder)
+    return tuple(note for note in record.notes if chosen or note != CHOSEN_ON_THESE)
 
 
 def _make_data(plan: StudyPlan) -> bool:
     """Makes what makes itself and is not there; says whether anything was made."""
     made = False
-    for entry in plan.study.data:
+    used = {preparation.name for preparation in plan.preparations}
+    makers: list[DataEntry | Preparation] = [
+        *plan.study.data,
+        *(found for found in plan.study.preparations if found.name in used),
+    ]
+    for entry in makers:
         if entry.make and not is_made(folder := made_folder(plan.store, entry)):
             values = {key: value for key, value in entry.make.items() if key != "kind"}
             prepare_output(folder.parent)

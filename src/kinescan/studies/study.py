@@ -13,6 +13,7 @@ from kinescan.errors import ConfigError
 from kinescan.fields import MAX_SEED, check_types
 from kinescan.runs.stills import STILLS_PER_EPOCH
 from kinescan.runtime.files import read_toml
+from kinescan.runtime.recipe_files import packaged_studies
 from kinescan.settings import build_settings, closest, to_plain
 
 MadeKind = Literal["motion", "appearance", "events"]
@@ -23,6 +24,7 @@ RUNS_SEED = -1
 """As the seed of a preparation: that of the run which starts from it."""
 _MOST_RUNS = 10_000
 _MOST_LETTERS = 100
+_MOST_FOLDS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +64,37 @@ class DataEntry:
         settings: dotted key -> value, such as data.train; those of a row go before them.
         make: data that makes itself: `kind` ("motion", "appearance" or "events") and what `kinescan data make` takes;
             data.train and data.test are set to it. Empty: the data is there.
+        folds: divides the videos into so many parts (by data.group, where that is set), each held out in turn: a run of
+            each row for each. 0: no folds.
     """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     make: dict[str, Any] = field(default_factory=dict)
+    folds: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
         _check_name("data", self.name)
         _refuse_settings(f"data {self.name!r}", self.settings)
-        if self.make and self.make.get("kind") not in get_args(MadeKind):
-            said = str(self.make.get("kind", ""))
-            raise ConfigError(f"data {self.name!r}: unknown make.kind {said!r}. {closest(said, get_args(MadeKind))}")
-        if {"overwrite"} & self.make.keys():
-            raise ConfigError(f"data {self.name!r}: leave make.overwrite out. Data of other settings is kept beside.")
+        _check_make(f"data {self.name!r}", self.make)
+        if self.folds < 0 or self.folds == 1 or self.folds > _MOST_FOLDS:
+            raise ConfigError(f"data {self.name!r}: folds must be 0 (none) or 2 to {_MOST_FOLDS}, got {self.folds}.")
+        if self.folds and self.make:
+            raise ConfigError(f"data {self.name!r}: data that makes itself has test videos. Leave folds out, or make.")
+
+    def parts(self) -> "tuple[DataEntry, ...]":
+        """An entry for each fold; without folds, this one."""
+        if not self.folds:
+            return (self,)
+        return tuple(
+            DataEntry(
+                name=f"{self.name[: _MOST_LETTERS - len(said)]}{said}",
+                settings={**flat_settings(self.settings), "data.folds": self.folds, "data.fold": fold},
+            )
+            for fold in range(1, self.folds + 1)
+            if (said := f", fold {fold}")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +107,8 @@ class Preparation:
             `kinescan train`, and its best checkpoint is taken.
         recipe: as for a row.
         settings: dotted key -> value.
+        make: as for data, of "train": what it is trained on makes itself.
+        prepare: of "train": the preparation, further up in the list, whose weights it starts from; empty for none.
         stills_per_epoch: pictures in an epoch, of stills.
         seed: of the weights, for runs of every seed, as published weights would be; -1: that of each run.
     """
@@ -97,6 +117,8 @@ class Preparation:
     kind: PreparationKind = "stills"
     recipe: str | dict[str, Any] = "demo_stills"
     settings: dict[str, Any] = field(default_factory=dict)
+    make: dict[str, Any] = field(default_factory=dict)
+    prepare: str = ""
     stills_per_epoch: int = STILLS_PER_EPOCH
     seed: int = RUNS_SEED
 
@@ -106,6 +128,12 @@ class Preparation:
         _refuse_settings(f"preparation {self.name!r}", self.settings)
         if self.name == "none":
             raise ConfigError('a preparation cannot be called "none", which stands for no preparation. Rename it.')
+        _check_make(f"preparation {self.name!r}", self.make)
+        if self.kind == "stills" and (self.make or self.prepare):
+            raise ConfigError(
+                f'preparation {self.name!r}: make and prepare are for kind = "train". Stills make themselves '
+                "and begin with new weights: leave both out."
+            )
         if self.stills_per_epoch < 1:
             raise ConfigError(f"stills_per_epoch must be at least 1, got {self.stills_per_epoch}.")
         if not RUNS_SEED <= self.seed <= MAX_SEED:
@@ -166,17 +194,25 @@ class Study:
                 f"seeds lists {', '.join(map(str, twice))} twice. A run is done once for each seed: name each once."
             )
         _refuse_twice("rows", [row.name for row in self.rows])
-        _refuse_twice("data", [entry.name for entry in self.data])
+        _refuse_twice("data", [entry.name for entry in self.data_parts])
         _refuse_twice("preparations", [preparation.name for preparation in self.preparations])
         _refuse_twice("metrics", self.metrics)
         names = [row.name for row in self.rows]
         if self.base and self.base not in names:
             raise ConfigError(f"base names the row {self.base!r}, which there is not. {closest(self.base, names)}")
+        known = [preparation.name for preparation in self.preparations]
         for name in (self.prepare, *(row.prepare for row in self.rows)):
-            self._check_preparation(name)
-        runs = len(self.rows) * len(self.seeds) * max(1, len(self.data))
+            _check_preparation(name, known)
+        for index, preparation in enumerate(self.preparations):
+            _check_preparation(preparation.prepare, known[:index])
+        runs = len(self.rows) * len(self.seeds) * max(1, len(self.data_parts))
         if runs > _MOST_RUNS:
             raise ConfigError(f"{runs} runs are more than a study may have ({_MOST_RUNS}). Divide it into several.")
+
+    @property
+    def data_parts(self) -> tuple[DataEntry, ...]:
+        """What the rows are trained on, each fold by itself."""
+        return tuple(part for entry in self.data for part in entry.parts())
 
     @property
     def base_row(self) -> str:
@@ -185,14 +221,11 @@ class Study:
 
     def preparation_of(self, row: Row) -> Preparation | None:
         """What a row starts from."""
-        name = row.prepare or self.prepare
-        return next((found for found in self.preparations if found.name == name), None)
+        return self.preparation(row.prepare or self.prepare)
 
-    def _check_preparation(self, name: str) -> None:
-        known = [preparation.name for preparation in self.preparations]
-        if name and name != "none" and name not in known:
-            there = closest(name, known) if known else "Write [[preparations]] with a name."
-            raise ConfigError(f"prepare names the preparation {name!r}, which there is not. {there}")
+    def preparation(self, name: str) -> Preparation | None:
+        """The one of that name; None where there is none."""
+        return next((found for found in self.preparations if found.name == name), None)
 
 
 def build_study(values: Mapping[str, Any], *, name: str = "", beside: Path | None = None) -> Study:
@@ -226,7 +259,10 @@ def build_study(values: Mapping[str, Any], *, name: str = "", beside: Path | Non
 
 
 def load_study(path: str | Path) -> Study:
-    """The study that a TOML file describes, or the one whose folder is named.
+    """The study that a TOML file describes, the one whose folder is named, or one that comes with kinescan.
+
+    Args:
+        path: a file or folder; or the name of a packaged study ("own_motion_cpu"), where there is neither.
 
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is wrong.
@@ -234,6 +270,14 @@ def load_study(path: str | Path) -> Study:
     path = Path(path)
     if path.is_dir() and (path / STUDY_FILE).is_file():
         path = path / STUDY_FILE
+    elif not path.exists() and path.parent == Path("."):
+        packaged = packaged_studies()
+        if path.stem not in packaged:
+            raise ConfigError(
+                f"{str(path)!r}: no such file or folder, and no study of that name comes with kinescan. "
+                f"{closest(path.stem, packaged)} docs/studies.md shows how to write one."
+            )
+        path = packaged[path.stem]
     return build_study(read_toml(path), name=path.stem, beside=path.parent)
 
 
@@ -280,6 +324,30 @@ def _beside(study: Study, folder: Path | None) -> Study:
         rows=tuple(replace(row, recipe=found(row.recipe)) for row in study.rows),
         preparations=tuple(replace(entry, recipe=found(entry.recipe)) for entry in study.preparations),
     )
+
+
+def _check_preparation(name: str, known: Sequence[str]) -> None:
+    """Passes a preparation that is known, or none.
+
+    Raises:
+        ConfigError: there is no such preparation.
+    """
+    if name and name != "none" and name not in known:
+        there = closest(name, known) if known else "Write [[preparations]] with a name, before what starts from it."
+        raise ConfigError(f"prepare names the preparation {name!r}, which there is not. {there}")
+
+
+def _check_make(whose: str, make: Mapping[str, Any]) -> None:
+    """Passes what `kinescan data make` knows a kind for.
+
+    Raises:
+        ConfigError: the kind is unknown, or something is said that the study sets.
+    """
+    if make and make.get("kind") not in get_args(MadeKind):
+        said = str(make.get("kind", ""))
+        raise ConfigError(f"{whose}: unknown make.kind {said!r}. {closest(said, get_args(MadeKind))}")
+    if "overwrite" in make:
+        raise ConfigError(f"{whose}: leave make.overwrite out. Data of other settings is kept beside.")
 
 
 def _check_name(what: str, name: str) -> None:

@@ -61,8 +61,7 @@ class Schedule:
     def next(self) -> Task | None:
         """The first task whose preparation is done; None where there is none at the moment."""
         for task in self.waiting:
-            preparation = task.preparation if isinstance(task, Job) else None
-            if preparation is None or is_prepared(preparation):
+            if task.preparation is None or is_prepared(task.preparation):
                 self.waiting.remove(task)
                 self.running.append(task)
                 return task
@@ -71,13 +70,14 @@ class Schedule:
     def end(self, task: Task, outcome: Outcome) -> None:
         """Takes note of how a task ended; runs that wait for it in vain fail, too."""
         self.running.remove(task)
-        if outcome.state == "done":
-            return
-        self.failed[title_of(task)] = outcome.message
-        if isinstance(task, PreparedJob):
-            for job in [job for job in self.waiting if isinstance(job, Job) and job.preparation == task]:
-                self.waiting.remove(job)
-                self.failed[job.title] = f"its preparation {title_of(task)} is not done"
+        if outcome.state != "done":
+            self._fail(task, outcome.message)
+
+    def _fail(self, task: Task, message: str) -> None:
+        self.failed[title_of(task)] = message
+        for other in [other for other in self.waiting if other.preparation == task]:
+            self.waiting.remove(other)
+            self._fail(other, f"its preparation {title_of(task)} is not done")
 
 
 def schedule(plan: StudyPlan) -> Schedule:
@@ -88,10 +88,11 @@ def schedule(plan: StudyPlan) -> Schedule:
 def _tasks(plan: StudyPlan) -> Iterator[Task]:
     seen: list[PreparedJob] = []
     for job in left(plan):
-        if job.preparation is not None and job.preparation not in seen:
-            seen.append(job.preparation)
-            if not is_prepared(job.preparation):
-                yield job.preparation
+        for preparation in () if job.preparation is None else job.preparation.chain():
+            if preparation not in seen:
+                seen.append(preparation)
+                if not is_prepared(preparation):
+                    yield preparation
         yield job
 
 
