@@ -18,7 +18,7 @@ from kinescan.data.sampling import Views
 from kinescan.data.transforms import AugmentConfig
 from kinescan.data.video import Limits
 from kinescan.errors import ConfigError
-from kinescan.fields import MAX_SEED, check_most, check_types
+from kinescan.fields import MAX_COUNT, MAX_SEED, check_most, check_types
 from kinescan.models.text_head import TextHead
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.files import read_toml
@@ -86,6 +86,9 @@ class DataConfig:
         kept_gib: where the kept frames would take more memory than this, in GiB, every epoch decodes anew.
         event_ratio: of labels with a start and an end: fraction of the training windows that show an event, the others
             lie anywhere; with `train.carry_state`, what frames with an event weigh of all.
+        windows_per_epoch: of labels with a start and an end: training windows in an epoch, so that a training takes as
+            long for a few minutes of video as for hours; 0: as many as cover all videos once, which is also what
+            `train.carry_state` shows.
         timeout_seconds: how long opening a video, and each read of it, may take; a second more for each 100 kB of it.
         max_pixels: width times height of the largest frame that is decoded.
         allow_short: use what can be decoded of cut or damaged videos, in training and evaluation; without it, they are
@@ -107,6 +110,7 @@ class DataConfig:
     kept_frames: int = 0
     kept_gib: float = 4.0
     event_ratio: float = 0.5
+    windows_per_epoch: int = 0
     timeout_seconds: float = Limits.timeout_seconds
     max_pixels: int = Limits.max_pixels
     allow_short: bool = False
@@ -134,6 +138,8 @@ class DataConfig:
             raise ConfigError(f"held_out_ratio must lie between 0 and 1, got {self.held_out_ratio}.")
         if not 0 <= self.validation_ratio < 1:
             raise ConfigError(f"validation_ratio must lie between 0 and 1, got {self.validation_ratio}.")
+        if not 0 <= self.windows_per_epoch <= MAX_COUNT:
+            raise ConfigError(f"windows_per_epoch must lie in 0 to {MAX_COUNT}, got {self.windows_per_epoch}.")
         if self.split_seed < -1:
             raise ConfigError(f"split_seed must be 0 to {MAX_SEED}, or -1 for the run's seed, got {self.split_seed}.")
         if self.folds < 0 or self.folds == 1:

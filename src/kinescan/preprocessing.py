@@ -36,6 +36,8 @@ class Preprocessing:
         frame_rate: frames a second, for `sampling="rate"` and for streams; 0: none is set.
         square_pixels: stretch frames whose pixels are not square, as a player does; published models saw them as they
             are stored, which is the default.
+        whole_frame: stretch the whole frame into the square; otherwise the short side fits, and what is beyond the
+            square at the longer sides is cut off, or seen by further crops. For events anywhere in the picture.
     """
 
     num_frames: int = 8
@@ -49,6 +51,7 @@ class Preprocessing:
     num_windows: int = 8
     frame_rate: float = 0.0
     square_pixels: bool = False
+    whole_frame: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)

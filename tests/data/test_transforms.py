@@ -168,6 +168,22 @@ def test_crop_ratio_leaves_a_border() -> None:
     assert torch.allclose(back(EvalTransform(settings)(pixels)[0]), pixels[..., 16:48, 16:48].float(), atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [(64, 96), (96, 64), (64, 64)])
+def test_a_whole_frame_is_stretched_in_test_and_training_alike(size: tuple[int, int]) -> None:
+    settings = Preprocessing(size=32, whole_frame=True, mean=SETTINGS.mean, std=SETTINGS.std)
+    pixels = picture(*size)
+    views = EvalTransform(settings, crops=3)(pixels)
+    whole = F.interpolate(pixels.float(), size=(32, 32), mode="bilinear", antialias=True)
+    assert (back(views) - whole).abs().max() < 1.5
+    plain = AugmentConfig(
+        crop_scale=(1, 1), crop_aspect=(1, 1), rand_augment_operations=0, erase_rate=0, mixup_alpha=0, cutmix_alpha=0
+    )
+    assert torch.equal(TrainTransform(settings, plain)(pixels, generator=seeded()), views[0])
+    # shapes of crops are those within the square, whatever that of the frame
+    shown = {draw_crop((64, 128), (0.5, 0.5), (2 * 0.75, 2 * 4 / 3), seeded(seed))[2:] for seed in range(40)}
+    assert all(0.74 < width / 128 / (height / 64) < 1.36 for height, width in shown)
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (31, 33), (500, 3)])
 def test_any_size_becomes_a_clip(size: tuple[int, int], interpolation: str) -> None:

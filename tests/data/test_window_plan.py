@@ -25,6 +25,17 @@ def test_windows_are_drawn_by_seed_epoch_and_index_alone() -> None:
     assert all(0 <= window.first <= max(0, LENGTHS[window.video] - 8) and window.starts for window in first)
 
 
+@pytest.mark.parametrize("num_windows", [6, 1000])
+def test_an_epoch_has_as_many_windows_as_it_is_told(num_windows: int) -> None:
+    plan = DrawnWindows([*LENGTHS, 0], SPANS, num_frames=8, event_ratio=0.5, num_windows=num_windows, seed=0)
+    assert len(plan) == num_windows + 1  # the video that cannot be read has one
+    windows = [plan.window(epoch, index) for epoch in range(30) for index in range(len(plan))]
+    assert {window.video for window in windows} == set(range(6))
+    assert all(0 <= window.first <= max(0, [*LENGTHS, 0][window.video] - 8) for window in windows)
+    nothing = DrawnWindows([0], [], num_frames=8, event_ratio=0.5, num_windows=num_windows, seed=0)
+    assert len(nothing) == 1
+
+
 def test_a_part_of_the_windows_shows_events_rare_ones_more_often_than_they_occur() -> None:
     plan, labels = _drawn(), Counter[str]()
     for epoch in range(60):

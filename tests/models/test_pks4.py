@@ -40,13 +40,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "literal": {"residual": "literal"},
     "exponential": {"average": "exponential"},
     "gate": {"gate": True},
+    "difference": {"difference": True},
 }
 
 
 def _awake(model: PKS4) -> PKS4:
     """Gives the projections that start at zero something to say."""
     for name, parameter in model.named_parameters():
-        if "expand" in name or "out_proj" in name or "class_token_routes" in name or name == "head.weight":
+        if (
+            "expand" in name
+            or "out_proj" in name
+            or "class_token_routes" in name
+            or name in ("head.weight", "difference.weight")
+        ):
             nn.init.normal_(parameter, std=0.3)
     return model
 
@@ -436,6 +442,18 @@ def test_frames_of_a_causal_model_are_the_same_whole_and_in_chunks(variant: str)
     torch.testing.assert_close(torch.cat([first, second], dim=1), whole, atol=1e-4, rtol=1e-4)
     assert state.frames_seen == 7
     assert state.average is None
+
+
+def test_what_changed_since_the_frame_before_starts_as_nothing_and_a_first_frame_differs_from_none() -> None:
+    model = PKS4(replace(TINY, causal=True, difference=True)).eval()
+    bare = PKS4(replace(TINY, causal=True)).eval()
+    assert bare.load_state_dict(model.state_dict(), strict=False).unexpected_keys == ["difference.weight"]
+    clip = _clip(3)
+    assert torch.equal(model(clip), bare(clip))
+    model, still = _awake(model), clip[:, :1].expand(-1, 3, -1, -1, -1)
+    bare.load_state_dict(model.state_dict(), strict=False)
+    assert torch.equal(model(still), bare(still))
+    assert not torch.allclose(model(clip), bare(clip), atol=1e-3)
 
 
 def test_a_frame_answers_for_itself_and_not_for_an_average() -> None:

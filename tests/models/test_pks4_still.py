@@ -184,6 +184,10 @@ def test_training_computes_everything() -> None:
 
 
 def test_a_model_that_mixes_all_tokens_is_refused() -> None:
+    model = _model(difference=True)
+    model.skip_unchanged = SkipUnchanged()
+    with pytest.raises(ConfigError, match="difference"), torch.no_grad():
+        model(_half_still())
     model = _model(class_token_route="tsm")
     model.skip_unchanged = SkipUnchanged()
     with pytest.raises(ConfigError, match="tsm"), torch.no_grad():

@@ -25,9 +25,9 @@ def _steps(step: StreamStep, clip: Tensor) -> Tensor:
     return torch.stack(logits, dim=1)
 
 
-@pytest.mark.parametrize("border", ["zeros", "replicate"])
-def test_a_state_of_zeros_is_that_of_no_frames(border: Any) -> None:
-    model = PKS4(PKS4Config(border=border, **SIZES)).eval()
+@pytest.mark.parametrize("options", [{"border": "zeros"}, {"border": "replicate"}, {"difference": True}])
+def test_a_state_of_zeros_is_that_of_no_frames(options: dict[str, Any]) -> None:
+    model = PKS4(PKS4Config(**options, **SIZES)).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
     clip = torch.randn(2, 6, 3, 32, 32)

@@ -19,7 +19,7 @@ def _model(kind: type[PKS4] = PKS4, **options: Any) -> PKS4:
     torch.manual_seed(0)
     model = kind(PKS4Config(**{**TINY, **options})).eval()
     for name, parameter in model.named_parameters():
-        if "expand" in name or "out_proj" in name:
+        if "expand" in name or "out_proj" in name or "difference" in name:
             nn.init.normal_(parameter, std=0.3)
     return model
 
@@ -28,12 +28,13 @@ def _clips(batch: int, num_frames: int = 4) -> Tensor:
     return torch.randn(batch, num_frames, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-BORDERS = pytest.mark.parametrize("border", ["zeros", "replicate"])
+STARTS = pytest.mark.parametrize("options", [{"border": "zeros"}, {"border": "replicate"}, {"difference": True}])
+"""Models that know by different means that there was no frame before."""
 
 
-@BORDERS
-def test_rows_go_on_and_those_that_start_begin_anew(border: str) -> None:
-    model, clips = _model(border=border), _clips(2, 8)
+@STARTS
+def test_rows_go_on_and_those_that_start_begin_anew(options: dict[str, Any]) -> None:
+    model, clips = _model(**options), _clips(2, 8)
     carried = CarriedState(model, 2)
     _, state = model.forward_stream(clips[:, :4], carried.take(None, [True, True], CPU))
     carried.put(None, state)
@@ -49,9 +50,9 @@ def test_gradients_stop_between_windows() -> None:
     assert not any(tensor.requires_grad for tensor in carried.take(None, [False], CPU).tensors().values())
 
 
-@BORDERS
-def test_a_row_that_was_not_there_begins_anew(border: str) -> None:
-    model, clips = _model(border=border), _clips(3, 8)
+@STARTS
+def test_a_row_that_was_not_there_begins_anew(options: dict[str, Any]) -> None:
+    model, clips = _model(**options), _clips(3, 8)
     carried = CarriedState(model, 3)
     _, state = model.forward_stream(clips[:, :4], carried.take(None, [True] * 3, CPU))
     carried.put(None, state)
@@ -62,9 +63,9 @@ def test_a_row_that_was_not_there_begins_anew(border: str) -> None:
     torch.testing.assert_close(logits[[0, 2]], model(clips)[[0, 2], 4:], atol=1e-4, rtol=1e-4)
 
 
-@BORDERS
-def test_what_was_saved_is_taken_up_bit_for_bit(border: str) -> None:
-    model, clips = _model(border=border), _clips(2)
+@STARTS
+def test_what_was_saved_is_taken_up_bit_for_bit(options: dict[str, Any]) -> None:
+    model, clips = _model(**options), _clips(2)
     first, second = CarriedState(model, 2), CarriedState(model, 2)
     _, state = model.forward_stream(clips, first.take(None, [True, True], CPU))
     first.put(None, state)

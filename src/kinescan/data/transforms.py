@@ -159,7 +159,11 @@ class TrainTransform:
         """
         check_pixels(pixels)
         settings, augment = self.preprocessing, self.augment
-        top, left, height, width = draw_crop(pixels.shape[2:], augment.crop_scale, augment.crop_aspect, generator)
+        size = pixels.shape[2:]
+        # of a whole frame that is stretched into a square, shapes are those within the square
+        stretched = size[1] / size[0] if settings.whole_frame else 1.0
+        low, high = (stretched * aspect for aspect in augment.crop_aspect)
+        top, left, height, width = draw_crop(size, augment.crop_scale, (low, high), generator)
         crop = pixels[:, :, top : top + height, left : left + width]
         frames = resize(crop, (settings.size, settings.size), settings.interpolation)
         sampled = chance(augment.flip_rate, generator)
@@ -168,8 +172,7 @@ class TrainTransform:
         num_operations, strength = augment.rand_augment_operations, augment.color_jitter
         operations = sample_operations(num_operations, generator) if num_operations else ()
         jitter = _sample_jitter(strength, generator) if strength else None
-        size = (settings.size, settings.size)
-        box = _sample_box(size, generator) if chance(augment.erase_rate, generator) else None
+        box = _sample_box((settings.size, settings.size), generator) if chance(augment.erase_rate, generator) else None
         return frames, SampledAugmentation(
             operations=operations,
             magnitude=augment.rand_augment_magnitude,
@@ -217,7 +220,8 @@ def finish_clips(clips: Tensor, left: Sequence[SampledAugmentation], settings: P
 class EvalTransform:
     """Frames as the views of a test clip: short side resized, crops along the longer side, normalised.
 
-    Frames are resized as bytes where they come as bytes, which rounds to 1/255.
+    With `whole_frame`, both sides are resized, so that all crops are the same. Frames are resized as bytes where they
+    come as bytes, which rounds to 1/255.
 
     Args:
         preprocessing: size, crop_ratio, mean, std and interpolation.
@@ -258,6 +262,8 @@ class EvalTransform:
         height, width = pixels.shape[2:]
         scale = short / min(height, width)
         height, width = max(short, round(height * scale)), max(short, round(width * scale))
+        if settings.whole_frame:
+            height = width = short
         frames = resize(pixels, (height, width), settings.interpolation)
         views = torch.empty(self.crops, len(frames), 3, size, size) if out is None else out
         frames = frames.unflatten(0, views.shape[1:-3])

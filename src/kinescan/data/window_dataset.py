@@ -132,6 +132,7 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         preprocessing: how many frames a window has, and how many a second.
         overlapping: several classes may be true at once.
         event_ratio: fraction of the windows that show an event; followed windows show all there is.
+        num_windows: in an epoch, at random positions; 0: as many as cover all videos once.
         num_rows: follow one video in each of so many rows of the batch, of all processes together; 0: windows at
             random positions.
         kept_gib: memory for all frames, resized; where they need more, every window is decoded anew.
@@ -152,6 +153,7 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         preprocessing: Preprocessing,
         overlapping: bool = False,
         event_ratio: float = 0.5,
+        num_windows: int = 0,
         num_rows: int = 0,
         kept_gib: float = 0.0,
         seed: int = 0,
@@ -167,7 +169,7 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         self._limits, self._allow_short = limits, allow_short
         self.truth = [frame_truth(entry.video.intervals, entry.seconds, self.classes) for entry in measured]
         self._parts = list(_parts(measured))
-        self.plan = self._make_plan(event_ratio, num_rows)
+        self.plan = self._make_plan(event_ratio, num_rows, num_windows)
         self._mirrored = [self._mirrored_columns(truth) for truth in self.truth]
         self._kept: list[torch.Tensor | VideoError] | None = None
         self._readers: dict[int, VideoReader] = {}
@@ -229,7 +231,7 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
     def _all_are_events(self) -> bool:
         return self.classes[:1] != (BACKGROUND,)
 
-    def _make_plan(self, event_ratio: float, num_rows: int) -> WindowPlan:
+    def _make_plan(self, event_ratio: float, num_rows: int, num_windows: int) -> WindowPlan:
         lengths = [part.length for part in self._parts]
         num_frames = self.preprocessing.num_frames
         if num_rows:
@@ -243,7 +245,9 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
             for interval in self.items[part.video].intervals
             if len(inside := self._inside(part, interval))
         ]
-        return DrawnWindows(lengths, spans, num_frames=num_frames, event_ratio=event_ratio, seed=self.seed)
+        return DrawnWindows(
+            *(lengths, spans), num_frames=num_frames, event_ratio=event_ratio, num_windows=num_windows, seed=self.seed
+        )
 
     def _inside(self, part: _Part, interval: Interval) -> NDArray[np.intp]:
         """The frames of a part that lie in an interval, counted from its first."""

@@ -64,23 +64,33 @@ class WindowPlan(Protocol):
 class DrawnWindows:
     """Windows at random positions: a fraction at events, the others anywhere.
 
-    As many as would cover all videos once. The first ones show events, sampled by the square root of how often their
-    class occurs, half of them their beginning; each of the others lies at random in its part of the whole time.
+    By default as many as would cover all videos once. The first ones show events, sampled by the square root of how
+    often their class occurs, half of them their beginning; each of the others lies at random in its part of the whole
+    time.
 
     Args:
         lengths: frames of each video; 0 where it cannot be read: then it has one window, so that it is met and listed.
         spans: the events.
         num_frames: of a window.
         event_ratio: fraction of the windows that show an event.
+        num_windows: in an epoch; 0: as many as would cover all videos once.
         seed: of the draws.
     """
 
     def __init__(
-        self, lengths: Sequence[int], spans: Sequence[Span], *, num_frames: int, event_ratio: float, seed: int
+        self,
+        lengths: Sequence[int],
+        spans: Sequence[Span],
+        *,
+        num_frames: int,
+        event_ratio: float,
+        num_windows: int = 0,
+        seed: int,
     ) -> None:
         self._lengths, self._spans, self._num_frames, self._seed = lengths, spans, num_frames, seed
         self._unread = [video for video, length in enumerate(lengths) if not length]
-        self._count = sum(-(-length // num_frames) for length in lengths)
+        cover = sum(-(-length // num_frames) for length in lengths)
+        self._count = num_windows if num_windows and cover else cover
         self._num_events = round(event_ratio * self._count) if spans else 0
         often = Counter(span.label for span in spans)
         self._weights = torch.tensor([often[span.label] ** -0.5 for span in spans], dtype=torch.float64)

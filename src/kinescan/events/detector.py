@@ -178,7 +178,7 @@ class EventDetector:
             seconds: now, by the clock of the frames.
 
         Returns:
-            What is to be told now, as `push` would tell it at the next frame; nothing where it is no gap yet.
+            What is to be told now, as `push` would tell it at the next frame; nothing before a gap.
         """
         last = self._clock.last
         return self._end_all(last, told_at=seconds) if last is not None and self._is_gap(seconds - last) else []

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from kinescan.errors import CheckpointError
 from kinescan.layers.mamba import MambaState
-from kinescan.models.pks4_state import STILL, PKS4State
+from kinescan.models.pks4_state import PREVIOUS, STILL, PKS4State
 from kinescan.models.still import StillState
 
 SCANNER, RECENT = "scanner", "recent"
 _ROUTE = "class_tokens."
-_NAMES = ("kinematic.correlation", "kinematic.variation", SCANNER, "average", RECENT)
+_NAMES = (PREVIOUS, "kinematic.correlation", "kinematic.variation", SCANNER, "average", RECENT)
 ANEW = "Give the file of a stream of this model, or start anew without it."
 
 

@@ -65,6 +65,7 @@ class PKS4(VideoClassifier):
             route = ROUTES[config.class_token_route]
             routes = [route(config.width, causal=config.causal) for _ in range(2 * config.depth)]
         self.class_token_routes = nn.ModuleList(routes)
+        self.difference = _make_difference(config) if config.difference else None
         self.kinematic = _make_kinematic(config)
         self.scanner = self.make_scanner(config) if config.scanner else None
         if config.gate and not isinstance(self.scanner, GatedScanner):
@@ -195,7 +196,8 @@ class PKS4(VideoClassifier):
                 return frames, after if keep_state else PKS4State()
         kept = still.kept if still is not None and keep_state else None
         batch, num_frames = clip.shape[:2]
-        tokens = self.vit.embed(clip.flatten(0, 1)).unflatten(0, (batch, num_frames))  # [B, T, P + N, W]
+        changes, previous = self._changes(clip, state.previous)
+        tokens = self.vit.embed(clip.flatten(0, 1), changes).unflatten(0, (batch, num_frames))  # [B, T, P + N, W]
         run_blocks = partial(self._run_blocks, keep_state=keep_state, kept=kept)
         class_tokens: dict[int, Tensor] = {}
         kinematic, scan = None, None
@@ -214,6 +216,7 @@ class PKS4(VideoClassifier):
         return frames, PKS4State(
             frames_seen=state.frames_seen + num_frames,
             class_tokens=class_tokens,
+            previous=previous,
             kinematic=kinematic,
             scanner=scan,
             still=None if still is None else still.whole_state(tokens),
@@ -249,6 +252,21 @@ class PKS4(VideoClassifier):
             for name, _ in self.named_parameters()
             if depths.get(name, self.num_layers) <= num_blocks or name.startswith(routes)
         )
+
+    def _changes(self, clip: Tensor, previous: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Embedded differences [B * T, N, W] of a clip [B, T, 3, H, W], and the last frame for the next ones.
+
+        The first frame of all differs from none. So a state of zeros, in which no frame is marked as there, is that
+        start.
+        """
+        if self.difference is None:
+            return None, None
+        if previous is None:
+            previous = torch.zeros_like(torch.cat([clip[:, 0], clip[:, 0, :1]], dim=1))
+        first = (clip[:, :1] - previous[:, None, :3]) * previous[:, None, 3:]
+        changes = torch.cat([first, clip[:, 1:] - clip[:, :-1]], dim=1)
+        last = torch.cat([clip[:, -1], torch.ones_like(clip[:, -1, :1])], dim=1)
+        return self.difference(changes.flatten(0, 1)).flatten(2).transpose(1, 2), last
 
     def _checkpointed(self, part: Callable[..., Any], *inputs: Any) -> Any:
         """What `part` gives; with activation checkpointing, what it computes inside is not kept for the backward pass.
@@ -341,6 +359,13 @@ def _runs(config: PKS4Config) -> list[range]:
     length = 2 if config.activation_checkpointing and config.depth >= DEEP else 1
     parts = [0, config.insert_after, config.depth] if config.has_module else [0, config.depth]
     return [range(k, min(k + length, stop)) for start, stop in pairwise(parts) for k in range(start, stop, length)]
+
+
+def _make_difference(config: PKS4Config) -> nn.Conv2d:
+    """A patch embedding that starts as nothing."""
+    embedding = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size, bias=False)
+    nn.init.zeros_(embedding.weight)
+    return embedding
 
 
 def _make_kinematic(config: PKS4Config) -> KinematicEncoder | None:

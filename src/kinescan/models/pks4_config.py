@@ -44,6 +44,8 @@ class PKS4Config(ViTConfig):
         state_size: size of the scan's state for each channel.
         conv_kernel: kernel size of the scanner's convolution over time.
         expand: inner width of the scanner over `width`.
+        difference: what changed since the frame before goes through a patch embedding of its own and is added to the
+            frame's. Movement is there from the first block on, which a small model from scratch needs.
         gate: scan those trajectories alone that a gate chooses by the kinematic prior, in each frame anew; in training
             all are, softly. Needs `scanner`, and `correlation` or `variation`.
         gate_ratio: fraction of a frame's patches that the gate chooses; with 1 the model is the one without a gate.
@@ -73,6 +75,7 @@ class PKS4Config(ViTConfig):
     state_size: int = 16
     conv_kernel: int = 4
     expand: int = 2
+    difference: bool = False
     gate: bool = False
     gate_ratio: float = 0.5
     output: Literal["clip", "frames"] = "clip"

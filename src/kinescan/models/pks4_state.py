@@ -8,7 +8,7 @@ from kinescan.layers.carried import named_tensors, shaped_like
 from kinescan.layers.kinematic import KinematicState
 from kinescan.models.still import StillState
 
-STILL = "still"
+PREVIOUS, STILL = "previous", "still"
 _ROUTE = "class_tokens."
 
 
@@ -20,6 +20,7 @@ class PKS4State:
         frames_seen: how many frames went in.
         class_tokens: for each index of the route, the tokens of the last two frames.
         kinematic: reduced frames of the kinematic prior encoder.
+        previous: [B, 4, H, W], the last frame, and ones that say that there was one; None without `difference`.
         scanner: state of the scan of every patch, and its convolution's tail; of another scanner (see
             `PKS4.make_scanner`), what that one gives.
         average: [B, E], the running average of the frames' representations; None in a model that answers for frames.
@@ -30,6 +31,7 @@ class PKS4State:
 
     frames_seen: int = 0
     class_tokens: dict[int, Tensor] = field(default_factory=dict)
+    previous: Tensor | None = None
     kinematic: KinematicState | None = None
     scanner: Any = None
     average: Tensor | None = None
@@ -39,6 +41,7 @@ class PKS4State:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state by name."""
         named: dict[str, Tensor | None] = {f"{_ROUTE}{k}": tokens for k, tokens in self.class_tokens.items()}
+        named[PREVIOUS] = self.previous
         if self.kinematic is not None:
             named["kinematic.correlation"] = self.kinematic.correlation
             named["kinematic.variation"] = self.kinematic.variation
@@ -65,6 +68,7 @@ class PKS4State:
         return cls(
             frames_seen=frames_seen,
             class_tokens={int(index): tensors[name] for name, index in routes.items()},
+            previous=tensors.get(PREVIOUS),
             kinematic=KinematicState(tensors.get("kinematic.correlation"), tensors.get("kinematic.variation")),
             scanner=scanner,
             average=tensors.get("average"),
@@ -76,7 +80,7 @@ class PKS4State:
     def num_streams(self) -> int | None:
         """B, where a part of the state tells it."""
         kinematic = self.kinematic or KinematicState()
-        parts = [*self.class_tokens.values(), kinematic.correlation, kinematic.variation, self.average]
+        parts = [*self.class_tokens.values(), self.previous, kinematic.correlation, kinematic.variation, self.average]
         return next((part.shape[0] for part in parts if part is not None), None)
 
     def num_bytes(self) -> int:

@@ -53,6 +53,11 @@ def check_skipping(config: PKS4Config) -> None:
     Raises:
         ConfigError: every token of a frame is mixed with those of other frames.
     """
+    if config.difference:
+        raise ConfigError(
+            "difference = true adds to every patch what changed since the frame before, so that none stands still. "
+            "Leave pixel_threshold out, or train without it."
+        )
     if config.class_token_route == "tsm":
         raise ConfigError(
             'class_token_route="tsm" mixes every patch with the frames before it in every block, so that none stands '

@@ -16,7 +16,7 @@ BACKBONE = "backbone"
 STEM, UPPER = "stem", "blocks after"
 """Of a backbone with a temporal module in its middle: what comes before it, and what comes after."""
 MODULE_PARTS = ("kinematic.correlation", "kinematic.variation", "scanner")
-PARTS = ("class_token_routes", *MODULE_PARTS, "tuner", "head")
+PARTS = ("difference", "class_token_routes", *MODULE_PARTS, "tuner", "head")
 """Modules of a classifier that are parts by themselves, where it has them."""
 
 
@@ -37,7 +37,7 @@ class Parts:
         self.has_module = any(name in self._own for name in MODULE_PARTS)
         self._stem = frozenset(model.stem_parameters()) if self.has_module else frozenset()
         first, last = (STEM, UPPER) if self.has_module else (BACKBONE, BACKBONE)
-        before = ("class_token_routes",) if "class_token_routes" in self._own else ()
+        before = tuple(name for name in ("difference", "class_token_routes") if name in self._own)
         behind = tuple(name for name in ("tuner", "head") if name in self._own)
         middle = tuple(name for name in MODULE_PARTS if name in self._own)
         self.names = (first, *before, *middle, last, *behind) if self.has_module else (first, *before, *behind)

@@ -97,6 +97,7 @@ def make_window_set(
         preprocessing=config.preprocessing,
         overlapping=data.overlaps,
         event_ratio=data.event_ratio,
+        num_windows=data.windows_per_epoch,
         num_rows=config.loader.batch_size * processes.count if config.train.carry_state else 0,
         kept_gib=data.kept_gib if data.kept_frames else 0.0,
         seed=config.seed,

@@ -48,6 +48,8 @@ ADDED: Mapping[str, Any] = {
     "data.folds": 0,
     "data.fold": 1,
     "data.event_ratio": 0.5,
+    "data.windows_per_epoch": 0,
+    "preprocessing.whole_frame": False,
     "preprocessing.frame_rate": 0.0,
     "train.carry_state": False,
     "train.tracker_project": "kinescan",

@@ -170,7 +170,7 @@ class _Reading:
     def _add(self, media: _Media, start: float, end: float, row: Row) -> None:
         parts = list(media.parts(start, end))
         if len(parts) > 1:
-            self._notes.setdefault("an event goes on in the next media file: it is divided between them")
+            self._notes.setdefault("an event continues in the next media file: it is divided between them")
             self._videos |= dict.fromkeys(video for video, _, _ in parts)
         self._marks += [Mark(*part, self._fields(row), row.line) for part in parts]
 

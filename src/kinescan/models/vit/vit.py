@@ -124,11 +124,12 @@ class VisionTransformer(nn.Module):
         if self.proj is not None:
             nn.init.normal_(self.proj, std=width**-0.5)
 
-    def embed(self, pixels: FramePixels) -> FrameTokens:
+    def embed(self, pixels: FramePixels, added: Tensor | None = None) -> FrameTokens:
         """The tokens that enter the first block.
 
         Args:
             pixels: [F, 3, H, W], normalised, H = W = image_size.
+            added: [F, N, W], to the embedded patches.
 
         Returns:
             [F, P + N, W]: the class token first, then registers (P of these, none in some), then the patches; positions
@@ -139,6 +140,7 @@ class VisionTransformer(nn.Module):
         """
         self._check(pixels)
         patches = self.conv1(pixels).flatten(2).transpose(1, 2)  # [F, N, W]
+        patches = patches if added is None else patches + added
         tokens = patches
         if self.class_embedding is not None:
             class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
