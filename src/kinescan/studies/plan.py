@@ -38,7 +38,12 @@ NEUTRAL = (
 )
 """Settings that no result depends on; which videos there are is told by their content, wherever they lie."""
 SCORED = "evaluation.checkpoint"
-LATER: Mapping[str, Any] = {"train.sharding": "none", SCORED: "best"}
+LATER: Mapping[str, Any] = {
+    "train.sharding": "none",
+    "data.windows_per_epoch": 0,
+    "preprocessing.whole_frame": False,
+    SCORED: "best",
+}
 """Settings added since keys are written, with what earlier versions did: at that value they are no part of a key, and
 runs of earlier versions keep theirs."""
 _LETTERS = 40
