@@ -1,9 +1,12 @@
 """The cost columns of the paper's tables, against formulas written down by hand and against the paper's numbers."""
 
+from pathlib import Path
+
 import pytest
 
-from kinescan.studies.costs import RowCost, row_costs
+from kinescan.studies.costs import RowCost, compare_costs, row_costs
 from kinescan.studies.paper import TABLES, paper_table, table_study
+from kinescan.studies.reproduce import signed_percent
 
 
 def _parameters(width: int, depth: int, patch: int, grid: int, embed: int, classes: int) -> int:
@@ -101,3 +104,15 @@ def test_rows_of_study_files_are_those_of_the_paper(table: str) -> None:
     said = paper_table(table)
     for scale in ("paper", "demo"):
         assert [row.name for row in table_study(table, scale).rows] == list(said.rows)  # type: ignore[arg-type]
+
+
+def test_the_page_shows_what_is_counted_beside_the_paper(costs: dict[str, tuple[RowCost, ...]]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    shown = {"table2": ("training EFLOPs",), "table3": ("GFLOPs",), "table4": ("GFLOPs",)}
+    for table, rows in costs.items():
+        for found in compare_costs(rows, paper_table(table)):
+            if found.what.startswith(shown[table]):
+                assert found.difference is not None
+                difference = signed_percent(found.difference) if abs(found.difference) > 5e-5 else "0.00 %"
+                part = page.split(f"\n| {table[-1]} |")[1]
+                assert all(text in part for text in (found.here, difference)), (found.row, found.what)

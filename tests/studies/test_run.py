@@ -90,6 +90,15 @@ def test_rows_that_cannot_be_built_are_all_named_before_anything_runs(small: Any
 
 
 @pytest.mark.bad_input
+def test_a_reason_that_all_folds_share_is_said_once(small: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_study(small(data=(DataEntry(name="x", folds=20),)), tmp_path)
+    assert str(caught.value).count("data.group") == 1
+    assert "40 rows" in str(caught.value)
+    assert "38 more" in str(caught.value)
+
+
+@pytest.mark.bad_input
 def test_rows_and_data_that_are_alike_are_refused(small: Any, videos: Path, tmp_path: Path) -> None:
     alike = (Row(name="a"), Row(name="b", settings={"train": {"log_every": 3}}))
     with pytest.raises(ConfigError, match="'a' and 'b'"):

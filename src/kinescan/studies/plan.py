@@ -47,6 +47,7 @@ LATER: Mapping[str, Any] = {
 """Settings added since keys are written, with what earlier versions did: at that value they are no part of a key, and
 runs of earlier versions keep theirs."""
 _LETTERS = 40
+_MOST_NAMED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +153,14 @@ def plan_study(study: Study, output: str | Path | None = None, *, code: str | No
     return _Planner(written_out(study), Path(output or Path(RUNS) / slug(study.name)), code or code_version()).plan()
 
 
+def _told_once(problems: Mapping[str, str]) -> Iterator[str]:
+    """What is wrong, with those for which it is; a reason that many share is said once."""
+    for reason in dict.fromkeys(problems.values()):
+        alike = [what for what, problem in problems.items() if problem == reason]
+        more = f" and {len(alike) - _MOST_NAMED} more" if len(alike) > _MOST_NAMED else ""
+        yield f"{', '.join(alike[:_MOST_NAMED])}{more}: {reason}"
+
+
 def _title(row: str, data: str, seed: int) -> str:
     return " / ".join(part for part in (row, data, f"seed {seed}") if part)
 
@@ -243,7 +252,7 @@ class _Planner:
             if (job := self._tried(row, entry, seed)) is not None
         ]
         if self._problems:
-            told = "; ".join(f"{what}: {problem}" for what, problem in self._problems.items())
+            told = "; ".join(_told_once(self._problems))
             number = len(self._problems)
             counted = "1 row" if number == 1 else f"{number} rows"
             raise ConfigError(f"{counted} of the study cannot be built, so nothing was run. {told}")
