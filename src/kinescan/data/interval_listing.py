@@ -46,8 +46,7 @@ def read_intervals(
 ) -> IntervalTable:
     r"""Videos with all that happens in them, from when to when.
 
-    Times are counted from a video's first frame, as players show them, wherever the file's own clock starts. Each video
-    is opened, since times are held against its length, and labels of frames need theirs.
+    Seconds are counted from a video's first frame, as players show them. Each video is opened: its length is needed.
 
     Args:
         source: a csv of path,start,end,label, or the folder or file of another layout in `INTERVAL_DATASETS`.

@@ -149,29 +149,18 @@ def evaluate_model(
             label = model_labels[label_indices[item.label]]
             on_scored(_video_score(item, label, model_labels, scores), done, total)
 
-    whole = _from_all(
+    scored = _from_all(
         lambda: _score_part(model, dataset, settings, views_per_forward, with_features=with_features, tell=tell),
         len(model_labels),
     )
-    scored = whole.scores
-    if whole.unreadable:
-        num_lost = len(whole.unreadable)
+    if scored.unreadable:
+        num_lost = len(scored.unreadable)
         logger.warning("%d of %d videos could not be read and were not scored", num_lost, len(dataset.items))
-    if not scored:
-        first = whole.unreadable[0]
+    if not scored.scores:
+        first = scored.unreadable[0]
         raise VideoError(first.path, f"{first.reason} None of the {len(dataset.items)} videos could be read.")
-    order = sorted(scored)
-    items = tuple(dataset.items[index] for index in order)
-    return Evaluation(
-        labels=model_labels,
-        items=items,
-        scores=torch.stack([scored[index] for index in order]),
-        targets=torch.tensor([label_indices[item.label] for item in items]),
-        unreadable=tuple(sorted(whole.unreadable, key=lambda file: file.item_index)),
-        views=dataset.views,
-        seconds=time.perf_counter() - started,
-        features=torch.stack([whole.features[index] for index in order]) if with_features else None,
-    )
+    seconds = time.perf_counter() - started
+    return _in_order(scored, dataset, model_labels, label_indices, seconds, with_features=with_features)
 
 
 def _video_score(item: VideoItem, label: str, labels: Sequence[str], scores: Tensor) -> VideoScore:
@@ -186,6 +175,30 @@ class _Scored:
     scores: dict[int, Tensor] = field(default_factory=dict)
     features: dict[int, Tensor] = field(default_factory=dict)
     unreadable: list[Unreadable] = field(default_factory=list)
+
+
+def _in_order(
+    scored: _Scored,
+    dataset: VideoDataset,
+    labels: tuple[str, ...],
+    label_indices: Sequence[int],
+    seconds: float,
+    *,
+    with_features: bool,
+) -> Evaluation:
+    """What all processes scored, in the order of the data; `label_indices`: the data set's classes among `labels`."""
+    order = sorted(scored.scores)
+    items = tuple(dataset.items[index] for index in order)
+    return Evaluation(
+        labels=labels,
+        items=items,
+        scores=torch.stack([scored.scores[index] for index in order]),
+        targets=torch.tensor([label_indices[item.label] for item in items]),
+        unreadable=tuple(sorted(scored.unreadable, key=lambda file: file.item_index)),
+        views=dataset.views,
+        seconds=seconds,
+        features=torch.stack([scored.features[index] for index in order]) if with_features else None,
+    )
 
 
 def _from_all(score: Callable[[], _Scored], num_classes: int) -> _Scored:

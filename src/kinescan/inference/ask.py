@@ -183,47 +183,65 @@ def ask(
     settings = settings or AskSettings(policy=policy, storage=storage)
     asked_for: dict[str, Any] = {"max_new_tokens": max_new_tokens, "horizon_frames": horizon_frames}
     settings = replace(settings, **{name: value for name, value in asked_for.items() if value is not None})
-    clocks = {"vision": 0.0, "prefill": 0.0, "full": 0.0}
     # however it ends, the streams are closed: the model stays as it was
     with ExitStack() as opened:
-        stream = None
+        saved = None
         if session.load is not None:
-            stream = opened.enter_context(load_stream(session.load, vlm.model, vlm.tokenizer, system=settings.system))
-            fps = stream.config.fps
+            saved = opened.enter_context(load_stream(session.load, vlm.model, vlm.tokenizer, system=settings.system))
+            fps = saved.config.fps
         watched: Recorded | Live | None = None
         if video is not None:
             watched = opened.enter_context(open_watched(video, fps, allow_short=allow_short, reconnect=reconnect))
         options = settings.of_stream(budget=budget, fps=fps, memory=memory)
-        if watched is not None and watched.num_frames:
-            # a saved stream may be continued by other videos
-            options |= {"horizon_frames": watched.num_frames, "horizon_is_limit": False}
-        shown: dict[str, Any] = {"pixels": settings.pixels_of(vlm), "system": settings.system}
-        if stream is None:
-            stream = opened.enter_context(open_stream(vlm.model, vlm.tokenizer, **options, **shown))
-        full = None
-        if compare:
-            options |= {"policy": "none", "memory_budget": None, "retrieved_chunks": None}
-            full = opened.enter_context(open_stream(vlm.model, vlm.tokenizer, **options, **shown))
+        stream, full = _opened(opened, vlm, settings, options, saved=saved, watched=watched, compare=compare)
         asking = _Asking(stream, full, settings, session, on_text)
-        if watched is not None:
-            _watch(watched, asking, clocks, on_progress)
-        sizes = (stream.stats, full.stats if full else None)
-        for question in questions:
-            asking.ask(question)
-        asking.ask_incoming()
-        policies = POLICIES.items()
-        name = next((name for name, kind in policies if type(stream.policy) is kind), settings.policy)
-        prefill = Prefill(policy=name, seconds=clocks["prefill"], stats=sizes[0])
-        full_prefill = Prefill(policy="none", seconds=clocks["full"], stats=sizes[1]) if sizes[1] else None
-        reached = stream.cache.budget is not None and sizes[0].num_seen_tokens > stream.cache.budget
+        return _report(asking, watched, questions, on_progress)
+
+
+def _opened(
+    opened: ExitStack,
+    vlm: Vlm,
+    settings: AskSettings,
+    options: dict[str, Any],
+    *,
+    saved: VideoStream | None,
+    watched: Recorded | Live | None,
+    compare: str | None,
+) -> tuple[VideoStream, VideoStream | None]:
+    """The compressed stream, which is the saved one where there is one, and full attention's to compare with."""
+    if watched is not None and watched.num_frames:
+        # a saved stream may be continued by other videos
+        options = options | {"horizon_frames": watched.num_frames, "horizon_is_limit": False}
+    shown: dict[str, Any] = {"pixels": settings.pixels_of(vlm), "system": settings.system}
+    stream = saved
+    if stream is None:
+        stream = opened.enter_context(open_stream(vlm.model, vlm.tokenizer, **options, **shown))
+    if not compare:
+        return stream, None
+    options = options | {"policy": "none", "memory_budget": None, "retrieved_chunks": None}
+    return stream, opened.enter_context(open_stream(vlm.model, vlm.tokenizer, **options, **shown))
+
+
+def _report(
+    asking: "_Asking", watched: Recorded | Live | None, questions: Sequence[str], on_progress: Progressed | None
+) -> AskReport:
+    """Watches what there is, asks, and says what it took; sizes are those before the first question."""
+    stream, full = asking.stream, asking.full
+    clocks = {"vision": 0.0, "prefill": 0.0, "full": 0.0}
+    if watched is not None:
+        _watch(watched, asking, clocks, on_progress)
+    stats, full_stats = stream.stats, full.stats if full else None
+    for question in questions:
+        asking.ask(question)
+    asking.ask_incoming()
     return AskReport(
         video="" if watched is None else watched.name,
-        num_frames=prefill.stats.num_frames,
+        num_frames=stats.num_frames,
         vision_seconds=clocks["vision"],
-        prefill=prefill,
-        full_prefill=full_prefill,
+        prefill=Prefill(policy=asking.policy, seconds=clocks["prefill"], stats=stats),
+        full_prefill=None if full_stats is None else Prefill(policy="none", seconds=clocks["full"], stats=full_stats),
         asked=asking.asked,
-        budget_reached=reached,
+        budget_reached=stream.cache.budget is not None and stats.num_seen_tokens > stream.cache.budget,
     )
 
 
@@ -258,6 +276,12 @@ class _Asking:
         self._settings, self._on_text = settings, on_text
         self._start_seconds = stream.seen_seconds if stream.stats.num_frames else None
         self._next_seconds: float | None = None
+
+    @property
+    def policy(self) -> str:
+        """The name of what chooses the compressed state, which of a saved stream is not that of the settings."""
+        kind = type(self.stream.policy)
+        return next((name for name, known in POLICIES.items() if known is kind), self._settings.policy)
 
     def follow(self) -> None:
         """After frames: what is asked while watching. An answer that fails is said, and watching continues."""

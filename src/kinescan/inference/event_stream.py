@@ -289,47 +289,39 @@ def stream_events(
         [('start', 0.0), ('start', 0.0), ('end', 0.0), ('end', 0.0)]
     """
     path = None if state is None else Path(state)
-    if path is None:
-        session = StreamSession(model, device=device, average=average, average_seconds=average_seconds)
-    else:
-        session = session_from(model, path, device=device, average=average, average_seconds=average_seconds)
-    name = str(source) if isinstance(source, str | Path) else "frames"
-    from_live = isinstance(source, str | Path) and is_live(source)
+    session = session_from(model, path, device=device, average=average, average_seconds=average_seconds)
     events = EventStream(
-        session,
-        model_rules(session.model) if rules is None else rules,
-        sinks,
-        source=name,
-        is_live=from_live,
+        *(session, model_rules(session.model) if rules is None else rules, sinks),
+        source=str(source) if isinstance(source, str | Path) else "frames",
+        is_live=isinstance(source, str | Path) and is_live(source),
         path=path,
     )
     watched = frames_of(source, session.model, allow_short, reconnect, partial(setattr, events, "is_away"))
     if watch is not None:
         watched = watched_frames(watched, watch, events)
-    when_behind = checked_behind(when_behind, source)
-    if from_live:
-        left_time = left_time_of(session, source)
-        turns = partial(turns_of, session.model, watched, every, mask_url(name), left_time=left_time)
-        predictions = _predictions_or_silence(session, turns, name=mask_url(name), when_behind=when_behind)
-        return _told(predictions, events, path is not None)
-    recorded = predictions_of(
-        session,
-        watched,
-        every,
-        after_seconds=events.resume_seconds,
-        name=mask_url(name),
-        when_behind=when_behind,
-    )
+    if isinstance(source, str | Path) and is_live(source):
+        when_behind = checked_behind(when_behind, source)
+        live = _predictions_or_silence(session, source, watched, every, when_behind=when_behind)
+        return _told(live, events, path is not None)
+    after_seconds = events.resume_seconds
+    recorded = predictions_of(session, source, watched, every, after_seconds=after_seconds, when_behind=when_behind)
     return _told(recorded, events, path is not None)
 
 
 def _predictions_or_silence(
-    session: StreamSession, turns: Callable[[], Iterator[Turn]], *, name: str, when_behind: WhenBehind
+    session: StreamSession,
+    source: str | Path,
+    frames: Iterable[Tensor | tuple[Tensor, float]],
+    every: int | None,
+    *,
+    when_behind: WhenBehind,
 ) -> Generator[StreamPrediction | None, None, None]:
     """What the session says after each frame of a live source, and None whenever nothing has come for a moment.
 
     The video source is read by a thread of its own, so that who takes the predictions is not held by one that is away.
     """
+    name = mask_url(source)
+    turns = partial(turns_of, session.model, frames, every, name, left_time=left_time_of(session, source))
     session.warm_up()
     with closing(Feed(turns, name=name, when_behind=when_behind)) as feed:
         for fed in feed.frames_or_silence():

@@ -89,13 +89,8 @@ def predict_frames(
         # behind a pause the model begins anew: nothing is stretched over it
         parts = [islice(clips, length) for length in frames.lengths]
         if isinstance(view, PKS4) and view.config.causal:
-            told = []
             answers = chain.from_iterable(_one_pass(view, part, settings, name) for part in parts)
-            for seconds, own in zip(frames.seconds.tolist(), answers, strict=True):
-                told.append(own)
-                if on_frame is not None:
-                    on_frame(seconds, own)
-            scores = np.stack(told)
+            scores = _told(answers, frames.seconds.tolist(), on_frame)
         else:
             hop = max(1, round(settings.num_frames * (1 - overlap)))
             windows = [
@@ -131,6 +126,20 @@ def rate_of(model: VideoClassifier) -> float:
     if model.preprocessing.frame_rate:
         return model.preprocessing.frame_rate
     return 0.0 if model.timing is None else 1.0 / model.timing.median_seconds
+
+
+def _told(
+    answers: Iterator[NDArray[np.float32]],
+    seconds: Sequence[float],
+    on_frame: Callable[[float, NDArray[np.float32]], None] | None,
+) -> NDArray[np.float32]:
+    """[N, K] probabilities of all frames, each told with its time as it is there."""
+    found = []
+    for time, own in zip(seconds, answers, strict=True):
+        found.append(own)
+        if on_frame is not None:
+            on_frame(time, own)
+    return np.stack(found)
 
 
 def _one_pass(

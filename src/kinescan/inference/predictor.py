@@ -73,10 +73,8 @@ def predict(
         model: a classifier; the folder or hub name of a saved one; the folder of a run (its best checkpoint) or of an
             exported one. It is used in evaluation mode and left as it is, so that several threads may use it.
         paths: one video or several: files, addresses (http, https: fetched first), the bytes of files, file objects, or
-            frames, uint8 [T, 3, H, W] or [T, H, W, 3]; a folder stands for the video files in it and below, in order of
-            their names.
-        views: frames x clips x crops to average over, such as "8x2x3"; by default one clip of as many frames as the
-            model's preprocessing takes, cropped in the middle.
+            frames, uint8 [T, 3, H, W] or [T, H, W, 3]; a folder stands for the video files below it, sorted by name.
+        views: frames x clips x crops to average over, such as "8x2x3"; by default the model's frames x 1 x 1.
         top: how many classes to name.
         device: where to compute; by default where the model is.
         precision: "bfloat16" or "float16" computes under autocast, which is faster where the device has it.
@@ -93,9 +91,8 @@ def predict(
         One prediction a video, in the order of `paths`.
 
     Raises:
-        ConfigError: the model answers for every frame; no video was given, a folder holds none, views cannot be
-            parsed, a number is below 1, the device cannot compute in this precision, or explain_folder cannot be
-            written or the model cannot explain.
+        ConfigError: the model answers for every frame, or cannot explain; no video was given, or a folder holds none; a
+            setting is wrong; or explain_folder cannot be written.
         ShapeError: an array has not the shape of a video.
         CheckpointError: `model` is a folder or name that holds no saved model.
         NonFiniteError: the model gives NaN or infinity for a video, which is named.

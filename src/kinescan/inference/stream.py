@@ -1,12 +1,12 @@
 import logging
 import os
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -64,13 +64,6 @@ class StreamPrediction:
     camera: str | None = None
     behind_seconds: float | None = None
     num_dropped: int = 0
-
-
-class _Chosen(TypedDict):
-    average: AverageKind | None
-    average_seconds: float | None
-    allow_code: bool
-    precision: Precision
 
 
 class StreamSession:
@@ -292,23 +285,21 @@ def stream(
     """A prediction after each frame, at constant time and memory per frame, however long the video source.
 
     Frames are taken by their times, as far apart as those of the training clips were (`model.frame_seconds`; see
-    `kinescan.data.resampling.resample`): the rate of the video source does not matter, a slower one is repeated. The
-    scores are averaged over the last seconds, so that the label follows a change within the length of a training clip;
-    `average="mean"` gives the logits that `model` gives for the clip of all frames up to each.
+    `kinescan.data.resampling.resample`): the rate of the video source does not matter, a slower one is repeated.
+    Scores are averaged over the last seconds (see `StreamSession`).
 
     Args:
         model: a causal PKS4, or the folder or hub name of a saved one, a run's folder (its best checkpoint), or an
             exported step.
-        source: a video file, decoded as it goes; a live source, read as it comes (see `LiveVideo`): "-" for standard
-            input, a URL such as rtsp://..., or a named pipe; the bytes of a file, or a file object (a pipe is read as
-            it comes, anything else to its end first); frames uint8 [T, 3, H, W] or [T, H, W, 3]; or an iterable of
-            frames [3, H, W] or [H, W, 3], each alone or as a pair with its time in seconds.
+        source: a video file, its bytes or a file object; a live source (see `LiveVideo`): "-" for standard input, a URL
+            such as rtsp://..., or a named pipe; frames uint8 [T, 3, H, W] or [T, H, W, 3]; or an iterable of frames
+            [3, H, W] or [H, W, 3], each alone or as a pair with its time in seconds. Files and live sources are decoded
+            as they come; a file object that is not a pipe is read to its end first.
         every: feed each `every`-th frame by count, whatever their times; None takes frames by their times.
         top: how many classes a prediction names.
         device: where to compute; by default where the model is.
-        state: where to continue from; None starts anew. A path is a file to continue from where it is there, and to
-            write every minute and when the iterator ends, however it ends: at the video source's end, by an error, or
-            closed.
+        state: where to continue from; None starts anew. A path is a file to continue from where it is there; it is
+            written every minute and when the iterator ends: at the video source's end, by an error, or closed.
         allow_short: take what can be decoded of a cut or damaged file (see VideoReader).
         average: see `StreamSession`.
         average_seconds: see `StreamSession`.
@@ -322,13 +313,12 @@ def stream(
         An iterator; nothing is decoded before the first `next`.
 
     Raises:
-        ConfigError: the model is not causal, `every` or `top` is below 1, the average is wrong, or the state's folder
-            cannot be written to.
-        CheckpointError: the state is that of another model, or `model` is a folder that holds no saved model; at the
+        ConfigError: the model is not causal, a setting is wrong, or the state's folder cannot be written to.
+        CheckpointError: the state is that of another model, `model` is a folder that holds no saved model; or, at the
             end, the state's file cannot be written.
         VideoError: the video source cannot be read, or breaks off (while iterating: from here on).
-        ShapeError: a frame is not uint8 [3, H, W] (while iterating).
-        NonFiniteError: the model gives NaN or infinity (while iterating).
+        ShapeError: a frame is not uint8 [3, H, W].
+        NonFiniteError: the model gives NaN or infinity.
 
     Source: PKS4 (arXiv 2604.26461) for the scan; the causal form is ours.
 
@@ -341,36 +331,24 @@ def stream(
     """
     if every is not None:
         _check_count("every", every)
-    chosen: _Chosen = {
-        "average": average,
-        "average_seconds": average_seconds,
-        "allow_code": allow_code,
-        "precision": precision,
-    }
     source = as_path(source)
-    name = mask_url(source) if isinstance(source, str | Path) else "the stream"
-    when_behind = checked_behind(when_behind, source)
-    if isinstance(state, str | Path):
-        session = session_from(model, state, top=top, device=device, **chosen)
-    else:
-        session = StreamSession(model, top=top, device=device, state=state, **chosen)
-    frames = frames_of(source, session.model, allow_short, reconnect)
-    left_time = left_time_of(session, source)
-    predictions = predictions_of(
-        session,
-        frames,
-        every,
-        name=name,
-        when_behind=when_behind,
-        left_time=left_time,
-        from_live=isinstance(source, str | Path) and is_live(source),
+    session = session_from(
+        *(model, state),
+        top=top,
+        device=device,
+        average=average,
+        average_seconds=average_seconds,
+        allow_code=allow_code,
+        precision=precision,
     )
+    frames = frames_of(source, session.model, allow_short, reconnect)
+    predictions = predictions_of(session, source, frames, every, when_behind=when_behind)
     return _kept(predictions, session, Path(state)) if isinstance(state, str | Path) else predictions
 
 
 def session_from(
     model: ModelSource,
-    path: str | Path,
+    state: PKS4State | str | Path | None,
     *,
     top: int = 5,
     device: str | torch.device | None = None,
@@ -379,14 +357,14 @@ def session_from(
     allow_code: bool = False,
     precision: Precision = "float32",
 ) -> StreamSession:
-    """A session that continues from the state in a file, where that is there.
+    """A session that continues from `state`, as `stream` takes it: a state, a file where that is there, or None.
 
     Raises:
         ConfigError: the model is not causal, the average is wrong, or the file's folder cannot be written to.
         CheckpointError: the state is that of another model, or damaged.
     """
-    path = Path(path)
-    if not os.access(path.parent, os.W_OK):
+    path = Path(state) if isinstance(state, str | Path) else None
+    if path is not None and not os.access(path.parent, os.W_OK):
         raise ConfigError(
             f"state: {path.parent} is not a folder that can be written to. Make it, or name another file."
         )
@@ -394,12 +372,13 @@ def session_from(
         model,
         top=top,
         device=device,
+        state=None if isinstance(state, str | Path) else state,
         average=average,
         average_seconds=average_seconds,
         allow_code=allow_code,
         precision=precision,
     )
-    if path.exists():
+    if path is not None and path.exists():
         session.continue_from(load_stream_state(path, model=session.model))
         session.last_time = load_left_time(path)
     return session
@@ -412,30 +391,44 @@ def left_time_of(session: StreamSession, source: FrameSource) -> float | None:
 
 def predictions_of(
     session: StreamSession,
+    source: FrameSource,
     frames: Iterable[Tensor | tuple[Tensor, float]],
     every: int | None,
     *,
     after_seconds: float | None = None,
-    name: str = "the stream",
     when_behind: WhenBehind = "wait",
-    left_time: float | None = None,
-    from_live: bool = False,
 ) -> Generator[StreamPrediction, None, None]:
     """What the session says after each frame that it is fed; those up to `after_seconds` were fed before.
 
     Args:
         session: of the stream.
-        frames: each alone or with its time.
+        source: where the frames come from, for the log; a live one does not wait, so that the model is made ready
+            before it is opened.
+        frames: of the source (see `frames_of`), each alone or with its time.
         every: as for `stream`.
         after_seconds: up to where the video source was seen before.
-        name: of the video source, for the log.
         when_behind: as for `stream`.
-        left_time: see `turns_of`.
-        from_live: the video source does not wait, so that the model is made ready before it is opened.
+
+    Raises:
+        ConfigError: `when_behind` is unknown.
     """
+    name = mask_url(source) if isinstance(source, str | Path) else "the stream"
+    left_time = left_time_of(session, source)
+    turns = partial(turns_of, session.model, frames, every, name, after_seconds=after_seconds, left_time=left_time)
+    from_live = isinstance(source, str | Path) and is_live(source)
+    return _predictions(session, turns, name, checked_behind(when_behind, source), from_live=from_live)
+
+
+def _predictions(
+    session: StreamSession,
+    turns: Callable[[], Iterator[Turn]],
+    name: str,
+    when_behind: WhenBehind,
+    *,
+    from_live: bool,
+) -> Generator[StreamPrediction, None, None]:
     if from_live:
         session.warm_up()
-    turns = partial(turns_of, session.model, frames, every, name, after_seconds=after_seconds, left_time=left_time)
     if when_behind == "wait":
         for turn in turns():
             yield pushed(session, turn)

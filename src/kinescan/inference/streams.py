@@ -110,11 +110,7 @@ def stream_many(
     members: list[_Member] = []
     try:
         for camera in cameras:
-            chosen = {"average": average, "average_seconds": average_seconds}
-            if camera.state is None:
-                session = StreamSession(resolved, top=top, **chosen)  # type: ignore[arg-type]
-            else:
-                session = session_from(resolved, camera.state, top=top, **chosen)  # type: ignore[arg-type]
+            session = session_from(resolved, camera.state, top=top, average=average, average_seconds=average_seconds)
             members.append(_Member(camera, session, group))
     except BaseException:
         for member in members:

@@ -152,17 +152,8 @@ def stream_cameras(
     is_told = bool(targets or record) or any(entry.events or entry.record for entry in entries)
     if others and not is_told:
         raise ConfigError(f"--set {others[0]} is for events: give --events WHERE, too (- only prints them).")
-    cameras = [
-        Camera(
-            name=entry.name,
-            source=entry.url,
-            state=_state_of(entry, state),
-            every=entry.every or every,
-            when_behind=entry.when_behind or when_behind,
-            reconnect=build_settings(Reconnect, {**to_plain(reconnect), **entry.reconnect}, where="reconnect"),
-        )
-        for entry in entries
-    ]
+    usual = Camera(name="usual", source="-", every=every, when_behind=when_behind, reconnect=reconnect)
+    cameras = [_camera_of(entry, usual, state) for entry in entries]
     check_cameras(cameras)
     records = [_record_of(entry, record) for entry in entries]
     _check_records(entries, records)
@@ -201,6 +192,19 @@ def _shown(
         for prediction in predictions:
             if prediction.camera not in silent:
                 yield prediction
+
+
+def _camera_of(entry: CameraEntry, usual: Camera, states: str | Path | None) -> Camera:
+    """What an entry says, and of `usual` what it leaves out; its state is a file in the folder `states`."""
+    return replace(
+        usual,
+        name=entry.name,
+        source=entry.url,
+        state=_state_of(entry, states),
+        every=entry.every or usual.every,
+        when_behind=entry.when_behind or usual.when_behind,
+        reconnect=build_settings(Reconnect, {**to_plain(usual.reconnect), **entry.reconnect}, where="reconnect"),
+    )
 
 
 def _state_of(entry: CameraEntry, folder: str | Path | None) -> Path | None:

@@ -72,12 +72,10 @@ def evaluate(
         output: folder of the report; by default `evaluation` in the run's folder, or nothing is written.
         device: "auto", "cpu", "cuda" or "mps".
         precision: "auto" is that of the training, as far as this device has it; or "float32", "tf32", "bf16", "fp16".
-        num_workers: processes that read videos; by default as many as there are cores, up to eight, and none for a few
-            videos.
+        num_workers: processes that read videos; by default one for each core, up to eight, and none for a few videos.
         features: safetensors file for what the head takes of each video, and every score; None writes none.
         allow_code: open an exported file that may run code of its own, one of torch.export; see `load_exported`.
-        overrides: "key=value" each; see `EvalSettings`; "still.pixel_threshold=4" and the like, for
-            `kinescan.models.still.SkipUnchanged`.
+        overrides: "key=value" each, of `EvalSettings`, or "still.pixel_threshold=4" and the like, of `SkipUnchanged`.
 
     Raises:
         ConfigError: no data is known, a class is unknown to the model, the device has no such precision, or the output
@@ -92,19 +90,16 @@ def evaluate(
         return evaluate_results(model, data=data, output=output, settings=settings)
     folder = model_folder(model, hint=HINT)
     run = run_of(folder)
-    if output is None and run is not None:
-        output = RunFolder(run).evaluation
-    if output is not None:
-        output = prepare_output(output)
+    report_folder = _report_folder(output, run)
     with ExitStack() as stack:
         processes = stack.enter_context(open_processes(choose_device(device)))
-        if output is not None:
-            stack.enter_context(locked(Path(output), processes))
+        if report_folder is not None:
+            stack.enter_context(locked(report_folder, processes))
         model_here = resolve_model(folder, processes.device, allow_code=allow_code)
         recipe = None if run is None else recipe_of(run)
         computed_in = _precision(model_here, precision, recipe, processes.device)
         skipped = skip_in(model_here, skip)
-        with Finished(None if output is None else Path(output), model_here.class_names) as finished:
+        with Finished(report_folder, model_here.class_names) as finished:
             report: Report | TemporalReport
             if model_here.answers_frames:
                 _refuse_for_frames(views, features, num_workers or 0)
@@ -128,8 +123,15 @@ def evaluate(
             if skipped is not None:
                 report = replace(report, notes=(*report.notes, skipped))
             if processes.is_main:
-                _save(report, None if output is None else Path(output), features)
+                _save(report, report_folder, features)
     return report
+
+
+def _report_folder(output: str | Path | None, run: Path | None) -> Path | None:
+    """Where the report goes: `output`, made if need be, or `evaluation` in the run's folder; None without both."""
+    if output is None and run is not None:
+        output = RunFolder(run).evaluation
+    return None if output is None else prepare_output(output)
 
 
 def _precision(

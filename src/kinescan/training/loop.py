@@ -95,9 +95,7 @@ def fit(
         prepared = _prepared(model, clips, output, train, optim, mix=mix, task=task, seed=seed, settings=settings or {})
         stepper, stop = stack.enter_context(prepared)
         schedule = _schedule(clips, optim, accumulate_batches=train.accumulate_batches, num_processes=processes.count)
-        state = _state(
-            output, stepper, schedule, train, {**(settings or {}), GLOBAL_BATCH: clips.batch_size * processes.count}
-        )
+        state = _state(output, stepper, schedule, train, clips, settings or {})
         log = RunLog(
             *(folder, stepper.accelerator),
             num_epochs=optim.epochs,
@@ -112,13 +110,7 @@ def fit(
             eval_every=train.eval_every,
             chosen_by=chosen_by,
         )
-        clips_at_once = f"training with {clips.batch_size} clips at once on {stepper.accelerator.device}"
-        with (
-            _told(watching, model, clips, optim, state, is_main=processes.is_main),
-            _workers_named(folder.last),
-            memory_named(clips_at_once, SAVE_MEMORY),
-            keeper,
-        ):
+        with _told(watching, model, clips, optim, state, output), _errors_named(clips, stepper, folder), keeper:
             loop.run()
         stepper.leave_whole()
         model.eval()
@@ -176,11 +168,16 @@ def _prepared(
 
 
 def _state(
-    run: OpenRun, stepper: Stepper, schedule: Schedule, train: TrainConfig, settings: Mapping[str, Any]
+    run: OpenRun,
+    stepper: Stepper,
+    schedule: Schedule,
+    train: TrainConfig,
+    clips: ClipSource,
+    settings: Mapping[str, Any],
 ) -> TrainState:
     """Where the run stands: at its checkpoint, or at the beginning."""
-    accelerator = stepper.accelerator
-    plain = {**settings, PROCESSES: run.processes.count}
+    accelerator, num_processes = stepper.accelerator, run.processes.count
+    plain = {**settings, GLOBAL_BATCH: clips.batch_size * num_processes, PROCESSES: num_processes}
     plain["computed_by"] = describe_computing(
         accelerator.device, accelerator.mixed_precision, sharded=stepper.sharded is not None
     )
@@ -238,8 +235,7 @@ def _told(
     clips: ClipSource,
     optim: OptimConfig,
     state: TrainState,
-    *,
-    is_main: bool,
+    run: OpenRun,
 ) -> Iterator[None]:
     """Tells of the start, and of the end however it comes."""
     error: BaseException | None = None
@@ -251,7 +247,7 @@ def _told(
                 batches_per_epoch=clips.num_batches,
                 epoch=state.epoch,
                 step=state.step,
-                is_main=is_main,
+                is_main=run.processes.is_main,
             )
         )
         yield
@@ -263,16 +259,18 @@ def _told(
 
 
 @contextmanager
-def _workers_named(last: Path) -> Iterator[None]:
-    """Says of a worker that the system ended what it was, and which checkpoint there is."""
+def _errors_named(clips: ClipSource, stepper: Stepper, folder: RunFolder) -> Iterator[None]:
+    """Errors say what needed too much memory; and of a worker that the system ended, which checkpoint is left."""
+    clips_at_once = f"training with {clips.batch_size} clips at once on {stepper.accelerator.device}"
     try:
-        yield
+        with memory_named(clips_at_once, SAVE_MEMORY):
+            yield
     except RuntimeError as error:
         # Workers that this process started itself end with a signal that comes in the middle of a step.
         lost = worker_lost(error)
         if lost is None:
             raise
-        raise WorkerError(f"{lost} {checkpoint_left(last)}") from error
+        raise WorkerError(f"{lost} {checkpoint_left(folder.last)}") from error
 
 
 def _unwrap(stepper: Stepper) -> None:

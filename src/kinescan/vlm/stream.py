@@ -74,8 +74,7 @@ def open_stream(
         chunk_tokens: the full KV cache grows by this many tokens.
         hf_compat: positions and prompts as transformers 5 has them where it departs from how the family was trained.
         pixels: how frames are prepared; by default as the processor says, else as the family's own does.
-        opening: text before the video in place of the chat template's; the family's own marker of a video's start is
-            added where it is left out.
+        opening: text before the video, not the chat template's; the family's marker of a video is added if missing.
         system: the system prompt, in plain text.
         memory_budget: what the full KV cache takes at most, in tokens or as "4GiB"; see `StreamConfig`.
         memory_policy: what stays within it: a name in `POLICIES`, or a policy.
