@@ -40,7 +40,7 @@ from kinescan.runs.compare import compare_reports
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_json_object
 from kinescan.settings import to_plain
-from kinescan.training.checkpoint import TrainState, find_checkpoint, load_state, read_rng, save_checkpoint, write_rng
+from kinescan.training.checkpoint import TrainState, find_checkpoint, load_state, read_rng, write_checkpoint, write_rng
 from kinescan.training.run_log import Journal
 
 EXAMPLES = int(os.environ.get("KINESCAN_FUZZ_EXAMPLES", "60"))
@@ -133,7 +133,7 @@ def make_record(folder: Path) -> None:
 
 def make_state(folder: Path) -> None:
     state = TrainState(optimizer={"state": {0: {"step": torch.tensor(1.0)}}}, rng=[read_rng()], unreadable={"a": "b"})
-    save_checkpoint(folder / "last", small_model(), state)
+    write_checkpoint(folder / "last", small_model().files_to_save(), state)
 
 
 def read_state(folder: Path) -> None:

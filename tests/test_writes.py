@@ -15,7 +15,7 @@ from kinescan.data.video import write_video
 from kinescan.errors import KinescanError
 from kinescan.inference.stream_state import save_stream_state
 from kinescan.models import VideoClassifier, create_model
-from kinescan.training.checkpoint import save_checkpoint
+from kinescan.training.checkpoint import write_checkpoint
 from kinescan.training.run_log import Journal
 
 SOURCE = Path(kinescan.__file__).parent
@@ -141,7 +141,7 @@ def _writers(model: VideoClassifier) -> dict[str, Callable[[Path, int], object]]
     few = {"train_per_class": 1, "test_per_class": 1, "frame_size": 32, "num_frames": 4, "pairs": ("horizontal",)}
     return {
         "model": model_folder,
-        "checkpoint": lambda folder, number: save_checkpoint(folder / "last", model, None),
+        "checkpoint": lambda folder, number: write_checkpoint(folder / "last", model.files_to_save(), None),
         "state of a stream": stream_state,
         "video": lambda folder, number: write_video(folder / "a.mp4", frames + number, fps=4),
         "data set": lambda folder, number: make_motion(folder / "d", MotionConfig(seed=number, overwrite=True, **few)),

@@ -12,7 +12,7 @@ from kinescan.data.listing import VideoItem
 from kinescan.data.loader import LoaderConfig
 from kinescan.data.transforms import AugmentConfig, TrainTransform
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError, VideoError
-from kinescan.evaluation.multiview import evaluate_model, known_labels, match_labels, score_views
+from kinescan.evaluation.multiview import evaluate_model, known_labels, match_labels, score_videos
 
 
 def test_evaluate_model_gives_one_prediction_a_video(brightness_model, make_dataset):
@@ -82,15 +82,15 @@ def test_evaluate_model_names_the_video_of_a_logit_that_is_not_finite(brightness
         evaluate_model(model, make_dataset())
 
 
-def test_score_views_says_that_pixels_are_not_finite(brightness_model):
+def test_score_videos_says_that_pixels_are_not_finite(brightness_model):
     views = torch.full((1, 4, 3, 16, 16), float("nan"))
     with pytest.raises(NonFiniteError, match=r"a\.mp4.*NaN"):
-        score_views(brightness_model(), views, name="a.mp4")
+        score_videos(brightness_model(), [views], names=["a.mp4"])
 
 
-def test_score_views_wants_the_axis_of_views(brightness_model):
+def test_score_videos_wants_the_axis_of_views(brightness_model):
     with pytest.raises(ShapeError, match=r"views.*\[V, T, 3, H, W\].*\[4, 3, 16, 16\]"):
-        score_views(brightness_model(), torch.zeros(4, 3, 16, 16), name="a.mp4")
+        score_videos(brightness_model(), [torch.zeros(4, 3, 16, 16)], names=["a.mp4"])
 
 
 def test_evaluate_model_refuses_a_class_that_the_model_does_not_know(brightness_model, make_dataset):

@@ -24,7 +24,7 @@ from kinescan.training.checkpoint import (
     load_state,
     read_rng,
     remove_earlier,
-    save_checkpoint,
+    write_checkpoint,
     write_rng,
 )
 from kinescan.training.progress import memory_gib
@@ -38,7 +38,7 @@ LOOP.append(LOOP)
 def save(tiny_model: VideoClassifier) -> Save:
     def write(folder: Path, step: int = 3, earlier: Path | None = None) -> None:
         state = TrainState(epoch=1, step=step, best_score=0.5, rng=[read_rng()])
-        save_checkpoint(folder, tiny_model, state, earlier=earlier)
+        write_checkpoint(folder, tiny_model.files_to_save(), state, earlier=earlier)
 
     return write
 
@@ -198,7 +198,7 @@ def test_find_checkpoint_refuses_a_damaged_one(
 
 
 def test_load_state_refuses_a_folder_without_a_run(tiny_model: VideoClassifier, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "best", tiny_model, None)
+    write_checkpoint(tmp_path / "best", tiny_model.files_to_save(), None)
     with pytest.raises(CheckpointError, match="resume"):
         load_state(tmp_path / "best")
 

@@ -309,27 +309,6 @@ def _logits(model: VideoClassifier, views: Tensor, views_per_forward: int) -> Te
         return torch.cat([model(part.to(model.device)).cpu().double() for part in views.split(views_per_forward)])
 
 
-def score_views(
-    model: VideoClassifier, views: Tensor, *, name: str, views_per_forward: int = VIEWS_PER_FORWARD
-) -> Tensor:
-    """Probabilities of each class for one video: softmax of each view, averaged.
-
-    Args:
-        model: in evaluation mode.
-        views: [V, T, 3, H, W], normalised.
-        name: the video, for the error.
-        views_per_forward: how many views go through the model at once.
-
-    Returns:
-        [K] float64 on the CPU.
-
-    Raises:
-        ShapeError: views are not [V, T, 3, H, W].
-        NonFiniteError: a logit is NaN or infinite.
-    """
-    return score_videos(model, [views], names=[name], views_per_forward=views_per_forward)[0]
-
-
 def score_videos(
     model: VideoClassifier,
     videos: Sequence[Tensor],
@@ -337,7 +316,16 @@ def score_videos(
     names: Sequence[str],
     views_per_forward: int = VIEWS_PER_FORWARD,
 ) -> list[Tensor]:
-    """As `score_views`, of several videos whose views go through the model together.
+    """Probabilities of each class for each video: softmax of each view, averaged.
+
+    Args:
+        model: in evaluation mode.
+        videos: for each, its views, [V, T, 3, H, W], normalised; those of all videos go through the model together.
+        names: of the videos, for the error.
+        views_per_forward: how many views go through the model at once.
+
+    Returns:
+        [K] float64 on the CPU for each video.
 
     Raises:
         ShapeError: views are not [V, T, 3, H, W].

@@ -1,6 +1,6 @@
 """What a model says of every frame of a file, however long the file is."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 

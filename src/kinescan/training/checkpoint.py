@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from kinescan.errors import CheckpointError
-from kinescan.models.classifier import VideoClassifier
 from kinescan.models.saving import saved_model
 from kinescan.models.saving.saved_model import WEIGHTS_FILE, ModelFiles
 from kinescan.models.weights.tensor_file import PickleRefused, read_saved
@@ -97,14 +96,6 @@ class Known:
 
     path: Path
     sha256: str
-
-
-def save_checkpoint(
-    folder: Path, model: VideoClassifier, state: TrainState | None, *, earlier: Path | None = None
-) -> Path:
-    """As `write_checkpoint`, of a model as it is now; returns `folder`."""
-    write_checkpoint(folder, model.files_to_save(), state, earlier=earlier)
-    return folder
 
 
 def write_checkpoint(

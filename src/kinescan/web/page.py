@@ -1,6 +1,5 @@
 """The page; needs the extra `web`."""
 
-import html
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 import gradio
 
 from kinescan.errors import KinescanError
+from kinescan.runtime.escaping import escape_html
 from kinescan.runtime.quantities import byte_size
 from kinescan.web.analysis import analyse
 from kinescan.web.chat import Piece, answer, parse_chat
@@ -86,7 +86,7 @@ async def _look(engine: Engine, path: str | None, one: str, other: str) -> tuple
             model = engine.classifier(name)
             found = await engine.run(partial(analyse, model, path, engine.config.limits))
             timelines.append(timeline(found, name))
-            strips.append(f"<h4>{html.escape(name)}</h4>" * (len(chosen) > 1) + frames(found))
+            strips.append(f"<h4>{escape_html(name)}</h4>" * (len(chosen) > 1) + frames(found))
         return "".join(timelines), "".join(strips)
     except KinescanError as error:
         return _problem(problem_of(error).message), ""
@@ -131,7 +131,7 @@ def _pieces(engine: Engine, path: str, question: str) -> Iterator[Piece]:
 
 
 def _problem(text: str) -> str:
-    return f'<p class="ks-problem" role="alert">{html.escape(text[:1].upper() + text[1:])}</p>'
+    return f'<p class="ks-problem" role="alert">{escape_html(text[:1].upper() + text[1:])}</p>'
 
 
 def mount_page(app: Any, engine: Engine) -> Any:

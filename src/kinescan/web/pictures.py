@@ -1,7 +1,6 @@
 """The page's pictures: a timeline and frames with what moved, as HTML that needs no files."""
 
 import base64
-import html
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kinescan.runtime.escaping import escape_html
 from kinescan.runtime.quantities import percent
 from kinescan.web.analysis import MOST_SHOWN, Analysis
 
@@ -60,24 +60,24 @@ def timeline(analysis: Analysis, title: str = "") -> str:
             if event.label == label:
                 width = max(4.0, x(event.end) - x(event.start))
                 colour = by_label.get(label, "#888888")
-                said = html.escape(f"{label}: {event.start:.2f} s to {event.end:.2f} s, {percent(event.score)}")
+                said = escape_html(f"{label}: {event.start:.2f} s to {event.end:.2f} s, {percent(event.score)}")
                 parts.append(
                     f'<rect rx="4" x="{x(event.start):.1f}" y="{y}" width="{width:.1f}" height="{_ROW - 6}" '
                     f'fill="{colour}"><title>{said}</title></rect>'
-                    f'<text class="bar" x="{x(event.start) + 6:.1f}" y="{y + 13}">{html.escape(label)}</text>'
+                    f'<text class="bar" x="{x(event.start) + 6:.1f}" y="{y + 13}">{escape_html(label)}</text>'
                 )
     legend = "".join(
         f'<span class="ks-key"><i style="background:{COLOURS[place % len(COLOURS)]}"></i>'
-        f"{html.escape(analysis.labels[index])} {percent(float(analysis.scores[:, index].max()))}</span>"
+        f"{escape_html(analysis.labels[index])} {percent(float(analysis.scores[:, index].max()))}</span>"
         for place, index in enumerate(shown)
     )
     listed = "".join(
-        f"<li>{html.escape(event.label)}: {event.start:.2f} s to {event.end:.2f} s</li>" for event in analysis.events
+        f"<li>{escape_html(event.label)}: {event.start:.2f} s to {event.end:.2f} s</li>" for event in analysis.events
     )
-    said = html.escape(f"{title + ': ' if title else ''}{analysis.best}", quote=True)
+    said = escape_html(f"{title + ': ' if title else ''}{analysis.best}", quote=True)
     return (
-        f'<section class="ks-timeline"><h3>{html.escape(title)} '
-        f'<b class="ks-label">{html.escape(analysis.best)}</b></h3>'
+        f'<section class="ks-timeline"><h3>{escape_html(title)} '
+        f'<b class="ks-label">{escape_html(analysis.best)}</b></h3>'
         f'<div class="ks-wide" tabindex="0"><svg viewBox="0 0 {_WIDTH} {height}" role="img" '
         f'aria-label="Scores over time. {said}">{"".join(parts)}</svg></div>'
         f'<div class="ks-legend">{legend}</div><ul class="ks-events">{listed}</ul></section>'
