@@ -35,7 +35,7 @@ from kinescan.inference.stream import (
 )
 from kinescan.inference.stream_average import AverageKind
 from kinescan.inference.stream_state import load_stream_events, save_stream_state
-from kinescan.inference.turns import FrameSource, Turn, frames_of, turns_of
+from kinescan.inference.turns import FrameSource, frames_of, turns_of
 from kinescan.models.pks4_state import PKS4State
 from kinescan.runtime.urls import mask_url
 
