@@ -124,3 +124,26 @@ def test_pages_use_the_words_of_the_glossary(path: Path) -> None:
 def test_forbidden_words_are_found() -> None:
     assert len(_forbidden("'x' is no reader, nobody knows why, and it goes on; the source has no reader")) == 4
     assert not _forbidden("'x' is not a label reader; it is no longer there and continues")
+
+
+# What is said of an argument or an attribute without a word for it: the reader has to look elsewhere, or to guess.
+EMPTY = re.compile(
+    r"^    +\w+: (likewise|(see|as) there|why|which|how many|whose \w+|which side|(the|an)other|the several|of it|odd"
+    r"|seconds|outline|to \w+|that \w+)\.$"
+)
+
+
+def _empty(source: str) -> list[str]:
+    return [line.strip() for line in source.splitlines() if EMPTY.match(line)]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "src").rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_docstrings_describe_each_argument(path: Path) -> None:
+    assert _empty(path.read_text(encoding="utf-8")) == []
+
+
+def test_empty_descriptions_are_found() -> None:
+    text = "    Args:\n        width: of the frame, in pixels.\n        height: likewise.\n        files: to write.\n"
+    assert _empty(text) == ["height: likewise.", "files: to write."]

@@ -57,7 +57,7 @@ class Unreadable:
 
     Attributes:
         path: the file.
-        reason: why.
+        reason: why it could not be read, as a sentence.
         item_index: position among the data set's items.
         gone: the file is not there, or the system cannot read it; otherwise what it holds is broken.
     """

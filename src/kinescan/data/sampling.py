@@ -226,7 +226,7 @@ def clip_indices(
         num_windows: for "windows".
         frame_rate: for "rate", frames a second.
         pts_seconds: [N], for "rate": when each frame is shown.
-        generator: of the draw.
+        generator: of the random positions.
 
     Returns:
         [T] int64, not decreasing.

@@ -110,8 +110,8 @@ class _Part:
 
     Attributes:
         video: index of the video.
-        first: its first frame.
-        length: how many.
+        first: index of the part's first frame in the video.
+        length: number of frames.
     """
 
     video: int

@@ -21,8 +21,8 @@ class Comparison:
     """Top-1 of two models on the same videos, video by video; A minus B.
 
     Attributes:
-        name_a: one model.
-        name_b: the other.
+        name_a: of model A.
+        name_b: of model B.
         num_videos: videos that both scored.
         num_only_a: videos that only A scored; no number here counts them.
         num_only_b: videos that only B scored.
@@ -35,8 +35,8 @@ class Comparison:
         num_better: videos that A has right and B wrong.
         num_worse: videos that B has right and A wrong.
         sign_test_p: how often a gap at least as large would come by chance, were both equally good (two-sided).
-        resamples: draws of the bootstrap.
-        seed: of the draws.
+        resamples: samples of the bootstrap.
+        seed: of the bootstrap's samples.
         notes: what one has to know beside the numbers.
     """
 
@@ -131,8 +131,8 @@ def compare(
         b: what B said of its videos, in any order.
         name_a: how to name A.
         name_b: how to name B.
-        resamples: draws of the bootstrap.
-        seed: of the draws.
+        resamples: samples of the bootstrap.
+        seed: of the bootstrap's samples.
         notes: what one has to know beside the numbers.
 
     Raises:

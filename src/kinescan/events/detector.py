@@ -23,6 +23,7 @@ SLACK_SECONDS = 1e-6
 _NUM_DISTANCES = 15
 """Between frames, of which the median is the usual one."""
 _GAP_RATIO = 4.0
+"""A frame that comes later than this many usual distances, and than `EventRules.gap_seconds`, is behind a gap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class EventUpdate:
     Attributes:
         kind: whether it is the event's start or its end.
         event: as it is known at that moment.
-        told_at_seconds: time of the last frame that was used: the moment of the alarm.
+        told_at_seconds: the moment of the alarm: time of the last frame that was used, or when silence was noticed.
     """
 
     kind: Literal["start", "end"]
@@ -75,14 +76,24 @@ class EventUpdate:
 
 @dataclass(kw_only=True)
 class _Run:
-    """A class that is there, or was until less than `merge_seconds` ago."""
+    """A class that is there, or was until less than `merge_seconds` ago.
+
+    Attributes:
+        start: time of its first frame, in seconds.
+        peak: the highest score so far.
+        total: sum of the scores of its `num_frames` frames.
+        num_frames: frames so far, those of a pause that may still be the end left out.
+        id: of the event; empty until its start is told.
+        ended: time of the first frame of the pause, in seconds; None while the class is there.
+        pause_total: sum of the scores in the pause.
+        pause_frames: frames of the pause.
+    """
 
     start: float
     peak: float
     total: float
     num_frames: int
     id: str = ""
-    """Empty until the start is told."""
     ended: float | None = None
     pause_total: float = 0.0
     pause_frames: int = 0

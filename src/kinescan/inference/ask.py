@@ -28,7 +28,7 @@ class Prefill:
     """What it took to push the video.
 
     Attributes:
-        policy: of the stream.
+        policy: name of what chooses the compressed state; see `POLICIES`.
         seconds: in the decoder, the vision encoder aside.
         stats: what the stream holds and has computed.
     """
@@ -46,8 +46,8 @@ class Asked:
         question: as it was asked.
         answer: of the compressed stream.
         seconds: from the question to the last token.
-        full_answer: of full attention, where compared.
-        full_seconds: likewise.
+        full_answer: full attention's answer, where compared.
+        full_seconds: from the question to full attention's last token, where compared.
         logit_difference: the largest, over the scores of the first token.
         seen_seconds: time of the newest frame that had been watched.
     """
@@ -66,7 +66,7 @@ class AskReport:
     """Answers about one video.
 
     Attributes:
-        video: the file.
+        video: name of the file or live source; empty where a saved stream was asked alone.
         num_frames: frames that were pushed.
         vision_seconds: decoding and the vision encoder, and waiting for frames of a live source.
         prefill: of the compressed stream.

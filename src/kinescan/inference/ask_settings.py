@@ -32,7 +32,7 @@ class AskSettings:
         top_k: see `Generation`.
         repetition_penalty: see `Generation`.
         stop: texts at which an answer ends.
-        seed: of sampling.
+        seed: of the random choice of tokens.
     """
 
     policy: str = "statekv"

@@ -172,8 +172,8 @@ class GatedScanner(Scanner):
             # In place: copying the state of all trajectories in every frame would cost what the gate saves.
             scan.index_copy_(0, rows, after.scan)
             tail.index_copy_(0, rows, after.conv_tail.to(tail.dtype))
-            weighed = added[:, 0] * gate.to(added.dtype)
-            whole = weighed.new_zeros(batch * num_patches, width).index_copy(0, rows, weighed)
+            weighted = added[:, 0] * gate.to(added.dtype)
+            whole = weighted.new_zeros(batch * num_patches, width).index_copy(0, rows, weighted)
             out.append(whole.unflatten(0, (batch, num_patches)))
         return torch.stack(out, dim=1), MambaState(scan, tail)
 

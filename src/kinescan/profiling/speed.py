@@ -95,7 +95,7 @@ def peak_extra_bytes(run: Callable[[], object], device: torch.device, *, warmups
 
     Args:
         run: the call.
-        device: whose memory.
+        device: whose memory is measured.
         warmups: calls before the one that counts: what only a first call needs does not count.
 
     Returns:

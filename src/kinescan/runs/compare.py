@@ -77,7 +77,7 @@ def compare_reports(
 
     Args:
         a: a run's folder (its newest report is taken), or a folder with a report.
-        b: the other.
+        b: the run or report whose scores are subtracted.
         output: folder for comparison.json and comparison.md; by default nothing is written.
 
     Raises:
@@ -117,7 +117,7 @@ def compare_runs(
 
     Args:
         a: a run's folder, or a folder with a report.
-        b: the other.
+        b: the run or report whose scores are subtracted.
         data: videos to score both on; see `evaluate`.
         views: frames x clips x crops to score both with.
         output: folder for comparison.json and comparison.md; by default nothing is written.

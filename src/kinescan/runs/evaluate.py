@@ -143,7 +143,7 @@ def _precision(
         model: knows what it was trained in, unless an earlier version saved it.
         asked: by the user.
         recipe: of its run, which may say it instead.
-        device: that computes.
+        device: of the model.
 
     Raises:
         ConfigError: the device has no such precision, or the file cannot follow.

@@ -36,8 +36,8 @@ class EventPlan:
         rules: what the file of rules holds, but for its outputs; empty where none was given.
         where: name of that file.
         changes: settings of rules that go before those of files.
-        files: to write.
-        webhooks: to call.
+        files: that events are written to.
+        webhooks: that are called with events.
     """
 
     rules: Mapping[str, Any] = field(default_factory=dict)
@@ -93,8 +93,8 @@ class _Outputs:
     """What a file of rules may hold besides rules.
 
     Attributes:
-        files: to write.
-        webhook: to call.
+        files: that events are written to.
+        webhook: settings of each webhook that is called.
     """
 
     files: list[str] = field(default_factory=list)

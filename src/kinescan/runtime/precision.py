@@ -45,7 +45,7 @@ def choose_precision(asked: AskedPrecision, trained_in: Precision | None, device
     Args:
         asked: of the user; "auto" for that of the training.
         trained_in: of the training; None where it is not known: float32.
-        device: that computes.
+        device: that the model computes on.
 
     Returns:
         What was asked for. With "auto", where this device cannot compute as the training did, float32; the log says so.

@@ -252,7 +252,7 @@ class ByteWindow(io.RawIOBase):
     """Bytes that are read and sought in as a file, wherever they come from.
 
     Args:
-        num_bytes: how many.
+        num_bytes: length of the window, in bytes.
         name: as FFmpeg sees it, for its suffix.
         lead: bytes before the first one that belong to what is stored, and not to the file; see `head`.
     """

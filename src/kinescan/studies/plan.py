@@ -57,7 +57,7 @@ class PreparedJob:
     Attributes:
         name: of the preparation.
         kind: see `Preparation`.
-        seed: of it.
+        seed: that its run is trained with.
         config: of its run.
         stills_per_epoch: of stills.
         preparation: whose weights it starts from; None for none.

@@ -226,16 +226,16 @@ def reproduce(
     """Runs the rows of a table of the paper that are not done yet, and writes them beside the paper's numbers.
 
     Args:
-        table: as for `plan_reproduction`, and so are the others.
-        scale: see there.
-        source: see there.
-        seeds: see there.
-        only: see there.
-        overrides: see there.
+        table: as for `plan_reproduction`.
+        scale: as for `plan_reproduction`.
+        source: as for `plan_reproduction`.
+        seeds: as for `plan_reproduction`.
+        only: as for `plan_reproduction`.
+        overrides: as for `plan_reproduction`.
         output: folder of the study; by default runs/NAME of the study. reproduction.json and reproduction.md go there.
             By default, data, image weights and runs of tables at demo scale lie in the folder that they share; with an
             output of your own all lies in that.
-        memory: see there.
+        memory: as for `plan_reproduction`.
         processes: as for `run_study`.
         any_code: as for `run_study`.
 

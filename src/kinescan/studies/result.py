@@ -27,7 +27,7 @@ class Cell:
     Attributes:
         row: its name.
         data: its name; empty where the study names none; `ALL_DATA` for the mean over all.
-        metric: the score.
+        metric: name of the score, such as "top1".
         spread: over seeds (of `ALL_DATA`: of the means over the data); None where no run is done.
         difference: to the base row, in pairs; None for the base row, and where no pair is done.
     """
@@ -50,7 +50,7 @@ class StudyResult:
     Attributes:
         study: what was run.
         output: its folder.
-        code: that ran.
+        code: version of the code that ran, by its content.
         runs: those that are done, in the study's order.
         num_planned: how many runs the study has.
         failed: title of a run -> why it is not done, where something went wrong.

@@ -153,7 +153,7 @@ class Callbacks(Callback):
     """Several as one, told in their order; at the end, the last to start is told first, and none is left out.
 
     Args:
-        callbacks: the several.
+        callbacks: that are told, in this order.
     """
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:

@@ -72,7 +72,7 @@ def describe_computing(device: torch.device, precision: str, *, sharded: bool = 
     """What the last digits of a run's numbers depend on besides its settings.
 
     Args:
-        device: that computes.
+        device: that the model computes on.
         precision: as accelerate calls it.
         sharded: whether parameters are divided between processes.
 

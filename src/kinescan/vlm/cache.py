@@ -73,7 +73,7 @@ class LayerCache:
 
         Args:
             mass: of the state's keys, or of all keys.
-            of_state: which.
+            of_state: whether `mass` is of the state's keys alone.
         """
         assert self.remembered is not None, "the cache has no limit"
         self.remembered = self.remembered.with_scores(mass, self.state.positions if of_state else None)

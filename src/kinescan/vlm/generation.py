@@ -30,7 +30,7 @@ class Generation:
         repetition_penalty: scores of tokens that stand in the text already are divided by it (multiplied where
             negative).
         stop: the answer ends before any of these texts; () for none.
-        seed: of sampling.
+        seed: of the random choice of tokens.
 
     Source: the names, their order and arithmetic are those of transformers' `generate`.
     """

@@ -38,7 +38,7 @@ def load_stream(
         model: the model it was opened with, on any device.
         processor: as for `open_stream`; frames are prepared as the saved stream did.
         opening: as for `open_stream`; used only if nothing has been pushed yet.
-        system: likewise.
+        system: as for `open_stream`; used only if nothing has been pushed yet.
 
     Raises:
         CheckpointError: the file holds no stream, or one of another model or of other weights; or parts of it are

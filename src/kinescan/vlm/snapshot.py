@@ -138,7 +138,7 @@ def unpack_cache(cache: StreamCache, tensors: dict[str, Tensor], num_tokens: int
     """Fills a fresh cache of the same shape, storage and chunk size; takes what it uses out of `tensors`.
 
     Args:
-        cache: to fill.
+        cache: a fresh one, which is filled.
         tensors: of a file.
         num_tokens: that the full KV cache holds.
         num_seen: that came; as many, where it has no limit.

@@ -34,8 +34,8 @@ class Interval:
 
     Attributes:
         label: what happened.
-        start: seconds.
-        end: seconds.
+        start: in seconds from the start of the video.
+        end: in seconds from the start of the video.
         score: at its peak.
     """
 

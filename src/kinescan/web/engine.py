@@ -43,7 +43,7 @@ class Engine:
         config: of the service.
         on_pass: called with how many frames of streams went through a model together.
         models: classifiers that are open already, for tests and notebooks.
-        vlm: likewise.
+        vlm: a VLM that is open already.
     """
 
     def __init__(

@@ -61,12 +61,12 @@ def make_config(
     Args:
         models: each FOLDER or NAME=FOLDER; none: the newest run, or, with a VLM, no classifier.
         vlm: see `ServeConfig`.
-        media: likewise.
-        allow_urls: likewise.
-        host: likewise.
-        port: likewise.
-        device: likewise.
-        page: likewise.
+        media: see `ServeConfig`.
+        allow_urls: see `ServeConfig`.
+        host: see `ServeConfig`.
+        port: see `ServeConfig`.
+        device: see `ServeConfig`.
+        page: see `ServeConfig`.
         limits: fields of `ServeLimits`.
 
     Raises:

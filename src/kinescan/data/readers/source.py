@@ -20,7 +20,7 @@ class Source:
     Attributes:
         path: the data set's folder, or a list.
         root: folder of the videos, where it is not `path` or below it.
-        part: which side.
+        part: "train" or "test".
         split: which of the published divisions into training and test, from 1.
         group: what must stay on one side: "column NAME" of a list, or a pattern over ids; see `kinescan.data.groups`.
     """

@@ -61,7 +61,7 @@ class Life:
     """One object from when it comes to when it goes.
 
     Attributes:
-        shape: outline.
+        shape: name of the outline.
         comes: second at which it begins to fade in; -inf: it is there from the start.
         goes: second at which it has faded out; inf: it stays.
         strokes: its movements, in the order of time.

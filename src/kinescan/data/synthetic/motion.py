@@ -33,7 +33,7 @@ class Look:
     """What is the same about the objects of a class of `make_appearance`.
 
     Attributes:
-        shape: outline.
+        shape: name of the outline.
         family: kind of texture; None: any.
         hue: of the bright colour, in turns; None: any.
     """

@@ -40,7 +40,7 @@ def place_window(rng: np.random.Generator, path: WindowPath, width: float, heigh
         rng: where the place comes from.
         path: about (0, 0).
         width: of the picture, in its shorter sides.
-        height: likewise.
+        height: of the picture, in its shorter sides.
     """
     reach = path.reach()
     low, high = (path.centres - reach).min(0), (path.centres + reach).max(0)

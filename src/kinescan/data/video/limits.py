@@ -71,7 +71,7 @@ class Clock:
 
     Args:
         source: the file, for messages.
-        limits: of it.
+        limits: what work on the file may take.
     """
 
     def __init__(self, source: str | Path, limits: Limits) -> None:

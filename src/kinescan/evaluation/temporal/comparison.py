@@ -88,8 +88,8 @@ class TemporalComparison:
     """Scores of two models on the same videos.
 
     Attributes:
-        name_a: one model.
-        name_b: the other.
+        name_a: of model A.
+        name_b: of model B.
         num_videos: videos that both scored.
         num_only_a: videos that only A scored; no number here counts them.
         num_only_b: videos that only B scored.

@@ -105,11 +105,11 @@ def correlate_pairs(directions, pairs, target_starts, targets, window, width, ba
         pairs: int64 [P, 2], frames a <= b of a clip, each pair once.
         target_starts: int64 [P + 1]; targets[target_starts[p] : target_starts[p + 1]] are those of pair p.
         targets: int64 [n, 2], (slot of `out`, 1 if it looks from b to a).
-        window: odd.
+        window: side of the square of displacements, in patches; odd.
         width: W.
         band: [M, H, Wp], room to work in; zeros beside the rows.
         out: [B, slots, M, H, W].
-        first: first job.
+        first: index of the first job.
         last: one after the last job.
     """
     num_frames = directions.shape[0] // out.shape[0]
@@ -217,12 +217,12 @@ def gradient_frames(
         pairs: as in `correlate_pairs`.
         target_starts: as in `correlate_pairs`.
         targets: as there; those of a frame with itself are listed in both directions.
-        window: odd.
+        window: side of the square of displacements, in patches; odd.
         num_parts: a clip's frames are shared out among so many jobs.
         band: [M, H, Wp], room to work in; zeros beside the rows.
         totals: [T, H, C, Wv], room to work in.
         out: [B, T, C, H, W].
-        first: first job.
+        first: index of the first job.
         last: one after the last job.
     """
     num_frames = out.shape[1]

@@ -108,7 +108,7 @@ def free_size(height: int, width: int, *, factor: int, min_pixels: float, max_pi
 
     Args:
         height: of the decoded frame, in pixels.
-        width: likewise.
+        width: of the decoded frame, in pixels.
         factor: side of one language token, in pixels.
         min_pixels: smallest area.
         max_pixels: largest area.
