@@ -40,7 +40,7 @@ def test_counts_of_a_report(newest: ModuleType, tmp_path: Path) -> None:
 
 def test_table_sums_the_parts_and_names_what_differs(newest: ModuleType) -> None:
     good = {"passed": 1200, "failed": 0, "skipped": 3, "failures": [], "commit": "abc"}
-    bad = {"passed": 5, "failed": 1, "skipped": 0, "failures": ["data.test_x.test_y"], "commit": "abd"}
+    bad = {"passed": 5, "failed": 1, "skipped": 0, "failures": ["data.test_x.test_y"], "commit": "abf"}
     runs = [_entry("2.13.0", "2026-01-01", ops=good), _entry("2.14.1", "2026-02-01", ops=good, data=bad)]
     lines = newest.rendered(runs).splitlines()
     assert lines[2] == "| 2026-02-01 | 3.11.7 | 2.14.1 | 5.24.0 | numpy 2.4.6 | 1,205 | 1 | 3 |"

@@ -74,7 +74,7 @@ def timeline(analysis: Analysis, title: str = "") -> str:
     listed = "".join(
         f"<li>{escape_html(event.label)}: {event.start:.2f} s to {event.end:.2f} s</li>" for event in analysis.events
     )
-    said = escape_html(f"{title + ': ' if title else ''}{analysis.best}", quote=True)
+    said = escape_html(f"{title + ': ' if title else ''}{analysis.best}")
     return (
         f'<section class="ks-timeline"><h3>{escape_html(title)} '
         f'<b class="ks-label">{escape_html(analysis.best)}</b></h3>'
