@@ -404,7 +404,7 @@ def predictions_of(
         session: of the stream.
         source: where the frames come from, for the log; a live one does not wait, so that the model is made ready
             before it is opened.
-        frames: of the source (see `frames_of`), each alone or with its time.
+        frames: of the video source (see `frames_of`), each alone or with its time.
         every: as for `stream`.
         after_seconds: up to where the video source was seen before.
         when_behind: as for `stream`.
