@@ -336,6 +336,10 @@ SECTIONS: Mapping[str, Section] = {
             "frame, kind B at its own events alone; chance is one third."
         ),
     ),
+    "statekv_together_cpu": Section(
+        title="StateKV: several streams as one batch, CPU",
+        says="Pushed and asked together against one by one: 4 decoder layers of width 512, 4 tokens a frame",
+    ),
     "statekv_open_questions": Section(
         title="StateKV: what the method leaves free",
         says="The task of statekv_accuracy at an eighth of the tokens, on the one training that loses with the "

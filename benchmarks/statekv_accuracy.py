@@ -13,7 +13,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from kinescan.vlm.chat import Chat
 from kinescan.vlm.families import PixelSettings, family_class
 from kinescan.vlm.families.door import registered_attention
 from kinescan.vlm.policy import POLICIES, Policy, StateKV, make_policy
-from kinescan.vlm.sequence import Chunk
 from kinescan.vlm.stream import VideoStream
 
 LENGTHS = (32, 64, 128)
@@ -85,7 +84,27 @@ def plain_accuracy(model: Any, num_frames: int, count: int = 16) -> list[float]:
     return [round(float(right[videos.kinds == kind].float().mean()), 4) for kind in KINDS.values()]
 
 
-def train(seed: int, minutes: float, folder: Path, steps: int = STEPS) -> None:
+def train(
+    seed: int,
+    minutes: float,
+    folder: Path,
+    steps: int = STEPS,
+    *,
+    take: Callable[[Any, torch.optim.Optimizer, torch.Generator, int], Tensor] = train_step,
+    length: Callable[[int, torch.Generator], int] = length_at,
+    accuracy: Callable[[Any, int], Any] = plain_accuracy,
+) -> None:
+    """Trains the model of this seed, or continues.
+
+    Args:
+        seed: of the weights and of the videos.
+        minutes: after this time it stops, and can be continued.
+        folder: of the checkpoints.
+        steps: in all.
+        take: a step on videos of so many frames.
+        length: how many, by step.
+        accuracy: with full attention at so many frames, for the log.
+    """
     path = folder / f"seed{seed}.pt"
     model = task.build_vlm(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, betas=(0.9, 0.98))
@@ -111,11 +130,11 @@ def train(seed: int, minutes: float, folder: Path, steps: int = STEPS) -> None:
         rate = RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done / steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = train_step(model, optimizer, generator, length_at(done, generator))
+        loss = take(model, optimizer, generator, length(done, generator))
         done += 1
         if done % 100 == 0:
             model.eval()
-            right = {str(length): plain_accuracy(model, length) for length in LENGTHS}
+            right = {str(length): accuracy(model, length) for length in LENGTHS}
             model.train()
             log.append([done, round(float(loss), 4), right])
             print(seed, done, f"{loss:.4f}", right, flush=True)
@@ -135,11 +154,9 @@ class WatchedStream(VideoStream):
 
     said: int = -1
 
-    def _run(self, chunks: Any, positions: Any, *, answering: bool) -> Tensor:
-        hidden = super()._run(list[Chunk](chunks), positions, answering=answering)
-        if not answering:
-            self.said = int(self.family.logits(hidden[-1:]).argmax())
-        return hidden
+    def _end_step(self, begun: Any, hidden: Tensor) -> None:
+        super()._end_step(begun, hidden)
+        self.said = int(self.family.logits(hidden[-1:]).argmax())
 
 
 class FoldedCache(StreamCache):
@@ -162,28 +179,64 @@ def folded_attention(cache: StreamCache) -> Any:
     return attention
 
 
+class FoldedStream:
+    """Videos in step through one decoder, frame by frame; each sees itself alone.
+
+    Args:
+        model: of the task.
+        count: videos.
+        options: of the cache.
+    """
+
+    def __init__(self, model: Any, count: int, **options: Any) -> None:
+        self.family = family_class(model)(model, pixels=PIXELS)
+        own = self.family.cache_shape()
+        self.cache = FoldedCache(replace(own, key_heads=count * own.key_heads), **options)
+        self.count, self.upcoming = count, 0
+        self.attention = folded_attention(self.cache)
+
+    def push(self, tokens: Tensor) -> Tensor:
+        """[B] what is said behind a frame of each video, whose features are [B, N, W]."""
+        embedded = torch.cat((tokens, self._embedded(task.ASK)), dim=1)
+        self.cache.is_text = torch.tensor([False] * task.FRAME_TOKENS + [True])
+        self.cache.make_room(embedded.shape[1])
+        said = self._run(embedded)
+        self.upcoming += embedded.shape[1]
+        return said
+
+    def ask(self, token_id: int) -> Tensor:
+        """[B] what is said behind a question of one token, which leaves no trace."""
+        self.cache.answering = True
+        try:
+            return self._run(self._embedded(token_id))
+        finally:
+            self.cache.answering = False
+            self.cache.drop_answer()
+
+    def _embedded(self, token_id: int) -> Tensor:
+        return self.family.embed([token_id]).expand(self.count, 1, -1)
+
+    def _run(self, embedded: Tensor) -> Tensor:
+        positions = torch.arange(self.upcoming, self.upcoming + embedded.shape[1])[None]
+        decoder = self.family.decoder
+        with registered_attention(decoder, self.attention, refuse_padding):
+            output = decoder(inputs_embeds=embedded, position_ids=positions, past_key_values=self.cache, use_cache=True)
+        return self.family.logits(output.last_hidden_state[:, -1]).argmax(-1)
+
+
 @torch.no_grad()
 def said_behind_frames(
-    model: Any, tokens: Tensor, policy: str | Policy, budget: int | None, shares: tuple[float, ...] | None = None
+    model: Any,
+    tokens: Tensor,
+    policy: str | Policy,
+    budget: int | None,
+    shares: tuple[float, ...] | None = None,
+    **limit: Any,
 ) -> Tensor:
     """[B, T] what the model says behind each frame, for features [B, T, N, W]; one frame of all videos at a time."""
-    family = family_class(model)(model, pixels=PIXELS)
-    count, num_frames = tokens.shape[:2]
-    own = family.cache_shape()
-    folded = replace(own, key_heads=count * own.key_heads)
-    cache = FoldedCache(folded, policy=make_policy(policy), budget=budget, budget_shares=shares)
-    cache.is_text = torch.tensor([False] * task.FRAME_TOKENS + [True])
-    behind = family.embed([task.ASK]).expand(count, 1, -1)
-    said = []
-    with registered_attention(family.decoder, folded_attention(cache), refuse_padding):
-        for frame in range(num_frames):
-            embedded = torch.cat((tokens[:, frame], behind), dim=1)
-            positions = torch.arange(frame * task.STEP_TOKENS, (frame + 1) * task.STEP_TOKENS)[None]
-            output = family.decoder(
-                inputs_embeds=embedded, position_ids=positions, past_key_values=cache, use_cache=True
-            )
-            said.append(family.logits(output.last_hidden_state[:, -1]).argmax(-1))
-    return torch.stack(said, dim=1)
+    options = {"policy": make_policy(policy), "budget": budget, "budget_shares": shares, **limit}
+    stream = FoldedStream(model, len(tokens), **options)
+    return torch.stack([stream.push(tokens[:, frame]) for frame in range(tokens.shape[1])], dim=1)
 
 
 def check_folding(model: Any, videos: task.Videos, tokens: Tensor) -> None:
@@ -206,12 +259,12 @@ def cells() -> list[tuple[int, str, int | None]]:
     return grid
 
 
-def trained_model(seed: int, folder: Path) -> Any:
+def trained_model(seed: int, folder: Path, steps: int = STEPS) -> Any:
     """The model of this seed in evaluation mode; None, with a line that says so, where its training is not complete."""
     checkpoint = folder / f"seed{seed}.pt"
     stored = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"step": 0}
-    if stored["step"] < STEPS:
-        print(f"seed {seed}: {stored['step']} of {STEPS} steps are trained; finish with train first")
+    if stored["step"] < steps:
+        print(f"seed {seed}: {stored['step']} of {steps} steps are trained; finish with train first")
         return None
     model = task.build_vlm(seed)
     model.load_state_dict(stored["model"])

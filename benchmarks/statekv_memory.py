@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 import measure
-from kinescan.vlm import Features, open_stream
+from kinescan.vlm import open_stream
+from statekv_model import Sizes
 
 WIDTH, FRAME_TOKENS, BUDGET, LIMIT = 32, 4, 64, 2048
 READ_EVERY = 1000
@@ -28,36 +28,7 @@ QUESTIONS, FRAMES_OF_RETRIEVAL, CHUNK_TOKENS = 20, 500, 20
 SEED = 0
 
 
-def build_model() -> Any:
-    torch.manual_seed(SEED)
-    config = InternVLConfig(
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": 128,
-            "hidden_size": WIDTH,
-            "intermediate_size": WIDTH,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": 2**20,
-            "initializer_range": 0.2,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-        },
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 1,
-            "image_size": [16, 16],
-            "patch_size": [4, 4],
-        },
-        image_seq_length=FRAME_TOKENS,
-    )
-    return InternVLForConditionalGeneration(config).eval()
-
-
-def features(generator: torch.Generator) -> Features:
-    return Features(tokens=torch.randn(FRAME_TOKENS, WIDTH, generator=generator), grid=(2, 2))
+SIZES = Sizes(layers=2, width=WIDTH, heads=2, key_heads=1, frame_tokens=FRAME_TOKENS, spread=0.2)
 
 
 def resident_memory(model: Any, frames: int, policy: str) -> dict[str, Any]:
@@ -66,7 +37,7 @@ def resident_memory(model: Any, frames: int, policy: str) -> dict[str, Any]:
     readings, started = [], time.process_time()
     with open_stream(model, budget=BUDGET, memory_budget=LIMIT, memory_policy=policy) as stream:
         for index in range(1, frames + 1):
-            stream.push(features(generator))
+            stream.push(SIZES.features(generator))
             if index % READ_EVERY == 0:
                 readings.append(process.memory_info().rss)
         stats = stream.stats
@@ -90,7 +61,7 @@ def retrieval(model: Any) -> list[dict[str, Any]]:
     """What answers from some chunks leave of those from all."""
     options: dict[str, Any] = {"budget": BUDGET, "storage": "offload", "chunk_tokens": CHUNK_TOKENS}
     generator = torch.Generator().manual_seed(SEED)
-    video = [features(generator) for _ in range(FRAMES_OF_RETRIEVAL)]
+    video = [SIZES.features(generator) for _ in range(FRAMES_OF_RETRIEVAL)]
     questions = torch.randint(0, 120, (QUESTIONS, 6), generator=generator).tolist()
     chunks = -(-FRAMES_OF_RETRIEVAL * FRAME_TOKENS // CHUNK_TOKENS)
     rows, whole = [], None
@@ -119,7 +90,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=measure.RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    model = build_model()
+    model = SIZES.build(SEED)
     results = {
         "retrieval": retrieval(model),
         "memory": [resident_memory(model, given.frames, policy) for policy in given.policies],

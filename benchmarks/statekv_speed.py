@@ -20,11 +20,12 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache, InternVLConfig, InternVLForConditionalGeneration
+from transformers import DynamicCache
 
 import measure
 from kinescan.ops.attention_mass import attention_mass
 from kinescan.vlm import Features, open_stream
+from statekv_model import Sizes
 
 LAYERS, WIDTH, HEADS, KEY_HEADS, FRAME_TOKENS, BUDGET = 4, 128, 4, 2, 64, 512
 SEED = 0
@@ -33,43 +34,14 @@ FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 OP_SHAPES = ((4, 2, 64, 576, 32), (14, 2, 256, 4352, 64), (16, 8, 196, 4292, 128))
 
 
-def build_model(device: torch.device) -> Any:
-    torch.manual_seed(SEED)
-    config = InternVLConfig(
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": 128,
-            "hidden_size": WIDTH,
-            "intermediate_size": 4 * WIDTH,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": HEADS,
-            "num_key_value_heads": KEY_HEADS,
-            "max_position_embeddings": 65536,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-        },
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 1,
-            "image_size": [64, 64],
-            "patch_size": [4, 4],
-        },
-        image_seq_length=FRAME_TOKENS,
-    )
-    return InternVLForConditionalGeneration(config).eval().to(device)
-
-
-def features(device: torch.device, generator: torch.Generator) -> Features:
-    tokens = torch.randn(FRAME_TOKENS, WIDTH, generator=generator).to(device)
-    return Features(tokens=tokens, grid=(8, 8))
+SIZES = Sizes(layers=LAYERS, width=WIDTH, heads=HEADS, key_heads=KEY_HEADS, frame_tokens=FRAME_TOKENS)
 
 
 @torch.no_grad()
 def check_parity(model: Any, device: torch.device) -> float:
     """Largest difference of logits from the plain forward at an unlimited budget; raises where it is too large."""
     generator = torch.Generator().manual_seed(SEED)
-    frames = [features(device, generator) for _ in range(12)]
+    frames = [SIZES.features(generator, device) for _ in range(12)]
     question = [1, 2, 3]
     with open_stream(model, budget=100_000) as stream:
         stream.push(frames)
@@ -120,7 +92,7 @@ def time_frames(model: Any, device: torch.device, num_frames: int) -> dict[str, 
     pairs: dict[str, list[int]] = {name: [] for name in streams}
     generator, now = torch.Generator().manual_seed(SEED), clock(device)
     for _ in range(num_frames):
-        frame = features(device, generator)
+        frame = SIZES.features(generator, device)
         for name, peer in peers.items():
             before = now()
             peer.push(frame)
@@ -214,7 +186,7 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device(given.device)
     torch.set_num_threads(1)
-    model = build_model(device)
+    model = SIZES.build(SEED).to(device)
     difference = check_parity(model, device)
     with torch.inference_mode():
         op = time_op(device, given.repetitions)

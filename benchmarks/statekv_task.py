@@ -81,8 +81,13 @@ def _paint(kinds: Tensor, values: Tensor, generator: torch.Generator) -> Tensor:
     frames = torch.randint(0, 30, (*shape, 3, CELLS, CELL, CELL), generator=generator)
     cells = torch.randint(0, CELLS, shape, generator=generator)[:, :, None, None, None, None]
     frames.scatter_(3, cells.expand(-1, -1, 3, -1, CELL, CELL), things[:, :, :, None])
-    rows = SIDE // CELL
-    frames = frames.view(*shape, 3, rows, rows, CELL, CELL).transpose(4, 5).reshape(*shape, 3, SIDE, SIDE)
+    return joined_cells(frames)
+
+
+def joined_cells(cells: Tensor) -> Tensor:
+    """Frames [B, T, 3, 8, 8] uint8 of their cells [B, T, 3, CELLS, CELL, CELL], row after row."""
+    rows, shape = SIDE // CELL, cells.shape[:2]
+    frames = cells.reshape(*shape, 3, rows, rows, CELL, CELL).transpose(4, 5).reshape(*shape, 3, SIDE, SIDE)
     return frames.to(torch.uint8)
 
 

@@ -7,6 +7,7 @@ from kinescan.vlm.generation import Generation
 from kinescan.vlm.policy import POLICIES, Candidates, Policy, make_policy
 from kinescan.vlm.saved_stream import load_stream
 from kinescan.vlm.stream import VideoStream, open_stream
+from kinescan.vlm.together import ask_together, push_together
 
 __all__ = [
     "FAMILIES",
@@ -22,8 +23,10 @@ __all__ = [
     "StreamStats",
     "VideoStream",
     "Vlm",
+    "ask_together",
     "load_stream",
     "load_vlm",
     "make_policy",
     "open_stream",
+    "push_together",
 ]

@@ -21,24 +21,25 @@ AttentionFunction = Callable[..., tuple[Tensor, None]]
 
 
 @contextmanager
-def attend_through(decoder: nn.Module, cache: StreamCache) -> Iterator[None]:
-    """Within the block, `decoder` attends to what `cache` makes visible; afterwards it is exactly as before.
+def attend_through(decoder: nn.Module, *caches: StreamCache) -> Iterator[None]:
+    """Within the block, `decoder` attends to what `caches` make visible; afterwards it is exactly as before.
 
     Args:
         decoder: the language model of a transformers VLM; its config names the attention.
-        cache: given to the decoder as its cache of keys and values in every call of the block.
+        caches: given to the decoder as its cache of keys and values in every call of the block; one for each row of a
+            batch.
 
     Raises:
         ConfigError: inside, when the decoder is given a padded attention mask.
 
     Source: StateKV (arXiv 2605.31598).
     """
-    with registered_attention(decoder, attention_of(cache), refuse_padding):
+    with registered_attention(decoder, attention_of(*caches), refuse_padding):
         yield
 
 
-def attention_of(cache: StreamCache) -> AttentionFunction:
-    """The attention function, as transformers calls it, over what `cache` makes visible."""
+def attention_of(*caches: StreamCache) -> AttentionFunction:
+    """The attention function, as transformers calls it, over what caches make visible, one for each row of a batch."""
 
     def attention(
         module: nn.Module,
@@ -50,7 +51,9 @@ def attention_of(cache: StreamCache) -> AttentionFunction:
         dropout: float = 0.0,
         **unused: Any,
     ) -> tuple[Tensor, None]:
-        output = _step(cache, module.layer_idx, query, scaling)  # type: ignore[arg-type]
+        layer_idx: int = module.layer_idx  # type: ignore[assignment]
+        rows = zip(caches, query.split(1), strict=True)
+        output = torch.cat([_step(cache, layer_idx, row, scaling) for cache, row in rows])
         return output.transpose(1, 2).contiguous(), None
 
     return attention

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from kinescan.errors import ConfigError, KinescanError
 from kinescan.runtime.error_text import first_line
-from kinescan.vlm.attention import attend_through
 from kinescan.vlm.cache import StreamCache
 from kinescan.vlm.families import Family, Generic, Positions
-from kinescan.vlm.families.door import pinned_rope
 from kinescan.vlm.policy import KeepAll
 from kinescan.vlm.sequence import Chunk, Patch, Text, sequence
+from kinescan.vlm.steps import Step, run_steps
 
 NUM_FRAMES = 3
 TOLERANCE = 1e-3
@@ -91,15 +90,10 @@ def _difference(family: Generic) -> str | None:
 def _stepwise(family: Generic, steps: Sequence[Sequence[Chunk]]) -> Tensor:
     """[n, V] logits of all tokens, step after step."""
     cache = StreamCache(family.cache_shape(), policy=KeepAll(), budget=None)
-    positions, decoder, hidden = Positions(), family.decoder, []
+    positions, hidden = Positions(), list[Tensor]()
     for step in steps:
         inputs = sequence(family, step, positions)
-        with attend_through(decoder, cache), pinned_rope(decoder, 2**15):
-            hidden.append(
-                family.decode(
-                    inputs.embedded, inputs.positions, cache, visual=inputs.visual, deepstack=inputs.deepstack
-                )
-            )
+        hidden += run_steps([Step(family=family, cache=cache, inputs=inputs, num_positions=2**15, answering=False)])
     return family.logits(torch.cat(hidden)).float()
 
 

@@ -80,3 +80,8 @@ def sequence(family: Family, chunks: Sequence[Chunk], positions: Positions) -> S
         visual=torch.cat(visual).to(like.device),
         deepstack=tuple(torch.cat(level).to(like.device, like.dtype) for level in zip(*levels, strict=True)),
     )
+
+
+def text_ids(chunks: Sequence[Chunk]) -> set[int]:
+    """The text tokens among chunks."""
+    return {token for chunk in chunks if isinstance(chunk, Text) for token in chunk.token_ids}

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -16,23 +17,26 @@ from kinescan.errors import ConfigError, NonFiniteError, ShapeError
 from kinescan.runtime.fingerprint import fingerprint_of
 from kinescan.settings import old_name, to_plain
 from kinescan.vlm.answer import Answer, AnswerToken, StreamStats
-from kinescan.vlm.attention import attend_through
+from kinescan.vlm.answering import Answering, answer_of
 from kinescan.vlm.cache import StreamCache
 from kinescan.vlm.chat import Chat, PatchPosition
 from kinescan.vlm.config import StreamConfig, check_count
 from kinescan.vlm.families import Family, Features, PixelSettings, Positions, family_class, read_pixel_settings
-from kinescan.vlm.families.door import follows_length, pinned_rope, share_weights, unwrapped
+from kinescan.vlm.families.door import follows_length, share_weights, unwrapped
 from kinescan.vlm.frames import to_frames
 from kinescan.vlm.generation import Generation, Sampler, Speech, tell_of_unused
 from kinescan.vlm.horizon import positions_of_horizon
 from kinescan.vlm.intake import Intake, PendingPatch, encoded
 from kinescan.vlm.policy import Policy, make_policy
 from kinescan.vlm.self_check import check_family
-from kinescan.vlm.sequence import Chunk, Embedded, Patch, Text, sequence
+from kinescan.vlm.sequence import Chunk, Embedded, Patch, Text, sequence, text_ids
 from kinescan.vlm.snapshot import describe_shape, pack_cache, pack_intake, pack_limit, pack_policy, write_snapshot
+from kinescan.vlm.steps import BegunStep, Step, run_steps
 from kinescan.vlm.store import Storage
 
 logger = logging.getLogger(__name__)
+
+Take = Callable[[], list[PendingPatch] | None]
 
 
 def open_stream(
@@ -231,25 +235,12 @@ class VideoStream:
         """
         with self._turn:
             self._check_usable()
-            intake, merged = self.intake, self.family.temporal_patch
-            parts: Any
-            take: Callable[[Any, float], list[PendingPatch] | None]
-            if isinstance(frames, Features) or (
-                isinstance(frames, list | tuple) and any(isinstance(part, Features) for part in frames)
-            ):
-                parts, spacing, take = [frames] if isinstance(frames, Features) else frames, merged, intake.take_patch
-            else:
-                parts, spacing, take = to_frames(frames), 1, intake.take_frame
-                intake.check_size(parts)
-            times = intake.times(len(parts), seconds, spacing=spacing)
-            intake.check_horizon(len(parts) * spacing)
-            # before a failure's way back is noted: what goes is not held on to
-            self.cache.make_room(self._step_tokens)
+            takes = self._takes(frames, seconds)
             with self._all_or_nothing():
-                for part, time in zip(parts, times, strict=True):
-                    step = take(part, time)
-                    if step is not None:
-                        self._step(step)
+                for take in takes:
+                    if (patches := take()) is not None:
+                        begun = self._begin_step(patches)
+                        self._end_step(begun, *run_steps([begun.step]))
 
     def ask(
         self,
@@ -273,10 +264,7 @@ class VideoStream:
                 tokenizer for text.
         """
         tokens = list(self.ask_stepwise(question, max_new_tokens=max_new_tokens, keep=keep, generation=generation))
-        stop_ids = self.family.stop_ids()
-        token_ids = tuple(token.token_id for token in tokens if token.token_id not in stop_ids)
-        text = "".join(token.text for token in tokens)
-        return Answer(text=text, token_ids=token_ids, logits=tokens[0].logits, seen_seconds=self.seen_seconds)
+        return answer_of(tokens, self.family, self.seen_seconds)
 
     def ask_stepwise(
         self,
@@ -292,13 +280,8 @@ class VideoStream:
             ConfigError: as `ask`; also while iterating, where the stream was closed in between.
         """
         with self._turn:
-            self._check_usable()
-            check_count("max_new_tokens", max_new_tokens)
-            if self.intake.num_frames == 0:
-                raise ConfigError("nothing has been pushed into this stream yet. Push frames first, then ask.")
-            self.chat.question(question, behind="video")
-            stored = getattr(self.family.model, "generation_config", None)
-            return self._answer(question, max_new_tokens, keep, (generation or Generation()).of_model(stored))
+            generation = self._checked_question(question, max_new_tokens, generation)
+            return self._answer(question, max_new_tokens, keep, generation)
 
     @property
     def seen_seconds(self) -> float:
@@ -341,74 +324,77 @@ class VideoStream:
         }
         write_snapshot(path, {**pack_cache(self.cache), **waiting}, facts)
 
+    def _checked_question(self, question: Any, max_new_tokens: int, generation: Generation | None) -> Generation:
+        """Every setting of an answer that can be given now."""
+        self._check_usable()
+        check_count("max_new_tokens", max_new_tokens)
+        if self.intake.num_frames == 0:
+            raise ConfigError("nothing has been pushed into this stream yet. Push frames first, then ask.")
+        self.chat.question(question, behind="video")
+        return (generation or Generation()).of_model(getattr(self.family.model, "generation_config", None))
+
     def _answer(
         self, question: str | Sequence[int] | Tensor, limit: int, keep: bool, generation: Generation
     ) -> Iterator[AnswerToken]:
         with self._turn, torch.no_grad():
             self._check_usable()
-            waiting = self.intake.waiting()
-            if keep and waiting:
-                with self._all_or_nothing():
-                    self.intake.clear()
-                    self._step(waiting)
-                waiting = []
-            behind_answer = self.patch_position == "next_video" and not waiting
-            positions, chunks = self.positions.copy(), self._patch_chunks(waiting)[0]
-            closing = None if behind_answer else self.family.closing_features()
-            if closing is not None:
-                chunks.append(Embedded(closing))
-            chunks.append(Text(self.chat.question(question, behind="answer" if behind_answer else "video")))
-            self._state = "answering"
-            asked = {token for chunk in chunks if isinstance(chunk, Text) for token in chunk.token_ids}
-            sampler = Sampler(generation, self.text_ids | asked | self.family.placeholder_ids())
+            answering = self._begin_answer(question, limit, keep=keep, generation=generation)
         try:
-            yield from self._generate(chunks, positions, limit, keep, sampler, generation.stop or ())
-            self.text_ids |= asked if keep else set()
+            while not answering.is_whole:
+                yield self._next_token(answering)
             if keep:
-                with self._turn, self.cache.all_or_nothing():
-                    self.cache.keep_answer()
-                    self.positions, self.patch_position = positions, "next_video"
+                self._keep(answering)
         finally:
-            with self._turn:
-                self.cache.drop_answer()
-                if self._state == "answering":
-                    self._state = "open"
+            self._end_answer()
 
-    def _generate(
-        self,
-        chunks: Sequence[Chunk],
-        positions: Positions,
-        limit: int,
-        keep: bool,
-        sampler: Sampler,
-        stop: tuple[str, ...],
-    ) -> Iterator[AnswerToken]:
-        """Tokens until one, or a text, ends the answer; to be kept, the last one enters the cache too."""
-        speech = Speech(self.chat.decode, stop=stop, stop_ids=self.family.stop_ids(), limit=limit)
-        for _ in range(limit):
-            logits = self._next_logits(chunks, positions)
-            chosen = sampler.choose(logits)
-            text, ended = speech.take(chosen)
-            yield AnswerToken(token_id=chosen, text=text, logits=logits)
-            if ended:
-                return
-            chunks = [Text([chosen])]
-        if keep:
-            self._next_logits(chunks, positions)
+    def _begin_answer(
+        self, question: str | Sequence[int] | Tensor, limit: int, *, keep: bool, generation: Generation
+    ) -> Answering:
+        """An answer, of which no step was taken yet; `_end_answer` follows it."""
+        waiting = self.intake.waiting()
+        if keep and waiting:
+            with self._all_or_nothing():
+                self.intake.clear()
+                begun = self._begin_step(waiting)
+                self._end_step(begun, *run_steps([begun.step]))
+            waiting = []
+        behind_answer = self.patch_position == "next_video" and not waiting
+        positions, chunks = self.positions.copy(), self._patch_chunks(waiting)[0]
+        closing = None if behind_answer else self.family.closing_features()
+        if closing is not None:
+            chunks.append(Embedded(closing))
+        chunks.append(Text(self.chat.question(question, behind="answer" if behind_answer else "video")))
+        sampler = Sampler(generation, self.text_ids | text_ids(chunks) | self.family.placeholder_ids())
+        stop_ids = self.family.stop_ids()
+        speech = Speech(self.chat.decode, stop=generation.stop or (), stop_ids=stop_ids, limit=limit)
+        self._state = "answering"
+        prepare = partial(self._prepared, answering=True)
+        return Answering(self.family, prepare, chunks, positions, sampler=sampler, speech=speech, limit=limit)
 
     @torch.no_grad()
-    def _next_logits(self, chunks: Sequence[Chunk], positions: Positions) -> Tensor:
+    def _next_token(self, answering: Answering) -> AnswerToken:
         with self._turn:
-            if self._state == "closed":
-                self._check_usable()
-            hidden = self._run(chunks, positions, answering=True)[-1:]
-            logits = self.family.logits(hidden)[0].float().cpu()
-        if not bool(torch.isfinite(logits).all()):
-            raise NonFiniteError(
-                "the scores of an answer's next token hold NaN or infinity. Use weights that are sound, or bfloat16 or "
-                "float32 where float16 overflows."
-            )
-        return logits
+            self._check_not_closed()
+            return answering.take(*run_steps([answering.next_step()]))
+
+    @torch.no_grad()
+    def _keep(self, answering: Answering) -> None:
+        """The answer becomes part of the stream."""
+        with self._turn:
+            self._check_not_closed()
+            if not answering.ended:
+                # its last token has not entered the cache yet
+                run_steps([answering.next_step()])
+            self.text_ids |= answering.text_ids
+            with self.cache.all_or_nothing():
+                self.cache.keep_answer()
+                self.positions, self.patch_position = answering.positions, "next_video"
+
+    def _end_answer(self) -> None:
+        with self._turn:
+            self.cache.drop_answer()
+            if self._state == "answering":
+                self._state = "open"
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -421,28 +407,44 @@ class VideoStream:
             self.positions, self.patch_position, self.horizon_positions = before
             raise
 
-    def _step(self, patches: Sequence[PendingPatch]) -> None:
+    def _takes(self, frames: Any, seconds: Any) -> list[Take]:
+        """For each frame or patch of a push that was checked: what takes it, and gives the step that it fills."""
+        intake, merged = self.intake, self.family.temporal_patch
+        parts: Any = [frames] if isinstance(frames, Features) else frames
+        seen = isinstance(parts, list | tuple) and any(isinstance(part, Features) for part in parts)
+        spacing, take = (merged, intake.take_patch) if seen else (1, intake.take_frame)
+        if not seen:
+            parts = to_frames(frames)
+            intake.check_size(parts)
+        times = intake.times(len(parts), seconds, spacing=spacing)
+        intake.check_horizon(len(parts) * spacing)
+        # before a failure's way back is noted: what goes is not held on to
+        self.cache.make_room(self._step_tokens)
+        return [partial(take, part, time) for part, time in zip(parts, times, strict=True)]
+
+    def _begin_step(self, patches: Sequence[PendingPatch]) -> BegunStep:
         chunks, patch_position = self._patch_chunks(patches)
         positions = self.positions.copy()
-        is_first = self.cache.num_seen == 0
-        hidden = self._run(chunks, positions, answering=False)
+        step = self._prepared(chunks, positions, answering=False)
+        return BegunStep(step, chunks, positions, patch_position, patches[-1].number, self.cache.num_seen == 0)
+
+    def _end_step(self, begun: BegunStep, hidden: Tensor) -> None:
+        chunks = begun.chunks
         self._step_tokens = len(hidden)
-        self.text_ids |= {token for chunk in chunks if isinstance(chunk, Text) for token in chunk.token_ids}
-        if is_first and isinstance(chunks[0], Text):
+        self.text_ids |= text_ids(chunks)
+        if begun.is_first and isinstance(chunks[0], Text):
             self.cache.pin(0, len(chunks[0].token_ids))
         if not bool(torch.isfinite(hidden).all()):
             raise NonFiniteError(
-                f"the decoder gives NaN or infinity for frame {patches[-1].number}, which was not taken. Use weights "
+                f"the decoder gives NaN or infinity for frame {begun.number}, which was not taken. Use weights "
                 "that are sound, or bfloat16 or float32 where float16 overflows."
             )
-        self.positions, self.patch_position = positions, patch_position
-        if self.cache.budget is not None and len(hidden) > self.cache.budget and not self._said_small_budget:
+        self.positions, self.patch_position = begun.positions, begun.patch_position
+        budget = self.cache.budget
+        if budget is not None and len(hidden) > budget and not self._said_small_budget:
             self._said_small_budget = True
-            logger.warning(
-                "a step has %d tokens and the budget is %d: the next frame sees only a part of this one",
-                len(hidden),
-                self.cache.budget,
-            )
+            said = "a step has %d tokens and the budget is %d: the next frame sees only a part of this one"
+            logger.warning(said, len(hidden), budget)
 
     def _patch_chunks(self, patches: Sequence[PendingPatch]) -> tuple[list[Chunk], PatchPosition]:
         chunks: list[Chunk] = []
@@ -455,7 +457,7 @@ class VideoStream:
             patch_position = "between"
         return chunks, patch_position
 
-    def _run(self, chunks: Sequence[Chunk], positions: Positions, *, answering: bool) -> Tensor:
+    def _prepared(self, chunks: Sequence[Chunk], positions: Positions, *, answering: bool) -> Step:
         if self.horizon_positions is None and (first := next((c for c in chunks if isinstance(c, Patch)), None)):
             self.horizon_positions = positions_of_horizon(self.family, self.chat, self.config, first.features)
         inputs = sequence(self.family, chunks, positions)
@@ -466,31 +468,24 @@ class VideoStream:
                 f"text tokens ({pinned} positions) is exceeded: {positions.upcoming} are needed. Open the stream with "
                 "a larger horizon_frames or horizon_text_tokens."
             )
-        decoder = self.family.decoder
         if not answering:
             self.cache.make_room(len(inputs.embedded))
-        self.cache.answering, self.cache.is_text = answering, ~inputs.visual
-        try:
-            with attend_through(decoder, self.cache), pinned_rope(decoder, pinned or positions.upcoming):
-                return self.family.decode(
-                    inputs.embedded,
-                    inputs.positions,
-                    self.cache,
-                    visual=inputs.visual,
-                    deepstack=inputs.deepstack,
-                )
-        finally:
-            self.cache.answering = False
+        return Step(
+            family=self.family,
+            cache=self.cache,
+            inputs=inputs,
+            num_positions=pinned or positions.upcoming,
+            answering=answering,
+        )
 
     def _check_usable(self) -> None:
-        if self._state == "open":
-            return
-        raise ConfigError(
-            {
-                "closed": "this stream is closed. Open a new one, or load a saved one.",
-                "answering": "an answer of this stream is in progress. Take all its tokens, or close its iterator.",
-            }[self._state]
-        )
+        self._check_not_closed()
+        if self._state == "answering":
+            raise ConfigError("an answer of this stream is in progress. Take all its tokens, or close its iterator.")
+
+    def _check_not_closed(self) -> None:
+        if self._state == "closed":
+            raise ConfigError("this stream is closed. Open a new one, or load a saved one.")
 
     def fingerprint(self) -> str:
         """Which weights the model has; computed once."""

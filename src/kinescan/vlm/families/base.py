@@ -207,30 +207,30 @@ class Family(ABC):
 
     def decode(
         self,
-        embedded: Float[Tensor, "n W"],
+        embedded: Float[Tensor, "B n W"],
         positions: Tensor,
         cache: Any,
         *,
         visual: Tensor,
         deepstack: Sequence[Tensor] = (),
-    ) -> Float[Tensor, "n W"]:
+    ) -> Float[Tensor, "B n W"]:
         """Embedded tokens through the decoder.
 
         Args:
-            embedded: [n, W].
-            positions: [n] or [3, n].
+            embedded: [B, n, W].
+            positions: [B, n] or [3, B, n].
             cache: what the decoder keeps keys and values in.
-            visual: [n] bool, which tokens are the encoder's.
-            deepstack: features of those tokens, [visual.sum(), W] for each of the first layers.
+            visual: [B, n] bool, which tokens are the encoder's.
+            deepstack: features of those tokens, [visual.sum(), W] for each of the first layers, row after row.
         """
         output = self.decoder(
-            inputs_embeds=embedded[None],
-            position_ids=door.position_ids(positions, embedded.device),
+            inputs_embeds=embedded,
+            position_ids=positions.to(embedded.device),
             use_cache=True,
             **{cache_argument(self.decoder): cache},
             **self.decoder_extras(visual, deepstack),
         )
-        hidden: Tensor = output.last_hidden_state[0]
+        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def decoder_extras(self, visual: Tensor, deepstack: Sequence[Tensor]) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from torch import Tensor, nn
+from torch import nn
 
 from kinescan.errors import CheckpointError, ConfigError, DependencyError, KinescanError
 from kinescan.runtime.optional_package import optional_package
@@ -371,9 +371,3 @@ def import_transformers() -> Any:
         DependencyError: it is not installed.
     """
     return optional_package("transformers", extra="vlm")
-
-
-def position_ids(positions: Tensor, device: torch.device) -> Tensor:
-    """[n] or [3, n] positions as a decoder wants them: [1, n] or [3, 1, n]."""
-    positions = positions.to(device)
-    return positions[None] if positions.ndim == 1 else positions[:, None]

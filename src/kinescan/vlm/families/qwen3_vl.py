@@ -94,7 +94,7 @@ class Qwen3VL(Qwen25VL):
         if not deepstack:
             return {}
         return {
-            "visual_pos_masks": visual[None],
+            "visual_pos_masks": visual,
             "deepstack_visual_embeds": [torch.as_tensor(level) for level in deepstack],
         }
 
