@@ -90,6 +90,17 @@ def test_rows_that_cannot_be_built_are_all_named_before_anything_runs(small: Any
 
 
 @pytest.mark.bad_input
+def test_what_is_wrong_with_data_to_be_made_is_found_before_anything_runs(small: Any, tmp_path: Path) -> None:
+    study = small(data=(DataEntry(name="x", make={"kind": "motion", "levl": 1}),))
+    parts = (Preparation(name="p", kind="train", recipe=study.recipe, make={"kind": "motion", "num_frames": 0}),)
+    study = replace(study, preparations=parts, prepare="p")
+    with pytest.raises(ConfigError) as caught:
+        run_study(study, output=tmp_path / "out", code=CODE)
+    assert all(text in str(caught.value) for text in ("'x'", "'level'", "'p'", "num_frames"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.bad_input
 def test_a_reason_that_all_folds_share_is_said_once(small: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         plan_study(small(data=(DataEntry(name="x", folds=20),)), tmp_path)

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from kinescan.data.synthetic import (
     make_windows,
 )
 from kinescan.errors import ConfigError
-from kinescan.settings import build_settings
+from kinescan.settings import build_settings, closest
 
 _MAKERS: dict[str, tuple[Any, Callable[[str | Path, Any], SyntheticReport]]] = {
     "motion": (MotionConfig, make_motion),
@@ -51,6 +51,34 @@ def make(
     Raises:
         ConfigError: a value is wrong, the folder is not empty or cannot be written, or there are too few sources.
     """
+    config, maker = _resolved(kind, source=source, level=level, overrides=overrides, values=values)
+    return maker(output, config)
+
+
+def check_made(kind: Literal["motion", "appearance", "events"], values: Mapping[str, Any]) -> None:
+    """Passes what `make` takes by name; nothing is written, and no source is looked at.
+
+    Raises:
+        ConfigError: a name is unknown, or a value is wrong.
+    """
+    source, level = values.get("source"), values.get("level")
+    known = _config_of(kind, source).__dataclass_fields__.keys() | {"source", "level"}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown key {key!r}. {closest(key, sorted(known))}")
+    rest = {key: value for key, value in values.items() if key not in ("source", "level")}
+    _resolved(kind, source=source, level=level, overrides=(), values=rest)
+
+
+def _config_of(kind: str, source: str | Path | None) -> Any:
+    return (_OVER_FILES if source is not None and kind == "motion" else _MAKERS[kind])[0]
+
+
+def _resolved(
+    kind: str, *, source: str | Path | None, level: int | None, overrides: Sequence[str], values: Mapping[str, Any]
+) -> tuple[Any, Callable[[str | Path, Any], SyntheticReport]]:
+    """The settings of what is made, and what makes it."""
+    values = dict(values)
     if kind != "motion" and (source is not None or level is not None):
         option = "--from" if source is not None else "--level"
         raise ConfigError(f"{option} is of the kind motion only, and the kind is {kind}. Leave it out.")
@@ -60,4 +88,4 @@ def make(
         values |= {"source": str(source)}
     if level is not None:
         values = level_settings(level, config) | values
-    return maker(output, build_settings(config, values | parse_overrides(overrides)))
+    return build_settings(config, values | parse_overrides(overrides)), maker

@@ -14,6 +14,7 @@ from kinescan.data.synthetic.writing import META
 from kinescan.errors import ConfigError, KinescanError
 from kinescan.profiling.environment import describe_environment
 from kinescan.runs.datasets import evaluated_on, read_videos
+from kinescan.runs.make_data import check_made
 from kinescan.runs.stills import make_still_model
 from kinescan.runs.train import try_out
 from kinescan.runtime.escaping import to_json
@@ -244,6 +245,7 @@ class _Planner:
     def plan(self) -> StudyPlan:
         """All runs; raises for all that is wrong at once."""
         seeds, study = self._study.seeds, self._study
+        self._check_made()
         jobs = [
             job
             for seed in seeds
@@ -253,11 +255,24 @@ class _Planner:
         ]
         if self._problems:
             told = "; ".join(_told_once(self._problems))
-            number = len(self._problems)
-            counted = "1 row" if number == 1 else f"{number} rows"
+            number = sum(what.startswith("row ") for what in self._problems)
+            counted = "a part" if not number else "1 row" if number == 1 else f"{number} rows"
             raise ConfigError(f"{counted} of the study cannot be built, so nothing was run. {told}")
         self._refuse_alike(jobs)
         return StudyPlan(study=study, output=self._output, store=self._store, code=self._code, jobs=tuple(jobs))
+
+    def _check_made(self) -> None:
+        """Notes what is wrong with data that is to make itself."""
+        used = {preparation.name for row in self._study.rows for preparation in self._study.chain_of(row)}
+        makers: list[DataEntry | Preparation] = [*self._study.data]
+        makers += [entry for entry in self._study.preparations if entry.name in used]
+        for entry in makers:
+            try:
+                if entry.make:
+                    check_made(entry.make["kind"], {key: value for key, value in entry.make.items() if key != "kind"})
+            except ConfigError as error:
+                what = "data" if isinstance(entry, DataEntry) else "preparation"
+                self._problems[f"{what} {entry.name!r}"] = str(error)
 
     def _tried(self, row: Row, entry: DataEntry | None, seed: int) -> Job | None:
         """The run, or what is wrong with it among the problems."""

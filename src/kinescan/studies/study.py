@@ -223,6 +223,15 @@ class Study:
         """What a row starts from."""
         return self.preparation(row.prepare or self.prepare)
 
+    def chain_of(self, row: Row) -> tuple[Preparation, ...]:
+        """All that has to be prepared for a row, the last first."""
+        chain: list[Preparation] = []
+        found = self.preparation_of(row)
+        while found is not None:
+            chain.append(found)
+            found = self.preparation(found.prepare)
+        return tuple(chain)
+
     def preparation(self, name: str) -> Preparation | None:
         """The one of that name; None where there is none."""
         return next((found for found in self.preparations if found.name == name), None)
