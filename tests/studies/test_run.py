@@ -13,6 +13,7 @@ from kinescan.evaluation.report import CHOSEN_ON_THESE
 from kinescan.runs.train import train
 from kinescan.runtime.escaping import escape_markdown
 from kinescan.studies import DataEntry, Preparation, Row, plan_study, read_study, run_study
+from kinescan.studies.run import hints
 
 CODE = "0123456789ab"
 SMALL_STILLS = {
@@ -364,3 +365,19 @@ def test_a_run_with_one_evaluation_has_chosen_nothing_whatever_its_record_says(s
     record = Path(run.folder) / "study_run.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "notes": [CHOSEN_ON_THESE, "another"]}))
     assert read_study(tmp_path, code=CODE).runs[0].notes == ("another",)
+
+
+def test_rows_that_learn_from_few_clips_and_nothing_before_are_told_of(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = small()
+    [hint] = hints(plan_study(study, tmp_path))
+    assert "2 of 2" in hint
+    assert "own_motion_cpu" in hint
+    with monkeypatch.context() as changed:
+        changed.setattr("kinescan.studies.run.FEW_CLIPS", 2)
+        assert not list(hints(plan_study(study, tmp_path)))
+    stills = Preparation(
+        name="stills", recipe={"model": "vit_ti16"}, stills_per_epoch=4, settings={"optim.epochs": 1, **SMALL_STILLS}
+    )
+    assert not list(hints(plan_study(replace(study, preparations=(stills,), prepare="stills"), tmp_path)))

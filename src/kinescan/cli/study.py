@@ -7,7 +7,7 @@ from kinescan import studies
 from kinescan.cli.options import AsJson, StudyOutput, settings_option
 from kinescan.cli.output import print_json, reported
 from kinescan.cli.own_modules import OwnModules, import_own_modules
-from kinescan.cli.terminal import print_page, print_table
+from kinescan.cli.terminal import print_page, print_table, print_text
 from kinescan.runtime.signals import Interruption
 
 EXAMPLES = (
@@ -44,6 +44,7 @@ def command(
             print_json([dict(zip(("row", "data", "seed", "num_training", "folder"), row, strict=True)) for row in rows])
         else:
             print_table(("row", "data", "seed", "to train on", "folder"), rows)
+            print_text(studies.run.hints(plan))
         return
     # SIGTERM ends it as Ctrl-C does: with what is done kept
     with Interruption() as stop:

@@ -1,7 +1,7 @@
 """Runs a study: all that is not done yet, with the results written after each run."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _MOST_PROCESSES = 1024
 FOLDS = "data.folds"
+FEW_CLIPS = 500
+"""So many clips of one's own are too few to learn motion from nothing."""
 
 
 def run_study(
@@ -84,6 +86,8 @@ def run_study(
             plan = plan_study(study, output, code=code)
         if any_code:
             plan = of_any_code(plan)
+        for hint in hints(plan):
+            logger.info("study: %s", hint)
         return _Run(plan, schedule(plan), processes, tuple(modules)).all()
 
 
@@ -133,6 +137,26 @@ def result_of(plan: StudyPlan, failed: dict[str, str]) -> StudyResult:
         failed=dict(failed),
         notes=tuple(notes_of_others(plan)),
     )
+
+
+def hints(plan: StudyPlan) -> Iterator[str]:
+    """What one should know before the runs: rows that learn from few clips of one's own, and from nothing before."""
+    made = {entry.name for entry in plan.study.data if entry.make}
+    few = [
+        job.num_training
+        for job in plan.jobs
+        if 0 < job.num_training < FEW_CLIPS
+        and job.preparation is None
+        and not job.config.model.weights
+        and job.data not in made
+        and job.config.task != "intervals"
+    ]
+    if few:
+        yield (
+            f"{len(few)} of {len(plan.jobs)} runs start from new weights and have {min(few)} clips or a few more to "
+            "train on. Where motion alone tells classes apart, that leaves a model at chance: kinescan study "
+            "own_motion_cpu starts from weights that have learned motion (docs/studies.md)."
+        )
 
 
 def _records(plan: StudyPlan) -> list[RunRecord]:
