@@ -39,7 +39,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 """T4, A100, H100 and H200, RTX 50; AMD's MI300."""
-BACKWARD = ("_scan_backward", "_gather_gradient", "_project")
+BACKWARD = ("_scan_backward", "_run_pieces_back", "_link_pieces, back", "_gather_gradient", "_project")
 WITHOUT_SPILLS = (", sm_80", ", sm_90")
 """Where forward kernels must not spill; elsewhere it is written down."""
 OFFSETS = (-2, -1, 0, 1, 2)
@@ -68,6 +68,16 @@ def scan(num_steps: int, dtype: torch.dtype, state: bool = False) -> None:
     selective_scan.scan_backward(y, last if state else None, inputs)
 
 
+def long_scan(dtype: torch.dtype) -> None:
+    """VideoMamba-middle with 8 clips of 32 frames: few tracks, cut into pieces of time."""
+    tracks, num_steps, channels, state_size = 8, 32 * 196 + 1, 1152, 16
+    u, delta, z = (empty(tracks, num_steps, channels, dtype=dtype) for _ in range(3))
+    B, C = (empty(tracks, num_steps, state_size, dtype=dtype) for _ in range(2))
+    inputs = ScanInputs(u, delta, empty(channels, state_size), B, C, empty(channels), z, empty(channels), True, None)
+    y, _ = selective_scan.scan(inputs)
+    selective_scan.scan_backward(y, None, inputs)
+
+
 def correlation(num_channels: int, dtype: torch.dtype) -> None:
     features = empty(32, 8, num_channels, 14, 14, dtype=dtype)
     settings = Settings(OFFSETS, 9, replicate=False, first_frame=0, epsilon=0.0)
@@ -87,6 +97,7 @@ def cases(quick: bool) -> dict[str, Callable[[], None]]:
         kind = str(dtype).removeprefix("torch.")
         for num_steps in (8,) if quick else (8, 32):
             found[f"selective_scan 1536x16, {num_steps} steps, {kind}"] = lambda t=num_steps, d=dtype: scan(t, d)
+        found[f"selective_scan 1152x16, 6273 steps of 8 tracks, {kind}"] = lambda d=dtype: long_scan(d)
         if not quick:
             found[f"selective_scan 1536x16, one step with a state, {kind}"] = lambda d=dtype: scan(1, d, state=True)
         for num_channels in (64,) if quick else (64, 768):
@@ -154,15 +165,19 @@ def resources(ptx: str, capability: int) -> dict[str, int]:
     return {"registers": int(registers), "spill_store_bytes": int(stores), "spill_load_bytes": int(loads)}
 
 
-def compile_all(quick: bool) -> dict[str, dict[str, dict[str, Any]]]:
+def compile_all(quick: bool, only: str = "") -> dict[str, dict[str, dict[str, Any]]]:
     """Case -> kernel -> constants of its launch, and what it needs on each architecture."""
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for name, launch_all in cases(quick).items():
+        if only not in name:
+            continue
         with recorded() as launches:
             launch_all()
         results[name] = {}
         for launch in launches:
             kernel = launch.kernel.__name__
+            if launch.options.get("BACK"):
+                kernel = "_link_pieces, back"
             if kernel in results[name] or (quick and kernel in BACKWARD):
                 continue
             found: dict[str, Any] = {"constants": launch.options}
@@ -186,21 +201,29 @@ def spilling(results: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="forward kernels, bfloat16, sm_90 alone")
+    parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument("--name", default="triton_compile", help="of the result")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     given = parser.parse_args()
     if triton.knobs.runtime.interpret:
         raise SystemExit("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled. Unset it.")
-    results = compile_all(given.quick)
+    results = compile_all(given.quick, given.only)
     spills = spilling(results)
     wrong = [
         name
         for name in spills
         if name.endswith(WITHOUT_SPILLS) and not any(f", {kernel}, " in name for kernel in BACKWARD)
     ]
-    settings = {"quick": given.quick, "triton": triton.__version__, "forward_spills": bool(wrong), "spilling": spills}
+    settings = {
+        "quick": given.quick,
+        "only": given.only,
+        "triton": triton.__version__,
+        "forward_spills": bool(wrong),
+        "spilling": spills,
+    }
     if wrong:
         raise SystemExit(f"forward kernels spill: {wrong}. Make their blocks smaller.")
-    print(write_result("triton_compile", seed=0, n=1, settings=settings, results=results, folder=given.folder))
+    print(write_result(given.name, seed=0, n=1, settings=settings, results=results, folder=given.folder))
 
 
 if __name__ == "__main__":

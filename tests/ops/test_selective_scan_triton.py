@@ -81,6 +81,51 @@ def check_tracks_share_a_program(device):
             assert_matches_reference(draw(device, 5, num_steps, 3, 2))
 
 
+def check_pieces_of_time(device):
+    """A long scan of few tracks: pieces side by side, the last of them shorter, with and without what is optional."""
+    from kinescan.ops.selective_scan import triton as kernels
+    from kinescan.ops.selective_scan import triton_pieces as pieces
+
+    with mock.patch.object(pieces, "PROGRAMS", 6), mock.patch.object(pieces, "FEWEST_STEPS", 3):
+        assert pieces.pieces_of(2, 10, 1) == (3, 4)
+        assert_matches_reference(draw(device, 2, 10, 5, 4))
+        assert_matches_reference(draw(device, 1, 11, 3, 2, optional=False, state=False))
+        tensors = draw(device, 1, 13, 3, 2)
+        assert_matches_reference({n: x.bfloat16() if n in ALONG_TIME else x for n, x in tensors.items()})
+        tensors["delta"] = tensors["delta"].abs()
+        assert_matches_reference({name: x for name, x in tensors.items() if name != "state"}, delta_softplus=False)
+        with mock.patch.object(kernels, "TRACK_PARTS", 2):
+            assert_matches_reference(draw(device, 1, 19, 3, 2))
+        check_gradient_of_one_output(device)
+        check_views(device)
+
+
+def check_pieces_are_those_of_one_scan(device):
+    """The same numbers, but for the order of sums, as one piece; a state that has died out stays so."""
+    from kinescan.ops.selective_scan import triton_pieces as pieces
+
+    tensors = draw(device, 1, 12, 3, 4)
+    tensors["A"][0] = -80.0
+    whole = selective_scan(**tensors, backend="triton")
+    with mock.patch.object(pieces, "PROGRAMS", 8), mock.patch.object(pieces, "FEWEST_STEPS", 2):
+        in_pieces = selective_scan(**tensors, backend="triton")
+    torch.testing.assert_close(in_pieces, whole, atol=1e-6, rtol=1e-5)
+
+
+def check_when_time_is_cut(device):
+    from kinescan.ops.selective_scan.triton_pieces import pieces_of
+
+    assert pieces_of(6272, 8, 12) == (1, 8)
+    assert pieces_of(6272, 32, 12) == (1, 32)
+    assert pieces_of(784, 1, 12) == (1, 1)
+    num_pieces, piece_steps = pieces_of(8, 6273, 9)
+    assert num_pieces >= 10
+    assert (num_pieces - 1) * piece_steps < 6273 <= num_pieces * piece_steps
+    for num_steps in range(1, 3000, 7):
+        num_pieces, piece_steps = pieces_of(1, num_steps, 3)
+        assert (num_pieces - 1) * piece_steps < num_steps <= num_pieces * piece_steps
+
+
 def check_options(device):
     assert_matches_reference(draw(device, 2, 3, 6, 4, optional=False, state=False))
     whole = draw(device, 2, 3, 6, 4)

@@ -6,7 +6,7 @@ positions (y, and the gradients of u and Delta) need no exchange between threads
 channels. The backward pass reads the inputs alone and computes the states of a chunk of steps again before it goes back
 through them. A program takes a part of the tracks, so that the gradients of A, D and the bias add up in registers;
 what several programs add to is written in parts that torch sums up. There are no atomics: results are the same every
-time.
+time. A long scan of few tracks is cut into pieces of time (`triton_pieces.py`) that are scanned as if they were tracks.
 """
 
 import torch
@@ -15,13 +15,23 @@ import triton.language as tl
 from torch import Tensor
 
 from kinescan.ops.selective_scan.operator import Gradients, ScanInputs
+from kinescan.ops.selective_scan.triton_pieces import piece_gradients, piece_starts, pieces_of
+from kinescan.ops.selective_scan.triton_steps import (
+    advance,
+    dense,
+    flat,
+    launch_sizes,
+    rates_of,
+    read,
+    read_or_none,
+    sigmoid,
+    step_size,
+    strides_of,
+    when,
+    write,
+)
 
-LOG2E = 1.4426950408889634
 LN2 = tl.constexpr(0.6931471805599453)
-MAX_BLOCK = 128
-"""Channels of a program: four warps."""
-STATE_SIZE_OF_A_THREAD = 32
-"""Where states have more positions, a channel is shared by threads, and a program has fewer channels."""
 KEPT_BY_A_THREAD = 128
 """States, times their positions, that the backward pass keeps in registers; of 255 that there are."""
 MAX_CHUNK = 4
@@ -31,121 +41,135 @@ TRACK_PARTS = 128
 """Shares of the tracks in the backward pass: enough programs for a large GPU, few enough parts to sum up."""
 
 
-@triton.jit
-def _softplus(x):  # type: ignore[no-untyped-def]
-    small = tl.exp(-tl.abs(x))
-    one_more = 1.0 + small
-    # log(1 + small) without the error of the rounded sum
-    is_lost = one_more == 1.0
-    quotient = small / tl.where(is_lost, 1.0, one_more - 1.0)
-    return tl.maximum(x, 0.0) + tl.where(is_lost, small, tl.log(one_more) * quotient)
-
-
-@triton.jit
-def _sigmoid(x):  # type: ignore[no-untyped-def]
-    return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def _read(pointer, offsets, mask):  # type: ignore[no-untyped-def]
-    return tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _write(pointer, offsets, value, mask):  # type: ignore[no-untyped-def]
-    tl.store(pointer + offsets, value.to(pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize_on_alignment=["rates_ptr"])  # type: ignore[untyped-decorator]
+# Pieces differ with the number of tracks, and are not to be compiled anew.
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["num_pieces", "piece_steps"], do_not_specialize_on_alignment=["rates_ptr"]
+)
 def _scan(  # type: ignore[no-untyped-def]
     u_ptr, delta_ptr, rates_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, state_ptr, y_ptr, last_ptr,
-    num_steps, num_channels,
+    num_steps, num_channels, num_pieces, piece_steps,
     u_track, u_step, delta_track, delta_step, B_track, B_step, C_track, C_step, z_track, z_step,
     SOFTPLUS: tl.constexpr, STATE_SIZE: tl.constexpr, WIDE_STATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One track and one block of channels, step by step. `x_track` and `x_step` are strides."""
+    """A piece of time of one track and one block of channels, step by step. `x_track` and `x_step` are strides.
+
+    state_ptr: [R * pieces, D, S], or None where there is one piece that starts from zeros.
+    """
     num_blocks = tl.cdiv(num_channels, BLOCK)
-    track = (tl.program_id(0) // num_blocks).to(tl.int64)
+    piece = (tl.program_id(0) // num_blocks).to(tl.int64)
+    track, first, count = when(piece, num_pieces, piece_steps, num_steps)
     channels = (tl.program_id(0) % num_blocks) * BLOCK + tl.arange(0, BLOCK)
     positions = tl.arange(0, WIDE_STATE)
     is_channel, is_position = channels < num_channels, positions < STATE_SIZE
     in_state = is_position[:, None] & is_channel[None, :]
-    rates = _read(rates_ptr, positions[:, None] * num_channels + channels[None, :], in_state)
-    state_at = (track * num_channels + channels)[None, :] * STATE_SIZE + positions[:, None]
+    rates = read(rates_ptr, positions[:, None] * num_channels + channels[None, :], in_state)
     h = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
     if state_ptr is not None:
-        h = _read(state_ptr, state_at, in_state)
-    if bias_ptr is not None:
-        bias = _read(bias_ptr, channels, is_channel)
+        h = read(state_ptr, (piece * num_channels + channels)[None, :] * STATE_SIZE + positions[:, None], in_state)
+    bias = read_or_none(bias_ptr, channels, is_channel)
     if D_ptr is not None:
-        skip = _read(D_ptr, channels, is_channel)
-    u_ptr += track * u_track
-    delta_ptr += track * delta_track
-    B_ptr += track * B_track
-    C_ptr += track * C_track
-    y_ptr += track * num_steps * num_channels
+        skip = read(D_ptr, channels, is_channel)
+    u_ptr += track * u_track + first * u_step
+    delta_ptr += track * delta_track + first * delta_step
+    B_ptr += track * B_track + first * B_step
+    C_ptr += track * C_track + first * C_step
+    y_ptr += (track * num_steps + first) * num_channels
     if z_ptr is not None:
-        z_ptr += track * z_track
-    for _t in range(0, num_steps):
-        u = _read(u_ptr, channels, is_channel)
-        step = _read(delta_ptr, channels, is_channel)
-        into = _read(B_ptr, positions, is_position)
-        out_of = _read(C_ptr, positions, is_position)
-        if bias_ptr is not None:
-            step += bias
-        if SOFTPLUS:
-            step = _softplus(step)
-        h = _advance(h, rates, u, step, into)
+        z_ptr += track * z_track + first * z_step
+    for _t in range(0, count):
+        u = read(u_ptr, channels, is_channel)
+        _, step = step_size(delta_ptr, channels, is_channel, bias, SOFTPLUS)
+        into = read(B_ptr, positions, is_position)
+        out_of = read(C_ptr, positions, is_position)
+        h = advance(h, rates, u, step, into)
         y = tl.sum(h * out_of[:, None], 0)
         if D_ptr is not None:
             y += skip * u
         if z_ptr is not None:
-            gate = _read(z_ptr, channels, is_channel)
-            y *= gate * _sigmoid(gate)
+            gate = read(z_ptr, channels, is_channel)
+            y *= gate * sigmoid(gate)
             z_ptr += z_step
-        _write(y_ptr, channels, y, is_channel)
+        write(y_ptr, channels, y, is_channel)
         u_ptr += u_step
         delta_ptr += delta_step
         B_ptr += B_step
         C_ptr += C_step
         y_ptr += num_channels
-    _write(last_ptr, state_at, h, in_state)
+    last_at = (track * num_channels + channels)[None, :] * STATE_SIZE + positions[:, None]
+    write(last_ptr, last_at, h, in_state & (first + count == num_steps))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _step_size(delta_ptr, offsets, mask, bias, SOFTPLUS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The step size before and after softplus; one that is masked is 0, which neither decays nor writes."""
-    raw = _read(delta_ptr, offsets, mask)
-    if bias is not None:
-        raw += bias
-    step = raw
-    if SOFTPLUS:
-        step = _softplus(raw)
-    return raw, tl.where(mask, step, 0.0)
+def _save_starts(  # type: ignore[no-untyped-def]
+    starts_ptr, h, rates, bias, u_ptr, delta_ptr, B_ptr, u_step, delta_step, B_step, num_chunks,
+    part, by_position, num_channels, is_channel, is_position, in_state,
+    SOFTPLUS: tl.constexpr, STATE_SIZE: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Writes the state before each chunk of steps. The pointers are at the first step and channel of the program."""
+    for chunk in range(0, num_chunks):
+        write(starts_ptr, (part * num_chunks + chunk) * STATE_SIZE * num_channels + by_position, h, in_state)
+        if chunk + 1 < num_chunks:
+            for t in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+                u = read(u_ptr, t * u_step, is_channel)
+                _, step = step_size(delta_ptr, t * delta_step, is_channel, bias, SOFTPLUS)
+                h = advance(h, rates, u, step, read(B_ptr, t * B_step, is_position))
 
 
 @triton.jit
-def _advance(h, rates, u, step, into):  # type: ignore[no-untyped-def]
-    return tl.exp2(step[None, :] * rates) * h + (step * u)[None, :] * into[:, None]
+def _through_gate(dy, h, u, out_of, skip, z_ptr, z_at, dz_ptr, row, mask):  # type: ignore[no-untyped-def]
+    """The gradient of what a gate lets through; writes that of the gate."""
+    if z_ptr is not None:
+        gate = read(z_ptr, z_at, mask)
+        opened = sigmoid(gate)
+        y = tl.sum(h * out_of[:, None], 0)
+        if skip is not None:
+            y += skip * u
+        write(dz_ptr, row, dy * y * opened * (1.0 + gate * (1.0 - opened)), mask)
+        dy *= gate * opened
+    return dy
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _back_through_step(  # type: ignore[no-untyped-def]
+    g, h, before, rates, u, raw, step, into, out_of, dy, skip, SOFTPLUS: tl.constexpr
+):  # fmt: skip
+    """Back through a step: gradients of the state before it, of A, of B and C [S, 2], of u and of the step size.
+
+    g: that of the state after it, without what the step's own output adds.
+    """
+    g += dy[None, :] * out_of[:, None]
+    # Both sums at once: threads meet half as often.
+    dBC = tl.sum(tl.join(g * (step * u)[None, :], dy[None, :] * h), 1)
+    dwrite = tl.sum(g * into[:, None], 0)
+    g *= tl.exp2(step[None, :] * rates)
+    through = g * before
+    dstep = tl.sum(through * rates, 0) * LN2 + dwrite * u
+    if SOFTPLUS:
+        dstep *= sigmoid(raw)
+    du = dwrite * step
+    if skip is not None:
+        du += dy * skip
+    return g, through * step[None, :], dBC, du, dstep
 
 
 # A batch with fewer tracks is not to be compiled anew, which takes a minute.
 @triton.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize=["num_tracks", "num_parts"],
+    do_not_specialize=["num_tracks", "num_parts", "num_pieces", "piece_steps"],
     do_not_specialize_on_alignment=["rates_ptr", "starts_ptr", "dA_ptr"],
 )
 def _scan_backward(  # type: ignore[no-untyped-def]
     dy_ptr, dlast_ptr, u_ptr, delta_ptr, rates_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, state_ptr,
     du_ptr, ddelta_ptr, dBC_ptr, dz_ptr, dstate_ptr, dA_ptr, dD_ptr, dbias_ptr, starts_ptr,
-    num_tracks, num_steps, num_channels, num_parts,
+    num_tracks, num_steps, num_channels, num_parts, num_pieces, piece_steps,
     dy_track, dy_step, u_track, u_step, delta_track, delta_step, B_track, B_step, C_track, C_step, z_track, z_step,
     SOFTPLUS: tl.constexpr, STATE_SIZE: tl.constexpr, WIDE_STATE: tl.constexpr, BLOCK: tl.constexpr,
     CHUNK: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
-    """A part of the tracks (every num_parts-th) and one block of channels.
+    """A part of the pieces (every num_parts-th) and one block of channels.
 
+    dlast_ptr and state_ptr: [R * pieces, D, S]; dstate_ptr: [R, D, S] or None;
     dBC_ptr: [blocks, R, T, S, 2], gradients of B and of C; dA_ptr: [parts, S, D]; dD_ptr and dbias_ptr: [parts, D];
-    starts_ptr: [parts, chunks, S, D], states before each chunk of a track, or None where there is one chunk.
+    starts_ptr: [parts, chunks, S, D], states before each chunk of a piece, or None where there is one chunk.
     FAR: steps of a track may lie 2**31 entries or more apart, as where tracks are the inner axis; costs registers.
     """
     num_blocks = tl.cdiv(num_channels, BLOCK)
@@ -156,114 +180,83 @@ def _scan_backward(  # type: ignore[no-untyped-def]
     is_channel, is_position = channels < num_channels, positions < STATE_SIZE
     in_state = is_position[:, None] & is_channel[None, :]
     by_position = positions[:, None] * num_channels + channels[None, :]
-    rates = _read(rates_ptr, by_position, in_state)
-    bias = None
-    if bias_ptr is not None:
-        bias = _read(bias_ptr, channels, is_channel)
-    if D_ptr is not None:
-        skip = _read(D_ptr, channels, is_channel)
+    rates = read(rates_ptr, by_position, in_state)
+    bias, skip = read_or_none(bias_ptr, channels, is_channel), read_or_none(D_ptr, channels, is_channel)
     if FAR:
         dy_step, u_step = tl.cast(dy_step, tl.int64), tl.cast(u_step, tl.int64)
         delta_step, z_step = tl.cast(delta_step, tl.int64), tl.cast(z_step, tl.int64)
         B_step, C_step = tl.cast(B_step, tl.int64), tl.cast(C_step, tl.int64)
-    num_chunks = tl.cdiv(num_steps, CHUNK)
-    part_starts = part * num_chunks
+    num_chunks = tl.cdiv(piece_steps, CHUNK)
     dA = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
     dD = tl.zeros((BLOCK,), tl.float32)
     dbias = tl.zeros((BLOCK,), tl.float32)
-    for i in range(0, tl.cdiv(num_tracks - part, num_parts)):
-        track = part + i * num_parts
-        state_at = (track * num_channels + channels)[None, :] * STATE_SIZE + positions[:, None]
-        u_at, delta_at, B_at = track * u_track + channels, track * delta_track + channels, track * B_track + positions
+    for i in range(0, tl.cdiv(num_tracks * num_pieces - part, num_parts)):
+        piece = part + i * num_parts
+        track, first, count = when(piece, num_pieces, piece_steps, num_steps)
+        state_at = channels[None, :] * STATE_SIZE + positions[:, None]
+        u_at, delta_at = (
+            track * u_track + first * u_step + channels,
+            track * delta_track + first * delta_step + channels,
+        )
+        B_at, C_at = track * B_track + first * B_step + positions, track * C_track + first * C_step + positions
+        dy_at, z_at = track * dy_track + first * dy_step + channels, track * z_track + first * z_step + channels
+        track_start = track * num_steps + first
         h = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
         if state_ptr is not None:
-            h = _read(state_ptr, state_at, in_state)
+            h = read(state_ptr, piece * num_channels * STATE_SIZE + state_at, in_state)
         if starts_ptr is not None:
-            for chunk in range(0, num_chunks):
-                _write(starts_ptr, (part_starts + chunk) * STATE_SIZE * num_channels + by_position, h, in_state)
-                if chunk + 1 < num_chunks:
-                    for t in range(chunk * CHUNK, (chunk + 1) * CHUNK):
-                        u = _read(u_ptr, u_at + t * u_step, is_channel)
-                        _, step = _step_size(delta_ptr, delta_at + t * delta_step, is_channel, bias, SOFTPLUS)
-                        into = _read(B_ptr, B_at + t * B_step, is_position)
-                        h = _advance(h, rates, u, step, into)
+            _save_starts(
+                starts_ptr, h, rates, bias, u_ptr + u_at, delta_ptr + delta_at, B_ptr + B_at,
+                u_step, delta_step, B_step, num_chunks, part, by_position, num_channels,
+                is_channel, is_position, in_state, SOFTPLUS, STATE_SIZE, CHUNK,
+            )  # fmt: skip
             # What some threads wrote, others may read.
             tl.debug_barrier()
         g = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
         if dlast_ptr is not None:
-            g = _read(dlast_ptr, state_at, in_state)
+            g = read(dlast_ptr, piece * num_channels * STATE_SIZE + state_at, in_state)
         for from_end in range(1, num_chunks + 1):
             chunk = num_chunks - from_end
             if starts_ptr is not None:
-                h = _read(starts_ptr, (part_starts + chunk) * STATE_SIZE * num_channels + by_position, in_state)
+                start_at = (part * num_chunks + chunk) * STATE_SIZE * num_channels
+                h = read(starts_ptr, start_at + by_position, in_state)
             earlier = ()
             for j in tl.static_range(CHUNK):
                 earlier = earlier + (h,)  # type: ignore[assignment]  # noqa: RUF005  (Triton knows only this)
                 t = chunk * CHUNK + j
-                here, in_time = is_channel & (t < num_steps), is_position & (t < num_steps)
-                u = _read(u_ptr, u_at + t * u_step, here)
-                _, step = _step_size(delta_ptr, delta_at + t * delta_step, here, bias, SOFTPLUS)
-                into = _read(B_ptr, B_at + t * B_step, in_time)
-                h = _advance(h, rates, u, step, into)
+                here, in_time = is_channel & (t < count), is_position & (t < count)
+                u = read(u_ptr, u_at + t * u_step, here)
+                _, step = step_size(delta_ptr, delta_at + t * delta_step, here, bias, SOFTPLUS)
+                h = advance(h, rates, u, step, read(B_ptr, B_at + t * B_step, in_time))
             for j in tl.static_range(CHUNK):
                 t = chunk * CHUNK + CHUNK - 1 - j
-                here, in_time = is_channel & (t < num_steps), is_position & (t < num_steps)
-                row = (track * num_steps + t) * num_channels + channels
+                here, in_time = is_channel & (t < count), is_position & (t < count)
+                row = (track_start + t) * num_channels + channels
                 before = earlier[CHUNK - 1 - j]  # type: ignore[var-annotated]
-                u = _read(u_ptr, u_at + t * u_step, here)
-                raw, step = _step_size(delta_ptr, delta_at + t * delta_step, here, bias, SOFTPLUS)
-                into = _read(B_ptr, B_at + t * B_step, in_time)
-                out_of = _read(C_ptr, track * C_track + t * C_step + positions, in_time)
-                dy = _read(dy_ptr, track * dy_track + t * dy_step + channels, here)
-                if z_ptr is not None:
-                    gate = _read(z_ptr, track * z_track + t * z_step + channels, here)
-                    opened = _sigmoid(gate)
-                    y = tl.sum(h * out_of[:, None], 0)
-                    if D_ptr is not None:
-                        y += skip * u
-                    _write(dz_ptr, row, dy * y * opened * (1.0 + gate * (1.0 - opened)), here)
-                    dy *= gate * opened
-                g += dy[None, :] * out_of[:, None]
-                # Both sums at once: threads meet half as often.
-                both = tl.join(g * (step * u)[None, :], dy[None, :] * h)
-                at_step = ((block * num_tracks + track) * num_steps + t) * STATE_SIZE + positions
-                _write(dBC_ptr, at_step[:, None] * 2 + tl.arange(0, 2)[None, :], tl.sum(both, 1), in_time[:, None])
-                dwrite = tl.sum(g * into[:, None], 0)
-                g *= tl.exp2(step[None, :] * rates)
-                through = g * before
-                dA += through * step[None, :]
-                dstep = tl.sum(through * rates, 0) * LN2 + dwrite * u
-                if SOFTPLUS:
-                    dstep *= _sigmoid(raw)
-                du = dwrite * step
-                if D_ptr is not None:
-                    du += dy * skip
-                _write(du_ptr, row, du, here)
-                _write(ddelta_ptr, row, dstep, here)
+                u = read(u_ptr, u_at + t * u_step, here)
+                raw, step = step_size(delta_ptr, delta_at + t * delta_step, here, bias, SOFTPLUS)
+                into = read(B_ptr, B_at + t * B_step, in_time)
+                out_of = read(C_ptr, C_at + t * C_step, in_time)
+                dy = read(dy_ptr, dy_at + t * dy_step, here)
+                dy = _through_gate(dy, h, u, out_of, skip, z_ptr, z_at + t * z_step, dz_ptr, row, here)
+                g, through, dBC, du, dstep = _back_through_step(
+                    g, h, before, rates, u, raw, step, into, out_of, dy, skip, SOFTPLUS
+                )
+                at_step = (block * num_tracks * num_steps + track_start + t) * STATE_SIZE + positions
+                write(dBC_ptr, at_step[:, None] * 2 + tl.arange(0, 2)[None, :], dBC, in_time[:, None])
+                write(du_ptr, row, du, here)
+                write(ddelta_ptr, row, dstep, here)
+                dA += through
                 dD += dy * u
                 dbias += tl.where(here, dstep, 0.0)
                 h = before
-        if state_ptr is not None:
-            _write(dstate_ptr, state_at, g, in_state)
+        if dstate_ptr is not None:
+            write(dstate_ptr, track * num_channels * STATE_SIZE + state_at, g, in_state & (first == 0))
         if starts_ptr is not None:
             tl.debug_barrier()
-    _write(dA_ptr, part * STATE_SIZE * num_channels + by_position, dA, in_state)
-    _write(dD_ptr, part * num_channels + channels, dD, is_channel)
-    _write(dbias_ptr, part * num_channels + channels, dbias, is_channel)
-
-
-def launch_sizes(num_channels: int, state_size: int) -> dict[str, int]:
-    """Constants and number of warps of `_scan` for this many channels and positions of a state."""
-    wide_state = triton.next_power_of_2(state_size)
-    fewer = max(1, wide_state // STATE_SIZE_OF_A_THREAD)
-    most = MAX_BLOCK // min(fewer, 4)
-    block = min(most, max(32, triton.next_power_of_2(num_channels)))
-    return {
-        "STATE_SIZE": state_size,
-        "WIDE_STATE": wide_state,
-        "BLOCK": block,
-        "num_warps": min(4, max(1, block * min(fewer, 4) // 32)),
-    }
+    write(dA_ptr, part * STATE_SIZE * num_channels + by_position, dA, in_state)
+    write(dD_ptr, part * num_channels + channels, dD, is_channel)
+    write(dbias_ptr, part * num_channels + channels, dbias, is_channel)
 
 
 def backward_sizes(num_steps: int, num_channels: int, state_size: int) -> dict[str, int]:
@@ -282,11 +275,16 @@ def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     last_state = torch.empty(num_tracks, *A.shape, dtype=torch.float32, device=u.device)
     sizes = launch_sizes(*A.shape)
-    rows = [_dense(x) for x in (u, delta, B, C, z)]
+    num_blocks = triton.cdiv(num_channels, sizes["BLOCK"])
+    num_pieces, piece_steps = pieces_of(num_tracks, num_steps, num_blocks)
+    rows = [dense(x) for x in (u, delta, B, C, z)]
+    rates, starts = rates_of(A), flat(state)
     with torch.cuda.device_of(u):
-        _scan[(num_tracks * triton.cdiv(num_channels, sizes["BLOCK"]),)](
-            *rows[:2], _rates(A), *rows[2:4], _flat(D), rows[4], _flat(delta_bias), _flat(state), y, last_state,
-            num_steps, num_channels, *_strides(rows), SOFTPLUS=delta_softplus, **sizes,
+        if num_pieces > 1:
+            starts, _ = piece_starts(inputs, rates, num_pieces, piece_steps)
+        _scan[(num_tracks * num_pieces * num_blocks,)](
+            *rows[:2], rates, *rows[2:4], flat(D), rows[4], flat(delta_bias), starts, y, last_state,
+            num_steps, num_channels, num_pieces, piece_steps, *strides_of(rows), SOFTPLUS=delta_softplus, **sizes,
         )  # fmt: skip
     return y, last_state
 
@@ -298,28 +296,32 @@ def scan_backward(grad_y: Tensor, grad_state: Tensor | None, inputs: ScanInputs)
     """
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, state = inputs
     num_tracks, num_steps, num_channels = u.shape
-    sizes = backward_sizes(num_steps, *A.shape)
-    num_blocks = triton.cdiv(num_channels, sizes["BLOCK"])
-    num_parts = min(num_tracks, TRACK_PARTS)
-    num_chunks = triton.cdiv(num_steps, sizes["CHUNK"])
+    num_blocks = triton.cdiv(num_channels, launch_sizes(*A.shape)["BLOCK"])
+    num_pieces, piece_steps = pieces_of(num_tracks, num_steps, num_blocks)
+    sizes = backward_sizes(piece_steps, *A.shape)
+    num_parts = min(num_tracks * num_pieces, TRACK_PARTS)
+    num_chunks = triton.cdiv(piece_steps, sizes["CHUNK"])
 
     def fresh(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=u.device)
 
-    du, ddelta, dz, dstate = (
-        fresh(0) if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (u, delta, z, state)
-    )
+    du, ddelta = torch.empty(u.shape, dtype=u.dtype, device=u.device), torch.empty_like(delta.contiguous())
+    dz, dstate = (None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (z, state))
     dBC, dA = fresh(num_blocks, *B.shape, 2), fresh(num_parts, A.shape[1], num_channels)
     dD, dbias = fresh(num_parts, num_channels), fresh(num_parts, num_channels)
     starts = fresh(num_parts, num_chunks, A.shape[1], num_channels) if num_chunks > 1 else None
-    rows = [_dense(x) for x in (grad_y, u, delta, B, C, z)]
-    strides = _strides(rows)
+    rows = [dense(x) for x in (grad_y, u, delta, B, C, z)]
+    strides = strides_of(rows)
     is_far = max(strides[1::2]) * num_steps >= 2**31
+    rates, before, after = rates_of(A), flat(state), flat(grad_state)
     with torch.cuda.device_of(u):
+        if num_pieces > 1:
+            before, sums = piece_starts(inputs, rates, num_pieces, piece_steps)
+            after = piece_gradients(grad_y, grad_state, inputs, rates, sums, num_pieces, piece_steps)
         _scan_backward[(num_parts * num_blocks,)](
-            rows[0], _flat(grad_state), *rows[1:3], _rates(A), *rows[3:5], _flat(D), rows[5], _flat(delta_bias),
-            _flat(state), du, ddelta, dBC, dz, dstate, dA, dD, dbias, starts,
-            num_tracks, num_steps, num_channels, num_parts, *strides, SOFTPLUS=delta_softplus, FAR=is_far, **sizes,
+            rows[0], after, *rows[1:3], rates, *rows[3:5], flat(D), rows[5], flat(delta_bias),
+            before, du, ddelta, dBC, dz, dstate, dA, dD, dbias, starts, num_tracks, num_steps, num_channels, num_parts,
+            num_pieces, piece_steps, *strides, SOFTPLUS=delta_softplus, FAR=is_far, **sizes,
         )  # fmt: skip
     dB, dC = dBC.sum(0).unbind(-1)
     return (
@@ -329,25 +331,7 @@ def scan_backward(grad_y: Tensor, grad_state: Tensor | None, inputs: ScanInputs)
         dB.contiguous().to(B.dtype),
         dC.contiguous().to(C.dtype),
         fresh(0) if D is None else dD.sum(0).to(D.dtype),
-        dz,
+        fresh(0) if dz is None else dz,
         fresh(0) if delta_bias is None else dbias.sum(0).to(delta_bias.dtype),
-        dstate,
+        fresh(0) if dstate is None else dstate,
     )
-
-
-def _rates(A: Tensor) -> Tensor:
-    return (A.float() * LOG2E).t().contiguous()
-
-
-def _flat(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
-def _dense(tensor: Tensor | None) -> Tensor | None:
-    """[R, T, X] as it is where the last axis has no gaps, else a copy."""
-    return tensor if tensor is None or tensor.stride(2) == 1 else tensor.contiguous()
-
-
-def _strides(rows: list[Tensor | None]) -> list[int]:
-    """Those of tracks and steps, one tensor after the other."""
-    return [stride for x in rows for stride in ((0, 0) if x is None else x.stride()[:2])]
