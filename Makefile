@@ -1,4 +1,5 @@
 # make demo: the whole job on data that it makes itself.  make test: the tests.  make check: style, types, imports, docs.
+# make gpu-check: whether all is right and fast on this machine's GPU, in ten minutes.
 # make screenshots: the page in a browser.  make docs: the documentation as a site.  make newest: the tests on the newest versions that are allowed.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 NEWEST := .venv-newest
 
-.PHONY: demo test check check-style check-types check-shapes docs newest newest-again format clean screenshots
+.PHONY: demo gpu-check test check check-style check-types check-shapes docs newest newest-again format clean screenshots
 
 .venv/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -21,6 +22,10 @@ NEWEST := .venv-newest
 
 demo: .venv/core
 	$(BIN)/kinescan demo --output runs/demo
+
+# Needs a CUDA device, and a torch built for it.
+gpu-check: .venv/core
+	$(BIN)/kinescan doctor --gpu-check
 
 # Tests run in a process for each core, up to 8, and all tests of a file in the same one. TEST_PROCESSES=0: one after another.
 TEST_PROCESSES ?= auto

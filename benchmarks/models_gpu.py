@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import measure
 import models_cpu
+from kinescan.profiling.device_clock import DeviceClock, compare_in_turn
 from models_cpu import BASE, LARGE, Cell
-from ops_gpu import Clock, compare
 
 NAME = "models_gpu"
 DTYPE = "bfloat16"
@@ -39,7 +39,7 @@ def measure_cell(
     """Times and memory of all models in turn; a model that does not fit is left out and named."""
     size = sizes.get("image_size", 224)
     clip = torch.randn(clips, cell.frames, 3, size, size, generator=torch.Generator().manual_seed(models_cpu.SEED))
-    clock, runs, left_out = Clock(device), {}, {}
+    clock, runs, left_out = DeviceClock(device), {}, {}
     for name in cell.models:
         try:
             run = run_of(cell, name, clip.to(device), sizes)
@@ -50,7 +50,7 @@ def measure_cell(
         runs["ours" if name == cell.models[0] else name] = run
     if "ours" not in runs:
         return {"left_out": left_out}
-    return {**compare(clock, runs, repetitions), **({"left_out": left_out} if left_out else {})}
+    return {**compare_in_turn(clock, runs, repetitions), **({"left_out": left_out} if left_out else {})}
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:

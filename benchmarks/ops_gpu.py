@@ -13,8 +13,6 @@ speed; nothing is written.
 
 import argparse
 import importlib
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,22 +20,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
-from torch.nn.functional import scaled_dot_product_attention
 
-from kinescan.ops import attention_mass, local_correlation, selective_scan, selective_scan_step
-from kinescan.ops.selective_scan import reference
+from kinescan.ops import attention_mass, selective_scan_step
+from kinescan.profiling.device_clock import DeviceClock, compare_in_turn
+from kinescan.profiling.kernel_cases import (
+    OFFSETS,
+    STATE_SIZE,
+    WINDOW,
+    Scan,
+    Tensors,
+    correlate,
+    correlate_with_gradient,
+    draw_attention,
+    draw_scan,
+    plain_attention,
+    relative_error,
+    scan_by_kernel,
+    scan_by_loop,
+    scan_with_gradients,
+)
 from measure import versions, write_result
 
 SEED = 0
-STATE_SIZE, WINDOW, OFFSETS = 16, 9, (-2, -1, 0, 1, 2)
-ORDER = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 OUTPUT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 EXPONENTIALS_PER_CLOCK = 16  # of a multiprocessor, compute capability 8.0 and 9.0
-
-Tensors = dict[str, Tensor]
-Scan = Callable[[Tensors], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -70,63 +77,6 @@ TINY = Sizes(
 )
 
 
-class Clock:
-    """Milliseconds between two moments of the device's own stream; of the process on a CPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.is_gpu = device.type == "cuda"
-
-    def time(self, run: Callable[[], Any]) -> float:
-        if not self.is_gpu:
-            before = time.process_time()
-            run()
-            return 1000 * (time.process_time() - before)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-
-    def peak_bytes(self, run: Callable[[], Any]) -> int | None:
-        """Memory that a call needs at its peak, beyond what was there."""
-        if not self.is_gpu:
-            return None
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-
-
-def draw(tracks: int, steps: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensors:
-    """Inputs as a Mamba block makes them at the start: A = -(1 .. S), step sizes around 0.03."""
-
-    def tokens(width: int) -> Tensor:
-        return torch.randn(tracks, steps, width, device=device, dtype=dtype)
-
-    return {
-        "u": tokens(channels),
-        "delta": tokens(channels),
-        "A": -torch.arange(1.0, STATE_SIZE + 1, device=device).repeat(channels, 1),
-        "B": tokens(STATE_SIZE),
-        "C": tokens(STATE_SIZE),
-        "D": torch.ones(channels, device=device),
-        "z": tokens(channels),
-        "delta_bias": torch.full((channels,), -3.5, device=device),
-    }
-
-
-def ours(tensors: Tensors) -> tuple[Tensor, Tensor]:
-    return selective_scan(**tensors, backend="triton")
-
-
-def eager_loop(tensors: Tensors) -> tuple[Tensor, Tensor]:
-    wide = torch.float64 if tensors["u"].dtype == torch.float64 else torch.float32
-    y, state = reference.scan(*(tensors[name].to(wide) for name in ORDER), True, tensors.get("state"))
-    return y.to(tensors["u"].dtype), state
-
-
 def mamba_scan() -> Scan | str:
     """The kernel of mamba_ssm on our layout, or why it cannot be had."""
     try:
@@ -143,35 +93,19 @@ def mamba_scan() -> Scan | str:
     return scan
 
 
-def with_gradients(scan: Scan, tensors: Tensors, grad_y: Tensor) -> tuple[Tensor, ...]:
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
-    y, _ = scan(leaves)
-    return (y.detach(), *torch.autograd.grad(y, list(leaves.values()), grad_y.to(y.dtype)))
-
-
-def correlate(features: Tensor, backend: str) -> Tensor:
-    return local_correlation(features, OFFSETS, WINDOW, backend=backend)
-
-
-def correlate_with_gradient(run: Callable[[Tensor], Tensor], features: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    leaf = features.detach().requires_grad_()
-    maps = run(leaf)
-    return maps.detach(), torch.autograd.grad(maps, leaf, grad.to(maps.dtype))[0]
-
-
 def worst(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> list[float]:
     """Errors of the largest entry of each."""
-    return [((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(found, exact, strict=True)]
+    return [relative_error(a, b) for a, b in zip(found, exact, strict=True)]
 
 
 def check_scans(scans: Mapping[str, Scan], device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Largest relative error of outputs and gradients against float64; stops where a tolerance is broken."""
-    tensors = draw(3, 11, 37, device, dtype)
+    tensors = draw_scan(3, 11, 37, device, dtype)
     grad_y = torch.randn(3, 11, 37, device=device).to(dtype)
-    exact = with_gradients(eager_loop, {n: x.double() for n, x in tensors.items()}, grad_y.double())
+    exact = scan_with_gradients(scan_by_loop, {n: x.double() for n, x in tensors.items()}, grad_y.double())
     errors = {}
     for name, scan in scans.items():
-        output, *gradients = worst(with_gradients(scan, tensors, grad_y), exact)
+        output, *gradients = worst(scan_with_gradients(scan, tensors, grad_y), exact)
         errors |= {f"scan, {name}, output": output, f"scan, {name}, gradients": max(gradients)}
     return within_tolerance(errors, dtype)
 
@@ -186,22 +120,6 @@ def check_correlations(device: torch.device, dtype: torch.dtype) -> dict[str, fl
         output, gradient = worst(found, wanted)
         errors |= {f"correlation, {name}, output": output, f"correlation, {name}, gradient": gradient}
     return within_tolerance(errors, dtype)
-
-
-def draw_attention(
-    heads: int, key_heads: int, head_dim: int, queries: int, keys: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values."""
-    shapes = ((heads, queries), (key_heads, keys), (key_heads, keys))
-    query, key, value = (torch.randn(1, *shape, head_dim, device=device).to(dtype) for shape in shapes)
-    return query, key, value
-
-
-def plain_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """What attention costs without the mass: fused, the queries being the newest of the keys."""
-    causal = causal_lower_right(queries.shape[2], keys.shape[2])
-    output: Tensor = scaled_dot_product_attention(queries, keys, values, attn_mask=causal, enable_gqa=True)
-    return output
 
 
 def check_attention(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
@@ -223,24 +141,6 @@ def within_tolerance(errors: dict[str, float], dtype: torch.dtype) -> dict[str, 
     return errors
 
 
-def compare(clock: Clock, runs: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, Any]:
-    """Median, least and largest milliseconds of each, called in turn after three rounds that are not timed."""
-    for _ in range(3 if clock.is_gpu else 1):
-        for run in runs.values():
-            run()
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repetitions):
-        for name, run in runs.items():
-            taken[name].append(clock.time(run))
-    medians = {name: statistics.median(values) for name, values in taken.items()}
-    return {
-        "milliseconds": medians,
-        "range": {name: [min(values), max(values)] for name, values in taken.items()},
-        "times_faster_than": {name: round(medians[name] / medians["ours"], 2) for name in runs if name != "ours"},
-        "peak_bytes": {name: clock.peak_bytes(run) for name, run in runs.items()},
-    }
-
-
 def exp_floor(entries: int, device: torch.device) -> float | None:
     """Milliseconds that so many exponentials take at least, from the device's clock; None where it is not known."""
     if device.type != "cuda":
@@ -253,20 +153,28 @@ def exp_floor(entries: int, device: torch.device) -> float | None:
 
 
 def time_scans(
-    clock: Clock, scans: Mapping[str, Scan], sizes: Sizes, device: torch.device, dtype: torch.dtype, repetitions: int
+    clock: DeviceClock,
+    scans: Mapping[str, Scan],
+    sizes: Sizes,
+    device: torch.device,
+    dtype: torch.dtype,
+    repetitions: int,
 ) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for steps in sizes.lengths:
-        tensors = draw(sizes.tracks, steps, sizes.channels, device, dtype)
+        tensors = draw_scan(sizes.tracks, steps, sizes.channels, device, dtype)
         grad_y = torch.randn(tensors["u"].shape, device=device).to(dtype)
         floor = exp_floor(tensors["u"].numel() * STATE_SIZE, device)
         shape = f"{sizes.tracks} x {steps} x {sizes.channels}"
         with torch.no_grad():
             runs = {name: partial(scan, tensors) for name, scan in scans.items()}
-            results[f"scan, forward, {shape}"] = {**compare(clock, runs, repetitions), "exp_floor_milliseconds": floor}
-        runs = {name: partial(with_gradients, scan, tensors, grad_y) for name, scan in scans.items()}
-        results[f"scan, forward and backward, {shape}"] = compare(clock, runs, repetitions)
-    tensors = draw(sizes.step_tracks, 1, sizes.channels, device, dtype)
+            results[f"scan, forward, {shape}"] = {
+                **compare_in_turn(clock, runs, repetitions),
+                "exp_floor_milliseconds": floor,
+            }
+        runs = {name: partial(scan_with_gradients, scan, tensors, grad_y) for name, scan in scans.items()}
+        results[f"scan, forward and backward, {shape}"] = compare_in_turn(clock, runs, repetitions)
+    tensors = draw_scan(sizes.step_tracks, 1, sizes.channels, device, dtype)
     rows = {name: x[:, 0] if x.ndim == 3 else x for name, x in tensors.items()}
     state = torch.randn(sizes.step_tracks, sizes.channels, STATE_SIZE, device=device)
     loops = {name: scans[name] for name in ("compiled_loop", "eager_loop")}
@@ -274,12 +182,12 @@ def time_scans(
         runs = {name: partial(scan, {**tensors, "state": state}) for name, scan in loops.items()}
         runs["ours"] = lambda: selective_scan_step(**rows, state=state, backend="triton")
         runs["copy_of_the_state"] = state.clone
-        results[f"scan, one step, {sizes.step_tracks} x {sizes.channels}"] = compare(clock, runs, repetitions)
+        results[f"scan, one step, {sizes.step_tracks} x {sizes.channels}"] = compare_in_turn(clock, runs, repetitions)
     return results
 
 
 def time_correlations(
-    clock: Clock, compiled: Any, sizes: Sizes, device: torch.device, dtype: torch.dtype, repetitions: int
+    clock: DeviceClock, compiled: Any, sizes: Sizes, device: torch.device, dtype: torch.dtype, repetitions: int
 ) -> dict[str, Any]:
     results = {}
     forms = {
@@ -293,14 +201,14 @@ def time_correlations(
         shape = f"{sizes.clips} x {sizes.frames} x {channels} x {side} x {side}"
         with torch.no_grad():
             runs = {name: partial(form, features) for name, form in forms.items()}
-            results[f"correlation, forward, {shape}"] = compare(clock, runs, repetitions)
+            results[f"correlation, forward, {shape}"] = compare_in_turn(clock, runs, repetitions)
         runs = {n: partial(correlate_with_gradient, form, features, grad) for n, form in forms.items()}
-        results[f"correlation, forward and backward, {shape}"] = compare(clock, runs, repetitions)
+        results[f"correlation, forward and backward, {shape}"] = compare_in_turn(clock, runs, repetitions)
     return results
 
 
 def time_attention(
-    clock: Clock, sizes: Sizes, device: torch.device, dtype: torch.dtype, repetitions: int
+    clock: DeviceClock, sizes: Sizes, device: torch.device, dtype: torch.dtype, repetitions: int
 ) -> dict[str, Any]:
     results = {}
     for shape in sizes.attentions:
@@ -313,7 +221,7 @@ def time_attention(
         heads, key_heads, head_dim, queries, keys = shape
         name = f"attention with mass, {heads} on {key_heads} heads of {head_dim}, {queries} queries, {keys} keys"
         with torch.no_grad():
-            results[name] = compare(clock, runs, repetitions)
+            results[name] = compare_in_turn(clock, runs, repetitions)
     return results
 
 
@@ -340,9 +248,13 @@ def main() -> None:
         return torch.compile(function, fullgraph=True, backend="eager" if given.dry_run else "inductor")
 
     mamba = mamba_scan()
-    scans: dict[str, Scan] = {"ours": ours, "compiled_loop": compiled(eager_loop), "eager_loop": eager_loop}
+    scans: dict[str, Scan] = {
+        "ours": scan_by_kernel,
+        "compiled_loop": compiled(scan_by_loop),
+        "eager_loop": scan_by_loop,
+    }
     scans |= {} if isinstance(mamba, str) else {"mamba_ssm": mamba}
-    clock = Clock(device)
+    clock = DeviceClock(device)
     results: dict[str, Any] = {"parity": check_scans(scans, device, dtype) | check_correlations(device, dtype)}
     results["parity"] |= check_attention(device, dtype)
     results |= time_scans(clock, scans, sizes, device, dtype, repetitions)

@@ -24,9 +24,9 @@ def test_dry_run_needs_no_gpu(script) -> None:
 
 def test_peers_are_called_in_turn_and_compared(script) -> None:
     gpu, calls = script("ops_gpu"), []
-    clock = gpu.Clock(torch.device("cpu"))
+    clock = gpu.DeviceClock(torch.device("cpu"))
     runs = {name: (lambda name=name: calls.append(name)) for name in ("ours", "peer")}
-    found = gpu.compare(clock, runs, 3)
+    found = gpu.compare_in_turn(clock, runs, 3)
     assert calls[:8] == ["ours", "peer"] * 4  # one round is not timed
     assert set(found["times_faster_than"]) == {"peer"}
     assert all(low <= found["milliseconds"][name] <= high for name, (low, high) in found["range"].items())
@@ -36,8 +36,8 @@ def test_a_wrong_peer_stops_everything(script) -> None:
     gpu = script("ops_gpu")
 
     def wrong(tensors):
-        y, state = gpu.eager_loop(tensors)
+        y, state = gpu.scan_by_loop(tensors)
         return 1.1 * y, state
 
     with pytest.raises(SystemExit, match="nothing"):
-        gpu.check_scans({"eager_loop": gpu.eager_loop, "wrong": wrong}, torch.device("cpu"), torch.float32)
+        gpu.check_scans({"eager_loop": gpu.scan_by_loop, "wrong": wrong}, torch.device("cpu"), torch.float32)

@@ -6,7 +6,40 @@ import pytest
 import torch
 
 from kinescan.errors import BackendError
-from kinescan.runs import doctor
+from kinescan.runs import doctor, gpu_check
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this machine's user has checked is not part of a test."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_gpu_check_without_a_gpu_fails(kinescan: Any) -> None:
+    done = kinescan("doctor", "--gpu-check")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("BackendError")
+
+
+@pytest.mark.parametrize("words", [("--device", "cpu"), ("--gpu-check", "--device", "tpu")])
+def test_wrong_devices_are_wrong_usage(words: tuple[str, ...], kinescan: Any) -> None:
+    assert kinescan("doctor", *words).exit_code == 2
+
+
+def test_doctor_says_that_the_gpu_was_not_checked(kinescan: Any) -> None:
+    said = json.loads(kinescan("doctor", "--json").stdout)
+    assert said["gpu_check"]["status"] == "not run"
+
+
+def test_a_rehearsal_says_that_it_is_none(kinescan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = gpu_check.PartResult(
+        name="device", status="failed", seconds=1.0, problems=["no compiler"], notes=[], numbers={}
+    )
+    monkeypatch.setattr(gpu_check, "_run", lambda *_, **__: part)
+    done = kinescan("doctor", "--gpu-check", "--device", "cpu")
+    assert done.exit_code == 1
+    assert all(word in done.stdout for word in ("rehearsal", "no compiler", "gpu_check_rehearsal.json"))
 
 
 def test_doctor_tries_every_backend(kinescan: Any) -> None:

@@ -56,7 +56,7 @@ FLAGS = {
     "web": {"--set", "--model", "--vlm", "--host", "--port", "--device"},
     "list": {"--recipes", "--markdown", "--json"},
     "recipe": {"--json"},
-    "doctor": {"--json"},
+    "doctor": {"--json", "--gpu-check", "--device"},
     "export": {"--to", "--batch", "--frames", "--precision", "--video", "--tolerance", "--step", "--json"},
     "bench": {"--quick", "--output", "--list", "--json"},
     "profile": {"--set", "--frames", "--size", "--batch", "--num-classes", "--repeats", "--device", "--json"},

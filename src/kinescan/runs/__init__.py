@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kinescan.runs import doctor as doctor
     from kinescan.runs import evaluate as evaluate
     from kinescan.runs import export as export
+    from kinescan.runs import gpu_check as gpu_check
     from kinescan.runs import index as index
     from kinescan.runs import make_data as make_data
     from kinescan.runs import names as names
@@ -42,6 +43,7 @@ __getattr__ = lazy_names(
         *(
             "evaluate",
             "export",
+            "gpu_check",
             "index",
             "make_data",
             "names",

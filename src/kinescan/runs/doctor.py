@@ -13,6 +13,7 @@ from kinescan.data.video import probe_decoders
 from kinescan.errors import BackendError
 from kinescan.ops import attention_mass, local_correlation, selective_scan
 from kinescan.profiling.environment import describe_environment
+from kinescan.runs.gpu_check import LastGpuCheck, last_gpu_check
 from kinescan.runtime.backend_names import Backend
 
 OPTIONAL = (
@@ -57,6 +58,7 @@ class Diagnosis:
         devices: device names.
         backends: every op with every backend on every device: tried out, and compared with the reference.
         decoders: what can decode videos.
+        gpu_check: what the last check of a GPU found.
         problems: what should be repaired, each with how; empty when all is well.
     """
 
@@ -65,6 +67,7 @@ class Diagnosis:
     devices: tuple[str, ...]
     backends: tuple[Finding, ...]
     decoders: dict[str, Any]
+    gpu_check: LastGpuCheck
     problems: tuple[str, ...]
 
 
@@ -81,13 +84,17 @@ def diagnose() -> Diagnosis:
     ]
     backends = [found for found in tried if found is not None]
     wrong = [f"{found.what}: {found.note}" for found in backends if not found.works and found.difference is not None]
+    checked = last_gpu_check()
+    # A check of another device or version is told, and is nothing to repair here.
+    failed = [] if checked.changed else [f"GPU check: {problem}" for problem in checked.problems]
     return Diagnosis(
         environment=asdict(describe_environment()),
         optional={name: _version(name) for name in OPTIONAL},
         devices=tuple(devices),
         backends=tuple(backends),
         decoders=probe_decoders(),
-        problems=tuple(wrong + broken_torchvision()),
+        gpu_check=checked,
+        problems=tuple(wrong + broken_torchvision() + failed),
     )
 
 
