@@ -1,6 +1,9 @@
 """Supported versions: what is needed to run has a lower and an upper bound, and what is tried is between them."""
 
+import ast
+import importlib.metadata
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,6 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OPTIONAL = PROJECT["optional-dependencies"]
 NEEDED = [Requirement(line) for line in (*PROJECT["dependencies"], *OPTIONAL["vlm"], *OPTIONAL["export"])]
+DECLARED = {
+    canonicalize_name(Requirement(line).name)
+    for lines in (PROJECT["dependencies"], *OPTIONAL.values())
+    for line in lines
+}
 
 
 def _tried() -> dict[str, str]:
@@ -21,6 +29,20 @@ def _tried() -> dict[str, str]:
 def test_every_needed_package_has_both_bounds() -> None:
     bounds = {need.name: {part.operator for part in need.specifier} for need in NEEDED}
     assert {name for name, operators in bounds.items() if operators != {">=", "<"}} == set()
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    known = importlib.metadata.packages_distributions()
+    missing = {}
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"kinescan"}:
+                packages = {canonicalize_name(package) for package in known.get(name, [name])}
+                if not packages & DECLARED:
+                    missing[name] = path.relative_to(ROOT).as_posix()
+    assert missing == {}
 
 
 def test_versions_that_are_tried_are_supported() -> None:

@@ -7,7 +7,7 @@ of kinescan breaks then; the range of versions that was tried is in pyproject.to
 import functools
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ __all__ = [
     "lerp_all_",
     "lost_worker",
     "overload_packet",
+    "refused_write",
     "remove_forward_hooks",
     "shared_storage",
     "storage_key",
@@ -138,6 +139,19 @@ def exhausted_memory(error: RuntimeError) -> str | None:
     first = str(error).splitlines()[0] if str(error) else ""
     by_text = "MPS backend out of memory" in first or "DefaultCPUAllocator: can't allocate memory" in first
     return first if by_text or isinstance(error, torch.OutOfMemoryError) else None
+
+
+def refused_write(error: BaseException, numbers: Iterable[int]) -> bool:
+    """Whether torch's writer, or that of safetensors, says that the system refused a write.
+
+    Their errors have neither a type for it nor a number, so their text has to tell.
+
+    Args:
+        error: what `torch.save` or safetensors raised.
+        numbers: of `errno`, the refusals that count; torch's writer does not say which it was.
+    """
+    texts = ("inline_container", *(f"os error {number})" for number in numbers))
+    return any(text in str(error) for text in texts)
 
 
 def argument_names(operation: Any) -> list[str]:

@@ -22,6 +22,7 @@ from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_json_object
 from kinescan.runtime.folder_lock import is_locked
 from kinescan.runtime.run_folder import RunFolder
+from kinescan.runtime.torch_internals import refused_write
 from kinescan.studies.curves import read_curves
 from kinescan.studies.plan import Job, PreparedJob
 from kinescan.training.callbacks import Callback, End, Epoch, Step
@@ -37,8 +38,7 @@ TIME_FILE = "study_time.json"
 DONE, NON_FINITE = "done", "non_finite"
 WRITE_EVERY_SECONDS = 10.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-_FULL_TEXTS = ("inline_container", *(f"os error {number})" for number in _FULL))
-"""What the writers of torch and safetensors say of the same: their errors have no number."""
+"""Numbers of the system's errors after which every other run would fail, too."""
 PATIENCE_SECONDS = 60.0
 """How long a run's folder may be in use by a process that is ending."""
 
@@ -329,7 +329,7 @@ def is_of_disk(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
-        if not isinstance(error, OSError | KinescanError) and any(text in str(error) for text in _FULL_TEXTS):
+        if not isinstance(error, OSError | KinescanError) and refused_write(error, _FULL):
             return True
         error = error.__cause__
     return False
