@@ -53,3 +53,33 @@ def train_arguments(videos: Path, tmp_path: Path) -> list[str]:
     recipe.write_text('model = "pks4_vit_ti16"\n', encoding="utf-8")
     settings = [word for setting in [*TINY, f"data.train={videos}"] for word in ("--set", setting)]
     return ["train", str(recipe), *settings]
+
+
+@pytest.fixture(scope="session")
+def three_seconds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two videos of 3 s (60 frames)."""
+    root = tmp_path_factory.mktemp("three_seconds")
+    for name in ("a.mp4", "b.mp4"):
+        write_video(root / name, torch.zeros(60, 3, 16, 16, dtype=torch.uint8), fps=20)
+    return root
+
+
+@pytest.fixture
+def convert(kinescan: Any, three_seconds: Path, tmp_path: Path) -> Any:
+    """Writes an export, converts it, and gives the rows of the list, paths without folders, and what was said."""
+
+    def run(name: str, content: str | bytes, *flags: str, code: int = 0, found: bool = True) -> Any:
+        source, output = tmp_path / name, tmp_path / "labels.csv"
+        source.write_bytes(content if isinstance(content, bytes) else content.encode())
+        where = ["--videos", str(three_seconds)] if found else []
+        result = kinescan("data", "convert", str(source), str(output), *where, "--overwrite", *flags)
+        assert result.exit_code == code, (result.stdout, result.stderr)
+        if code == 2:
+            return result.stderr
+        lines = output.read_text().splitlines()
+        assert lines[0] == "path,start,end,label"
+        rows = [tuple(line.split(",")) for line in lines[1:]]
+        run.said = result.stdout + result.stderr  # type: ignore[attr-defined]
+        return [(Path(row[0]).name, *row[1:]) for row in rows]
+
+    return run
