@@ -164,7 +164,8 @@ def test_train_and_test_share_no_texture(pair):
     seeds = {"train": set(), "test": set()}
     for split, found in seeds.items():
         for index in range(50):
-            found |= set(draw_motion_scene(np.random.default_rng(index), pair, split, num_frames=2).texture_seeds)
+            scene = draw_motion_scene(np.random.default_rng(index), pair, split, num_frames=2)
+            found |= {scene.background_seed, *(sprite.texture_seed for sprite in scene.sprites)}
     assert seeds["train"] <= set_in(TRAIN_TEXTURES, seeds["train"])
     assert seeds["test"] <= set_in(TEST_TEXTURES, seeds["test"])
     assert not seeds["train"] & seeds["test"]

@@ -72,7 +72,7 @@ class Mamba(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start values of PKS4.md: A = -(1..S), D = 1, step sizes log-uniform in [1e-3, 0.1]."""
+        """Start values of mamba_ssm: A = -(1..S), D = 1, step sizes log-uniform in [1e-3, 0.1]."""
         self.conv1d.reset_parameters()
         for projection in (self.in_proj, self.x_proj, self.out_proj):
             projection.reset_parameters()

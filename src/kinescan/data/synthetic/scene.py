@@ -46,11 +46,6 @@ class Scene:
     sprites: tuple[Sprite, ...]
     num_frames: int | None = None
 
-    @property
-    def texture_seeds(self) -> list[int]:
-        """Every texture in the picture."""
-        return [self.background_seed, *(sprite.texture_seed for sprite in self.sprites)]
-
 
 def render(
     scene: Scene,

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kinescan.models.weights.layouts import Family
+from kinescan.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 
