@@ -60,7 +60,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def newer_releases() -> dict[str, str]:
-    """The newest release of each declared package that is not here, since our bounds or another package kept it out."""
+    """The newest release of each declared package that is not installed here: bounds, ours or others', kept it out."""
     command = [sys.executable, "-m", "pip", "list", "--disable-pip-version-check", "--outdated", "--format", "json"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     newest = {normalized(each["name"]): each["latest_version"] for each in json.loads(listed)}
@@ -131,7 +131,7 @@ def rendered(runs: list[dict[str, Any]]) -> str:
 
 
 def _details(entry: dict[str, Any]) -> list[str]:
-    """The parts of one run, its failures and the releases that were kept out of it."""
+    """The parts of one run, its failures and the newer releases that did not run."""
     lines = ["", f"{entry['date']}, Python {entry['python']}, torch {entry['versions'].get('torch', 'none')}:", ""]
     lines += ["| tests | passed | failed | skipped | commit |", "|---|---|---|---|---|"]
     for name, part in sorted(entry["parts"].items()):
@@ -139,7 +139,7 @@ def _details(entry: dict[str, Any]) -> list[str]:
             f"| `{name}` | {part['passed']:,} | {part['failed']:,} | {part['skipped']:,} | `{part['commit']}` |"
         )
     kept_out = ", ".join(f"{name} {version}" for name, version in entry["kept_out"].items())
-    lines += ["", f"Newer releases that were kept out by our bounds or another package's: {kept_out or 'none'}."]
+    lines += ["", f"Newer releases that did not run: {kept_out or 'none'}."]
     failures = [f"- `{name}`" for _, part in sorted(entry["parts"].items()) for name in part["failures"]]
     return [*lines, *(["", "Failed:", "", *failures] if failures else [])]
 

@@ -1,5 +1,4 @@
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -115,7 +114,3 @@ class Qwen25VL(Family):
         """Position of a patch on the time axis, this long after its video began."""
         # A millionth against 0.1 + 0.2: times are sums of fractions.
         return int(self.config.vision_config.tokens_per_second * elapsed_seconds + 1e-6)
-
-    @override
-    def decoder_extras(self, visual: Tensor, deepstack: Any) -> Mapping[str, Any]:
-        return {}
