@@ -183,7 +183,7 @@ class RunConfig:
 
     Attributes:
         output: folder of the run; empty for the next free one under runs/.
-        seed: of new weights, order and draws; which videos are held out depends on `data.split_seed`.
+        seed: of new weights, order and random sampling; which videos are held out depends on `data.split_seed`.
         model: what is trained.
         data: on which videos.
         preprocessing: how pixels become clips.

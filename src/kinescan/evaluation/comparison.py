@@ -78,8 +78,8 @@ class Comparison:
             return f"Both are right and wrong on the same {self.num_videos} videos: no gap to explain."
         if self.likely_noise:
             return (
-                f"The gap of {gap} on {self.num_videos} videos is likely noise: another draw of as many videos could "
-                "close it or turn it round."
+                f"The gap of {gap} on {self.num_videos} videos is likely noise: another sample of as many videos "
+                "could close it or turn it round."
             )
         better = self.name_a if self.difference > 0 else self.name_b
         return (
@@ -107,7 +107,7 @@ class Comparison:
                 f"{self.num_only_a} more were scored for A only, {self.num_only_b} for B only."
             )
         rows += [f"\n**Note.** {escape_markdown(note)}" for note in self.notes]
-        rows.append(f"\nPaired bootstrap over videos, {self.resamples} draws, seed {self.seed}.")
+        rows.append(f"\nPaired bootstrap over videos, {self.resamples} resamples, seed {self.seed}.")
         return "\n".join(rows) + "\n"
 
 
@@ -139,8 +139,8 @@ def compare(
         ConfigError: no video is in both, a video stands twice in one, or they disagree on a video's label.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), sect. 13.3 (percentile interval).
-    Differs: the mean of a draw of -1, 0 and 1 depends on their counts only, which are multinomial: drawing those gives
-        the same distribution and costs nothing.
+    Differs: the mean of a resample of -1, 0 and 1 depends on their counts only, which are multinomial: sampling the
+        counts gives the same distribution and costs nothing.
 
     Example:
         >>> right = [VideoPrediction(video_id=str(i), label="x", prediction="x") for i in range(100)]

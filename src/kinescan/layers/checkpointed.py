@@ -20,7 +20,7 @@ def checkpointed(part: Callable[[*Inputs], Result], *inputs: *Inputs) -> Result:
     is simply called.
 
     Args:
-        part: draws no random numbers and changes nothing, as it runs twice.
+        part: samples no random numbers and changes nothing, as it runs twice.
         inputs: of `part`; the graph is kept for those tensors among them that want gradients.
 
     Example:

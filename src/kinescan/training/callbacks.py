@@ -121,7 +121,7 @@ class End:
 class Callback:
     """Watches a run; each method does nothing until it is overridden, and what it raises ends the run.
 
-    Of several processes, each tells its own callbacks. They must not draw from the global random generators if the
+    Of several processes, each tells its own callbacks. They must not sample from the global random generators if the
     weights are to be those of a run without them.
 
     Example:

@@ -317,7 +317,7 @@ def _write_device_rng(states: Mapping[str, Any], device: torch.device) -> None:
         kind, state = ("cuda", every[index]) if index < len(every) else (None, None)
     if kind != device.type:
         logger.warning(
-            "the checkpoint holds no random state of a %s device: what is drawn there, as by dropout, differs from a "
+            "the checkpoint holds no random state of a %s device: what is sampled there, as by dropout, differs from a "
             "run that was not interrupted",
             device.type,
         )

@@ -45,6 +45,10 @@ class Intake:
         num_frames: frames taken, those that wait included.
         last_seconds: time of the newest that was taken with its time; None before the first.
         base_seconds: frames without a time follow one another at `fps` from here on.
+        frame_size: height and width of all frames, in pixels; None before the first.
+        grid: rows and columns of a frame's tokens; None before the first.
+        frames: that wait for a temporal patch to be whole, uint8 [3, H, W] with their times in seconds.
+        patches: that wait for a step to be whole.
     """
 
     def __init__(self, family: Family, config: StreamConfig) -> None:

@@ -33,7 +33,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 NEWEST = "default"
+"""Name in a request that stands for the first model."""
 _WORKERS = 2
+"""Threads that run models; further requests wait for one."""
 
 
 class Engine:
@@ -150,7 +152,7 @@ class Engine:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """A place in the queue.
+        """The block counts as a request that waits for a model, or uses one.
 
         Raises:
             RequestProblem: the queue is full.
