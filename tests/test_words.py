@@ -98,7 +98,9 @@ def test_names_are_allowed(source: str) -> None:
 
 def _forbidden(text: str) -> list[str]:
     return [
-        f"{found[0]!r} (say: {better})" for phrase, better in FORBIDDEN.items() for found in re.finditer(phrase, text)
+        f"{found[0]!r} (say: {better})"
+        for phrase, better in FORBIDDEN.items()
+        for found in re.finditer(phrase, text, re.IGNORECASE)
     ]
 
 

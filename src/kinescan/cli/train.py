@@ -30,7 +30,7 @@ def command(
     output: Annotated[
         Path | None, typer.Option(help="Folder of the run. By default the next free one under runs/.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show recipe, parameter groups, memory and time; train nothing.")
     ] = False,

@@ -16,6 +16,7 @@ from kinescan.settings import closest
 Asked = Literal["all", "frame", "text"]
 """Whose attention weights make a score."""
 GOLDEN_RATIO_FRACTION = 0.6180339887498949
+"""Fractions of its multiples lie evenly spread in [0, 1) (see `Uniform`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,8 @@ class Candidates:
             accumulated.
         keys: [Hkv, L, D], rotated to their positions.
         values: [Hkv, L, D].
-        places: [Hkv, L] how far from the end of its step each token stands, from 1; equal for one place of all frames.
+        places: [Hkv, L] how far from the end of its step each token stands, from 1: tokens at the same position of
+            their frames have the same number.
             Given where a full KV cache is limited (see `memory_budget`), None for the compressed state.
         counts: [Hkv, L] how many tokens each stands for, float32; likewise.
     """
