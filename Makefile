@@ -53,7 +53,7 @@ check-shapes: .venv/dev
 
 # The page as a browser shows it, each state as a picture in build/screenshots; needs chromium.
 screenshots: .venv/dev
-	KINESCAN_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest -q tests/web/test_page.py -k browser
+	KINESCAN_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest -q tests/web/test_browser.py
 
 # The pages of docs/ as a site in build/site; a link that leads nowhere is an error.
 docs: .venv/dev

@@ -15,6 +15,7 @@ FLAGS = {
     "cross-validate": {"--folds", "--set", "--output", "--resume", "--dry-run", "--json"},
     "study": {"--set", "--output", "--processes", "--any-code", "--dry-run", "--json"},
     "compare": {"--output", "--json"},
+    "report": {"--output", "--json"},
     "eval": {
         *("--data", "--views", "--output", "--device", "--precision", "--workers", "--features"),
         *("--compare", "--allow-code", "--set", "--json"),

@@ -3,7 +3,7 @@ import importlib.util
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,18 +49,26 @@ class Served(NamedTuple):
         return self.url.replace("http://", "ws://") + path
 
 
-def causal_model() -> VideoClassifier:
+def causal_model(labels: Sequence[str] = ("left", "right")) -> VideoClassifier:
     torch.manual_seed(0)
     options = {"causal": True, "insert_after": 1, "kinematic_width": 8, "window": 3}
     made = create_model(
         "pks4_vit_ti16",
-        labels=["left", "right"],
+        labels=list(labels),
         preprocessing=Preprocessing(size=32, num_frames=4),
         **SIZES,
         **options,
     )
     made.timing = FrameTiming(median_seconds=0.125, shortest_seconds=0.125, longest_seconds=0.125)
     return made.eval()
+
+
+def save_vlm(folder: Path) -> None:
+    """A folder of a tiny VLM, whose answers mean nothing."""
+    tiny.build("internvl").save_pretrained(folder)
+    tiny.build_tokenizer().save_pretrained(folder)
+    sizes = {"min_pixels": 64, "max_pixels": 4096, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(sizes))
 
 
 class Running:
@@ -90,10 +98,7 @@ class Running:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     causal_model().save_pretrained(folder / "model")
-    tiny.build("internvl").save_pretrained(folder / "vlm")
-    tiny.build_tokenizer().save_pretrained(folder / "vlm")
-    sizes = {"min_pixels": 64, "max_pixels": 4096, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "vlm" / "preprocessor_config.json").write_text(json.dumps(sizes))
+    save_vlm(folder / "vlm")
     (folder / "media" / "inner").mkdir(parents=True)
     frames = torch.randint(0, 256, (16, 3, 32, 48), dtype=torch.uint8)
     write_video(folder / "media" / "inner" / "a.mp4", frames, fps=8)

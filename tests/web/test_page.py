@@ -1,8 +1,5 @@
-"""What the page shows, and the page itself in a browser."""
+"""What the page shows; test_browser.py has the page itself."""
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +11,15 @@ from kinescan.errors import VideoError
 from kinescan.models.zoo import create_model
 from kinescan.preprocessing import Preprocessing
 from kinescan.web.analysis import analyse
-from kinescan.web.page import mount_page
-from kinescan.web.pictures import frames, seconds_held, timeline
+from kinescan.web.chat import HeldTokens
+from kinescan.web.frame_strip import frame_strip
+from kinescan.web.held_seconds import held_seconds
+from kinescan.web.page_uploads import PageUploads
 from kinescan.web.problems import RequestProblem
-from kinescan.web.settings import ServeConfig
+from kinescan.web.settings import ServeLimits
+from kinescan.web.timeline import timeline
 
-from .conftest import LIMITS, SIZES, Running, causal_model
-
-pytestmark = pytest.mark.usefixtures("dropped_sockets")
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+from .conftest import LIMITS, SIZES, causal_model
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +42,9 @@ def test_analysis_of_a_causal_model_goes_through_the_whole_video(video: Path) ->
     assert found.update_speed.shape == (4, 2, 2)
     assert bool((found.update_speed > 0).all())
     shown = timeline(found, "<b>")
-    assert all(part in shown for part in ("&lt;b&gt;", "<polyline", "<rect"))
-    assert frames(found).count("<img") == 1
+    assert all(part in shown for part in ("&lt;b&gt;", "<polyline", "ks-event", "ks-speed"))
+    # three frames with a next one, in three rows, two of which have a heat map over them
+    assert frame_strip(found).count("<img") == 3 * (1 + 2 + 2)
 
 
 def test_other_models_are_shown_as_far_as_they_go(video: Path) -> None:
@@ -56,6 +53,7 @@ def test_other_models_are_shown_as_far_as_they_go(video: Path) -> None:
     found = analyse(model, video, LIMITS)
     assert found.scores.shape == (2, 2)
     assert found.events == ()
+    assert "ks-speed" not in timeline(found)
 
 
 def test_long_and_broken_videos_are_refused(tmp_path: Path) -> None:
@@ -68,48 +66,34 @@ def test_long_and_broken_videos_are_refused(tmp_path: Path) -> None:
 
 
 def test_seconds_that_are_held_are_bars() -> None:
-    assert seconds_held([(0.0, 4), (1.0, 0), (2.0, 8)], 3.0).count("<rect") == 3
-    assert seconds_held([], 0.0).startswith("<svg")
+    held = [HeldTokens(0.0, 1.0, 10, 5.0), HeldTokens(1.0, 2.0, 10, 0.0), HeldTokens(2.0, 3.0, 10, 10.0)]
+    shown = held_seconds(held, 15)
+    heights = [float(part.split('"')[0]) for part in shown.split('height="')[1:]]
+    assert heights == [100, 50, 100, 0, 100, 100]
+    assert "15 of 30" in shown
+    assert held_seconds([], 15) == ""
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("model")
-    causal_model().save_pretrained(folder)
-    config = ServeConfig(models={"small": str(folder), "other": str(folder)}, port=0, device="cpu")
-    with Running(config, mount=mount_page) as url:
-        yield url
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed (apt-get install chromium)")
-def test_the_page_in_a_browser(page: str, video: Path, tmp_path: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
-    kept = Path(os.environ.get("KINESCAN_SCREENSHOTS", tmp_path))
-    kept.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "broken.mp4").write_bytes(b"no video")
-    arguments = ["--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
-    with playwright.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        context = browser.new_context(viewport={"width": 390, "height": 900}, color_scheme="dark")
-        context.set_default_timeout(60_000)
-        first, second = context.new_page(), context.new_page()
-        for tab in (first, second):
-            tab.goto(page)
-            tab.wait_for_selector("#ks-look")
-        first.set_input_files("#ks-video input[type=file]", str(video))
-        first.wait_for_selector("#ks-video video")
-        # by keyboard alone
-        first.focus("#ks-look")
-        first.keyboard.press("Enter")
-        first.wait_for_selector(".ks-label")
-        assert first.inner_text(".ks-label") in ("left", "right")
-        assert first.locator(".ks-frames").count() == 1
-        # nothing is wider than a phone
-        assert first.evaluate("document.documentElement.scrollWidth") <= 390
-        first.screenshot(path=kept / "page_video.png", full_page=True)
-        assert second.locator(".ks-label").count() == 0
-        second.click("#ks-look")
-        second.wait_for_selector(".ks-problem")
-        second.screenshot(path=kept / "page_problem.png", full_page=True)
-        browser.close()
+def test_a_video_goes_when_no_tab_shows_it(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.mp4", tmp_path / "other.mp4"
+    foreign = tmp_path / "foreign.mp4"
+    for path in (one, other, foreign):
+        path.write_bytes(b"12345")
+    files = {str(one), str(other)}
+    uploads = PageUploads(files, ServeLimits(uploads=2, upload_bytes=12))
+    assert uploads.refusal(1) is not None
+    assert uploads.show("a", "video", str(one))
+    assert uploads.show("b", "video", str(one))
+    uploads.leave("a")
+    assert one.is_file()
+    assert uploads.show("b", "video", str(other))
+    assert not one.exists()
+    assert uploads.sizes == [5]
+    assert uploads.refusal(7) is None
+    assert uploads.refusal(8) is not None
+    # whatever a client names, only uploads are deleted
+    uploads.show("b", "video", str(foreign))
+    uploads.leave("b")
+    assert foreign.is_file()
+    assert not other.exists()
+    assert not uploads.show("b", "video", str(one))

@@ -20,6 +20,7 @@ VERBS = {
     "study": ("kinescan.cli.study", "Compare rows of settings over seeds and data, resumable, with tables."),
     "compare": ("kinescan.cli.compare", "Put finished runs side by side, grouped by everything but their seed."),
     "eval": ("kinescan.cli.evaluate", "Score a model on labelled videos and write a report."),
+    "report": ("kinescan.cli.report", "Write a run, finished or not, or a study as one HTML file."),
     "predict": ("kinescan.cli.predict", "Name the classes of video files."),
     "stream": ("kinescan.cli.stream", "Classify a video frame by frame, at constant cost."),
     "ask": ("kinescan.cli.ask", "Answer questions about a long video with a pretrained VLM."),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kinescan.studies.plan import Job as Job
     from kinescan.studies.plan import StudyPlan as StudyPlan
     from kinescan.studies.plan import plan_study as plan_study
+    from kinescan.studies.report_page import write_report as write_report
     from kinescan.studies.reproduce import Reproduction as Reproduction
     from kinescan.studies.reproduce import plan_reproduction as plan_reproduction
     from kinescan.studies.result import StudyResult as StudyResult
@@ -34,6 +35,7 @@ __getattr__ = lazy_names(
         "kinescan.studies.result": ("StudyResult",),
         "kinescan.studies.run": ("read_study", "run_study"),
         "kinescan.studies.costs": ("RowCost", "row_costs"),
+        "kinescan.studies.report_page": ("write_report",),
         "kinescan.studies.reproduce": ("Reproduction", "plan_reproduction"),
     },
     ("statistics", "curves", "study", "plan", "job", "result", "result_files", "run", "paper"),

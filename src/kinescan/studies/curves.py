@@ -13,13 +13,15 @@ _MAX_BYTES = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """The epochs of a run.
+    """The epochs and steps of a run.
 
     Attributes:
+        steps: number -> what was said after it, every few steps.
         epochs: number -> what was said after its last step: loss, accuracy and so on.
         evaluations: number -> scores.
     """
 
+    steps: dict[int, dict[str, float]] = field(default_factory=dict)
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
 
@@ -40,6 +42,9 @@ def read_curves(folder: str | Path) -> Curves:
         except ConfigError:
             continue
         if not isinstance(entry, dict) or not isinstance(entry.get("epoch"), int):
+            continue
+        if entry.get("kind") == "step" and isinstance(entry.get("step"), int):
+            found.steps[entry["step"]] = {**_numbers(entry), "epoch": float(entry["epoch"])}
             continue
         part = {"epoch": found.epochs, "evaluation": found.evaluations}.get(str(entry.get("kind")))
         if part is not None:

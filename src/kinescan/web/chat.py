@@ -1,7 +1,7 @@
 """Questions about a video, in the form of OpenAI's chat completions."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from kinescan.data.video import Limits, VideoReader
 from kinescan.data.video.still_picture import decode_picture
 from kinescan.inference.frame_source import Recorded, fit
 from kinescan.vlm import VideoStream, Vlm, open_stream
+from kinescan.vlm.held import held_between
 from kinescan.web.media import check_length, video_limits
 from kinescan.web.problems import RequestProblem
 from kinescan.web.settings import ServeConfig
@@ -45,6 +46,23 @@ class ChatRequest:
 
 
 @dataclass(frozen=True)
+class HeldTokens:
+    """What the compressed state holds of one moment.
+
+    Attributes:
+        start: seconds, of its first frame.
+        end: seconds, of the first frame behind it.
+        num_tokens: that it had.
+        num_held: that the next frame may still see, a mean over layers and key heads.
+    """
+
+    start: float
+    end: float
+    num_tokens: int
+    num_held: float
+
+
+@dataclass(frozen=True)
 class Piece:
     """A part of an answer.
 
@@ -54,6 +72,7 @@ class Piece:
         num_frames: that were watched.
         num_tokens: of the answer so far.
         num_prompt_tokens: of the video and the question.
+        held: what is held of the video, once it was watched; empty in all other pieces.
     """
 
     text: str
@@ -61,6 +80,7 @@ class Piece:
     num_frames: int = 0
     num_tokens: int = 0
     num_prompt_tokens: int = 0
+    held: tuple[HeldTokens, ...] = ()
 
 
 def parse_chat(body: Any, config: ServeConfig) -> ChatRequest:
@@ -167,9 +187,17 @@ def answer(
             check_length(reader.duration_seconds, config.limits)
             watched = Recorded(reader, request.fps or config.fps)
             stream = stack.enter_context(_open(vlm, config, watched.num_frames, request))
+            marks: list[tuple[float, int, int]] = []
             for group in watched.groups(stream):
-                stream.push(group.frames, seconds=group.seconds)
-                yield _in_time(Piece("", num_frames=stream.stats.num_frames), end)
+                # one by one: who waits is told sooner, and it is known which tokens are of which moment
+                for part, seconds in zip(group.frames, group.seconds, strict=True):
+                    before = stream.stats.num_seen_tokens
+                    stream.push(part, seconds=seconds)
+                    stats = stream.stats
+                    marks.append((seconds, before, stats.num_seen_tokens))
+                    yield _in_time(Piece("", num_frames=stats.num_frames), end)
+            held = _held(stream, marks, reader.duration_seconds)
+            yield _in_time(Piece("", num_frames=stream.stats.num_frames, held=held), end)
         else:
             stream = stack.enter_context(_open(vlm, config, len(request.pictures), request))
             for url in request.pictures:
@@ -208,6 +236,20 @@ def push_picture(stream: VideoStream, content: bytes, config: ServeConfig) -> No
     pixels = decode_picture(content, limits=Limits(max_pixels=config.limits.max_pixels))
     size = stream.intake.frame_size
     stream.push(pixels if size is None or size == tuple(pixels.shape[1:]) else fit(pixels, size))
+
+
+def _held(stream: VideoStream, marks: Sequence[tuple[float, int, int]], duration: float) -> tuple[HeldTokens, ...]:
+    """What is held of each group of frames; those that waited for the next ones are counted with these."""
+    told = [mark for mark in marks if mark[2] > mark[1]]
+    if not told:
+        return ()
+    counts = held_between(stream.cache, [told[0][1], *(after for _, _, after in told)])
+    firsts = [marks[0][0], *(first for first, _, _ in told[1:])]
+    ends = [*firsts[1:], max(duration, firsts[-1])]
+    return tuple(
+        HeldTokens(start, stop, after - before, float(count))
+        for start, stop, (_, before, after), count in zip(firsts, ends, told, counts, strict=True)
+    )
 
 
 def _open(vlm: Vlm, config: ServeConfig, num_frames: int | None, request: ChatRequest) -> VideoStream:

@@ -1,6 +1,6 @@
 """The page; needs the extra `web`."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,122 +12,164 @@ from kinescan.errors import KinescanError
 from kinescan.runtime.escaping import escape_html
 from kinescan.runtime.quantities import byte_size
 from kinescan.web.analysis import analyse
-from kinescan.web.chat import Piece, answer, parse_chat
+from kinescan.web.chat import HeldTokens, Piece, answer, parse_chat
 from kinescan.web.engine import Engine
-from kinescan.web.pictures import frames, timeline
+from kinescan.web.frame_strip import frame_strip
+from kinescan.web.held_seconds import held_seconds
+from kinescan.web.page_uploads import LimitedUploads, PageUploads
 from kinescan.web.problems import RequestProblem, problem_of
+from kinescan.web.style import SCRIPT, STYLE
+from kinescan.web.timeline import timeline
 
-STYLE = """
-.gradio-container { max-width: 1080px !important; margin: auto; }
-.ks-head h1 { margin: 0; font-size: 1.6rem; } .ks-head p { margin: .2rem 0 0; opacity: .75; }
-.ks-timeline h3 { margin: .2rem 0; font-weight: 500; } .ks-label { font-size: 1.25em; }
-.ks-timeline svg, .ks-held { width: 100%; height: auto; display: block; }
-.ks-timeline .axis { stroke: currentColor; stroke-width: 1.5; }
-.ks-timeline .grid { stroke: currentColor; opacity: .15; }
-.tick { fill: currentColor; font-size: 13px; opacity: .75; }
-.bar { fill: white; font-size: 12px; font-weight: 600; }
-.ks-legend { display: flex; flex-wrap: wrap; gap: .3rem 1rem; font-size: .95rem; }
-.ks-key i { display: inline-block; width: .8em; height: .8em; border-radius: 3px; margin-right: .4em; }
-.ks-events { font-size: .9rem; margin: .3rem 0 0; padding-left: 1.2em; opacity: .85; }
-.ks-frames { width: 100%; border-radius: 8px; background: white; }
-.ks-note { opacity: .75; } .ks-problem { border-left: 4px solid #d1495b; padding: .4rem .8rem; }
-.ks-wide { overflow-x: auto; width: 100%; contain: inline-size; }
-@media (max-width: 640px) { .ks-wide > * { min-width: 640px; } }
-"""
 NOTHING = "(none)"
 _KEPT_SECONDS = 600
-"""An upload is deleted then, and all of them when the service ends."""
+"""An upload is deleted so long after its last use, and all of them when the service ends."""
+_HEAD = '<header class="ks-head"><h1>kinescan</h1><p>What a model sees in a video, moment by moment.</p></header>'
+_SOURCES = ["upload", "webcam"]
+_CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}
+_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+_GONE = "The video is no longer here: it is deleted ten minutes after its last use. Choose it again."
 
 
-def build_page(engine: Engine) -> Any:
-    """The page of a service, as Blocks of gradio.
+class Page:
+    """What the page does when somebody presses a button.
 
     Args:
         engine: with its models; the page uses its threads and its limits.
     """
-    limits = engine.config.limits
-    names = list(engine.models)
-    said = f"up to {limits.video_seconds:.0f} s and {byte_size(limits.body_bytes)}; deleted after ten minutes"
-    with gradio.Blocks(title="kinescan", analytics_enabled=False, delete_cache=(60, _KEPT_SECONDS)) as page:
-        gradio.HTML('<header class="ks-head"><h1>kinescan</h1><p>What a model sees in a video.</p></header>')
-        if names:
-            with gradio.Tab("Video"):
-                video = gradio.Video(
-                    label=f"A video, or the camera ({said})",
-                    sources=["upload", "webcam"],
-                    elem_id="ks-video",
-                    height=380,
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._limits = engine, engine.config.limits
+        self.blocks = gradio.Blocks(title="kinescan", analytics_enabled=False, delete_cache=(60, _KEPT_SECONDS))
+        self.uploads = PageUploads(self.blocks.upload_file_set, self._limits)
+        with self.blocks:
+            gradio.HTML(_HEAD, padding=False)
+            if engine.models:
+                self._video_tab()
+            if engine.vlm is not None:
+                self._question_tab()
+            self.blocks.unload(self._leave)
+        self.blocks.queue(max_size=self._limits.waiting)
+
+    def _video_tab(self) -> None:
+        names = list(self._engine.models)
+        with gradio.Tab("Video"):
+            video, kept = self._player("ks-video", "A video, or the camera")
+            with gradio.Row(equal_height=True):
+                first = gradio.Dropdown(names, value=names[0], label="Model", min_width=140)
+                second = gradio.Dropdown([NOTHING, *names], value=NOTHING, label="Side by side with", min_width=140)
+                look = gradio.Button("Look", variant="primary", elem_id="ks-look", min_width=140)
+            shown = gradio.HTML(elem_id="ks-result", padding=False)
+            look.click(self.look, [video, first, second], [shown, kept], concurrency_limit=2)
+
+    def _question_tab(self) -> None:
+        with gradio.Tab("Questions"):
+            video, kept = self._player("ks-asked", "A video to ask about, or the camera")
+            with gradio.Row(equal_height=True):
+                question = gradio.Textbox(
+                    label="Question", placeholder="What happens?", max_length=4096, scale=4, elem_id="ks-question"
                 )
-                with gradio.Row():
-                    first = gradio.Dropdown(names, value=names[0], label="Model")
-                    second = gradio.Dropdown([NOTHING, *names], value=NOTHING, label="Side by side with")
-                    look = gradio.Button("Look", variant="primary", elem_id="ks-look")
-                shown = gradio.HTML(elem_id="ks-result")
-                with gradio.Accordion("What it looks at", open=True):
-                    strip = gradio.HTML(elem_id="ks-strip")
+                button = gradio.Button("Ask", variant="primary", elem_id="ks-ask", min_width=140)
+            answered = gradio.HTML(elem_id="ks-answered", padding=False)
+            for event in (button.click, question.submit):
+                event(self.ask, [video, question], [answered, kept], concurrency_limit=1)
 
-                async def look_at(path: str | None, one: str, other: str) -> tuple[str, str]:
-                    return await _look(engine, path, one, other)
+    def _player(self, name: str, label: str) -> tuple[Any, Any]:
+        # not mirrored: left on the page is left for the model
+        camera = gradio.WebcamOptions(mirror=False, constraints=_CAMERA)
+        video = gradio.Video(label=label, sources=_SOURCES, elem_id=name, webcam_options=camera)
+        kept = gradio.HTML(self._kept, padding=False)
 
-                look.click(look_at, [video, first, second], [shown, strip], concurrency_limit=2)
-        if engine.vlm is not None:
-            _questions(engine, said)
-    page.queue(max_size=limits.waiting)
-    return page
+        def changed(path: str | None, request: gradio.Request) -> str:
+            self.uploads.show(str(request.session_hash), name, path)
+            return self._kept()
 
+        for event in (video.upload, video.clear, video.stop_recording):
+            event(changed, [video], [kept], show_progress="hidden", concurrency_limit=None)
+        return video, kept
 
-async def _look(engine: Engine, path: str | None, one: str, other: str) -> tuple[str, str]:
-    if not path:
-        return _problem("Choose a video first, or record one."), ""
-    try:
-        chosen = [name for name in (one, other) if name != NOTHING]
-        timelines, strips = [], []
-        for name in dict.fromkeys(chosen):
-            model = engine.classifier(name)
-            found = await engine.run(partial(analyse, model, path, engine.config.limits))
-            timelines.append(timeline(found, name))
-            strips.append(f"<h4>{escape_html(name)}</h4>" * (len(chosen) > 1) + frames(found))
-        return "".join(timelines), "".join(strips)
-    except KinescanError as error:
-        return _problem(problem_of(error).message), ""
-    except RequestProblem as problem:
-        return _problem(problem.message), ""
+    def _kept(self) -> str:
+        limits, number = self._limits, len(self.uploads.sizes)
+        return (
+            f'<p class="ks-kept">Up to {limits.video_seconds:.0f} s and {byte_size(limits.body_bytes)}. '
+            f"<b>{number} of {limits.uploads}</b> places taken. A video is deleted when you choose another, close the "
+            "page, or leave it alone for ten minutes.</p>"
+        )
 
+    def _leave(self, request: gradio.Request) -> None:
+        self.uploads.leave(str(request.session_hash))
 
-def _questions(engine: Engine, said: str) -> None:
-    from_engine = engine.config
+    async def look(self, path: str | None, one: str, other: str, request: gradio.Request) -> tuple[str, str]:
+        """What one or two models see in a video.
 
-    async def ask(path: str | None, question: str) -> Any:
-        if not path or not question.strip():
-            yield "Choose a video and write a question first."
-            return
-        text = ""
+        Args:
+            path: the file; None where none was chosen.
+            one: name of a model.
+            other: name of the one beside it, or `NOTHING`.
+            request: of the tab.
+        """
+        if not path:
+            return _problem("Choose a video first, or record one."), self._kept()
+        if not self.uploads.show(str(request.session_hash), "ks-video", path):
+            return _problem(_GONE), self._kept()
+        names = list(dict.fromkeys(name for name in (one, other) if name != NOTHING))
+        lines, strips = [], []
         try:
-            async for piece in engine.iterate(lambda: _pieces(engine, path, question)):
+            for name in names:
+                model = self._engine.classifier(name)
+                found = await self._engine.run(partial(analyse, model, path, self._limits))
+                lines.append(timeline(found, name))
+                strips.append(frame_strip(found, name if len(names) > 1 else ""))
+        except (KinescanError, RequestProblem) as error:
+            return _problem(_words(error)), self._kept()
+        kind = "ks-pair ks-two" if len(names) > 1 else "ks-pair"
+        return "".join(f'<div class="{kind}">{"".join(part)}</div>' for part in (lines, strips)), self._kept()
+
+    async def ask(self, path: str | None, question: str, request: gradio.Request) -> AsyncIterator[tuple[str, str]]:
+        """The answer to a question, as it comes, and what the compressed state holds of the video.
+
+        Args:
+            path: the file; None where none was chosen.
+            question: a text.
+            request: of the tab.
+        """
+        kept = self._kept()
+        if not path or not question.strip():
+            yield _problem("Choose a video and write a question first."), kept
+            return
+        if not self.uploads.show(str(request.session_hash), "ks-asked", path):
+            yield _problem(_GONE), kept
+            return
+        text, held = "", ""
+        try:
+            async for piece in self._engine.iterate(lambda: self._pieces(path, question)):
                 text += piece.text
-                yield text or f"watching: {piece.num_frames} frames"
-        except KinescanError as error:
-            yield problem_of(error).message
-        except RequestProblem as problem:
-            yield problem.message
+                held = self._held(piece.held) or held
+                if piece.finish is None and not text:
+                    yield f'<p class="ks-note" role="status">Watching: {piece.num_frames} frames</p>', kept
+                else:
+                    yield f'<p class="ks-answer" role="status">{_lines(text) or "(no words)"}</p>{held}', kept
+        except (KinescanError, RequestProblem) as error:
+            yield _problem(_words(error)), kept
 
-    with gradio.Tab("Questions"):
-        video = gradio.Video(label=f"A video ({said})", sources=["upload", "webcam"], height=320)
-        question = gradio.Textbox(label="Question", placeholder="What happens?", max_length=4096)
-        button = gradio.Button("Ask", variant="primary")
-        answered = gradio.Textbox(label=f"Answer ({from_engine.budget} keys of the past)", lines=3)
-        button.click(ask, [video, question], answered, concurrency_limit=1)
-        question.submit(ask, [video, question], answered, concurrency_limit=1)
+    def _held(self, held: tuple[HeldTokens, ...]) -> str:
+        return held_seconds(held, self._engine.config.budget)
+
+    def _pieces(self, path: str, question: str) -> Iterator[Piece]:
+        video = {"type": "video_url", "video_url": {"url": path}}
+        message = {"role": "user", "content": [video, {"type": "text", "text": question}]}
+        config, vlm = self._engine.config, self._engine.vlm
+        assert vlm is not None, "the tab is only there with one"
+        request = parse_chat({"messages": [message]}, config)
+        return answer(request, vlm, config, lambda place: nullcontext(Path(place)), lambda _: b"")
 
 
-def _pieces(engine: Engine, path: str, question: str) -> Iterator[Piece]:
-    message = {
-        "role": "user",
-        "content": [{"type": "video_url", "video_url": {"url": path}}, {"type": "text", "text": question}],
-    }
-    request = parse_chat({"messages": [message]}, engine.config)
-    assert engine.vlm is not None, "the tab is only there with one"
-    return answer(request, engine.vlm, engine.config, lambda place: nullcontext(Path(place)), lambda _: b"")
+def _words(error: KinescanError | RequestProblem) -> str:
+    return error.message if isinstance(error, RequestProblem) else problem_of(error).message
+
+
+def _lines(text: str) -> str:
+    return "<br>".join(map(escape_html, text.strip().splitlines()))
 
 
 def _problem(text: str) -> str:
@@ -136,13 +178,18 @@ def _problem(text: str) -> str:
 
 def mount_page(app: Any, engine: Engine) -> Any:
     """The application with the page at its root."""
-    return gradio.mount_gradio_app(
+    page = Page(engine)
+    mounted = gradio.mount_gradio_app(
         app,
-        build_page(engine),
+        page.blocks,
         path="/",
         max_file_size=engine.config.limits.body_bytes,
         show_error=False,
+        # fonts of the reader's own machine: nothing is fetched from elsewhere
+        theme=gradio.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=["monospace"]),
         css=STYLE,
+        js=SCRIPT,
         footer_links=[],
         allowed_paths=[],
     )
+    return LimitedUploads(mounted, page.uploads)

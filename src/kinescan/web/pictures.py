@@ -1,216 +1,136 @@
-"""The page's pictures: a timeline and frames with what moved, as HTML that needs no files."""
+"""Small pictures as HTML that needs no files: frames, heat maps, arrows and the keys to their colours."""
 
 import base64
 import io
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import hsv_to_rgb
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib import colormaps
+from matplotlib.colors import hsv_to_rgb, to_hex
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from kinescan.runtime.escaping import escape_html
-from kinescan.runtime.quantities import percent
-from kinescan.web.analysis import MOST_SHOWN, Analysis
-
-COLOURS = ("#2f7fd1", "#e07b39", "#2a9d6f", "#c2477f", "#8a63d2", "#b58900", "#3aa6b9", "#d1495b")
-_WIDTH, _HEIGHT, _LEFT, _ROW = 1000, 190, 8, 22
+COLOURS = ("#1f6fc0", "#b4500f", "#1b7a54", "#a8326a", "#6d48c4", "#8a6400", "#1c7484", "#b3303f")
+"""White letters can be read on each, and each can be told from a black and from a white page."""
+OTHER = "#666666"
+DIRECTIONS = (("right", 0.0), ("down", 0.25), ("left", 0.5), ("up", 0.75))
+"""Hue of a direction, as a part of the circle."""
+_SHOWN_PIXELS = 320
+"""Longer side of a frame on the page."""
 _ARROW = 0.85
 """Of the distance of two patches: the longest arrow."""
 
 
-def timeline(analysis: Analysis, title: str = "") -> str:
-    """Scores over time as curves, with the events as bars under them, as an SVG with a table for screen readers."""
-    shown = np.argsort(-analysis.scores.max(0))[:MOST_SHOWN]
-    length = max(analysis.duration, 1e-6)
+def frame_picture(pixels: NDArray[np.uint8], *, faded: bool = False) -> str:
+    """A frame as a data URL, no larger than the page shows it.
 
-    def x(seconds: float) -> float:
-        return _LEFT + (_WIDTH - 2 * _LEFT) * min(max(seconds / length, 0), 1)
+    Args:
+        pixels: [H, W, 3].
+        faded: grey and dark, to draw a heat map over it.
+    """
+    image = Image.fromarray(pixels)
+    image.thumbnail((_SHOWN_PIXELS, _SHOWN_PIXELS))
+    if faded:
+        image = image.convert("L").point(lambda value: round(0.6 * value))
+    return _data_url(image, "jpeg")
 
-    rows = sorted({event.label for event in analysis.events})
-    top, bottom = 12, _HEIGHT - 28
-    height = _HEIGHT + _ROW * len(rows)
-    parts = [f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _LEFT}" y1="{bottom}" y2="{bottom}"/>']
-    for share in (0.5, 1.0):
-        y = bottom - share * (bottom - top)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _LEFT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        anchored = f'<text class="tick" text-anchor="end" x="{_WIDTH - _LEFT - 2}" y="{y - 4:.1f}">'
-        parts.append(f"{anchored}{percent(share)}</text>")
-    for tick in np.linspace(0, length, 6):
-        anchor = "start" if tick == 0 else "end" if tick == length else "middle"
-        parts.append(
-            f'<text class="tick" text-anchor="{anchor}" x="{x(tick):.1f}" y="{bottom + 16}">{tick:.1f} s</text>'
+
+def heat_picture(fractions: NDArray[np.floating], colours: str, *, over_frame: bool) -> str:
+    """Numbers in [0, 1] as a picture with a pixel for each, as a data URL.
+
+    Args:
+        fractions: [rows, columns].
+        colours: a colour map of matplotlib.
+        over_frame: what is near 0 lets the frame below be seen.
+    """
+    values = np.clip(np.nan_to_num(fractions), 0, 1)
+    rgba = colormaps[colours](values)
+    if over_frame:
+        rgba[..., 3] = 0.2 + 0.65 * values
+    return _data_url(Image.fromarray((255 * rgba).round().astype(np.uint8)), "png")
+
+
+def arrows(displacement: Tensor, size: tuple[int, int]) -> str:
+    """Arrows from the middle of each patch that moves, no longer than to the next one, so that none meets another.
+
+    Args:
+        displacement: [2, rows, columns], down and right, in patches; patches cover the square in the frame's middle.
+        size: height and width of the frame.
+    """
+    left, top, side = seen_square(size)
+    down, right = displacement.numpy()
+    step = side / down.shape[1]
+    shapes = []
+    for row, column in zip(*np.nonzero((down != 0) | (right != 0)), strict=True):
+        dy, dx = float(down[row, column]), float(right[row, column])
+        reach = float(np.hypot(dx, dy))
+        length = _ARROW * step * min(1.0, 0.5 + 0.18 * reach)
+        x, y = left + (column + 0.5) * step, top + (row + 0.5) * side / down.shape[0]
+        turn = np.degrees(np.arctan2(dy, dx))
+        shapes.append(
+            f'<use href="#ks-arrow" fill="{direction_colour(dx, dy)}" '
+            f'transform="translate({x:.1f} {y:.1f}) rotate({turn:.0f}) scale({length:.2f})"/>'
         )
-    for place, index in enumerate(shown):
-        points = " ".join(
-            f"{x(second):.1f},{bottom - score * (bottom - top):.1f}"
-            for second, score in zip(analysis.seconds, analysis.scores[:, index], strict=True)
-        )
-        parts.append(
-            f'<polyline fill="none" stroke="{COLOURS[place % len(COLOURS)]}" stroke-width="3" points="{points}"/>'
-        )
-    by_label = {analysis.labels[index]: COLOURS[place % len(COLOURS)] for place, index in enumerate(shown)}
-    for row, label in enumerate(rows):
-        y = _HEIGHT + row * _ROW
-        for event in analysis.events:
-            if event.label == label:
-                width = max(4.0, x(event.end) - x(event.start))
-                colour = by_label.get(label, "#888888")
-                said = escape_html(f"{label}: {event.start:.2f} s to {event.end:.2f} s, {percent(event.score)}")
-                parts.append(
-                    f'<rect rx="4" x="{x(event.start):.1f}" y="{y}" width="{width:.1f}" height="{_ROW - 6}" '
-                    f'fill="{colour}"><title>{said}</title></rect>'
-                    f'<text class="bar" x="{x(event.start) + 6:.1f}" y="{y + 13}">{escape_html(label)}</text>'
-                )
-    legend = "".join(
-        f'<span class="ks-key"><i style="background:{COLOURS[place % len(COLOURS)]}"></i>'
-        f"{escape_html(analysis.labels[index])} {percent(float(analysis.scores[:, index].max()))}</span>"
-        for place, index in enumerate(shown)
+    return f'<svg class="ks-over" viewBox="0 0 {size[1]} {size[0]}" aria-hidden="true">{"".join(shapes)}</svg>'
+
+
+ARROW = (
+    '<svg width="0" height="0" aria-hidden="true" style="position:absolute"><defs>'
+    '<path id="ks-arrow" d="M-.5 -.13H.05V-.36L.5 0L.05 .36V.13H-.5Z" stroke="#000" stroke-opacity=".75" '
+    'stroke-width="1" vector-effect="non-scaling-stroke"/></defs></svg>'
+)
+"""The shape that all arrows of a page share; it stands before the first of them."""
+
+
+def direction_colour(dx: float, dy: float) -> str:
+    """Colour of a direction in a frame, x to the right and y down.
+
+    Example:
+        >>> direction_colour(1, 0), direction_colour(-1, 0)
+        ('#ff1919', '#19ffff')
+    """
+    hue = float(np.arctan2(dy, dx) / (2 * np.pi)) % 1.0
+    return to_hex(hsv_to_rgb((hue, 0.9, 1.0)))
+
+
+def direction_key() -> str:
+    """What the colours of arrows mean, in words."""
+    marks = "".join(
+        f'<span class="ks-key"><i style="background:{to_hex(hsv_to_rgb((hue, 0.9, 1.0)))}"></i>{name}</span>'
+        for name, hue in DIRECTIONS
     )
-    listed = "".join(
-        f"<li>{escape_html(event.label)}: {event.start:.2f} s to {event.end:.2f} s</li>" for event in analysis.events
-    )
-    said = escape_html(f"{title + ': ' if title else ''}{analysis.best}")
-    return (
-        f'<section class="ks-timeline"><h3>{escape_html(title)} '
-        f'<b class="ks-label">{escape_html(analysis.best)}</b></h3>'
-        f'<div class="ks-wide" tabindex="0"><svg viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'aria-label="Scores over time. {said}">{"".join(parts)}</svg></div>'
-        f'<div class="ks-legend">{legend}</div><ul class="ks-events">{listed}</ul></section>'
-    )
+    return f'<span class="ks-keys">moves {marks}</span>'
 
 
-def frames(analysis: Analysis) -> str:
-    """A strip of the sampled frames: what moved, what changed, and how fast the scanner updates."""
-    if analysis.maps is None:
-        return '<p class="ks-note">This model is not a PKS4, so nothing can be shown of what it looks at.</p>'
-    pixels = analysis.frames.permute(0, 2, 3, 1).numpy()
-    chosen = np.linspace(0, len(pixels) - 2, min(len(pixels) - 1, MOST_SHOWN)).round().astype(int)
-    change = analysis.maps.change / float(analysis.maps.change.quantile(0.995).clamp(min=1e-6))
-    rows = [("what moves", "motion"), ("what changes", "change")]
-    speed = analysis.update_speed
-    if speed is not None:
-        low, high = speed.min(), speed.max()
-        speed = (speed - low) / (high - low).clamp(min=1e-9)
-        rows.append(("update speed (Delta)", "speed"))
-    height, width = pixels.shape[1:3]
-    cell = 2.1
-    figure = Figure(figsize=(cell * len(chosen), cell * height / width * len(rows) + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(rows), len(chosen), squeeze=False)
-    for column, t in enumerate(chosen):
-        for row, (name, kind) in enumerate(rows):
-            axes = grid[row, column]
-            axes.imshow(_faded(pixels[t]) if kind != "motion" else pixels[t])
-            axes.set_xticks([])
-            axes.set_yticks([])
-            if column == 0:
-                axes.set_ylabel(name, fontsize=9)
-            if row == 0:
-                axes.set_title(f"{analysis.frame_seconds[t]:.2f} s", fontsize=9)
-            if kind == "motion":
-                _arrows(axes, analysis.maps.displacement[t], pixels.shape[1:3])
-            else:
-                _heat(axes, (change if kind == "change" else speed)[t], pixels.shape[1:3], kind)  # type: ignore[index]
-    _legend(figure)
-    alt = "Sampled frames with arrows where patches move, and heat maps of change and of the scanner's update speed"
-    return f'<div class="ks-wide" tabindex="0"><img class="ks-frames" alt="{alt}" src="{_data_url(figure)}"></div>'
+def heat_key(colours: str, low: str, high: str) -> str:
+    """What the colours of a heat map mean: its ends in words or numbers.
+
+    Args:
+        colours: a colour map of matplotlib.
+        low: what its first colour stands for.
+        high: what its last colour stands for.
+    """
+    stops = ", ".join(to_hex(colormaps[colours](place)) for place in np.linspace(0, 1, 7))
+    ramp = f'<i class="ks-ramp" style="background:linear-gradient(90deg, {stops})"></i>'
+    return f'<span class="ks-keys">{low} {ramp} {high}</span>'
 
 
-def _square(size: tuple[int, int]) -> tuple[float, float, float]:
-    """Left, top and side of the part of a frame that the model sees."""
+def seen_square(size: tuple[int, int]) -> tuple[float, float, float]:
+    """Left, top and side of the part of a frame that the model sees.
+
+    Args:
+        size: height and width of the frame.
+
+    Example:
+        >>> seen_square((48, 64))
+        (8.0, 0.0, 48)
+    """
     height, width = size
     side = min(height, width)
     return (width - side) / 2, (height - side) / 2, side
 
 
-def _arrows(axes: Any, displacement: Tensor, size: tuple[int, int]) -> None:
-    """From the middle of each patch, no longer than to the next one, so that none overlaps another."""
-    left, top, side = _square(size)
-    down, right = displacement.numpy()
-    rows, columns = down.shape
-    row, column = np.nonzero((down != 0) | (right != 0))
-    if not len(row):
-        return
-    step = side / columns
-    dy, dx = down[row, column], right[row, column]
-    reach = np.maximum(np.hypot(dx, dy), 1e-9)
-    scale = _ARROW * step * np.minimum(1, 0.45 + 0.2 * reach) / reach
-    angle = (np.arctan2(dy, dx) / (2 * np.pi)) % 1.0
-    colours = hsv_to_rgb(np.stack([angle, np.full_like(angle, 0.9), np.full_like(angle, 1.0)], axis=1))
-    # the middle of the arrow is the middle of its patch
-    axes.quiver(
-        left + (column + 0.5) * step - 0.5,
-        top + (row + 0.5) * side / rows - 0.5,
-        *(dx * scale, dy * scale),
-        color=colours,
-        edgecolor="black",
-        linewidth=0.4,
-        pivot="mid",
-        angles="xy",
-        scale_units="xy",
-        scale=1.0,
-        width=0.016,
-        headwidth=3.4,
-        headlength=3.6,
-        headaxislength=3.2,
-    )
-
-
-def _heat(axes: Any, values: Tensor, size: tuple[int, int], kind: str) -> None:
-    left, top, side = _square(size)
-    fractions = values.clamp(0, 1).numpy()
-    extent = (left - 0.5, left + side - 0.5, top + side - 0.5, top - 0.5)
-    colours = "inferno" if kind == "change" else "viridis"
-    axes.imshow(fractions, cmap=colours, vmin=0, vmax=1, alpha=0.25 + 0.6 * fractions, extent=extent)
-    axes.set_xlim(-0.5, size[1] - 0.5)
-    axes.set_ylim(size[0] - 0.5, -0.5)
-
-
-def _legend(figure: Any) -> None:
-    """What colours mean, in words, under the strip."""
-    names = (("right", 0.0), ("down", 0.25), ("left", 0.5), ("up", 0.75))
-    handles = [
-        Line2D([], [], marker="s", linestyle="", color=hsv_to_rgb((hue, 0.9, 1.0)), label=f"moves {name}")
-        for name, hue in names
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-
-
-def _faded(pixels: NDArray[Any]) -> NDArray[Any]:
-    grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
-    faded: NDArray[Any] = (0.6 * grey).astype(np.uint8)
-    return faded
-
-
-def _data_url(figure: Figure) -> str:
+def _data_url(image: Image.Image, kind: str) -> str:
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def seconds_held(held: Sequence[tuple[float, int]], duration: float) -> str:
-    """Which seconds of a video a VLM's compressed state still holds tokens of, as bars.
-
-    Args:
-        held: time of a patch, and how many of its tokens are held, on average over layers.
-        duration: of the video.
-    """
-    most = max((count for _, count in held), default=1) or 1
-    length = max(duration, 1e-6)
-    width = max(2.0, (_WIDTH - 2 * _LEFT) / max(1, len(held)) - 1)
-    bars = "".join(
-        f'<rect x="{_LEFT + (_WIDTH - 2 * _LEFT - width) * second / length:.1f}" y="{70 - 60 * count / most:.1f}" '
-        f'width="{width:.1f}" height="{60 * count / most:.1f}" fill="{COLOURS[0]}">'
-        f"<title>{second:.1f} s: {count} tokens</title></rect>"
-        for second, count in held
-    )
-    return (
-        f'<svg class="ks-held" viewBox="0 0 {_WIDTH} 90" role="img" aria-label="Seconds whose tokens are still held">'
-        f'{bars}<text class="tick" x="{_LEFT}" y="86">0 s</text><text class="tick" text-anchor="end" '
-        f'x="{_WIDTH - _LEFT}" y="86">{duration:.0f} s</text></svg>'
-    )
+    image.save(file, kind.upper(), **({"quality": 82} if kind == "jpeg" else {"optimize": True}))
+    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
