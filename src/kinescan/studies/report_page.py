@@ -64,8 +64,8 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     run = RunFolder(folder)
     if not run.is_run() and not any((folder / name).is_file() for name in _MARKS):
         raise ConfigError(
-            f"{folder} is no folder of a run, a study or a demo: it has no {run.recipe.name} with checkpoints and no "
-            f"{REPORT_FILE}. Name the folder that kinescan train, eval, study, cross-validate or demo wrote."
+            f"{folder} is not the folder of a run, a study or a demo: it has no {run.recipe.name} with checkpoints and "
+            f"no {REPORT_FILE}. Name the folder that kinescan train, eval, study, cross-validate or demo wrote."
         )
     title = folder.resolve().name
     status = _status(run)

@@ -59,8 +59,8 @@ def ticks(seconds: float) -> str:
     """Times along an axis."""
     digits = 2 if seconds < 10 else 1 if seconds < 60 else 0
     marks = []
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        where = {0: "ks-first", 1: "ks-last"}.get(share, "")
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        where = {0.0: "ks-first", 1.0: "ks-last"}.get(share, "")
         marks.append(f'<span class="{where}" style="left:{100 * share:g}%">{round(share * seconds, digits):g} s</span>')
     return f'<div class="ks-ticks" aria-hidden="true">{"".join(marks)}</div>'
 
