@@ -34,7 +34,7 @@ OTHERS = {
     ("data/video/fetching.py", "NamedTemporaryFile"): "a video that was given as bytes, for the time that it is read",
     ("events/disk_queue.py", "replace"): "a message that is refused moves into a folder of its own",
     ("profiling/speed.py", "write_text"): "a file of Linux's /proc",
-    ("web/pictures.py", "savefig"): "a picture in memory",
+    ("web/pictures.py", "save"): "a picture in memory",
 }
 MODES = set("wxa+")
 
