@@ -90,6 +90,7 @@ def test_a_video_goes_when_no_tab_shows_it(tmp_path: Path) -> None:
     assert not one.exists()
     assert uploads.sizes == [5]
     assert uploads.refusal(7) is None
+    assert uploads.refusal(7, others=1) is not None
     assert uploads.refusal(8) is not None
     # whatever a client names, only uploads are deleted
     uploads.show("b", "video", str(foreign))

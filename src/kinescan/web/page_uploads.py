@@ -37,14 +37,15 @@ class PageUploads:
                 self._files.discard(path)
         return found
 
-    def refusal(self, coming: int) -> str | None:
+    def refusal(self, coming: int, others: int = 0) -> str | None:
         """Why one more upload cannot be taken; None where it can.
 
         Args:
             coming: its bytes, as far as they are known.
+            others: uploads that are on their way.
         """
         sizes = self.sizes
-        if len(sizes) < self._limits.uploads and sum(sizes) + coming <= self._limits.upload_bytes:
+        if len(sizes) + others < self._limits.uploads and sum(sizes) + coming <= self._limits.upload_bytes:
             return None
         return (
             f"This page keeps at most {self._limits.uploads} videos of {byte_size(self._limits.upload_bytes)} together "
@@ -108,11 +109,15 @@ class LimitedUploads:
             await self._app(scope, receive, send)
             return
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        refusal = self._uploads.refusal(int(length) if length.isdigit() else 0)
+        refusal = self._uploads.refusal(int(length) if length.isdigit() else 0, self._num_coming)
         if refusal is not None:
             await _refuse(send, refusal)
             return
-        await self._app(scope, receive, send)
+        self._num_coming += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._num_coming -= 1
 
 
 async def _refuse(send: Any, text: str) -> None:
