@@ -1,6 +1,8 @@
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +64,27 @@ def test_what_the_caller_does_in_between_does_not_count(
             now += 60
             num_frames += 1
     assert num_frames == 20
+
+
+@pytest.mark.parametrize(("frame_seconds", "ends"), [(0.09, True), (0.5, False)])
+def test_a_file_of_many_frames_may_be_read_for_longer_than_one_of_few(
+    make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, frame_seconds: float, ends: bool
+) -> None:
+    """An hour's stream of a small file: what counts is that frames come."""
+    monkeypatch.setattr(limits, "_BYTES_PER_SECOND", float("inf"))
+    now = 0.0
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now)
+    seen = 0
+    with VideoReader(make_video(), limits=Limits(timeout_seconds=1)) as video:
+        to_rgb = video._to_rgb
+
+        def slowly(frame: Any) -> Any:
+            nonlocal now
+            now += frame_seconds
+            return to_rgb(frame)
+
+        monkeypatch.setattr(video, "_to_rgb", slowly)
+        with nullcontext() if ends else pytest.raises(VideoError):
+            for _ in video:
+                seen += 1
+    assert (seen == 20) == ends

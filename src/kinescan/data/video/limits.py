@@ -16,6 +16,8 @@ from kinescan.errors import ConfigError, VideoError
 MAX_PIXELS = 8192 * 4320
 _BYTES_PER_SECOND = 100_000
 """Slower than this, no sound file is read and decoded."""
+_FRAME_SECONDS = 0.1
+"""Each frame that was given allows as much more: an hour of a still camera is a small file of very many frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,8 @@ class Limits:
     """What one video file may take; a file that asks for more is an error, before the memory is taken.
 
     Attributes:
-        timeout_seconds: for opening a file, and for each read of it; a second more for each 100 kB of the file.
+        timeout_seconds: for opening a file, and for each read of it; a second more for each 100 kB of the file, and for
+            each ten frames that are given one by one.
         max_pixels: width times height of a frame; by default 8192 x 4320, which is 8K.
 
     Raises:
@@ -124,12 +127,12 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """While the caller has the word."""
+        """While the caller has a frame; each allows a little more time."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self._end += time.monotonic() - began
+            self._end += time.monotonic() - began + _FRAME_SECONDS
 
 
 _IN_PYTHON = "in Python: limits=Limits(...)"
