@@ -12,11 +12,11 @@ pytest.importorskip("transformers")
 
 from kinescan.cli.main import build_app
 from kinescan.data.video import Reconnect, VideoReader, write_video
-from kinescan.errors import ConfigError, VideoError
+from kinescan.errors import CheckpointError, ConfigError, VideoError
 from kinescan.inference.ask import Session, ask
 from kinescan.inference.ask_settings import AskSettings
 from kinescan.runs.ask import ask_settings, read_questions
-from kinescan.vlm import load_vlm
+from kinescan.vlm import VideoStream, load_vlm
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "vlm" / "conftest.py")
 tiny = importlib.util.module_from_spec(_spec)
@@ -103,6 +103,49 @@ def test_what_was_watched_is_saved_where_the_file_breaks_off(saved, clips, tmp_p
         ask(clips[0], ["What?"], vlm=vlm, fps=2.0, session=Session(save=tmp_path / "one.state"))
     report = ask(None, ["What?"], vlm=vlm, session=Session(load=tmp_path / "one.state"))
     assert report.num_frames == 6
+
+
+def test_what_was_watched_is_saved_while_watching(saved, clips, tmp_path, monkeypatch):
+    """A process that is killed runs nothing more: what it leaves is what it has written before."""
+    monkeypatch.setattr("kinescan.inference.frame_source.FRAMES_AT_ONCE", 2)
+    path, vlm, found = tmp_path / "one.state", load_vlm(saved), []
+
+    def killed(done, total, stats):
+        found.append((done, path.exists()))
+        if done == 8:
+            path.rename(tmp_path / "left.state")
+            path.mkdir()
+
+    session = Session(save=path, save_every_seconds=1e-9)
+    monkeypatch.setattr("kinescan.inference.ask.MOST_SAVING", 0)
+    with pytest.raises(CheckpointError):
+        ask(clips[0], ["What?"], vlm=vlm, fps=2.0, session=session, on_progress=killed)
+    assert [there for _, there in found[:4]] == [False, True, True, True]
+    # where it could not be written in between, watching went on
+    assert len(found) > 4
+    report = ask(None, ["What?"], vlm=vlm, session=Session(load=tmp_path / "left.state"))
+    assert report.num_frames == 6
+
+
+def test_watching_is_not_slowed_down_by_saving(saved, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr("kinescan.inference.frame_source.FRAMES_AT_ONCE", 2)
+    clock, written, save = [0.0], [], VideoStream.save
+    monkeypatch.setattr("kinescan.inference.ask.time.monotonic", lambda: clock[0])
+
+    def slow(stream, path):
+        written.append((clock[0], stream.stats.num_frames))
+        clock[0] += 10.0
+        save(stream, path)
+
+    def later(*progress):
+        clock[0] += 30.0
+
+    monkeypatch.setattr(VideoStream, "save", slow)
+    session = Session(save=tmp_path / "one.state")
+    ask(clips[0], ["What?"], vlm=load_vlm(saved), fps=2.0, session=session, on_progress=later)
+    # at 60 s; then, since writing took 10 s, not before 200 s more; and at the end
+    assert [seconds for seconds, _ in written][:2] == [60.0, 280.0]
+    assert written[-1][1] == 20
 
 
 def test_a_question_is_asked_again_while_watching(saved, clips):
@@ -237,3 +280,10 @@ def test_saved_streams_that_are_none(saved, clips, tmp_path):
         assert name in result.output
     result = run("no_such.mp4", "What?", "--load", tmp_path / "junk.state", model=saved)
     assert result.exit_code == 1
+    half = tmp_path / "half.state"
+    assert run(clips[1], "--save", half, model=saved).exit_code == 0
+    for missing in ("no such.mp4", "what?.mkv", f"{tmp_path}/what happened?", f"{tmp_path}/door one"):
+        result = run(missing, "What?", "--load", half, model=saved)
+        assert result.exit_code == 1
+        assert "file not found" in result.output.lower() or "no such file" in result.output.lower()
+    assert run("Who left at 10.30?", "--load", half, model=saved).exit_code == 0

@@ -16,7 +16,7 @@ def joined(store):
     return [torch.cat(parts, dim=2) for parts in zip(*store.blocks(), strict=True)]
 
 
-@pytest.mark.parametrize("storage", ["memory", "offload", "int8"])
+@pytest.mark.parametrize("storage", ["memory", "offload", "int8", "disk"])
 @pytest.mark.parametrize("steps", [[1], [5, 5, 5], [4, 17, 3], [40]])
 def test_store_gives_back_what_it_was_given(storage, steps):
     store = KeyValueStore(SHAPE, storage=storage, chunk_tokens=5)

@@ -31,6 +31,7 @@ EXAMPLES = (
 )
 WIDE = 110
 """A terminal with fewer columns gets fewer numbers."""
+_FILE_NAME = re.compile(r"\.[A-Za-z0-9]{2,5}$")
 _TIME = re.compile(r"(\d+(?:\.\d+)?) *(s|sec|m|min|h)?")
 _SECONDS = {None: 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
 
@@ -171,8 +172,14 @@ def _run(answer: "Callable[..., AskReport]", *, as_json: bool, told: bool, typed
 
 
 def _is_question(text: str) -> bool:
-    """Whether what stands in the video's place, beside --load, is a question."""
-    return not Path(text).exists() and "://" not in text and text != "-" and (" " in text or text.endswith("?"))
+    """Whether what stands in the video's place, beside --load, is a question, and no file that is missing.
+
+    A text that ends like a file's name (my door.mp4), or lies in a folder that is there, is a file.
+    """
+    if "://" in text or text == "-" or Path(text).exists() or _FILE_NAME.search(text):
+        return False
+    in_folder = Path(text).parent != Path() and Path(text).parent.is_dir()
+    return not in_folder and (" " in text or text.endswith("?"))
 
 
 def _seconds(text: str) -> float:

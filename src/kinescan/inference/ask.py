@@ -19,6 +19,9 @@ from kinescan.vlm.store import Storage
 
 logger = logging.getLogger(__name__)
 
+MOST_SAVING = 20
+"""Watching takes at least so many times as long as saving in between."""
+
 Progressed = Callable[[int, int | None, StreamStats], None]
 """Called with how many frames were pushed, how many there are (None: unknown), and what the stream holds."""
 
@@ -100,7 +103,10 @@ class Session:
 
     Attributes:
         load: a file that a stream was saved to; the video, if any, continues it.
-        save: the stream is written there once the video has been watched, or when watching fails.
+        save: the stream is written there once the video has been watched, or when watching fails; and while it is
+            watched.
+        save_every_seconds: how often then, by the clock, so that a process that is killed loses no more than that;
+            less often where writing takes more than a twentieth of the time.
         watch: asked again and again while watching.
         every_seconds: how often, in the video's time.
         incoming: questions as they come, while watching and afterwards.
@@ -109,15 +115,16 @@ class Session:
 
     load: str | Path | None = None
     save: str | Path | None = None
+    save_every_seconds: float = 60.0
     watch: str | None = None
     every_seconds: float = 30.0
     incoming: Incoming | None = None
     on_answer: Callable[[Asked], None] | None = None
 
     def __post_init__(self) -> None:
-        every = self.every_seconds
-        if isinstance(every, bool) or not isinstance(every, int | float) or not 0 < every < float("inf"):
-            raise ConfigError(f"every must be a positive number of seconds, got {every!r}.")
+        for name, every in (("every", self.every_seconds), ("save_every_seconds", self.save_every_seconds)):
+            if isinstance(every, bool) or not isinstance(every, int | float) or not 0 < every < float("inf"):
+                raise ConfigError(f"{name} must be a positive number of seconds, got {every!r}.")
         if self.watch is not None and not self.watch.strip():
             raise ConfigError("the question to watch for is empty. Ask something.")
 
@@ -326,7 +333,7 @@ class _Asking:
 def _watch(watched: Recorded | Live, asking: _Asking, clocks: dict[str, float], on_progress: Progressed | None) -> None:
     """Pushes all that comes. Of a live source, what came before an error, whatever it is, is kept."""
     stream, full, save = asking.stream, asking.full, asking.session.save
-    before = stream.stats.num_frames
+    before, saving = stream.stats.num_frames, _Saving(stream, asking.session)
     try:
         for group in _timed(watched.groups(stream), clocks, "vision"):
             group = replace(group, seconds=asking.shifted(group.seconds))
@@ -336,6 +343,7 @@ def _watch(watched: Recorded | Live, asking: _Asking, clocks: dict[str, float], 
             if on_progress is not None:
                 on_progress(stream.stats.num_frames - before, watched.num_frames, stream.stats)
             asking.follow()
+            saving.follow()
     except Exception as error:
         if not isinstance(watched, Live) or stream.stats.num_frames == before:
             raise
@@ -343,6 +351,26 @@ def _watch(watched: Recorded | Live, asking: _Asking, clocks: dict[str, float], 
     finally:
         if save is not None and stream.stats.num_frames:
             stream.save(save)
+
+
+class _Saving:
+    """Writes a stream again and again while it is watched; what cannot be written is said, and watching continues."""
+
+    def __init__(self, stream: VideoStream, session: Session) -> None:
+        self._stream, self._path, self._every = stream, session.save, session.save_every_seconds
+        self._next = time.monotonic() + self._every
+
+    def follow(self) -> None:
+        """After frames."""
+        started = time.monotonic()
+        if self._path is None or started < self._next:
+            return
+        try:
+            self._stream.save(self._path)
+        except KinescanError as error:
+            logger.warning("what was watched is not saved yet: %s", error)
+        ended = time.monotonic()
+        self._next = ended + max(self._every, MOST_SAVING * (ended - started))
 
 
 def _timed(groups: Iterator[Group], clocks: dict[str, float], name: str) -> Iterator[Group]:

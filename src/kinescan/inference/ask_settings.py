@@ -17,7 +17,7 @@ class AskSettings:
 
     Attributes:
         policy: what chooses the tokens that a frame may see.
-        storage: where all keys and values are kept: memory, offload or int8.
+        storage: where all keys and values are kept: memory, offload, int8 or disk.
         memory_policy: what stays of them within --memory.
         chunk_tokens: the full KV cache grows by this many tokens.
         retrieved_chunks: chunks of it that an answer reads at most, in each layer; None for all.

@@ -261,9 +261,19 @@ class StreamCache:
         if self.budget is not None and not self.answering:
             yield layer.state.keys, layer.state.values
             return
-        yield from layer.full_cache.blocks(layer.chosen if self.answering else None)
+        yield from layer.full_cache.blocks(
+            layer.chosen if self.answering else None, then=lambda: self._expect(layer_idx + 1)
+        )
         if self.answering:
             yield from layer.answer.blocks()
+
+    def _expect(self, layer_idx: int) -> None:
+        """While a layer computes, what the next one reads first is brought; where that is known."""
+        if layer_idx == len(self.layers):
+            return
+        layer = self.layers[layer_idx]
+        if self.answering and (self.retrieved_chunks is None or layer.chosen is not None):
+            layer.full_cache.expect(layer.chosen)
 
     def visible_length(self, layer_idx: int) -> int:
         """Number of keys that `visible` gives."""

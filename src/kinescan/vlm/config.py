@@ -28,7 +28,7 @@ class StreamConfig:
         horizon_text_tokens: room for questions and answers within the horizon, in tokens.
         fps: frames per second that are pushed, where `push` is given no times; up to 1000.
         patches_per_step: temporal patches (one frame, or two that the family merges) that enter at once.
-        storage: of the full KV cache: "memory", "offload" or "int8".
+        storage: of the full KV cache: "memory", "offload", "int8" or "disk".
         chunk_tokens: the full KV cache grows by this many tokens.
         hf_compat: positions and prompts as transformers 5 has them where it departs from how the family was trained.
         memory_budget: what the full KV cache takes at most: a number of tokens, or a size with its unit ("4GiB",

@@ -74,7 +74,7 @@ def open_stream(
         horizon_text_tokens: room for questions and answers within the horizon, in tokens.
         fps: frames per second that are pushed, where `push` is given no times.
         patches_per_step: temporal patches that enter at once.
-        storage: of the full KV cache: "memory", "offload" or "int8".
+        storage: of the full KV cache: "memory", "offload", "int8" or "disk".
         chunk_tokens: the full KV cache grows by this many tokens.
         hf_compat: positions and prompts as transformers 5 has them where it departs from how the family was trained.
         pixels: how frames are prepared; by default as the processor says, else as the family's own does.

@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import tokenizers
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tests.mentions import mentions
 
@@ -55,6 +57,12 @@ def tensors_changed(folder, work):
     tensors = load_file(folder / "model.safetensors")
     work(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def empty_tokenizer(folder):
+    # no letters, no words: every question is no tokens
+    core = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={}, merges=[]))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(folder)
 
 
 def pointer(name):
@@ -208,6 +216,7 @@ DAMAGE = {
     "no tokenizer": (no_tokenizer, CheckpointError, "no tokenizer"),
     "broken tokenizer": (written("tokenizer.json", '{"model": 3}'), CheckpointError, "cannot be loaded"),
     "broken tokenizer config": (written("tokenizer_config.json", "{"), CheckpointError, "tokenizer_config.json"),
+    "empty tokenizer": (empty_tokenizer, CheckpointError, "tokenizer"),
     "larger tokenizer": (larger_tokenizer, CheckpointError, "tokenizer gives"),
     "broken preprocessor": (written("preprocessor_config.json", "{"), CheckpointError, "preprocessor_config.json"),
     "preprocessor list": (written("preprocessor_config.json", "[]"), CheckpointError, "JSON object"),
@@ -270,16 +279,37 @@ def test_damage_is_an_error_that_names_it(folder, damage):
     assert str(folder) in str(raised.value)
 
 
-QUANTISED = {"bitsandbytes": "bitsandbytes", "gptq": "gptqmodel", "awq": "gptqmodel", "torchao": "torchao"}
+QUANTISED = {
+    "bitsandbytes": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, ["bitsandbytes", "accelerate"]),
+    "bitsandbytes of old": ({"load_in_8bit": True}, ["bitsandbytes", "accelerate"]),
+    "gptq": ({"quant_method": "gptq", "bits": 4}, ["gptqmodel", "optimum"]),
+    "awq": ({"quant_method": "awq", "bits": 4}, ["gptqmodel", "accelerate"]),
+    "compressed-tensors": ({"quant_method": "compressed-tensors", "format": "int-quantized"}, ["compressed-tensors"]),
+    "torchao": ({"quant_method": "torchao", "quant_type": "int8_weight_only"}, ["torchao"]),
+}
 
 
 @pytest.mark.parametrize("method", QUANTISED)
 def test_quantised_weights_name_the_package_that_they_need(folder, method, monkeypatch):
     from kinescan.vlm.families import door
 
-    monkeypatch.setattr(door.importlib.util, "find_spec", lambda name: None)
-    change(folder / "config.json", quantization_config={"quant_method": method, "bits": 4})
-    with pytest.raises(DependencyError, match=f"pip install {QUANTISED[method]}"):
+    config, packages = QUANTISED[method]
+    change(folder / "config.json", quantization_config=config)
+    # before the weights are looked at, so that nothing is fetched in vain
+    (folder / "model.safetensors").unlink()
+    for lacking in packages:
+        there = [name.replace("-", "_") for name in packages if name != lacking]
+        monkeypatch.setattr(door.importlib.util, "find_spec", lambda name, there=there: name in there or None)
+        with pytest.raises(DependencyError, match=lacking) as raised:
+            load_vlm(folder)
+        assert f"pip install {' '.join(packages)}" in str(raised.value)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("config", ["int8", [8], {}, {"quant_method": None}, {"quant_method": ["gptq"]}])
+def test_a_quantisation_that_says_nothing_is_an_error(folder, config):
+    change(folder / "config.json", quantization_config=config)
+    with pytest.raises(CheckpointError):
         load_vlm(folder)
 
 

@@ -215,6 +215,9 @@ def load_pretrained(
         return _with_adapter(model, folder, merge=merge_adapter), tokenizer, base_folder
     stored_config = read_config(folder, families, is_vlm)
     _check_stored_config(folder, stored_config)
+    quantised = stored_config.get("quantization_config")
+    if quantised is not None:
+        _check_quantiser(folder, quantised)
     if is_on_hub:
         folder = _fetch(str(name), revision, PATTERNS)
         if not any(folder.glob("*.safetensors")):
@@ -226,11 +229,8 @@ def load_pretrained(
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     check_tokenizer(folder, tokenizer, config)
-    quantised = getattr(config, "quantization_config", None)
     if quantised is None:
         _compare_sizes(folder, config, stored)
-    else:
-        _check_quantiser(folder, quantised)
     with _named(folder):
         model, report = transformers.AutoModelForImageTextToText.from_pretrained(
             folder,
@@ -318,9 +318,20 @@ def _fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
 
 
 def _check_quantiser(folder: Path, settings: Any) -> None:
-    """Raises CheckpointError where weights are quantised in a way that transformers would leave out silently."""
-    method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
-    method = getattr(method, "value", method)
+    """Raises CheckpointError where weights are quantised in a way that transformers would leave out silently.
+
+    Args:
+        folder: of the model.
+        settings: `quantization_config` of its config.json.
+    """
+    if not isinstance(settings, dict):
+        raise refusal(
+            folder, f"{CONFIG} says quantization_config = {settings!r:.60}, which is no table. Fetch it again."
+        )
+    method = settings.get("quant_method")
+    if method is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+        # as bitsandbytes was written at first
+        method = "bitsandbytes"
     for module in QUANTISERS.get(str(method), ()):
         if importlib.util.find_spec(module) is None:
             raise DependencyError(
@@ -328,8 +339,7 @@ def _check_quantiser(folder: Path, settings: Any) -> None:
                 f"Install it (pip install {' '.join(QUANTISERS[str(method)]).replace('_', '-')}), or use the weights "
                 "that are not quantised."
             )
-    is_old_bitsandbytes = isinstance(settings, dict) and (settings.get("load_in_4bit") or settings.get("load_in_8bit"))
-    if not is_old_bitsandbytes and not knows_quantiser(method):
+    if not isinstance(method, str) or not knows_quantiser(method):
         raise refusal(
             folder, f"config.json says weights quantised by {method!r}, which transformers does not know. Use others."
         )

@@ -7,8 +7,20 @@ _WINDOWS = (
 _CROSS = "its frames enter through cross-attention layers, not as tokens between the text's"
 _ENCODER_DECODER = "it is an encoder-decoder: all frames go through an encoder at once, before the first word"
 _AUDIO = "its videos are interleaved with sound, second by second, and a stream carries frames alone"
+_AXES = "its positions have several axes, by a rule of its own, and no family here has that rule"
 
 REFUSED: dict[str, str] = {
+    "cohere_compass": _AXES,
+    "ernie4_5_vl_moe": _AXES,
+    "glm4v": _AXES,
+    "glm4v_moe": _AXES,
+    "glm46v": _AXES,
+    "glm_image": _AXES,
+    "glm_ocr": _AXES,
+    "hunyuan_vl": _AXES,
+    "minicpmv4_7": _AXES,
+    "paddleocr_vl": _AXES,
+    "qwen4_exp": _AXES,
     "gemma3": _WINDOWS,
     "gemma3n": _WINDOWS,
     "gemma4": _WINDOWS,
