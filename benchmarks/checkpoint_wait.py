@@ -23,9 +23,10 @@ from measure import RESULTS, write_result
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="an empty folder on the disk to measure")
+    parser.add_argument("--model", default="pks4_vit_l14", help="a name of `kinescan list models`")
     parser.add_argument("--quick", action="store_true", help="a model of a few megabytes")
     given = parser.parse_args()
-    name = "pks4_vit_ti16" if given.quick else "pks4_vit_l14"
+    name = "pks4_vit_ti16" if given.quick else given.model
     model = create_model(name, num_classes=174).requires_grad_(False)
     averages = {
         index: {k: torch.zeros_like(p) for k in ("exp_avg", "exp_avg_sq")} for index, p in enumerate(model.parameters())
@@ -38,6 +39,7 @@ def main() -> None:
     for target, own in (("last", state), ("best", None), ("last", state)):
         write_checkpoint(folder / target, model.files_to_save(), own)
     before = time.perf_counter() - begun
+    print(f"before: {before:.1f} s", flush=True)
     shutil.rmtree(folder)
 
     writer, weights, rest = CheckpointWriter(), HostCopy(), HostCopy()
@@ -61,6 +63,7 @@ def main() -> None:
             raise writer.problem
         times[f"{case}_waited_seconds"] = round(waited, 3)
         times[f"{case}_on_disk_seconds"] = round(time.perf_counter() - begun, 3)
+        print(times, flush=True)
     writer.close()
     shutil.rmtree(folder)
     results = {

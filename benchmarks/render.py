@@ -325,6 +325,18 @@ SECTIONS: Mapping[str, Section] = {
         title="Triton kernels, compiled without a GPU",
         says="Registers and spilled bytes at production sizes. No speed: that needs a GPU.",
     ),
+    "triton_compile_long_scan": Section(
+        title="A long scan in pieces of time, compiled without a GPU",
+        says="Registers and spilled bytes of VideoMamba's scan: 8 tracks, 6,273 steps, 1,152 channels. No speed.",
+    ),
+    "checkpoint_wait": Section(
+        title="How long training waits for checkpoints of PKS4-L/14",
+        says="The three of an evaluation: written while training waits, and by a thread.",
+    ),
+    "large_runs": Section(
+        title="Large runs, on paper",
+        says="Arithmetic over measured pieces; the time of a step on a GPU is assumed. See [large_runs](large_runs.md).",
+    ),
     STREAM: Section(
         title="Streams into video VLMs: time of a frame, CPU",
         says="Against frames already seen: transformers' own forward, full attention, a compressed state.",

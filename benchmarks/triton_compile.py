@@ -10,6 +10,7 @@ gfx942 (MI300).
 """
 
 import argparse
+import inspect
 import re
 import subprocess
 import tempfile
@@ -22,6 +23,7 @@ from unittest import mock
 import torch
 import triton
 from torch import Tensor
+from triton._utils import find_paths_if, get_iterable_path
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource, make_backend
@@ -134,9 +136,20 @@ def compile_launch(launch: Launch, target: GPUTarget) -> dict[str, int]:
     backend = make_backend(target)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, _ = bind(*arguments, **options)
-    parsed, signature, constants, attributes = kernel._pack_args(backend, dict(options), bound, specialization, None)
+    # As `JITFunction.run` does it; a method of its own for that is not in every Triton.
+    kinds = [kind for kind, _ in specialization]
+    signature = dict(zip((parameter.name for parameter in kernel.params), kinds, strict=True))
+    constants = {
+        path: get_iterable_path(list(bound.values()), path)
+        for path in find_paths_if(kinds, lambda _, kind: kind == "constexpr")
+    }
+    special = ["" if kind == "constexpr" else hint for kind, hint in specialization]
+    attributes = {
+        path: backend.parse_attr(get_iterable_path(special, path))
+        for path in find_paths_if(special, lambda _, hint: isinstance(hint, str))
+    }
     source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=target, options=parsed.__dict__)
+    compiled = triton.compile(source, target=target, options=backend.parse_options(dict(options)).__dict__)
     needs = (
         amd_resources(compiled.asm["amdgcn"])
         if target.backend == "hip"
@@ -158,7 +171,9 @@ def resources(ptx: str, capability: int) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.ptx"
         file.write_text(ptx)
-        command = [get_ptxas(capability).path, "-v", "--regAllocOptLevel=2", f"--gpu-name={architecture}", str(file)]
+        # Which assembler there is depends on the GPU only in newer ones.
+        ptxas = get_ptxas(capability) if inspect.signature(get_ptxas).parameters else get_ptxas()
+        command = [ptxas.path, "-v", "--regAllocOptLevel=2", f"--gpu-name={architecture}", str(file)]
         done = subprocess.run([*command, "-o", f"{file}.cubin"], capture_output=True, text=True, check=True)
     [registers] = re.findall(r"Used (\d+) registers", done.stderr)
     [(stores, loads)] = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
