@@ -106,10 +106,17 @@ def publish() -> None:
             "processors of the runs": sorted({run["environment"]["cpu"] for run in all_runs}),
             "training clips": sorted({run["num_training"] for run in all_runs}),
             "steps": sorted({run["steps"] for run in all_runs}),
+            "scored checkpoint": scored(all_runs),
             "made by": "kinescan reproduce table5 (6, 7, 8, 9), with and without --from FOLDER",
         },
         results={**results, "pairs of rows": orders},
     )
+
+
+def scored(runs: list[dict[str, Any]]) -> str:
+    """Which checkpoint the scores are of: the last one where nothing was chosen on test clips."""
+    last = all(run["best_epoch"] in (None, run["epochs"]) and run["epochs"] == 1 for run in runs)
+    return "the last, after the only evaluation: test clips chose none" if last else "the best of several on test clips"
 
 
 def most_seeds(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> int:
