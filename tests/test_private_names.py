@@ -107,3 +107,21 @@ def test_each_door_is_for_its_own_library_and_has_tests(library: str, file: str)
 )
 def test_each_way_to_a_private_name_is_seen(source: str) -> None:
     assert list(_strangers(ast.parse(source), set()))
+
+
+def _private_imports(tree: ast.AST) -> list[str]:
+    """Private names of kinescan that a test imports."""
+    return [
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kinescan"
+        for alias in node.names
+        if alias.name.startswith("_")
+    ]
+
+
+def test_tests_import_public_names_alone() -> None:
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    found = {path.name: names for path in files if (names := _private_imports(ast.parse(path.read_text("utf-8"))))}
+    assert found == {}
+    assert _private_imports(ast.parse("from kinescan.data.video.live import _Hidden, LiveVideo"))

@@ -19,7 +19,7 @@ from kinescan.cli.main import build_app
 from kinescan.data.video import LiveVideo, VideoReader, write_video
 from kinescan.errors import CheckpointError, ConfigError, CutVideoError, NonFiniteError, ShapeError, VideoError
 from kinescan.inference.ask import ask
-from kinescan.inference.frame_source import _Fitted, sample_times
+from kinescan.inference.frame_source import FitToFirst, sample_times
 from kinescan.vlm import PixelSettings, VideoStream, load_vlm, open_stream
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "vlm" / "conftest.py")
@@ -157,7 +157,7 @@ def test_a_live_source_that_changes_its_size_is_watched_on(saved, tmp_path, capl
 
 @pytest.mark.parametrize("changes", [1, 3])
 def test_frames_of_every_size_get_the_first_one(changes):
-    fitted = _Fitted("camera")
+    fitted = FitToFirst("camera")
     first = torch.full((3, 12, 16), 50, dtype=torch.uint8)
     assert fitted(first) is first
     for height, width in ((24, 32), (6, 8), (16, 12), (1, 1), (12, 400))[: changes + 2]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kinescan.data.rand_augment import OPERATIONS, carry_out, sample_operations
-from kinescan.data.transforms import _jitter
+from kinescan.data.transforms import jitter_colors
 
 TOLERANCE = 2e-5
 STRENGTHS = (0.0, 0.3, 1.0)
@@ -96,4 +96,4 @@ def test_jitter_is_its_formula(factors: tuple[float, float, float]) -> None:
     contrasted = luma.mean() + contrast * (bright - luma.mean())
     grey = luma.mean() + contrast * (luma - luma.mean())
     expected = grey.lerp(contrasted, saturation).clamp(0, 1)
-    assert torch.allclose(_jitter(frames.clone(), factors), expected, atol=TOLERANCE)
+    assert torch.allclose(jitter_colors(frames.clone(), factors), expected, atol=TOLERANCE)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kinescan.ops import selective_scan
 from kinescan.ops.backend import choose_backend
-from kinescan.ops.selective_scan import _OBSTACLES, _OBSTACLES_OF_SHORT
+from kinescan.ops.selective_scan import OBSTACLES, OBSTACLES_OF_SHORT
 
 
 def _draw(tracks: int, steps: int, channels: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -64,6 +64,6 @@ def test_blockwise_in_pieces_equals_whole() -> None:
 
 def test_the_long_form_is_chosen_for_long_sequences_where_there_are_no_kernels() -> None:
     like = torch.zeros(1, 300, 2, dtype=torch.float64)
-    assert choose_backend("selective_scan", None, _OBSTACLES, like) == "blockwise"
-    assert choose_backend("selective_scan", None, _OBSTACLES_OF_SHORT, like) == "reference"
-    assert choose_backend("selective_scan", None, _OBSTACLES, like.float()) == "numba"
+    assert choose_backend("selective_scan", None, OBSTACLES, like) == "blockwise"
+    assert choose_backend("selective_scan", None, OBSTACLES_OF_SHORT, like) == "reference"
+    assert choose_backend("selective_scan", None, OBSTACLES, like.float()) == "numba"

@@ -201,7 +201,7 @@ def finish_clip(
     if left.operations:
         frames = carry_out(frames, left.operations, magnitude=left.magnitude, in_place=True)
     if left.jitter is not None:
-        frames = _jitter(frames, left.jitter)
+        frames = jitter_colors(frames, left.jitter)
     clip = normalise(frames, settings, out=out)
     if left.erased is not None and left.noise is not None:
         top, column, height, width = left.erased
@@ -429,8 +429,13 @@ def _sample_jitter(strength: float, generator: torch.Generator) -> tuple[float, 
     return brightness, contrast, saturation
 
 
-def _jitter(frames: Tensor, factors: tuple[float, float, float]) -> Tensor:
-    """Brightness, contrast and saturation, in place; contrast is about the mean of the whole clip."""
+def jitter_colors(frames: Tensor, factors: tuple[float, float, float]) -> Tensor:
+    """Brightness, contrast and saturation, in place; contrast is about the mean of the whole clip.
+
+    Args:
+        frames: [T, 3, H, W] in [0, 1], changed.
+        factors: of brightness, contrast and saturation; 1 leaves each as it is.
+    """
     brightness, contrast, saturation = factors
     mean = torch.stack([grey(piece).mean() for piece in pieces(frames)]).mean().mul_(brightness)
     for piece in pieces(frames):

@@ -77,7 +77,7 @@ class Live:
     def groups(self, stream: VideoStream) -> Iterator[Group]:
         """Frames that went through the vision encoder of the stream's model, as soon as they fill a temporal patch."""
         merged = stream.family.temporal_patch
-        fitted = _Fitted(self.name)
+        fitted = FitToFirst(self.name)
         frames: list[Tensor] = []
         seconds: list[float] = []
         for pixels, shown_at in shown_every(self._frames(), self._seconds):
@@ -127,8 +127,12 @@ class _Stop(threading.Event):
         return self.is_set()
 
 
-class _Fitted:
-    """Brings every frame to the size of the first: the whole picture, black beside it where its shape differs."""
+class FitToFirst:
+    """Brings every frame to the size of the first: the whole picture, black beside it where its shape differs.
+
+    Args:
+        name: of the video source, for the log.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -136,6 +140,7 @@ class _Fitted:
         self._told = False
 
     def __call__(self, pixels: Tensor) -> Tensor:
+        """A frame, uint8 [3, H, W], in the size of the first one; that a size changed is said once."""
         size = (pixels.shape[1], pixels.shape[2])
         if self._size is None:
             self._size = size

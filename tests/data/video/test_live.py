@@ -21,7 +21,7 @@ import torch
 
 from kinescan.data.video import LiveVideo, VideoReader, is_live, shown_every, write_video
 from kinescan.data.video import live as live_module
-from kinescan.data.video.live import _Damage, _Lag
+from kinescan.data.video.live import Damage, Lag
 from kinescan.errors import ConfigError, VideoError
 
 TS_PACKET_BYTES = 188
@@ -182,7 +182,7 @@ def test_lost_data_leaves_out_frames_up_to_the_next_key_frame(tmp_path, transpor
 
 def test_damage_counts_in_the_order_of_packets():
     """Frames come out some packets later than they went in: packet 5 is damaged, then 14."""
-    damage = _Damage()
+    damage = Damage()
 
     def spares(ordinal: int, *, key: bool = False, corrupt: bool = False) -> bool:
         return damage.spares(SimpleNamespace(pts=ordinal, key_frame=key, is_corrupt=corrupt))
@@ -399,7 +399,7 @@ def test_frames_are_shown_until_the_next_one():
 
 
 def test_a_long_outage_does_not_grow():
-    damage = _Damage()
+    damage = Damage()
     assert damage.spares(SimpleNamespace(pts=0, key_frame=True, is_corrupt=False))
     for ordinal in range(1, 2000):
         damage.add(ordinal)
@@ -443,7 +443,7 @@ def test_who_waits_for_a_frame_is_not_behind(monkeypatch, caplog, waited, said):
     """After a stall of 20 s in which the source's clock stood still."""
     now = iter([0.0, 0.1, 20.1, 20.2])
     monkeypatch.setattr(live_module, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    lag = _Lag("door")
+    lag = Lag("door")
     for index, seconds in enumerate([0.0, 0.1, 0.2, 0.3]):
         lag.look(seconds, waited if index == 2 else 0.0)
     assert len(caplog.records) == said

@@ -168,7 +168,7 @@ class LiveVideo:
         Times increase. Where that clock jumps, forward or back, as when a camera starts anew, times continue from
         there, and it is said once; frames of a video source without a clock are timed as they come (see `LiveClock`).
         """
-        reformatter, lag, clock = VideoReformatter(), _Lag(self.source), self._clock()
+        reformatter, lag, clock = VideoReformatter(), Lag(self.source), self._clock()
         frames = self._whole_frames()
         try:
             while True:
@@ -222,7 +222,7 @@ class LiveVideo:
 
         Packets are known by their ordinals, which the decoder hands on to the frames.
         """
-        decoder, damage, asked = self._stream.codec_context, _Damage(), time.monotonic()
+        decoder, damage, asked = self._stream.codec_context, Damage(), time.monotonic()
         codec = decoder.codec.canonical_name
         times: dict[int, tuple[float | None, float]] = {}
         for ordinal, packet in enumerate(self._packets()):
@@ -287,7 +287,7 @@ class LiveVideo:
 
         return Continuity(stream_id, read=read)
 
-    def _look_for_losses(self, packet: av.Packet, ordinal: int, damage: "_Damage") -> None:
+    def _look_for_losses(self, packet: av.Packet, ordinal: int, damage: "Damage") -> None:
         if self._continuity is not None:
             missing = self._continuity.of(packet.pos, is_marked=packet.is_corrupt)
             if missing != "none":
@@ -432,8 +432,11 @@ def _what_comes(decoder: av.VideoCodecContext, packet: av.Packet | None) -> list
         return []
 
 
-class _Damage:
-    """Which frames are whole: those behind a key frame in the order of the packets, without damage in between."""
+class Damage:
+    """Which frames are whole: those behind a key frame in the order of the packets, without damage in between.
+
+    An ordinal counts packets as they come.
+    """
 
     def __init__(self) -> None:
         self._key: int | None = None
@@ -457,8 +460,12 @@ class _Damage:
         return self._key is not None and self._key <= frame.pts < self._first_behind_key
 
 
-class _Lag:
-    """Tells once that frames are used more slowly than the video source shows them."""
+class Lag:
+    """Tells once that frames are used more slowly than the video source shows them.
+
+    Args:
+        source: its name, for the log.
+    """
 
     def __init__(self, source: str) -> None:
         self._source = source

@@ -18,15 +18,17 @@ __all__ = ["selective_scan", "selective_scan_step"]
 Row = Float[Tensor, "R D"]
 Vector = Float[Tensor, "R S"]
 
-_OBSTACLES: Mapping[Backend, Obstacle] = {
+OBSTACLES: Mapping[Backend, Obstacle] = {
     "numba": numba.obstacle,
     "triton": triton_obstacle,
     "blockwise": lambda u: None,
     "reference": lambda u: None,
 }
-_OBSTACLES_OF_SHORT: Mapping[Backend, Obstacle] = {
-    name: _OBSTACLES[name] for name in ("numba", "triton", "reference", "blockwise")
+"""What keeps each backend from a long scan, in order of preference."""
+OBSTACLES_OF_SHORT: Mapping[Backend, Obstacle] = {
+    name: OBSTACLES[name] for name in ("numba", "triton", "reference", "blockwise")
 }
+"""The same for scans of a few steps."""
 
 
 def selective_scan(
@@ -97,7 +99,7 @@ def selective_scan(
     if out is not None:
         _check_out(out, u.shape, u, A, (delta, B, C, D, z, delta_bias, state))
     long = u.shape[1] >= blockwise.LONG
-    chosen = choose_backend("selective_scan", backend, _OBSTACLES if long else _OBSTACLES_OF_SHORT, u)
+    chosen = choose_backend("selective_scan", backend, OBSTACLES if long else OBSTACLES_OF_SHORT, u)
     if out is not None and chosen == "numba" and u.dtype == torch.float32:
         numba.scan_into(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state, *out)
         return out
