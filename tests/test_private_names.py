@@ -116,7 +116,7 @@ def _private_imports(tree: ast.AST) -> list[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kinescan"
         for alias in node.names
-        if alias.name.startswith("_")
+        if alias.name.startswith("_") and not alias.name.endswith("__")
     ]
 
 

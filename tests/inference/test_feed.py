@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kinescan.errors import VideoError
-from kinescan.inference.feed import LATEST_SECONDS, Feed, _Arrivals
+from kinescan.inference.feed import LATEST_SECONDS, Arrivals, Feed
 from kinescan.inference.turns import Turn
 
 PIXELS = torch.zeros(3, 2, 2, dtype=torch.uint8)
@@ -111,7 +111,7 @@ def test_closing_ends_the_thread_and_closes_the_source():
 
 
 def test_frames_are_late_by_the_one_that_came_soonest():
-    arrivals = _Arrivals()
+    arrivals = Arrivals()
     assert arrivals.due(0.0, 100.0) == 100.0
     # this one came a second sooner than the first has it
     assert arrivals.due(2.0, 101.0) == 101.0

@@ -82,7 +82,7 @@ class Feed:
         self._turns, self._name, self._drops = turns, name, when_behind == "newest"
         self._changed = changed or threading.Condition()
         self._waiting: deque[tuple[Turn, float]] = deque()
-        self._arrivals = _Arrivals()
+        self._arrivals = Arrivals()
         self._is_closed = False
         self._has_ended = False
         self._error: BaseException | None = None
@@ -224,7 +224,7 @@ class Feed:
         )
 
 
-class _Arrivals:
+class Arrivals:
     """When frames would have come without delay, by the soonest of the last seconds."""
 
     def __init__(self) -> None:
@@ -232,7 +232,12 @@ class _Arrivals:
         self._offsets: deque[tuple[float, float]] = deque()
 
     def due(self, seconds: float, now: float) -> float:
-        """Of a frame with this time that comes now, by the wall's clock."""
+        """When a frame would have come without delay, by the wall's clock.
+
+        Args:
+            seconds: the frame's time.
+            now: when it came, by the wall's clock.
+        """
         offset = now - seconds
         while self._offsets and self._offsets[-1][1] >= offset:
             self._offsets.pop()

@@ -21,7 +21,7 @@ from kinescan.data import (
 )
 from kinescan.data.listing import VideoItem, list_videos
 from kinescan.data.shards.index import INDEX_FILE, LOST, ShardIndex, read_index
-from kinescan.data.shards.pack import PackSettings, _resized, pack_videos
+from kinescan.data.shards.pack import PackSettings, pack_videos, resized
 from kinescan.errors import ConfigError
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime import remote
@@ -147,7 +147,7 @@ def test_frames_are_resized_and_coded_once(tmp_path: Path, make_video: Callable[
 
 @pytest.mark.parametrize("size", [(48, 64), (33, 77), (500, 31), (3000, 4000)])
 def test_sides_are_even_and_no_larger(size: tuple[int, int]) -> None:
-    height, width = _resized(size, 32)
+    height, width = resized(size, 32)
     assert height % 2 == width % 2 == 0
     assert height <= size[0]
     assert width <= size[1]

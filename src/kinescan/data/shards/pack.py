@@ -269,7 +269,7 @@ def _gather(entry: _Entry, out: BinaryIO, settings: PackSettings, limits: Limits
         return suffix if _SUFFIX.fullmatch(suffix) and suffix != ".json" else ".bin"
     with tempfile.TemporaryDirectory() as folder, VideoReader(path, limits=limits) as video:
         coded = Path(folder, "coded.mp4")
-        height, width = _resized((video.height, video.width), settings.size)
+        height, width = resized((video.height, video.width), settings.size)
         times = video.pts_seconds - video.pts_seconds[0]
         write_frames(
             coded,
@@ -285,11 +285,15 @@ def _gather(entry: _Entry, out: BinaryIO, settings: PackSettings, limits: Limits
     return ".mp4"
 
 
-def _resized(size: tuple[int, int], short: int) -> tuple[int, int]:
+def resized(size: tuple[int, int], short: int) -> tuple[int, int]:
     """Height and width with this short side, even; never larger than before.
 
+    Args:
+        size: height and width, in pixels.
+        short: the shorter side that is wanted, in pixels.
+
     Example:
-        >>> _resized((480, 854), 240), _resized((101, 99), 240)
+        >>> resized((480, 854), 240), resized((101, 99), 240)
         ((240, 428), (100, 98))
     """
     scale = min(1.0, short / min(size))
