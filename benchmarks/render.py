@@ -335,7 +335,7 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "large_runs": Section(
         title="Large runs, on paper",
-        says="Arithmetic over measured pieces; the time of a step on a GPU is assumed. See [large_runs](large_runs.md).",
+        says="Arithmetic over what was measured; a step on a GPU is assumed. See [large_runs](large_runs.md).",
     ),
     STREAM: Section(
         title="Streams into video VLMs: time of a frame, CPU",

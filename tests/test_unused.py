@@ -26,10 +26,7 @@ CALLED_BY_OTHERS = {
     "to_dict": "transformers calls it",
 }
 """Names that another package asks for."""
-FOR_USERS = {
-    "num_reconnects": "of a video that is read in Python: how often it came back",
-    "seconds_held": "the page of a VLM's stream is to show it",
-}
+FOR_USERS = {"num_reconnects": "of a video that is read in Python: how often it came back"}
 """Names that only users read."""
 
 
