@@ -331,7 +331,8 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "checkpoint_wait": Section(
         title="How long training waits for checkpoints of PKS4-L/14",
-        says="The three of an evaluation: written while training waits, and by a thread.",
+        says="The three of an evaluation: written while training waits, and by a thread; one run on a disk and two cores "
+        "that some 25 other processes used, so that only the ratio says something.",
     ),
     "large_runs": Section(
         title="Large runs, on paper",
