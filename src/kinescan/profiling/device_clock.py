@@ -12,7 +12,7 @@ class DeviceClock:
     """Milliseconds between two moments of a CUDA device's own stream; of the process's CPU time elsewhere.
 
     Args:
-        device: that computes.
+        device: that the model computes on.
     """
 
     def __init__(self, device: torch.device) -> None:

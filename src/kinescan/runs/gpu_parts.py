@@ -58,7 +58,7 @@ class Target:
     """Where the parts run.
 
     Attributes:
-        device: that computes.
+        device: that the model computes on.
         small: tiny sizes, for a rehearsal on a CPU in Triton's interpreter.
     """
 

@@ -325,9 +325,7 @@ def _check_quantiser(folder: Path, settings: Any) -> None:
         settings: `quantization_config` of its config.json.
     """
     if not isinstance(settings, dict):
-        raise refusal(
-            folder, f"{CONFIG} says quantization_config = {settings!r:.60}, which is no table. Fetch it again."
-        )
+        raise refusal(folder, f"{CONFIG} says quantization_config = {settings!r:.60}, not a table. Fetch it again.")
     method = settings.get("quant_method")
     if method is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
         # as bitsandbytes was written at first
