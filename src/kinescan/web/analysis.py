@@ -22,6 +22,7 @@ from kinescan.inference.stream import stream
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4
+from kinescan.web.giving_up import check_wanted
 from kinescan.web.media import check_length, video_limits
 from kinescan.web.settings import ServeLimits
 
@@ -106,6 +107,7 @@ def analyse(model: VideoClassifier, path: str | Path, limits: ServeLimits) -> An
         )[0]
         sampled, duration = reader.read(indices), reader.duration_seconds
         first = float(reader.pts_seconds[0])
+    check_wanted()
     maps, speed = _looked_into(model, sampled.pixels)
     seconds, scores, events = _over_time(model, path, duration)
     return Analysis(
@@ -132,6 +134,7 @@ def _over_time(
     detector = EventDetector(model.class_names, model_rules(model), stream_id="page")
     times, rows, updates = [], [], []
     for prediction in stream(model, path):
+        check_wanted()
         assert prediction.seconds is not None, "frames of files have times"
         scores = model.probabilities(prediction.logits).double().numpy()
         times.append(prediction.seconds)

@@ -5,7 +5,6 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +23,7 @@ from kinescan.runtime.device import choose_device
 from kinescan.runtime.urls import mask_url
 from kinescan.vlm import Vlm, load_vlm
 from kinescan.web.batcher import StreamBatcher
+from kinescan.web.giving_up import check_wanted, run_until
 from kinescan.web.media import check_length, video_limits
 from kinescan.web.problems import RequestProblem
 from kinescan.web.settings import ServeConfig
@@ -138,6 +138,7 @@ class Engine:
                 "width": reader.width,
                 "height": reader.height,
             }
+        check_wanted()
         [found] = predict(model, path, top=top, views=views, limits=limits)
         if found.error is not None:
             raise RequestProblem(422, f"the video {found.error}", "unreadable_video")
@@ -150,38 +151,50 @@ class Engine:
             "video": about,
         }
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """The block counts as a request that waits for a model, or uses one.
+    def _take_place(self) -> None:
+        """A place in the queue.
 
         Raises:
             RequestProblem: the queue is full.
         """
-        if self._num_waiting >= self.config.limits.waiting:
-            raise RequestProblem(429, "too many requests wait for the model. Try again in a second.", "busy")
-        self._num_waiting += 1
-        try:
-            yield
-        finally:
+        with self._lock:
+            if self._num_waiting >= self.config.limits.waiting:
+                raise RequestProblem(429, "too many requests wait for the model. Try again in a second.", "busy")
+            self._num_waiting += 1
+
+    def _leave_place(self, _: object = None) -> None:
+        with self._lock:
             self._num_waiting -= 1
 
     async def run(self, work: Callable[[], T]) -> T:
         """What `work` gives, computed by one of the threads.
 
+        Work that takes too long, or whose client has gone, ends at its next `check_wanted`; its place in the queue is
+        free only then, so that the queue never holds more than it may.
+
         Raises:
             RequestProblem: the queue is full, or it takes too long.
         """
-        async with self.turn():
-            future = asyncio.get_running_loop().run_in_executor(self._pool, work)
-            try:
-                return await asyncio.wait_for(future, self.config.limits.answer_seconds)
-            except TimeoutError:
-                raise RequestProblem(408, "the request took too long and was broken off.", "too_slow") from None
+        self._take_place()
+        given_up = threading.Event()
+        try:
+            future = self._pool.submit(run_until, given_up, work)
+        except RuntimeError:
+            self._leave_place()
+            raise RequestProblem(503, "the service is stopping.", "stopping") from None
+        future.add_done_callback(self._leave_place)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.config.limits.answer_seconds)
+        except TimeoutError:
+            raise RequestProblem(408, "the request took too long and was broken off.", "too_slow") from None
+        finally:
+            given_up.set()
 
     async def iterate(self, make: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
         """What an iterator gives, each step computed by one of the threads; closed however it ends."""
         loop = asyncio.get_running_loop()
-        async with self.turn():
+        self._take_place()
+        try:
             iterator = await loop.run_in_executor(self._pool, make)
             try:
                 while (entry := await loop.run_in_executor(self._pool, next, iterator, None)) is not None:
@@ -190,6 +203,8 @@ class Engine:
                 close = getattr(iterator, "close", None)
                 if close is not None:
                     await loop.run_in_executor(self._pool, close)
+        finally:
+            self._leave_place()
 
 
 def _warm_up(model: VideoClassifier) -> None:
