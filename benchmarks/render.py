@@ -410,6 +410,11 @@ SECTIONS: Mapping[str, Section] = {
         "weights, scored on held-out clips within pairs. 0.5 is chance in both. Six of the learned rows were not made "
         "by the script itself (benchmarks/results/README.md).",
     ),
+    "motion_model": Section(
+        title="The motion model that comes with kinescan",
+        says="Clips of files as `kinescan predict` reads them, one view in the middle; none of their pixels was "
+        "trained on. Windows over the videos of a folder (15 clips of people), and drawn objects of the test pool.",
+    ),
     "stream_average": Section(
         title="What a stream of a clip classifier remembers",
         says="A training experiment: a small causal PKS4 on four motions, means over seeds; test clips one behind the "

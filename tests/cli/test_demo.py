@@ -1,5 +1,6 @@
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from kinescan.data.sampling import segment_indices
 from kinescan.data.synthetic import NUM_STILL_TARGETS, MotionConfig
 from kinescan.errors import ConfigError
 from kinescan.models.zoo import create_model, from_pretrained
-from kinescan.runs.demo import clear_output, demo, stills
-from kinescan.runs.demo_page import opening
+from kinescan.runs.demo import SHARES, _Clock, _Progress, clear_output, demo, quick_demo, stills
+from kinescan.runs.demo_first import MotionScores
+from kinescan.runs.demo_page import opening, write_first_page
 from kinescan.runs.stills import still_task
 from kinescan.runtime.recipe_files import RECIPES
 
@@ -68,6 +70,50 @@ def test_demo_refuses_before_it_removes_anything(small, tmp_path):
     with pytest.raises(ConfigError, match=r"demo_stills\.toml.*no such file"):
         demo(small, recipes=tmp_path)
     assert (small / "motion_pks4" / "report.md").exists()
+
+
+def test_quick_demo_shows_the_model_that_comes_with_kinescan_and_trains_nothing(tmp_path):
+    page = quick_demo(tmp_path / "demo")
+    first = json.loads((tmp_path / "demo" / "demo.json").read_text())["first"]
+    names = {"clockwise", "counterclockwise", "down", "left", "right", "up"}
+    assert [set(first["right"][kind]) for kind in ("objects", "windows")] == [names, names]
+    # a die of seven sides would name 3 or 4 of 24
+    assert all(sum(right.values()) >= 12 for right in first["right"].values())
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"README.md", "index.html", "demo.json", "first"}
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == len(first["shown"]) == 12
+    assert "refresh" not in text
+
+
+def test_page_in_the_making_says_how_long_it_takes(tmp_path):
+    scores = {"clockwise": 3, "left": 4}
+    shown = {"kind": "objects", "label": "left", "named": "up", "score": 0.5, "picture": "a.png"}
+    first = {
+        "right": {"objects": scores, "windows": scores},
+        "per_class": 4,
+        "mirrored": {"objects": 1.0, "windows": 0.5},
+        "source": "photographs",
+        "shown": [shown],
+    }
+    write_first_page(first, folder=tmp_path, done={"motion_vit": 0.417}, left_seconds=125.0)
+    text, page = ((tmp_path / name).read_text() for name in ("README.md", "index.html"))
+    assert "0:02:05" in text
+    assert "| motion_vit | 41.7 % |" in text
+    assert "| clockwise | 3 of 4 | 3 of 4 |" in text
+    assert "wrong: up" in text
+    assert 'http-equiv="refresh"' in page
+
+
+def test_time_left_follows_the_parts_and_the_epochs_behind(tmp_path):
+    clock = _Clock()
+    first = MotionScores(right={"objects": {}, "windows": {}}, per_class=0, mirrored={}, source="", shown=())
+    progress = _Progress(tmp_path, first, clock)
+    clock.seconds = {"first page": 2 * SHARES["first page"], "data": 2 * SHARES["data"]}
+    others = sum(SHARES.values()) - SHARES["first page"] - SHARES["data"]
+    assert progress._left() == pytest.approx(2 * others)
+    clock.name, clock.start = "stills", time.perf_counter() - SHARES["stills"]
+    progress._epochs, progress._ended = 4, 2
+    assert progress._left() == pytest.approx(2 * (others - SHARES["stills"] / 2), rel=0.01)
 
 
 def test_stills_alone_give_what_the_recipe_of_made_events_starts_from(tmp_path):

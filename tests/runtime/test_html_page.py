@@ -35,3 +35,8 @@ def test_a_page_may_fetch_nothing() -> None:
     page = html_page("<a>", "body")
     assert "&lt;a&gt;" in page
     assert "default-src 'none'" in page
+
+
+def test_only_a_page_in_the_making_is_read_again() -> None:
+    assert 'http-equiv="refresh" content="5"' in html_page("a", "b", reload_seconds=5)
+    assert "refresh" not in html_page("a", "b")

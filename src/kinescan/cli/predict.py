@@ -33,16 +33,21 @@ EVENT_WIDTHS = (len("10000.00 s"), len("10000.00 s"), len("100.0 %"))
 WIDTHS = (len("100.0 %"), len("10.00 s"))
 """Of score and time."""
 
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A run's folder, a saved or exported model, a hub name, or motion. By default the newest run or else "
+        "motion, which comes with kinescan."
+    ),
+]
+
 
 @reported
 def command(
     paths: Annotated[
         list[str], typer.Argument(help="Video files, folders of them, and addresses (https://..., s3://...).")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(help="A run's folder, a saved or exported model or a hub name. By default the newest run."),
-    ] = None,
+    model: Model = None,
     settings: Annotated[
         list[str],
         settings_option(

@@ -34,7 +34,11 @@ Source = Annotated[
     ),
 ]
 Model = Annotated[
-    str | None, typer.Option(help="A run's folder, a saved causal model or a hub name. By default the newest run.")
+    str | None,
+    typer.Option(
+        help="A run's folder, a saved causal model, a hub name, or motion. By default the newest run or else motion, "
+        "which comes with kinescan."
+    ),
 ]
 Every = Annotated[
     int | None,

@@ -127,7 +127,8 @@ def stream_cameras(
         path: see `read_cameras`.
         targets: where events of every camera are told, besides what the file says; see `plan_events`.
         sinks: who else is told of events.
-        model: a run's folder, a saved or exported causal model or a hub name; None for the newest run.
+        model: a run's folder, a saved or exported causal model or a hub name; None for the newest run, or else
+            the motion model that comes with the package.
         every: as for `stream_source`.
         device: "auto" or the name of one.
         state: folder with a file for each camera; it is made.
@@ -157,7 +158,7 @@ def stream_cameras(
     check_cameras(cameras)
     records = [_record_of(entry, record) for entry in entries]
     _check_records(entries, records)
-    model_name = model_folder(model, hint="--model RUN")
+    model_name = model_folder(model, hint="--model RUN", or_shipped=True)
     exported = record_of_export(model_name)
     if exported is not None and exported.step is None:
         # says why an exported model cannot run on a stream

@@ -20,12 +20,14 @@ from kinescan.errors import ConfigError
 from kinescan.evaluation.metrics import pair_accuracy
 from kinescan.evaluation.report import Report
 from kinescan.inference.predictor import Prediction, predict
-from kinescan.runs.demo_page import write_page
+from kinescan.runs.demo_first import MotionScores, show_motion_model
+from kinescan.runs.demo_page import HTML_FILE, write_first_page, write_page
 from kinescan.runs.stills import STILLS_PER_EPOCH, train_on_stills
 from kinescan.runs.train import train
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.run_folder import RunFolder
+from kinescan.training.callbacks import Callback, Epoch, Start
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,19 @@ RUNS = {
     "appearance_pks4": ("appearance", "pks4"),
 }
 """Run -> its data set and its model; the recipe is demo_RUN.toml."""
+
+
+SHARES = {
+    "first page": 8.0,
+    "data": 8.0,
+    "stills": 25.0,
+    "motion_vit": 14.0,
+    "motion_pks4": 32.0,
+    "appearance_vit": 7.0,
+    "appearance_pks4": 16.0,
+    "explanation": 1.0,
+}
+"""How long the parts take beside each other: what is left is told by them."""
 
 
 PAIRS = [tuple(sorted(pair)) for pair in MOTION_PAIRS.values()]
@@ -68,6 +83,7 @@ class DemoResult:
 
     Attributes:
         page: the page to read.
+        first: what the model that comes with kinescan said.
         scores: by model: "averaging" (the frame-averaging ViT) and "pks4".
         num_test: held-out files of each of the two data sets.
         prediction: of the file that was explained.
@@ -75,6 +91,7 @@ class DemoResult:
     """
 
     page: Path
+    first: MotionScores
     scores: dict[str, DemoScores]
     num_test: dict[str, int]
     prediction: Prediction
@@ -92,12 +109,14 @@ def demo(
     train_per_class: int = 160,
     test_per_class: int = 40,
     stills_per_epoch: int = STILLS_PER_EPOCH,
+    source: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> DemoResult:
     """Runs the whole job on data that it makes itself, and writes a page with what it shows.
 
-    Makes the data sets motion and appearance, trains a small ViT on stills, fine-tunes it on both data sets as it is
-    (averaging frames) and with PKS4's module, scores the four models on held-out files, and explains one prediction.
+    The page is there first with what the model that comes with kinescan sees. Then the data sets motion and appearance
+    are made, a small ViT is trained on stills and fine-tuned on both data sets as it is (averaging frames) and with
+    PKS4's module, the four models are scored on held-out files, and one prediction is explained.
 
     Args:
         output: folder of everything; an earlier demo in it is replaced.
@@ -105,6 +124,7 @@ def demo(
         train_per_class: training files of each motion; looks get half as many.
         test_per_class: held-out files of each class.
         stills_per_epoch: pictures in an epoch of the image training.
+        source: as for `quick_demo`.
         overrides: "dotted.key=value", for every training run.
 
     Raises:
@@ -113,26 +133,33 @@ def demo(
     configs = {name: load_recipe(Path(recipes) / f"demo_{name}.toml", overrides) for name in ("stills", *RUNS)}
     output = clear_output(Path(output))
     clock = _Clock()
+    with clock.part("first page"):
+        first = show_motion_model(output, source)
+    progress = _Progress(output, first, clock)
+    progress.write()
     with clock.part("data"):
         made = _make_data(output / "data", train_per_class, test_per_class)
     with clock.part("stills"):
-        weights = train_on_stills(configs["stills"], output / "stills", stills_per_epoch)
+        weights = train_on_stills(configs["stills"], output / "stills", stills_per_epoch, callbacks=[progress])
     reports = {}
     for name, (data, _) in RUNS.items():
         with clock.part(name):
             folder = output / "data" / data
             paths = replace(configs[name].data, train=str(folder / "train"), test=str(folder / "test"))
             model = replace(configs[name].model, weights=str(weights))
-            report = train(replace(configs[name], data=paths, model=model), output=output / name).report
+            run = replace(configs[name], data=paths, model=model)
+            report = train(run, output=output / name, callbacks=[progress]).report
             assert isinstance(report, Report)
             reports[name] = report
+        progress.end_run(name, report)
     with clock.part("explanation"):
         label = PAIRS[0][1]
         video = output / "data" / "motion" / "test" / label / "0000.mp4"
         best = RunFolder(output / "motion_pks4").best
         [prediction] = predict(str(best), [video], top=3, explain_folder=output / "explained")
     result = DemoResult(
-        page=output / "README.md",
+        page=output / HTML_FILE,
+        first=first,
         scores={
             model: _scores({data: reports[name] for name, (data, own) in RUNS.items() if own == model})
             for model in ("averaging", "pks4")
@@ -144,6 +171,26 @@ def demo(
     write_text(output / RESULT_FILE, to_json(result.to_json(), indent=1) + "\n")
     write_page(result.to_json(), label=label, folder=output)
     return result
+
+
+def quick_demo(output: str | Path = "runs/demo", *, source: str | Path | None = None) -> Path:
+    """The demo's first page alone: what the model that comes with kinescan sees; nothing is trained.
+
+    Args:
+        output: folder of everything; an earlier demo in it is replaced.
+        source: folder of videos and pictures over which windows move; None: photographs that come with kinescan.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: as for `demo`.
+    """
+    output = clear_output(Path(output))
+    first = show_motion_model(output, source)
+    write_text(output / RESULT_FILE, to_json({"first": first.to_json()}, indent=1) + "\n")
+    write_first_page(first.to_json(), folder=output, left_seconds=None)
+    return output / HTML_FILE
 
 
 def stills(
@@ -218,11 +265,50 @@ class _Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.name, self.start = "", time.perf_counter()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Times what happens inside."""
         logger.info("demo: %s", name)
-        start = time.perf_counter()
+        self.name, self.start = name, time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name] = time.perf_counter() - self.start
+
+
+class _Progress(Callback):
+    """Writes the page again as trainings go on and end, with the time that is left."""
+
+    def __init__(self, output: Path, first: MotionScores, clock: _Clock) -> None:
+        self._output, self._first, self._clock = output, first.to_json(), clock
+        self._done: dict[str, float] = {}
+        self._epochs, self._ended = 1, 0
+
+    def write(self) -> None:
+        """The page as far as it is known."""
+        write_first_page(self._first, folder=self._output, done=self._done, left_seconds=self._left())
+
+    def end_run(self, name: str, report: Report) -> None:
+        """Adds a run that has ended."""
+        self._done[name] = report.evaluation.metrics.top1
+        self._ended = 0
+        self.write()
+
+    def on_start(self, start: Start) -> None:
+        """A training begins."""
+        self._epochs, self._ended = max(1, start.num_epochs), 0
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        """A part of a training is done."""
+        self._ended = epoch.epoch + 1
+        self.write()
+
+    def _left(self) -> float:
+        """Seconds: what is left takes as long as `SHARES` say, at the speed so far."""
+        seconds = dict(self._clock.seconds)
+        behind = sum(SHARES.get(part, 0.0) for part in seconds)
+        taken = sum(seconds[part] for part in seconds if part in SHARES)
+        if self._ended and self._clock.name in SHARES and self._clock.name not in seconds:
+            behind += SHARES[self._clock.name] * self._ended / self._epochs
+            taken += time.perf_counter() - self._clock.start
+        return max(0.0, (sum(SHARES.values()) - behind) * taken / behind)

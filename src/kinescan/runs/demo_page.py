@@ -1,18 +1,20 @@
 """The page that the demo writes: what it shows first, then how it was measured."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from kinescan.runs.demo_first import motion_section
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import escape_markdown
 from kinescan.runtime.figure import save_figure
-from kinescan.runtime.quantities import percent
+from kinescan.runtime.html_page import html_page, markdown_html
+from kinescan.runtime.quantities import duration, percent
 
-PAGE_FILE = "README.md"
+PAGE_FILE, HTML_FILE = "README.md", "index.html"
 PICTURE_FILE = "comparison.png"
 MOST_WITHIN_PAIRS, LEAST_MOTION, MOST_LOST = 0.55, 0.85, 0.02
 """What is expected of a run of the usual size."""
@@ -20,7 +22,7 @@ MODELS = {"averaging": "ViT, mean over frames", "pks4": "PKS4 (the same ViT + on
 
 
 def write_page(result: Mapping[str, Any], *, label: str, folder: Path) -> None:
-    """Writes README.md and comparison.png.
+    """Writes README.md, the same as index.html, and comparison.png.
 
     Args:
         result: `DemoResult.to_json()`.
@@ -28,8 +30,41 @@ def write_page(result: Mapping[str, Any], *, label: str, folder: Path) -> None:
         folder: of the demo.
     """
     draw_comparison(result["scores"], folder / PICTURE_FILE)
-    lines = [opening(result), *_table(result), *_pairs(result), *_explanation(result, label, folder), *_ending(result)]
-    write_text(folder / PAGE_FILE, "\n".join(lines) + "\n")
+    lines = [opening(result), *_table(result), *_pairs(result), *_explanation(result, label, folder)]
+    _write([*lines, *motion_section(result["first"]), *_ending(result)], folder)
+
+
+def write_first_page(
+    first: Mapping[str, Any], *, folder: Path, done: Mapping[str, float] | None = None, left_seconds: float | None
+) -> None:
+    """Writes README.md and index.html with what is known so far.
+
+    Args:
+        first: `MotionScores.to_json()`.
+        folder: of the demo.
+        done: run that has ended -> its top-1 on held-out files.
+        left_seconds: until the page is whole; None: nothing else comes.
+    """
+    lines = ["# What the demo shows"]
+    if left_seconds is not None:
+        lines += [
+            f"\n**Still running**: about {duration(left_seconds)} left. Four trainings compare a ViT that averages "
+            "frames with the same ViT and PKS4's module; this page is written again as they end."
+        ]
+        if done:
+            lines += ["\n| training | right on held-out files |\n|---|---|"]
+            lines += [f"| {run} | {percent(score)} |" for run, score in done.items()]
+    lines += motion_section(first)
+    if left_seconds is None:
+        lines += ["\n`kinescan demo` without `--quick` trains and compares four models, too."]
+    _write(lines, folder, reload_seconds=None if left_seconds is None else 10)
+
+
+def _write(lines: Sequence[str], folder: Path, *, reload_seconds: int | None = None) -> None:
+    text = "\n".join(lines) + "\n"
+    write_text(folder / PAGE_FILE, text)
+    body = markdown_html(text, folder)
+    write_text(folder / HTML_FILE, html_page("kinescan demo", body, reload_seconds=reload_seconds))
 
 
 def opening(result: Mapping[str, Any]) -> str:
@@ -140,6 +175,7 @@ def _ending(result: Mapping[str, Any]) -> Iterator[str]:
     for part, seconds in result["seconds"].items():
         yield f"| {part} | {seconds:.0f} |"
     yield "\n## What lies here\n"
+    yield "- `index.html`: this page; `first`: the clips and pictures of the model that comes with kinescan"
     yield "- `data/motion`, `data/appearance`: the video files, a folder per class"
     yield "- `stills`: the ViT trained on single pictures"
     yield "- `motion_vit`, `motion_pks4`, `appearance_vit`, `appearance_pks4`: a run each, with recipe.toml, log.jsonl,"

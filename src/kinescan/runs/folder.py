@@ -5,6 +5,8 @@ from pathlib import Path
 from kinescan.config import DataConfig, RunConfig, load_recipe
 from kinescan.errors import ConfigError
 from kinescan.models.saving.location import WEIGHTS_FILE, best_checkpoint, locate_model
+from kinescan.models.saving.saved_model import CARD_FILE, read_config
+from kinescan.models.saving.shipped import MOTION, SHIPPED
 from kinescan.runtime.files import read_toml
 from kinescan.runtime.folder_lock import is_locked
 from kinescan.runtime.run_folder import RUNS as DEFAULT_FOLDER
@@ -17,12 +19,13 @@ OF_THE_RUN = -1
 """The `data.split_seed` that stands for the run's seed."""
 
 
-def model_folder(source: str | Path | None, *, hint: str) -> str:
+def model_folder(source: str | Path | None, *, hint: str, or_shipped: bool = False) -> str:
     """Where the model is that a user means: a run's best checkpoint, a saved or exported model, or a hub name.
 
     Args:
         source: a run's folder, a model's folder, or a hub name; None for the newest run under ./runs.
         hint: how the verb takes a model, such as "--model RUN".
+        or_shipped: without a run, take the motion model that comes with the package, and say so.
 
     Raises:
         ConfigError: None was given and no run was found.
@@ -30,6 +33,9 @@ def model_folder(source: str | Path | None, *, hint: str) -> str:
     """
     if source is None:
         run = newest_run(RUNS)
+        if run is None and or_shipped:
+            logger.info("model: %s", describe_motion_model())
+            return str(SHIPPED / MOTION)
         if run is None:
             raise ConfigError(
                 f"no model was given, and {RUNS.resolve()} holds no run with a checkpoint. Name one: {hint}."
@@ -37,6 +43,15 @@ def model_folder(source: str | Path | None, *, hint: str) -> str:
         logger.info("model: %s (the newest run)", run)
         source = run
     return locate_model(source)
+
+
+def describe_motion_model() -> str:
+    """What the model that comes with the package can name and what not, in one line."""
+    motions = ", ".join(read_config(SHIPPED / MOTION).labels or ())
+    return (
+        f"{MOTION}, which comes with kinescan. It names how a picture or what is large in it moves ({motions}); "
+        f"it knows no actions and no things. Its card: {SHIPPED / MOTION / CARD_FILE}"
+    )
 
 
 def newest_run(runs: Path) -> Path | None:

@@ -12,6 +12,7 @@ from kinescan.inference.precision import Precision
 from kinescan.inference.predictor import Prediction, predict_iter
 from kinescan.inference.segments import VideoEvents
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.saving.shipped import is_shipped
 from kinescan.runs.events import EventPlan, plan_events
 from kinescan.runs.folder import model_folder
 from kinescan.runs.limits import chosen_limits
@@ -19,6 +20,9 @@ from kinescan.runs.overrides import take_table
 from kinescan.runs.segments import find_events
 from kinescan.runs.still import skip_in, still_settings
 from kinescan.runtime.device import choose_device
+
+SHIPPED_VIEWS = "8x4x1"
+"""Of the motion model that comes with the package: its clips are short, and four of them look at the whole video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +125,8 @@ def prepare_prediction(
 
     Args:
         paths: video files, folders of them, and addresses.
-        model: a run's folder, a saved or exported model, or a hub name; None for the newest run.
+        model: a run's folder, a saved or exported model, or a hub name; None for the newest run, or else
+            the motion model that comes with the package.
         overrides: see `chosen_limits`; "evaluation.views=8x2x3"; and for events "events.on=0.6" and the like, or
             "events=FILE" with a file of rules; "still.pixel_threshold=4" and the like, for
             `kinescan.models.still.SkipUnchanged`; "predict.precision=bfloat16" and the like, for `PredictSettings`.
@@ -145,10 +150,12 @@ def prepare_prediction(
         raise ConfigError(
             f"{plan.where}: files and webhooks are told by kinescan stream; here --output FILE is written."
         )
-    folder = model_folder(model, hint="--model RUN")
+    folder = model_folder(model, hint="--model RUN", or_shipped=True)
     resolved = resolve_model(folder, choose_device(device), allow_code=allow_code)
     skip_in(resolved, skip)
-    views = of_views[-1].partition("=")[2] if of_views else None
+    views = SHIPPED_VIEWS if is_shipped(folder) else None
+    if of_views:
+        views = of_views[-1].partition("=")[2]
     found = [str(file) for file in video_files(paths)] if segments else [str(video) for _, video in video_inputs(paths)]
     return PredictionJob(
         model=resolved, files=found, limits=limits, folder=folder, views=views, plan=plan, settings=settings

@@ -201,7 +201,8 @@ def predict_paths(
     Args:
         paths: see `listed_paths`.
         output: see `predict_by_ray`.
-        model: a run's folder, a saved model, or a hub name; None for the newest run.
+        model: a run's folder, a saved model, or a hub name; None for the newest run, or else
+            the motion model that comes with the package.
         overrides: "ray.workers=2" and the like, "evaluation.views=8x2x3", and those of `chosen_limits`.
         top: how many classes to name.
         device: "auto" or the name of one.
@@ -214,7 +215,7 @@ def predict_paths(
     of_views = [override for override in overrides if override.partition("=")[0] == "evaluation.views"]
     limits = chosen_limits([override for override in overrides if override not in (*of_ray, *of_views)])
     settings = build_settings(RaySettings, parse_overrides(of_ray).get("ray", {}), where="ray")
-    folder = model_folder(model, hint="--model RUN")
+    folder = model_folder(model, hint="--model RUN", or_shipped=True)
     predictor = BatchPredictor(
         os.path.abspath(folder) if os.path.exists(folder) else folder,
         views=of_views[-1].partition("=")[2] if of_views else None,

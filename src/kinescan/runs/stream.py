@@ -35,7 +35,8 @@ def stream_source(
 
     Args:
         source: a video file, a URL, or "-" for standard input.
-        model: a run's folder, a saved causal model or a hub name; None for the newest run.
+        model: a run's folder, a saved causal model or a hub name; None for the newest run, or else
+            the motion model that comes with the package.
         every: feed every n-th frame by count; None takes frames by their times, as far apart as in training.
         device: "auto" or the name of one.
         state: file to continue from where it is there; written every minute and at the end.
@@ -57,7 +58,7 @@ def stream_source(
     skip, others = still_settings(others)
     if others:
         raise ConfigError(f"--set {others[0]} is for events: give --events WHERE, too (- only prints them).")
-    chosen: ModelSource = model_folder(model, hint="--model RUN")
+    chosen: ModelSource = model_folder(model, hint="--model RUN", or_shipped=True)
     if skip is not None:
         chosen = resolve_model(chosen, choose_device(device), allow_code=allow_code)
         skip_in(chosen, skip)
@@ -122,7 +123,8 @@ def stream_source_events(
         overrides: settings of the stream, of rules and of webhooks.
         record: video to write, with events drawn in; see `kinescan.events.recording.Recorder`.
         sinks: who else is told.
-        model: a run's folder, a saved causal model or a hub name; None for the newest run.
+        model: a run's folder, a saved causal model or a hub name; None for the newest run, or else
+            the motion model that comes with the package.
         every: feed every n-th frame by count; None takes frames by their times.
         device: "auto" or the name of one.
         state: file to continue from where it is there; see `kinescan.inference.event_stream.stream_events`.
@@ -139,7 +141,7 @@ def stream_source_events(
     reconnect, others = reconnect_settings(others)
     skip, others = still_settings(others)
     plan = plan_events(targets, others)
-    model_name = model_folder(model, hint="--model RUN")
+    model_name = model_folder(model, hint="--model RUN", or_shipped=True)
     exported = record_of_export(model_name)
     if exported is not None and exported.step is None:
         # says why an exported model cannot run on a stream

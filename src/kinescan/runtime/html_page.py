@@ -49,20 +49,22 @@ footer { margin-top: 3rem; font-size: .85rem; opacity: .75; }
 """
 
 
-def html_page(title: str, body: str) -> str:
+def html_page(title: str, body: str, *, reload_seconds: int | None = None) -> str:
     """A whole page.
 
     Args:
         title: plain text.
         body: HTML.
+        reload_seconds: a browser reads the page again so often, while it is being written; None: never.
     """
+    reload = "" if reload_seconds is None else f'<meta http-equiv="refresh" content="{reload_seconds}">'
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape_html(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         # nothing may be fetched and no code may run, whatever text a run has in it
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
-        f"<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
+        f"{reload}<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
     )
 
 

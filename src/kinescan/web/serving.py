@@ -59,7 +59,8 @@ def make_config(
     """The settings of a service as the command line gives them; the API key comes from KINESCAN_API_KEY.
 
     Args:
-        models: each FOLDER or NAME=FOLDER; none: the newest run, or, with a VLM, no classifier.
+        models: each FOLDER or NAME=FOLDER; none: the newest run or else the motion
+            model that comes with the package; with a VLM, no classifier.
         vlm: see `ServeConfig`.
         media: see `ServeConfig`.
         allow_urls: see `ServeConfig`.
@@ -81,7 +82,7 @@ def make_config(
             raise ConfigError(f"two models are called {name}. Name them: --model NAME=FOLDER.")
         named[name] = model_folder(place, hint="--model RUN")
     if not named and vlm is None:
-        folder = model_folder(None, hint="--model RUN")
+        folder = model_folder(None, hint="--model RUN", or_shipped=True)
         named["default"] = folder
     config = ServeConfig(
         models=named,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kinescan.errors import CheckpointError
+from kinescan.models.saving.shipped import shipped_model
 from kinescan.models.weights.hub import is_hub_name
 from kinescan.runtime.run_folder import CHECKPOINTS, RUNS, RunFolder
 
@@ -12,7 +13,7 @@ EXPORT_FILE = "export.json"
 HUB_PAGES = "https://huggingface.co/"
 """The address of a model's page begins so; its name follows."""
 MOST_NAMED = 6
-WANTED = "the folder of a run, of a saved model or of an exported one, or a hub name (ORG/NAME)"
+WANTED = "the folder of a run, of a saved model or of an exported one, a hub name (ORG/NAME), or motion"
 
 
 def locate_model(source: str | Path, *, wanted: str = WANTED) -> str:
@@ -20,10 +21,11 @@ def locate_model(source: str | Path, *, wanted: str = WANTED) -> str:
 
     A run stands for its best checkpoint (its last one where nothing was evaluated), as does its folder `checkpoints`; a
     file of a saved or exported model stands for its folder. A hub name is ORG/NAME, or ORG/NAME@REVISION; where a
-    folder ORG is here, it has to be written hf-hub:ORG/NAME.
+    folder ORG is here, it has to be written hf-hub:ORG/NAME. "motion" is the model that comes with the package, unless
+    a folder here has that name.
 
     Args:
-        source: the folder of a saved model, a run or an exported model, a file in one, or a hub name.
+        source: the folder of a saved model, a run or an exported model, a file in one, a hub name, or "motion".
         wanted: what to give instead, for the error.
 
     Raises:
@@ -43,6 +45,8 @@ def locate_model(source: str | Path, *, wanted: str = WANTED) -> str:
         there = path.exists()
     except OSError as error:
         raise CheckpointError(f"{text}: cannot be looked at ({error.strerror}). Check the name.") from None
+    if not there and (shipped := shipped_model(text)) is not None:
+        return str(shipped)
     if not there:
         return _hub_name(text, path, wanted)
     folder = path if path.is_dir() else path.parent
