@@ -7,7 +7,7 @@ from typing import Any
 
 from kinescan.data.mirroring import mirrored_labels
 from kinescan.data.synthetic import MOTION_PAIRS, MotionConfig, WindowConfig, make_motion, make_windows
-from kinescan.data.synthetic.windows import WINDOW_PATHS
+from kinescan.data.synthetic.window_paths import WINDOW_PATHS
 from kinescan.data.video import VideoReader
 from kinescan.inference.predictor import Prediction, predict_iter
 from kinescan.models.classifier import VideoClassifier

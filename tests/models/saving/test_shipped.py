@@ -10,7 +10,8 @@ import torch
 from kinescan.data.mirroring import mirrored_labels
 from kinescan.data.synthetic import MOTION_PAIRS, WindowConfig
 from kinescan.data.synthetic.sources import Sources
-from kinescan.data.synthetic.windows import WINDOW_PATHS, render_window
+from kinescan.data.synthetic.window_paths import WINDOW_PATHS
+from kinescan.data.synthetic.windows import render_window
 from kinescan.errors import ConfigError
 from kinescan.inference.predictor import predict
 from kinescan.inference.stream import stream
