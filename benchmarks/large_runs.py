@@ -180,7 +180,7 @@ def work_out(
         "gpu_seconds_per_clip": seconds,
         "gpu_seconds_from": source,
         "clips_per_second": clips_per_second,
-        "cpu_seconds_per_clip": cpu_seconds,
+        "core_seconds_per_clip": cpu_seconds,
         "cores_per_gpu": cores,
         "storage_bytes_per_second": clips_per_second * file_bytes,
         "storage_bytes_per_second_at_128_pixels": clips_per_second * file_bytes * pieces.packed_share,

@@ -331,12 +331,12 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "checkpoint_wait": Section(
         title="How long training waits for checkpoints of PKS4-L/14",
-        says="The three of an evaluation: written while training waits, and by a thread; one run on a disk and two cores "
-        "that some 25 other processes used, so that only the ratio says something.",
+        says="The three of an evaluation: written while training waits, and by a thread; one run beside some 25 other "
+        "processes on two cores and one disk, so that only the ratio says something.",
     ),
     "large_runs": Section(
         title="Large runs, on paper",
-        says="Arithmetic over what was measured; a step on a GPU is assumed. See [large_runs](large_runs.md).",
+        says="Arithmetic over what was measured; a step on a GPU is assumed.",
     ),
     STREAM: Section(
         title="Streams into video VLMs: time of a frame, CPU",

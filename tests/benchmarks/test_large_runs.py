@@ -41,7 +41,7 @@ def _row(large: ModuleType, seconds: float = 0.1, **given: float) -> dict[str, A
 def test_a_row_by_hand(large: ModuleType) -> None:
     row = _row(large)
     assert row["clips_per_second"] == pytest.approx(80)
-    assert row["cpu_seconds_per_clip"] == pytest.approx(0.5 * 0.06 + 8 * 0.001 + 0.01)
+    assert row["core_seconds_per_clip"] == pytest.approx(0.5 * 0.06 + 8 * 0.001 + 0.01)
     assert row["cores_per_gpu"] == pytest.approx(0.48)
     assert row["storage_bytes_per_second"] == pytest.approx(80 * 250_000)
     assert row["storage_bytes_per_second_at_128_pixels"] == pytest.approx(80 * 25_000)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kinescan.errors import CheckpointError
+from kinescan.errors import CheckpointError, ConfigError
 from kinescan.training import Callback, OptimConfig, TrainConfig, checkpoint, checkpoint_keeper, fit
 from kinescan.training.checkpoint import OPTIMIZER_FILE, STATE_FILE, load_state
 
@@ -118,21 +118,53 @@ def test_two_checkpoints_of_a_step_are_written_and_hashed_once(
         assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
 
 
+def _write_as_before(last: Path, **changes: Any) -> dict[str, Any]:
+    """Makes a checkpoint one of format 2, which held all of the state in one file; gives that state."""
+    state = {**torch.load(last / STATE_FILE), **torch.load(last / OPTIMIZER_FILE), "format": 2, **changes}
+    torch.save(state, last / STATE_FILE)
+    (last / OPTIMIZER_FILE).unlink()
+    sums = {path.name: checkpoint._sha256(path) for path in last.iterdir() if path.name != checkpoint.CHECKSUM_FILE}
+    (last / checkpoint.CHECKSUM_FILE).write_text(json.dumps(sums))
+    return state
+
+
 def test_a_checkpoint_in_one_file_of_an_earlier_version_is_resumed(make: Any, noise_clips: Any, tmp_path: Path) -> None:
     whole = OptimConfig(**{**vars(OPTIM), "epochs": 2})
     model = make()
     fit(model, noise_clips(), output=tmp_path / "whole", train=EVERY_STEP, optim=whole, seed=1)
     fit(make(), noise_clips(), output=tmp_path / "old", train=EVERY_STEP, optim=OPTIM, seed=1)
     last = tmp_path / "old" / "checkpoints" / "last"
-    state = {**torch.load(last / STATE_FILE), **torch.load(last / OPTIMIZER_FILE), "format": 2}
-    torch.save(state, last / STATE_FILE)
-    (last / OPTIMIZER_FILE).unlink()
-    sums = {path.name: checkpoint._sha256(path) for path in last.iterdir() if path.name != checkpoint.CHECKSUM_FILE}
-    (last / checkpoint.CHECKSUM_FILE).write_text(json.dumps(sums))
+    state = _write_as_before(last)
     assert load_state(last).optimizer["state"].keys() == state["optimizer"]["state"].keys()
     resumed = make()
     fit(resumed, noise_clips(), output=tmp_path / "old", train=EVERY_STEP, optim=whole, seed=1, resume=True)
     assert resumed.state_dict().keys() == model.state_dict().keys()
+
+
+def test_one_of_two_processes_and_an_earlier_version_is_resumed_by_one(
+    make: Any, noise_clips: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where batches of all processes together stay the same; else it is refused, and nothing is lost."""
+    fit(make(), noise_clips(), output=tmp_path, train=EVERY_STEP, optim=OPTIM, seed=1)
+    last = tmp_path / "checkpoints" / "last"
+    [rng] = torch.load(last / STATE_FILE)["rng"]
+    half = noise_clips().batch_size // 2
+    settings = {"processes": 2, "loader": {"batch_size": half}}
+    _write_as_before(last, settings=settings, rng=[rng, rng])
+    whole = OptimConfig(**{**vars(OPTIM), "epochs": 2})
+
+    def resume(batch_size: int) -> int:
+        own = {"loader": {"batch_size": batch_size}}
+        options = {"train": EVERY_STEP, "optim": whole, "seed": 1, "resume": True, "settings": own}
+        return fit(make(), noise_clips(batch_size=batch_size), output=tmp_path, **options).steps
+
+    before = {path.name: path.read_bytes() for path in last.iterdir()}
+    with pytest.raises(ConfigError) as refused:
+        resume(half)
+    assert "processes" in str(refused.value)
+    assert before == {path.name: path.read_bytes() for path in last.iterdir()}
+    assert resume(2 * half) == 2 * noise_clips().num_batches
+    assert "processes was 2, is 1" in caplog.text
 
 
 @pytest.mark.bad_input

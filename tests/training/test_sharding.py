@@ -36,7 +36,7 @@ def _script() -> Any:
     return module
 
 
-def _together(folder: Path) -> list[dict[str, Any]]:
+def _together(folder: Path, *cases: str) -> list[dict[str, Any]]:
     """What two processes that divide models met."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -44,7 +44,7 @@ def _together(folder: Path) -> list[dict[str, Any]]:
     launched = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = [
         subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("sharded_processes.py")), str(folder)],
+            [sys.executable, str(Path(__file__).with_name("sharded_processes.py")), str(folder), *cases],
             env={**os.environ, **launched, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -94,6 +94,11 @@ def test_two_processes_that_divide_a_model_give_what_one_gives(tmp_path: Path) -
     # half precision rounds as with whole models in two processes
     for ours, theirs in zip(first["half"]["steps"], first["half plain"]["steps"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
+    # a state that is carried from window to window is each process's own
+    carried = script.run_carried(tmp_path / "one carried", alone)
+    for own, other in zip(first["carried"]["steps"], carried["steps"], strict=True):
+        assert own == pytest.approx(other, abs=TOLERANCE)
+    assert first["carried"] == second["carried"]
     # one process left, two took up; two left, one takes up
     assert first["left"]["error"].startswith("TrainingInterrupted")
     assert first["taken up"]["error"] == script.run(tmp_path / "left", alone, resume=True)["error"] == ""
