@@ -353,6 +353,11 @@ SECTIONS: Mapping[str, Section] = {
         title="StateKV: several streams as one batch, CPU",
         says="Pushed and asked together against one by one: 4 decoder layers of width 512, 4 tokens a frame",
     ),
+    "statekv_limits": Section(
+        title="StateKV: what a limit of the full KV cache costs",
+        says="The cue task and a needle task at a quarter and a sixteenth of the tokens (docs/statekv.md); chance is one "
+        "third. The grid is for three seeds; `n` says how many are counted so far.",
+    ),
     "statekv_open_questions": Section(
         title="StateKV: what the method leaves free",
         says="The task of statekv_accuracy at an eighth of the tokens, on the one training that loses with the "
