@@ -355,8 +355,8 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "statekv_limits": Section(
         title="StateKV: what a limit of the full KV cache costs",
-        says="The cue task and a needle task at a quarter and a sixteenth of the tokens (docs/statekv.md); chance is one "
-        "third. The grid is for three seeds; `n` says how many are counted so far.",
+        says="The cue task and a needle task at a quarter and a sixteenth of the tokens (docs/statekv.md); chance is "
+        "one third. The grid is for three seeds; `n` says how many are counted so far.",
     ),
     "statekv_open_questions": Section(
         title="StateKV: what the method leaves free",
