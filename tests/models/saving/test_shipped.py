@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,14 @@ def test_frames_of_any_size_and_rate_are_taken(model: VideoClassifier) -> None:
     frames = torch.zeros(3, 3, 30, 200, dtype=torch.uint8)
     [prediction] = predict(model, [frames], fps=60.0)
     assert prediction.error is None
+
+
+def test_every_file_of_the_package_is_in_the_wheel() -> None:
+    root = Path(__file__).resolve().parents[3]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["kinescan"]
+    package = root / "src" / "kinescan"
+    files = {
+        path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".nbc", ".nbi")
+    }
+    assert files == {path for pattern in patterns for path in package.glob(pattern)} & files
