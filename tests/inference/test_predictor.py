@@ -252,3 +252,8 @@ def test_predicting_from_threads_changes_nothing_of_a_model_in_training(make_mod
     assert len(found) == 12
     assert len(set(found)) == 1
     assert all(module.training for module in model.modules())
+
+
+def test_a_file_object_that_gives_text_is_refused(model):
+    with pytest.raises(ConfigError, match="binary"):
+        predict(model, io.StringIO("no bytes"))

@@ -11,7 +11,7 @@ from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from kinescan.errors import VideoError
+from kinescan.errors import ConfigError, VideoError
 from kinescan.runtime.quantities import byte_size
 from kinescan.runtime.urls import mask_url, mask_urls
 
@@ -81,7 +81,12 @@ def spooled(source: BinaryIO | bytes | None = None) -> Iterator[tuple[IO[bytes],
         if isinstance(source, bytes):
             file.write(source)
         elif source is not None:
-            shutil.copyfileobj(source, file, _PART)
+            try:
+                shutil.copyfileobj(source, file, _PART)
+            except TypeError as error:
+                raise ConfigError(
+                    "a file object gave text instead of bytes. Open the file in binary mode: open(path, 'rb')."
+                ) from error
         file.flush()
         yield file, Path(file.name)
 
