@@ -1,5 +1,7 @@
 """What the page shows; test_browser.py has the page itself."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,13 @@ def test_other_models_are_shown_as_far_as_they_go(video: Path) -> None:
     assert found.scores.shape == (2, 2)
     assert found.events == ()
     assert "ks-speed" not in timeline(found)
+
+
+def test_update_speed_is_drawn_only_where_frames_were_sampled(video: Path) -> None:
+    found = analyse(causal_model(), video, LIMITS)
+    late = replace(found, frame_seconds=(2.0, 2.1, 2.2, 2.3), duration=4.0)
+    left, width = map(float, re.search(r"margin-left:([\d.]+)%;width:([\d.]+)%", timeline(late)).groups())
+    assert (left, width) == pytest.approx((48.75, 10), abs=0.1)
 
 
 def test_long_and_broken_videos_are_refused(tmp_path: Path) -> None:

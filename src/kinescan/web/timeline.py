@@ -111,15 +111,20 @@ def _speed(analysis: Analysis) -> str:
     if speed is None:
         return ""
     lines = speed.flatten(1).T.numpy()  # [patches, T]
-    at = (np.arange(_COLUMNS) + 0.5) / _COLUMNS * _length(analysis)
-    nearest = np.abs(np.asarray(analysis.frame_seconds)[None] - at[:, None]).argmin(1)
+    times, length = np.asarray(analysis.frame_seconds), _length(analysis)
+    # only as far as frames were sampled: nothing is known of what lies before and behind them
+    half = float(np.median(np.diff(times))) / 2 if len(times) > 1 else length / 2
+    start, end = max(0.0, float(times[0]) - half), min(length, float(times[-1]) + half)
+    at = start + (np.arange(_COLUMNS) + 0.5) / _COLUMNS * (end - start)
+    nearest = np.abs(times[None] - at[:, None]).argmin(1)
+    place = f"margin-left:{100 * start / length:.2f}%;width:{100 * (end - start) / length:.2f}%"
     low, high = float(lines.min()), float(lines.max())
     picture = heat_picture((lines[:, nearest] - low) / max(high - low, 1e-9), "viridis", over_frame=False)
     said = f"Update speed (Delta) of {len(lines)} patches over time, from {low:.3g} to {high:.3g}"
     return (
         f'<div class="ks-part-head"><h4>Update speed of the scanner (Delta) over time</h4>'
         f"{heat_key('viridis', f'{low:.3g}', f'{high:.3g}')}</div>"
-        f'<div class="ks-speed"><img alt="{said}" src="{picture}"><i class="ks-cursor"></i></div>'
+        f'<div class="ks-speed"><img alt="{said}" src="{picture}" style="{place}"><i class="ks-cursor"></i></div>'
         f'<p class="ks-note">A line for each of {len(lines)} patches, the top left one first; '
-        f"{len(analysis.frame_seconds)} sampled frames.</p>"
+        f"{len(times)} sampled frames, from {times[0]:.2f} s to {times[-1]:.2f} s.</p>"
     )
