@@ -1,6 +1,7 @@
 """Lists, jobs and parts of predictions by Ray; Ray itself where it is installed."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,52 @@ def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
 
 def test_a_folder_belongs_to_one_job(tmp_path: Path) -> None:
     job, settings = BatchPredictor("m"), RaySettings()
+    predict_ray._claim(tmp_path, ["b.mp4"], job, settings)
     predict_ray._claim(tmp_path, ["a.mp4"], job, settings)
+    (tmp_path / "part-000000.parquet").touch()
     predict_ray._claim(tmp_path, ["a.mp4"], job, settings)
     for paths, other, parts in ((["b.mp4"], job, 128), (["a.mp4"], BatchPredictor("n"), 128), (["a.mp4"], job, 7)):
         with pytest.raises(ConfigError, match=str(tmp_path)):
             predict_ray._claim(tmp_path, paths, other, RaySettings(part_rows=parts))
     (tmp_path / JOB_FILE).unlink()
-    (tmp_path / "part-000000.parquet").touch()
     with pytest.raises(ConfigError, match=str(tmp_path)):
         predict_ray._claim(tmp_path, ["a.mp4"], job, settings)
+
+
+class _NoRay:
+    """Ray that must not be asked, or does not start."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self._error = error
+
+    def init(self, **_: Any) -> None:
+        if self._error is None:
+            pytest.fail("Ray's own init would try for minutes")
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [Exception("timed out\nmore"), ConnectionError("x"), AssertionError()])
+def test_whatever_ray_raises_at_its_start_is_an_error_of_ours(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=str(error).splitlines()[0] if str(error) else "AssertionError"):
+        predict_ray._start(_NoRay(error), RaySettings())
+
+
+@pytest.mark.parametrize("form", ["{}", "ray://{}"])
+@pytest.mark.parametrize("by_environment", [True, False])
+def test_a_cluster_that_is_not_there_is_told_at_once(
+    form: str, by_environment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = form.format(f"127.0.0.1:{server.getsockname()[1]}")
+        predict_ray._knock(address)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if by_environment:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=address):
+        predict_ray._start(_NoRay(), RaySettings(address="" if by_environment else address))
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

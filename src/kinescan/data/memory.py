@@ -1,11 +1,10 @@
 import logging
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from kinescan.data.datasets import VideoDataset
+from kinescan.data.kept_frames import frames_of_videos
 from kinescan.data.listing import VideoItem
 from kinescan.data.sampling import segment_indices
 from kinescan.data.storage import is_gone
@@ -22,7 +21,7 @@ LONG_OVER_SHORT = 16 / 9
 
 
 class VideoMemory(VideoDataset):
-    """Training clips of few videos out of memory: each file is decoded once, not once an epoch.
+    """Training clips of few videos out of memory: each file is decoded once, not once an epoch, nor in the next run.
 
     Of every video, `kept_frames` evenly spaced frames are kept, resized; an epoch draws one of them from each part of
     the video. What a sample shows depends on (seed, epoch, video) only, as in `VideoDataset`, but it is not the same
@@ -75,11 +74,25 @@ class VideoMemory(VideoDataset):
         self._kept: list[Frames | VideoError] | None = None
         self._gone: frozenset[int] = frozenset()
 
-    def fill(self) -> None:
-        """Decodes every video, as many at a time as there are cores; the first sample does it if nobody did."""
+    def fill(self, process: tuple[int, int] = (0, 1)) -> None:
+        """Decodes every video that is not on the disk already; the first sample does it if nobody did.
+
+        Args:
+            process: (index, count) of those that read the same videos.
+        """
         logger.info("reading %d videos into memory, %d frames of each", len(self.items), self.kept_frames)
-        with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-            self._kept = list(threads.map(self._read, self.items))
+        settings, limits = self.preprocessing, self.limits
+        key = (
+            f"{self.kept_frames} frames, size {settings.size} * {MARGIN} {settings.interpolation}, "
+            f"square {settings.square_pixels}, short {self.allow_short}, most {limits.max_pixels}"
+        )
+        self._kept = frames_of_videos(
+            [item.path for item in self.items],
+            [key] * len(self.items),
+            lambda index: self._read(self.items[index]),
+            num_bytes=round(estimated_gib(len(self.items), self.kept_frames, settings.size) * 2**30),
+            process=process,
+        )
         # Asked now: when a clip is sampled, the storage may be back.
         self._gone = frozenset(
             index
@@ -103,14 +116,11 @@ class VideoMemory(VideoDataset):
     def _is_gone(self, index: int) -> bool:
         return index in self._gone
 
-    def _read(self, item: VideoItem) -> Frames | VideoError:
+    def _read(self, item: VideoItem) -> Frames:
         """As many as are kept; fewer where the video has fewer."""
-        try:
-            with self._open(item) as video:
-                num_kept = min(self.kept_frames, video.num_frames)
-                frames = video.read(segment_indices(video.num_frames, num_kept, position="middle"))
-        except VideoError as error:
-            return error
+        with self._open(item) as video:
+            num_kept = min(self.kept_frames, video.num_frames)
+            frames = video.read(segment_indices(video.num_frames, num_kept, position="middle"))
         height, width = frames.pixels.shape[2:]
         scale = min(1.0, MARGIN * self.preprocessing.size / min(height, width))
         size = (max(1, round(height * scale)), max(1, round(width * scale)))

@@ -1,5 +1,6 @@
 """Windows of long videos with a label for each frame."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 from kinescan.data.datasets import Sample, Samples, Unreadable, as_clip, new_block, stable_seed
 from kinescan.data.frame_labels import IGNORED, frame_targets, frame_truth
 from kinescan.data.intervals import Interval, IntervalVideo
+from kinescan.data.kept_frames import frames_of_videos
 from kinescan.data.memory import MARGIN
 from kinescan.data.mirroring import mirrored_labels
 from kinescan.data.storage import is_gone
 from kinescan.data.timestamps import timed_frames
 from kinescan.data.transforms import TrainTransform, chance, resize
-from kinescan.data.video import Limits, VideoReader
+from kinescan.data.video import Frames, Limits, VideoReader
 from kinescan.data.window_plan import DrawnWindows, FollowedWindows, Span, Window, WindowPlan
 from kinescan.errors import ConfigError, VideoError
 from kinescan.preprocessing import Preprocessing
@@ -171,7 +173,7 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         self._parts = list(_parts(measured))
         self.plan = self._make_plan(event_ratio, num_rows, num_windows)
         self._mirrored = [self._mirrored_columns(truth) for truth in self.truth]
-        self._kept: list[torch.Tensor | VideoError] | None = None
+        self._kept: list[Frames | VideoError] | None = None
         self._readers: dict[int, VideoReader] = {}
         wanted = sum(_kept_bytes(entry, preprocessing.size) for entry in measured) / 2**30
         self.in_memory = wanted <= kept_gib
@@ -308,27 +310,43 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         kept = self._kept[item_index]
         if isinstance(kept, VideoError):
             raise kept
-        return kept[list(positions)]
+        return kept.pixels[list(positions)]
 
-    def fill(self) -> None:
-        """Decodes every video into memory, as many at a time as there are cores."""
+    def fill(self, process: tuple[int, int] = (0, 1)) -> None:
+        """Decodes every video that is not on the disk already into memory.
+
+        Args:
+            process: (index, count) of those that read the same videos.
+        """
         logger.info("reading all frames of %d videos into memory", len(self.items))
-        with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-            self._kept = list(threads.map(self._keep, range(len(self.items))))
+        self._kept = frames_of_videos(
+            [item.path for item in self.items],
+            [self._key(entry) for entry in self.measured],
+            self._keep,
+            num_bytes=sum(_kept_bytes(entry, self.preprocessing.size) for entry in self.measured),
+            process=process,
+        )
 
-    def _keep(self, item_index: int) -> torch.Tensor | VideoError:
+    def _key(self, entry: MeasuredVideo) -> str:
+        """All that the kept frames of a video depend on."""
+        settings = self.preprocessing
+        positions = hashlib.blake2b(entry.positions.tobytes(), digest_size=8).hexdigest()
+        most = (self._limits or Limits()).max_pixels
+        return (
+            f"positions {positions}, size {settings.size} * {MARGIN} {settings.interpolation}, "
+            f"square {settings.square_pixels}, short {self._allow_short}, most {most}"
+        )
+
+    def _keep(self, item_index: int) -> Frames:
         entry = self.measured[item_index]
         if not len(entry.seconds):
-            return self._unreadable_now(item_index)
+            raise self._unreadable_now(item_index)
         frames = []
-        try:
-            with self._open(item_index) as reader:
-                size = _kept_size(entry.height, entry.width, self.preprocessing.size)
-                for pixels, _ in reader.in_order(entry.positions.tolist()):
-                    frames.append(resize(pixels[None], size, self.preprocessing.interpolation)[0].contiguous())
-        except VideoError as error:
-            return error
-        return torch.stack(frames)
+        with self._open(item_index) as reader:
+            size = _kept_size(entry.height, entry.width, self.preprocessing.size)
+            for pixels, _ in reader.in_order(entry.positions.tolist()):
+                frames.append(resize(pixels[None], size, self.preprocessing.interpolation)[0].contiguous())
+        return Frames(torch.stack(frames), torch.from_numpy(entry.seconds))
 
     def _decode(self, item_index: int, positions: Sequence[int]) -> torch.Tensor:
         reader = self._readers.pop(item_index, None) or self._open(item_index)

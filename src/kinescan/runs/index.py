@@ -71,6 +71,7 @@ def index(
     cache, started = default_cache(), time.monotonic()
     if cache is None:
         raise ConfigError(f"{VARIABLE}=off: no table is kept. Unset it, or set it to a folder.")
+    cache.files.remove_left_over()
     data = data_config(source, overrides, test=test, reader=reader, split=split)
     parts, _ = data_parts(data)
     lists = [part.videos if isinstance(part, IntervalTable) else part.items for part in parts.values()]

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -36,6 +37,7 @@ EXTRA = "ray"
 LIST_SUFFIXES = (".txt", ".csv", ".tsv")
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 _MOST_BYTES = 4 * 2**30
+_KNOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class RaySettings:
     """How Ray is used.
 
     Attributes:
-        address: of the cluster, as `ray.init` takes it; empty starts Ray on this machine, or takes RAY_ADDRESS.
+        address: of the cluster, as `ray.init` takes it; empty takes RAY_ADDRESS, or starts Ray on this machine.
         workers: processes that predict, each with the model.
         cpus: of each.
         gpus: of each; may be a fraction.
@@ -244,16 +246,17 @@ def _claim(folder: Path, listed: Sequence[str], predictor: BatchPredictor, setti
         "part_rows": settings.part_rows,
     }
     file = folder / JOB_FILE
-    if file.exists():
-        before = read_json_object(file)
-        other = [name for name in job if before.get(name) != job[name]]
-        if other:
-            said = ", ".join(f"{name} was {before.get(name)!r}" for name in other)
-            raise ConfigError(f"{folder} holds predictions of another job ({said}). Choose another --output.")
+    if not any(_PART.fullmatch(entry.name) for entry in folder.iterdir()):
+        # whatever was begun there came to nothing
+        write_text(file, json.dumps(job, indent=1) + "\n")
         return
-    if any(_PART.fullmatch(entry.name) for entry in folder.iterdir()):
+    if not file.exists():
         raise ConfigError(f"{folder} holds Parquet files of an unknown job. Choose another --output.")
-    write_text(file, json.dumps(job, indent=1) + "\n")
+    before = read_json_object(file)
+    other = [name for name in job if before.get(name) != job[name]]
+    if other:
+        said = ", ".join(f"{name} was {before.get(name)!r}" for name in other)
+        raise ConfigError(f"{folder} holds predictions of another job ({said}). Choose another --output.")
 
 
 def _part_name(number: int) -> str:
@@ -336,20 +339,34 @@ def _start(ray: Any, settings: RaySettings) -> None:
     Raises:
         ConfigError: the cluster is not there, or refuses.
     """
+    address = settings.address or os.environ.get("RAY_ADDRESS", "")
     try:
+        _knock(address)
         ray.init(
-            address=settings.address or None,
+            address=address or "local",
             configure_logging=False,
             log_to_driver=False,
-            include_dashboard=False if not settings.address else None,
+            # of a cluster that runs already, Ray refuses any answer to this
+            include_dashboard=None if address else False,
         )
-    except (ConnectionError, OSError, RuntimeError, ValueError, AssertionError) as error:
-        where = settings.address or "on this machine"
+    except Exception as error:  # Ray raises plain ones, too, as where a busy machine does not start it in time
+        where = address or "on this machine"
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"no cluster of Ray answers at {where} ({mask_urls(line)[:300]}). Start one with ray start --head, or "
-            "leave ray.address out to start Ray here."
+            "leave ray.address out, and RAY_ADDRESS unset, to start Ray here."
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Passes where something listens at HOST:PORT or ray://HOST:PORT; Ray itself would try for minutes.
+
+    Raises:
+        OSError: nothing does.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 def _check_versions(ray: Any) -> None:

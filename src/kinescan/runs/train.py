@@ -54,6 +54,7 @@ from kinescan.runtime.own_modules import import_own_module, module_of
 from kinescan.runtime.precision import choose_precision, computing_in
 from kinescan.runtime.recipe_files import find_recipe
 from kinescan.runtime.run_folder import RunFolder
+from kinescan.runtime.signals import Interruption
 from kinescan.settings import to_plain
 from kinescan.training.callbacks import Callback, Start
 from kinescan.training.dataset_clips import DatasetClips
@@ -263,7 +264,7 @@ def _train_into(
         chosen_by=work.chosen_by,
         seed=config.seed,
         settings={**to_plain(config), TRAINING_VIDEOS: training_digest(division.training), **work.settings},
-        callbacks=[_SettingsKept(folder, config, videos), *callbacks],
+        callbacks=[_SettingsKept(folder, config, videos), _MemoryFilled(clips), *callbacks],
     )
     report = _final_report(config, result, final if division.validation else scores, division, processes)
     if processes.is_main:
@@ -281,6 +282,19 @@ class _SettingsKept(Callback):
         if start.is_main:
             write_text(RunFolder(self._folder).recipe, dump_recipe(self._config))
             self._videos.save(self._folder)
+
+
+class _MemoryFilled(Callback):
+    """Reads the videos of `data.kept_frames` before the first step, unless the run is at its end; Ctrl-C ends it."""
+
+    def __init__(self, clips: DatasetClips) -> None:
+        self._clips = clips
+
+    def on_start(self, start: Start) -> None:
+        if start.epoch < start.num_epochs:
+            with Interruption() as stop:
+                stop.immediate = True
+                self._clips.fill()
 
 
 def plan(recipe: str | Path | RunConfig, *, overrides: Sequence[str] = ()) -> tuple[RunConfig, Plan]:

@@ -28,10 +28,11 @@ class DatasetClips:
         processes: Processes | None = None,
     ) -> None:
         self._dataset = dataset
-        if isinstance(dataset, VideoMemory) or (isinstance(dataset, WindowDataset) and dataset.in_memory):
+        processes = processes or Processes()
+        self._process = processes.index, processes.count
+        if self._memory is not None:
             # Nothing is left to decode, and workers would each take a copy.
             config = replace(config, num_workers=0)
-        processes = processes or Processes()
         # Augmented and normalised where they are trained on; on a CPU, the workers do that.
         dataset.in_bytes = processes.device.type != "cpu"
         self._loader = make_loader(
@@ -55,6 +56,18 @@ class DatasetClips:
     def num_items(self) -> int:
         """Videos in all."""
         return len(self._dataset.items)
+
+    @property
+    def _memory(self) -> VideoMemory | WindowDataset | None:
+        """The videos, where they are in memory."""
+        if isinstance(self._dataset, VideoMemory):
+            return self._dataset
+        return self._dataset if isinstance(self._dataset, WindowDataset) and self._dataset.in_memory else None
+
+    def fill(self) -> None:
+        """Reads the videos into memory, where that is where they belong; without it, the first batch does."""
+        if self._memory is not None:
+            self._memory.fill(self._process)
 
     def absent(self) -> list[int]:
         """Items whose files are not there now."""

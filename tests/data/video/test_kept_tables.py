@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kinescan.data import disk_cache
 from kinescan.data.video import VideoReader, kept_tables, write_video
 from kinescan.data.video.kept_tables import FrameTableCache, default_cache
 
@@ -19,7 +20,7 @@ from kinescan.data.video.kept_tables import FrameTableCache, default_cache
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FrameTableCache:
     monkeypatch.setenv(kept_tables.VARIABLE, str(tmp_path / "tables"))
     monkeypatch.setattr("kinescan.data.video.decoder.LEAST_BYTES", 1)
-    kept_tables._told.clear()
+    disk_cache._told.clear()
     found = default_cache()
     assert found is not None
     return found
@@ -79,6 +80,32 @@ def test_the_second_opening_reads_little(cache: FrameTableCache, video: Path, mo
     monkeypatch.setattr("kinescan.data.video.decoder.read_packets", refuse)
     with VideoReader(video) as again:
         assert len(again.read([3]).pixels) == 1
+
+
+def _bytes_read() -> int:
+    """By this process, from whatever files."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count what a process reads")
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_the_second_epoch_reads_what_it_decodes(suffix: str, cache: FrameTableCache, tmp_path: Path) -> None:
+    path, draw = tmp_path / f"long.{suffix}", torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (150, 3, 96, 128), dtype=torch.uint8, generator=draw)
+    write_video(path, pixels, fps=25, keyframe_interval=5)
+    read = []
+    for _ in range(2):
+        before = _bytes_read()
+        with VideoReader(path) as video:
+            opened = _bytes_read()
+            video.read([22, 101])
+        read.append((opened - before, _bytes_read() - opened))
+    size = path.stat().st_size
+    assert size > 10**6
+    # two stretches of at most five frames, with what FFmpeg reads ahead; the key packet before would double it
+    decoded = sum(sorted(video._decoder.packets.sizes)[-10:])
+    assert read[1][1] < decoded + 4 * 2**16
+    assert read[0][0] > size > 8 * read[1][0]
 
 
 def _shorter(path: Path) -> None:
@@ -144,7 +171,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_a_line(
     (tmp_path / "file").touch()
     monkeypatch.setenv(kept_tables.VARIABLE, str(tmp_path / "file" / "tables"))
     monkeypatch.setattr("kinescan.data.video.decoder.LEAST_BYTES", 1)
-    kept_tables._told.clear()
+    disk_cache._told.clear()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             with VideoReader(video) as reader:

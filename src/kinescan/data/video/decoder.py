@@ -31,6 +31,8 @@ from kinescan.runtime.http_store import StoreError
 # After a seek the demuxer may land a little before the packet asked for; farther off, the file is read from its start.
 _MAX_PACKETS_TO_LAND = 64
 _FORMATS_WITH_DURATION = frozenset({"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"})
+# Of these, the index tells where the packet of a time lies; of others, FFmpeg searches.
+_SEEK_BY_INDEX = frozenset({"mov", "mp4", "matroska", "webm"})
 _ENCRYPTED = "is encrypted (DRM): its pictures cannot be decoded without the key. Use a copy without encryption."
 
 
@@ -287,11 +289,11 @@ class Decoder:
 
     def _land(self, start: int) -> tuple[int, Iterator[av.Packet]]:
         """Seeks to the packet `start` or somewhat before; opens the file anew where seeking does not get there."""
-        times = [time for time in (self.packets.pts[start], self.packets.dts[start]) if time is not None]
+        times = {time for time in (self.packets.pts[start], self.packets.dts[start]) if time is not None}
         # what comes along with the first packets, such as a palette, comes only once: a seek would lose it
-        if times and not self.packets.lasting:
+        for time in () if self.packets.lasting else self._in_turn(times):
             try:
-                self._container.seek(min(times), stream=self.stream)
+                self._container.seek(time, stream=self.stream)
                 packets = self._demux()
                 for packet in itertools.islice(packets, _MAX_PACKETS_TO_LAND):
                     ordinal = self._ordinals.get((packet.pts, packet.pos, packet.size))
@@ -304,6 +306,11 @@ class Decoder:
         self._container.close()
         self._open()
         return 0, self._demux()
+
+    def _in_turn(self, times: set[int]) -> list[int]:
+        """At which of a key packet's times to seek: the earlier one always lands before it, often a whole stretch."""
+        has_index = not _SEEK_BY_INDEX.isdisjoint(self.format_name.split(","))
+        return sorted(times, reverse=True) if has_index else sorted(times)[:1]
 
     def _lay_out(self, packets: PacketTable) -> FrameTable:
         return lay_out_frames(

@@ -1,9 +1,5 @@
 """Tables of packets and frames that are kept on disk, so that a video that was opened once is not read whole again."""
 
-import hashlib
-import io
-import logging
-import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,26 +9,16 @@ import av
 import numpy as np
 import torch
 
-from kinescan.data.stored import identity_of
+from kinescan.data.disk_cache import VARIABLE, DiskCache, cache_folder
 from kinescan.data.video.table import FrameTable, PacketTable
-from kinescan.errors import ConfigError
-from kinescan.runtime.addresses import absolute
-from kinescan.runtime.atomic_write import atomic_write
-from kinescan.runtime.files import read_bytes
 
-logger = logging.getLogger(__name__)
+__all__ = ["FORMAT", "LEAST_BYTES", "VARIABLE", "FrameTableCache", "KeptTables", "default_cache"]
 
-VARIABLE = "KINESCAN_FRAME_TABLES"
-"""Environment variable: the folder of the tables, or "off"."""
 FORMAT = f"1 {av.__version__}"
 """Of a table's file; other versions of FFmpeg may read a container otherwise."""
 LEAST_BYTES = 2**20
 """Smaller files are read whole as quickly as their table is."""
-_PROBED_BYTES = 4096
-_MOST_BYTES = 2**28
 _NO_TIME = np.iinfo(np.int64).min
-_SUFFIX = ".npz"
-_told: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -52,17 +38,18 @@ class KeptTables:
 
 @dataclass(frozen=True)
 class FrameTableCache:
-    """A folder of tables, one file for each video; any file, or all, may be deleted at any moment.
-
-    A table belongs to a path, and to a size, a time of the last change and the first and last bytes of the file there;
-    where one of them differs, or another version wrote the table, it is made anew. Many processes may read and write at
-    once: files are written aside and renamed.
+    """A folder of tables, one file for each video (see `DiskCache`).
 
     Attributes:
         folder: made when the first table is written.
     """
 
     folder: Path
+
+    @property
+    def files(self) -> DiskCache:
+        """The files of the tables."""
+        return DiskCache(self.folder, FORMAT, "table of frames")
 
     def read(self, path: str | Path, stream_index: int | None) -> KeptTables | None:
         """The tables of a video as it is now; None where there are none, or others.
@@ -71,20 +58,8 @@ class FrameTableCache:
             path: the video.
             stream_index: as for `VideoReader`.
         """
-        file = self._file(path, stream_index)
-        try:
-            if not file.is_file():
-                return None
-            with np.load(io.BytesIO(read_bytes(file, max_bytes=_MOST_BYTES)), allow_pickle=False) as arrays:
-                why = "another version wrote it" if str(arrays["format"]) != FORMAT else ""
-                if not why and arrays["identity"].tolist() != list(identity_of(path, _PROBED_BYTES)):
-                    why = "the video was changed since"
-                if not why:
-                    return _from_arrays(arrays)
-        except Exception as error:  # whatever zlib, zipfile and NumPy raise for a damaged archive: it is made anew
-            why = f"it cannot be read ({type(error).__name__})"
-        _say_once(f"{self.folder}: the kept table of {path} is made anew, and so are others like it: {why}", why)
-        return None
+        found: KeptTables | None = self.files.read(path, str(stream_index), _from_arrays)
+        return found
 
     def write(self, path: str | Path, stream_index: int | None, tables: KeptTables) -> bool:
         """Keeps the tables of a video; a folder that cannot be written is said once, and nothing else happens.
@@ -92,40 +67,13 @@ class FrameTableCache:
         Returns:
             Whether they are kept.
         """
-        try:
-            arrays = {
-                "format": np.array(FORMAT),
-                "identity": np.array(identity_of(path, _PROBED_BYTES)),
-                **_to_arrays(tables),
-            }
-            with atomic_write(self._file(path, stream_index), sync=False) as aside, aside.open("wb") as out:
-                np.savez_compressed(out, **arrays)
-        except (ConfigError, OSError) as error:
-            _say_once(
-                f"{self.folder}: tables of frames cannot be kept there ({error}); videos are read whole each time"
-            )
-            return False
-        return True
-
-    def _file(self, path: str | Path, stream_index: int | None) -> Path:
-        name = os.fsencode(absolute(path)) + b"\0" + str(stream_index).encode()
-        key = hashlib.blake2b(name, digest_size=16).hexdigest()
-        return self.folder / key[:2] / f"{key}{_SUFFIX}"
+        return self.files.write(path, str(stream_index), _to_arrays(tables), compressed=True)
 
 
 def default_cache() -> FrameTableCache | None:
-    """The tables of this user; None where KINESCAN_FRAME_TABLES=off.
-
-    By default they lie in the user's folder of caches ($XDG_CACHE_HOME, or ~/.cache), below kinescan/frame_tables.
-    """
-    chosen = os.environ.get(VARIABLE, "")
-    if chosen.lower() == "off":
-        return None
-    if chosen:
-        return FrameTableCache(Path(chosen))
-    caches = os.environ.get("XDG_CACHE_HOME", "")
-    home = Path(caches) if os.path.isabs(caches) else Path(os.path.expanduser("~"), ".cache")
-    return FrameTableCache(home / "kinescan" / "frame_tables")
+    """The tables of this user (see `cache_folder`); None where KINESCAN_FRAME_TABLES=off."""
+    folder = cache_folder()
+    return None if folder is None else FrameTableCache(folder)
 
 
 def _to_arrays(tables: KeptTables) -> dict[str, Any]:
@@ -187,10 +135,3 @@ def _from_arrays(arrays: Any) -> KeptTables:
 
 
 _PLAIN = ("durations", "sizes", "key", "shown", "is_b", "clean", "marked", "lasting", "num_pictures")
-
-
-def _say_once(text: str, kind: str = "") -> None:
-    """A line of the log, once in a process for each kind."""
-    if (kind or text) not in _told:
-        _told.add(kind or text)
-        logger.info(text)
