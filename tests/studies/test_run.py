@@ -92,7 +92,7 @@ def test_rows_that_cannot_be_built_are_all_named_before_anything_runs(small: Any
 
 @pytest.mark.bad_input
 def test_what_is_wrong_with_data_to_be_made_is_found_before_anything_runs(small: Any, tmp_path: Path) -> None:
-    study = small(data=(DataEntry(name="x", make={"kind": "motion", "levl": 1}),))
+    study = small(data=(DataEntry(name="x", make={"kind": "motion", "levels": 1}),))
     parts = (Preparation(name="p", kind="train", recipe=study.recipe, make={"kind": "motion", "num_frames": 0}),)
     study = replace(study, preparations=parts, prepare="p")
     with pytest.raises(ConfigError) as caught:
