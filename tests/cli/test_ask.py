@@ -331,7 +331,7 @@ def test_help_ends_with_lines_to_copy():
         (["Q?", "--fps", "0"], "fps"),
         (["Q?", "--compare", "half"], "compare"),
         (["Q?", "--policy", "stat"], "unknown policy 'stat'"),
-        (["Q?", "--storage", "disk"], "unknown storage 'disk'"),
+        (["Q?", "--storage", "tape"], "unknown storage 'tape'"),
         (["Q?", "--budget", "0"], "budget"),
         ([" "], "question"),
     ],

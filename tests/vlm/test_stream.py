@@ -509,7 +509,7 @@ def test_bad_input_is_named(case, error, match, vlm, video):
         ({"budget": 0}, "budget.*1.*0"),
         ({"fps": 0.0}, "fps"),
         ({"policy": "statkv"}, "'statkv'.*'statekv'"),
-        ({"storage": "disk"}, "unknown storage 'disk'"),
+        ({"storage": "tape"}, "unknown storage 'tape'"),
         ({"opening": "You are a guard."}, "opening"),
     ],
 )

@@ -277,7 +277,7 @@ class _Clock:
 
 
 class _Progress(Callback):
-    """Writes the page again as trainings go on and end, with the time that is left."""
+    """Writes the page again as trainings advance and end, with the time that is left."""
 
     def __init__(self, output: Path, first: MotionScores, clock: _Clock) -> None:
         self._output, self._first, self._clock = output, first.to_json(), clock
