@@ -151,7 +151,7 @@ def motion_section(first: Mapping[str, Any]) -> Iterator[str]:
         yield f"\n### {text}\n"
         for one in first["shown"]:
             if one["kind"] == kind:
-                verdict = "right" if one["named"] == one["label"] else f"**wrong: {escape_markdown(one['named'])}**"
+                verdict = "correct" if one["named"] == one["label"] else f"**wrong: {escape_markdown(one['named'])}**"
                 yield f"{escape_markdown(one['label'])}: {verdict}, {percent(one['score'])}\n"
                 yield f"![{escape_markdown(one['label'])}]({one['picture']})\n"
 

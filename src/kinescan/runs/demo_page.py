@@ -127,7 +127,7 @@ def draw_comparison(scores: Mapping[str, Any], path: Path) -> None:
             axes.set_xticks([position + 0.2 for position in positions], groups, fontsize=8)
     axes.plot([2.3, len(groups) + 0.3], [50, 50], color="black", linewidth=0.8, linestyle=":")
     axes.set_ylim(0, 112)
-    axes.set_ylabel("right, %")
+    axes.set_ylabel("correct, %")
     axes.set_title("all 12 classes, and within each pair of a motion and its reversal (dotted: a coin)", fontsize=10)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
