@@ -5,7 +5,6 @@ KINESCAN_FUZZ_EXAMPLES=5000 looks longer; without it, the same examples are samp
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,9 +153,7 @@ def make_pickles(folder: Path) -> None:
 
 
 def make_script(folder: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.script(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())).save(str(folder / "a.pt"))
+    torch.jit.script(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())).save(str(folder / "a.pt"))
 
 
 def make_run(folder: Path) -> None:

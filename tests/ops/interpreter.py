@@ -36,6 +36,10 @@ def main() -> None:
     warnings.simplefilter("error")
     # as in pyproject.toml
     warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)  # torch 2.14
+    warnings.filterwarnings(
+        "ignore", category=UserWarning, module=r"torch\._subclasses\.meta_utils"
+    )  # torch 2.14: .grad
     warnings.filterwarnings("ignore", message="Guards may run slower on Python 3.13.0", category=RuntimeWarning)
     # Fresh memory holds NaN, so that a value that nobody wrote shows.
     torch.use_deterministic_algorithms(True)

@@ -1,5 +1,4 @@
 import pickle
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -42,9 +41,7 @@ class Outer(nn.Module):
 @pytest.fixture
 def archive(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
     model = Outer()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.script(model).save(str(tmp_path / "scripted.pt"))
+    torch.jit.script(model).save(str(tmp_path / "scripted.pt"))
     return tmp_path / "scripted.pt", model.state_dict()
 
 
@@ -60,9 +57,7 @@ def test_reads_the_state_dict_of_a_scripted_module(archive: tuple[Path, dict[str
 
 def test_traced_modules_too(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4)).eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.trace(model, torch.randn(1, 3, 4, 4)).save(str(tmp_path / "traced.pt"))
+    torch.jit.trace(model, torch.randn(1, 3, 4, 4)).save(str(tmp_path / "traced.pt"))
     tensors = read_torchscript(tmp_path / "traced.pt")
     assert all(torch.equal(tensors[name], tensor) for name, tensor in model.state_dict().items())
 
