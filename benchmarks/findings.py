@@ -19,7 +19,7 @@ OURS = ("ours", "kinescan", "pks4", "ssp", "statekv")
 WRAPPERS = ("times", "candidates")
 """Keys that only hold the candidates of what is around them."""
 HIDDEN = ("parity", "error", "commit", "aims", "repetitions", "stats")
-"""What is no finding: it stands in the full list."""
+"""What is not a finding: it stands in the full list."""
 SIZED = re.compile(r"(?:(?P<name>.+), )?(?P<size>\d+)[ _]?(?P<unit>[a-z_ ]*)")
 SPREAD = ("lowest", "highest")
 """Curves of these say how sure another one is: they stand in the full list."""

@@ -6,7 +6,7 @@ Writes results/large_runs.json and docs/large_runs.md.
 Measured: seconds of a core for a clip, bytes of a file, bytes and time of a checkpoint (results/*.json beside this
 script); FLOPs of a forward pass, counted operation by operation, three times. Not measured: the time of a step on a
 GPU. It is read from the file of `kinescan doctor --gpu-check` where that is given; else it follows from an assumed
-share of an assumed peak.
+fraction of an assumed peak.
 """
 
 import argparse
@@ -29,7 +29,7 @@ TEMPLATE = measure.HERE / "large_runs_page.md"
 PAGE = measure.HERE.parent / "docs" / "large_runs.md"
 RECIPES = measure.HERE.parent / "src" / "kinescan" / "recipes"
 PEAK_FLOPS, UTILISATION = 989e12, 0.30
-"""Assumed: bfloat16 products of an H100 SXM as its maker states them, and the share of them that a step reaches."""
+"""Assumed: bfloat16 products of an H100 SXM as its maker states them, and the fraction of them that a step reaches."""
 FULL_FRAMES = 8
 """Of the clips in data_path_cpu.json."""
 
@@ -121,7 +121,7 @@ class Assumptions:
 
     Attributes:
         peak_flops: of a GPU.
-        utilisation: share of it that a training step reaches.
+        utilisation: fraction of it that a training step reaches.
         cores_per_gpu: that a machine has for the data of a GPU.
         storage_bytes_per_second: that the storage gives all machines together.
     """
@@ -146,7 +146,7 @@ def step_of_clip(model: str, frames: int, flops: float, checked: Mapping[str, An
         ]
         if rates:
             return flops / min(rates), "counted FLOPs at the lowest rate that the GPU check measured of this model"
-    return flops / (given.peak_flops * given.utilisation), "counted FLOPs at an assumed share of an assumed peak"
+    return flops / (given.peak_flops * given.utilisation), "counted FLOPs at an assumed fraction of an assumed peak"
 
 
 def work_out(
@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument(
         "--tflops", type=float, default=PEAK_FLOPS / 1e12, help="peak of a GPU, where there is no check"
     )
-    parser.add_argument("--utilisation", type=float, default=UTILISATION, help="share of it that a step reaches")
+    parser.add_argument("--utilisation", type=float, default=UTILISATION, help="fraction of it that a step reaches")
     parser.add_argument("--cores-per-gpu", type=float, default=16)
     parser.add_argument("--storage-bytes", type=float, default=2e9, help="a second, for all machines together")
     words = parser.parse_args()

@@ -1,6 +1,6 @@
 """PKS4 beside what a user would pick instead: the bare ViT, and TimeSformer, ViViT and VideoMAE of transformers.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/models_cpu.py          (two hours of one core; goes on where it stopped: what
+Run: OMP_NUM_THREADS=1 python benchmarks/models_cpu.py          (two hours of one core; continues where it stopped: what
      the JSON holds is not measured again, unless --again)
      python benchmarks/models_cpu.py --only "forward, float32, 8 frames" --again
 

@@ -1,6 +1,6 @@
 """Where a compressed state keeps the accuracy of full attention: a tiny VLM trained here on the cue-then-event task.
 
-Run, for seeds 0, 1 and 2, as often as it takes (each call goes on where the last one stopped):
+Run, for seeds 0, 1 and 2, as often as it takes (each call continues where the last one stopped):
     python benchmarks/statekv_accuracy.py train --seed 0 --minutes 5
     python benchmarks/statekv_accuracy.py compare --seed 0 --minutes 5
     python benchmarks/statekv_accuracy.py report

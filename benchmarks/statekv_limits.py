@@ -1,6 +1,6 @@
 """What a limit of the full KV cache costs in accuracy: the cue task and a needle task, each policy beside the others.
 
-Run, for seeds 0, 2, 4 and 5 (see SEEDS), as often as it takes (each call goes on where the last one stopped):
+Run, for seeds 0, 2, 4 and 5 (see SEEDS), as often as it takes (each call continues where the last one stopped):
     python benchmarks/statekv_limits.py train --seed 0 --minutes 5
     python benchmarks/statekv_limits.py compare --seed 0 --minutes 5
     python benchmarks/statekv_limits.py report

@@ -76,7 +76,7 @@ def train(seed: int) -> PKS4:
     pixels, labels = render("train", TRAIN_PER_CLASS, seed)
     clips = MemoryClips(pixels, labels, num_classes=len(CLASSES), seed=seed)
     optim = replace(config.optim, epochs=EPOCHS, warmup_epochs=2)
-    # a run that was finished is taken as it is, one that was left goes on
+    # a run that was finished is taken as it is, one that was left continues
     fit(model, clips, output=output, train=config.train, optim=optim, seed=seed, resume=output.exists())
     model = type(model).from_pretrained(output / "checkpoints" / "last")
     assert isinstance(model, PKS4)

@@ -1,4 +1,6 @@
-"""What a training step keeps for its backward pass: plain, recomputed, with a frozen stem, both; counted, not timed.
+"""What a training step keeps for its backward pass, counted, not timed.
+
+Plain, with activation checkpointing, with a frozen stem, and with both.
 
 Run: python benchmarks/training_memory.py            (under a minute on one core; needs no memory for the models)
 The count runs on tensors without memory; tests/evaluation/test_activations.py holds it to real steps.

@@ -1,6 +1,6 @@
 import pytest
 
-from kinescan.runtime.error_text import first_line
+from kinescan.runtime.error_text import first_line, typed_line
 
 
 @pytest.mark.parametrize(
@@ -15,3 +15,8 @@ from kinescan.runtime.error_text import first_line
 )
 def test_an_error_is_said_in_one_line(text: str, said: str) -> None:
     assert first_line(ValueError(text)) == said
+
+
+@pytest.mark.parametrize(("text", "said"), [("\ncut\nlog", "ValueError: cut"), ("", "ValueError")])
+def test_the_class_stands_before_what_the_error_says(text: str, said: str) -> None:
+    assert typed_line(ValueError(text)) == said

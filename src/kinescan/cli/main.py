@@ -32,7 +32,7 @@ VERBS = {
     "doctor": ("kinescan.cli.doctor", "Say what works on this machine, and why other things do not."),
     "demo": ("kinescan.cli.demo", "Run the whole job on data that it makes itself."),
     "export": ("kinescan.cli.export", "Write a model for deployment, checked against the model itself."),
-    "profile": ("kinescan.cli.profile", "Parameters, multiply-adds and speed of models."),
+    "profile": ("kinescan.cli.profile", "Parameters, MACs and speed of models."),
     "bench": ("kinescan.cli.bench", "Measure speed and memory again, side by side with the peers."),
 }
 """Verb -> the module with its `command` (or `app`, where it has verbs of its own), and one line of help."""

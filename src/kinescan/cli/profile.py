@@ -33,7 +33,7 @@ def command(
     modules: OwnModules = [],  # noqa: B006
     as_json: Annotated[bool, json_option("Print the profiles as JSON.")] = False,
 ) -> None:
-    """Parameters, multiply-adds, memory and speed of models, side by side and part by part."""
+    """Parameters, MACs, memory and speed of models, side by side and part by part."""
     import_own_modules(modules)
     options = kinescan.config.parse_overrides(settings)
     profiles = [

@@ -95,7 +95,7 @@ def _equalize(frames: Tensor, strength: float, sign: int) -> Tensor:
         counts.scatter_add_(1, index, torch.ones((), device=frames.device).expand(index.shape))
     last = torch.where(counts > 0, levels, 0).amax(1, keepdim=True)
     step = ((counts.sum(1, keepdim=True) - counts.gather(1, last)) / 255).floor()
-    # PIL's table: each level goes to the share of pixels below it
+    # PIL's table: each level goes to the fraction of pixels below it
     sums = counts.cumsum(1) - counts + (step / 2).floor()
     table = (sums / step.clamp(min=1)).floor().clamp(0, 255) / 255
     is_flat = step == 0

@@ -63,7 +63,7 @@ def told_from(record: Mapping[str, Any]) -> Told:
     """The inverse of `Told.to_plain`.
 
     Raises:
-        CheckpointError: it is no such record.
+        CheckpointError: it is not such a record.
     """
     try:
         values = {name: record[name] for name in FIELDS}

@@ -129,7 +129,7 @@ def changed_patches(
     chosen = []
     for frame in clip.unbind(dim=1):
         distance = torch.nn.functional.avg_pool2d((levels * (frame - pixels)).abs().mean(1), patch_size)
-        # What is no number has changed, so that it is found.
+        # NaN counts as changed, so that it is found.
         changed = ~(distance <= skip.pixel_threshold)  # [B, rows, columns]
         whole = (age < 1) | (age >= skip.refresh_frames)
         changed = changed | whole[..., None]

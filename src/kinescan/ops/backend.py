@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kinescan.errors import BackendError
 from kinescan.runtime.backend_names import Backend
+from kinescan.runtime.error_text import typed_line
 from kinescan.runtime.torch_internals import active_transforms
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def _triton_import_problem() -> str | None:
     try:
         importlib.import_module("triton.language")
     except Exception as error:  # whatever a broken installation raises
-        return f"triton cannot be imported ({_told(error)})"
+        return f"triton cannot be imported ({typed_line(error)})"
     return None
 
 
@@ -179,13 +180,8 @@ def _triton_launch_problem(device_type: str) -> str | None:
     try:
         importlib.import_module("kinescan.ops.triton_probe").launch(device_type)
     except Exception as error:  # whatever compilers, drivers and Triton itself raise
-        return f"triton cannot run a kernel here ({_told(error)})"
+        return f"triton cannot run a kernel here ({typed_line(error)})"
     return None
-
-
-def _told(error: Exception) -> str:
-    """Type and first line of an error."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def _check_requested(op: str, requested: Backend, obstacles: Mapping[Backend, Obstacle], like: Tensor) -> None:

@@ -115,7 +115,7 @@ def draw_attention(
 
 
 def plain_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """What attention costs without the mass: fused, the queries being the newest of the keys."""
+    """What attention costs without scores: fused, the queries being the newest of the keys."""
     causal = causal_lower_right(queries.shape[2], keys.shape[2])
     output: Tensor = scaled_dot_product_attention(queries, keys, values, attn_mask=causal, enable_gqa=True)
     return output

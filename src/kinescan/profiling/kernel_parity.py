@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kinescan.ops import attention_mass, local_correlation, selective_scan
 from kinescan.profiling.kernel_cases import OFFSETS, WINDOW, Tensors, draw_attention, draw_scan, relative_error
+from kinescan.runtime.error_text import typed_line
 
 SEED = 0
 OUTPUT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -85,7 +86,7 @@ def correlation_differences(device: torch.device, *, small: bool = False) -> lis
 
 
 def attention_differences(device: torch.device, *, small: bool = False) -> list[Difference]:
-    """The attention that says what each key received: output and mass; it has no gradient.
+    """The attention that says what each key received: output and scores; it has no gradient.
 
     Args:
         device: as for `scan_differences`.
@@ -171,7 +172,7 @@ def _differences(cases: list[Case]) -> Iterator[Difference]:
         try:
             found = run("triton")
         except Exception as error:  # whatever compilers, drivers and kernels raise is what this is to find
-            yield Difference(case=case, problem=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+            yield Difference(case=case, problem=typed_line(error))
             continue
         for (result, ours), (_, exact) in zip(found, run("reference"), strict=True):
             # Everything is computed in float32 from the same rounded inputs: only a result's own rounding counts.

@@ -67,7 +67,7 @@ def correlation_speed(
 def attention_speed(
     device: torch.device, dtype: torch.dtype, *, repetitions: int, small: bool = False
 ) -> dict[str, Any]:
-    """Attention with its mass beside the blocked form in torch, and beside fused attention without it."""
+    """Attention with its scores beside the blocked form in torch, and beside fused attention without it."""
     heads, key_heads, head_dim, queries, keys = shape = (2, 1, 16, 2, 5) if small else (16, 8, 128, 196, 4292)
     tensors = draw_attention(*shape, device, dtype)
     runs: dict[str, Callable[[], Any]] = {

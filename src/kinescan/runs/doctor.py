@@ -15,6 +15,7 @@ from kinescan.ops import attention_mass, local_correlation, selective_scan
 from kinescan.profiling.environment import describe_environment
 from kinescan.runs.gpu_check import LastGpuCheck, last_gpu_check
 from kinescan.runtime.backend_names import Backend
+from kinescan.runtime.error_text import typed_line
 
 OPTIONAL = (
     "transformers",
@@ -106,9 +107,7 @@ def _try(name: str, op: Callable[[str, Backend], Tensor], device: str, backend: 
     except BackendError as error:
         return Finding(what=what, works=False, note=error.reason) if error.is_offered else None
     except Exception as error:  # what a broken compiler, driver or package raises is what this is to find
-        return Finding(
-            what=what, works=False, note=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-        )
+        return Finding(what=what, works=False, note=typed_line(error))
     difference = (result - op("cpu", "reference")).abs().max().item()
     if not difference <= TOLERANCE:
         note = f"differs from the reference by {difference:.1e}"

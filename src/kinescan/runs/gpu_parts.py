@@ -27,6 +27,7 @@ from kinescan.profiling.kernel_speed import SPEED
 from kinescan.profiling.step_memory import count_step_memory, step_of
 from kinescan.profiling.training_cost import count_training_macs
 from kinescan.runtime.atomic_write import write_text
+from kinescan.runtime.error_text import typed_line
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.precision import PRECISIONS, Precision, choose_precision
 from kinescan.training.accelerator import TrainConfig
@@ -370,8 +371,7 @@ def run_part(name: str, target: Target) -> dict[str, Any]:
         return {"status": "left out", "numbers": {}, "problems": [], "notes": [str(error)]}
     except Exception as error:  # whatever drivers, compilers and kernels raise is what this is to find
         logger.debug("%s", name, exc_info=True)
-        said = next(iter(str(error).splitlines()), "")
-        return {"status": "failed", "numbers": {}, "problems": [f"{type(error).__name__}: {said}"], "notes": []}
+        return {"status": "failed", "numbers": {}, "problems": [typed_line(error)], "notes": []}
     return {"status": "failed" if outcome.problems else "passed", **asdict(outcome)}
 
 

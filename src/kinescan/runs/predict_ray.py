@@ -23,6 +23,7 @@ from kinescan.runs.folder import model_folder
 from kinescan.runs.limits import chosen_limits
 from kinescan.runtime.atomic_write import atomic_write, write_text
 from kinescan.runtime.counter import Counter
+from kinescan.runtime.error_text import first_line
 from kinescan.runtime.files import read_json_object, read_text
 from kinescan.runtime.optional_package import optional_package
 from kinescan.runtime.output_folder import prepare_output
@@ -351,9 +352,9 @@ def _start(ray: Any, settings: RaySettings) -> None:
         )
     except Exception as error:  # Ray raises plain ones, too, as where a busy machine does not start it in time
         where = address or "on this machine"
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = mask_urls(first_line(error))[:300]
         raise ConfigError(
-            f"no cluster of Ray answers at {where} ({mask_urls(line)[:300]}). Start one with ray start --head, or "
+            f"no cluster of Ray answers at {where} ({said}). Start one with ray start --head, or "
             "leave ray.address out, and RAY_ADDRESS unset, to start Ray here."
         ) from error
 

@@ -16,3 +16,14 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not _SOURCE_LINE.match(line)]
     return (telling or lines or [type(error).__name__])[0]
+
+
+def typed_line(error: BaseException) -> str:
+    """The class of an error and what it says first, for errors whose class tells more than their text.
+
+    Example:
+        >>> typed_line(KeyError("u")), typed_line(AssertionError())
+        ("KeyError: 'u'", 'AssertionError')
+    """
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

@@ -283,7 +283,7 @@ class Stepper:
         if self.labels_are_classes:
             targets = (targets[:, None] == torch.arange(self.num_classes, device=device)).float()
             if self.mix is not None and len(targets):
-                # Drawn on the CPU, so that every device mixes alike.
+                # Sampled on the CPU, so that every device mixes alike.
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
                 clips, targets = self.mix(clips, targets, generator, batch.positions)
         return clips, targets

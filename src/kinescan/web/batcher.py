@@ -15,6 +15,7 @@ from kinescan.inference.turns import Turn
 logger = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 32
+"""Frames of different streams in one pass; further ones wait for the next."""
 
 
 class _Waiting(NamedTuple):
@@ -44,6 +45,11 @@ class StreamBatcher:
 
     def push(self, session: StreamSession, turn: Turn, timeout_seconds: float) -> StreamPrediction:
         """What the model says after a frame.
+
+        Args:
+            session: of the stream.
+            turn: its next frame.
+            timeout_seconds: how long the answer may take, with the wait for earlier frames.
 
         Raises:
             KinescanError: of this frame.

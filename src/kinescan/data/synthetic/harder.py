@@ -50,7 +50,7 @@ class HarderConfig(SyntheticConfig):
     None of it depends on the class, and all of it is as likely backwards in time as forwards.
 
     Attributes:
-        travel: share of the way: with 0.3, things move, turn and grow three tenths as far as usual.
+        travel: fraction of the way: with 0.3, things move, turn and grow three tenths as far as usual.
         speed_ratio: the fastest moment over the slowest of a clip; 1 moves evenly.
         contrast: of everything but the noise: at 0.5 all colours are half as far from middle grey.
         distractors: square, chequered panels that travel, turn or grow, and mean nothing.
@@ -142,7 +142,7 @@ def draw_phase(rng: np.random.Generator, config: HarderConfig) -> np.ndarray:
     """[T], from 0 to 1 at a speed that varies by `speed_ratio`, shortened to `travel` about its middle."""
     phase = np.linspace(0, 1, config.num_frames)
     if config.speed_ratio > 1:
-        # steps between frames: backwards they are drawn as often as forwards
+        # steps between frames: backwards they are sampled as often as forwards
         moments = (phase[1:] + phase[:-1]) / 2
         waves, start = rng.uniform(0.5, 1.5), rng.uniform(0, 1)
         steps = config.speed_ratio ** (0.5 * np.sin(2 * math.pi * (waves * (moments - 0.5) + start)))

@@ -37,8 +37,8 @@ class MotionClipsConfig:
         names: which of `MOTION_NAMES` are told apart; a motion and its reversal come together.
         drawn: which of them are drawn; empty: all.
         num_pictures: how many textures are drawn.
-        given_share: share of the textures that are taken from the pictures that are given, where there are any.
-        camera_share: share of clips in which the whole picture moves; in the others objects do.
+        given_share: fraction of the textures that are taken from the pictures that are given, where there are any.
+        camera_share: fraction of clips in which the whole picture moves; in the others objects do.
         travel: least and largest way of what travels.
         turn_degrees: least and largest turn.
         zoom: least and largest ratio of sizes.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 _TILT = math.radians(45)
 _SIDES = (0.36, 0.66)
 _FILL = 0.98
-"""Share of the picture that a window's path may reach over."""
+"""Fraction of the picture that a window's path may reach over."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,5 +101,5 @@ WINDOW_PATHS: dict[str, Callable[[np.random.Generator, np.ndarray], WindowPath]]
 }
 """The path of the first class of each pair about (0, 0) while the phase goes from 0 to 1.
 
-Tilts and sides are drawn from about the same ranges for all pairs, so that a single frame hardly tells the pair.
+Tilts and sides are sampled from about the same ranges for all pairs, so that a single frame hardly tells the pair.
 """

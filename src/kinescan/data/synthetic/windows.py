@@ -27,7 +27,7 @@ from kinescan.shapes import Pixels
 
 _TRIES = 6
 _SHOWS_ENOUGH = 12 / 255
-"""A window is drawn again while what it shows varies less than this, as a standard deviation."""
+"""A window is sampled again while what it shows varies less than this, as a standard deviation."""
 _ORDER, _PATH = 11, 12
 """What a generator is for, beside those of `Extras`."""
 

@@ -112,7 +112,7 @@ class ReconnectingVideo:
         self._away_since: float | None = None
         self._back_since: float | None = None
         self._num_tries = 0
-        # an ordered end is no error, even if the video source never comes back
+        # an ordered end is not an error, even if the video source never comes back
         self._ended_in_order = False
 
     def __iter__(self) -> Iterator[tuple[Pixels, float]]:

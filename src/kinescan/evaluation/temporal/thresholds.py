@@ -232,7 +232,7 @@ def _best_together(
 
 
 def _told_at(every: Iterable[AlarmScores], told_within_seconds: float) -> dict[int, float]:
-    """Number of false alarms -> the largest share of events that is told at it, soon enough."""
+    """Number of false alarms -> the largest fraction of events that is told at it, soon enough."""
     best: dict[int, float] = {}
     for scores in every:
         best[scores.num_false] = max(best.get(scores.num_false, 0.0), scores.told_within(told_within_seconds))

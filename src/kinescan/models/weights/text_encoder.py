@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kinescan.errors import CheckpointError, ConfigError, DependencyError, KinescanError
 from kinescan.models.weights.checkpoint_file import Checkpoint, open_checkpoint
 from kinescan.models.weights.hub import download
+from kinescan.runtime.error_text import first_line
 from kinescan.runtime.files import read_json_object
 from kinescan.runtime.optional_package import optional_package
 
@@ -167,11 +168,9 @@ def _named(folder: Path) -> Iterator[None]:
     except KinescanError:
         raise
     except ImportError as error:
-        raise DependencyError(f"{folder} needs a package that is not installed: {_first_line(error)}") from None
+        raise DependencyError(f"{folder} needs a package that is not installed: {first_line(error)[:200]}") from None
     # Files of others, read by others' code: it may fail in any way.
     except Exception as error:
-        raise CheckpointError(f"{folder}: its text part cannot be read ({_first_line(error)}). {_ADVICE}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+        raise CheckpointError(
+            f"{folder}: its text part cannot be read ({first_line(error)[:200]}). {_ADVICE}"
+        ) from None

@@ -21,6 +21,7 @@ from kinescan.models.weights.load_report import LoadReport
 from kinescan.models.weights.published_encoders import HEADS, NARROW_HEADS, SIGLIP_HEADS
 from kinescan.models.weights.strangers import ADVICE
 from kinescan.models.weights.text_encoder import checked_texts
+from kinescan.runtime.error_text import first_line
 
 __all__ = [
     "Pretrained",
@@ -147,9 +148,8 @@ def shapes_that_fit(source: str) -> Iterator[None]:
     except KinescanError:
         raise
     except (RuntimeError, IndexError, ValueError, TypeError, KeyError, ArithmeticError) as error:
-        said = (str(error).splitlines() or ["?"])[0][:200]
         raise CheckpointError(
-            f"{source}: its tensors have shapes that do not go together ({said}). "
+            f"{source}: its tensors have shapes that do not go together ({first_line(error)[:200]}). "
             "It is damaged, or a model of another kind; fetch it again, or give another."
         ) from error
 

@@ -38,7 +38,7 @@ MAX_CHUNK = 4
 """Steps whose states the backward pass keeps. With twice the warps of the forward pass, it then spills 4 bytes on sm_80
 (576 with 8 steps and as many warps) and compiles in a quarter of the time."""
 TRACK_PARTS = 128
-"""Shares of the tracks in the backward pass: enough programs for a large GPU, few enough parts to sum up."""
+"""Groups of the tracks in the backward pass: enough programs for a large GPU, few enough parts to sum up."""
 
 
 # Pieces differ with the number of tracks, and are not to be compiled anew.
