@@ -81,6 +81,12 @@ class DiskCache:
     def write(self, path: str | Path, key: str, arrays: Mapping[str, Any], *, compressed: bool) -> bool:
         """Keeps arrays of a video; a folder that cannot be written is said once, and nothing else happens.
 
+        Args:
+            path: the video.
+            key: all settings that the arrays depend on.
+            arrays: name -> array.
+            compressed: writes a smaller file, more slowly.
+
         Returns:
             Whether they are kept.
         """

@@ -90,6 +90,11 @@ def fold_numbers(videos: Sequence[Video], num_folds: int, seed: int) -> dict[str
     Groups stay together. Those that are large go first, into the fold that has the least of their labels; equal ones
     in an order that depends on the seed and their names only.
 
+    Args:
+        videos: with their labels and groups; a video without a group is one of its own.
+        num_folds: how many, from 2.
+        seed: of the order of equal groups.
+
     Raises:
         ConfigError: there are fewer groups than folds.
 

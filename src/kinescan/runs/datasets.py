@@ -389,7 +389,13 @@ def _refuse_overlap(training: Sequence[Video], test: Sequence[Video], source: st
 
 
 def make_training_set(config: RunConfig, items: Sequence[VideoItem], classes: Sequence[str]) -> VideoDataset:
-    """Clips with random frames, crops and colours; of few videos out of memory, where `data.kept_frames` says so."""
+    """Clips with random frames, crops and colours; of few videos out of memory, where `data.kept_frames` says so.
+
+    Args:
+        config: of the run.
+        items: training videos.
+        classes: label texts in the order of their numbers.
+    """
     transform = TrainTransform(config.preprocessing, config.augment)
     if config.augment.flip_rate:
         _log_mirroring(classes)
@@ -426,7 +432,15 @@ def make_training_set(config: RunConfig, items: Sequence[VideoItem], classes: Se
 def make_test_set(
     config: RunConfig, items: Sequence[VideoItem], classes: Sequence[str], views: Views, *, dense_rate: float = 0.0
 ) -> VideoDataset:
-    """All views of each video; `dense_rate` is that of the model."""
+    """All views of each video.
+
+    Args:
+        config: of the run.
+        items: videos to score.
+        classes: label texts in the order of their numbers.
+        views: windows in time and crops of each.
+        dense_rate: of the model, see `view_indices`.
+    """
     transform = EvalTransform(config.preprocessing, crops=views.crops)
     return VideoDataset(
         items,

@@ -48,6 +48,11 @@ class Finished:
     def add(self, video: VideoScore, done: int, total: int) -> None:
         """One more video is scored.
 
+        Args:
+            video: its scores.
+            done: how many videos have been read so far.
+            total: how many there are.
+
         Raises:
             ConfigError: the file cannot be written.
         """
@@ -56,6 +61,11 @@ class Finished:
 
     def add_frames(self, predictions: FramePredictions, done: int, total: int) -> None:
         """One more video has an answer for every frame; its line is one that `kinescan eval` scores as results.
+
+        Args:
+            predictions: of its frames.
+            done: how many videos have been read so far.
+            total: how many there are.
 
         Raises:
             ConfigError: the file cannot be written.

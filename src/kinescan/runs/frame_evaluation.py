@@ -236,6 +236,16 @@ def report_frames(
 ) -> TemporalReport:
     """The report of answers that were just made.
 
+    Args:
+        model: that answered.
+        answered: its answers, with the truth of each video.
+        rules: that events are made of the answers by.
+        data: what the videos are called in the report.
+        rules_from: where the rules come from, for the report.
+        seed: of the run, for the report.
+        precision: that the model ran in, for the report.
+        notes: sentences for the report.
+
     Raises:
         VideoError: none of the videos could be read.
         ConfigError: the truth does not fit the model or the videos.

@@ -83,6 +83,12 @@ def make_window_set(
 ) -> WindowDataset:
     """Training windows: at random positions, or with `train.carry_state` one behind the other.
 
+    Args:
+        config: of the run.
+        videos: training videos with their intervals.
+        labels: of the model, in the order of its outputs.
+        processes: that train together; with `train.carry_state` each row of their batches follows a video.
+
     Raises:
         ConfigError: no rate of frames is set.
         VideoError: not one video can be read.

@@ -45,6 +45,11 @@ def videos_of_run(
 ) -> RunVideos:
     """The record of a run that begins, or that of one that is resumed, with the paths where its videos are now.
 
+    Args:
+        folder: of the run.
+        config: of the run.
+        division: its videos as they are listed now.
+
     Raises:
         ConfigError: most training videos have other content than when the run began.
         CheckpointError: the record is damaged.

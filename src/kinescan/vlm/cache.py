@@ -79,7 +79,13 @@ class LayerCache:
         self.remembered = self.remembered.with_scores(mass, self.state.positions if of_state else None)
 
     def shrink(self, policy: Policy, budget: int, pinned: list[tuple[int, int]]) -> None:
-        """Keeps `budget` tokens of the full KV cache, in chunks of its own."""
+        """Keeps part of the full KV cache, in chunks of its own.
+
+        Args:
+            policy: chooses what stays.
+            budget: tokens that stay in each key head.
+            pinned: ranges (start, stop) of positions that stay whatever the policy says.
+        """
         if self.remembered is None or self.full_cache.length <= budget:
             return
         keys, values = (torch.cat(parts, dim=2) for parts in zip(*self.full_cache.blocks(), strict=True))
@@ -90,7 +96,13 @@ class LayerCache:
         self.full_cache.append(keys, values)
 
     def extend_state(self, keys: Tensor, values: Tensor, first_position: int) -> None:
-        """Puts a step's keys and values behind the state; selection comes later."""
+        """Puts a step's keys and values behind the state; selection comes later.
+
+        Args:
+            keys: [1, Hkv, C, D].
+            values: [1, Hkv, C, D].
+            first_position: of the step's first token in the stream.
+        """
         old, new = self.state, keys.shape[2]
         positions = torch.arange(first_position, first_position + new, device=old.positions.device)
         history = None
@@ -104,7 +116,13 @@ class LayerCache:
         )
 
     def compress(self, policy: Policy, budget: int, mass: Tensor | None) -> None:
-        """Keeps what the policy chooses; `mass` [Hkv, L] belongs to the extended state."""
+        """Keeps what the policy chooses.
+
+        Args:
+            policy: chooses.
+            budget: keys that stay in each key head.
+            mass: [Hkv, L], attention scores of the extended state's keys; None where the policy asks for none.
+        """
         state = self.state
         candidates = Candidates(
             positions=state.positions,
@@ -131,6 +149,11 @@ class LayerCache:
 
 def layer_budgets(budget: int, num_layers: int, shares: Sequence[float] | None) -> list[int]:
     """Keys of each layer, `budget * num_layers` in all but for rounding, at least 1 in each.
+
+    Args:
+        budget: keys of a layer and key head, on average over the layers.
+        num_layers: of the decoder.
+        shares: what each layer gets in proportion to the others; None gives all the same.
 
     Raises:
         ConfigError: there are not as many shares as layers.

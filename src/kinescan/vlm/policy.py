@@ -75,9 +75,18 @@ class Policy(ABC):
     def merged(
         self, candidates: Candidates, kept: Int[Tensor, "Hkv B"], values: Tensor, counts: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Values [1, Hkv, L, D] and counts [Hkv, L] once those that go have left something with those that stay.
+        """Values and counts once the tokens that go have left something with those that stay.
 
-        By default they leave nothing. Called for a full KV cache with a limit alone.
+        By default they leave nothing. Called only for a full KV cache that has a limit.
+
+        Args:
+            candidates: all tokens of one layer.
+            kept: indices of those that stay, ascending.
+            values: [1, Hkv, L, D], of all tokens.
+            counts: [Hkv, L], how many tokens each stands for.
+
+        Returns:
+            values and counts of all tokens, in the same shapes; only those of `kept` are used.
         """
         return values, counts
 
