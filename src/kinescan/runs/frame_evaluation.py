@@ -237,7 +237,7 @@ def report_frames(
     """The report of answers that were just made.
 
     Args:
-        model: that answered.
+        model: the one whose answers they are.
         answered: its answers, with the truth of each video.
         rules: that events are made of the answers by.
         data: what the videos are called in the report.
