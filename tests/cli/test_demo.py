@@ -11,7 +11,7 @@ from kinescan.data.sampling import segment_indices
 from kinescan.data.synthetic import NUM_STILL_TARGETS, MotionConfig
 from kinescan.errors import ConfigError
 from kinescan.models.zoo import create_model, from_pretrained
-from kinescan.runs.demo import SHARES, _Clock, _Progress, clear_output, demo, quick_demo, stills
+from kinescan.runs.demo import SHARES, DemoClock, DemoProgress, clear_output, demo, quick_demo, stills
 from kinescan.runs.demo_first import MotionScores
 from kinescan.runs.demo_page import opening, write_first_page
 from kinescan.runs.stills import still_task
@@ -105,9 +105,9 @@ def test_page_in_the_making_says_how_long_it_takes(tmp_path):
 
 
 def test_time_left_follows_the_parts_and_the_epochs_behind(tmp_path):
-    clock = _Clock()
+    clock = DemoClock()
     first = MotionScores(right={"objects": {}, "windows": {}}, per_class=0, mirrored={}, source="", shown=())
-    progress = _Progress(tmp_path, first, clock)
+    progress = DemoProgress(tmp_path, first, clock)
     clock.seconds = {"first page": 2 * SHARES["first page"], "data": 2 * SHARES["data"]}
     others = sum(SHARES.values()) - SHARES["first page"] - SHARES["data"]
     assert progress._left() == pytest.approx(2 * others)

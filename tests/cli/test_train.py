@@ -269,14 +269,14 @@ def test_evaluate_refuses_unknown_labels_and_missing_data(
         ks.evaluate(tmp_path / "model")
 
 
-def test_predict_without_a_model_says_what_to_name(
+def test_without_a_run_predict_takes_the_packaged_model_and_eval_says_what_to_name(
     kinescan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = kinescan("predict", "a.mp4")
-    assert result.exit_code == 2
-    assert "--model RUN" in result.stderr
-    assert str(tmp_path / "runs") in result.stderr
+    assert result.exit_code == 1
+    assert "model: motion" in result.stderr
+    assert "a.mp4" in result.stdout
     scored = kinescan("eval")
     assert (scored.exit_code, "RUN" in scored.stderr) == (2, True)
 

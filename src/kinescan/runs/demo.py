@@ -132,10 +132,10 @@ def demo(
     """
     configs = {name: load_recipe(Path(recipes) / f"demo_{name}.toml", overrides) for name in ("stills", *RUNS)}
     output = clear_output(Path(output))
-    clock = _Clock()
+    clock = DemoClock()
     with clock.part("first page"):
         first = show_motion_model(output, source)
-    progress = _Progress(output, first, clock)
+    progress = DemoProgress(output, first, clock)
     progress.write()
     with clock.part("data"):
         made = _make_data(output / "data", train_per_class, test_per_class)
@@ -260,7 +260,7 @@ def clear_output(output: Path) -> Path:
     return output
 
 
-class _Clock:
+class DemoClock:
     """Wall time of the parts, in order."""
 
     def __init__(self) -> None:
@@ -276,10 +276,10 @@ class _Clock:
         self.seconds[name] = time.perf_counter() - self.start
 
 
-class _Progress(Callback):
+class DemoProgress(Callback):
     """Writes the page again as trainings advance and end, with the time that is left."""
 
-    def __init__(self, output: Path, first: MotionScores, clock: _Clock) -> None:
+    def __init__(self, output: Path, first: MotionScores, clock: DemoClock) -> None:
         self._output, self._first, self._clock = output, first.to_json(), clock
         self._done: dict[str, float] = {}
         self._epochs, self._ended = 1, 0
