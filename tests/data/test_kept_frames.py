@@ -22,7 +22,7 @@ RATED = Preprocessing(num_frames=4, size=16, sampling="rate", frame_rate=5.0)
 
 @pytest.fixture
 def items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[VideoItem]:
-    monkeypatch.setenv(disk_cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(disk_cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     disk_cache._told.clear()
     for seed in range(3):
         draw = torch.Generator().manual_seed(seed)
@@ -79,7 +79,7 @@ def test_the_next_run_decodes_nothing(make: Any, items: list[VideoItem], monkeyp
     assert _equal(first, again)
     # one that cannot be read is tried every time
     assert len(decoded) == (1 if make is _memory else 0)
-    monkeypatch.setenv(disk_cache.VARIABLE, "off")
+    monkeypatch.setenv(disk_cache.CACHE_VARIABLE, "off")
     assert _equal(_filled(make(items)), first)
 
 
@@ -157,7 +157,7 @@ def test_processes_begin_at_different_videos(items: list[VideoItem], monkeypatch
     decoded = _count(monkeypatch)
     both = [_filled(_memory(items), process=(index, 2)) for index in range(2)]
     assert _equal(*both)
-    monkeypatch.setenv(disk_cache.VARIABLE, "off")
+    monkeypatch.setenv(disk_cache.CACHE_VARIABLE, "off")
     decoded.clear()
     assert _equal(_filled(_memory(items), process=(1, 2)), both[0])
     assert [name in entry for name, entry in zip(("2.mp4", "text", "0.mp4", "1.mp4"), decoded, strict=True)] == [

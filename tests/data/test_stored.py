@@ -10,9 +10,10 @@ import pytest
 import torch
 from tests.loopback_store import Behaviour, serve
 
+from kinescan.data import disk_cache
 from kinescan.data.storage import is_gone
 from kinescan.data.stored import Member, is_plain, member_of, num_bytes_of, open_bytes
-from kinescan.data.video import VideoReader, inspect_video, kept_tables
+from kinescan.data.video import VideoReader, inspect_video
 from kinescan.errors import VideoError
 from kinescan.runtime import remote
 from kinescan.runtime.addresses import as_path
@@ -73,7 +74,7 @@ def test_all_places_give_the_same_frames(
 def test_tables_of_all_places_are_kept(
     make_video: Callable[..., Path], tmp_path: Path, server: tuple[str, Behaviour], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(kept_tables.VARIABLE, str(tmp_path / "tables"))
+    monkeypatch.setenv(disk_cache.CACHE_VARIABLE, str(tmp_path / "tables"))
     monkeypatch.setattr("kinescan.data.video.decoder.LEAST_BYTES", 1)
     video = make_video("a.mp4")
     [member] = _pack(tmp_path, video)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinescan.data.video import kept_tables, write_video
+from kinescan.data import disk_cache, write_video
 from kinescan.errors import ConfigError
 from kinescan.runs import index as module
 from kinescan.runs.index import index
@@ -11,7 +11,7 @@ from kinescan.runs.index import index
 
 @pytest.fixture
 def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(kept_tables.VARIABLE, str(tmp_path / "tables"))
+    monkeypatch.setenv(disk_cache.CACHE_VARIABLE, str(tmp_path / "tables"))
     for name, size in (("a/1.mp4", 64), ("b/2.mp4", 64), ("b/3.mp4", 16)):
         (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
         pixels = torch.randint(0, 256, (10, 3, size, size), dtype=torch.uint8)
@@ -35,4 +35,4 @@ def test_with_tables_turned_off_there_is_nothing_to_index(videos: Path, monkeypa
     monkeypatch.setattr(module, "default_cache", lambda: None)
     with pytest.raises(ConfigError) as refused:
         index(videos)
-    assert kept_tables.VARIABLE in str(refused.value)
+    assert disk_cache.CACHE_VARIABLE in str(refused.value)

@@ -19,7 +19,7 @@ from kinescan.runtime.atomic_write import atomic_write
 
 logger = logging.getLogger(__name__)
 
-VARIABLE = "KINESCAN_FRAME_TABLES"
+CACHE_VARIABLE = "KINESCAN_FRAME_TABLES"
 """Environment variable: the folder of what is kept, or "off"."""
 _PROBED_BYTES = 4096
 _SUFFIX = ".npz"
@@ -135,7 +135,7 @@ def cache_folder() -> Path | None:
 
     By default $XDG_CACHE_HOME or ~/.cache, and kinescan/frame_tables below it.
     """
-    chosen = os.environ.get(VARIABLE, "")
+    chosen = os.environ.get(CACHE_VARIABLE, "")
     if chosen.lower() == "off":
         return None
     if chosen:

@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from kinescan.data.disk_cache import CACHE_VARIABLE
 from kinescan.data.file_workers import CRASH, each_file
 from kinescan.data.intervals import IntervalTable
 from kinescan.data.video import Limits, VideoReader
-from kinescan.data.video.kept_tables import LEAST_BYTES, VARIABLE, default_cache
+from kinescan.data.video.kept_tables import LEAST_BYTES, default_cache
 from kinescan.errors import ConfigError, VideoError
 from kinescan.runs.check import data_config, data_parts
 from kinescan.runtime.counter import Counter
@@ -70,7 +71,7 @@ def index(
     """
     cache, started = default_cache(), time.monotonic()
     if cache is None:
-        raise ConfigError(f"{VARIABLE}=off: no table is kept. Unset it, or set it to a folder.")
+        raise ConfigError(f"{CACHE_VARIABLE}=off: no table is kept. Unset it, or set it to a folder.")
     cache.files.remove_left_over()
     data = data_config(source, overrides, test=test, reader=reader, split=split)
     parts, _ = data_parts(data)

@@ -18,7 +18,7 @@ from kinescan.data.video.kept_tables import FrameTableCache, default_cache
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FrameTableCache:
-    monkeypatch.setenv(kept_tables.VARIABLE, str(tmp_path / "tables"))
+    monkeypatch.setenv(disk_cache.CACHE_VARIABLE, str(tmp_path / "tables"))
     monkeypatch.setattr("kinescan.data.video.decoder.LEAST_BYTES", 1)
     disk_cache._told.clear()
     found = default_cache()
@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_a_line(
     tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv(kept_tables.VARIABLE, str(tmp_path / "file" / "tables"))
+    monkeypatch.setenv(disk_cache.CACHE_VARIABLE, str(tmp_path / "file" / "tables"))
     monkeypatch.setattr("kinescan.data.video.decoder.LEAST_BYTES", 1)
     disk_cache._told.clear()
     with caplog.at_level(logging.INFO):
@@ -183,9 +183,9 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_a_line(
 def test_tables_can_be_turned_off_and_small_files_need_none(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(kept_tables.VARIABLE, "off")
+    monkeypatch.setenv(disk_cache.CACHE_VARIABLE, "off")
     assert default_cache() is None
-    monkeypatch.setenv(kept_tables.VARIABLE, str(tmp_path / "tables"))
+    monkeypatch.setenv(disk_cache.CACHE_VARIABLE, str(tmp_path / "tables"))
     with VideoReader(video) as reader:
         assert not reader.table_is_kept
     assert not (tmp_path / "tables").exists()
@@ -203,7 +203,7 @@ def test_a_cut_video_is_not_kept(cache: FrameTableCache, video: Path) -> None:
 
 def _read_and_delete(arguments: tuple[str, str, int]) -> int:
     video, folder, seed = arguments
-    os.environ[kept_tables.VARIABLE] = folder
+    os.environ[disk_cache.CACHE_VARIABLE] = folder
     from kinescan.data.video import decoder
 
     decoder.LEAST_BYTES = 1

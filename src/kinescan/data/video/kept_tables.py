@@ -9,10 +9,8 @@ import av
 import numpy as np
 import torch
 
-from kinescan.data.disk_cache import VARIABLE, DiskCache, cache_folder
+from kinescan.data.disk_cache import DiskCache, cache_folder
 from kinescan.data.video.table import FrameTable, PacketTable
-
-__all__ = ["FORMAT", "LEAST_BYTES", "VARIABLE", "FrameTableCache", "KeptTables", "default_cache"]
 
 FORMAT = f"1 {av.__version__}"
 """Of a table's file; other versions of FFmpeg may read a container otherwise."""
