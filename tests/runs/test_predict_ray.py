@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kinescan.data.video import write_video
+from kinescan.data.video import Limits, write_video
 from kinescan.errors import ConfigError, DependencyError
 from kinescan.inference.batch_predictor import BatchPredictor
 from kinescan.models.zoo import create_model
@@ -37,6 +37,17 @@ def test_lists_with_columns(tmp_path: Path) -> None:
         listed_paths([tmp_path / "e.txt"])
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".tsv"])
+@pytest.mark.parametrize("bad", ['"open.mp4', 'a"b.mp4', "x" * 200_000, '"' + "x" * 200_000, "a\x85b\x1cc\u2028d.mp4"])
+def test_a_bad_line_takes_no_other_with_it(tmp_path: Path, suffix: str, bad: str) -> None:
+    file = (tmp_path / "l").with_suffix(suffix)
+    file.write_text("".join(f"{line}\r\n" for line in ["0.mp4", bad, *(f"{number}.mp4" for number in range(20_000))]))
+    found = listed_paths([file])
+    assert len(found) == 20_002
+    assert (found[0], found[2], found[-1]) == (*[str(tmp_path / "0.mp4")] * 2, str(tmp_path / "19999.mp4"))
+    assert bad.lstrip('"') in found[1]
+
+
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"part_rows": 0}, {"cpus": -1.0}, {"gpus": -0.5}])
 def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
@@ -49,7 +60,13 @@ def test_a_folder_belongs_to_one_job(tmp_path: Path) -> None:
     predict_ray._claim(tmp_path, ["a.mp4"], job, settings)
     (tmp_path / "part-000000.parquet").touch()
     predict_ray._claim(tmp_path, ["a.mp4"], job, settings)
-    for paths, other, parts in ((["b.mp4"], job, 128), (["a.mp4"], BatchPredictor("n"), 128), (["a.mp4"], job, 7)):
+    limited = BatchPredictor("m", limits=Limits(timeout_seconds=1.0))
+    for paths, other, parts in (
+        (["b.mp4"], job, 128),
+        (["a.mp4"], BatchPredictor("n"), 128),
+        (["a.mp4"], limited, 128),
+        (["a.mp4"], job, 7),
+    ):
         with pytest.raises(ConfigError, match=str(tmp_path)):
             predict_ray._claim(tmp_path, paths, other, RaySettings(part_rows=parts))
     (tmp_path / JOB_FILE).unlink()
@@ -74,8 +91,10 @@ def test_whatever_ray_raises_at_its_start_is_an_error_of_ours(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(ConfigError, match=str(error).splitlines()[0] if str(error) else "AssertionError"):
+    with pytest.raises(ConfigError, match=str(error).splitlines()[0] if str(error) else "AssertionError") as caught:
         predict_ray._start(_NoRay(error), RaySettings())
+    # none was asked for, so none is missed
+    assert "RAY_ADDRESS" not in str(caught.value)
 
 
 @pytest.mark.parametrize("form", ["{}", "ray://{}"])

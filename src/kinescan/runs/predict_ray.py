@@ -16,6 +16,7 @@ from typing import Any
 
 from kinescan.config import parse_overrides
 from kinescan.data.clips import video_files
+from kinescan.data.video import Limits
 from kinescan.errors import ConfigError, DependencyError
 from kinescan.fields import check_types
 from kinescan.inference.batch_predictor import BatchPredictor
@@ -117,19 +118,29 @@ def listed_paths(paths: Sequence[str | Path]) -> list[str]:
 
 def _of_list(path: str | Path) -> Iterator[str]:
     file = Path(path)
-    lines = read_text(path, max_bytes=_MOST_BYTES).replace("\0", "").splitlines()
+    text = read_text(path, max_bytes=_MOST_BYTES).replace("\0", "")
+    # only these end a line: a name may hold what str.splitlines takes for an end, too, such as a form feed
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     kept = (line for line in lines if line.strip() and not line.startswith("#"))
     delimiter = {".csv": ",", ".tsv": "\t"}.get(file.suffix.lower())
     column = 0
-    rows = (line.split("\t")[:1] for line in kept) if delimiter is None else csv.reader(kept, delimiter=delimiter)
-    for number, row in enumerate(rows):
+    for number, line in enumerate(kept):
+        row = line.split("\t")[:1] if delimiter is None else _cells(line, delimiter)
         names = [cell.strip().lower() for cell in row]
         known = [index for index, name in enumerate(names) if name in ("path", "video", "file", "filename")]
         if number == 0 and known:
             column = known[0]
             continue
-        text = row[column].strip() if column < len(row) else ""
-        yield text if "://" in text or not text else str(file.parent / text)
+        name = row[column].strip() if column < len(row) else ""
+        yield name if "://" in name or not name else str(file.parent / name)
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    """Of one line alone: a quote that is not closed takes no lines after it."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:  # a cell longer than the module takes
+        return line.split(delimiter)
 
 
 def predict_by_ray(
@@ -244,6 +255,7 @@ def _claim(folder: Path, listed: Sequence[str], predictor: BatchPredictor, setti
         "views": predictor.views,
         "top": predictor.top,
         "allow_short": predictor.allow_short,
+        "limits": asdict(predictor.limits or Limits()),
         "part_rows": settings.part_rows,
     }
     file = folder / JOB_FILE
@@ -253,7 +265,7 @@ def _claim(folder: Path, listed: Sequence[str], predictor: BatchPredictor, setti
         return
     if not file.exists():
         raise ConfigError(f"{folder} holds Parquet files of an unknown job. Choose another --output.")
-    before = read_json_object(file)
+    before = {"limits": asdict(Limits()), **read_json_object(file)}  # older folders have none
     other = [name for name in job if before.get(name) != job[name]]
     if other:
         said = ", ".join(f"{name} was {before.get(name)!r}" for name in other)
@@ -351,11 +363,15 @@ def _start(ray: Any, settings: RaySettings) -> None:
             include_dashboard=None if address else False,
         )
     except Exception as error:  # Ray raises plain ones, too, as where a busy machine does not start it in time
-        where = address or "on this machine"
-        said = mask_urls(first_line(error))[:300]
+        line = mask_urls(first_line(error))[:300]
+        if not address:
+            raise ConfigError(
+                f"Ray did not start on this machine ({line}). Where other programs keep it busy, wait for them and run "
+                "the same command again; what is done is kept."
+            ) from error
         raise ConfigError(
-            f"no cluster of Ray answers at {where} ({said}). Start one with ray start --head, or "
-            "leave ray.address out, and RAY_ADDRESS unset, to start Ray here."
+            f"no cluster of Ray answers at {address} ({line}). Start one with ray start --head, or leave ray.address "
+            "out, and RAY_ADDRESS unset, to start Ray here."
         ) from error
 
 
