@@ -1,6 +1,6 @@
 # make demo: the whole job on data that it makes itself.  make test: the tests.  make check: style, types, imports, docs.
 # make gpu-check: whether all is right and fast on this machine's GPU, in ten minutes.
-# make screenshots: the page in a browser.  make docs: the documentation as a site.  make newest: the tests on the newest versions that are allowed.
+# make screenshots: the page in a browser.  make gif: README's moving picture.  make docs: the documentation as a site.  make newest: the tests on the newest versions that are allowed.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 NEWEST := .venv-newest
 
-.PHONY: demo gpu-check test check check-style check-types check-shapes docs newest newest-again format clean screenshots
+.PHONY: demo gpu-check test check check-style check-types check-shapes docs newest newest-again format clean screenshots gif
 
 .venv/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -51,9 +51,14 @@ check-shapes: .venv/dev
 	KINESCAN_CHECK_SHAPES=1 $(PYTEST) tests/ops tests/layers tests/models -q -m "not bad_input and not compile and not slow"
 	$(BIN)/python -m pytest tests/test_docs.py -q
 
-# The page as a browser shows it, each state as a picture in build/screenshots; needs chromium.
+# The page as a browser shows it, each state as a picture in build/screenshots, and docs/page.png; needs chromium.
 screenshots: .venv/dev
 	KINESCAN_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest -q tests/web/test_browser.py
+	cp build/screenshots/page_readme.png docs/page.png
+
+# A stream of a made video with its events drawn in: docs/stream.gif.
+gif: .venv/core
+	$(BIN)/python .ci/pictures.py docs/stream.gif
 
 # The pages of docs/ as a site in build/site; a link that leads nowhere is an error.
 docs: .venv/dev

@@ -3,7 +3,8 @@
 # home, no variables of the caller, no privileges, the health check, and SIGTERM. As root, from the top of the repository:
 #   examples/container/run_steps.sh FOLDER MODEL      (FOLDER: empty, outside of the checkout)
 set -euo pipefail
-folder=$(realpath -m "$1") model=$(realpath "$2")
+folder=$(realpath -m "${1:?the first argument is a folder}") model=$(realpath -e "${2:?the second argument is a model}")
+[ -d "$model" ] || { echo "$model is not a folder" >&2; exit 2; }
 mkdir -p "$folder/wheels" "$folder/home" "$folder/media" "$folder/tmp"
 if [ ! -x "$folder/venv/bin/kinescan" ]; then
     python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir "$folder/wheels" .
@@ -12,6 +13,7 @@ if [ ! -x "$folder/venv/bin/kinescan" ]; then
     wheel=$(ls "$folder"/wheels/kinescan-*.whl)
     "$folder/venv/bin/python" -m pip install "${wheel}[web,vlm]" -c "$folder/wheels/constraints.txt"
 fi
+rm -rf "$folder/model"
 cp -rL "$model" "$folder/model"
 chown -R 10001:10001 "$folder/home" "$folder/tmp" "$folder/model" "$folder/media"
 key=$(python3 -c "import secrets; print(secrets.token_hex(24))")

@@ -1,5 +1,6 @@
 """The page in a browser, as a person meets it; each state leaves a picture where KINESCAN_SCREENSHOTS says."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import torch
 
 from kinescan.data.video import write_video
 from kinescan.models.classifier import VideoClassifier
+from kinescan.models.saving.shipped import MOTION, SHIPPED
 from kinescan.web.page import mount_page
 from kinescan.web.settings import ServeConfig
 
@@ -26,6 +28,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed (apt-get install chromium)"),
 ]
+
+_spec = importlib.util.spec_from_file_location("pictures", Path(__file__).parents[2] / ".ci" / "pictures.py")
+pictures = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(pictures)
 
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 _WAIT = 120_000
@@ -82,6 +88,13 @@ def page(folder: Path) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def page_without_models() -> Iterator[str]:
+    """What `kinescan web` serves where no model is named and no run is there."""
+    with Running(ServeConfig(models={MOTION: str(SHIPPED / MOTION)}, port=0, device="cpu"), mount=mount_page) as url:
+        yield url
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
@@ -100,16 +113,16 @@ def tabs(browser: Any, page: str) -> Iterator[Any]:
     contexts, elsewhere = [], []
 
     def note(request: Any) -> None:
-        if not request.url.startswith((page, "data:", "blob:")):
+        if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
             elsewhere.append(request.url)
 
-    def open_tab(viewport: dict[str, int] = WIDE, scheme: str = "light") -> Any:
+    def open_tab(viewport: dict[str, int] = WIDE, scheme: str = "light", address: str = page) -> Any:
         context = browser.new_context(viewport=viewport, color_scheme=scheme, permissions=["camera"])
         context.set_default_timeout(_WAIT)
         contexts.append(context)
         tab = context.new_page()
         tab.on("request", note)
-        tab.goto(page)
+        tab.goto(address)
         tab.wait_for_selector("#ks-look")
         return tab
 
@@ -119,13 +132,17 @@ def tabs(browser: Any, page: str) -> Iterator[Any]:
     assert elsewhere == []
 
 
-def _keep(tab: Any, name: str, part: str | None = None) -> None:
+def _keep(tab: Any, name: str, part: str | None = None, *, from_the_top: bool = False) -> None:
     folder = Path(os.environ.get("KINESCAN_SCREENSHOTS") or tempfile.gettempdir())
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"page_{name}.png"
     tab.wait_for_timeout(400)
     if part is None:
         tab.screenshot(path=path, full_page=True)
+    elif from_the_top:
+        box, width = tab.locator(part).first.bounding_box(), tab.viewport_size["width"]
+        bottom = box["y"] + box["height"] + tab.evaluate("window.scrollY") + 16
+        tab.screenshot(path=path, full_page=True, clip={"x": 0, "y": 0, "width": width, "height": bottom})
     else:
         tab.locator(part).first.screenshot(path=path)
 
@@ -159,6 +176,26 @@ def test_a_made_video_has_the_right_labels_on_its_timeline(tabs: Any, folder: Pa
     _keep(tab, "timeline", ".ks-timeline")
     _keep(tab, "pictures", ".ks-strip")
     _keep(tab, "delta", ".ks-speed")
+
+
+def test_the_model_that_comes_with_kinescan_names_the_motions_of_a_made_video(
+    tabs: Any, page_without_models: str, folder: Path
+) -> None:
+    write_video(folder / "made.mp4", pictures.moving_photograph(), fps=pictures.FPS)
+    tab = tabs({"width": 1120, "height": 900}, "dark", page_without_models)
+    _choose(tab, folder / "made.mp4")
+    tab.click("#ks-look")
+    tab.wait_for_selector(".ks-label")
+    bars = tab.eval_on_selector_all(".ks-event", "all => all.map(bar => bar.title)")
+    spans = [re.match(r"(\w+): ([\d.]+) s to ([\d.]+) s", bar).groups() for bar in bars]
+    for index, motion in enumerate(pictures.MOTIONS):
+        start = index * pictures.SECONDS
+        middle = [label for label, begin, end in spans if float(begin) < start + 1.8 < float(end)]
+        assert middle == [motion]
+    tab.wait_for_function("document.querySelector('#ks-video video').readyState >= 2")
+    _keep(tab, "motion")
+    # README's picture ends below the events
+    _keep(tab, "readme", ".ks-timeline", from_the_top=True)
 
 
 def test_by_keyboard_alone(tabs: Any, folder: Path) -> None:
