@@ -158,7 +158,11 @@ def test_what_one_process_meets_ends_the_run_in_both(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=280) for process in started]
+    try:
+        said = [process.communicate(timeout=280) for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0, 0], said
     first, second = (json.loads(out) for out, _ in said)
     assert first["whole"] == second["whole"] == first["resumed"] == second["resumed"]
@@ -232,7 +236,8 @@ def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         together = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        for name, value in together.items():
+        # accelerate warns where the number of threads is left open
+        for name, value in {**together, "OMP_NUM_THREADS": "1"}.items():
             monkeypatch.setenv(name, value)
         try:
             with pytest.raises(ConfigError) as refused, open_processes(torch.device("cpu")):

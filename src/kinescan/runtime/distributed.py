@@ -1,6 +1,7 @@
 import datetime
 import gc
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from kinescan.runtime.torch_internals import tree_map
 
 PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for the others, such as while one of them writes a checkpoint or reads slow videos."""
+_SETTLING_SECONDS = 0.5
 
 
 class Processes:
@@ -162,6 +164,9 @@ def open_processes(device: torch.device) -> Iterator[Processes]:
     finally:
         if not known:
             forget_processes()
+            # Threads of the group let go of the last tensors in their own time, and need Python's lock for it, which
+            # destroying the group holds while it waits for them: seen once, as a process that never ended.
+            time.sleep(_SETTLING_SECONDS)
             distributed.destroy_process_group()
             # A finished run leaves cycles that hold the group, and with it threads that let go of tensors in their own
             # time: if Python ends meanwhile, it is aborted. Freed, the group waits for its threads.
