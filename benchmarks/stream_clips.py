@@ -27,7 +27,7 @@ from kinescan.models.zoo import from_pretrained
 
 SEED = 50
 POOL, ACTIONS, FIRST, COUNTED = 14, 12_500, 13, 100
-"""Batches of 32 clips that actions are sampled from; actions of the stream; where the counted ones begin, and how many."""
+"""Batches of 32 clips that actions are sampled from; actions; where the counted ones begin, and how many they are."""
 TOGETHER = 6
 """Actions that the model is given at a time."""
 TOLERANCE = 1e-4
