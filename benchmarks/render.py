@@ -431,8 +431,8 @@ SECTIONS: Mapping[str, Section] = {
         says="The motion model that ships, without any training: drawn clips of 8 frames one behind the other, the "
         "same 99 of them near the stream's beginning and at its end, averaged as a stream does by default and by the "
         "mean of everything. An action counts as recalled when one of its frames has its label; one that has none "
-        "counts with the delay of its length, 1.33 s. What the model carries of the actions before differs between the two "
-        "places, and with it the answer to some frames. Chance is one seventh.",
+        "counts with the delay of its length, 1.33 s. What the model carries of the actions before differs between "
+        "the two places, and with it the answer to some frames. Chance is one seventh.",
     ),
     EVENTS: Section(
         title="Events in long videos",
