@@ -42,7 +42,7 @@ CLIENTS = (1, 4, 16)
 STALLING = 200
 """Connections that send a byte a second of a request, or nothing."""
 PACKAGES = (*measure.PACKAGES, "fastapi", "starlette", "uvicorn", "websockets")
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 600
 
 
 class Service(NamedTuple):
