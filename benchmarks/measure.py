@@ -206,7 +206,7 @@ def write_result(
         "name": name,
         "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *map(_without_own_folder, sys.argv)]),
         "hardware": hardware(),
         "versions": versions(packages),
         "seed": seed,
@@ -244,6 +244,16 @@ def commit() -> str:
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "../src", "*.py")
     return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+
+
+def _without_own_folder(argument: str) -> str:
+    """A path below the checkout as seen from there; of any other absolute path the last part: it names no machine."""
+    name, mark, value = argument.rpartition("=") if argument.startswith("-") else ("", "", argument)
+    path = Path(value)
+    if not path.is_absolute():
+        return argument
+    root = HERE.parent
+    return name + mark + (str(path.relative_to(root)) if path.is_relative_to(root) else path.name)
 
 
 def _plain(value: Any) -> Any:

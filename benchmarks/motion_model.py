@@ -1,7 +1,8 @@
 """The motion model that comes with kinescan: trains it, scores it on textures it has not seen, writes its card.
 
     OMP_NUM_THREADS=1 python benchmarks/motion_model.py train --textures PICTURES
-    OMP_NUM_THREADS=1 python benchmarks/motion_model.py score --videos VIDEOS
+    OMP_NUM_THREADS=1 python benchmarks/motion_model.py score [--videos VIDEOS]
+    python benchmarks/motion_model.py card
 
 1. A ViT learns from single pictures (kinescan demo --stills, its recipe with 3 blocks at 48 pixels).
 2. Behind PKS4's module, a linear layer learns how far what each patch shows has moved (dense targets, known since the
@@ -10,7 +11,8 @@
 
 All clips are drawn as they are asked for (kinescan.data.synthetic.motion_clips); no video is read. PICTURES: photos
 for a quarter of the textures, whose licence allows it; the card names those that were taken.
-`score` writes benchmarks/results/motion_model.json; the card in src/kinescan/shipped/motion quotes it.
+`score` writes benchmarks/results/motion_model.json, without the windows over real videos where none are given;
+`card` writes the card in src/kinescan/shipped/motion, which quotes it.
 """
 
 import argparse
@@ -183,12 +185,15 @@ PAIRS = ("horizontal", "vertical", "turning", "scaling")
 PER_CLASS, STILLS_SCORED = 15, 30
 
 
-def score(videos: str, model_folder: str) -> None:
+def score(videos: str | None, model_folder: str) -> None:
     """Clips are files, read as `kinescan predict` reads them; one view in the middle."""
     torch.set_num_threads(1)
     model = from_pretrained(model_folder)
     results: dict[str, Any] = {}
     for number, (name, settings) in enumerate(SETS.items()):
+        if settings["kind"] == "windows" and videos is None:
+            print(f"{name}: left out, there is no --videos", flush=True)
+            continue
         folder = WORK / "scored" / str(number)
         if not (folder / "meta.json").exists():
             make(folder, videos, settings)
@@ -196,21 +201,24 @@ def score(videos: str, model_folder: str) -> None:
         results[name] = scores_of(model, [file for file in files if file.parent.name in model.class_names])
         print(name, results[name], flush=True)
     results["still: one frame of the windows, with noise"] = {"n": STILLS_SCORED, "right": score_still(model)}
-    made = json.loads((WORK / "made.json").read_text())
-    measure.write_result(
-        "motion_model",
-        seed=0,
-        n=PER_CLASS,
-        settings={"made": made, "videos": sorted(path.name for path in Path(videos).iterdir() if path.is_file())},
-        results=results,
-    )
+    names = sorted(path.name for path in Path(videos).iterdir() if path.is_file()) if videos is not None else []
+    settings = {"made": how_made(), "videos": names}
+    measure.write_result("motion_model", seed=0, n=PER_CLASS, settings=settings, results=results)
 
 
-def make(folder: Path, videos: str, settings: dict[str, Any]) -> None:
+def how_made() -> Any:
+    """As `train` wrote it here; where nothing was trained here, as it stands beside the committed scores."""
+    own = WORK / "made.json"
+    if own.exists():
+        return json.loads(own.read_text())
+    return json.loads((measure.PUBLISHED / "motion_model.json").read_text(encoding="utf-8"))["settings"]["made"]
+
+
+def make(folder: Path, videos: str | None, settings: dict[str, Any]) -> None:
     own = {key: value for key, value in settings.items() if key != "kind"}
     sizes: dict[str, Any] = {"train_per_class": 0, "test_per_class": PER_CLASS, "frame_size": 96, "pairs": PAIRS}
     if settings["kind"] != "objects":
-        source = videos if settings["kind"] == "windows" else str(SHIPPED / "textures")
+        source = videos if settings["kind"] == "windows" and videos is not None else str(SHIPPED / "textures")
         make_windows(folder, WindowConfig(source=source, overwrite=True, **sizes, **own))
     else:
         make_motion(folder, MotionConfig(overwrite=True, **sizes, **own))
@@ -365,12 +373,12 @@ def write_card(model_folder: Path) -> None:
 
 def with_known_names(model: Any) -> Any:
     """The model without the names that it did not learn: their rows of the head are left out."""
-    places = [index for index, name in enumerate(model.class_names) if name not in UNLEARNED]
-    labels = [model.class_names[index] for index in places]
+    kept = [index for index, name in enumerate(model.class_names) if name not in UNLEARNED]
+    labels = [model.class_names[index] for index in kept]
     config = replace(model.config, num_classes=len(labels))
     known = PKS4(config, name=model.name, labels=labels, preprocessing=model.preprocessing)
     state = dict(model.state_dict())
-    state |= {name: state[name][places] for name in ("head.weight", "head.bias")}
+    state |= {name: state[name][kept] for name in ("head.weight", "head.bias")}
     known.load_state_dict(state)
     return known.eval()
 
@@ -382,17 +390,18 @@ def fresh(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("train", "score"))
+    parser.add_argument("part", choices=("train", "score", "card"))
     parser.add_argument("--textures", help="Folder of photographs, .png or .jpg.")
     parser.add_argument("--weights", help="A ViT of step 1, not to train it again.")
     parser.add_argument("--fields", help="The folder of a model after step 2, not to train it again.")
-    parser.add_argument("--videos", help="Folder of videos to score on.")
+    parser.add_argument("--videos", help="Folder of videos whose windows are scored, too.")
     parser.add_argument("--batches", type=int, nargs=2, default=(FIELD_BATCHES, NAME_BATCHES))
     arguments = parser.parse_args()
     if arguments.part == "train":
         train(arguments.textures, arguments.weights, arguments.fields, tuple(arguments.batches))
-    else:
+    elif arguments.part == "score":
         score(arguments.videos, str(SHIPPED / MOTION))
+    else:
         write_card(SHIPPED / MOTION)
 
 

@@ -1,4 +1,6 @@
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,3 +70,22 @@ def test_processes_hand_over_what_they_found(script: Any, tmp_path: Any, monkeyp
     (tmp_path / "once.py").write_text("raise SystemExit(3)")
     with pytest.raises(SystemExit, match="process 1 of 1 failed"):
         measure.in_processes("once.py", [], 1)
+
+
+def test_a_result_names_no_folder_of_the_machine_that_made_it(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = script("measure")
+    own, other = str(measure.HERE / "ops.py"), str(tmp_path / "videos")
+    monkeypatch.setattr(sys, "argv", [own, "score", "--videos", other, f"--output={other}", "--lr", "1/2", "a/b"])
+    file = measure.write_result("x", seed=0, n=1, settings={}, results={}, folder=tmp_path)
+    command = json.loads(file.read_text())["command"]
+    assert command == "python benchmarks/ops.py score --videos videos --output=videos --lr 1/2 a/b"
+
+
+def test_committed_results_name_no_folder_of_a_machine(script: Any) -> None:
+    files = sorted(script("measure").PUBLISHED.rglob("*.json"))
+    assert files
+    for file in files:
+        command = json.loads(file.read_text(encoding="utf-8")).get("command", "")
+        assert not [word for word in command.replace("=", " ").split() if Path(word).is_absolute()], file.name

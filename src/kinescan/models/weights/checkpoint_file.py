@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kinescan.errors import CheckpointError
 from kinescan.models.saving.location import best_checkpoint, locate_model
+from kinescan.models.saving.shipped import is_shipped
 from kinescan.models.weights.hub import download
 from kinescan.models.weights.tensor_file import PickleRefused, read_safetensors, read_saved
 from kinescan.models.weights.torchscript import is_torchscript, read_torchscript
@@ -75,7 +76,8 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
 
     Args:
         source: a file (.safetensors, .pt, .pth, .bin, TorchScript archive, index of shards), a folder that holds one, a
-            run's folder (its best checkpoint), or a name on the Hugging Face hub: "user/name" or "user/name@revision".
+            run's folder (its best checkpoint), "motion" (the model that comes with the package), or a name on the
+            Hugging Face hub: "user/name" or "user/name@revision".
         revision: branch, tag or commit on the hub.
 
     Raises:
@@ -84,7 +86,9 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     path = Path(source).expanduser()
     if not path.exists():
         wanted = "a checkpoint file, a folder that holds one, a run's folder, or a hub name (ORG/NAME)"
-        path = _download(locate_model(source, wanted=wanted), revision)
+        located = locate_model(source, wanted=wanted)
+        # "motion" is a folder of the package; every other name that is not here is one on the hub.
+        path = Path(located) if is_shipped(located) else _download(located, revision)
     elif path.is_dir():
         # The folder of a run stands for its best checkpoint.
         path = best_checkpoint(path) or path
