@@ -131,7 +131,7 @@ class FollowedWindows:
     """Windows one behind the other: each row of the batch follows one video, then the next.
 
     By default an epoch shows all of them, in every epoch in another order of the videos. With `num_windows`, it shows
-    so many: each epoch goes on where the one before it ended, and all windows have been shown before one is shown
+    so many: each epoch continues where the one before it ended, and all windows have been shown before one is shown
     again; those of videos that cannot be read are met in each epoch.
 
     Whenever a video is shown anew, its windows begin at another frame. The windows of an epoch are divided into as many
