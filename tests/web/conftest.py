@@ -19,6 +19,7 @@ from kinescan.models.zoo import create_model
 from kinescan.preprocessing import Preprocessing
 from kinescan.web.app import build_app
 from kinescan.web.connections import protocol
+from kinescan.web.serving import bound_socket
 from kinescan.web.settings import ServeConfig, ServeLimits
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "vlm" / "conftest.py")
@@ -76,21 +77,23 @@ class Running:
 
     def __init__(self, config: ServeConfig, mount: Any = None) -> None:
         app = build_app(config, mount=mount)
-        settings = {"log_config": None, "ws": "websockets-sansio", "timeout_graceful_shutdown": 5, "port": 0}
+        settings = {"log_config": None, "ws": "websockets-sansio", "timeout_graceful_shutdown": 5}
         http = protocol(config.limits)
         self.server = uvicorn.Server(uvicorn.Config(app, http=http, ws_max_size=2**20, **settings))
-        self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve()))
+        self.bound = bound_socket("127.0.0.1", 0)
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve(sockets=[self.bound])))
         self.app = app
 
     def __enter__(self) -> str:
         self.thread.start()
         while not self.server.started:
             time.sleep(0.02)
-        return f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
+        return f"http://127.0.0.1:{self.bound.getsockname()[1]}"
 
     def __exit__(self, *_: object) -> None:
         self.server.should_exit = True
         self.thread.join(30)
+        self.bound.close()
         assert not self.thread.is_alive()
 
 

@@ -1,5 +1,6 @@
 """The service as its clients meet it, over real sockets."""
 
+import asyncio
 import base64
 import io
 import json
@@ -10,6 +11,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -24,7 +26,7 @@ from kinescan.data.video.still_picture import decode_picture
 from kinescan.errors import ConfigError, VideoError
 from kinescan.inference.predictor import predict
 from kinescan.inference.stream import stream
-from kinescan.web.serving import make_config
+from kinescan.web.serving import bound_socket, make_config
 from kinescan.web.settings import ServeConfig, ServeLimits
 
 from .conftest import LIMITS, Running, Served
@@ -173,6 +175,27 @@ def test_stalling_clients_cost_others_nothing_and_too_many_are_turned_away(serve
             one.close()
     with httpx.Client(base_url=served.url) as client:
         assert client.get("/health").status_code == 200
+
+
+def test_answers_do_not_wait_for_a_clients_acknowledgement() -> None:
+    # 40 ms of each request, where asyncio does not see that it is TCP
+    async def delays() -> int:
+        accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def note(_: Any, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            accepted.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with bound_socket("localhost", 0) as bound:
+            async with await asyncio.start_server(note, sock=bound):
+                _, writer = await asyncio.open_connection(*bound.getsockname()[:2])
+                try:
+                    return await accepted
+                finally:
+                    writer.close()
+
+    assert asyncio.run(delays()) == 1
 
 
 def test_without_a_key_only_localhost_is_answered(served: Served, client: httpx.Client) -> None:

@@ -109,7 +109,7 @@ def serve(config: ServeConfig) -> None:
     """
     for name in ("fastapi", "uvicorn", "websockets", "python_multipart"):
         optional_package(name, "serve")
-    bound = _bind(config.host, config.port)
+    bound = bound_socket(config.host, config.port)
     try:
         page = importlib.import_module("kinescan.web.page").mount_page if _has_page(config) else None
         app = importlib.import_module("kinescan.web.app").build_app(config, mount=page)
@@ -150,15 +150,20 @@ def _has_page(config: ServeConfig) -> bool:
     return config.page
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bound_socket(host: str, port: int) -> socket.socket:
     """A socket at the address, before a model is opened.
+
+    Args:
+        host: name or number of this machine.
+        port: 0 for any that is free.
 
     Raises:
         ConfigError: it is taken, or not an address of this machine.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # with the protocol's number: asyncio sends small packets at once (TCP_NODELAY) only where a socket says TCP
+        bound = socket.socket(family, kind, protocol)
     except OSError as error:
         raise ConfigError(f"{host} is not an address of this machine ({error.strerror}).") from None
     try:
