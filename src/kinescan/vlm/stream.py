@@ -18,6 +18,7 @@ from kinescan.runtime.fingerprint import fingerprint_of
 from kinescan.settings import old_name, to_plain
 from kinescan.vlm.answer import Answer, AnswerToken, StreamStats
 from kinescan.vlm.answering import Answering, answer_of
+from kinescan.vlm.attention import compile_stream
 from kinescan.vlm.cache import StreamCache
 from kinescan.vlm.chat import Chat, PatchPosition
 from kinescan.vlm.config import StreamConfig, check_count
@@ -58,8 +59,9 @@ def open_stream(
     opening: str | None = None,
     system: str | None = None,
     memory_budget: int | str | None = None,
-    memory_policy: str | Policy = "uniform",
+    memory_policy: str | Policy = "redundancy",
     retrieved_chunks: int | None = None,
+    compiled: bool = False,
 ) -> "VideoStream":
     """A stream into a loaded VLM, to be used in a `with` block.
 
@@ -83,6 +85,7 @@ def open_stream(
         memory_budget: what the full KV cache takes at most, in tokens or as "4GiB"; see `StreamConfig`.
         memory_policy: what stays within it: a name in `POLICIES`, or a policy.
         retrieved_chunks: chunks of the full KV cache that an answer reads at most, besides the first and the newest.
+        compiled: run the decoder's layers through torch.compile; see `StreamConfig`.
 
     The model itself is never changed: the stream runs modules of its own over the same weights.
 
@@ -106,6 +109,7 @@ def open_stream(
         memory_budget=memory_budget,
         memory_policy=memory_policy,
         retrieved_chunks=retrieved_chunks,
+        compiled=compiled,
     )
     kind = family_class(model)
     if pixels is not None and not isinstance(pixels, PixelSettings):
@@ -118,6 +122,8 @@ def open_stream(
             "for the longest one it may become: declare horizon_frames."
         )
     check_family(family)
+    if compiled:
+        compile_stream(family.name, family.decoder)
     return VideoStream(family, Chat(family, processor, opening=opening, system=system), config)
 
 
