@@ -5,9 +5,9 @@ Aims: resident memory flat from the first time the limit is reached on; retrieva
 
 A decoder of two layers, width 32, four tokens a frame, 20 frames a step, random weights: this shows memory and
 exactness, and no accuracy. Memory is the process's resident size, read every 1,000 frames; "flat" compares the mean of
-its last tenth with that of the tenth after the first. Retrieval: the largest difference of a question's first logits from those of the
-whole cache, in parts of the largest logit, and how often the likeliest token is the same, over questions of random
-tokens. Random weights attend to everything alike, which is the hardest case for retrieval.
+its last tenth with that of the tenth after the first. Retrieval: the largest difference of a question's first logits
+from those of the whole cache, in parts of the largest logit, and how often the likeliest token is the same, over
+questions of random tokens. Random weights attend to everything alike, which is the hardest case for retrieval.
 """
 
 import argparse

@@ -78,7 +78,7 @@ def _attend_compiled(*caches: StreamCache) -> Iterator[None]:
         _running.caches = before
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attention_of_thread(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any
 ) -> tuple[Tensor, None]:

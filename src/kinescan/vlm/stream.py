@@ -122,8 +122,6 @@ def open_stream(
             "for the longest one it may become: declare horizon_frames."
         )
     check_family(family)
-    if compiled:
-        compile_stream(family.name, family.decoder)
     return VideoStream(family, Chat(family, processor, opening=opening, system=system), config)
 
 
@@ -157,6 +155,8 @@ class VideoStream:
             memory_policy=None if config.memory_budget is None else self.memory_policy,
             retrieved_chunks=config.retrieved_chunks,
         )
+        if config.compiled:
+            compile_stream(family.name, family.decoder)
         self._step_tokens = 0
         self.text_ids: set[int] = set()
         tell_of_unused(getattr(family.model, "generation_config", None))
