@@ -16,6 +16,7 @@ from typing import Any
 
 OURS = ("ours", "kinescan", "pks4", "ssp", "statekv")
 """How names of our own candidates begin; the others' times are said as multiples of theirs."""
+TIMES = {"wall_seconds", "cpu_seconds", "device_seconds"}
 WRAPPERS = ("times", "candidates")
 """Keys that only hold the candidates of what is around them."""
 HIDDEN = ("parity", "error", "commit", "aims", "repetitions", "stats")
@@ -96,8 +97,8 @@ def findings(values: Mapping[str, Any], heading: str = "") -> Iterator[Finding]:
 
 
 def is_timing(value: Any) -> bool:
-    """Whether this is how long something took."""
-    return isinstance(value, Mapping) and bool(value.keys() & {"wall_seconds", "cpu_seconds", "device_seconds"})
+    """Whether this is how long something took, and not a row of results of which seconds are one."""
+    return isinstance(value, Mapping) and bool(value.keys() & TIMES) and "accuracy" not in value
 
 
 def is_flat(value: Any) -> bool:
