@@ -163,15 +163,20 @@ class EvaluationConfig:
         checkpoint: that the final report scores: "best" of the evaluations after epochs, which is chosen on the
             validation videos (without `data.validation_ratio` on the held-out ones, which makes their score too high);
             or "last", which nothing chooses. A study takes "last" where there are no validation videos.
+        grace_seconds: of labels with a start and an end: how long after its end an event may still be told. Thresholds
+            are chosen with it, and the report counts with it; for events of a second or less.
     """
 
     views: str = ""
     views_while_training: str = ""
     precision: AskedPrecision = "auto"
     checkpoint: ScoredCheckpoint = "best"
+    grace_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
+        if not 0 <= self.grace_seconds < float("inf"):
+            raise ConfigError(f"evaluation.grace_seconds must be 0 or more, got {self.grace_seconds}.")
         for views in (self.views, self.views_while_training):
             if views:
                 Views.parse(views)

@@ -247,6 +247,7 @@ def test_overlapping_labels_are_scored_when_asked(
         {"overrides": ["thresholds=choose", "told_within_seconds=0.5"]},
         {"overrides": ["thresholds=choose", "false_alarms_per_hour=2", "told_within_seconds=-1"]},
         {"overrides": ["threshold=choose"]},
+        {"overrides": ["grace_seconds=-1"]},
     ],
 )
 def test_options_that_make_no_sense_are_refused(recordings: Path, tmp_path: Path, options: dict[str, Any]) -> None:

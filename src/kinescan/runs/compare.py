@@ -189,6 +189,8 @@ def _notes(a: _Scored, b: _Scored) -> list[str]:
     for letter, scored in (("A", a), ("B", b)):
         if scored.report.get("rules_from"):
             notes.append(f"{letter}: thresholds {scored.report['rules_from']}.")
+        if scored.report.get("grace_seconds"):
+            notes.append(f"{letter}: alarms after an event's end count as false here, and not in its report.")
         notes += [f"{letter}: {note}" for note in scored.report.get("notes", [])]
         if scored.report.get("num_unreadable"):
             notes.append(f"{letter}: {scored.report['num_unreadable']} videos could not be read and were not scored.")

@@ -53,6 +53,7 @@ class EvalSettings:
             validation videos (without such, on training videos), for a model without a run on the videos of `--data`.
         false_alarms_per_hour: choose the thresholds that tell of the most events at no more false alarms; 0: best F1.
         told_within_seconds: beside it: only events that are told so soon after their onset count; 0: all that are told.
+        grace_seconds: how long after its end an event may still be told, for short ones; None: as in the run's recipe.
         subset: of truth in ActivityNet's format that results are scored on; empty: the one that is held out.
         data: root, reader, split, overlaps, allow_short and limits of the videos of `--data`.
     """
@@ -60,6 +61,7 @@ class EvalSettings:
     thresholds: Literal["saved", "choose"] = "saved"
     false_alarms_per_hour: float = 0.0
     told_within_seconds: float = 0.0
+    grace_seconds: float | None = None
     subset: str = ""
     data: DataConfig = field(default_factory=DataConfig)
 
@@ -76,6 +78,8 @@ class EvalSettings:
             raise ConfigError(
                 "told_within_seconds goes with a number of false alarms: add --set false_alarms_per_hour=2, say."
             )
+        if not 0 <= (self.grace_seconds or 0.0) < float("inf"):
+            raise ConfigError(f"grace_seconds must be 0 or more, got {self.grace_seconds}.")
         if self.data.train or self.data.test:
             raise ConfigError("videos to evaluate on are named with --data, not with data.train or data.test.")
 
@@ -181,6 +185,7 @@ class FrameJob:
             seed=None if self.recipe is None else self.recipe.seed,
             precision=self.precision,
             notes=(*self._notes(videos), *notes),
+            grace_seconds=self._grace_seconds,
         )
 
     def _answered(self, videos: Sequence[IntervalVideo], finished: Finished) -> AnsweredVideos:
@@ -197,6 +202,12 @@ class FrameJob:
     def _data(self) -> DataConfig:
         """Settings of the videos: those given, or for what the run held out, the run's."""
         return self.settings.data if self.data is not None or self.recipe is None else self.recipe.data
+
+    @property
+    def _grace_seconds(self) -> float:
+        if self.settings.grace_seconds is not None:
+            return self.settings.grace_seconds
+        return 0.0 if self.recipe is None else self.recipe.evaluation.grace_seconds
 
     def _recorded(self) -> RunVideos | None:
         return None if self.run is None else read_run_videos(self.run)
@@ -264,6 +275,7 @@ class FrameJob:
             allow_short=data.allow_short,
             most_false_alarms_per_hour=self.settings.false_alarms_per_hour or None,
             told_within_seconds=self.settings.told_within_seconds or math.inf,
+            grace_seconds=self._grace_seconds,
         )
 
     def _choose_on(self, answered: AnsweredVideos) -> tuple[ChosenRules, str]:
@@ -274,6 +286,7 @@ class FrameJob:
             answered.truth,
             most_false_alarms_per_hour=most,
             told_within_seconds=self.settings.told_within_seconds or math.inf,
+            grace_seconds=self._grace_seconds,
         )
         return chosen, from_these
 

@@ -138,6 +138,7 @@ def choose_for(
     allow_short: bool = False,
     most_false_alarms_per_hour: float | None = None,
     told_within_seconds: float = math.inf,
+    grace_seconds: float = 0.0,
     on_answered: OnAnswered | None = None,
 ) -> tuple[ChosenRules, str]:
     """Thresholds for a model, chosen on the validation videos of its run; where it has none, on training videos.
@@ -178,6 +179,7 @@ def choose_for(
         found.truth,
         most_false_alarms_per_hour=most_false_alarms_per_hour or None,
         told_within_seconds=told_within_seconds,
+        grace_seconds=grace_seconds,
     )
     hours = watched_hours(found.predictions)
     said = f"chosen on {len(found.videos)} {what} videos ({60 * hours:.0f} min, {chosen.scores.num_true} events)"
@@ -205,7 +207,8 @@ def rules_notes(chosen: ChosenRules) -> Iterator[str]:
     if chosen.silent:
         yield (
             f"No threshold makes half of the alarms right for {_names(chosen.silent)} on the videos that thresholds "
-            "were chosen on: theirs are so high that they are told of rarely or never."
+            "were chosen on: theirs are so high that they are told of rarely or never. Of short events, an alarm may "
+            "come when they are over, which counts as false: evaluation.grace_seconds says for how long it is right."
         )
     if chosen.without_intervals:
         yield (
@@ -233,6 +236,7 @@ def report_frames(
     seed: int | None = None,
     precision: Precision | Literal[""] = "",
     notes: Sequence[str] = (),
+    grace_seconds: float = 0.0,
 ) -> TemporalReport:
     """The report of answers that were just made.
 
@@ -245,6 +249,7 @@ def report_frames(
         seed: of the run, for the report.
         precision: that the model ran in, for the report.
         notes: sentences for the report.
+        grace_seconds: how long after its end an event may still be told.
 
     Raises:
         VideoError: none of the videos could be read.
@@ -257,7 +262,7 @@ def report_frames(
     told = f"Nothing happens in {num_empty} of the {len(answered.videos)} videos, as their labels say."
     empty = (told,) if num_empty else ()
     return make_temporal_report(
-        score_frames(answered.predictions, answered.truth, rules),
+        score_frames(answered.predictions, answered.truth, rules, grace_seconds=grace_seconds),
         answered.predictions,
         model=model.name,
         data=data,

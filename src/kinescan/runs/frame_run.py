@@ -260,6 +260,7 @@ def frame_report(
             processes=processes,
             limits=config.data.limits,
             allow_short=config.data.allow_short,
+            grace_seconds=config.evaluation.grace_seconds,
         )
         answered = scores.evaluate(model)
     if processes.is_main:
@@ -273,6 +274,7 @@ def frame_report(
         seed=config.seed,
         precision=precision,
         notes=(*notes, *rules_notes(chosen)),
+        grace_seconds=config.evaluation.grace_seconds,
     )
 
 

@@ -52,6 +52,18 @@ def test_the_curve_goes_through_the_chosen_point_and_trades_missed_for_false() -
     assert found.curve[-1].alarms.num_false == 1
 
 
+def test_an_event_that_is_told_when_it_is_over_counts_with_a_grace() -> None:
+    made, truth = [predictions((2.5, 3.2, "fall", 0.9))], {"a.mp4": [interval(2, 2.6)]}
+    late = score_frames(made, truth, RULES)
+    assert (late.alarms.num_missed, late.alarms.num_false) == (1, 1)
+    found = score_frames(made, truth, RULES, grace_seconds=0.5)
+    for alarms in (found.alarms, found.alarms_of["fall"], found.videos[0].alarms):
+        assert (alarms.num_missed, alarms.num_false) == (0, 0)
+        assert alarms.delays_seconds == pytest.approx([0.7])
+    assert all(point.alarms.num_missed == 0 for point in found.curve if point.shift == 0)
+    assert found.grace_seconds == 0.5
+
+
 def test_classes_by_chance_are_named() -> None:
     draw = np.random.default_rng(0)
     seconds = np.arange(4000) / 10

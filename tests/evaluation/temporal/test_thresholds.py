@@ -38,6 +38,15 @@ def test_a_class_that_is_never_right_is_told_of_never() -> None:
     assert found.scores.num_false == 0
 
 
+def test_short_events_that_are_told_when_they_are_over_get_a_threshold_with_a_grace() -> None:
+    made, truth = predictions((2.7, 3.5, "fall", 0.9), (8.7, 9.5, "fall", 0.9)), [interval(2, 2.6), interval(8, 8.6)]
+    assert choose_rules([made], {"a.mp4": truth}).silent == ("fall",)
+    found = choose_rules([made], {"a.mp4": truth}, grace_seconds=0.5)
+    assert found.silent == ()
+    assert found.f1["fall"] == 1.0
+    assert found.scores.delays_seconds == pytest.approx([0.7, 0.7])
+
+
 def test_a_class_without_intervals_gets_the_usual_threshold() -> None:
     found = choose_rules([predictions((2, 4, "fall", 0.9))], {"a.mp4": [interval(2, 4)]})
     assert found.without_intervals == ("run",)

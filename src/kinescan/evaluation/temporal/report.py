@@ -91,6 +91,7 @@ class TemporalReport(ReportFields):
             "alarms": _plain_alarms(scores.alarms),
             "rules": to_plain(scores.rules),
             "rules_from": self.rules_from,
+            "grace_seconds": scores.grace_seconds,
             "classes": list(self._plain_classes()),
             "classes_by_chance": list(scores.lost),
             "curve": [{"shift": point.shift, **_plain_alarms(point.alarms)} for point in scores.curve],
@@ -201,6 +202,8 @@ class TemporalReport(ReportFields):
         yield f"| delay of the told: median, 90 % | {_delay(alarms, 0.5)}, {_delay(alarms, 0.9)} |"
         yield f"| told within {SOON_SECONDS:g} s of the onset | {percent(alarms.told_within(SOON_SECONDS))} |"
         yield f"| false alarms per hour | {alarms.false_alarms_per_hour:.2f} ({alarms.num_false} in {_hours(alarms)}) |"
+        if scores.grace_seconds:
+            yield f"| an alarm is right until | {scores.grace_seconds:g} s after the event's end |"
         yield f"| videos scored | {len(scores.videos)} |"
         yield f"| thresholds | {escape_markdown(self.rules_from)} |"
         if self.cost is not None:

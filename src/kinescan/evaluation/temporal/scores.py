@@ -1,7 +1,8 @@
 """Every number of a model that answers for each frame, from its predictions and the truth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -96,6 +97,7 @@ class TemporalScores:
         curve: the same for all classes over the strictness of the thresholds.
         videos: the worst first.
         num_short: intervals that hold no frame that the model saw.
+        grace_seconds: how long after its end an event may still be told.
     """
 
     classes: tuple[str, ...]
@@ -111,6 +113,7 @@ class TemporalScores:
     curve: tuple[OperatingPoint, ...]
     videos: tuple[VideoResult, ...]
     num_short: int
+    grace_seconds: float = 0.0
 
     @property
     def chance_map(self) -> float:
@@ -130,7 +133,11 @@ class TemporalScores:
 
 
 def score_frames(
-    predictions: Sequence[FramePredictions], truth: Mapping[str, Sequence[Interval]], rules: EventRules
+    predictions: Sequence[FramePredictions],
+    truth: Mapping[str, Sequence[Interval]],
+    rules: EventRules,
+    *,
+    grace_seconds: float = 0.0,
 ) -> TemporalScores:
     """Scores a model that answers for each frame.
 
@@ -138,6 +145,7 @@ def score_frames(
         predictions: of the videos, by one model; at least one.
         truth: video id -> its true intervals; a video in which nothing happens has none.
         rules: when scores are an event; chosen on other videos (`choose_rules`).
+        grace_seconds: how long after its end an event may still be told (see `score_alarms`).
 
     Raises:
         ConfigError: there is no video, one has no truth, a label is unknown to the model, an interval lies outside of
@@ -178,6 +186,7 @@ def score_frames(
     detections = {one.video_id: propose_intervals(one) for one in predictions}
     pooled = [detection for found in detections.values() for detection in found]
     sweeps = [AlarmSweep(one) for one in predictions]
+    scored = partial(score_alarms, grace_seconds=grace_seconds)
     return TemporalScores(
         classes=tuple(told),
         rules=rules,
@@ -187,15 +196,16 @@ def score_frames(
         segmentation=segmentation,
         no_segmentation=reason,
         largest_fraction=largest,
-        alarms=score_alarms(intervals, alarms, hours=hours),
-        alarms_of={label: _of_class(intervals, alarms, label, hours) for label in told},
-        curve=_curve(sweeps, intervals, rules, classes, hours),
-        videos=_videos(predictions, own, updates, detections, segmentation is not None),
+        alarms=scored(intervals, alarms, hours=hours),
+        alarms_of={label: _of_class(intervals, alarms, label, hours, scored) for label in told},
+        curve=_curve(sweeps, intervals, rules, classes, hours, scored),
+        videos=_videos(predictions, own, updates, detections, segmentation is not None, scored),
         num_short=sum(
             not frame_truth([interval], one.seconds, [interval.label]).any()
             for part, one in zip(own, predictions, strict=True)
             for interval in part
         ),
+        grace_seconds=grace_seconds,
     )
 
 
@@ -218,21 +228,32 @@ def _check(predictions: Sequence[FramePredictions], truth: Mapping[str, Sequence
     refuse_outside(intervals, {one.video_id: one.end_seconds for one in predictions})
 
 
-def _of_class(intervals: Sequence[Interval], alarms: Sequence[Alarm], label: str, hours: float) -> AlarmScores:
-    return score_alarms(
+def _of_class(
+    intervals: Sequence[Interval],
+    alarms: Sequence[Alarm],
+    label: str,
+    hours: float,
+    scored: Callable[..., AlarmScores],
+) -> AlarmScores:
+    return scored(
         [one for one in intervals if one.label == label], [one for one in alarms if one.label == label], hours=hours
     )
 
 
 def _curve(
-    sweeps: Sequence[AlarmSweep], intervals: Sequence[Interval], rules: EventRules, classes: Sequence[str], hours: float
+    sweeps: Sequence[AlarmSweep],
+    intervals: Sequence[Interval],
+    rules: EventRules,
+    classes: Sequence[str],
+    hours: float,
+    scored: Callable[..., AlarmScores],
 ) -> tuple[OperatingPoint, ...]:
     """From the strictest to the loosest thresholds that are of use: below them, alarms run into each other."""
     points = []
     for shift in sorted(SHIFTS, reverse=True):
         moved = shifted(rules, classes, shift) if shift else rules
         alarms = [alarm for sweep in sweeps for alarm in sweep.alarms(moved)]
-        points.append(OperatingPoint(shift=shift, alarms=score_alarms(intervals, alarms, hours=hours)))
+        points.append(OperatingPoint(shift=shift, alarms=scored(intervals, alarms, hours=hours)))
     fewest = min(point.alarms.num_missed for point in points)
     loosest = next(point.shift for point in points if point.alarms.num_missed == fewest)
     return tuple(point for point in points if point.shift >= min(loosest, 0.0))
@@ -265,6 +286,7 @@ def _videos(
     updates: Mapping[str, Sequence[EventUpdate]],
     detections: Mapping[str, Sequence[Detection]],
     has_labels: bool,
+    scored: Callable[..., AlarmScores],
 ) -> tuple[VideoResult, ...]:
     results = []
     for one, intervals in zip(predictions, truth, strict=True):
@@ -277,7 +299,7 @@ def _videos(
                 events=tuple(update.event for update in updates[one.video_id] if update.kind == "end"),
                 detections=tuple(detections[one.video_id]),
                 told=tuple(told),
-                alarms=score_alarms(intervals, told, hours=max(watched_hours([one]), 1e-9)),
+                alarms=scored(intervals, told, hours=max(watched_hours([one]), 1e-9)),
                 frame_accuracy=_accuracy(one, intervals) if has_labels else None,
             )
         )

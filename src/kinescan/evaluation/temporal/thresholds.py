@@ -1,8 +1,9 @@
 """Thresholds and times of events, chosen on videos that neither trained nor test the model."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from statistics import median
 
@@ -54,6 +55,7 @@ def choose_rules(
     *,
     most_false_alarms_per_hour: float | None = None,
     told_within_seconds: float = math.inf,
+    grace_seconds: float = 0.0,
 ) -> ChosenRules:
     """The rules under which alarms tell best of the true events of some videos; give validation videos, not test ones.
 
@@ -69,6 +71,7 @@ def choose_rules(
         most_false_alarms_per_hour: choose the thresholds that together tell of the most events of all classes (the mean
             share over classes) at no more false alarms, instead of F1. A class that can use them gets more of them.
         told_within_seconds: beside it: only events that are told so soon after their onset count.
+        grace_seconds: how long after its end an event may still be told (see `score_alarms`).
 
     Raises:
         ConfigError: there is no video or no interval, a video has no truth, or a label is unknown to the model.
@@ -89,12 +92,12 @@ def choose_rules(
     shown = [label for label in classes if any(one.label == label for one in intervals)]
     most_false = None if most_false_alarms_per_hour is None else math.floor(most_false_alarms_per_hour * hours + 1e-9)
     tried_on = {label: _candidates(predictions, label) for label in shown}
+    score = partial(_scored, sweeps, hours=hours, grace_seconds=grace_seconds)
     tried = [
         _with_times(
-            sweeps,
+            score,
             intervals,
             tried_on,
-            hours,
             EventRules(least_seconds=least, merge_seconds=merge, smooth_seconds=smooth),
             most_false,
             told_within_seconds,
@@ -104,10 +107,10 @@ def choose_rules(
     best = max(value for value, _, _ in tried)
     _, _, rules = min((one for one in tried if one[0] >= best - AS_GOOD), key=lambda one: (one[1], -one[0]))
     alarms = [alarm for sweep in sweeps for alarm in sweep.alarms(rules)]
-    f1 = {label: alarm_f1(_scored(sweeps, intervals, label, rules, hours)) for label in shown}
+    f1 = {label: alarm_f1(score(intervals, label, rules)) for label in shown}
     return ChosenRules(
         rules=rules,
-        scores=score_alarms(intervals, alarms, hours=hours),
+        scores=score_alarms(intervals, alarms, hours=hours, grace_seconds=grace_seconds),
         f1=f1,
         silent=tuple(label for label, value in f1.items() if not value),
         without_intervals=tuple(label for label in classes if label not in shown),
@@ -151,16 +154,15 @@ def _candidates(predictions: Sequence[FramePredictions], label: str) -> list[flo
 
 
 def _with_times(
-    sweeps: Sequence[AlarmSweep],
+    score: Callable[[Sequence[Interval], str, EventRules], AlarmScores],
     intervals: Sequence[Interval],
     tried_on: Mapping[str, Sequence[float]],
-    hours: float,
     times: EventRules,
     most_false: int | None,
     told_within_seconds: float,
 ) -> tuple[float, float, EventRules]:
     """The mean of what the classes reach, their median delay, and the rules."""
-    tried = {label: _tried(sweeps, intervals, label, on, hours, times) for label, on in tried_on.items()}
+    tried = {label: _tried(score, intervals, label, on, times) for label, on in tried_on.items()}
     if most_false is None:
         found = {label: _best([(on, scores, _worth(scores)) for on, scores in ones]) for label, ones in tried.items()}
     else:
@@ -178,11 +180,10 @@ def _with_times(
 
 
 def _tried(
-    sweeps: Sequence[AlarmSweep],
+    score: Callable[[Sequence[Interval], str, EventRules], AlarmScores],
     intervals: Sequence[Interval],
     label: str,
     tried_on: Sequence[float],
-    hours: float,
     times: EventRules,
 ) -> list[tuple[float, AlarmScores]]:
     """What the alarms of a class reach at each threshold."""
@@ -195,7 +196,7 @@ def _tried(
             merge_seconds=times.merge_seconds,
             smooth_seconds=times.smooth_seconds,
         )
-        found.append((on, _scored(sweeps, own, label, rules, hours)))
+        found.append((on, score(own, label, rules)))
     return found
 
 
@@ -265,10 +266,17 @@ def _shared(options: Mapping[str, Mapping[int, float]], most: int) -> dict[str, 
 
 
 def _scored(
-    sweeps: Sequence[AlarmSweep], intervals: Sequence[Interval], label: str, rules: EventRules, hours: float
+    sweeps: Sequence[AlarmSweep],
+    intervals: Sequence[Interval],
+    label: str,
+    rules: EventRules,
+    *,
+    hours: float,
+    grace_seconds: float,
 ) -> AlarmScores:
     alarms = [alarm for sweep in sweeps for alarm in sweep.alarms(rules, [label])]
-    return score_alarms([interval for interval in intervals if interval.label == label], alarms, hours=hours)
+    own = [interval for interval in intervals if interval.label == label]
+    return score_alarms(own, alarms, hours=hours, grace_seconds=grace_seconds)
 
 
 def _middle(good: Sequence[bool]) -> int:
