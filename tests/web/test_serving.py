@@ -156,6 +156,32 @@ def test_bodies_without_end_and_wrong_lengths(served: Served, client: httpx.Clie
     assert client.get("/health").json()["status"] == "ok"
 
 
+def test_an_answer_before_the_whole_body_closes_the_connection(served: Served) -> None:
+    head = b"Host: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    begun = time.monotonic()
+    for path in (b"/v1/files", b"/v1/predict", b"/v1/nothing", b"/health"):
+        answer = _raw(served, b"POST " + path + b" HTTP/1.1\r\n" + head + b"5\r\nwrong\r\n")
+        assert b"connection: close" in answer
+    # not the end of its patience
+    assert time.monotonic() - begun < LIMITS.stall_seconds * 4
+    # a whole one leaves it open
+    with httpx.Client(base_url=served.url) as client:
+        for _ in range(2):
+            assert "connection" not in client.post("/v1/predict", content=b"wrong").headers
+            assert "connection" not in client.get("/health").headers
+
+
+def test_json_of_a_million_brackets_is_refused_before_memory_is_taken(served: Served, client: httpx.Client) -> None:
+    nested = b"[" + b"[]," * 500_000 + b"[]]"
+    for path in ("/v1/predict", "/v1/chat/completions"):
+        answer = client.post(path, content=nested, headers={"content-type": "application/json"})
+        assert _code(answer) == (413, "too_large")
+    with connect(served.socket_url("/v1/realtime")) as opened:
+        opened.recv(10)
+        opened.send("[" + "[]," * 200_000 + "[]]")
+        assert json.loads(opened.recv(10))["type"] == "error"
+
+
 def test_stalling_clients_cost_others_nothing_and_too_many_are_turned_away(served: Served) -> None:
     host, port = served.url.removeprefix("http://").split(":")
     idle = [socket.create_connection((host, int(port))) for _ in range(LIMITS.connections - 4)]
