@@ -27,6 +27,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = ("/health",)
 """Answered without a key."""
+CLIENT_GONE = 499
+"""Status in log and metrics where a client hung up before its body was there; nobody is sent it."""
 _KEY_PROTOCOL = "openai-insecure-api-key."
 _REALM = (b"www-authenticate", b'Basic realm="kinescan"')
 
@@ -56,6 +58,8 @@ class Guard:
         sent["owed"] = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
         async def note(message: Message) -> None:
+            if sent["status"] == CLIENT_GONE:
+                return
             if message["type"] == "http.response.start":
                 sent.update(status=message["status"], begun=True)
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", number.encode())]
@@ -72,6 +76,10 @@ class Guard:
             sent["status"] = problem.status
             if not sent["begun"]:
                 await _refuse(scope, receive, note, problem)
+        except Exception:
+            # a client that went away in the middle of its body is no fault of ours
+            if sent["status"] != CLIENT_GONE:
+                raise
         finally:
             seconds = time.perf_counter() - begun
             route = getattr(scope.get("route"), "path", None) or _kind_of(scope["path"])
@@ -124,6 +132,8 @@ class Guard:
                 message = await asyncio.wait_for(receive(), max(0.001, wait))
             except TimeoutError:
                 raise RequestProblem(408, "the body did not come in time.", "body_too_slow") from None
+            if message["type"] == "http.disconnect" and not sent["begun"]:
+                sent["status"] = CLIENT_GONE
             received += len(message.get("body", b""))
             if received > limits.body_bytes:
                 raise RequestProblem(413, f"bodies may have {byte_size(limits.body_bytes)}.", "too_large")
