@@ -440,6 +440,14 @@ SECTIONS: Mapping[str, Section] = {
         "other. Averages are named by their seconds in lengths of a training clip. Accuracies are over frames; `clips` "
         "is over single clips, at their last frame; chance is 0.25.",
     ),
+    "stream_clips": Section(
+        title="A stream of a clip classifier at frame 100 and at frame 100,000",
+        says="The motion model that ships, without any training: drawn clips of 8 frames one behind the other, the "
+        "same 99 of them near the stream's beginning and at its end, averaged as a stream does by default and by the "
+        "mean of everything. An action counts as recalled when one of its frames has its label; one that has none "
+        "counts with the delay of its length, 1.33 s. What the model carries of the actions before differs between "
+        "the two places, and with it the answer to some frames. Chance is one seventh.",
+    ),
     EVENTS: Section(
         title="Events in long videos",
         says="A training experiment on `kinescan data make events` at 48 x 48 pixels and 6 frames a second: classes "

@@ -87,8 +87,8 @@ class DataConfig:
         event_ratio: of labels with a start and an end: fraction of the training windows that show an event, the others
             lie anywhere; with `train.carry_state`, what frames with an event weigh of all.
         windows_per_epoch: of labels with a start and an end: training windows in an epoch, so that a training takes as
-            long for a few minutes of video as for hours; 0: as many as cover all videos once, which is also what
-            `train.carry_state` shows.
+            long for a few minutes of video as for hours; 0: as many as cover all videos once. With `train.carry_state`,
+            an epoch continues where the one before it ended.
         timeout_seconds: how long opening a video, and each read of it, may take; a second more for each 100 kB of it.
         max_pixels: width times height of the largest frame that is decoded.
         allow_short: use what can be decoded of cut or damaged videos, in training and evaluation; without it, they are

@@ -81,6 +81,40 @@ def test_each_row_follows_one_video_to_its_end_and_then_the_next(rows: int) -> N
     assert [sum(video == k for video, _ in seen) for k in range(5)] == [5, 1, 2, 1, 12]
 
 
+@pytest.mark.parametrize("num_windows", [1, 5, 8, 21, 50])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_followed_windows_of_an_epoch_are_as_many_as_told_and_epochs_go_on(num_windows: int, rows: int) -> None:
+    lengths = [*LENGTHS, 0]
+    plan = FollowedWindows(lengths, [*IDS, "broken"], num_frames=8, num_rows=rows, num_windows=num_windows, seed=0)
+    assert plan.num_steps == -(-(num_windows + 1) // rows)
+    seen = Counter[int]()
+    epochs = 42
+    for epoch in range(epochs):
+        windows = [plan.window(epoch, index) for index in range(len(plan))]
+        assert windows[num_windows].video == 5  # met in each epoch, so that it is listed
+        seen.update(window.video for window in windows[:num_windows])
+        for index, window in enumerate(windows):
+            assert 0 <= window.first < max(1, lengths[window.video])
+            if not window.starts:
+                before = windows[index - 1]
+                assert (window.video, window.first, window.draw) == (before.video, before.first + 8, before.draw)
+        assert all(windows[row * plan.num_steps].starts for row in range(rows))
+    # 21 windows in all: no video is shown more often than another by more than a pass.
+    passes = num_windows * epochs / 21
+    assert seen.total() == num_windows * epochs
+    assert all(
+        count * int(passes) <= seen[video] <= count * (int(passes) + 1) for video, count in enumerate([5, 1, 2, 1, 12])
+    )
+
+
+def test_a_video_that_an_epoch_shows_twice_is_cropped_anew() -> None:
+    plan = FollowedWindows([16], ["a"], num_frames=8, num_rows=1, num_windows=4, seed=0)
+    first, _, second, _ = (plan.window(0, index) for index in range(4))
+    assert first.draw != second.draw
+    assert first.starts
+    assert second.starts
+
+
 def test_rows_and_batches_do_not_depend_on_how_many_processes_share_them() -> None:
     alone = RowOrder(_followed(4), 4, num_processes=1, process_index=0)
     two = [RowOrder(_followed(4), 2, num_processes=2, process_index=index) for index in range(2)]

@@ -149,6 +149,18 @@ def test_a_plan_counts_windows(events: Path) -> None:
     assert planned.steps_per_epoch == 10
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_an_epoch_has_as_many_windows_as_it_is_told_in_both_forms(events: Path, tmp_path: Path, form: str) -> None:
+    told = (f"train.carry_state={str(FORMS[form]).lower()}", "data.windows_per_epoch=12")
+    assert plan(_config(events, *told))[1].steps_per_epoch == 6
+    _train(events, tmp_path / "whole", *told)
+    with pytest.raises(TrainingInterrupted):
+        _train(events, tmp_path / "stopped", *told, callbacks=[StopAt(4)])
+    _train(events, tmp_path / "stopped", *told, resume=True)
+    whole, stopped = _weights(tmp_path / "whole"), _weights(tmp_path / "stopped")
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [

@@ -102,6 +102,25 @@ def qwen3_5(layer_types=("full_attention",) * 3):
     return transformers.Qwen3_5ForConditionalGeneration(config)
 
 
+def qwen3_5_moe():
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8}
+    config = transformers.Qwen3_5MoeConfig(
+        text_config={
+            **TEXT,
+            **experts,
+            **linear,
+            "shared_expert_intermediate_size": 32,
+            "linear_value_head_dim": 8,
+            "layer_types": ["full_attention"] * 3,
+            "rope_parameters": {**ROPE, "mrope_section": [4, 2, 2], "partial_rotary_factor": 1.0},
+        },
+        vision_config={**QWEN_VISION, "num_position_embeddings": 64},
+        **QWEN_IDS,
+    )
+    return transformers.Qwen3_5MoeForConditionalGeneration(config)
+
+
 def qwen3_5_linear():
     return qwen3_5(("linear_attention", "linear_attention", "full_attention"))
 
@@ -245,6 +264,7 @@ BUILDERS = {
     "qwen2_vl": qwen2_vl,
     "qwen3_vl_moe": qwen3_vl_moe,
     "qwen3_5": qwen3_5,
+    "qwen3_5_moe": qwen3_5_moe,
     "qwen3_5_linear": qwen3_5_linear,
     "smolvlm": smolvlm,
     "llava_next_video": llava_next_video,
@@ -254,7 +274,8 @@ BUILDERS = {
 FAMILY_NAMES = ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl"]
 """Those that every test of a stream runs with."""
 FURTHER_NAMES = [
-    *("qwen2_vl", "qwen3_vl_moe", "qwen3_5", "smolvlm", "llava_next_video", "video_llama_3", "perception_lm"),
+    *("qwen2_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "smolvlm", "llava_next_video", "video_llama_3"),
+    "perception_lm",
 ]
 """Those that are compared with transformers alone."""
 

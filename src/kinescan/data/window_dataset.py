@@ -134,7 +134,7 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         preprocessing: how many frames a window has, and how many a second.
         overlapping: several classes may be true at once.
         event_ratio: fraction of the windows that show an event; followed windows show all there is.
-        num_windows: in an epoch, at random positions; 0: as many as cover all videos once.
+        num_windows: in an epoch; 0: as many as cover all videos once.
         num_rows: follow one video in each of so many rows of the batch, of all processes together; 0: windows at
             random positions.
         kept_gib: memory for all frames, resized; where they need more, every window is decoded anew.
@@ -238,9 +238,9 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         num_frames = self.preprocessing.num_frames
         if num_rows:
             ids = [self.items[part.video].video_id for part in self._parts]
-            # one that cannot be read has one window, so that it is met and listed
-            lengths = [max(1, length) for length in lengths]
-            return FollowedWindows(lengths, ids, num_frames=num_frames, num_rows=num_rows, seed=self.seed)
+            return FollowedWindows(
+                *(lengths, ids), num_frames=num_frames, num_rows=num_rows, num_windows=num_windows, seed=self.seed
+            )
         spans = [
             Span(index, interval.label, int(inside[0]), int(inside[-1]))
             for index, part in enumerate(self._parts)

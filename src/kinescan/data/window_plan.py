@@ -6,7 +6,7 @@ A video with a pause in it counts as several here.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -130,26 +130,43 @@ class DrawnWindows:
 class FollowedWindows:
     """Windows one behind the other: each row of the batch follows one video, then the next.
 
-    In every epoch the videos come in another order, and their windows begin at another frame. All windows in this order
-    are divided into as many stretches as there are rows; a row starts anew where its stretch or a video begins. Where
-    they cannot be divided evenly, the last rows show some windows of the epoch's start again.
+    By default an epoch shows all of them, in every epoch in another order of the videos. With `num_windows`, it shows
+    so many: each epoch continues where the one before it ended, and all windows have been shown before one is shown
+    again; those of videos that cannot be read are met in each epoch.
+
+    Whenever a video is shown anew, its windows begin at another frame. The windows of an epoch are divided into as many
+    stretches as there are rows; a row starts anew where its stretch or a video begins. Where they cannot be divided
+    evenly, the last rows show some windows of the epoch's start again.
 
     Args:
-        lengths: frames of each video; at least 1.
+        lengths: frames of each video; 0 where it cannot be read: then it has one window, so that it is met and listed.
         video_ids: the videos' names.
         num_frames: of a window.
         num_rows: rows of the batch, of all processes together.
+        num_windows: in an epoch; 0: all.
         seed: of order and beginnings.
     """
 
     def __init__(
-        self, lengths: Sequence[int], video_ids: Sequence[str], *, num_frames: int, num_rows: int, seed: int
+        self,
+        lengths: Sequence[int],
+        video_ids: Sequence[str],
+        *,
+        num_frames: int,
+        num_rows: int,
+        num_windows: int = 0,
+        seed: int,
     ) -> None:
         self._lengths, self._video_ids, self._num_frames, self._seed = lengths, video_ids, num_frames, seed
-        self._counts = [-(-length // num_frames) for length in lengths]
+        self._counts = [-(-max(1, length) // num_frames) for length in lengths]
+        self._unread = [video for video, length in enumerate(lengths) if not length]
+        readable = sum(self._counts) - len(self._unread)
+        self._num_windows = num_windows if readable else 0
+        self._num_readable = readable
+        self._count = (self._num_windows or readable) + len(self._unread)
         self.num_rows = num_rows
-        self.num_steps = -(-sum(self._counts) // num_rows)
-        self._drawn: tuple[int, list[tuple[int, int, int]]] | None = None
+        self.num_steps = -(-self._count // num_rows)
+        self._drawn: tuple[int, list[_Followed]] | None = None
 
     def __len__(self) -> int:
         return self.num_rows * self.num_steps
@@ -157,21 +174,46 @@ class FollowedWindows:
     def window(self, epoch: int, index: int) -> Window:
         """A window of an epoch; `index` is row * num_steps + step."""
         if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = epoch, self._draw_order(epoch)
-        video, position, offset = self._drawn[1][index % sum(self._counts)]
-        starts = position == 0 or index % self.num_steps == 0 or index % sum(self._counts) == 0
-        return Window(video, offset + position * self._num_frames, starts, self._video_ids[video])
+            self._drawn = epoch, self._some(epoch) if self._num_windows else self._all(epoch)
+        video, position, offset, draw = self._drawn[1][index % self._count]
+        starts = position == 0 or index % self.num_steps == 0 or index % self._count == 0
+        return Window(video, offset + position * self._num_frames, starts, draw)
 
-    def _draw_order(self, epoch: int) -> list[tuple[int, int, int]]:
-        """(video, position among its windows, frame at which its first window begins) of every window, in order."""
-        generator = torch.Generator().manual_seed(stable_seed(self._seed, epoch))
+    def _some(self, epoch: int) -> list["_Followed"]:
+        """The next `num_windows` of all epochs' windows, and one of each video that cannot be read."""
+        first, past = epoch * self._num_windows, (epoch + 1) * self._num_windows
+        passes = range(first // self._num_readable, -(-past // self._num_readable))
+        # A video that an epoch shows twice has a crop and a mirroring of its own each time.
+        windows = [
+            entry._replace(draw=f"{entry.draw}, pass {number}")
+            for number in passes
+            for entry in self._all(number)
+            if self._lengths[entry.video]
+        ]
+        begun = first - passes.start * self._num_readable
+        unread = [_Followed(video, 0, 0, self._video_ids[video]) for video in self._unread]
+        return windows[begun : begun + self._num_windows] + unread
+
+    def _all(self, number: int) -> list["_Followed"]:
+        """Every window, in the order of a pass over all videos."""
+        generator = torch.Generator().manual_seed(stable_seed(self._seed, number))
         windows = []
         for video in torch.randperm(len(self._lengths), generator=generator).tolist():
             # the last window may reach beyond the end by as much as the first leaves out, and still has a frame
-            left = self._lengths[video] - 1 - (self._counts[video] - 1) * self._num_frames
-            offset = stable_seed(self._seed, epoch, self._video_ids[video], "first") % self._num_frames
-            windows += [(video, position, min(offset, left)) for position in range(self._counts[video])]
+            left = max(1, self._lengths[video]) - 1 - (self._counts[video] - 1) * self._num_frames
+            name = self._video_ids[video]
+            offset = min(stable_seed(self._seed, number, name, "first") % self._num_frames, left)
+            windows += [_Followed(video, position, offset, name) for position in range(self._counts[video])]
         return windows
+
+
+class _Followed(NamedTuple):
+    """A window of `FollowedWindows`: position among those of its video, the frame at which the first of them begins."""
+
+    video: int
+    position: int
+    offset: int
+    draw: str
 
 
 class RowOrder:

@@ -22,6 +22,8 @@ class AskSettings:
         chunk_tokens: the full KV cache grows by this many tokens.
         retrieved_chunks: chunks of it that an answer reads at most, in each layer; None for all.
         horizon_frames: frames that a live source will not exceed, for models that have to know.
+        hf_compat: positions and prompts as transformers 5 has them where it departs from how the family was trained.
+        compiled: run the decoder's layers through torch.compile.
         pixels: most pixels of a frame, or (fewest, most), for families with free frame sizes.
         system: the system prompt, in plain text.
         dtype: of the weights: auto, float32, bfloat16 or float16.
@@ -37,10 +39,12 @@ class AskSettings:
 
     policy: str = "statekv"
     storage: str = "memory"
-    memory_policy: str = "uniform"
+    memory_policy: str = "redundancy"
     chunk_tokens: int = 4096
     retrieved_chunks: int | None = None
     horizon_frames: int | None = None
+    hf_compat: bool = False
+    compiled: bool = False
     pixels: int | tuple[int, int] | None = None
     system: str | None = None
     dtype: str = "auto"
@@ -88,6 +92,8 @@ class AskSettings:
             "chunk_tokens": self.chunk_tokens,
             "retrieved_chunks": self.retrieved_chunks,
             "horizon_frames": self.horizon_frames,
+            "hf_compat": self.hf_compat,
+            "compiled": self.compiled,
         }
         StreamConfig(**given)
         return given

@@ -23,10 +23,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = [
     "BatchNorm",
+    "CompilationError",
     "FakeTensorMode",
     "TorchDispatchMode",
     "active_transforms",
     "argument_names",
+    "compile_shared_layers",
     "ended_worker",
     "exhausted_memory",
     "has_cpu_autocast_rule",
@@ -48,6 +50,7 @@ __all__ = [
 Model = TypeVar("Model", bound=nn.Module)
 
 _AUTOCAST_KEY = "AutocastCPU"
+_KINDS_OF_INPUTS = 64
 _OWN_DICTS = (
     "_parameters",
     "_buffers",
@@ -58,6 +61,27 @@ _OWN_DICTS = (
     "_forward_pre_hooks_with_kwargs",
 )
 """Of a module, what the view has for itself: hooks that are set on one of the two do not run in the other."""
+
+
+class CompilationError(RuntimeError):
+    """torch.compile has failed."""
+
+
+@contextmanager
+def compile_shared_layers() -> Iterator[None]:
+    """Within the block, layers of one class that torch.compile runs share what was compiled, however many they are.
+
+    Whole numbers of a module (a layer's index) become variables of the compiled code where they differ, and code may be
+    compiled for more kinds of inputs than the few that torch allows before it gives up.
+
+    Raises:
+        CompilationError: code cannot be compiled.
+    """
+    with torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True, recompile_limit=_KINDS_OF_INPUTS):
+        try:
+            yield
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise CompilationError(str(error)) from error
 
 
 def lerp_all_(tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:

@@ -1,5 +1,6 @@
 """The attention that a decoder runs while a stream is pushed or asked: put in place for one forward, then taken out."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kinescan.errors import ConfigError
+from kinescan.errors import BackendError, ConfigError
 from kinescan.ops.attention_mass import attention_mass
+from kinescan.runtime.torch_internals import CompilationError, compile_shared_layers
 from kinescan.vlm.cache import StreamCache
-from kinescan.vlm.families.door import registered_attention
+from kinescan.vlm.families.door import compile_layers, is_compiled, registered_attention
 from kinescan.vlm.policy import Policy
 from kinescan.vlm.store import Block
 
@@ -31,11 +33,57 @@ def attend_through(decoder: nn.Module, *caches: StreamCache) -> Iterator[None]:
 
     Raises:
         ConfigError: inside, when the decoder is given a padded attention mask.
+        BackendError: its layers are compiled, and torch.compile fails.
 
     Source: StateKV (arXiv 2605.31598).
     """
+    if is_compiled(decoder):
+        with _attend_compiled(*caches):
+            yield
+        return
     with registered_attention(decoder, attention_of(*caches), refuse_padding):
         yield
+
+
+class _Running(threading.local):
+    """Of each thread: the caches of the forward that it runs."""
+
+    caches: tuple[StreamCache, ...] = ()
+
+
+_running = _Running()
+
+
+def compile_stream(model_type: str, decoder: nn.Module) -> None:
+    """From now on the layers of a stream's decoder run compiled, each around the attention, which is not.
+
+    What is compiled does not depend on the stream, its layer, how much it has seen or how many tokens a step has. So
+    it is compiled once for each model, and for nothing that a later frame or answer brings.
+    """
+    compile_layers(model_type, decoder, _attention_of_thread, refuse_padding)
+
+
+@contextmanager
+def _attend_compiled(*caches: StreamCache) -> Iterator[None]:
+    before, _running.caches = _running.caches, caches
+    try:
+        with compile_shared_layers():
+            yield
+    except CompilationError as error:
+        raise BackendError(
+            f"torch.compile cannot compile the decoder's layers here: {str(error).strip().splitlines()[0]} Install "
+            "what it asks for (a C++ compiler, for a CPU), or open the stream without compiled."
+        ) from error
+    finally:
+        _running.caches = before
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _attention_of_thread(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any
+) -> tuple[Tensor, None]:
+    """Attention over the caches of this thread's forward; a name that is the same in all streams."""
+    return attention_of(*_running.caches)(module, query, key, value, mask, **given)
 
 
 def attention_of(*caches: StreamCache) -> AttentionFunction:

@@ -258,6 +258,7 @@ class StreamCache:
         """Bytes allocated for the full KV cache, unused ends of chunks included."""
         return sum(layer.full_cache.allocated_bytes for layer in self.layers)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, kwargs: Mapping[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,8 @@ class StreamConfig:
             questions and answers, stay in any case.
         retrieved_chunks: chunks of the full KV cache that an answer reads at most, in each layer, those whose keys
             match the question best; None for all.
+        compiled: run the decoder's layers, but for their attention, through torch.compile. The first steps take longer,
+            while it compiles; on a CPU it needs a C++ compiler.
     """
 
     budget: int | None = 4096
@@ -51,8 +53,9 @@ class StreamConfig:
     chunk_tokens: int = 4096
     hf_compat: bool = False
     memory_budget: int | str | None = None
-    memory_policy: str | Policy = "uniform"
+    memory_policy: str | Policy = "redundancy"
     retrieved_chunks: int | None = None
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         for name in ("budget", "horizon_frames", "horizon_text_tokens", "patches_per_step", "chunk_tokens",
@@ -67,7 +70,7 @@ class StreamConfig:
             object.__setattr__(self, "budget_shares", checked_shares(self.budget_shares))
         check_fps(self.fps)
         object.__setattr__(self, "fps", float(self.fps))
-        for name in ("hf_compat", "horizon_is_limit"):
+        for name in ("hf_compat", "horizon_is_limit", "compiled"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, got {value!r}.")
         check_storage(self.storage)

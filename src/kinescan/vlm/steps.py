@@ -113,6 +113,7 @@ class SideBySide:
     def __init__(self, caches: Sequence[StreamCache]) -> None:
         self.caches = caches
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, kwargs: Mapping[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:

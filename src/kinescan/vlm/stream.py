@@ -18,6 +18,7 @@ from kinescan.runtime.fingerprint import fingerprint_of
 from kinescan.settings import old_name, to_plain
 from kinescan.vlm.answer import Answer, AnswerToken, StreamStats
 from kinescan.vlm.answering import Answering, answer_of
+from kinescan.vlm.attention import compile_stream
 from kinescan.vlm.cache import StreamCache
 from kinescan.vlm.chat import Chat, PatchPosition
 from kinescan.vlm.config import StreamConfig, check_count
@@ -58,8 +59,9 @@ def open_stream(
     opening: str | None = None,
     system: str | None = None,
     memory_budget: int | str | None = None,
-    memory_policy: str | Policy = "uniform",
+    memory_policy: str | Policy = "redundancy",
     retrieved_chunks: int | None = None,
+    compiled: bool = False,
 ) -> "VideoStream":
     """A stream into a loaded VLM, to be used in a `with` block.
 
@@ -83,6 +85,7 @@ def open_stream(
         memory_budget: what the full KV cache takes at most, in tokens or as "4GiB"; see `StreamConfig`.
         memory_policy: what stays within it: a name in `POLICIES`, or a policy.
         retrieved_chunks: chunks of the full KV cache that an answer reads at most, besides the first and the newest.
+        compiled: run the decoder's layers through torch.compile; see `StreamConfig`.
 
     The model itself is never changed: the stream runs modules of its own over the same weights.
 
@@ -106,6 +109,7 @@ def open_stream(
         memory_budget=memory_budget,
         memory_policy=memory_policy,
         retrieved_chunks=retrieved_chunks,
+        compiled=compiled,
     )
     kind = family_class(model)
     if pixels is not None and not isinstance(pixels, PixelSettings):
@@ -151,6 +155,8 @@ class VideoStream:
             memory_policy=None if config.memory_budget is None else self.memory_policy,
             retrieved_chunks=config.retrieved_chunks,
         )
+        if config.compiled:
+            compile_stream(family.name, family.decoder)
         self._step_tokens = 0
         self.text_ids: set[int] = set()
         tell_of_unused(getattr(family.model, "generation_config", None))

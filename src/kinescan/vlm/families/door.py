@@ -42,6 +42,8 @@ from kinescan.vlm.families.refused import QUANTISERS
 logger = logging.getLogger(__name__)
 
 ATTENTION_NAME = "kinescan_stream"
+COMPILED_NAME = "kinescan_compiled_stream"
+"""Compiled layers are compiled for this name: all streams have the same."""
 
 
 @contextmanager
@@ -69,6 +71,37 @@ def registered_attention(decoder: nn.Module, attention: Callable[..., Any], mask
     finally:
         set_attention(config, before)
         forget_attention(name)
+
+
+def compile_layers(
+    model_type: str, decoder: nn.Module, attention: Callable[..., Any], mask: Callable[..., Any]
+) -> None:
+    """From now on torch.compile runs the decoder's layers, but for their attention, which is `attention`.
+
+    Args:
+        model_type: of the whole model.
+        decoder: a stream's own; the model is left alone.
+        attention: the same function for all streams; torch.compile must not follow it.
+        mask: which belongs to it.
+
+    Raises:
+        ConfigError: the decoder has no layers of the usual kind.
+    """
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        raise ConfigError(f"{model_type}: the decoder has no list of layers to compile. Leave compiled out.")
+    transformers = import_transformers()
+    # stays registered: nothing else asks for this name
+    transformers.AttentionInterface.register(COMPILED_NAME, attention)
+    transformers.AttentionMaskInterface.register(COMPILED_NAME, mask)
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward)
+    set_attention(decoder.config, COMPILED_NAME)
+
+
+def is_compiled(decoder: nn.Module) -> bool:
+    """Whether `compile_layers` has been here."""
+    return attention_of(decoder.config) == COMPILED_NAME
 
 
 @contextmanager
