@@ -276,12 +276,14 @@ def _claim(
     if not file.exists():
         raise ConfigError(f"{folder} holds Parquet files of an unknown job. Choose another --output.")
     # older folders have none of these
-    before = {"limits": asdict(Limits()), "precision": "float32", "still": None, **read_json_object(file)}
+    older = {"limits": asdict(Limits()), "precision": "float32", "still": None}
+    before: dict[str, Any] = {**older, **read_json_object(file)}
     other = [name for name in job if before.get(name) != job[name]]
     if other:
         said = ", ".join(f"{name} was {before.get(name)!r}" for name in other)
         raise ConfigError(f"{folder} holds predictions of another job ({said}). Choose another --output.")
-    return before.get(WEIGHTS)
+    weights: str | None = before.get(WEIGHTS)
+    return weights
 
 
 def _same_weights(folder: Path, before: str | None, found: str) -> str:
