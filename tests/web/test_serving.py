@@ -209,25 +209,40 @@ def test_json_of_a_million_brackets_is_refused_before_memory_is_taken(served: Se
         assert json.loads(opened.recv(10))["type"] == "error"
 
 
-def test_stalling_clients_cost_others_nothing_and_too_many_are_turned_away(served: Served) -> None:
+def test_stalling_clients_cost_others_nothing_and_make_room_for_others(served: Served) -> None:
     host, port = served.url.removeprefix("http://").split(":")
-    idle = [socket.create_connection((host, int(port))) for _ in range(LIMITS.connections - 4)]
-    try:
+    with ExitStack() as stack:
+        idle = [
+            stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(LIMITS.connections + 40)
+        ]
         with httpx.Client(base_url=served.url) as client:
             assert client.get("/health").status_code == 200
-        more = [socket.create_connection((host, int(port))) for _ in range(40)]
-        more[-1].settimeout(10)
-        assert more[-1].recv(100).startswith(b"HTTP/1.1 503")
-        for one in more:
-            one.close()
-    finally:
+        # those that have been silent for longest had to go
+        idle[0].settimeout(10)
+        assert idle[0].recv(100).startswith(b"HTTP/1.1 503")
         deadline = time.monotonic() + 20
-        for one in idle:
+        for one in idle[-10:]:
             one.settimeout(max(0.1, deadline - time.monotonic()))
             assert one.recv(10) == b""
-            one.close()
     with httpx.Client(base_url=served.url) as client:
         assert client.get("/health").status_code == 200
+
+
+def test_a_client_that_does_not_take_its_answers_is_left(served: Served) -> None:
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.socket() as opened:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        opened.connect((host, int(port)))
+        opened.setblocking(False)
+        deadline, is_left = time.monotonic() + 120, False
+        while not is_left and time.monotonic() < deadline:
+            try:
+                opened.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+            except BlockingIOError:
+                time.sleep(0.05)
+            except (ConnectionResetError, BrokenPipeError):
+                is_left = True
+    assert is_left
 
 
 def test_answers_do_not_wait_for_a_clients_acknowledgement() -> None:

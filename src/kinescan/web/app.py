@@ -5,7 +5,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,9 @@ class Service:
 
             try:
                 await serve_stream(socket, make, self.config.limits)
-                await socket.close()
+                # its client may have closed it already
+                with suppress(RuntimeError):
+                    await socket.close()
             except (RequestProblem, KinescanError) as error:
                 problem = error if isinstance(error, RequestProblem) else problem_of(error)
                 body = problem_body(problem.status, problem.message, problem.code)
