@@ -237,13 +237,18 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The checked-out commit; "+changes" when tracked files of src or benchmarks differ from it."""
+    """The newest commit that others have, too; "+changes" when files of src or benchmarks differ from it.
+
+    A commit of this checkout alone may get another name before it is pushed; without an upstream there is no other.
+    """
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "../src", "*.py")
-    return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    found = git("merge-base", "HEAD", "@{upstream}") or git("rev-parse", "HEAD")
+    changed = git("diff", "--name-only", found, "--", "../src", "*.py")
+    return found + ("+changes" if changed else "")
 
 
 def _without_own_folder(argument: str) -> str:

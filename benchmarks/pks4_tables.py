@@ -7,7 +7,9 @@ Write what is there without running anything:   python benchmarks/pks4_tables.py
 The runs are those of `kinescan reproduce table5` to `table9`, with and without --from, in runs/: seed by seed, so that
 every row has its first seed before any has its second. Tables share runs: the whole model is a row of four of them.
 Writes benchmarks/results/pks4_tables.json: means over seeds, differences to each table's base row in pairs of the same
-seed, with Student's interval of 95 %, and how many pairs of rows stand in the paper's order.
+seed, with Student's interval of 95 %, and how many pairs of rows stand in the paper's order; and raw/pks4_tables.json,
+every run's score, which later runs of other seeds are added to, wherever they are made. A table of which fewer seeds
+are there than were published stays as it is.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from kinescan.studies import reproduce
 from kinescan.studies.paper import paper_table, published, table_study
 from kinescan.studies.statistics import paired_difference
 
+NAME = "pks4_tables"
 WORK = Path("runs")
 TABLES = (5, 9, 7, 8, 6)
 """In order of value."""
@@ -35,15 +38,30 @@ KINDS = {"motion": "", "real pixels": "-real"}
 def runs_of(table: int, kind: str) -> list[dict[str, Any]]:
     """The finished runs of a table's study, from its folder."""
     file = WORK / f"pks4-table{table}-demo{KINDS[kind]}" / "study.json"
-    return json.loads(file.read_text())["runs"] if file.is_file() else []
+    runs = json.loads(file.read_text())["runs"] if file.is_file() else []
+    return [run for run in runs if "top1" in run["scores"]]
+
+
+def with_published(runs: list[dict[str, Any]], published_runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs, and of those that were published the rows' seeds that are not among them."""
+    here = {(run["row"], run["seed"]) for run in runs}
+    return runs + [run for run in published_runs if (run["row"], run["seed"]) not in here]
+
+
+def compact(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What is published of a run."""
+    kept = ("row", "seed", "folder", "code", "cpu_seconds", "num_training", "steps", "epochs", "best_epoch")
+    return {key: run[key] for key in kept} | {
+        "scores": {"top1": run["scores"]["top1"]},
+        "environment": {"cpu": run["environment"]["cpu"]},
+    }
 
 
 def scores_of(runs: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
     """Row -> seed -> top-1."""
     found: dict[str, dict[int, float]] = {}
     for run in runs:
-        if "top1" in run["scores"]:
-            found.setdefault(run["row"], {})[run["seed"]] = run["scores"]["top1"]
+        found.setdefault(run["row"], {})[run["seed"]] = run["scores"]["top1"]
     return found
 
 
@@ -75,15 +93,28 @@ def order(scores: Mapping[str, Mapping[int, float]], theirs: Mapping[str, float]
 
 
 def publish() -> None:
-    """Writes the result from the folders of the studies."""
+    """Writes the result from the folders of the studies and from what was published before."""
     results: dict[str, Any] = {}
     orders: dict[str, Any] = {}
     all_runs: list[dict[str, Any]] = []
+    raw: dict[str, list[dict[str, Any]]] = {}
+    kept: list[str] = []
+    before, raw_before = read_published(NAME), read_published(f"raw/{NAME}")
     for table in sorted(TABLES):
         study, paper = table_study(f"table{table}", "demo"), paper_table(f"table{table}")
         for kind in KINDS:
-            runs = runs_of(table, kind)
-            scores, name = scores_of(runs), f"table {table}, {kind}"
+            name = f"table {table}, {kind}"
+            runs = with_published([compact(run) for run in runs_of(table, kind)], raw_before.get(name, []))
+            scores = scores_of(runs)
+            earlier = before.get("results", {}).get(name, {})
+            if runs:
+                raw[name] = sorted(runs, key=lambda run: (run["row"], run["seed"]))
+            if fewest_seeds(earlier, [row.name for row in study.rows]) > min(
+                (len(scores.get(row.name, ())) for row in study.rows), default=0
+            ):
+                results[name], orders[name] = earlier, before["results"]["pairs of rows"][name]
+                kept.append(name)
+                continue
             if not scores:
                 continue
             all_runs += runs
@@ -96,11 +127,15 @@ def publish() -> None:
                 if row.name in scores
             }
             orders[name] = order({row.name: scores[row.name] for row in study.rows if row.name in scores}, theirs)
+    file = measure.RESULTS / "raw" / f"{NAME}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(raw, indent=1) + "\n")
     measure.write_result(
-        "pks4_tables",
+        NAME,
         seed=0,
         n=most_seeds(results),
         settings={
+            "tables as they were published before": {"names": kept, "settings": before["settings"]} if kept else None,
             "commits of the runs": sorted({run["code"] for run in all_runs}),
             "distinct runs": len({run["folder"] for run in all_runs}),
             "processors of the runs": sorted({run["environment"]["cpu"] for run in all_runs}),
@@ -117,6 +152,17 @@ def scored(runs: list[dict[str, Any]]) -> str:
     """Which checkpoint the scores are of: the last one where nothing was chosen on test clips."""
     last = all(run["best_epoch"] in (None, run["epochs"]) and run["epochs"] == 1 for run in runs)
     return "the last, after the only evaluation: test clips chose none" if last else "the best of several on test clips"
+
+
+def read_published(name: str) -> dict[str, Any]:
+    """A committed result; empty where there is none."""
+    file = measure.PUBLISHED / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def fewest_seeds(table: Mapping[str, Mapping[str, Any]], rows: list[str]) -> int:
+    """Of a row of a published table."""
+    return min((table.get(row, {}).get("seeds", 0) for row in rows), default=0)
 
 
 def most_seeds(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> int:

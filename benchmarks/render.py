@@ -44,6 +44,7 @@ The numbers behind each line are on the page of its benchmark. `kinescan bench` 
 
 
 SCAN, CORRELATION, MODEL = "ops_selective_scan_cpu", "ops_local_correlation_cpu", "pks4_over_vit_cpu"
+SERVED = "serve_load"
 STREAM = "statekv_speed_cpu"
 DEPLOYMENT = "deployment_cpu"
 DATA = "data_path_cpu"
@@ -182,6 +183,20 @@ AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
         1.05,
     ),
     ("its resident memory, likewise", "stream_cpu", (LONG, "memory_of_the_last_window_over_the_first"), "<=", 1.01),
+    (
+        "`kinescan serve`: its memory after 10,000 requests over that after the first thousand",
+        SERVED,
+        ("memory", "last_over_the_second"),
+        "<=",
+        1.05,
+    ),
+    (
+        "its p95 beside 200 clients that stall, over its p95 without them",
+        SERVED,
+        ("stalling", "p95_beside_over_alone"),
+        "<=",
+        1.25,
+    ),
     ("`--help` of any verb, and `kinescan list`: CPU seconds", "start_cpu", ("worst", "seconds"), "<=", 1.0),
     ("its memory at its peak, MiB", "start_cpu", ("worst", "peak_mib"), "<=", 150.0),
     ("StateKV: 512 frames over full attention, CPU time", STREAM, ("total_over_full", "statekv"), "<=", 0.3),
@@ -480,6 +495,14 @@ SECTIONS: Mapping[str, Section] = {
     "videomamba_cpu": Section(
         title="VideoMamba, CPU",
         says="Forward passes of one clip at 224 x 224, one thread.",
+    ),
+    SERVED: Section(
+        title="`kinescan serve` under load",
+        says="Requests (a video of 8 frames of 64 x 64) and streams (JPEG frames of that size) of 1, 4 and 16 clients "
+        "at once, with the motion model that comes with kinescan, on two cores that other work used at the same time "
+        "(see the load average): latencies are those of that machine, CPU times are the service's own. `health` is "
+        "what HTTP alone costs. Stalling clients are silent, send a byte a second, or lie about lengths.",
+        parts=("predict", "health", "streams", "stalling", "memory"),
     ),
     "start_cpu": Section(
         title="How soon the command line answers",

@@ -37,7 +37,7 @@ LOADERS = {
     *("kinescan", "kinescan.cli.main", "kinescan.runtime.lazy", "kinescan.runtime.optional_package"),
     *("kinescan.runtime.own_modules", "kinescan.ops.backend"),
     *("kinescan.inference.export_formats", "kinescan.inference.registration", "kinescan.web.serving"),
-    "kinescan.runs.predict_ray",
+    "kinescan.runs.ray_cluster",
 }
 """Who imports by a string at all; the last two, kinescan.inference.transformers_classes and OpenVINO's parts."""
 PLAIN_TEXT = {("kinescan.models.catalog", "kinescan.models")}

@@ -19,8 +19,6 @@ LONG_FILES = {
 }
 LONG_FUNCTIONS = {
     "src/kinescan/ops/selective_scan/kernels.py: scan_backward": "one loop over steps with eleven sums in registers",
-    "src/kinescan/ops/selective_scan/triton.py: _scan_backward": "a kernel: what it keeps in registers stays in one "
-    "function",
 }
 
 

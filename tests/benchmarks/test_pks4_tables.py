@@ -44,3 +44,51 @@ def test_runs_are_read_from_the_folders_of_studies(
     (folder / "study.json").write_text(json.dumps({"runs": runs}))
     assert tables.scores_of(tables.runs_of(5, "real pixels")) == {"+ KS4": {0: 0.5}}
     assert tables.runs_of(5, "motion") == []
+
+
+RUN = {
+    "folder": "runs/a",
+    "code": "abc",
+    "cpu_seconds": 60.0,
+    "num_training": 8,
+    "steps": 2,
+    "epochs": 1,
+    "best_epoch": None,
+    "environment": {"cpu": "some", "cores": 2},
+    "seconds": 70.0,
+}
+
+
+def test_seeds_of_other_folders_are_added_and_a_table_with_more_of_them_stays(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = script("pks4_tables")
+    rows = [row.name for row in tables.table_study("table7", "demo").rows]
+
+    def study(folder: str, seeds: list[int], top1: float) -> None:
+        monkeypatch.setattr(tables, "WORK", tmp_path / folder)
+        file = tmp_path / folder / "pks4-table7-demo" / "study.json"
+        file.parent.mkdir(parents=True)
+        runs = [
+            RUN | {"row": row, "seed": seed, "scores": {"top1": top1, "loss": 1.0}} for row in rows for seed in seeds
+        ]
+        file.write_text(json.dumps({"runs": runs}))
+
+    for name in ("RESULTS", "PUBLISHED"):
+        monkeypatch.setattr(tables.measure, name, tmp_path / "results")
+    monkeypatch.setattr(tables.measure.write_result, "__kwdefaults__", {"folder": tmp_path / "results", "packages": ()})
+    study("first", [0, 1], 0.5)
+    tables.publish()
+    study("second", [1, 2], 0.8)
+    tables.publish()
+    document = json.loads((tmp_path / "results" / "pks4_tables.json").read_text())
+    found = document["results"]["table 7, motion"]
+    assert [(found[row]["seeds"], found[row]["top1"]) for row in rows] == [(3, 0.7)] * 2
+    assert document["n"] == 3
+    # Runs of a table that was published without them, and with more seeds.
+    (tmp_path / "results" / "raw" / "pks4_tables.json").unlink()
+    study("third", [3], 0.9)
+    tables.publish()
+    document = json.loads((tmp_path / "results" / "pks4_tables.json").read_text())
+    assert document["results"]["table 7, motion"] == found
+    assert document["settings"]["tables as they were published before"]["names"] == ["table 7, motion"]

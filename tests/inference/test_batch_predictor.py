@@ -47,6 +47,25 @@ def test_rows_are_those_of_predict_whatever_the_batch(model: str, tmp_path: Path
     assert pickle.loads(pickle.dumps(predictor))._loaded is None
 
 
+@pytest.mark.parametrize(
+    "bad", ["x" * 300, "", "a\0b.mp4", "{folder}", "s3://bucket/folder", "ftp://h/a.mp4", "\udcff.mp4"]
+)
+def test_a_path_that_is_none_is_a_row_with_its_reason(bad: str, model: str, tmp_path: Path) -> None:
+    [row] = BatchPredictor(model).rows([bad.format(folder=tmp_path)])
+    assert (row["labels"], row["scores"]) == ([], [])
+    # what Python says of numbers of values would be no reason that a user can act on
+    assert row["error"]
+    assert "unpack" not in row["error"]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [({"precision": "float16"}, "float16"), ({"views": "8x2"}, "8x2"), ({"device": "tpu"}, "tpu")]
+)
+def test_what_is_wrong_with_the_call_is_no_reason_of_a_row(options: dict[str, str], named: str, model: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        BatchPredictor(model, **options).rows(["a.mp4"])  # type: ignore[arg-type]
+
+
 def test_top_is_checked() -> None:
     with pytest.raises(ConfigError, match="top"):
         BatchPredictor("m", top=0)

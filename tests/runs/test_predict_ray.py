@@ -12,8 +12,10 @@ from kinescan.data.video import Limits, write_video
 from kinescan.errors import ConfigError, DependencyError
 from kinescan.inference.batch_predictor import BatchPredictor
 from kinescan.models.zoo import create_model
-from kinescan.runs import predict_ray
-from kinescan.runs.predict_ray import JOB_FILE, RaySettings, listed_paths, predict_by_ray
+from kinescan.runs import predict_ray, ray_cluster
+from kinescan.runs.predict import prepare_prediction
+from kinescan.runs.predict_ray import JOB_FILE, listed_paths, predict_by_ray
+from kinescan.runs.ray_cluster import RaySettings
 
 
 def test_every_line_of_a_list_is_a_row(tmp_path: Path) -> None:
@@ -74,6 +76,79 @@ def test_a_folder_belongs_to_one_job(tmp_path: Path) -> None:
         predict_ray._claim(tmp_path, ["a.mp4"], job, settings)
 
 
+def test_a_relative_line_of_a_list_at_an_address_is_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict_ray, "read_text", lambda path, max_bytes: "a.mp4\nsub/b.mp4\nhttps://h/c.mp4\n")
+    assert listed_paths(["s3://bucket/v/l.txt"]) == [
+        "s3://bucket/v/a.mp4",
+        "s3://bucket/v/sub/b.mp4",
+        "https://h/c.mp4",
+    ]
+
+
+def _asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **options: Any) -> dict[str, Any]:
+    """What the command line makes of its options."""
+    found: dict[str, Any] = {}
+
+    def predict_by_ray(paths: Any, output: Any, predictor: Any, settings: Any, **others: Any) -> None:
+        found.update(predictor=predictor, settings=settings, **others)
+
+    monkeypatch.setattr(predict_ray, "predict_by_ray", predict_by_ray)
+    monkeypatch.chdir(tmp_path)
+    predict_ray.predict_paths(["l.txt"], "out", **options)
+    return found
+
+
+def test_the_packaged_model_is_asked_as_one_process_asks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.mp4").touch()
+    alone = prepare_prediction([tmp_path / "a.mp4"], model="motion")
+    found = _asked(monkeypatch, tmp_path, model="motion")
+    assert (found["predictor"].views, found["predictor"].precision) == (alone.views, alone.settings.precision)
+    assert Path(found["predictor"].model).samefile(alone.folder)
+
+
+def test_settings_of_predict_reach_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ["ray.workers=3", "predict.precision=bfloat16", "still.pixel_threshold=6", "evaluation.views=8x2x1"]
+    found = _asked(
+        monkeypatch, tmp_path, model="motion", overrides=[*settings, "data.timeout_seconds=7"], modules=["mine"]
+    )
+    predictor = found["predictor"]
+    assert (found["settings"].workers, predictor.precision, predictor.views) == (3, "bfloat16", "8x2x1")
+    assert (found["skip"].pixel_threshold, predictor.limits.timeout_seconds, found["modules"]) == (6.0, 7.0, ["mine"])
+    with pytest.raises(ConfigError, match="videos_per_batch"):
+        _asked(monkeypatch, tmp_path, model="motion", overrides=["predict.videos_per_batch=4"])
+
+
+def test_rows_of_other_weights_are_not_put_beside_those_that_are_there(tmp_path: Path) -> None:
+    job, settings = BatchPredictor("m"), RaySettings()
+    assert predict_ray._claim(tmp_path, ["a.mp4"], job, settings) is None
+    assert predict_ray._same_weights(tmp_path, None, "of monday") == "of monday"
+    (tmp_path / "part-000000.parquet").touch()
+    before = predict_ray._claim(tmp_path, ["a.mp4"], job, settings)
+    assert predict_ray._same_weights(tmp_path, before, "of monday") == "of monday"
+    with pytest.raises(ConfigError, match="weights"):
+        predict_ray._same_weights(tmp_path, before, "of tuesday")
+
+
+class _Nodes:
+    """Ray on two machines."""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 4.0}
+
+
+def test_workers_that_no_machine_has_room_for_are_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    ray_cluster.check_room(_Nodes(), RaySettings(workers=2, cpus=2.0))
+    assert not caplog.records
+    for asked, named in ((RaySettings(cpus=5.0), "cpus=5"), (RaySettings(gpus=0.5), r"gpus=0\.5")):
+        with pytest.raises(ConfigError, match=named):
+            ray_cluster.check_room(_Nodes(), asked)
+    ray_cluster.check_room(_Nodes(), RaySettings(workers=5))
+    assert len(caplog.records) == 1
+
+
 class _NoRay:
     """Ray that must not be asked, or does not start."""
 
@@ -92,7 +167,7 @@ def test_whatever_ray_raises_at_its_start_is_an_error_of_ours(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match=str(error).splitlines()[0] if str(error) else "AssertionError") as caught:
-        predict_ray._start(_NoRay(error), RaySettings())
+        ray_cluster.start(_NoRay(error), RaySettings())
     # none was asked for, so none is missed
     assert "RAY_ADDRESS" not in str(caught.value)
 
@@ -104,12 +179,12 @@ def test_a_cluster_that_is_not_there_is_told_at_once(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = form.format(f"127.0.0.1:{server.getsockname()[1]}")
-        predict_ray._knock(address)
+        ray_cluster.knock(address)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if by_environment:
         monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match=address):
-        predict_ray._start(_NoRay(), RaySettings(address="" if by_environment else address))
+        ray_cluster.start(_NoRay(), RaySettings(address="" if by_environment else address))
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +208,7 @@ def test_only_parts_that_are_not_there_are_done(tmp_path: Path, monkeypatch: pyt
             asked.append(number)
             if len(asked) == 3:
                 raise KeyboardInterrupt
-            yield number, [{"path": path, "labels": ["x"], "scores": [0.5], "error": None} for path in paths]
+            yield number, [{"path": path, "labels": ["x"], "scores": [0.5], "error": None} for path in paths], "w"
 
     monkeypatch.setattr(predict_ray, "_predicted", answered)
     call = ([tmp_path / "l.txt"], tmp_path / "out", BatchPredictor("m"), RaySettings(part_rows=2))

@@ -35,3 +35,15 @@ def test_one_point_is_a_mark_and_none_is_no_chart() -> None:
 def test_names_are_text() -> None:
     shown = line_chart("<b>", [Line("<i>", ((1.0, 1.0), (2.0, 2.0)))], x_label="<u>")
     assert not re.search("<b>|<i>|<u>", shown)
+
+
+@pytest.mark.parametrize(
+    "values", [(0.000504731, 0.000504731), (2.17689, 2.176891), (12345.678, 12345.679), (1e-9, 2e-9)]
+)
+def test_numbers_beside_the_lines_are_told_apart_and_fit(values: tuple[float, float]) -> None:
+    shown = line_chart("loss", [Line("a", tuple(enumerate(values)))], x_label="step")
+    ticks = re.findall(r'text-anchor="end" x="(.*?)" y=".*?">(.*?)<', shown)
+    texts = [text for _, text in ticks]
+    assert len(set(texts)) == len(texts) >= 2
+    # a letter of 12 px is about 7 wide
+    assert all(float(x) >= 7 * len(text) for x, text in ticks)

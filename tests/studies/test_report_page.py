@@ -95,6 +95,28 @@ def test_a_study_shows_its_table_its_runs_and_curves(study: Path) -> None:
     assert page.words.count("0123456789ab") == rows
 
 
+def test_folds_and_trainings_of_a_demo_have_a_line_each(study: Path, tmp_path: Path) -> None:
+    folds, demo = tmp_path / "folds", tmp_path / "demo"
+    for number in (1, 2, 10):
+        shutil.copytree(_run_of(study), folds / f"fold-{number}")
+    (folds / "cross_validation.json").write_text("{}")
+    (folds / "cross_validation.md").write_text("# 3 folds\n")
+    page = _Read(write_report(folds))
+    assert page.is_alone()
+    assert "3 folds" in page.words
+    assert page.tags.count("polyline") >= 3 * 3
+    assert page.words.index("fold-1") < page.words.index("fold-2") < page.words.index("fold-10")
+    for number in range(8):
+        shutil.copytree(_run_of(study), demo / f"training_{number}")
+    (demo / "demo.json").write_text("{}")
+    (demo / "README.md").write_text("# The demo\n")
+    page = _Read(write_report(demo))
+    assert page.is_alone()
+    assert "The demo" in page.words
+    assert "training_5" in page.words
+    assert "6 of 8" in page.words
+
+
 def test_hostile_text_and_pictures_from_elsewhere_stay_out(study: Path, tmp_path: Path) -> None:
     run = tmp_path / "<script>alert(1)"
     shutil.copytree(_run_of(study), run)

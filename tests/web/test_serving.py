@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -156,25 +157,92 @@ def test_bodies_without_end_and_wrong_lengths(served: Served, client: httpx.Clie
     assert client.get("/health").json()["status"] == "ok"
 
 
-def test_stalling_clients_cost_others_nothing_and_too_many_are_turned_away(served: Served) -> None:
+def test_an_answer_before_the_whole_body_closes_the_connection(served: Served) -> None:
+    head = b"Host: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    begun = time.monotonic()
+    for path in (b"/v1/files", b"/v1/predict", b"/v1/nothing", b"/health"):
+        answer = _raw(served, b"POST " + path + b" HTTP/1.1\r\n" + head + b"5\r\nwrong\r\n")
+        assert b"connection: close" in answer
+    # not the end of its patience
+    assert time.monotonic() - begun < LIMITS.stall_seconds * 4
+    # a whole one leaves it open
+    with httpx.Client(base_url=served.url) as client:
+        for _ in range(2):
+            assert "connection" not in client.post("/v1/predict", content=b"wrong").headers
+            assert "connection" not in client.get("/health").headers
+
+
+def test_a_client_that_hangs_up_is_no_error_of_the_service(
+    served: Served, client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
     host, port = served.url.removeprefix("http://").split(":")
-    idle = [socket.create_connection((host, int(port))) for _ in range(LIMITS.connections - 4)]
-    try:
+
+    def counted(status: int) -> int:
+        found = re.findall(rf'requests_total\{{.*status="{status}"\}} (\d+)', client.get("/metrics").text)
+        return sum(map(int, found))
+
+    before, gone = counted(500), counted(499)
+    with caplog.at_level("INFO"):
+        for path in (b"/v1/predict", b"/v1/files", b"/v1/chat/completions"):
+            with socket.create_connection((host, int(port))) as opened:
+                kind = b"Content-Type: multipart/form-data; boundary=x\r\n" if path == b"/v1/files" else b""
+                opened.sendall(
+                    b"POST " + path + b" HTTP/1.1\r\nHost: localhost\r\n" + kind + b"Content-Length: 99\r\n\r\n--x"
+                )
+                time.sleep(0.2)
+        deadline = time.monotonic() + 30
+        while counted(499) < gone + 3 and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert counted(499) == gone + 3
+    assert counted(500) == before
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_json_of_a_million_brackets_is_refused_before_memory_is_taken(served: Served, client: httpx.Client) -> None:
+    nested = b"[" + b"[]," * 500_000 + b"[]]"
+    for path in ("/v1/predict", "/v1/chat/completions"):
+        answer = client.post(path, content=nested, headers={"content-type": "application/json"})
+        assert _code(answer) == (413, "too_large")
+    with connect(served.socket_url("/v1/realtime")) as opened:
+        opened.recv(10)
+        opened.send("[" + "[]," * 200_000 + "[]]")
+        assert json.loads(opened.recv(10))["type"] == "error"
+
+
+def test_stalling_clients_cost_others_nothing_and_make_room_for_others(served: Served) -> None:
+    host, port = served.url.removeprefix("http://").split(":")
+    with ExitStack() as stack:
+        idle = [
+            stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(LIMITS.connections + 40)
+        ]
         with httpx.Client(base_url=served.url) as client:
             assert client.get("/health").status_code == 200
-        more = [socket.create_connection((host, int(port))) for _ in range(40)]
-        more[-1].settimeout(10)
-        assert more[-1].recv(100).startswith(b"HTTP/1.1 503")
-        for one in more:
-            one.close()
-    finally:
+        # those that have been silent for longest had to go
+        idle[0].settimeout(10)
+        assert idle[0].recv(100).startswith(b"HTTP/1.1 503")
         deadline = time.monotonic() + 20
-        for one in idle:
+        for one in idle[-10:]:
             one.settimeout(max(0.1, deadline - time.monotonic()))
             assert one.recv(10) == b""
-            one.close()
     with httpx.Client(base_url=served.url) as client:
         assert client.get("/health").status_code == 200
+
+
+def test_a_client_that_does_not_take_its_answers_is_left(served: Served) -> None:
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.socket() as opened:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        opened.connect((host, int(port)))
+        opened.setblocking(False)
+        deadline, is_left = time.monotonic() + 120, False
+        while not is_left and time.monotonic() < deadline:
+            try:
+                opened.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+            except BlockingIOError:
+                time.sleep(0.05)
+            except (ConnectionResetError, BrokenPipeError):
+                is_left = True
+    assert is_left
 
 
 def test_answers_do_not_wait_for_a_clients_acknowledgement() -> None:

@@ -1,4 +1,5 @@
 import math
+import os
 import queue
 import re
 import sys
@@ -176,7 +177,7 @@ def _is_question(text: str) -> bool:
 
     A text that ends like a file's name (my door.mp4), or lies in a folder that is there, is a file.
     """
-    if "://" in text or text == "-" or Path(text).exists() or _FILE_NAME.search(text):
+    if "://" in text or text == "-" or os.path.exists(text) or _FILE_NAME.search(text):
         return False
     in_folder = Path(text).parent != Path() and Path(text).parent.is_dir()
     return not in_folder and (" " in text or text.endswith("?"))

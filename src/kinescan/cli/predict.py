@@ -99,6 +99,7 @@ def command(
             top=top,
             device=device,
             allow_short=allow_short,
+            modules=modules,
             unusable={"--segments": segments, "--explain": explain is not None, "--allow-code": allow_code},
             as_json=as_json,
         )

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def video_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
             files += remote_videos(path) if is_remote_folder(path) else [path]
             continue
         refuse_url(path, "Classify a live source with kinescan stream, or fetch the file first.")
-        found = find_videos(path) if path.is_dir() else [path]
+        found = find_videos(path) if os.path.isdir(path) else [path]
         if not found:
             known = ", ".join(sorted(VIDEO_SUFFIXES))
             raise ConfigError(f"{path} holds no video file (those end in {known}). Name other files one by one.")
@@ -105,7 +106,7 @@ def video_inputs(videos: VideoInput | Iterable[VideoInput]) -> list[tuple[str, V
     found: list[tuple[str, VideoInput]] = []
     for given in as_inputs(videos):
         video = check_input(given)
-        is_folder = isinstance(video, str | Path) and (Path(video).is_dir() or is_remote_folder(video))
+        is_folder = isinstance(video, str | Path) and (os.path.isdir(video) or is_remote_folder(video))
         parts = list(video_files(video)) if is_folder else [video]  # type: ignore[arg-type]
         found += [(input_name(part, len(found) + number), part) for number, part in enumerate(parts)]
     if not found:

@@ -112,6 +112,21 @@ class PredictionJob:
         )
 
 
+def chosen_views(overrides: Sequence[str], folder: str) -> str | None:
+    """Frames x clips x crops: what `--set evaluation.views=...` says, or what suits the model of the package.
+
+    Args:
+        overrides: those of `evaluation.views` alone; the last one counts.
+        folder: of the model.
+
+    Returns:
+        None for one clip of the model's length.
+    """
+    if overrides:
+        return overrides[-1].partition("=")[2]
+    return SHIPPED_VIEWS if is_shipped(folder) else None
+
+
 def prepare_prediction(
     paths: Sequence[str | Path],
     *,
@@ -153,9 +168,7 @@ def prepare_prediction(
     folder = model_folder(model, hint="--model RUN", or_shipped=True)
     resolved = resolve_model(folder, choose_device(device), allow_code=allow_code)
     skip_in(resolved, skip)
-    views = SHIPPED_VIEWS if is_shipped(folder) else None
-    if of_views:
-        views = of_views[-1].partition("=")[2]
+    views = chosen_views(of_views, folder)
     found = [str(file) for file in video_files(paths)] if segments else [str(video) for _, video in video_inputs(paths)]
     return PredictionJob(
         model=resolved, files=found, limits=limits, folder=folder, views=views, plan=plan, settings=settings

@@ -2,73 +2,46 @@
 
 import csv
 import hashlib
-import importlib
 import json
 import logging
 import os
 import re
-import socket
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kinescan.config import parse_overrides
 from kinescan.data.clips import video_files
 from kinescan.data.video import Limits
 from kinescan.errors import ConfigError, DependencyError
-from kinescan.fields import check_types
 from kinescan.inference.batch_predictor import BatchPredictor
+from kinescan.models.still import SkipUnchanged
 from kinescan.runs.folder import model_folder
 from kinescan.runs.limits import chosen_limits
+from kinescan.runs.overrides import take_table
+from kinescan.runs.predict import PredictSettings, chosen_views
+from kinescan.runs.ray_cluster import EXTRA, RaySettings, check_room, check_versions, start
+from kinescan.runs.still import skip_in, still_settings
+from kinescan.runtime.addresses import address_of
 from kinescan.runtime.atomic_write import atomic_write, write_text
 from kinescan.runtime.counter import Counter
-from kinescan.runtime.error_text import first_line
 from kinescan.runtime.files import read_json_object, read_text
 from kinescan.runtime.optional_package import optional_package
 from kinescan.runtime.output_folder import prepare_output
+from kinescan.runtime.own_modules import import_own_module
 from kinescan.runtime.urls import mask_urls
-from kinescan.settings import build_settings
 from kinescan.version import __version__
 
 logger = logging.getLogger(__name__)
 
-JOB_FILE = "job.json"
-EXTRA = "ray"
+JOB_FILE, WEIGHTS = "job.json", "weights"
 LIST_SUFFIXES = (".txt", ".csv", ".tsv")
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 _MOST_BYTES = 4 * 2**30
-_KNOCK_SECONDS = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class RaySettings:
-    """How Ray is used.
-
-    Attributes:
-        address: of the cluster, as `ray.init` takes it; empty takes RAY_ADDRESS, or starts Ray on this machine.
-        workers: processes that predict, each with the model.
-        cpus: of each.
-        gpus: of each; may be a fraction.
-        part_rows: rows of a part: of what is predicted by one worker, written as one file, and done again where that
-            worker is killed in its middle.
-
-    Raises:
-        ConfigError: a number is out of range.
-    """
-
-    address: str = ""
-    workers: int = 1
-    cpus: float = 1.0
-    gpus: float = 0.0
-    part_rows: int = 128
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        for name, least in (("workers", 1), ("part_rows", 1), ("cpus", 0), ("gpus", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"ray.{name} must be at least {least}, got {getattr(self, name)}.")
+_MOST_RETRIES, _MOST_FAILED_PARTS = 3, 8
+"""How often a part is begun anew whose worker ended, and how many parts may come to nothing before the others stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +105,8 @@ def _of_list(path: str | Path) -> Iterator[str]:
             column = known[0]
             continue
         name = row[column].strip() if column < len(row) else ""
-        yield name if "://" in name or not name else str(file.parent / name)
+        beside = str(file.parent / name)
+        yield name if "://" in name or not name else address_of(beside) or beside
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
@@ -148,6 +122,9 @@ def predict_by_ray(
     output: str | Path,
     predictor: BatchPredictor,
     settings: RaySettings | None = None,
+    *,
+    skip: SkipUnchanged | None = None,
+    modules: Sequence[str] = (),
 ) -> RayReport:
     """Predicts all videos by Ray Data, and writes Parquet files of number, path, labels, scores and error.
 
@@ -160,11 +137,13 @@ def predict_by_ray(
         output: folder of the files, on this machine; workers send their rows here.
         predictor: what is asked; its model is read by every worker.
         settings: of Ray.
+        skip: set on every worker's model: patches that stand still are not computed again.
+        modules: of one's own, imported by every worker first.
 
     Raises:
         DependencyError: ray or pyarrow is not installed.
-        ConfigError: nothing is named; the folder holds another job; the cluster is not there, or has another version of
-            kinescan; workers fail for another reason.
+        ConfigError: nothing is named; the folder holds another job, or predictions of other weights; the cluster is not
+            there, has another version of kinescan, or no room for a worker; workers fail for another reason.
     """
     settings, started = settings or RaySettings(), time.monotonic()
     parquet = optional_package("pyarrow.parquet", EXTRA)
@@ -172,20 +151,30 @@ def predict_by_ray(
     listed = listed_paths(paths)
     folder = prepare_output(output)
     parts = [listed[first : first + settings.part_rows] for first in range(0, len(listed), settings.part_rows)]
-    _claim(folder, listed, predictor, settings)
+    weights = _claim(folder, listed, predictor, settings, skip)
     done = {int(match[1]) for file in folder.iterdir() if (match := _PART.fullmatch(file.name))}
     left = [number for number in range(len(parts)) if number not in done]
     if len(left) < len(parts):
         logger.info("%s: %d of %d parts are there already", folder, len(parts) - len(left), len(parts))
     if left:
         with Counter("predicting", "parts") as progress:
-            for number, rows in _predicted({number: parts[number] for number in left}, predictor, settings):
+            asked = {number: parts[number] for number in left}
+            for number, rows, of_weights in _predicted(asked, (predictor, skip, modules), settings):
+                weights = _same_weights(folder, weights, of_weights)
                 _write_part(folder, number, number * settings.part_rows, rows)
                 done.add(number)
                 progress.update(len(done), len(parts))
     missing = set(range(len(parts))) - done
     if missing:
-        raise ConfigError(f"{len(missing)} parts did not come back from Ray. Run the same command again: it does them.")
+        rows = ", ".join(
+            f"{number * settings.part_rows} to {number * settings.part_rows + len(parts[number]) - 1}"
+            for number in sorted(missing)
+        )
+        raise ConfigError(
+            f"each worker that was given one of these {len(missing)} parts ended: rows {rows} of the list. What is "
+            "done is kept. Where memory is short, ask for fewer ray.workers and run the same command again; else find "
+            "the video with kinescan data check, and take it out of the list."
+        )
     failed = sum(
         parquet.read_table(folder / _part_name(number), columns=["error"])["error"].drop_null().length()
         for number in range(len(parts))
@@ -209,6 +198,7 @@ def predict_paths(
     top: int = 5,
     device: str = "auto",
     allow_short: bool = False,
+    modules: Sequence[str] = (),
 ) -> RayReport:
     """`predict_by_ray` as the command line asks for it.
 
@@ -217,32 +207,50 @@ def predict_paths(
         output: see `predict_by_ray`.
         model: a run's folder, a saved model, or a hub name; None for the newest run, or else
             the motion model that comes with the package.
-        overrides: "ray.workers=2" and the like, "evaluation.views=8x2x3", and those of `chosen_limits`.
+        overrides: "ray.workers=2" and the like, and those of `kinescan.runs.predict.prepare_prediction` but those of
+            events.
         top: how many classes to name.
         device: "auto" or the name of one.
         allow_short: use what can be decoded of cut or damaged files.
+        modules: see `predict_by_ray`.
 
     Raises:
         ConfigError, DependencyError: as for `predict_by_ray`, or a setting is wrong.
     """
-    of_ray = [override for override in overrides if override.startswith("ray.")]
-    of_views = [override for override in overrides if override.partition("=")[0] == "evaluation.views"]
-    limits = chosen_limits([override for override in overrides if override not in (*of_ray, *of_views)])
-    settings = build_settings(RaySettings, parse_overrides(of_ray).get("ray", {}), where="ray")
+    settings, others = take_table("ray", RaySettings, overrides)
+    of_model, others = take_table("predict", PredictSettings, others)
+    skip, others = still_settings(others)
+    if of_model.videos_per_batch != 1:
+        raise ConfigError(
+            "with --engine each video goes through the model alone, so that its row does not depend on the others. "
+            "Leave predict.videos_per_batch out."
+        )
+    of_views = [override for override in others if override.partition("=")[0] == "evaluation.views"]
+    limits = chosen_limits([override for override in others if override not in of_views])
     folder = model_folder(model, hint="--model RUN", or_shipped=True)
     predictor = BatchPredictor(
         os.path.abspath(folder) if os.path.exists(folder) else folder,
-        views=of_views[-1].partition("=")[2] if of_views else None,
+        views=chosen_views(of_views, folder),
         top=top,
-        device=None if device == "auto" else device,
+        device=device,
         limits=limits,
         allow_short=allow_short,
+        precision=of_model.precision,
     )
-    return predict_by_ray(paths, output, predictor, settings)
+    return predict_by_ray(paths, output, predictor, settings, skip=skip, modules=modules)
 
 
-def _claim(folder: Path, listed: Sequence[str], predictor: BatchPredictor, settings: RaySettings) -> None:
+def _claim(
+    folder: Path,
+    listed: Sequence[str],
+    predictor: BatchPredictor,
+    settings: RaySettings,
+    skip: SkipUnchanged | None = None,
+) -> str | None:
     """Writes what the folder is for, or compares it with what is wanted.
+
+    Returns:
+        Which weights predicted what is there; None where nothing is, or its job does not say.
 
     Raises:
         ConfigError: it is for something else.
@@ -256,20 +264,43 @@ def _claim(folder: Path, listed: Sequence[str], predictor: BatchPredictor, setti
         "top": predictor.top,
         "allow_short": predictor.allow_short,
         "limits": asdict(predictor.limits or Limits()),
+        "precision": predictor.precision,
+        "still": None if skip is None else asdict(skip),
         "part_rows": settings.part_rows,
     }
     file = folder / JOB_FILE
     if not any(_PART.fullmatch(entry.name) for entry in folder.iterdir()):
         # whatever was begun there came to nothing
         write_text(file, json.dumps(job, indent=1) + "\n")
-        return
+        return None
     if not file.exists():
         raise ConfigError(f"{folder} holds Parquet files of an unknown job. Choose another --output.")
-    before = {"limits": asdict(Limits()), **read_json_object(file)}  # older folders have none
+    # older folders have none of these
+    older = {"limits": asdict(Limits()), "precision": "float32", "still": None}
+    before: dict[str, Any] = {**older, **read_json_object(file)}
     other = [name for name in job if before.get(name) != job[name]]
     if other:
         said = ", ".join(f"{name} was {before.get(name)!r}" for name in other)
         raise ConfigError(f"{folder} holds predictions of another job ({said}). Choose another --output.")
+    weights: str | None = before.get(WEIGHTS)
+    return weights
+
+
+def _same_weights(folder: Path, before: str | None, found: str) -> str:
+    """Passes weights like those of all other rows; the first are written into the job.
+
+    Raises:
+        ConfigError: they are others: the model was trained on, or lies differently on some machine.
+    """
+    if before is None:
+        file = folder / JOB_FILE
+        write_text(file, json.dumps({**read_json_object(file), WEIGHTS: found}, indent=1) + "\n")
+    elif before != found:
+        raise ConfigError(
+            f"{folder} holds predictions of other weights: the model has changed since, or is not the same on every "
+            "machine. Choose another --output, or give every machine the same model."
+        )
+    return found
 
 
 def _part_name(number: int) -> str:
@@ -294,46 +325,65 @@ def _plain(value: Any) -> Any:
 
 
 class _PartPredictor:
-    """What an actor of Ray does with a part."""
+    """What a worker of Ray does: the model is opened when it starts, and parts are predicted one by one."""
 
-    def __init__(self, predictor: BatchPredictor) -> None:
-        self._predictor = predictor
+    def __init__(self, predictor: BatchPredictor, skip: SkipUnchanged | None, modules: Sequence[str]) -> None:
+        for module in modules:
+            import_own_module(module)
+        model = predictor.load()
+        skip_in(model, skip)
+        self._predictor, self._weights = predictor, model.weights_fingerprint()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         numbers, texts = [], []
         for number, paths in zip(batch["part"], batch["paths"], strict=True):
             numbers.append(int(number))
             texts.append(json.dumps(self._predictor.rows(json.loads(paths))))
-        return {"part": numbers, "rows": texts}
+        return {"part": numbers, "rows": texts, WEIGHTS: [self._weights] * len(texts)}
 
 
 def _predicted(
-    parts: dict[int, list[str]], predictor: BatchPredictor, settings: RaySettings
-) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Parts as Ray gives them back, each once."""
+    parts: dict[int, list[str]], arguments: tuple[Any, ...], settings: RaySettings
+) -> Iterator[tuple[int, list[dict[str, Any]], str]]:
+    """Parts as Ray gives them back, each once: number, rows, and which weights predicted them.
+
+    Args:
+        parts: number -> paths.
+        arguments: of `_PartPredictor`.
+        settings: of Ray.
+    """
     ray, data = optional_package("ray", EXTRA), optional_package("ray.data", EXTRA)
     owned = not ray.is_initialized()
     try:
         if owned:
-            _start(ray, settings)
-        _check_versions(ray)
-        data.DataContext.get_current().enable_progress_bars = False
+            start(ray, settings)
+        check_versions(ray)
+        check_room(ray, settings)
+        context = data.DataContext.get_current()
+        context.enable_progress_bars = False
+        # a video that ends every worker which reads it stops none of the others
+        context.max_errored_blocks = _MOST_FAILED_PARTS
         entries = [{"part": number, "paths": json.dumps(paths)} for number, paths in parts.items()]
-        blocks = min(len(entries), 8 * settings.workers)
-        answers = data.from_items(entries, override_num_blocks=blocks).map_batches(
-            _PartPredictor,
-            fn_constructor_args=(predictor,),
-            batch_size=1,
-            compute=data.ActorPoolStrategy(size=settings.workers),
-            num_cpus=settings.cpus,
-            num_gpus=settings.gpus or None,
-        )
+        # a part a block, and one at a time for each worker: no more than that is lost with it
+        parts_of_list = data.from_items(entries, override_num_blocks=len(entries))
+        with warnings.catch_warnings():
+            # until Ray 2.64 there is no other way to say how often
+            warnings.filterwarnings("ignore", message="`ray_remote_args", category=DeprecationWarning)
+            answers = parts_of_list.map_batches(
+                _PartPredictor,
+                fn_constructor_args=arguments,
+                batch_size=1,
+                compute=data.ActorPoolStrategy(size=settings.workers, max_tasks_in_flight_per_actor=1),
+                num_cpus=settings.cpus,
+                num_gpus=settings.gpus or None,
+                max_task_retries=_MOST_RETRIES,
+            )
         seen: set[int] = set()
         for row in answers.iter_rows():
             number = int(row["part"])
             if number not in seen:
                 seen.add(number)
-                yield number, json.loads(row["rows"])
+                yield number, json.loads(row["rows"]), row[WEIGHTS]
     except (ConfigError, DependencyError):
         raise
     except ray.exceptions.RayError as error:
@@ -344,73 +394,3 @@ def _predicted(
     finally:
         if owned and ray.is_initialized():
             ray.shutdown()
-
-
-def _start(ray: Any, settings: RaySettings) -> None:
-    """Joins the cluster, or starts Ray here.
-
-    Raises:
-        ConfigError: the cluster is not there, or refuses.
-    """
-    address = settings.address or os.environ.get("RAY_ADDRESS", "")
-    try:
-        _knock(address)
-        ray.init(
-            address=address or "local",
-            configure_logging=False,
-            log_to_driver=False,
-            # of a cluster that runs already, Ray refuses any answer to this
-            include_dashboard=None if address else False,
-        )
-    except Exception as error:  # Ray raises plain ones, too, as where a busy machine does not start it in time
-        line = mask_urls(first_line(error))[:300]
-        if not address:
-            raise ConfigError(
-                f"Ray did not start on this machine ({line}). Where other programs keep it busy, wait for them and run "
-                "the same command again; what is done is kept."
-            ) from error
-        raise ConfigError(
-            f"no cluster of Ray answers at {address} ({line}). Start one with ray start --head, or leave ray.address "
-            "out, and RAY_ADDRESS unset, to start Ray here."
-        ) from error
-
-
-def _knock(address: str) -> None:
-    """Passes where something listens at HOST:PORT or ray://HOST:PORT; Ray itself would try for minutes.
-
-    Raises:
-        OSError: nothing does.
-    """
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
-
-
-def _check_versions(ray: Any) -> None:
-    """Every machine of the cluster has this version of kinescan.
-
-    Raises:
-        ConfigError: one has another, or none.
-    """
-
-    def version() -> str:
-        # sent by value: it runs where kinescan is not installed, too
-        try:
-            return str(importlib.import_module("kinescan").__version__)
-        except ImportError:
-            return ""
-
-    own = __version__
-    affinity = optional_package("ray.util.scheduling_strategies", EXTRA).NodeAffinitySchedulingStrategy
-    asked = ray.remote(num_cpus=0)(version)
-    nodes = [node for node in ray.nodes() if node.get("Alive")]
-    answers = ray.get(
-        [asked.options(scheduling_strategy=affinity(node["NodeID"], soft=False)).remote() for node in nodes]
-    )
-    for node, found in zip(nodes, answers, strict=True):
-        if found != own:
-            has = f"kinescan {found}" if found else "no kinescan"
-            raise ConfigError(
-                f"{node.get('NodeManagerHostname', 'a machine')} of the cluster has {has}, and this machine kinescan "
-                f"{own}. Install the same version everywhere."
-            )

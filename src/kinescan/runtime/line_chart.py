@@ -11,7 +11,10 @@ from kinescan.runtime.escaping import escape_html
 
 COLOURS = ("#2f7fd1", "#c2611f", "#1f8a5f", "#b83b75", "#7a55d0", "#97700a")
 """Each can be told from a black and from a white page."""
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 250, 52, 12, 12, 40
+_WIDTH, _HEIGHT, _RIGHT, _TOP, _BOTTOM = 420, 250, 12, 12, 40
+_LEAST_LEFT, _LETTER_WIDTH = 52, 7
+_LEAST_RANGE = 0.01
+"""Of the largest value: a line that changes less is shown as one that hardly changes, with short numbers beside it."""
 _MOST_POINTS = 400
 
 
@@ -47,20 +50,21 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str) -> str:
         return ""
     xs = [x for _, points in drawn for x, _ in points]
     ys = [y for _, points in drawn for _, y in points]
-    x_ticks, y_ticks = _ticks(min(xs), max(xs), whole=True), _ticks(min(ys), max(ys))
+    x_ticks, y_ticks = _ticks(min(xs), max(xs), whole=True), _ticks(*_widened(min(ys), max(ys)))
+    left = max(_LEAST_LEFT, 14 + _LETTER_WIDTH * max(len(_number(tick)) for tick in y_ticks))
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-12)
     y_low, y_high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / (x_high - x_low) if x_high - x_low > 1e-9 else 0.5
         up = (y - y_low) / (y_high - y_low) if y_high > y_low else 0.5
-        return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
+        return left + across * (_WIDTH - left - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = []
     for tick in y_ticks:
         y = place(x_low, tick)[1]
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text text-anchor="end" x="{_LEFT - 6}" y="{y + 4:.1f}">{tick:g}</text>')
+        parts.append(f'<line class="grid" x1="{left}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text text-anchor="end" x="{left - 6}" y="{y + 4:.1f}">{_number(tick)}</text>')
     for tick in x_ticks:
         if x_low <= tick <= x_high:
             parts.append(
@@ -93,6 +97,17 @@ def _shown(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         return finite
     parts = [finite[start : start + size] for start in range(0, len(finite), size)]
     return [(fmean(x for x, _ in part), fmean(y for _, y in part)) for part in parts]
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """A range that is wide enough for numbers of few digits at its ticks."""
+    missing = _LEAST_RANGE * max(abs(low), abs(high)) - (high - low)
+    return (low - missing / 2, high + missing / 2) if missing > 0 else (low, high)
+
+
+def _number(tick: float) -> str:
+    # what is left of a sum of steps at zero
+    return f"{0.0 if abs(tick) < 1e-12 else tick:.4g}"
 
 
 def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:

@@ -26,8 +26,10 @@ _SETTINGS = ("study.toml", "recipe.toml")
 _MARKS = ("study.json", "study.toml", "reproduction.json", "cross_validation.json", "demo.json", REPORT_FILE)
 """One of them, or a recipe with checkpoints, makes a folder one of ours."""
 _SCORES = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "mean over classes", "map": "per-frame mAP"}
+_SCORES |= {"frame_map": "per-frame mAP", "calibrated_frame_map": "calibrated mAP", "frame_accuracy": "frames right"}
 _MOST_BYTES = 16 * 2**20
 _MOST_RUNS = 500
+_MOST_LINES = 6
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _evaluation(folder: Path) -> str:
 def _learning(folder: Path) -> str:
     curves = read_curves(folder)
     if not (curves.steps or curves.epochs):
-        return ""
+        return _learning_of_parts(folder)
     steps, epochs, scored = (curves.steps, *map(_by_step, (curves.epochs, curves.evaluations)))
     trained = steps or epochs
     names = sorted({name for values in scored.values() for name in values} - {"step", "loss", "seconds", "epoch"})
@@ -161,6 +163,33 @@ def _learning(folder: Path) -> str:
         line_chart("clips per second", [_line("clips per second", trained, "clips_per_second")], x_label="step"),
     ]
     return f'<h2>Learning curves</h2><div class="charts">{"".join(drawn)}</div>'
+
+
+def _learning_of_parts(folder: Path) -> str:
+    """One line a run, of the folds of a cross-validation or the trainings of a demo."""
+    found = {path.parent.name: read_curves(path.parent) for path in sorted(folder.glob("*/log.jsonl"), key=_in_order)}
+    if not found:
+        return ""
+    trained = {name: _by_step(curves.steps or curves.epochs) for name, curves in found.items()}
+    scored = {name: _by_step(curves.evaluations) for name, curves in found.items()}
+    scores = [key for key in _SCORES if any(key in entry for values in scored.values() for entry in values.values())]
+    shown = list(found)[:_MOST_LINES]
+    drawn = [
+        line_chart(title, [_line(name, values[name], key, is_marked) for name in shown], x_label="step")
+        for title, values, key, is_marked in (
+            ("loss, training", trained, "loss", False),
+            ("loss, held out", scored, "loss", True),
+            *((f"{_name(key)}, held out", scored, key, True) for key in scores),
+        )
+    ]
+    left_out = f"<p>The first {len(shown)} of {len(found)} runs.</p>" if len(shown) < len(found) else ""
+    return f'<h2>Learning curves</h2>{left_out}<div class="charts">{"".join(drawn)}</div>'
+
+
+def _in_order(path: Path) -> tuple[str, int]:
+    """fold-2 stands before fold-10."""
+    head, _, number = path.parent.name.rpartition("-")
+    return (head, int(number)) if number.isdecimal() else (path.parent.name, 0)
 
 
 def _by_step(values: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:

@@ -1,8 +1,10 @@
 """How many positions a stream of a declared length may come to."""
 
+from kinescan.errors import ConfigError
 from kinescan.vlm.chat import Chat
 from kinescan.vlm.config import StreamConfig
 from kinescan.vlm.families import Family, Features
+from kinescan.vlm.families.door import follows_length
 
 
 def positions_of_horizon(family: Family, chat: Chat, config: StreamConfig, features: Features) -> int | None:
@@ -23,3 +25,12 @@ def positions_of_horizon(family: Family, chat: Chat, config: StreamConfig, featu
     extent = family.patch_extent(features, num_patches, merged / config.fps)
     opening = len(chat.before_patch(1, 0.0, "first"))
     return opening + extent + num_patches * text + config.horizon_text_tokens
+
+
+def check_declared(family: Family, horizon_frames: int | None) -> None:
+    """Raises ConfigError where a model has to know the length of the video beforehand, and no horizon is declared."""
+    if horizon_frames is None and follows_length(family.decoder):
+        raise ConfigError(
+            f"{family.name}: rotary frequencies of this model follow the length of the video, so they are fixed "
+            "for the longest one it may become: declare horizon_frames."
+        )

@@ -26,7 +26,7 @@ from kinescan.vlm.families import Family, Features, PixelSettings, Positions, fa
 from kinescan.vlm.families.door import follows_length, share_weights, unwrapped
 from kinescan.vlm.frames import to_frames
 from kinescan.vlm.generation import Generation, Sampler, Speech, tell_of_unused
-from kinescan.vlm.horizon import positions_of_horizon
+from kinescan.vlm.horizon import check_declared, positions_of_horizon
 from kinescan.vlm.intake import Intake, PendingPatch, encoded
 from kinescan.vlm.policy import Policy, make_policy
 from kinescan.vlm.self_check import check_family
@@ -116,11 +116,7 @@ def open_stream(
         raise ConfigError(f"pixels must be PixelSettings, got a {type(pixels).__name__}. Take those of load_vlm.")
     pixels = read_pixel_settings(kind, processor) if pixels is None else pixels
     family = kind(share_weights(unwrapped(model)), pixels=pixels, horizon_frames=horizon_frames, hf_compat=hf_compat)
-    if horizon_frames is None and follows_length(family.decoder):
-        raise ConfigError(
-            f"{family.name}: rotary frequencies of this model follow the length of the video, so they are fixed "
-            "for the longest one it may become: declare horizon_frames."
-        )
+    check_declared(family, horizon_frames)
     check_family(family)
     return VideoStream(family, Chat(family, processor, opening=opening, system=system), config)
 

@@ -5,7 +5,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from kinescan.web.streams import FrameStream, StreamStart, serve_stream
 from kinescan.web.uploads import PREFIX, Uploads
 
 _MOST_JSON_BYTES = 64 * 2**20
+_MOST_JSON_PARTS = 100_000
 
 
 class Service:
@@ -168,7 +169,9 @@ class Service:
 
             try:
                 await serve_stream(socket, make, self.config.limits)
-                await socket.close()
+                # its client may have closed it already
+                with suppress(RuntimeError):
+                    await socket.close()
             except (RequestProblem, KinescanError) as error:
                 problem = error if isinstance(error, RequestProblem) else problem_of(error)
                 body = problem_body(problem.status, problem.message, problem.code)
@@ -306,11 +309,23 @@ def _usage(last: Piece) -> dict[str, int]:
 
 
 async def _json_of(request: fastapi.Request) -> Any:
-    content = b""
+    # grows in place: to add bytes to bytes copies all of them each time, while nobody else is answered
+    content = bytearray()
     async for part in request.stream():
         content += part
         if len(content) > _MOST_JSON_BYTES:
             raise RequestProblem(413, "JSON may have 64 MiB. Upload the file first (/v1/files).", "too_large")
+    return _parsed(bytes(content))
+
+
+def _parsed(content: bytes) -> Any:
+    """What JSON says; a megabyte of brackets, which would take a hundred in memory, is refused before.
+
+    Raises:
+        RequestProblem: it is not JSON, or has too many parts.
+    """
+    if sum(map(content.count, (b"[", b"{", b","))) > _MOST_JSON_PARTS:
+        raise RequestProblem(413, f"JSON may have {_MOST_JSON_PARTS} brackets and commas.", "too_large")
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
@@ -318,9 +333,10 @@ async def _json_of(request: fastapi.Request) -> Any:
 
 
 def _event_of(message: Any) -> Any:
+    text = message.get("text")
     try:
-        return json.loads(message.get("text") or message.get("bytes") or "")
-    except (ValueError, RecursionError):
+        return _parsed(message.get("bytes") or b"" if text is None else text.encode("utf-8", "surrogatepass"))
+    except RequestProblem:
         return None
 
 

@@ -25,7 +25,7 @@ from kinescan.vlm import Vlm, load_vlm
 from kinescan.web.batcher import StreamBatcher
 from kinescan.web.giving_up import check_wanted, run_until
 from kinescan.web.media import check_length, video_limits
-from kinescan.web.problems import RequestProblem
+from kinescan.web.problems import RequestProblem, said_of_video
 from kinescan.web.settings import ServeConfig
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class Engine:
         check_wanted()
         [found] = predict(model, path, top=top, views=views, limits=limits)
         if found.error is not None:
-            raise RequestProblem(422, f"the video {found.error}", "unreadable_video")
+            raise RequestProblem(422, said_of_video(found.error), "unreadable_video")
         plain = asdict(found)
         return {
             "model": model.name,

@@ -27,6 +27,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = ("/health",)
 """Answered without a key."""
+CLIENT_GONE = 499
+"""Status in log and metrics where a client hung up before its body was there; nobody is sent it."""
 _KEY_PROTOCOL = "openai-insecure-api-key."
 _REALM = (b"www-authenticate", b'Basic realm="kinescan"')
 
@@ -53,21 +55,31 @@ class Guard:
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         number, begun = secrets.token_hex(8), time.perf_counter()
         sent: dict[str, Any] = {"status": 101 if scope["type"] == "websocket" else 500, "begun": False}
+        sent["owed"] = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
         async def note(message: Message) -> None:
+            if sent["status"] == CLIENT_GONE:
+                return
             if message["type"] == "http.response.start":
                 sent.update(status=message["status"], begun=True)
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", number.encode())]
+                if sent["owed"] and (b"connection", b"close") not in message["headers"]:
+                    # answered before the whole body was there: what else the client may send is not read
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
             self._check(scope, headers)
-            bounded = receive if scope["type"] == "websocket" else self._bounded(receive, headers)
+            bounded = receive if scope["type"] == "websocket" else self._bounded(receive, sent)
             await self._app(scope, bounded, note)
         except RequestProblem as problem:
             sent["status"] = problem.status
             if not sent["begun"]:
                 await _refuse(scope, receive, note, problem)
+        except Exception:
+            # a client that went away in the middle of its body is no fault of ours
+            if sent["status"] != CLIENT_GONE:
+                raise
         finally:
             seconds = time.perf_counter() - begun
             route = getattr(scope.get("route"), "path", None) or _kind_of(scope["path"])
@@ -106,7 +118,7 @@ class Guard:
         assert self._digest is not None, "asked only where there is a key"
         return hmac.compare_digest(_digest(given), self._digest)
 
-    def _bounded(self, receive: Receive, headers: dict[str, str]) -> Receive:
+    def _bounded(self, receive: Receive, sent: dict[str, Any]) -> Receive:
         limits, received, is_over = self._limits, 0, False
         end = time.monotonic() + limits.body_seconds
 
@@ -120,10 +132,13 @@ class Guard:
                 message = await asyncio.wait_for(receive(), max(0.001, wait))
             except TimeoutError:
                 raise RequestProblem(408, "the body did not come in time.", "body_too_slow") from None
+            if message["type"] == "http.disconnect" and not sent["begun"]:
+                sent["status"] = CLIENT_GONE
             received += len(message.get("body", b""))
             if received > limits.body_bytes:
                 raise RequestProblem(413, f"bodies may have {byte_size(limits.body_bytes)}.", "too_large")
             is_over = message["type"] != "http.request" or not message.get("more_body", False)
+            sent["owed"] = not is_over
             return message
 
         return next_message

@@ -11,7 +11,6 @@ from urllib.parse import unquote, urlsplit
 
 from kinescan.data.video import Limits
 from kinescan.data.video.fetching import fetched, is_fetchable, spooled
-from kinescan.errors import VideoError
 from kinescan.runtime.quantities import byte_size
 from kinescan.web.problems import RequestProblem
 from kinescan.web.settings import ServeLimits
@@ -134,8 +133,3 @@ def check_length(seconds: float, limits: ServeLimits) -> None:
 def video_limits(limits: ServeLimits) -> Limits:
     """What decoding one video may take."""
     return Limits(timeout_seconds=limits.answer_seconds, max_pixels=limits.max_pixels)
-
-
-def unreadable(error: VideoError) -> str:
-    """Why a video cannot be read, without the name of a file of ours."""
-    return f"the video {error.reason}"

@@ -37,6 +37,20 @@ def problem_body(status: int, message: str, code: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": KINDS.get(status, "server_error"), "code": code, "param": None}}
 
 
+def said_of_video(reason: str) -> str:
+    """A sentence about a video whose file has no name here.
+
+    Args:
+        reason: of a `VideoError`, which stands behind the file's name elsewhere.
+
+    Example:
+        >>> said_of_video("is empty."), said_of_video("its frames have no pixels.")
+        ('the video is empty.', 'the video: its frames have no pixels.')
+    """
+    is_sentence = reason.split(" ", 1)[0] in ("is", "has", "holds", "cannot", "ends")
+    return f"the video {reason}" if is_sentence else f"the video: {reason}"
+
+
 def problem_of(error: KinescanError) -> RequestProblem:
     """What an error of kinescan means to a client.
 
@@ -45,7 +59,7 @@ def problem_of(error: KinescanError) -> RequestProblem:
         'the video is empty.'
     """
     if isinstance(error, VideoError):
-        return RequestProblem(422, mask_urls(f"the video {error.reason}"), "unreadable_video")
+        return RequestProblem(422, mask_urls(said_of_video(error.reason)), "unreadable_video")
     if isinstance(error, OutOfMemoryError):
         return RequestProblem(503, "the device has too little memory for this request at the moment.", "out_of_memory")
     if isinstance(error, NonFiniteError):

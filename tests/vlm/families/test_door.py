@@ -2,6 +2,7 @@ import sys
 
 import pytest
 import torch
+from tests.mentions import mentions
 
 from kinescan.errors import ConfigError, DependencyError
 from kinescan.runtime.transformers_internals import cache_argument
@@ -69,3 +70,42 @@ def test_switching_frequencies_are_refused(vlm, monkeypatch):
     monkeypatch.setattr(model.model.language_model.rotary_emb, "rope_type", "longrope")
     with pytest.raises(ConfigError, match="'longrope'"):
         open_stream(model)
+
+
+def _unpacked_at_first(model):
+    """As compressed-tensors leaves a model: a hook of the whole model makes the weights before its first forward."""
+    layers = [layer.self_attn.q_proj for layer in model.model.language_model.layers]
+    packed = [layer.weight.data for layer in layers]
+    for layer in layers:
+        del layer.weight
+
+    def unpack(module, args):
+        hook.remove()
+        for layer, weight in zip(layers, packed, strict=True):
+            layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+    hook = model.register_forward_pre_hook(unpack)
+    model.is_quantized = True
+    return hook
+
+
+def test_weights_that_the_first_forward_unpacks(build_fresh, video):
+    torch.manual_seed(3)
+    model = build_fresh("internvl")
+    answers = []
+    for packed in (False, True):
+        if packed:
+            _unpacked_at_first(model)
+        with open_stream(model) as stream:
+            stream.push(video(3))
+            answers.append(stream.ask([5, 17], max_new_tokens=2).logits)
+    assert torch.equal(*answers)
+
+
+@pytest.mark.bad_input
+def test_quantised_weights_that_do_not_run_are_an_error(build_fresh):
+    model = build_fresh("internvl")
+    _unpacked_at_first(model).remove()
+    with pytest.raises(ConfigError) as raised:
+        open_stream(model)
+    assert mentions(str(raised.value), "quantised", "weight")

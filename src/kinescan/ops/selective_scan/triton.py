@@ -152,6 +152,46 @@ def _back_through_step(  # type: ignore[no-untyped-def]
     return g, through * step[None, :], dBC, du, dstep
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _states_of_chunk(  # type: ignore[no-untyped-def]
+    h, rates, bias, u_ptr, u_at, u_step, delta_ptr, delta_at, delta_step, B_ptr, B_at, B_step,
+    first_step, past_step, is_channel, is_position, SOFTPLUS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """The states before each step of a chunk, and the one after the last: a tuple of CHUNK + 1."""
+    states = (h,)
+    for j in tl.static_range(CHUNK):
+        t = first_step + j
+        here, in_time = is_channel & (t < past_step), is_position & (t < past_step)
+        u = read(u_ptr, u_at + t * u_step, here)
+        _, step = step_size(delta_ptr, delta_at + t * delta_step, here, bias, SOFTPLUS)
+        h = advance(h, rates, u, step, read(B_ptr, B_at + t * B_step, in_time))
+        states = states + (h,)  # noqa: RUF005  (Triton knows only this)
+    return states
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _step_back(  # type: ignore[no-untyped-def]
+    g, h, before, rates, bias, skip, dy_ptr, dy_at, u_ptr, u_at, delta_ptr, delta_at,
+    B_ptr, B_at, C_ptr, C_at, z_ptr, z_at, du_ptr, ddelta_ptr, dz_ptr, row, dBC_ptr, at_step, here, in_time,
+    SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """Reads a step and goes back through it; writes the gradients of u, of the step size, of the gate, of B and C.
+
+    Returns:
+        The gradient of the state before it, and what it adds to those of A, D and the bias.
+    """
+    u = read(u_ptr, u_at, here)
+    raw, step = step_size(delta_ptr, delta_at, here, bias, SOFTPLUS)
+    into, out_of = read(B_ptr, B_at, in_time), read(C_ptr, C_at, in_time)
+    dy = read(dy_ptr, dy_at, here)
+    dy = _through_gate(dy, h, u, out_of, skip, z_ptr, z_at, dz_ptr, row, here)
+    g, through, dBC, du, dstep = _back_through_step(g, h, before, rates, u, raw, step, into, out_of, dy, skip, SOFTPLUS)
+    write(dBC_ptr, at_step[:, None] * 2 + tl.arange(0, 2)[None, :], dBC, in_time[:, None])
+    write(du_ptr, row, du, here)
+    write(ddelta_ptr, row, dstep, here)
+    return g, through, dy * u, tl.where(here, dstep, 0.0)
+
+
 # A batch with fewer tracks is not to be compiled anew, which takes a minute.
 @triton.jit(  # type: ignore[untyped-decorator]
     do_not_specialize=["num_tracks", "num_parts", "num_pieces", "piece_steps"],
@@ -175,8 +215,7 @@ def _scan_backward(  # type: ignore[no-untyped-def]
     num_blocks = tl.cdiv(num_channels, BLOCK)
     part = (tl.program_id(0) // num_blocks).to(tl.int64)
     block = (tl.program_id(0) % num_blocks).to(tl.int64)
-    channels = block * BLOCK + tl.arange(0, BLOCK)
-    positions = tl.arange(0, WIDE_STATE)
+    channels, positions = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, WIDE_STATE)
     is_channel, is_position = channels < num_channels, positions < STATE_SIZE
     in_state = is_position[:, None] & is_channel[None, :]
     by_position = positions[:, None] * num_channels + channels[None, :]
@@ -188,16 +227,13 @@ def _scan_backward(  # type: ignore[no-untyped-def]
         B_step, C_step = tl.cast(B_step, tl.int64), tl.cast(C_step, tl.int64)
     num_chunks = tl.cdiv(piece_steps, CHUNK)
     dA = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
-    dD = tl.zeros((BLOCK,), tl.float32)
-    dbias = tl.zeros((BLOCK,), tl.float32)
+    dD, dbias = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     for i in range(0, tl.cdiv(num_tracks * num_pieces - part, num_parts)):
         piece = part + i * num_parts
         track, first, count = when(piece, num_pieces, piece_steps, num_steps)
         state_at = channels[None, :] * STATE_SIZE + positions[:, None]
-        u_at, delta_at = (
-            track * u_track + first * u_step + channels,
-            track * delta_track + first * delta_step + channels,
-        )
+        u_at = track * u_track + first * u_step + channels
+        delta_at = track * delta_track + first * delta_step + channels
         B_at, C_at = track * B_track + first * B_step + positions, track * C_track + first * C_step + positions
         dy_at, z_at = track * dy_track + first * dy_step + channels, track * z_track + first * z_step + channels
         track_start = track * num_steps + first
@@ -210,46 +246,29 @@ def _scan_backward(  # type: ignore[no-untyped-def]
                 u_step, delta_step, B_step, num_chunks, part, by_position, num_channels,
                 is_channel, is_position, in_state, SOFTPLUS, STATE_SIZE, CHUNK,
             )  # fmt: skip
-            # What some threads wrote, others may read.
-            tl.debug_barrier()
+            tl.debug_barrier()  # what some threads wrote, others may read
         g = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
         if dlast_ptr is not None:
             g = read(dlast_ptr, piece * num_channels * STATE_SIZE + state_at, in_state)
         for from_end in range(1, num_chunks + 1):
             chunk = num_chunks - from_end
             if starts_ptr is not None:
-                start_at = (part * num_chunks + chunk) * STATE_SIZE * num_channels
-                h = read(starts_ptr, start_at + by_position, in_state)
-            earlier = ()
-            for j in tl.static_range(CHUNK):
-                earlier = earlier + (h,)  # type: ignore[assignment]  # noqa: RUF005  (Triton knows only this)
-                t = chunk * CHUNK + j
-                here, in_time = is_channel & (t < count), is_position & (t < count)
-                u = read(u_ptr, u_at + t * u_step, here)
-                _, step = step_size(delta_ptr, delta_at + t * delta_step, here, bias, SOFTPLUS)
-                h = advance(h, rates, u, step, read(B_ptr, B_at + t * B_step, in_time))
+                h = read(starts_ptr, (part * num_chunks + chunk) * STATE_SIZE * num_channels + by_position, in_state)
+            states = _states_of_chunk(
+                h, rates, bias, u_ptr, u_at, u_step, delta_ptr, delta_at, delta_step, B_ptr, B_at, B_step,
+                chunk * CHUNK, count, is_channel, is_position, SOFTPLUS, CHUNK,
+            )  # fmt: skip
             for j in tl.static_range(CHUNK):
                 t = chunk * CHUNK + CHUNK - 1 - j
-                here, in_time = is_channel & (t < count), is_position & (t < count)
-                row = (track_start + t) * num_channels + channels
-                before = earlier[CHUNK - 1 - j]  # type: ignore[var-annotated]
-                u = read(u_ptr, u_at + t * u_step, here)
-                raw, step = step_size(delta_ptr, delta_at + t * delta_step, here, bias, SOFTPLUS)
-                into = read(B_ptr, B_at + t * B_step, in_time)
-                out_of = read(C_ptr, C_at + t * C_step, in_time)
-                dy = read(dy_ptr, dy_at + t * dy_step, here)
-                dy = _through_gate(dy, h, u, out_of, skip, z_ptr, z_at + t * z_step, dz_ptr, row, here)
-                g, through, dBC, du, dstep = _back_through_step(
-                    g, h, before, rates, u, raw, step, into, out_of, dy, skip, SOFTPLUS
-                )
                 at_step = (block * num_tracks * num_steps + track_start + t) * STATE_SIZE + positions
-                write(dBC_ptr, at_step[:, None] * 2 + tl.arange(0, 2)[None, :], dBC, in_time[:, None])
-                write(du_ptr, row, du, here)
-                write(ddelta_ptr, row, dstep, here)
-                dA += through
-                dD += dy * u
-                dbias += tl.where(here, dstep, 0.0)
-                h = before
+                g, through, through_skip, through_bias = _step_back(
+                    g, states[CHUNK - j], states[CHUNK - 1 - j], rates, bias, skip,
+                    dy_ptr, dy_at + t * dy_step, u_ptr, u_at + t * u_step, delta_ptr, delta_at + t * delta_step,
+                    B_ptr, B_at + t * B_step, C_ptr, C_at + t * C_step, z_ptr, z_at + t * z_step,
+                    du_ptr, ddelta_ptr, dz_ptr, (track_start + t) * num_channels + channels, dBC_ptr, at_step,
+                    is_channel & (t < count), is_position & (t < count), SOFTPLUS,
+                )  # fmt: skip
+                dA, dD, dbias = dA + through, dD + through_skip, dbias + through_bias
         if dstate_ptr is not None:
             write(dstate_ptr, track * num_channels * STATE_SIZE + state_at, g, in_state & (first == 0))
         if starts_ptr is not None:

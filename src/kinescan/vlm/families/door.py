@@ -143,8 +143,9 @@ def share_weights(model: nn.Module) -> nn.Module:
     and buffers are the very tensors of `model`.
 
     Raises:
-        ConfigError: something in the model cannot be copied.
+        ConfigError: something in the model cannot be copied, or its quantised weights cannot be unpacked.
     """
+    _unpack(model)
     shared: dict[int, Any] = {}
     for module in model.modules():
         shared |= {id(value): value for value in held_tensors(module)}
@@ -160,6 +161,24 @@ def share_weights(model: nn.Module) -> nn.Module:
     for module in twin.modules():
         forget_hooks(module)
     return twin
+
+
+def _unpack(model: nn.Module) -> None:
+    """Unpacks quantised weights that wait for the model's own first forward, as compressed-tensors leaves them.
+
+    A stream calls the parts of a model, never the whole, to which a quantiser's hook belongs.
+    """
+    if not getattr(model, "is_quantized", False):
+        return
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device))
+    # A quantiser's kernels may fail in any way on a device that they were not made for.
+    except Exception as error:
+        raise ConfigError(
+            f"the quantised weights of this {type(model).__name__} do not run here: {first_sentence(error)} Use "
+            "another device, or weights that are not quantised."
+        ) from error
 
 
 def follows_length(decoder: nn.Module) -> bool:
