@@ -177,6 +177,46 @@ def test_a_full_device_is_told_by_type_or_by_the_text_of_torch() -> None:
     assert internals.exhausted_memory(RuntimeError("shapes do not fit")) is None
 
 
+class _Layer(torch.nn.Module):
+    """A layer that knows its number, as those of transformers do."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index = index
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens * self.index
+
+
+def test_compiled_streams_need_compile_shared_layers() -> None:
+    torch.compiler.reset()
+    compiled = []
+
+    def count(module, inputs):  # type: ignore[no-untyped-def]
+        compiled.append(module)
+        return module.forward
+
+    layers = [torch.compile(_Layer(index).forward, backend=count) for index in range(1, 12)]
+    with internals.compile_shared_layers():
+        found = [int(layer(torch.ones(3))[0]) for layer in layers]
+    assert found == list(range(1, 12))
+    # one is a number of its own, two is the first that differs from it, and then it varies
+    assert len(compiled) <= 3
+    torch.compiler.reset()
+
+
+def test_a_compiler_that_fails_is_a_compilation_error() -> None:
+    torch.compiler.reset()
+
+    def broken(module, inputs):  # type: ignore[no-untyped-def]
+        raise OSError("no compiler")
+
+    layer = torch.compile(_Layer(2).forward, backend=broken)
+    with pytest.raises(internals.CompilationError), internals.compile_shared_layers():
+        layer(torch.ones(3))
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("name", internals.__all__)
 def test_every_name_has_a_test(name: str) -> None:
     assert name in Path(__file__).read_text(encoding="utf-8")
