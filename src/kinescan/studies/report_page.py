@@ -174,7 +174,7 @@ def _learning_of_parts(folder: Path) -> str:
     scored = {name: _by_step(curves.evaluations) for name, curves in found.items()}
     scores = [key for key in _SCORES if any(key in entry for values in scored.values() for entry in values.values())]
     shown = list(found)[:_MOST_LINES]
-    drawn = [
+    charts = [
         line_chart(title, [_line(name, values[name], key, is_marked) for name in shown], x_label="step")
         for title, values, key, is_marked in (
             ("loss, training", trained, "loss", False),
@@ -183,7 +183,7 @@ def _learning_of_parts(folder: Path) -> str:
         )
     ]
     left_out = f"<p>The first {len(shown)} of {len(found)} runs.</p>" if len(shown) < len(found) else ""
-    return f'<h2>Learning curves</h2>{left_out}<div class="charts">{"".join(drawn)}</div>'
+    return f'<h2>Learning curves</h2>{left_out}<div class="charts">{"".join(charts)}</div>'
 
 
 def _in_order(path: Path) -> tuple[str, int]:
