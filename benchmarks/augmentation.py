@@ -1,7 +1,7 @@
 """Augmentation of a training clip on a CPU: our operations, frame by frame in place, against kornia's on the clip.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/augmentation.py            (about a minute)
-Aim: at least twice as fast at 32 frames, with the same draws and clips that are equal within 2e-4 (of 1).
+Aim: at least twice as fast at 32 frames, with the same random numbers and clips that are equal within 2e-4 (of 1).
 
 Draws of equalising and posterising are left out of the comparison of clips: they work in levels, and a value at the
 edge of one may fall to either side; tests compare them alone.
@@ -40,7 +40,7 @@ def kornia_finish(frames: torch.Tensor, left: SampledAugmentation, settings: Pre
 
 
 def check(frames: torch.Tensor) -> float:
-    """The largest difference of a pixel over draws of two operations."""
+    """The largest difference of a pixel over samples of two operations."""
     unit, in_levels, worst = (
         to_unit(frames[:, :, :224, :224]),
         {list(OPERATIONS).index(name) for name in ("equalize", "posterize")},
@@ -61,12 +61,12 @@ def check(frames: torch.Tensor) -> float:
 def timed(frames: torch.Tensor, repetitions: int) -> dict[str, Any]:
     settings = Preprocessing(num_frames=len(frames), size=224)
     transform = TrainTransform(settings, AugmentConfig(crop_scale=(0.08, 1.0), flip_rate=0.5))
-    drawn = [transform.sample(frames, generator=torch.Generator().manual_seed(seed)) for seed in range(CLIPS)]
+    sampled = [transform.sample(frames, generator=torch.Generator().manual_seed(seed)) for seed in range(CLIPS)]
     found: dict[str, list[float]] = {"kornia": [], "ours": []}
     for _ in range(repetitions):
         for name, finish in (("kornia", kornia_finish), ("ours", finish_clip)):
             started = time.process_time()
-            for pixels, left in drawn:
+            for pixels, left in sampled:
                 finish(pixels, left, settings)
             found[name].append(1000 * (time.process_time() - started) / CLIPS)
     rows = {f"{name}_ms_a_clip": round(min(values), 2) for name, values in found.items()}

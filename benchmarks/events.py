@@ -40,7 +40,7 @@ from kinescan.data.frame_labels import IGNORED
 from kinescan.data.intervals import Interval
 from kinescan.data.loader import Batch
 from kinescan.data.synthetic.event_scene import EVENT_PAIRS
-from kinescan.data.synthetic.events import EventsConfig, draw_event_scene, render_events
+from kinescan.data.synthetic.events import EventsConfig, render_events, sample_event_scene
 from kinescan.evaluation.temporal.alarms import Alarm, AlarmScores, score_alarms
 from kinescan.evaluation.temporal.scores import SOON_SECONDS, TemporalScores, score_frames
 from kinescan.evaluation.temporal.thresholds import choose_rules
@@ -145,7 +145,8 @@ def load_videos(part: str) -> tuple[Tensor, Truth]:
         aside.replace(path)
     names = [f"{part}/{index}" for index in indices]
     truth = {
-        name: draw_event_scene(config, split, index).intervals(name) for name, index in zip(names, indices, strict=True)
+        name: sample_event_scene(config, split, index).intervals(name)
+        for name, index in zip(names, indices, strict=True)
     }
     return torch.load(path, mmap=True), truth
 

@@ -64,7 +64,7 @@ CASES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pieces:
+class Costs:
     """What was measured of the path of the data and of checkpoints.
 
     Attributes:
@@ -72,7 +72,7 @@ class Pieces:
         frame_seconds: of a core, to resize and normalise a frame.
         augment_seconds: of a core, by frames of a clip.
         file_bytes_per_second: of a video of 320 x 240.
-        packed_share: of the bytes that are left when frames are stored at 128 pixels.
+        packed_fraction: of the bytes that are left when frames are stored at 128 pixels.
         checkpoint_bytes: of PKS4-L/14 with AdamW's averages.
         checkpoint_waited: seconds that training waits for the three checkpoints of an evaluation; None where that was
             not measured.
@@ -83,13 +83,13 @@ class Pieces:
     frame_seconds: float
     augment_seconds: Mapping[int, float]
     file_bytes_per_second: float
-    packed_share: float
+    packed_fraction: float
     checkpoint_bytes: float = 1.0
     checkpoint_waited: float | None = None
     checkpoint_written: float | None = None
 
 
-def read_pieces(folder: Path) -> Pieces:
+def read_costs(folder: Path) -> Costs:
     """From the results in a folder."""
 
     def results(name: str) -> Any:
@@ -105,12 +105,12 @@ def read_pieces(folder: Path) -> Pieces:
             "checkpoint_waited": found["second_waited_seconds"],
             "checkpoint_written": found["second_on_disk_seconds"],
         }
-    return Pieces(
+    return Costs(
         decode_seconds=seconds["decode"],
         frame_seconds=(seconds["decode_resize_normalise"] - seconds["decode"]) / FULL_FRAMES,
         augment_seconds={frames: augmentation[f"{frames} frames"]["ours_ms_a_clip"] / 1000 for frames in (8, 32)},
         file_bytes_per_second=path["file_bytes"] / 10,
-        packed_share=shards["file_bytes_at_128_pixels"] / shards["file_bytes"],
+        packed_fraction=shards["file_bytes_at_128_pixels"] / shards["file_bytes"],
         **checkpoint,
     )
 
@@ -150,15 +150,15 @@ def step_of_clip(model: str, frames: int, flops: float, checked: Mapping[str, An
 
 
 def work_out(
-    data: DataSet, flops: float, parameters: int, config: Any, gpus: int, pieces: Pieces, given: Assumptions, gpu: Any
+    data: DataSet, flops: float, parameters: int, config: Any, gpus: int, costs: Costs, given: Assumptions, gpu: Any
 ) -> dict[str, Any]:
     """One row: what the GPUs ask for, what the rest gives, and what is short first."""
     frames, (seconds, source) = config.preprocessing.num_frames, gpu
     clips_per_second = gpus / seconds
-    clip_seconds = min(1.0, data.mean_seconds / 10) * pieces.decode_seconds
-    cpu_seconds = clip_seconds + frames * pieces.frame_seconds + pieces.augment_seconds[frames]
+    clip_seconds = min(1.0, data.mean_seconds / 10) * costs.decode_seconds
+    cpu_seconds = clip_seconds + frames * costs.frame_seconds + costs.augment_seconds[frames]
     cores = clips_per_second * cpu_seconds / gpus
-    file_bytes = pieces.file_bytes_per_second * data.mean_seconds
+    file_bytes = costs.file_bytes_per_second * data.mean_seconds
     limits = {
         "GPUs": clips_per_second,
         "cores": given.cores_per_gpu * gpus / cpu_seconds,
@@ -167,9 +167,9 @@ def work_out(
     slowest = min(limits, key=lambda name: limits[name])
     clips = data.train_videos * config.optim.epochs
     state = 12 * parameters
-    share = state / pieces.checkpoint_bytes
-    waits = config.optim.epochs * (pieces.checkpoint_waited or 0.0) * share
-    written = None if pieces.checkpoint_written is None else pieces.checkpoint_written * share
+    fraction = state / costs.checkpoint_bytes
+    waits = config.optim.epochs * (costs.checkpoint_waited or 0.0) * fraction
+    written = None if costs.checkpoint_written is None else costs.checkpoint_written * fraction
     return {
         "data": data.name,
         "model": config.model.name,
@@ -183,7 +183,7 @@ def work_out(
         "core_seconds_per_clip": cpu_seconds,
         "cores_per_gpu": cores,
         "storage_bytes_per_second": clips_per_second * file_bytes,
-        "storage_bytes_per_second_at_128_pixels": clips_per_second * file_bytes * pieces.packed_share,
+        "storage_bytes_per_second_at_128_pixels": clips_per_second * file_bytes * costs.packed_fraction,
         "bytes_per_second_to_a_gpu": frames * 3 * config.preprocessing.size**2 / seconds,
         "data_bytes": file_bytes * data.train_videos,
         "shards": math.ceil(file_bytes * data.train_videos / PackSettings().shard_bytes),
@@ -198,7 +198,7 @@ def work_out(
     }
 
 
-def measure_cases(pieces: Pieces, given: Assumptions, checked: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def measure_cases(costs: Costs, given: Assumptions, checked: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """All rows; FLOPs of a model are counted once."""
     counted: dict[str, tuple[float, int]] = {}
     rows = []
@@ -212,7 +212,7 @@ def measure_cases(pieces: Pieces, given: Assumptions, checked: Mapping[str, Any]
             counted[recipe] = training_flops(macs, num_clips=1, num_epochs=1), model.num_parameters
         flops, parameters = counted[recipe]
         gpu = step_of_clip(name, frames, flops, checked, given)
-        rows.append(work_out(data, flops, parameters, config, gpus, pieces, given, gpu))
+        rows.append(work_out(data, flops, parameters, config, gpus, costs, given, gpu))
     return rows
 
 
@@ -272,8 +272,8 @@ def _advice(row: dict[str, Any]) -> str:
         )
     if row["limited_by"] == "storage":
         return f"storage, {row['storage_bytes_per_second'] / 1e9:.1f} GB/s; or shards of frames at 128 pixels"
-    speed, piece = min((speed, of) for of, speed in row["speeds_of"].items() if of != "GPUs")
-    return f"GPUs; next {piece}, enough for {speed / row['clips_per_second']:.1f} times as many"
+    speed, part = min((speed, of) for of, speed in row["speeds_of"].items() if of != "GPUs")
+    return f"GPUs; next {part}, enough for {speed / row['clips_per_second']:.1f} times as many"
 
 
 def main() -> None:
@@ -295,9 +295,9 @@ def main() -> None:
         storage_bytes_per_second=words.storage_bytes,
     )
     checked = None if words.gpu_check is None else speed_of_check(words.gpu_check)
-    pieces = read_pieces(measure.PUBLISHED)
-    rows = measure_cases(pieces, given, checked)
-    settings = {**asdict(given), "gpu_check": None if checked is None else checked["device"], "pieces": asdict(pieces)}
+    costs = read_costs(measure.PUBLISHED)
+    rows = measure_cases(costs, given, checked)
+    settings = {**asdict(given), "gpu_check": None if checked is None else checked["device"], "costs": asdict(costs)}
     path = measure.write_result("large_runs", seed=0, n=1, settings=settings, results={"rows": rows})
     if measure.RESULTS == measure.PUBLISHED:
         PAGE.write_text(page_of(json.loads(path.read_text())))

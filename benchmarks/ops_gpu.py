@@ -31,10 +31,10 @@ from kinescan.profiling.kernel_cases import (
     Tensors,
     correlate,
     correlate_with_gradient,
-    draw_attention,
-    draw_scan,
     plain_attention,
     relative_error,
+    sample_attention,
+    sample_scan,
     scan_by_kernel,
     scan_by_loop,
     scan_with_gradients,
@@ -100,7 +100,7 @@ def worst(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> list[float]:
 
 def check_scans(scans: Mapping[str, Scan], device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Largest relative error of outputs and gradients against float64; stops where a tolerance is broken."""
-    tensors = draw_scan(3, 11, 37, device, dtype)
+    tensors = sample_scan(3, 11, 37, device, dtype)
     grad_y = torch.randn(3, 11, 37, device=device).to(dtype)
     exact = scan_with_gradients(scan_by_loop, {n: x.double() for n, x in tensors.items()}, grad_y.double())
     errors = {}
@@ -123,12 +123,12 @@ def check_correlations(device: torch.device, dtype: torch.dtype) -> dict[str, fl
 
 
 def check_attention(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    tensors = draw_attention(4, 2, 16, 5, 21, device, dtype)
+    tensors = sample_attention(4, 2, 16, 5, 21, device, dtype)
     exact = attention_mass(*(x.double() for x in tensors), backend="reference")
     errors = {}
     for name in ("triton", "blockwise"):
-        output, mass = worst(attention_mass(*tensors, backend=name), exact)
-        errors |= {f"attention, {name}, output": output, f"attention, {name}, mass": mass}
+        output, scores = worst(attention_mass(*tensors, backend=name), exact)
+        errors |= {f"attention, {name}, output": output, f"attention, {name}, scores": scores}
     errors["attention, plain, output"] = worst((plain_attention(*tensors),), exact[:1])[0]
     return within_tolerance(errors, dtype)
 
@@ -162,7 +162,7 @@ def time_scans(
 ) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for steps in sizes.lengths:
-        tensors = draw_scan(sizes.tracks, steps, sizes.channels, device, dtype)
+        tensors = sample_scan(sizes.tracks, steps, sizes.channels, device, dtype)
         grad_y = torch.randn(tensors["u"].shape, device=device).to(dtype)
         floor = exp_floor(tensors["u"].numel() * STATE_SIZE, device)
         shape = f"{sizes.tracks} x {steps} x {sizes.channels}"
@@ -174,7 +174,7 @@ def time_scans(
             }
         runs = {name: partial(scan_with_gradients, scan, tensors, grad_y) for name, scan in scans.items()}
         results[f"scan, forward and backward, {shape}"] = compare_in_turn(clock, runs, repetitions)
-    tensors = draw_scan(sizes.step_tracks, 1, sizes.channels, device, dtype)
+    tensors = sample_scan(sizes.step_tracks, 1, sizes.channels, device, dtype)
     rows = {name: x[:, 0] if x.ndim == 3 else x for name, x in tensors.items()}
     state = torch.randn(sizes.step_tracks, sizes.channels, STATE_SIZE, device=device)
     loops = {name: scans[name] for name in ("compiled_loop", "eager_loop")}
@@ -212,14 +212,14 @@ def time_attention(
 ) -> dict[str, Any]:
     results = {}
     for shape in sizes.attentions:
-        tensors = draw_attention(*shape, device, dtype)
+        tensors = sample_attention(*shape, device, dtype)
         runs: dict[str, Callable[[], Any]] = {
             "ours": partial(attention_mass, *tensors, backend="triton"),
             "blockwise": partial(attention_mass, *tensors, backend="blockwise"),
-            "plain_attention_without_mass": partial(plain_attention, *tensors),
+            "plain_attention_without_scores": partial(plain_attention, *tensors),
         }
         heads, key_heads, head_dim, queries, keys = shape
-        name = f"attention with mass, {heads} on {key_heads} heads of {head_dim}, {queries} queries, {keys} keys"
+        name = f"attention with scores, {heads} on {key_heads} heads of {head_dim}, {queries} queries, {keys} keys"
         with torch.no_grad():
             results[name] = compare_in_turn(clock, runs, repetitions)
     return results

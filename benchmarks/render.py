@@ -55,7 +55,16 @@ BEST_EVENTS = ("rows", "PKS4, windows")
 TIME = "pks4_cpu_time_over"
 LONG = "pks4_vit_ti16, 4 blocks, 64 pixels"
 B16, L14 = "B16, 32 x 8 frames, bfloat16", "L14, 16 x 8 frames, bfloat16"
-OLD_KEYS = {"peak_share_of": "peak_ratio_to"}
+OLD_KEYS = {
+    "peak_share_of": "peak_ratio_to",
+    "shares": "divisors",
+    "pieces": "costs",
+    "packed_share": "packed_fraction",
+    "_run_pieces": "_run_splits",
+    "_run_pieces_back": "_run_splits_back",
+    "_link_pieces": "_link_splits",
+    "_link_pieces, back": "_link_splits, back",
+}
 """Keys of results that were measured before they were renamed."""
 AIMS: tuple[tuple[str, str, tuple[str, ...], str, float], ...] = (
     (

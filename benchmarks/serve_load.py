@@ -247,14 +247,14 @@ def stalling(service: Service, number: int) -> Iterator[None]:
 
     def drip() -> None:
         while not is_over.wait(1):
-            for place, (kind, link) in enumerate(opened):
+            for index, (kind, link) in enumerate(opened):
                 try:
                     if kind:
                         link.sendall(b"1\r\nx\r\n" if kind == 3 else b"x")
                 except OSError:
                     # the service has had enough of it: another takes its place
                     link.close()
-                    opened[place] = kind, renew(kind)
+                    opened[index] = kind, renew(kind)
 
     with ExitStack() as stack:
         opened += [(index % len(heads), renew(index % len(heads))) for index in range(number)]

@@ -230,11 +230,11 @@ def said_behind_frames(
     tokens: Tensor,
     policy: str | Policy,
     budget: int | None,
-    shares: tuple[float, ...] | None = None,
+    ratios: tuple[float, ...] | None = None,
     **limit: Any,
 ) -> Tensor:
     """[B, T] what the model says behind each frame, for features [B, T, N, W]; one frame of all videos at a time."""
-    options = {"policy": make_policy(policy), "budget": budget, "budget_shares": shares, **limit}
+    options = {"policy": make_policy(policy), "budget": budget, "budget_ratios": ratios, **limit}
     stream = FoldedStream(model, len(tokens), **options)
     return torch.stack([stream.push(tokens[:, frame]) for frame in range(tokens.shape[1])], dim=1)
 
@@ -326,7 +326,7 @@ def compare(seed: int, minutes: float, folder: Path) -> None:
 
 
 def open_questions() -> dict[str, tuple[Policy | str, tuple[float, ...] | None]]:
-    """What the method leaves free, fixed before any seed of FRESH was trained: a policy and the layers' shares."""
+    """What the method leaves free, fixed before any seed of FRESH was trained: a policy and the layers' ratios."""
     return {
         "statekv": ("statekv", None),
         "queries: frame": (StateKV(queries="frame"), None),
@@ -354,10 +354,10 @@ def explore(seed: int, minutes: float, folder: Path) -> None:
     for length in LENGTHS:
         videos, tokens = seen_videos(model, length, 30_000 + 1000 * seed)
         budget = length * task.STEP_TOKENS // 8
-        for name, (policy, shares) in {"full attention": ("none", None), **open_questions()}.items():
+        for name, (policy, ratios) in {"full attention": ("none", None), **open_questions()}.items():
             key = f"{length}/{name}"
             if counted.is_due(key):
-                counted.count(key, said_behind_frames(model, tokens, policy, budget, shares), videos)
+                counted.count(key, said_behind_frames(model, tokens, policy, budget, ratios), videos)
 
 
 def report(folder: Path, results_folder: Path = measure.RESULTS) -> None:

@@ -34,7 +34,7 @@ from kinescan.vlm.stream import VideoStream
 
 LENGTH = 128
 TOKENS = LENGTH * task.STEP_TOKENS
-SHARES = (4, 16)
+DIVISORS = (4, 16)
 """One part of so many of all tokens stays."""
 NAMES = tuple(name for name in POLICIES if name != "none")
 SEEDS = {"cue": (2, 4, 5), "needle": (0, 2, 4, 5)}
@@ -95,17 +95,17 @@ def train(seed: int, minutes: float, folder: Path) -> None:
         accuracy.train(seed, minutes, folder / "cue")
 
 
-def limits(name: str, share: int | None) -> dict[str, Any]:
-    """Of a cache that keeps one part of `share`; of a whole one for None."""
-    if share is None:
+def limits(name: str, divisor: int | None) -> dict[str, Any]:
+    """Of a cache that keeps one part of `divisor`; of a whole one for None."""
+    if divisor is None:
         return {}
-    return {"memory_tokens": TOKENS // share, "memory_policy": make_policy(name)}
+    return {"memory_tokens": TOKENS // divisor, "memory_policy": make_policy(name)}
 
 
 @torch.no_grad()
-def cue_right(model: Any, videos: task.Videos, tokens: Tensor, name: str, share: int | None) -> Counts:
+def cue_right(model: Any, videos: task.Videos, tokens: Tensor, name: str, divisor: int | None) -> Counts:
     """What is right behind events of each kind."""
-    right = accuracy.said_behind_frames(model, tokens, "none", None, **limits(name, share)) == videos.answers
+    right = accuracy.said_behind_frames(model, tokens, "none", None, **limits(name, divisor)) == videos.answers
     return {
         name: [int(right[videos.kinds == kind].sum()), int((videos.kinds == kind).sum())]
         for name, kind in accuracy.KINDS.items()
@@ -113,9 +113,9 @@ def cue_right(model: Any, videos: task.Videos, tokens: Tensor, name: str, share:
 
 
 @torch.no_grad()
-def needle_right(model: Any, answers: Tensor, tokens: Tensor, name: str, share: int | None) -> Counts:
+def needle_right(model: Any, answers: Tensor, tokens: Tensor, name: str, divisor: int | None) -> Counts:
     """Right answers to the questions behind videos, and questions."""
-    options = {"policy": make_policy("statekv"), "budget": STATE, **limits(name, share)}
+    options = {"policy": make_policy("statekv"), "budget": STATE, **limits(name, divisor)}
     stream = accuracy.FoldedStream(model, len(tokens), **options)
     for frame in range(LENGTH):
         stream.push(tokens[:, frame])
@@ -158,8 +158,8 @@ def compare_cue(seed: int, folder: Path, counted: "Counted") -> None:
     generator = torch.Generator().manual_seed(40_000 + seed)
     videos = task.draw(task.distant_kinds(CUE_VIDEOS, LENGTH, generator), generator)
     tokens = seen(model, videos.frames)
-    for name, share in grid():
-        counted.count(f"cue/{name}/{share}", partial(cue_right, model, videos, tokens, name, share))
+    for name, divisor in grid():
+        counted.count(f"cue/{name}/{divisor}", partial(cue_right, model, videos, tokens, name, divisor))
 
 
 def compare_needle(seed: int, folder: Path, counted: "Counted") -> None:
@@ -168,17 +168,17 @@ def compare_needle(seed: int, folder: Path, counted: "Counted") -> None:
         return
     videos = needle.draw(NEEDLE_VIDEOS, LENGTH, torch.Generator().manual_seed(50_000 + seed))
     answers, tokens = videos.answers, seen(model, videos.frames)
-    for name, share in grid():
-        counted.count(f"needle/{name}/{share}", partial(needle_right, model, answers, tokens, name, share))
+    for name, divisor in grid():
+        counted.count(f"needle/{name}/{divisor}", partial(needle_right, model, answers, tokens, name, divisor))
     few = slice(RETRIEVAL_VIDEOS)
-    for share in (None, *SHARES):
-        chunks = None if share is None else TOKENS // CHUNK_TOKENS // share
-        counted.count(f"retrieval/{share}", partial(retrieval_right, model, answers[few], tokens[few], chunks))
+    for divisor in (None, *DIVISORS):
+        chunks = None if divisor is None else TOKENS // CHUNK_TOKENS // divisor
+        counted.count(f"retrieval/{divisor}", partial(retrieval_right, model, answers[few], tokens[few], chunks))
 
 
 def grid() -> list[tuple[str, int | None]]:
     """Policies and limits; the whole cache first."""
-    return [("none", None), *((name, share) for share in SHARES for name in NAMES)]
+    return [("none", None), *((name, divisor) for divisor in DIVISORS for name in NAMES)]
 
 
 def seen(model: Any, frames: Tensor) -> Tensor:
@@ -205,8 +205,8 @@ def report(folder: Path, results_folder: Path = measure.RESULTS) -> None:
     """Writes counts and accuracies of the seeds that are done."""
     counts: dict[str, dict[str, dict[str, Counts]]] = {}
     for name, seeds in SEEDS.items():
-        keys = {f"{name}/{policy}/{share}" for policy, share in grid()}
-        keys |= {f"retrieval/{share}" for share in (None, *SHARES)} if name == "needle" else set()
+        keys = {f"{name}/{policy}/{divisor}" for policy, divisor in grid()}
+        keys |= {f"retrieval/{divisor}" for divisor in (None, *DIVISORS)} if name == "needle" else set()
         counts[name] = {}
         for seed in seeds:
             path = folder / f"seed{seed}.json"
@@ -221,13 +221,13 @@ def report(folder: Path, results_folder: Path = measure.RESULTS) -> None:
     results: dict[str, Any] = {"counts": counts, "last_line_of_training": log}
     for scored in SCORED:
         name = "needle" if scored == "needle" else "cue"
-        results[scored] = summary(counts[name], [f"{name}/{policy}/{share}" for policy, share in grid()], scored)
-    retrieved = [f"retrieval/{share}" for share in (None, *SHARES)]
+        results[scored] = summary(counts[name], [f"{name}/{policy}/{divisor}" for policy, divisor in grid()], scored)
+    retrieved = [f"retrieval/{divisor}" for divisor in (None, *DIVISORS)]
     results["retrieval"] = summary(counts["needle"], retrieved, "needle")
     settings = {
         "frames": LENGTH,
         "tokens": TOKENS,
-        "shares": SHARES,
+        "divisors": DIVISORS,
         "videos": {"cue": CUE_VIDEOS, "needle": NEEDLE_VIDEOS, "retrieval": RETRIEVAL_VIDEOS},
         "state_tokens": {"cue": None, "needle": STATE},
         "chunk_tokens_of_retrieval": CHUNK_TOKENS,
@@ -263,14 +263,15 @@ def summary(counts: dict[str, dict[str, Counts]], keys: list[str], scored: str) 
 
 def show(document: dict[str, Any]) -> None:
     """Prints the tables of the docs."""
-    results, shares = document["results"], document["settings"]["shares"]
-    print("\n| policy | " + " | ".join(f"{kind}, 1/{share}" for kind in SCORED for share in shares) + " |")
-    print("|---" * (1 + len(SCORED) * len(shares)) + "|")
+    results, settings = document["results"], document["settings"]
+    divisors = settings["divisors"] if "divisors" in settings else settings["shares"]  # as older results call it
+    print("\n| policy | " + " | ".join(f"{kind}, 1/{divisor}" for kind in SCORED for divisor in divisors) + " |")
+    print("|---" * (1 + len(SCORED) * len(divisors)) + "|")
     for name in NAMES:
         cells = []
         for kind in SCORED:
             prefix = "needle" if kind == "needle" else "cue"
-            cells += [results[kind]["accuracy_by_seed"][f"{prefix}/{name}/{share}"] for share in shares]
+            cells += [results[kind]["accuracy_by_seed"][f"{prefix}/{name}/{divisor}"] for divisor in divisors]
         print(f"| `{name}` | " + " | ".join(_cell(values) for values in cells) + " |")
     for key, values in results["retrieval"]["accuracy_by_seed"].items():
         print(f"{key}: {_cell(values)}")

@@ -3,7 +3,7 @@
 Run: OMP_NUM_THREADS=1 python benchmarks/statekv_memory.py           (some minutes on one core)
 Aims: resident memory flat from the first time the limit is reached on; retrieval of all chunks exact.
 
-A decoder of two layers, width 32, four tokens a frame, 20 frames a step, random weights: this shows memory and
+A decoder of two layers, width 32, four tokens a frame, 10 frames a step, random weights: this shows memory and
 exactness, and no accuracy. Memory is the process's resident size, read every 1,000 frames; "flat" compares the mean of
 its last tenth with that of the tenth after the first. Retrieval: the largest difference of a question's first logits
 from those of the whole cache, in parts of the largest logit, and how often the likeliest token is the same, over
@@ -23,7 +23,7 @@ from kinescan.vlm import open_stream
 from statekv_model import Sizes
 
 WIDTH, FRAME_TOKENS, BUDGET, LIMIT = 32, 4, 64, 2048
-FRAMES_OF_STEP, READ_EVERY = 20, 1000
+FRAMES_OF_STEP, READ_EVERY = 10, 1000
 QUESTIONS, FRAMES_OF_RETRIEVAL, CHUNK_TOKENS = 20, 500, 20
 SEED = 0
 

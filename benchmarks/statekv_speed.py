@@ -160,8 +160,8 @@ def time_op(device: torch.device, repetitions: int) -> dict[str, dict[str, float
         peers = plain_forms(q, k, v) | {"scored": lambda q=q, k=k, v=v: attention_mass(q, k, v)[0]}
         for run in peers.values():
             torch.testing.assert_close(run(), peers["plain"](), atol=1e-5, rtol=1e-4)
-        masses = [attention_mass(q, k, v, backend=backend)[1] for backend in (None, "reference")]
-        torch.testing.assert_close(*masses, atol=1e-5, rtol=1e-4)
+        scores = [attention_mass(q, k, v, backend=backend)[1] for backend in (None, "reference")]
+        torch.testing.assert_close(*scores, atol=1e-5, rtol=1e-4)
         now = clock(device)
         taken: dict[str, list[float]] = {name: [] for name in peers}
         for _ in range(repetitions * (10 if keys < 1000 else 1) + 1):

@@ -54,7 +54,7 @@ PIXEL_THRESHOLDS = (0.0, 2.0, 4.0, 6.0, 8.0, 12.0)
 TOKEN_THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 1e9)
 DEFAULT_PIXELS, DEFAULT_TOKENS = 4.0, 0.1
 REFRESH = 64
-SHARES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 PARTS = ("clips", "streams", "gate", "speed", "real")
 BATCH = 50
 
@@ -191,19 +191,19 @@ def speed(repetitions: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     model = create_model("pks4_vit_b16", num_classes=len(CLASSES), causal=True).eval()
     base = torch.randn(1, 1, 3, 224, 224)
-    for share in SHARES:
-        count = round(share * 196)
+    for fraction in FRACTIONS:
+        count = round(fraction * 196)
         mask = torch.zeros(196).index_fill(0, torch.randperm(196)[:count], 1).view(14, 14)
         mask = mask.repeat_interleave(16, 0).repeat_interleave(16, 1)
         frames = torch.where(mask > 0, torch.randn(1, FRAMES, 3, 224, 224), base)
         skip = SkipUnchanged(pixel_threshold=0.0, token_threshold=1e9, refresh_frames=10_000)
         runs = {"everything computed": stepping(model, frames, None), "skipping": stepping(model, frames, skip)}
         times = measure.time_in_turn(runs, repetitions, warmups=2)
-        found[f"{share:g} of the patches change"] = {
+        found[f"{fraction:g} of the patches change"] = {
             "candidates": times,
             "times_faster": times["everything computed"].cpu_seconds / times["skipping"].cpu_seconds,
         }
-        print(share, found[f"{share:g} of the patches change"], flush=True)
+        print(fraction, found[f"{fraction:g} of the patches change"], flush=True)
     return {
         "parity": parity(model),
         "stream_frame": found,

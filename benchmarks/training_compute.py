@@ -242,8 +242,8 @@ def cost_of(points: Sequence[Mapping[str, float]], target: float, unit: str) -> 
         return points[0][unit]
     for before, after in pairwise(points):
         if after["test"] >= target:
-            share = (target - before["test"]) / (after["test"] - before["test"])
-            return before[unit] + share * (after[unit] - before[unit])
+            fraction = (target - before["test"]) / (after["test"] - before["test"])
+            return before[unit] + fraction * (after[unit] - before[unit])
     return None
 
 

@@ -41,7 +41,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 """T4, A100, H100 and H200, RTX 50; AMD's MI300."""
-BACKWARD = ("_scan_backward", "_run_pieces_back", "_link_pieces, back", "_gather_gradient", "_project")
+BACKWARD = ("_scan_backward", "_run_splits_back", "_link_splits, back", "_gather_gradient", "_project")
 WITHOUT_SPILLS = (", sm_80", ", sm_90")
 """Where forward kernels must not spill; elsewhere it is written down."""
 OFFSETS = (-2, -1, 0, 1, 2)
@@ -71,7 +71,7 @@ def scan(num_steps: int, dtype: torch.dtype, state: bool = False) -> None:
 
 
 def long_scan(dtype: torch.dtype) -> None:
-    """VideoMamba-middle with 8 clips of 32 frames: few tracks, cut into pieces of time."""
+    """VideoMamba-middle with 8 clips of 32 frames: few tracks, cut into splits of time."""
     tracks, num_steps, channels, state_size = 8, 32 * 196 + 1, 1152, 16
     u, delta, z = (empty(tracks, num_steps, channels, dtype=dtype) for _ in range(3))
     B, C = (empty(tracks, num_steps, state_size, dtype=dtype) for _ in range(2))
@@ -87,7 +87,7 @@ def correlation(num_channels: int, dtype: torch.dtype) -> None:
     local_correlation.correlate_backward(maps, features, settings)
 
 
-def mass(head_dim: int, dtype: torch.dtype) -> None:
+def scores(head_dim: int, dtype: torch.dtype) -> None:
     keys = empty(1, 4, 4292, head_dim, dtype=dtype)
     attention_mass.attention_mass(empty(1, 16, 196, head_dim, dtype=dtype), keys, keys, head_dim**-0.5, 196)
 
@@ -106,7 +106,7 @@ def cases(quick: bool) -> dict[str, Callable[[], None]]:
             name = f"local_correlation, {num_channels} channels, window 9, {kind}"
             found[name] = lambda c=num_channels, d=dtype: correlation(c, d)
         for head_dim in (128,) if quick else (64, 128):
-            found[f"attention_mass, heads of {head_dim}, {kind}"] = lambda h=head_dim, d=dtype: mass(h, d)
+            found[f"attention_mass, heads of {head_dim}, {kind}"] = lambda h=head_dim, d=dtype: scores(h, d)
     return found
 
 
@@ -192,7 +192,7 @@ def compile_all(quick: bool, only: str = "") -> dict[str, dict[str, dict[str, An
         for launch in launches:
             kernel = launch.kernel.__name__
             if launch.options.get("BACK"):
-                kernel = "_link_pieces, back"
+                kernel = "_link_splits, back"
             if kernel in results[name] or (quick and kernel in BACKWARD):
                 continue
             found: dict[str, Any] = {"constants": launch.options}

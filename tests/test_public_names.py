@@ -14,10 +14,12 @@ from kinescan.training.dry_run import MemoryPlan
 
 
 def _has(name: str, parameter: str) -> bool:
-    """Whether a class takes the parameter as the old name of a field."""
+    """Whether a class takes the parameter as the old name of a field, or a function as that of a parameter."""
     value: Any = ks
     for part in name.split("."):
         value = getattr(value, part)
+    if parameter in getattr(value, "old_parameters", ()):
+        return True
     return inspect.isclass(value) and hasattr(value, parameter)
 
 
@@ -36,6 +38,8 @@ def test_public_names_and_parameters_stay() -> None:
     [
         (ks.data.Batch, "places", "positions"),
         (ks.vlm.StreamStats, "detailed_bytes", "full_cache_bytes"),
+        (ks.vlm.Candidates, "mass", "scores"),
+        (ks.vlm.Candidates, "places", "patch_indices"),
         (MemoryPlan, "average", "ema"),
         (TemporalScores, "frame_shares", "frame_fractions"),
         (TemporalScores, "largest_share", "largest_fraction"),

@@ -25,6 +25,7 @@ FORBIDDEN = {
     r"\b(a|the|its|about|same|mean) shares? of\b": "fraction of",
     r"\brecomputed (activations|gradients)\b|\brecomputation\b": "activation checkpointing",
     r"\battention mass\b": "attention score",
+    r"\b(is|are|was|were|be) said\b": "reported, logged",
     r"\bhead[ -]only\b": "linear probe",
     r"\bvision towers?\b|\btext towers?\b": "vision encoder, text encoder",
 }
@@ -149,3 +150,100 @@ def test_docstrings_describe_each_argument(path: Path) -> None:
 def test_empty_descriptions_are_found() -> None:
     text = "    Args:\n        width: of the frame, in pixels.\n        height: likewise.\n        files: to write.\n"
     assert _empty(text) == ["height: likewise.", "files: to write."]
+
+
+# Names of variables, functions, classes, fields and keys; what stays of old files and public names is listed below.
+REPLACED = {
+    "place": "index, position or device",
+    "places": "indices, positions or devices",
+    "share": "fraction, ratio",
+    "shares": "fractions, ratios",
+    "taps": "kernel size",
+    "tower": "encoder",
+    "towers": "encoders",
+    "piece": "chunk",
+    "pieces": "chunks",
+    "drawn": "sampled; shown, of pictures",
+    "mass": "scores",
+    "masses": "scores",
+    "detailed": "full, of the KV cache",
+    "recompute": "activation checkpointing",
+    "recomputed": "activation checkpointing",
+}
+ALLOWED = {
+    "attention_mass": "the op's public name",
+    "in_place": "the field's term",
+    "place_window": "a verb",
+    "share_weights": "a verb",
+    "share_memory_": "torch's",
+    "share_threads": "a verb",
+}
+OLD_NAMES = {
+    "src/kinescan/settings.py": {"taps", "recompute"},
+    "src/kinescan/data/loader.py": {"places"},
+    "src/kinescan/data/transforms.py": {"places"},
+    "src/kinescan/evaluation/temporal/scores.py": {"frame_shares", "largest_share"},
+    "src/kinescan/models/weights/vit_weights.py": {"read_vision_tower"},
+    "src/kinescan/vlm/answer.py": {"detailed_bytes"},
+    "src/kinescan/vlm/config.py": {"budget_shares"},
+    "src/kinescan/vlm/policy.py": {"mass", "places", "needs_places"},
+    "src/kinescan/vlm/saved_stream.py": {"place", "budget_shares"},
+    "src/kinescan/vlm/snapshot.py": {"places"},
+    "src/kinescan/vlm/stream.py": {"place", "budget_shares"},
+    "benchmarks/render.py": {
+        "_link_pieces",
+        "_run_pieces",
+        "_run_pieces_back",
+        "packed_share",
+        "peak_share_of",
+        "pieces",
+        "shares",
+    },
+    "benchmarks/statekv_limits.py": {"shares"},
+}
+"""Where an old name is still understood: in old files, as a deprecated alias, in older results."""
+
+
+def _names(source: str) -> Iterator[str]:
+    """All names of a module, and the strings in it that are one name."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.alias(asname=str(name)):
+                yield name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.keyword(arg=str(name)):
+                yield name
+            case ast.Constant(value=str(name)) if name.isidentifier():
+                yield name
+
+
+def _replaced(source: str) -> set[str]:
+    found = set()
+    for name in set(_names(source)) - ALLOWED.keys():
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().split("_")
+        if any(word in REPLACED for word in words) or re.search(r"(?<![a-z])head_only(?![a-z])", name):
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]),
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_names_use_the_words_of_the_glossary(path: Path) -> None:
+    found = _replaced(path.read_text(encoding="utf-8")) - {"head_only_"}
+    assert found == OLD_NAMES.get(path.relative_to(ROOT).as_posix(), set())
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["place = 1", "def f(num_pieces): ...", "class DrawnWindows: ...", "x.vision_tower", 'f(mass=1, k={"a_share": 2})'],
+)
+def test_replaced_names_are_found(source: str) -> None:
+    assert _replaced(source)
+
+
+def test_other_names_are_not() -> None:
+    assert not _replaced("displaced = placed.shared.replace(massive, attention_mass, in_place=True)")

@@ -11,13 +11,15 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kinescan.errors import ConfigError
 
 T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST_SHOWN = 200
 OLD_NAMES = {"recompute": "activation_checkpointing", "taps": "kernel_size"}
@@ -104,6 +106,28 @@ def renamed(**old_names: str) -> Callable[[type[T]], type[T]]:
     def take(cls: type[T]) -> type[T]:
         _take_old_names(cls, old_names)
         return cls
+
+    return take
+
+
+def renamed_parameters(**old_names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator of a function or method: it takes parameters by their old names, too, and warns of deprecation.
+
+    Args:
+        **old_names: old name of a parameter -> its name now.
+    """
+
+    def take(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def taking(*args: P.args, **values: P.kwargs) -> R:
+            for old in old_names.keys() & values.keys():
+                text = f"{function.__name__}({old}=...) is deprecated. Use {old_names[old]}=."
+                warnings.warn(text, DeprecationWarning, stacklevel=2)
+                values[old_names[old]] = values.pop(old)
+            return function(*args, **values)
+
+        taking.old_parameters = tuple(old_names)  # type: ignore[attr-defined]
+        return taking
 
     return take
 

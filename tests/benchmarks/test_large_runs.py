@@ -14,13 +14,13 @@ def large(script: Any) -> ModuleType:
     return module
 
 
-def _pieces(large: ModuleType) -> Any:
-    return large.Pieces(
+def _costs(large: ModuleType) -> Any:
+    return large.Costs(
         decode_seconds=0.06,
         frame_seconds=0.001,
         augment_seconds={8: 0.01},
         file_bytes_per_second=50_000,
-        packed_share=0.1,
+        packed_fraction=0.1,
         checkpoint_bytes=1200,
         checkpoint_waited=2.0,
         checkpoint_written=30.0,
@@ -35,7 +35,7 @@ def _row(large: ModuleType, seconds: float = 0.1, **given: float) -> dict[str, A
     )
     data = large.DataSet(name="made", train_videos=36_000, mean_seconds=5.0, source="")
     assumed = large.Assumptions(**{"cores_per_gpu": 4, "storage_bytes_per_second": 1e9, **given})
-    return large.work_out(data, 5e12, 200, config, 8, _pieces(large), assumed, (seconds, "assumed"))
+    return large.work_out(data, 5e12, 200, config, 8, _costs(large), assumed, (seconds, "assumed"))
 
 
 def test_a_row_by_hand(large: ModuleType) -> None:

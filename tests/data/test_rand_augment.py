@@ -69,11 +69,11 @@ def test_shearing_moves_rows_or_columns(axis: str) -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("sign", [1, -1])
-def test_pieces_make_no_difference(name: str, sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a device, where all frames are one piece."""
+def test_chunks_make_no_difference(name: str, sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device, where all frames are one chunk."""
     frames = _clip(1)
     by_frame = OPERATIONS[name](frames.clone(), 0.4, sign)
-    monkeypatch.setattr("kinescan.data.rand_augment.pieces", lambda clip: iter([clip]))
+    monkeypatch.setattr("kinescan.data.rand_augment.chunks", lambda clip: iter([clip]))
     assert torch.allclose(OPERATIONS[name](frames.clone(), 0.4, sign), by_frame, atol=1e-6)
 
 

@@ -23,7 +23,7 @@ from kinescan.data.synthetic import (
     still_batch,
 )
 from kinescan.data.synthetic.appearance import COLOURS, render_appearance
-from kinescan.data.synthetic.motion import Look, draw_motion_scene, render_disturbed, render_motion
+from kinescan.data.synthetic.motion import Look, render_disturbed, render_motion, sample_motion_scene
 from kinescan.data.synthetic.scene import render
 from kinescan.data.synthetic.shapes import signed_distance
 from kinescan.data.synthetic.textures import background_textures, object_textures
@@ -42,7 +42,7 @@ def decoded(path: Path) -> torch.Tensor:
 
 def object_centre(scene_kind: str, *, split: str = "train", seed: int = 3) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return draw_motion_scene(rng, scene_kind, split, num_frames=9).sprites[0].poses.numpy()
+    return sample_motion_scene(rng, scene_kind, split, num_frames=9).sprites[0].poses.numpy()
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +120,14 @@ def test_first_classes_of_pairs_move_as_their_names_say():
     assert (np.diff(down[:, 1]) > 0).all()
     assert (np.diff(object_centre("turning")[:, 3]) > 0).all()
     assert (np.diff(object_centre("scaling")[:, 2]) > 0).all()
-    scene = draw_motion_scene(np.random.default_rng(0), "meeting", "train", num_frames=9)
+    scene = sample_motion_scene(np.random.default_rng(0), "meeting", "train", num_frames=9)
     apart = (scene.sprites[0].poses[:, :2] - scene.sprites[1].poses[:, :2]).norm(dim=1)
     assert bool((apart.diff() < 0).all())
 
 
 def test_turning_is_clockwise_on_the_screen():
     rng = np.random.default_rng(5)
-    scene = draw_motion_scene(rng, "turning", "train", num_frames=9, look=Look(shape="drop"))
+    scene = sample_motion_scene(rng, "turning", "train", num_frames=9, look=Look(shape="drop"))
     frames = render(scene, frame_size=64).float()
     background = render(draw_background_only(scene), frame_size=64).float()
     mask = (frames - background).abs().sum(1) > 60  # [T, 64, 64]
@@ -152,7 +152,7 @@ def draw_background_only(scene):
 
 def test_covering_hides_the_object_at_first_and_shows_it_at_last():
     for seed in range(8):
-        scene = draw_motion_scene(np.random.default_rng(seed), "covering", "train", num_frames=9)
+        scene = sample_motion_scene(np.random.default_rng(seed), "covering", "train", num_frames=9)
         without = type(scene)(background_seed=scene.background_seed, sprites=scene.sprites[1:])
         seen = (render(scene, frame_size=64) != render(without, frame_size=64)).any(1).flatten(1).sum(1)
         assert seen[0] == 0
@@ -164,7 +164,7 @@ def test_train_and_test_share_no_texture(pair):
     seeds = {"train": set(), "test": set()}
     for split, found in seeds.items():
         for index in range(50):
-            scene = draw_motion_scene(np.random.default_rng(index), pair, split, num_frames=2)
+            scene = sample_motion_scene(np.random.default_rng(index), pair, split, num_frames=2)
             found |= {scene.background_seed, *(sprite.texture_seed for sprite in scene.sprites)}
     assert seeds["train"] <= set_in(TRAIN_TEXTURES, seeds["train"])
     assert seeds["test"] <= set_in(TEST_TEXTURES, seeds["test"])
@@ -178,7 +178,7 @@ def set_in(pool, seeds):
 
 def test_noise_and_shake_have_the_sizes_asked_for():
     quiet = MotionConfig(**SMALL, noise_levels=0, shake_pixels=0)
-    scene = draw_motion_scene(np.random.default_rng(0), "horizontal", "train", num_frames=6)
+    scene = sample_motion_scene(np.random.default_rng(0), "horizontal", "train", num_frames=6)
     still = render_disturbed(scene, np.random.default_rng(1), quiet).float()
     assert torch.equal(still, render(scene, frame_size=32).float())
     noisy = MotionConfig(**SMALL, noise_levels=8, shake_pixels=0)

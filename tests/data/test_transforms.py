@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kinescan.data.rand_augment import OPERATIONS, rand_augment
-from kinescan.data.transforms import AugmentConfig, EvalTransform, TrainTransform, draw_crop, mix
+from kinescan.data.transforms import AugmentConfig, EvalTransform, TrainTransform, mix, sample_crop
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError
 from kinescan.preprocessing import Preprocessing
 
@@ -122,13 +122,13 @@ def test_clips_are_written_where_they_are_wanted(augment: AugmentConfig) -> None
 def test_crops_stay_inside_and_keep_scale_and_aspect() -> None:
     generator = seeded()
     for _ in range(300):
-        top, left, height, width = draw_crop((48, 72), (0.25, 0.5), (0.75, 4 / 3), generator)
+        top, left, height, width = sample_crop((48, 72), (0.25, 0.5), (0.75, 4 / 3), generator)
         assert 0 <= top <= 48 - height
         assert 0 <= left <= 72 - width
         assert 0.23 < height * width / (48 * 72) < 0.53
         assert 0.7 < width / height < 1.4
-    assert draw_crop((10, 1000), (1.0, 1.0), (0.75, 4 / 3), generator) == (0, 493, 10, 13)
-    assert draw_crop((1000, 10), (1.0, 1.0), (0.75, 4 / 3), generator) == (493, 0, 13, 10)
+    assert sample_crop((10, 1000), (1.0, 1.0), (0.75, 4 / 3), generator) == (0, 493, 10, 13)
+    assert sample_crop((1000, 10), (1.0, 1.0), (0.75, 4 / 3), generator) == (493, 0, 13, 10)
 
 
 def test_erasing_replaces_one_rectangle_for_all_frames() -> None:
@@ -180,7 +180,7 @@ def test_a_whole_frame_is_stretched_in_test_and_training_alike(size: tuple[int, 
     )
     assert torch.equal(TrainTransform(settings, plain)(pixels, generator=seeded()), views[0])
     # shapes of crops are those within the square, whatever that of the frame
-    shown = {draw_crop((64, 128), (0.5, 0.5), (2 * 0.75, 2 * 4 / 3), seeded(seed))[2:] for seed in range(40)}
+    shown = {sample_crop((64, 128), (0.5, 0.5), (2 * 0.75, 2 * 4 / 3), seeded(seed))[2:] for seed in range(40)}
     assert all(0.74 < width / 128 / (height / 64) < 1.36 for height, width in shown)
 
 

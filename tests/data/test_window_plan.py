@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from kinescan.data.window_plan import DrawnWindows, FollowedWindows, RowOrder, Span
+from kinescan.data.window_plan import FollowedWindows, RowOrder, SampledWindows, Span
 from kinescan.errors import ConfigError
 
 LENGTHS = [40, 7, 16, 1, 90]
@@ -10,34 +10,34 @@ IDS = ["a", "b", "c", "d", "e"]
 SPANS = [Span(0, "fall", 10, 14), *(Span(4, "walk", k, k + 3) for k in range(0, 64, 4))]
 
 
-def _drawn(ratio: float = 0.5) -> DrawnWindows:
-    return DrawnWindows(LENGTHS, SPANS, num_frames=8, event_ratio=ratio, seed=0)
+def _sampled(ratio: float = 0.5) -> SampledWindows:
+    return SampledWindows(LENGTHS, SPANS, num_frames=8, event_ratio=ratio, seed=0)
 
 
 def _followed(rows: int) -> FollowedWindows:
     return FollowedWindows(LENGTHS, IDS, num_frames=8, num_rows=rows, seed=0)
 
 
-def test_windows_are_drawn_by_seed_epoch_and_index_alone() -> None:
-    first = [_drawn().window(3, index) for index in range(len(_drawn()))]
-    assert first == [_drawn().window(3, index) for index in range(len(first))]
-    assert first != [_drawn().window(4, index) for index in range(len(first))]
+def test_windows_are_sampled_by_seed_epoch_and_index_alone() -> None:
+    first = [_sampled().window(3, index) for index in range(len(_sampled()))]
+    assert first == [_sampled().window(3, index) for index in range(len(first))]
+    assert first != [_sampled().window(4, index) for index in range(len(first))]
     assert all(0 <= window.first <= max(0, LENGTHS[window.video] - 8) and window.starts for window in first)
 
 
 @pytest.mark.parametrize("num_windows", [6, 1000])
 def test_an_epoch_has_as_many_windows_as_it_is_told(num_windows: int) -> None:
-    plan = DrawnWindows([*LENGTHS, 0], SPANS, num_frames=8, event_ratio=0.5, num_windows=num_windows, seed=0)
+    plan = SampledWindows([*LENGTHS, 0], SPANS, num_frames=8, event_ratio=0.5, num_windows=num_windows, seed=0)
     assert len(plan) == num_windows + 1  # the video that cannot be read has one
     windows = [plan.window(epoch, index) for epoch in range(30) for index in range(len(plan))]
     assert {window.video for window in windows} == set(range(6))
     assert all(0 <= window.first <= max(0, [*LENGTHS, 0][window.video] - 8) for window in windows)
-    nothing = DrawnWindows([0], [], num_frames=8, event_ratio=0.5, num_windows=num_windows, seed=0)
+    nothing = SampledWindows([0], [], num_frames=8, event_ratio=0.5, num_windows=num_windows, seed=0)
     assert len(nothing) == 1
 
 
 def test_a_part_of_the_windows_shows_events_rare_ones_more_often_than_they_occur() -> None:
-    plan, labels = _drawn(), Counter[str]()
+    plan, labels = _sampled(), Counter[str]()
     for epoch in range(60):
         for index in range(round(0.5 * len(plan))):
             window = plan.window(epoch, index)
@@ -54,7 +54,7 @@ def test_a_part_of_the_windows_shows_events_rare_ones_more_often_than_they_occur
 
 def test_the_other_windows_reach_every_part_of_the_time() -> None:
     seen = {video: set[int]() for video in range(5)}
-    plan = _drawn(0.01)
+    plan = _sampled(0.01)
     for epoch in range(40):
         for index in range(len(plan)):
             window = plan.window(epoch, index)
@@ -97,7 +97,11 @@ def test_followed_windows_of_an_epoch_are_as_many_as_told_and_epochs_go_on(num_w
             assert 0 <= window.first < max(1, lengths[window.video])
             if not window.starts:
                 before = windows[index - 1]
-                assert (window.video, window.first, window.draw) == (before.video, before.first + 8, before.draw)
+                assert (window.video, window.first, window.sample_key) == (
+                    before.video,
+                    before.first + 8,
+                    before.sample_key,
+                )
         assert all(windows[row * plan.num_steps].starts for row in range(rows))
     # 21 windows in all: no video is shown more often than another by more than a pass.
     passes = num_windows * epochs / 21
@@ -110,7 +114,7 @@ def test_followed_windows_of_an_epoch_are_as_many_as_told_and_epochs_go_on(num_w
 def test_a_video_that_an_epoch_shows_twice_is_cropped_anew() -> None:
     plan = FollowedWindows([16], ["a"], num_frames=8, num_rows=1, num_windows=4, seed=0)
     first, _, second, _ = (plan.window(0, index) for index in range(4))
-    assert first.draw != second.draw
+    assert first.sample_key != second.sample_key
     assert first.starts
     assert second.starts
 

@@ -81,13 +81,13 @@ def check_tracks_share_a_program(device):
             assert_matches_reference(draw(device, 5, num_steps, 3, 2))
 
 
-def check_pieces_of_time(device):
-    """A long scan of few tracks: pieces side by side, the last of them shorter, with and without what is optional."""
+def check_splits_of_time(device):
+    """A long scan of few tracks: splits side by side, the last of them shorter, with and without what is optional."""
     from kinescan.ops.selective_scan import triton as kernels
-    from kinescan.ops.selective_scan import triton_pieces as pieces
+    from kinescan.ops.selective_scan import triton_splits
 
-    with mock.patch.object(pieces, "PROGRAMS", 6), mock.patch.object(pieces, "FEWEST_STEPS", 3):
-        assert pieces.pieces_of(2, 10, 1) == (3, 4)
+    with mock.patch.object(triton_splits, "PROGRAMS", 6), mock.patch.object(triton_splits, "FEWEST_STEPS", 3):
+        assert triton_splits.split_time(2, 10, 1) == (3, 4)
         assert_matches_reference(draw(device, 2, 10, 5, 4))
         assert_matches_reference(draw(device, 1, 11, 3, 2, optional=False, state=False))
         tensors = draw(device, 1, 13, 3, 2)
@@ -100,30 +100,30 @@ def check_pieces_of_time(device):
         check_views(device)
 
 
-def check_pieces_are_those_of_one_scan(device):
-    """The same numbers, but for the order of sums, as one piece; a state that has died out stays so."""
-    from kinescan.ops.selective_scan import triton_pieces as pieces
+def check_splits_are_those_of_one_scan(device):
+    """The same numbers, but for the order of sums, as one scan; a state that has died out stays so."""
+    from kinescan.ops.selective_scan import triton_splits
 
     tensors = draw(device, 1, 12, 3, 4)
     tensors["A"][0] = -80.0
     whole = selective_scan(**tensors, backend="triton")
-    with mock.patch.object(pieces, "PROGRAMS", 8), mock.patch.object(pieces, "FEWEST_STEPS", 2):
-        in_pieces = selective_scan(**tensors, backend="triton")
-    torch.testing.assert_close(in_pieces, whole, atol=1e-6, rtol=1e-5)
+    with mock.patch.object(triton_splits, "PROGRAMS", 8), mock.patch.object(triton_splits, "FEWEST_STEPS", 2):
+        in_splits = selective_scan(**tensors, backend="triton")
+    torch.testing.assert_close(in_splits, whole, atol=1e-6, rtol=1e-5)
 
 
 def check_when_time_is_cut(device):
-    from kinescan.ops.selective_scan.triton_pieces import pieces_of
+    from kinescan.ops.selective_scan.triton_splits import split_time
 
-    assert pieces_of(6272, 8, 12) == (1, 8)
-    assert pieces_of(6272, 32, 12) == (1, 32)
-    assert pieces_of(784, 1, 12) == (1, 1)
-    num_pieces, piece_steps = pieces_of(8, 6273, 9)
-    assert num_pieces >= 10
-    assert (num_pieces - 1) * piece_steps < 6273 <= num_pieces * piece_steps
+    assert split_time(6272, 8, 12) == (1, 8)
+    assert split_time(6272, 32, 12) == (1, 32)
+    assert split_time(784, 1, 12) == (1, 1)
+    num_splits, split_steps = split_time(8, 6273, 9)
+    assert num_splits >= 10
+    assert (num_splits - 1) * split_steps < 6273 <= num_splits * split_steps
     for num_steps in range(1, 3000, 7):
-        num_pieces, piece_steps = pieces_of(1, num_steps, 3)
-        assert (num_pieces - 1) * piece_steps < num_steps <= num_pieces * piece_steps
+        num_splits, split_steps = split_time(1, num_steps, 3)
+        assert (num_splits - 1) * split_steps < num_steps <= num_splits * split_steps
 
 
 def check_options(device):
@@ -169,7 +169,7 @@ def check_published_values(device):
             torch.testing.assert_close(grad.double(), expected, atol=GRADIENT_TOLERANCE * largest, rtol=0.0, msg=name)
 
 
-def check_pieces_and_steps(device):
+def check_whole_and_steps(device):
     tensors = draw(device, 2, 5, 7, 4)
     whole, last = selective_scan(**tensors, backend="triton")
     state, rows = tensors["state"], []

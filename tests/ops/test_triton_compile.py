@@ -30,7 +30,7 @@ def test_forward_kernels_compile_for_hopper_without_spills(tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "triton_compile.json").read_text())["results"]
     needs = {kernel: found["sm_90"] for kernels in results.values() for kernel, found in kernels.items()}
-    assert set(needs) == {"_scan", "_run_pieces", "_link_pieces", "_measure", "_correlate", "_attend", "_weigh"}
+    assert set(needs) == {"_scan", "_run_splits", "_link_splits", "_measure", "_correlate", "_attend", "_weigh"}
     for kernel, found in needs.items():
         assert found["spill_store_bytes"] == found["spill_load_bytes"] == 0, kernel
         assert 16 <= found["registers"] <= 255, kernel

@@ -1,6 +1,10 @@
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
+import kinescan.profiling
 from kinescan.errors import ConfigError
 from kinescan.models.zoo import create_model
 from kinescan.profiling.cost import Macs, count_cost, training_flops
@@ -125,3 +129,21 @@ def test_a_layer_of_ones_own_names_what_no_operation_shows():
     model.scanner = Halved()
     parts = {part.name: part.macs for part in count_cost(model, num_frames=3).parts}
     assert parts["scanner"] == Macs(temporal=7 * 3)
+
+
+def test_costs_know_no_layer_and_no_model_by_its_class() -> None:
+    """A layer says itself what it costs: profiling imports the base class of models, and no layer."""
+    folder = Path(kinescan.profiling.__file__).parent
+    known = {
+        f"{node.module}.{alias.name}"
+        for path in folder.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("kinescan.layers", "kinescan.models"))
+        for alias in node.names
+    }
+    assert known == {
+        "kinescan.models.classifier.VideoClassifier",
+        "kinescan.models.mode.complete_view",
+        "kinescan.models.mode.evaluation_view",
+        "kinescan.models.mode.training_view",
+    }

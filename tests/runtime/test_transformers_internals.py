@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 from kinescan.runtime import transformers_internals as internals  # noqa: E402
 
 
-class _Marked(internals.DrawnWeights):
+class _Marked(internals.InitialisedWeights):
     def after_loading(self, module):
         module.seen = True
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from kinescan.training.ema import WeightAverage
+from kinescan.training.ema import WeightEma
 
 
 def _model() -> nn.Module:
@@ -14,13 +14,13 @@ def _model() -> nn.Module:
 def test_average_covers_what_is_trained_and_statistics_and_is_put_in_and_out() -> None:
     model = _model()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    average = WeightAverage(model, decay=0.9)
+    ema = WeightEma(model, decay=0.9)
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.add_(1)
-    average.update(step=1)
+    ema.update(step=1)
     own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with average.in_model():
+    with ema.in_model():
         for name, tensor in model.state_dict().items():
             # Early steps count more: 2 / 11 of the start values are left.
             moved = 1 if name in ("0.bias", "1.num_batches_tracked") else 9 / 11
@@ -30,22 +30,22 @@ def test_average_covers_what_is_trained_and_statistics_and_is_put_in_and_out() -
 
 def test_average_is_restored_from_a_model_that_holds_it() -> None:
     model = _model()
-    average = WeightAverage(model, decay=0.5)
+    ema = WeightEma(model, decay=0.5)
     nn.init.ones_(model[0].weight)
-    average.update(step=50)
-    weights = average.weights()
-    average.leave_in_model()
-    again = WeightAverage(model, decay=0.5)
+    ema.update(step=50)
+    weights = ema.weights()
+    ema.leave_in_model()
+    again = WeightEma(model, decay=0.5)
     again.restore(weights)
     assert torch.equal(model[0].weight, torch.ones(3, 2))
-    for kept in (average, again):
+    for kept in (ema, again):
         kept.update(step=51)
     with again.in_model():
         resumed = model[0].weight.clone()
-    with average.in_model():
+    with ema.in_model():
         assert torch.equal(model[0].weight, resumed)
 
 
 def test_average_refuses_weights_of_another_model() -> None:
     with pytest.raises(KeyError, match="averaged"):
-        WeightAverage(_model(), decay=0.5).restore({"0.weight": torch.zeros(3, 2)})
+        WeightEma(_model(), decay=0.5).restore({"0.weight": torch.zeros(3, 2)})

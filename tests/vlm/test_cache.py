@@ -6,7 +6,7 @@ import torch
 from kinescan.errors import ConfigError
 from kinescan.vlm.attention import attend, attention_of, visible_pairs
 from kinescan.vlm.cache import StreamCache
-from kinescan.vlm.policy import AccumulatedMass, Recency, StateKV
+from kinescan.vlm.policy import AccumulatedScores, Recency, StateKV
 from kinescan.vlm.store import CacheShape, KeyValueStore
 
 SHAPE = CacheShape(num_layers=2, key_heads=2, head_dim=8, dtype=torch.float32, device=torch.device("cpu"))
@@ -96,7 +96,7 @@ def test_sizes_for_masks_while_streaming_and_answering():
 
 
 def test_history_follows_its_keys():
-    cache = StreamCache(SHAPE, policy=AccumulatedMass(recent_ratio=0.0), budget=3)
+    cache = StreamCache(SHAPE, policy=AccumulatedScores(recent_ratio=0.0), budget=3)
     layer = cache.layers[0]
     layer.extend_state(*torch.randn(2, 1, 2, 4, 8), 0)
     layer.compress(cache.policy, 3, torch.tensor([[4.0, 1.0, 2.0, 3.0]] * 2))
@@ -127,7 +127,7 @@ def test_scores_come_from_the_queries_that_are_asked(asked):
 
 
 def test_layers_share_the_budget():
-    cache = StreamCache(SHAPE, policy=Recency(), budget=6, budget_shares=(3, 1))
+    cache = StreamCache(SHAPE, policy=Recency(), budget=6, budget_ratios=(3, 1))
     for _ in range(2):
         for layer in range(2):
             cache.update(*torch.randn(2, 1, 2, 7, 8), layer)
@@ -137,5 +137,5 @@ def test_layers_share_the_budget():
 
 
 def test_shares_for_other_layers_are_refused():
-    with pytest.raises(ConfigError, match=r"budget_shares.*2.*3"):
-        StreamCache(SHAPE, policy=Recency(), budget=6, budget_shares=(3, 1, 1))
+    with pytest.raises(ConfigError, match=r"budget_ratios.*2.*3"):
+        StreamCache(SHAPE, policy=Recency(), budget=6, budget_ratios=(3, 1, 1))

@@ -26,7 +26,7 @@ def test_frame_rates_are_positive_numbers(value):
     "options",
     [{"policy": 5}, {"policy": ["statekv"]}, {"policy": None}, {"storage": None}, {"storage": 8}, {"hf_compat": "no"},
      {"horizon_text_tokens": None}, {"chunk_tokens": 2**40},
-     {"budget_shares": (1, -1, 1)}, {"budget_shares": "111"}, {"budget_shares": (1, 1)}],
+     {"budget_ratios": (1, -1, 1)}, {"budget_ratios": "111"}, {"budget_ratios": (1, 1)}],
     ids=str,
 )  # fmt: skip
 def test_other_settings_are_named(options, vlm):
@@ -45,3 +45,16 @@ def test_lengths_of_answers_are_whole_numbers(limit, vlm, video):
         stream.push(video(1))
         with pytest.raises(ConfigError, match="max_new_tokens must be"):
             stream.ask([1, 2], max_new_tokens=limit)
+
+
+def test_old_name_of_budget_ratios_is_taken_and_can_be_read(vlm):
+    with pytest.warns(DeprecationWarning, match="budget_ratios"):
+        config = StreamConfig(budget_shares=(2, 1))
+    with pytest.warns(DeprecationWarning, match="budget_ratios"):
+        assert config.budget_shares == config.budget_ratios == (2.0, 1.0)
+    with (
+        pytest.warns(DeprecationWarning, match="budget_ratios") as warned,
+        open_stream(vlm("qwen3_vl"), budget=9, budget_shares=(2, 1, 1)) as stream,
+    ):
+        assert stream.config.budget_ratios == (2.0, 1.0, 1.0)
+    assert {one.filename for one in warned} == {__file__}

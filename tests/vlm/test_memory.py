@@ -135,7 +135,7 @@ def test_a_push_that_fails_leaves_what_was_there(memory_policy, vlm, video, monk
 
 def remembered(heads=1, steps=(), **options):
     empty = torch.empty(heads, 0, dtype=torch.int64)
-    fresh = Remembered(positions=empty, places=empty, counts=empty.float(), **options)
+    fresh = Remembered(positions=empty, patch_indices=empty, counts=empty.float(), **options)
     for step in steps:
         fresh = fresh.with_step(step)
     return fresh
@@ -154,17 +154,17 @@ def test_scores_meet_their_tokens():
     assert known.with_scores(torch.ones(1, 5), None).scores.tolist() == [[7, 3, 4, 1, 7]]
 
 
-def test_places_are_counted_from_the_end_of_a_step():
+def test_patch_indices_are_counted_from_the_end_of_a_step():
     known = remembered(steps=(3, 4))
     assert known.everything()[1].tolist() == [[3, 2, 1, 4, 3, 2, 1]]
 
 
 def repeated():
-    """Two places over three frames: one shows the same all the time, one changes."""
+    """Two patches over three frames: one shows the same all the time, one changes."""
     still, first, second, third = torch.eye(4).unbind()
     values = torch.stack([still, first, still, second, still, third])[None]
-    places = torch.tensor([[2, 1, 2, 1, 2, 1]])
-    return Candidates(positions=torch.arange(6)[None], keys=values, values=values, places=places,
+    patch_indices = torch.tensor([[2, 1, 2, 1, 2, 1]])
+    return Candidates(positions=torch.arange(6)[None], keys=values, values=values, patch_indices=patch_indices,
                       counts=torch.ones(1, 6))  # fmt: skip
 
 

@@ -242,7 +242,7 @@ def test_storage_offload_is_exact_and_int8_close(family_name, vlm, video):
 def test_saved_stream_goes_on_as_if_never_put_down(policy, storage, family_name, vlm, video, tmp_path):
     model, frames = vlm(family_name), video(9)
     options = {"budget": 15, "policy": policy, "storage": storage, "chunk_tokens": 11, "patches_per_step": 2}
-    options |= {"budget_shares": (2, 1, 1)} if policy == FREE else {}
+    options |= {"budget_ratios": (2, 1, 1)} if policy == FREE else {}
     expected, whole = ask(model, frames, **options)
     with start(model, **options) as stream:
         stream.push(frames[:5])

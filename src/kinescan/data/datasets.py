@@ -96,8 +96,8 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         classes: label texts.
         transform: makes clips from frames: a TrainTransform in training, an EvalTransform in test.
         preprocessing: how many frames a clip has, and which.
-        mode: "train" draws a clip at random, "test" takes the views.
-        seed: of the draws.
+        mode: "train" samples a clip, "test" takes the views.
+        seed: of the random numbers.
         views: of every video in test; by default one clip and the transform's crops.
         allow_short: take what is there of cut or damaged files (see VideoReader).
         limits: what one file may take.
@@ -191,11 +191,11 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
             if self.mode == "test":
                 return Sample(self._read_views(item, out), item.label, index)
             generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch, item.video_id))
-            frames = self._draw_frames(index, generator)
+            frames = self._sample_frames(index, generator)
         except VideoError as error:
             return Unreadable(str(item.path), error.reason, index, gone=self._is_gone(index))
         assert isinstance(self.transform, TrainTransform)
-        label = self._draw_mirrored_label(item, epoch)
+        label = self._sample_mirrored_label(item, epoch)
         sampled = self.transform.sample(frames.pixels, generator=generator, mirror=label is not None)
         clip, left = as_clip(*sampled, self.preprocessing, out, in_bytes=self.in_bytes)
         seconds = mean_step(frames.pts_seconds)
@@ -205,7 +205,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         """Of an item that could not be read: whether its file is gone."""
         return is_gone(self.items[index].path)
 
-    def _draw_frames(self, index: int, generator: torch.Generator) -> Frames:
+    def _sample_frames(self, index: int, generator: torch.Generator) -> Frames:
         """The T frames of a training clip."""
         item, settings = self.items[index], self.preprocessing
         with self._open(item) as video:
@@ -221,7 +221,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
             )
             return video.read(indices)
 
-    def _draw_mirrored_label(self, item: VideoItem, epoch: int) -> int | None:
+    def _sample_mirrored_label(self, item: VideoItem, epoch: int) -> int | None:
         """The label of the clip's mirror image where it is to be mirrored."""
         assert isinstance(self.transform, TrainTransform)
         generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch, item.video_id, "mirror"))
@@ -307,7 +307,7 @@ def split_items(
         items: all videos.
         held_out_ratio: fraction of each class to hold out, in (0, 1); at least one video stays on each side of every
             class that has two. A class's only video stays in training.
-        seed: of the draw.
+        seed: of the random numbers.
 
     Returns:
         (training, held out), each in the order of `items`.

@@ -1,4 +1,4 @@
-"""What was found out about videos, as arrays in a folder of caches: made anew wherever it does not fit."""
+"""Arrays that were computed from videos, kept in files; what does not fit the video any more is computed again."""
 
 import hashlib
 import logging
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 CACHE_VARIABLE = "KINESCAN_FRAME_TABLES"
 """Environment variable: the folder of what is kept, or "off"."""
 _PROBED_BYTES = 4096
+"""Of the start and of the end of a video, which tell whether it was changed."""
 _SUFFIX = ".npz"
 _ATTEMPTS = 3
 _LEFT_OVER_SECONDS = 3600.0
@@ -79,7 +80,7 @@ class DiskCache:
         return None
 
     def write(self, path: str | Path, key: str, arrays: Mapping[str, Any], *, compressed: bool) -> bool:
-        """Keeps arrays of a video; a folder that cannot be written is said once, and nothing else happens.
+        """Keeps arrays of a video; a folder that cannot be written is logged once, and nothing else happens.
 
         Args:
             path: the video.

@@ -27,7 +27,7 @@ _LEAST_MILLISECONDS = 100
 """Of an interval whose numbers may be milliseconds."""
 _SLACK_SECONDS = 0.25
 """How far an interval may reach beyond its video: players show a length that was rounded, or that of the sound."""
-_FRAMES_SHARE = 0.05
+_FRAMES_FRACTION = 0.05
 """By how much the number of labels may differ from the number of frames."""
 
 
@@ -179,7 +179,7 @@ class _Placing:
             self._wrong(annotated.line, "cannot be read, so the times of its labels, one a frame, are not known.")
             return ()
         labels, frames = annotated.num_frames, len(clock.starts)
-        if abs(labels - frames) > max(2, _FRAMES_SHARE * frames):
+        if abs(labels - frames) > max(2, _FRAMES_FRACTION * frames):
             rate = labels / clock.end if clock.end > 0 else 0
             self._wrong(
                 annotated.line,

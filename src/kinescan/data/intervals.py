@@ -45,7 +45,7 @@ class IntervalVideo:
 
     Attributes:
         path: the file.
-        video_id: what names the video wherever its folder lies; draws and splits depend on it.
+        video_id: what names the video wherever its folder lies; augmentation and splits depend on it.
         intervals: by start; none where nothing happens.
         group: what must not stand on both sides of a split, such as a person; empty: the video alone.
         line: of the file that lists it first, from 1; 0 where none does.

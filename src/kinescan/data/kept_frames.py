@@ -91,7 +91,7 @@ def frame_cache() -> DiskCache | None:
 
 
 def _fits(cache: DiskCache, num_bytes: int) -> bool:
-    """Whether frames may be written; it is said where they may not."""
+    """Whether frames may be written; it is reported where they may not."""
     there = next((folder for folder in (cache.folder, *cache.folder.parents) if folder.is_dir()), None)
     try:
         free = 0 if there is None else shutil.disk_usage(there).free

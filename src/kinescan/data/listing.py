@@ -45,7 +45,7 @@ class VideoItem:
     Attributes:
         path: the file.
         label: index of the class.
-        video_id: what names the video wherever its folder lies; draws and splits depend on it.
+        video_id: what names the video wherever its folder lies; augmentation and splits depend on it.
         group: what must not stand on both sides of a split, such as a person; empty: the video alone.
     """
 

@@ -189,7 +189,7 @@ class VideoLoader:
         """Which epoch the next iteration gives, and from where.
 
         Args:
-            epoch: from 0; decides order and draws.
+            epoch: from 0; decides order and augmentation.
             start_item: videos of the epoch's order to leave out at its start, all processes together, for resuming in
                 its middle: batches done times `global_batch_size`.
 
@@ -245,7 +245,7 @@ def make_loader(
         dataset: the videos.
         config: batches and workers.
         shuffle: a new order in each epoch, by (seed, epoch); otherwise the order of the items.
-        seed: of the order; draws inside a sample depend on the data set's own seed.
+        seed: of the order; augmentation depends on the data set's own seed.
         epoch: of the first iteration.
         start_item: where its order starts.
         num_processes: that train or evaluate together, each with a loader of its own (see `VideoLoader`).

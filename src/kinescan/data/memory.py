@@ -23,7 +23,7 @@ LONG_OVER_SHORT = 16 / 9
 class VideoMemory(VideoDataset):
     """Training clips of few videos out of memory: each file is decoded once, not once an epoch, nor in the next run.
 
-    Of every video, `kept_frames` evenly spaced frames are kept, resized; an epoch draws one of them from each part of
+    Of every video, `kept_frames` evenly spaced frames are kept, resized; an epoch samples one of them from each part of
     the video. What a sample shows depends on (seed, epoch, video) only, as in `VideoDataset`, but it is not the same
     clip as there.
 
@@ -32,8 +32,8 @@ class VideoMemory(VideoDataset):
         classes: label texts.
         transform: makes clips from frames.
         preprocessing: how many frames a clip has; `sampling` must be "segments".
-        kept_frames: frames of each video; more draw finer.
-        seed: of the draws.
+        kept_frames: frames of each video; more sample finer.
+        seed: of the random numbers.
         limits: what one file may take.
         allow_short: take what is there of cut or damaged files (see VideoReader).
 
@@ -102,7 +102,7 @@ class VideoMemory(VideoDataset):
         num_bytes = sum(entry.pixels.numel() for entry in self._kept if isinstance(entry, Frames))
         logger.info("%d videos take %.2f GiB", len(self.items), num_bytes / 2**30)
 
-    def _draw_frames(self, index: int, generator: torch.Generator) -> Frames:
+    def _sample_frames(self, index: int, generator: torch.Generator) -> Frames:
         if self._kept is None:
             self.fill()
             assert self._kept is not None

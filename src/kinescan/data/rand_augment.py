@@ -19,7 +19,7 @@ def rand_augment(frames: Pixels, *, num_operations: int, magnitude: int, generat
         frames: [T, 3, H, W], float32, in [0, 1].
         num_operations: how many of the 15 are carried out one after another; no operation twice.
         magnitude: their strength, of 30.
-        generator: of the draws.
+        generator: of the random numbers.
 
     Returns:
         [T, 3, H, W], float32, in [0, 1].
@@ -57,7 +57,7 @@ def carry_out(frames: Pixels, sampled: Sequence[tuple[int, int]], *, magnitude: 
     return frames
 
 
-def pieces(frames: Tensor) -> Iterator[Tensor]:
+def chunks(frames: Tensor) -> Iterator[Tensor]:
     """Frame after frame on a CPU, whose caches hold one of them; elsewhere all at once."""
     if frames.device.type == "cpu":
         yield from frames.split(1)
@@ -66,10 +66,10 @@ def pieces(frames: Tensor) -> Iterator[Tensor]:
 
 
 def _each(operation: Callable[[Tensor], object], frames: Tensor) -> Tensor:
-    """Carries out what changes a piece in place, within [0, 1]."""
-    for piece in pieces(frames):
-        operation(piece)
-        piece.clamp_(0, 1)
+    """Carries out what changes a chunk in place, within [0, 1]."""
+    for chunk in chunks(frames):
+        operation(chunk)
+        chunk.clamp_(0, 1)
     return frames
 
 
@@ -84,14 +84,14 @@ def _auto_contrast(frames: Tensor, strength: float, sign: int) -> Tensor:
     is_flat = high <= low
     scale = torch.where(is_flat, 1.0, 1 / (high - low).clamp(min=1e-6))
     low = torch.where(is_flat, 0.0, low)
-    return _each(lambda piece: piece.sub_(low).mul_(scale), frames)
+    return _each(lambda chunk: chunk.sub_(low).mul_(scale), frames)
 
 
 def _equalize(frames: Tensor, strength: float, sign: int) -> Tensor:
     levels = torch.arange(256, device=frames.device)
     counts = torch.zeros(3, 256, device=frames.device)
-    for piece in pieces(frames):
-        index = piece.transpose(0, 1).flatten(1).mul(255).long()
+    for chunk in chunks(frames):
+        index = chunk.transpose(0, 1).flatten(1).mul(255).long()
         counts.scatter_add_(1, index, torch.ones((), device=frames.device).expand(index.shape))
     last = torch.where(counts > 0, levels, 0).amax(1, keepdim=True)
     step = ((counts.sum(1, keepdim=True) - counts.gather(1, last)) / 255).floor()
@@ -100,16 +100,16 @@ def _equalize(frames: Tensor, strength: float, sign: int) -> Tensor:
     table = (sums / step.clamp(min=1)).floor().clamp(0, 255) / 255
     is_flat = step == 0
 
-    def look_up(piece: Tensor) -> None:
-        index = piece.transpose(0, 1).flatten(1).mul(255).long()
-        found = table.gather(1, index).view(3, len(piece), *piece.shape[2:]).transpose(0, 1)
-        piece.copy_(torch.where(is_flat.view(1, 3, 1, 1), piece, found))
+    def look_up(chunk: Tensor) -> None:
+        index = chunk.transpose(0, 1).flatten(1).mul(255).long()
+        found = table.gather(1, index).view(3, len(chunk), *chunk.shape[2:]).transpose(0, 1)
+        chunk.copy_(torch.where(is_flat.view(1, 3, 1, 1), chunk, found))
 
     return _each(look_up, frames)
 
 
 def _invert(frames: Tensor, strength: float, sign: int) -> Tensor:
-    return _each(lambda piece: piece.neg_().add_(1), frames)
+    return _each(lambda chunk: chunk.neg_().add_(1), frames)
 
 
 def _rotate(frames: Tensor, strength: float, sign: int) -> Tensor:
@@ -152,43 +152,43 @@ def _warp(frames: Tensor, matrix: list[list[float]]) -> Tensor:
 
 def _posterize(frames: Tensor, strength: float, sign: int) -> Tensor:
     kept = 256 // 2 ** (8 - int(4 * strength))
-    return _each(lambda piece: piece.mul_(255).div_(kept).floor_().mul_(kept / 255), frames)
+    return _each(lambda chunk: chunk.mul_(255).div_(kept).floor_().mul_(kept / 255), frames)
 
 
 def _solarize(frames: Tensor, strength: float, sign: int) -> Tensor:
-    return _each(lambda piece: piece.copy_(torch.where(piece > 1 - strength, 1 - piece, piece)), frames)
+    return _each(lambda chunk: chunk.copy_(torch.where(chunk > 1 - strength, 1 - chunk, chunk)), frames)
 
 
 def _solarize_add(frames: Tensor, strength: float, sign: int) -> Tensor:
-    return _each(lambda piece: piece.add_(piece < 0.5, alpha=0.43 * strength), frames)
+    return _each(lambda chunk: chunk.add_(chunk < 0.5, alpha=0.43 * strength), frames)
 
 
 def _color(frames: Tensor, strength: float, sign: int) -> Tensor:
     factor = 1 + 0.9 * strength * sign
-    return _each(lambda piece: piece.copy_(grey(piece).lerp(piece, factor)), frames)
+    return _each(lambda chunk: chunk.copy_(grey(chunk).lerp(chunk, factor)), frames)
 
 
 def _contrast(frames: Tensor, strength: float, sign: int) -> Tensor:
     factor = 1 + 0.9 * strength * sign
-    mean = torch.stack([grey(piece).mean() for piece in pieces(frames)]).mean()
-    return _each(lambda piece: piece.mul_(factor).add_(mean, alpha=1 - factor), frames)
+    mean = torch.stack([grey(chunk).mean() for chunk in chunks(frames)]).mean()
+    return _each(lambda chunk: chunk.mul_(factor).add_(mean, alpha=1 - factor), frames)
 
 
 def _brightness(frames: Tensor, strength: float, sign: int) -> Tensor:
     factor = 1 + 0.9 * strength * sign
-    return _each(lambda piece: piece.mul_(factor), frames)
+    return _each(lambda chunk: chunk.mul_(factor), frames)
 
 
 def _sharpness(frames: Tensor, strength: float, sign: int) -> Tensor:
     factor = 1 + 0.9 * strength * sign
 
-    def sharpen(piece: Tensor) -> None:
+    def sharpen(chunk: Tensor) -> None:
         # smoothed by ones around a 5, over 13; the border stays
-        rows = piece[:, :, :-2] + piece[:, :, 1:-1]
-        rows += piece[:, :, 2:]
+        rows = chunk[:, :, :-2] + chunk[:, :, 1:-1]
+        rows += chunk[:, :, 2:]
         smooth = rows[..., :-2] + rows[..., 1:-1]
         smooth += rows[..., 2:]
-        inside = piece[:, :, 1:-1, 1:-1]
+        inside = chunk[:, :, 1:-1, 1:-1]
         smooth.add_(inside, alpha=4).div_(13)
         inside.mul_(factor).add_(smooth, alpha=1 - factor)
 

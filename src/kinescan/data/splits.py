@@ -36,7 +36,7 @@ def hold_out(videos: Sequence[Video], ratio: float, seed: int, *, what: str = "h
     Args:
         videos: all of them.
         ratio: fraction to hold out, in (0, 1).
-        seed: of the draw.
+        seed: of the random numbers.
         what: the setting, for errors.
 
     Raises:

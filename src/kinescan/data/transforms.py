@@ -1,7 +1,6 @@
 """From decoded frames to the clip that a model takes, at random in training and fixed in test."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,16 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kinescan.data.rand_augment import MAX_MAGNITUDE, OPERATIONS, carry_out, grey, pieces, sample_operations
+from kinescan.data.rand_augment import MAX_MAGNITUDE, OPERATIONS, carry_out, chunks, grey, sample_operations
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError
 from kinescan.fields import check_types
 from kinescan.preprocessing import Preprocessing
+from kinescan.settings import renamed_parameters
 from kinescan.shapes import Pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How training clips are varied: one draw per clip, the same for all its frames.
+    """How training clips are varied: sampled once for each clip, the same for all its frames.
 
     Attributes:
         crop_scale: smallest and largest fraction of the picture's area that the random crop shows; (1, 1) with
@@ -127,7 +127,7 @@ class TrainTransform:
 
         Args:
             pixels: [T, 3, H, W], uint8, or float in [0, 1].
-            generator: of every draw.
+            generator: of all random numbers.
             mirror: whether to mirror; by default sampled, by `flip_rate`.
             out: [T, 3, size, size], float32, to write the clip into; by default new memory.
 
@@ -148,7 +148,7 @@ class TrainTransform:
 
         Args:
             pixels: [T, 3, H, W], uint8, or float in [0, 1].
-            generator: of every draw.
+            generator: of all random numbers.
             mirror: whether to mirror; by default sampled, by `flip_rate`.
 
         Returns:
@@ -163,7 +163,7 @@ class TrainTransform:
         # of a whole frame that is stretched into a square, shapes are those within the square
         stretched = size[1] / size[0] if settings.whole_frame else 1.0
         low, high = (stretched * aspect for aspect in augment.crop_aspect)
-        top, left, height, width = draw_crop(size, augment.crop_scale, (low, high), generator)
+        top, left, height, width = sample_crop(size, augment.crop_scale, (low, high), generator)
         crop = pixels[:, :, top : top + height, left : left + width]
         frames = resize(crop, (settings.size, settings.size), settings.interpolation)
         sampled = chance(augment.flip_rate, generator)
@@ -275,6 +275,7 @@ class EvalTransform:
         return views
 
 
+@renamed_parameters(places="positions")
 def mix(
     clips: Tensor,
     soft_labels: Tensor,
@@ -282,7 +283,6 @@ def mix(
     generator: torch.Generator,
     *,
     positions: Sequence[int] | None = None,
-    places: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A batch whose clips are blended (mixup) or pasted into each other (cutmix) in pairs, and their labels.
 
@@ -294,9 +294,8 @@ def mix(
         clips: [B, T, 3, H, W], float, on any device.
         soft_labels: [B, K], the probability of each class, on the same device.
         config: mixup_alpha, cutmix_alpha and mix_rate.
-        generator: of the draw, on the CPU, one for the batch.
+        generator: of the random numbers, on the CPU, one for the batch.
         positions: of the B clips in the batch as it was ordered (`Batch.positions`), where some were left out.
-        places: the old name of `positions`; deprecated.
 
     Returns:
         Mixed clips and labels of the same shapes; the arguments are left as they are.
@@ -313,9 +312,6 @@ def mix(
         >>> clips.shape, mixed.sum(1).tolist()
         (torch.Size([2, 8, 3, 32, 32]), [1.0, 1.0])
     """
-    if places is not None:
-        warnings.warn("mix(places=...) is deprecated. Use positions=.", DeprecationWarning, stacklevel=2)
-        positions = places
     if clips.ndim != 5 or soft_labels.ndim != 2 or len(clips) != len(soft_labels):
         raise ShapeError(
             f"clips must be [B, T, 3, H, W] and soft_labels [B, K], got {list(clips.shape)}, {list(soft_labels.shape)}."
@@ -331,7 +327,7 @@ def mix(
     kept = float(numbers.beta(alphas[cut], alphas[cut]))
     if cut:
         height, width = clips.shape[-2:]
-        rows, columns = _draw_box((height, width), 1 - kept, numbers)
+        rows, columns = _sample_rectangle((height, width), 1 - kept, numbers)
         pasted = clips[..., rows, columns][partners]
         clips = clips.clone()
         clips[..., rows, columns] = pasted
@@ -393,12 +389,12 @@ def normalise(pixels: Tensor, settings: Preprocessing, *, out: Tensor | None = N
     return clip.copy_(pixels).sub_(mean).div_(std)
 
 
-def draw_crop(
+def sample_crop(
     size: tuple[int, ...], scale: tuple[float, float], aspect: tuple[float, float], generator: torch.Generator
 ) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random crop: area uniform in `scale`, aspect log-uniform in `aspect`.
 
-    Where ten draws do not fit, the largest crop in the middle whose aspect is allowed.
+    Where ten samples do not fit, the largest crop in the middle whose aspect is allowed.
     """
     height, width = size
     crop = _try_crop(height, width, scale, aspect, generator)
@@ -437,11 +433,11 @@ def jitter_colors(frames: Tensor, factors: tuple[float, float, float]) -> Tensor
         factors: of brightness, contrast and saturation; 1 leaves each as it is.
     """
     brightness, contrast, saturation = factors
-    mean = torch.stack([grey(piece).mean() for piece in pieces(frames)]).mean().mul_(brightness)
-    for piece in pieces(frames):
-        piece.mul_(brightness * contrast).add_(mean, alpha=1 - contrast)
-        luma = grey(piece)
-        piece.mul_(saturation).add_(luma, alpha=1 - saturation).clamp_(0, 1)
+    mean = torch.stack([grey(chunk).mean() for chunk in chunks(frames)]).mean().mul_(brightness)
+    for chunk in chunks(frames):
+        chunk.mul_(brightness * contrast).add_(mean, alpha=1 - contrast)
+        luma = grey(chunk)
+        chunk.mul_(saturation).add_(luma, alpha=1 - saturation).clamp_(0, 1)
     return frames
 
 
@@ -455,7 +451,7 @@ def _on_device(values: Sequence[float], device: torch.device) -> Tensor:
     return torch.tensor(values).view(3, 1, 1).to(device, non_blocking=True)
 
 
-def _draw_box(size: tuple[int, int], fraction: float, numbers: np.random.Generator) -> tuple[slice, slice]:
+def _sample_rectangle(size: tuple[int, int], fraction: float, numbers: np.random.Generator) -> tuple[slice, slice]:
     """Rows and columns of a rectangle of this fraction of the area, cut off at the border."""
     slices = []
     for length in size:

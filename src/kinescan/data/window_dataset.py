@@ -22,7 +22,7 @@ from kinescan.data.storage import is_gone
 from kinescan.data.timestamps import timed_frames
 from kinescan.data.transforms import TrainTransform, chance, resize
 from kinescan.data.video import Frames, Limits, VideoReader
-from kinescan.data.window_plan import DrawnWindows, FollowedWindows, Span, Window, WindowPlan
+from kinescan.data.window_plan import FollowedWindows, SampledWindows, Span, Window, WindowPlan
 from kinescan.errors import ConfigError, VideoError
 from kinescan.preprocessing import Preprocessing
 from kinescan.shapes import BACKGROUND
@@ -138,7 +138,7 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         num_rows: follow one video in each of so many rows of the batch, of all processes together; 0: windows at
             random positions.
         kept_gib: memory for all frames, resized; where they need more, every window is decoded anew.
-        seed: of the draws.
+        seed: of the random numbers.
         limits: what one file may take.
         allow_short: take what is there of cut or damaged files (see VideoReader).
 
@@ -247,7 +247,7 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
             for interval in self.items[part.video].intervals
             if len(inside := self._inside(part, interval))
         ]
-        return DrawnWindows(
+        return SampledWindows(
             *(lengths, spans), num_frames=num_frames, event_ratio=event_ratio, num_windows=num_windows, seed=self.seed
         )
 
@@ -272,11 +272,11 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
         except VideoError as error:
             return Unreadable(str(self.items[item].path), error.reason, item, gone=self._is_gone(item))
         columns = self._mirrored[item]
-        draw = torch.Generator().manual_seed(stable_seed(self.seed, epoch, window.draw, "mirror"))
-        mirror = chance(self.transform.augment.flip_rate, draw) and columns is not None
+        mirroring = torch.Generator().manual_seed(stable_seed(self.seed, epoch, window.sample_key, "mirror"))
+        mirror = chance(self.transform.augment.flip_rate, mirroring) and columns is not None
         targets = frame_targets(truth[:, columns] if mirror else truth, overlapping=self.overlapping)
         targets[~counted] = IGNORED
-        generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch, window.draw))
+        generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch, window.sample_key))
         sampled = self.transform.sample(pixels, generator=generator, mirror=mirror)
         clip, left = as_clip(*sampled, self.preprocessing, out, in_bytes=self.in_bytes)
         frame_seconds = 1 / self.preprocessing.frame_rate

@@ -42,13 +42,13 @@ class Window:
         video: the video's position.
         first: its first frame; it may reach beyond the video's end.
         starts: nothing of the video goes before it: a state that is carried begins anew.
-        draw: what the draws of crop, mirroring and colours depend on besides seed and epoch.
+        sample_key: what the random crop, mirroring and colours depend on besides seed and epoch.
     """
 
     video: int
     first: int
     starts: bool
-    draw: str
+    sample_key: str
 
 
 class WindowPlan(Protocol):
@@ -61,7 +61,7 @@ class WindowPlan(Protocol):
         """A window of an epoch."""
 
 
-class DrawnWindows:
+class SampledWindows:
     """Windows at random positions: a fraction at events, the others anywhere.
 
     By default as many as would cover all videos once. The first ones show events, sampled by the square root of how
@@ -74,7 +74,7 @@ class DrawnWindows:
         num_frames: of a window.
         event_ratio: fraction of the windows that show an event.
         num_windows: in an epoch; 0: as many as would cover all videos once.
-        seed: of the draws.
+        seed: of the random numbers.
     """
 
     def __init__(
@@ -166,18 +166,18 @@ class FollowedWindows:
         self._count = (self._num_windows or readable) + len(self._unread)
         self.num_rows = num_rows
         self.num_steps = -(-self._count // num_rows)
-        self._drawn: tuple[int, list[_Followed]] | None = None
+        self._order: tuple[int, list[_Followed]] | None = None
 
     def __len__(self) -> int:
         return self.num_rows * self.num_steps
 
     def window(self, epoch: int, index: int) -> Window:
         """A window of an epoch; `index` is row * num_steps + step."""
-        if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = epoch, self._some(epoch) if self._num_windows else self._all(epoch)
-        video, position, offset, draw = self._drawn[1][index % self._count]
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, self._some(epoch) if self._num_windows else self._all(epoch)
+        video, position, offset, sample_key = self._order[1][index % self._count]
         starts = position == 0 or index % self.num_steps == 0 or index % self._count == 0
-        return Window(video, offset + position * self._num_frames, starts, draw)
+        return Window(video, offset + position * self._num_frames, starts, sample_key)
 
     def _some(self, epoch: int) -> list["_Followed"]:
         """The next `num_windows` of all epochs' windows, and one of each video that cannot be read."""
@@ -185,7 +185,7 @@ class FollowedWindows:
         passes = range(first // self._num_readable, -(-past // self._num_readable))
         # A video that an epoch shows twice has a crop and a mirroring of its own each time.
         windows = [
-            entry._replace(draw=f"{entry.draw}, pass {number}")
+            entry._replace(sample_key=f"{entry.sample_key}, pass {number}")
             for number in passes
             for entry in self._all(number)
             if self._lengths[entry.video]
@@ -213,7 +213,7 @@ class _Followed(NamedTuple):
     video: int
     position: int
     offset: int
-    draw: str
+    sample_key: str
 
 
 class RowOrder:

@@ -1,4 +1,4 @@
-"""Tells sinks of events without ever holding the stream."""
+"""Sends records of events to sinks, and never blocks the stream."""
 
 import logging
 import threading
@@ -16,7 +16,7 @@ from kinescan.runtime.urls import mask_urls
 logger = logging.getLogger(__name__)
 
 MOST_WAITING = 1000
-"""Records that wait in memory for one sink; of more, the oldest give way and are counted."""
+"""Records that wait in memory for one sink; of more, the oldest are dropped and counted."""
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.2, 5.0
 _MOST_LOGGED = 100
 
@@ -31,7 +31,7 @@ class Lane:
         sink: who is told.
 
     Attributes:
-        num_lost: records that gave way because too many waited.
+        num_lost: records that were dropped because too many waited.
         broken: why nothing can be told any more, where that is so.
     """
 
@@ -82,7 +82,7 @@ class Lane:
             if time.monotonic() > deadline:
                 break
             self._thread.join(0.02)
-        # one that hangs has had its time
+        # a sink that hangs was waited for already
         self.sink.close(0.0 if self._thread.is_alive() else patience_seconds)
         with self._changed:
             self._is_stopped = True

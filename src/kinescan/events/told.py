@@ -1,4 +1,4 @@
-"""What leaves the program of an event: one record for its start and one for its end, alike in every sink."""
+"""The records of an event, one for its start and one for its end, as every sink gets them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

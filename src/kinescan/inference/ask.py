@@ -291,7 +291,7 @@ class _Asking:
         return next((name for name, known in POLICIES.items() if known is kind), self._settings.policy)
 
     def follow(self) -> None:
-        """After frames: what is asked while watching. An answer that fails is said, and watching continues."""
+        """After frames: what is asked while watching. An answer that fails is reported, and watching continues."""
         waiting = [] if self.session.incoming is None else self.session.incoming.ready()
         seen = self.stream.seen_seconds
         if self.session.watch is not None:
@@ -354,7 +354,7 @@ def _watch(watched: Recorded | Live, asking: _Asking, clocks: dict[str, float], 
 
 
 class _Saving:
-    """Writes a stream again and again while it is watched; what cannot be written is said, and watching continues."""
+    """Writes a stream again and again while it is watched; a failed write is logged, and watching continues."""
 
     def __init__(self, stream: VideoStream, session: Session) -> None:
         self._stream, self._path, self._every = stream, session.save, session.save_every_seconds

@@ -63,7 +63,7 @@ def model_rules(
 
 
 def _without_own(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The rules without what is said of single classes where `changes` say it of all."""
+    """The rules without those of single classes where `changes` set them for all."""
     general = {name for name in ("on", "off", "least_seconds", "merge_seconds") if name in changes}
     if "on" in general:
         # The threshold for the end is a part of that for the start, unless both are given.

@@ -1,4 +1,4 @@
-"""Events of a stream: told as they begin and end, and once, however often the program is killed."""
+"""Events of a stream: each is sent to the sinks as it begins and as it ends, once, even if the program is killed."""
 
 import logging
 import os
@@ -56,7 +56,7 @@ class _Snapshot(NamedTuple):
 
 
 class EventStream:
-    """Feeds a detector with what a session says, and tells its events.
+    """Gives the predictions of a session to a detector, and sends the events that it finds to sinks.
 
     Args:
         session: of the stream; with the state that `path` holds.
@@ -97,14 +97,14 @@ class EventStream:
         self._last: dict[str, float] | None = None
         self.resume_seconds: float | None = None
         self.is_away = False
-        self._heard = time.monotonic()
+        self._last_frame_time = time.monotonic()
         pending = self._restore(path)
         self._weights = session.model.weights_fingerprint() if path is not None else None
         self._saved = time.monotonic()
         self._teller = Teller(sinks, save=None if path is None else self._save, pending=pending)
 
     def push(self, prediction: StreamPrediction) -> list[Told]:
-        """Takes what the model says after a frame; gives what is told.
+        """Takes the prediction after a frame; gives the records that are sent.
 
         Raises:
             ConfigError: the frame came without a time.
@@ -118,7 +118,7 @@ class EventStream:
         scores = self._session.model.probabilities(prediction.logits)
         told = self._told(self._detector.push(seconds, scores.double().numpy()))
         self._last = {"seconds": seconds, "source_seconds": prediction.seconds, "time": time.time()}
-        self._heard = time.monotonic()
+        self._last_frame_time = time.monotonic()
         waited = time.monotonic() - self._saved
         is_due = waited > (_OPEN_STATE_SECONDS if self._detector.open_events else _STATE_SECONDS)
         if told or is_due:
@@ -127,13 +127,13 @@ class EventStream:
         return told
 
     def look(self) -> list[Told]:
-        """Ends and tells what is open where the video source has been away for longer than a gap.
+        """Ends the open events where the video source has been away for longer than a gap, and sends their records.
 
         It is called whenever no frame waits, so that nobody has to wait for the video source to come back.
         """
         if not self.is_away or self._last is None:
             return []
-        silent_seconds = time.monotonic() - self._heard
+        silent_seconds = time.monotonic() - self._last_frame_time
         told = self._told(self._detector.pass_silence(self._last["seconds"] + silent_seconds))
         if told:
             self._saved = time.monotonic()
@@ -141,7 +141,7 @@ class EventStream:
         return told
 
     def finish(self) -> list[Told]:
-        """Ends and tells what is open where the video source has ended."""
+        """Ends the open events at the end of the video source, and sends their records."""
         end = None if self._last is None else self._last["seconds"] + self._detector.frame_seconds
         told = self._told(self._detector.finish(end))
         self._last = None
@@ -210,7 +210,7 @@ class EventStream:
         save_stream_state(state, self._path, weights=self._weights, events=events, left_time=left_time)
 
     def _restore(self, path: Path | None) -> list[Told]:
-        """Continues from the file; gives what may not have been told."""
+        """Continues from the file; gives the records that some sink may not have yet."""
         kept = load_stream_events(path) if path is not None and path.exists() else None
         if kept is None:
             return []
@@ -316,9 +316,9 @@ def _predictions_or_silence(
     *,
     when_behind: WhenBehind,
 ) -> Generator[StreamPrediction | None, None, None]:
-    """What the session says after each frame of a live source, and None whenever nothing has come for a moment.
+    """The prediction after each frame of a live source, and None whenever no frame has come for a moment.
 
-    The video source is read by a thread of its own, so that who takes the predictions is not held by one that is away.
+    The video source is read by a thread of its own, so that a camera that is away does not block the caller.
     """
     name = mask_url(source)
     turns = partial(turns_of, session.model, frames, every, name, left_time=left_time_of(session, source))
@@ -364,7 +364,7 @@ def watched_frames(
 
 
 def _identity_of(source: str) -> dict[str, Any] | None:
-    """What says that a file is the same."""
+    """What tells a file from others: path, size in bytes and time of the last change in nanoseconds."""
     try:
         found = os.stat(source)
     except OSError:

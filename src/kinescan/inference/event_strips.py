@@ -15,7 +15,7 @@ from kinescan.runtime.quantities import percent
 
 logger = logging.getLogger(__name__)
 
-MOST_DRAWN = 50
+MOST_PICTURES = 50
 """Events of one file; of more, the first ones are drawn."""
 _FRAMES_BEFORE = 1
 
@@ -49,15 +49,15 @@ def draw_events(
         ConfigError: a picture cannot be written.
         VideoError: the file cannot be read.
     """
-    if len(video.events) > MOST_DRAWN:
-        logger.warning("%s: the first %d of %d events are drawn", video.path, MOST_DRAWN, len(video.events))
+    if len(video.events) > MOST_PICTURES:
+        logger.warning("%s: the first %d of %d events are drawn", video.path, MOST_PICTURES, len(video.events))
     settings, written = model.preprocessing, []
     transform = EvalTransform(settings, crops=1)
     with VideoReader(
         video.path, limits=limits, allow_short=allow_short, square_pixels=settings.square_pixels
     ) as reader:
         frames = timed_frames(reader, rate_of(model))
-        for index, told in enumerate(video.events[:MOST_DRAWN]):
+        for index, told in enumerate(video.events[:MOST_PICTURES]):
             event = told.update.event
             end = event.start_seconds if event.end_seconds is None else event.end_seconds
             first, last = frames.seconds.searchsorted([event.start_seconds - 1e-6, end])

@@ -140,7 +140,7 @@ class FitToFirst:
         self._told = False
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """A frame, uint8 [3, H, W], in the size of the first one; that a size changed is said once."""
+        """A frame, uint8 [3, H, W], in the size of the first one; a change of size is logged once."""
         size = (pixels.shape[1], pixels.shape[2])
         if self._size is None:
             self._size = size

@@ -35,7 +35,7 @@ class Prediction:
         path: the file; of what is none, a name for it ("bytes 3", "frames 0") with its place among those given.
         labels: the best classes, first the best; empty for an unreadable one.
         scores: their probabilities.
-        seconds: how long it took, decoding and model together; in batches, each video's share.
+        seconds: how long it took, decoding and model together; in batches, the same for each video of a batch.
         error: why the file could not be read; None where it was.
         explanation: the picture that was written; None without `explain_folder`.
     """
@@ -237,10 +237,10 @@ class _Job:
                     names=[part.name for part in read],
                     views_per_forward=self.views_per_forward,
                 )
-        share = (time.perf_counter() - started) / max(1, len(read))
+        batch_seconds = (time.perf_counter() - started) / max(1, len(read))
         own = iter(scores) if read else iter(())
         return [
-            part if isinstance(part, Prediction) else self._answer(part, next(own), picture, share)
+            part if isinstance(part, Prediction) else self._answer(part, next(own), picture, batch_seconds)
             for part, picture in zip(parts, pictures, strict=True)
         ]
 
@@ -265,13 +265,13 @@ class _Job:
             )
         return _Read(name, clips, seconds, time.perf_counter() - started)
 
-    def _answer(self, read: _Read, scores: Tensor, picture: Path | None, share: float) -> Prediction:
+    def _answer(self, read: _Read, scores: Tensor, picture: Path | None, batch_seconds: float) -> Prediction:
         probabilities, best = scores.sort(descending=True, stable=True)
         prediction = Prediction(
             path=read.name,
             labels=tuple(self.model.class_names[index] for index in best[: self.top].tolist()),
             scores=tuple(probabilities[: self.top].tolist()),
-            seconds=read.seconds + share,
+            seconds=read.seconds + batch_seconds,
             explanation=None if picture is None else str(picture),
         )
         if picture is not None:

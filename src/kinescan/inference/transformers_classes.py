@@ -31,7 +31,7 @@ from kinescan.layers.class_token import ClassTokenShift
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.registry import require_model
 from kinescan.preprocessing import Preprocessing
-from kinescan.runtime.transformers_internals import DrawnWeights, name_processor, name_video_classifier
+from kinescan.runtime.transformers_internals import InitialisedWeights, name_processor, name_video_classifier
 from kinescan.settings import build_settings, to_plain
 
 MODEL_TYPE = "kinescan"
@@ -65,7 +65,7 @@ class KinescanConfig(PreTrainedConfig):  # type: ignore[misc]
         super().__init__(**kwargs)
 
 
-class KinescanForVideoClassification(DrawnWeights, PreTrainedModel):  # type: ignore[misc]
+class KinescanForVideoClassification(InitialisedWeights, PreTrainedModel):  # type: ignore[misc]
     """A classifier with transformers' names: pixel_values [B, T, 3, H, W] in, `logits` (and `loss`) out.
 
     Args:

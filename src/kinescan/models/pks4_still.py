@@ -23,12 +23,13 @@ Module = Callable[[Tensor, PKS4State], tuple[Tensor, KinematicState | None, Any]
 
 @dataclass
 class Kept:
-    """What a whole frame leaves for the next ones, collected on the way.
+    """What the next frames need of a frame that was computed as a whole; filled while it is computed.
 
     Attributes:
+        num_frames: T, of the clip.
         keys_values: [B, L, 2 W] of each block so far, of the last frame.
-        before: tokens as they enter the module.
-        entered: patches as it gives them.
+        before: [B, L, W], tokens of the last frame as they enter the module.
+        entered: [B, N, W], patches of the last frame as the module gives them.
     """
 
     num_frames: int

@@ -164,7 +164,7 @@ def _load(entry: EntryPoint) -> None:
     said = f'model {entry.name} of {package} (entry point "{entry.value}")'
     try:
         entry.load()
-    # The code is the package's: whatever it raises is said with the package's name.
+    # The code is the package's: whatever it raises is reported with the package's name.
     except Exception as error:
         raise ConfigError(f"{said} cannot be loaded: {type(error).__name__}: {error}.") from error
     if entry.name not in REGISTERED:

@@ -16,7 +16,7 @@ from kinescan.models.weights.text_encoder import encode_texts
 
 logger = logging.getLogger(__name__)
 
-PLACE = "{}"
+PLACEHOLDER = "{}"
 """In a template, where the class name stands."""
 _MOST_TEXTS = 200_000
 
@@ -41,18 +41,18 @@ class TextHead:
     def __post_init__(self) -> None:
         check_types(self)
         for template in self.templates:
-            if template.count(PLACE) != 1:
+            if template.count(PLACEHOLDER) != 1:
                 raise ConfigError(
-                    f"a template must hold {PLACE} once, where the class name stands, got {template!r}. Write it as "
-                    f'"a video of a person {PLACE}."'
+                    f"a template must hold {PLACEHOLDER} once, where the class name stands, got {template!r}. Write it "
+                    f'as "a video of a person {PLACEHOLDER}."'
                 )
         twice = sorted({template for template in self.templates if self.templates.count(template) > 1})
         if twice:
             raise ConfigError(f"templates lists {twice[0]!r} twice. Name each once.")
         if (self.names or self.weights) and not self.templates:
             raise ConfigError(
-                f'templates is empty, so that no class is read as text. Give some, such as ["a video of {PLACE}."], or '
-                "leave names and weights out."
+                f"templates is empty, so that no class is read as text. Give some, such as "
+                f'["a video of {PLACEHOLDER}."], or leave names and weights out.'
             )
 
     def texts(self, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -85,7 +85,8 @@ class TextHead:
                 "fewer templates."
             )
         return {
-            label: tuple(template.replace(PLACE, name) for template in self.templates) for label, name in named.items()
+            label: tuple(template.replace(PLACEHOLDER, name) for template in self.templates)
+            for label, name in named.items()
         }
 
 

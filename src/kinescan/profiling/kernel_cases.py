@@ -20,7 +20,7 @@ Tensors = dict[str, Tensor]
 Scan = Callable[[Tensors], tuple[Tensor, Tensor]]
 
 
-def draw_scan(
+def sample_scan(
     tracks: int,
     steps: int,
     channels: int,
@@ -91,7 +91,7 @@ def correlate_with_gradient(run: Callable[[Tensor], Tensor], features: Tensor, g
     return maps.detach(), torch.autograd.grad(maps, leaf, grad.to(maps.dtype))[0]
 
 
-def draw_attention(
+def sample_attention(
     heads: int,
     key_heads: int,
     head_dim: int,
@@ -104,13 +104,13 @@ def draw_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [1, heads, queries, head_dim], keys and values [1, key_heads, keys, head_dim]."""
     shapes = ((heads, queries), (key_heads, keys), (key_heads, keys))
-    drawn = (
+    sampled = (
         torch.randn(1, *shape, head_dim, device=device)
         if generator is None
         else torch.randn(1, *shape, head_dim, generator=generator)
         for shape in shapes
     )
-    query, key, value = (x.to(device, dtype) for x in drawn)
+    query, key, value = (x.to(device, dtype) for x in sampled)
     return query, key, value
 
 

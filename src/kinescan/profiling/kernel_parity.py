@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kinescan.ops import attention_mass, local_correlation, selective_scan
-from kinescan.profiling.kernel_cases import OFFSETS, WINDOW, Tensors, draw_attention, draw_scan, relative_error
+from kinescan.profiling.kernel_cases import OFFSETS, WINDOW, Tensors, relative_error, sample_attention, sample_scan
 from kinescan.runtime.error_text import typed_line
 
 SEED = 0
@@ -118,7 +118,7 @@ def _scan_case(
     plain: bool = False,
 ) -> Case:
     generator = torch.Generator().manual_seed(SEED)
-    tensors = draw_scan(tracks, steps, channels, device, dtype, generator=generator, state_size=state_size)
+    tensors = sample_scan(tracks, steps, channels, device, dtype, generator=generator, state_size=state_size)
     if plain:
         tensors = {name: tensors[name] for name in ("u", "delta", "A", "B", "C")}
     else:
@@ -155,12 +155,12 @@ def _correlation_case(
 
 
 def _attention_case(shape: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device) -> Case:
-    tensors = draw_attention(*shape, device, dtype, generator=torch.Generator().manual_seed(SEED))
+    tensors = sample_attention(*shape, device, dtype, generator=torch.Generator().manual_seed(SEED))
 
     def run(backend: Any) -> list[Result]:
         queries, keys, values = (_wide(x, backend) for x in tensors)
-        output, mass = attention_mass(queries, keys, values, backend=backend)
-        return [("output", output), ("mass", mass)]
+        output, scores = attention_mass(queries, keys, values, backend=backend)
+        return [("output", output), ("scores", scores)]
 
     heads, key_heads, head_dim, num_queries, num_keys = shape
     return f"{heads} on {key_heads} heads of {head_dim}, {num_queries} queries, {num_keys} keys, {_name(dtype)}", run

@@ -13,9 +13,9 @@ from kinescan.profiling.kernel_cases import (
     WINDOW,
     correlate,
     correlate_with_gradient,
-    draw_attention,
-    draw_scan,
     plain_attention,
+    sample_attention,
+    sample_scan,
     scan_by_kernel,
     scan_by_loop,
     scan_with_gradients,
@@ -35,7 +35,7 @@ def scan_speed(device: torch.device, dtype: torch.dtype, *, repetitions: int, sm
         what was run -> as `compare_in_turn` gives it.
     """
     tracks, steps, channels = (2, 2, 5) if small else (1568, 8, 1536)
-    tensors = draw_scan(tracks, steps, channels, device, dtype)
+    tensors = sample_scan(tracks, steps, channels, device, dtype)
     grad_y = torch.randn(tracks, steps, channels, device=device).to(dtype)
     scans = {"ours": scan_by_kernel, "compiled_loop": _compiled(scan_by_loop, small=small)}
     clock, shape = DeviceClock(device), f"{tracks} x {steps} x {channels}"
@@ -69,11 +69,11 @@ def attention_speed(
 ) -> dict[str, Any]:
     """Attention with its scores beside the blocked form in torch, and beside fused attention without it."""
     heads, key_heads, head_dim, queries, keys = shape = (2, 1, 16, 2, 5) if small else (16, 8, 128, 196, 4292)
-    tensors = draw_attention(*shape, device, dtype)
+    tensors = sample_attention(*shape, device, dtype)
     runs: dict[str, Callable[[], Any]] = {
         "ours": partial(attention_mass, *tensors, backend="triton"),
         "blockwise": partial(attention_mass, *tensors, backend="blockwise"),
-        "attention_without_mass": partial(plain_attention, *tensors),
+        "attention_without_scores": partial(plain_attention, *tensors),
     }
     name = f"{heads} on {key_heads} heads of {head_dim}, {queries} queries, {keys} keys"
     with torch.no_grad():

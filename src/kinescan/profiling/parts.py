@@ -1,15 +1,12 @@
 """Which part of a model is running: what is counted or timed meanwhile belongs to it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from kinescan.layers.bimamba import MixerChanges
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.videomamba.tuned import Tuner
 
 BACKBONE = "backbone"
 """What belongs to no other part."""
@@ -18,6 +15,14 @@ STEM, UPPER = "stem", "blocks after"
 MODULE_PARTS = ("kinematic.correlation", "kinematic.variation", "scanner")
 PARTS = ("difference", "class_token_routes", *MODULE_PARTS, "tuner", "head")
 """Modules of a classifier that are parts by themselves, where it has them."""
+
+
+@runtime_checkable
+class CalledByMethods(Protocol):
+    """A part of a model whose methods are called, and not the module itself."""
+
+    def wrapped(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> AbstractContextManager[None]:
+        """For the length of a block, what `wrap` makes of each method is called in its stead."""
 
 
 class Parts:
@@ -80,44 +85,28 @@ def watch_parts(model: VideoClassifier) -> Iterator[Parts]:
     def leave(*_: Any) -> None:
         parts.leave()
 
+    def inside(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*inputs: Any) -> Any:
+                parts.enter(name)
+                try:
+                    return method(*inputs)
+                finally:
+                    parts.leave()
+
+            return run
+
+        return wrap
+
     with ExitStack() as stack:
         for name in parts.names:
             for module in _called_modules(model, name):
-                if isinstance(module, Tuner):
-                    stack.enter_context(_watch_tuner(module, parts))
+                if isinstance(module, CalledByMethods):
+                    stack.enter_context(module.wrapped(inside(name)))
                     continue
                 stack.callback(module.register_forward_pre_hook(enter(name)).remove)
                 stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         yield parts
-
-
-@contextmanager
-def _watch_tuner(tuner: Tuner, parts: Parts) -> Iterator[None]:
-    """A tuner is not called itself: the model calls its methods."""
-
-    def watched(method: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*inputs: Any) -> Any:
-            parts.enter("tuner")
-            try:
-                return method(*inputs)
-            finally:
-                parts.leave()
-
-        return run
-
-    def watched_inside(index: int) -> MixerChanges:
-        changes = inside(index)
-        found = {name: change for name, change in vars(changes).items() if change is not None}
-        return replace(changes, **{name: watched(change) for name, change in found.items()})
-
-    methods, inside = ("begin", "enter", "leave", "inside"), tuner.inside
-    for name in methods:
-        object.__setattr__(tuner, name, watched_inside if name == "inside" else watched(getattr(tuner, name)))
-    try:
-        yield
-    finally:
-        for name in methods:
-            object.__delattr__(tuner, name)
 
 
 def _called_modules(model: nn.Module, name: str) -> list[nn.Module]:

@@ -20,8 +20,8 @@ class StepMemory:
     """What a step needs, in bytes.
 
     Attributes:
-        trained: parameters that are trained (a number, not bytes).
-        standing: weights, AdamW's moments and the clips, there before and after the step.
+        trained: number of parameters that are trained; the one field that is not in bytes.
+        standing: weights, AdamW's moments and the clips, which are there before and after the step.
         kept: what the forward pass leaves for the backward pass.
         peak: the most at any time.
     """

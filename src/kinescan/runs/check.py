@@ -119,7 +119,7 @@ def save(found: DataCheck, folder: str | Path) -> None:
 def data_config(
     source: str | Path, overrides: Sequence[str], *, test: str | Path | None, reader: str | None, split: int | None
 ) -> DataConfig:
-    """`[data]` of a recipe, or that of a folder or list, with what was said beside it."""
+    """`[data]` of a recipe, or that of a folder or list, with what was reported beside it."""
     given = {"test": test and str(test), "reader": reader, "split": split}
     said = {name: value for name, value in given.items() if value is not None}
     if Path(source).suffix != ".toml":

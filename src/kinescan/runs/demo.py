@@ -44,7 +44,7 @@ RUNS = {
 """Run -> its data set and its model; the recipe is demo_RUN.toml."""
 
 
-SHARES = {
+RELATIVE_SECONDS = {
     "first page": 8.0,
     "data": 8.0,
     "stills": 25.0,
@@ -304,11 +304,11 @@ class DemoProgress(Callback):
         self.write()
 
     def _left(self) -> float:
-        """Seconds: what is left takes as long as `SHARES` say, at the speed so far."""
+        """Seconds: what is left takes as long as `RELATIVE_SECONDS` say, at the speed so far."""
         seconds = dict(self._clock.seconds)
-        behind = sum(SHARES.get(part, 0.0) for part in seconds)
-        taken = sum(seconds[part] for part in seconds if part in SHARES)
-        if self._ended and self._clock.name in SHARES and self._clock.name not in seconds:
-            behind += SHARES[self._clock.name] * self._ended / self._epochs
+        behind = sum(RELATIVE_SECONDS.get(part, 0.0) for part in seconds)
+        taken = sum(seconds[part] for part in seconds if part in RELATIVE_SECONDS)
+        if self._ended and self._clock.name in RELATIVE_SECONDS and self._clock.name not in seconds:
+            behind += RELATIVE_SECONDS[self._clock.name] * self._ended / self._epochs
             taken += time.perf_counter() - self._clock.start
-        return max(0.0, (sum(SHARES.values()) - behind) * taken / behind)
+        return max(0.0, (sum(RELATIVE_SECONDS.values()) - behind) * taken / behind)

@@ -29,8 +29,8 @@ class Shown:
     Attributes:
         kind: of `KINDS`.
         label: what it shows.
-        named: what the model says.
-        score: how sure it is.
+        named: the class that the model gives.
+        score: its probability, in [0, 1].
         picture: below the demo's folder.
     """
 
@@ -43,10 +43,10 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class MotionScores:
-    """What the model that comes with kinescan said.
+    """How often the model that comes with kinescan was right.
 
     Attributes:
-        right: kind -> class -> clips that were named right.
+        right: kind -> class -> number of clips that were classified correctly.
         per_class: clips of each class and kind.
         mirrored: kind -> fraction of clips whose mirror image got the mirrored answer.
         source: where the pictures of the windows are from.

@@ -79,7 +79,7 @@ def diagnose() -> Diagnosis:
     devices += ["cuda"] if torch.cuda.is_available() else []
     tried = [
         _try(name, op, device, backend)
-        for name, op in (("selective_scan", _scan), ("local_correlation", _correlation), ("attention_mass", _mass))
+        for name, op in (("selective_scan", _scan), ("local_correlation", _correlation), ("attention_mass", _attention))
         for device in devices
         for backend in get_args(Backend)
     ]
@@ -131,12 +131,12 @@ def _correlation(device: str, backend: Backend) -> Tensor:
     return local_correlation(features, window=5, backend=backend)
 
 
-def _mass(device: str, backend: Backend) -> Tensor:
+def _attention(device: str, backend: Backend) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(1, 4, 3, 16, generator=generator).to(device)
     keys, values = (torch.randn(1, 2, 9, 16, generator=generator).to(device) for _ in range(2))
-    _, mass = attention_mass(queries, keys, values, backend=backend)
-    return mass
+    _, scores = attention_mass(queries, keys, values, backend=backend)
+    return scores
 
 
 def _version(package: str) -> str | None:

@@ -39,7 +39,7 @@ from kinescan.settings import build_settings
 logger = logging.getLogger(__name__)
 
 CHOSEN_ON_DATA = (
-    "The thresholds were chosen on these same videos, so what is said here of events (missed, delay, false alarms) is "
+    "The thresholds were chosen on these same videos, so the scores of events here (missed, delay, false alarms) are "
     "too good. Score other videos before you compare or publish it."
 )
 
@@ -87,7 +87,7 @@ class EvalSettings:
 def read_test_intervals(
     data: str | Path, given: DataConfig, *, overlaps: bool, classes: Sequence[str] | None = None
 ) -> IntervalTable:
-    """The test part of labels with a start and an end, all of which make sense; what is to be said of them is logged.
+    """The test part of labels with a start and an end, all of which make sense; problems with them are logged.
 
     Args:
         data: the list, folder or file.

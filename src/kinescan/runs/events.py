@@ -30,7 +30,7 @@ _ALLOWED = (
 
 @dataclass(frozen=True, kw_only=True)
 class EventPlan:
-    """Where events go, and what was said of their rules.
+    """Where events go, and what was reported about their rules.
 
     Attributes:
         rules: what the file of rules holds, but for its outputs; empty where none was given.

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 TOTAL_SECONDS = 585.0
-"""Of the whole check: what has not begun by then is left out."""
+"""Limit of the whole check: parts that have not begun by then are not run."""
 DEVICES = ("auto", "cuda", "cpu")
 CHILD = (sys.executable, "-c", "import sys; from kinescan.runs.gpu_parts import main; main(sys.argv[1:])")
 """What runs a part, before the part's name, the device, "small" or "full", and the file of its outcome."""
@@ -40,14 +40,14 @@ Status = Literal["passed", "failed", "timed out", "left out"]
 
 @dataclass(frozen=True, kw_only=True)
 class PartResult:
-    """What became of a part.
+    """The outcome of a part.
 
     Attributes:
         name: of the part.
         status: "left out" where this device cannot run it or what it builds on failed.
         seconds: it took, with the start of its process.
         problems: what is wrong.
-        notes: what is worth knowing beside.
+        notes: further remarks.
         numbers: what it measured.
     """
 
@@ -68,7 +68,7 @@ class GpuCheck:
         device: name of the device.
         date: when it ended, in UTC.
         seconds: it took.
-        is_complete: every part had its turn.
+        is_complete: every part was run, or left out for a reason.
         environment: versions, hardware, commit.
         triton: its version; None where it is not installed.
         parts: in their order.
@@ -94,7 +94,7 @@ class GpuCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class LastGpuCheck:
-    """What is known of the last check.
+    """The last check, as far as its file tells.
 
     Attributes:
         status: "not run", or what its file says; "unreadable" where the file does not say it.
@@ -279,8 +279,8 @@ def _run_child(words: Sequence[str], limit_seconds: float, environment: Mapping[
         _end(child)
     lines = said.decode(errors="replace").strip().splitlines() or ["nothing on standard error"]
     if child.returncode < 0:
-        return f"its process was ended by {signal.Signals(-child.returncode).name}; its last words: {lines[-1]}"
-    return f"its process ended with exit code {child.returncode}; its last words: {lines[-1]}"
+        return f"its process was ended by {signal.Signals(-child.returncode).name}; it wrote last: {lines[-1]}"
+    return f"its process ended with exit code {child.returncode}; it wrote last: {lines[-1]}"
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

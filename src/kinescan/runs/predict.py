@@ -53,7 +53,7 @@ class PredictionJob:
         limits: what one file may take.
         folder: where the model came from.
         views: frames x clips x crops to average over; None for one clip of the model's length.
-        plan: what was said of the rules of events.
+        plan: what was reported about the rules of events.
         settings: how videos go through the model.
     """
 

@@ -175,7 +175,7 @@ def _redirected(origin: SplitResult, address: str, location: str) -> str:
     same_port = parts.port == origin.port or (parts.scheme != origin.scheme and parts.port is None)
     if not location or parts.hostname != origin.hostname or not safer or not same_port:
         where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if location else "nowhere"
-        raise StoreError(f"the server sends us on to {where}, which is not followed. Give an address there, or a copy.")
+        raise StoreError(f"the server redirects to {where}, which is not followed. Give an address there, or a copy.")
     return target
 
 

@@ -45,44 +45,44 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str) -> str:
         >>> line_chart("loss", [Line("training", ((1, 2.0), (2, 1.5)))], x_label="step").count("<polyline")
         1
     """
-    drawn = [(line, points) for line in lines if (points := _shown(line.points))]
-    if not drawn:
+    shown = [(line, points) for line in lines if (points := _shown(line.points))]
+    if not shown:
         return ""
-    xs = [x for _, points in drawn for x, _ in points]
-    ys = [y for _, points in drawn for _, y in points]
+    xs = [x for _, points in shown for x, _ in points]
+    ys = [y for _, points in shown for _, y in points]
     x_ticks, y_ticks = _ticks(min(xs), max(xs), whole=True), _ticks(*_widened(min(ys), max(ys)))
     left = max(_LEAST_LEFT, 14 + _LETTER_WIDTH * max(len(_number(tick)) for tick in y_ticks))
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-12)
     y_low, y_high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def to_pixels(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / (x_high - x_low) if x_high - x_low > 1e-9 else 0.5
         up = (y - y_low) / (y_high - y_low) if y_high > y_low else 0.5
         return left + across * (_WIDTH - left - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = []
     for tick in y_ticks:
-        y = place(x_low, tick)[1]
+        y = to_pixels(x_low, tick)[1]
         parts.append(f'<line class="grid" x1="{left}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text text-anchor="end" x="{left - 6}" y="{y + 4:.1f}">{_number(tick)}</text>')
     for tick in x_ticks:
         if x_low <= tick <= x_high:
             parts.append(
-                f'<text text-anchor="middle" x="{place(tick, y_low)[0]:.1f}" y="{_HEIGHT - 22}">{tick:g}</text>'
+                f'<text text-anchor="middle" x="{to_pixels(tick, y_low)[0]:.1f}" y="{_HEIGHT - 22}">{tick:g}</text>'
             )
     parts.append(f'<text text-anchor="middle" x="{_WIDTH / 2}" y="{_HEIGHT - 5}">{escape_html(x_label)}</text>')
-    for (line, points), colour in zip(drawn, COLOURS, strict=False):
-        places = [place(x, y) for x, y in points]
-        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    for (line, points), colour in zip(shown, COLOURS, strict=False):
+        pixels = [to_pixels(x, y) for x, y in points]
+        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{joined}"/>')
         if line.is_marked or len(points) == 1:
-            parts += [f'<circle fill="{colour}" r="3" cx="{x:.1f}" cy="{y:.1f}"/>' for x, y in places]
+            parts += [f'<circle fill="{colour}" r="3" cx="{x:.1f}" cy="{y:.1f}"/>' for x, y in pixels]
     keys = "".join(
         f'<span class="key"><i style="background:{colour}"></i>{escape_html(line.name)}</span>'
-        for (line, _), colour in zip(drawn, COLOURS, strict=False)
+        for (line, _), colour in zip(shown, COLOURS, strict=False)
         if line.name != title
     )
-    said = f"{title} over {x_label}: " + "; ".join(f"{line.name} ends at {p[-1][1]:.4g}" for line, p in drawn)
+    said = f"{title} over {x_label}: " + "; ".join(f"{line.name} ends at {p[-1][1]:.4g}" for line, p in shown)
     return (
         f'<figure class="chart"><figcaption>{escape_html(title)} {keys}</figcaption><svg viewBox="0 0 {_WIDTH} '
         f'{_HEIGHT}" role="img" aria-label="{escape_html(said)}">{"".join(parts)}</svg></figure>'

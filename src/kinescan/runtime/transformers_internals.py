@@ -15,7 +15,7 @@ from kinescan.runtime.optional_package import optional_package
 from kinescan.runtime.torch_internals import remove_forward_hooks
 
 __all__ = [
-    "DrawnWeights",
+    "InitialisedWeights",
     "attention_of",
     "cache_argument",
     "forget_attention",
@@ -96,7 +96,7 @@ def name_processor(processor: Any, class_name: str | None) -> None:
     processor._processor_class = class_name
 
 
-class DrawnWeights:
+class InitialisedWeights:
     """Base of a PreTrainedModel whose modules have initialised their weights themselves, before transformers would.
 
     `after_loading` is called with each module that has tensors which no checkpoint holds.

@@ -16,8 +16,8 @@ class Curves:
     """The epochs and steps of a run.
 
     Attributes:
-        steps: number -> what was said after it, every few steps.
-        epochs: number -> what was said after its last step: loss, accuracy and so on.
+        steps: number -> what was logged after it, every few steps.
+        epochs: number -> what was logged after its last step: loss, accuracy and so on.
         evaluations: number -> scores.
     """
 

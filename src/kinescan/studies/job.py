@@ -22,6 +22,7 @@ from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_json_object
 from kinescan.runtime.folder_lock import is_locked
 from kinescan.runtime.run_folder import RunFolder
+from kinescan.runtime.safetensors_internals import refused_by_system
 from kinescan.runtime.torch_internals import refused_write
 from kinescan.studies.curves import read_curves
 from kinescan.studies.plan import Job, PreparedJob
@@ -329,7 +330,7 @@ def is_of_disk(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
-        if not isinstance(error, OSError | KinescanError) and refused_write(error, _FULL):
+        if not isinstance(error, OSError | KinescanError) and (refused_write(error) or refused_by_system(error, _FULL)):
             return True
         error = error.__cause__
     return False

@@ -155,7 +155,7 @@ def plan_study(study: Study, output: str | Path | None = None, *, code: str | No
 
 
 def _told_once(problems: Mapping[str, str]) -> Iterator[str]:
-    """What is wrong, with those for which it is; a reason that many share is said once."""
+    """What is wrong, with those for which it is; a reason that many share is logged once."""
     for reason in dict.fromkeys(problems.values()):
         alike = [what for what, problem in problems.items() if problem == reason]
         more = f" and {len(alike) - _MOST_NAMED} more" if len(alike) > _MOST_NAMED else ""
@@ -241,6 +241,7 @@ class _Planner:
         self._digests: dict[str, tuple[str, int, tuple[str, ...]]] = {}
         self._built: set[str] = set()
         self._problems: dict[str, str] = {}
+        self._wrong_rows: set[str] = set()
 
     def plan(self) -> StudyPlan:
         """All runs; raises for all that is wrong at once."""
@@ -255,7 +256,7 @@ class _Planner:
         ]
         if self._problems:
             told = "; ".join(_told_once(self._problems))
-            number = sum(what.startswith("row ") for what in self._problems)
+            number = len(self._wrong_rows)
             counted = "a part" if not number else "1 row" if number == 1 else f"{number} rows"
             raise ConfigError(f"{counted} of the study cannot be built, so nothing was run. {told}")
         self._refuse_alike(jobs)
@@ -283,6 +284,7 @@ class _Planner:
             return self._job(row, entry, seed)
         except KinescanError as error:
             self._problems[what] = str(error)
+            self._wrong_rows.add(what)
             return None
 
     def _job(self, row: Row, entry: DataEntry | None, seed: int) -> Job:
@@ -436,7 +438,7 @@ def _of_intervals(entry: DataEntry | Preparation | None, config: RunConfig) -> b
 
 
 def _scored_on_unseen(config: RunConfig, recipe: str | dict[str, Any], settings: Mapping[str, Any]) -> RunConfig:
-    """With the last checkpoint scored, where the test videos would choose the best one and nothing else is said."""
+    """With the last checkpoint scored, where the test videos would choose the best one and nothing else is set."""
     told = flat_settings(recipe if isinstance(recipe, dict) else read_toml(find_recipe(recipe)))
     said = SCORED in settings or SCORED in told
     if said or config.data.validation_ratio or config.optim.epochs <= config.train.eval_every:

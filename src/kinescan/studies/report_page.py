@@ -50,7 +50,7 @@ class _Status:
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     """Writes all that is known of a run, a study, a cross-validation or a demo into one HTML file.
 
-    A run that was stopped, or still trains, is shown as far as it is; what cannot be read is said in its place.
+    A run that was stopped, or still trains, is shown as far as it is; what cannot be read is reported in its place.
 
     Args:
         folder: of the run.
@@ -149,7 +149,7 @@ def _learning(folder: Path) -> str:
     steps, epochs, scored = (curves.steps, *map(_by_step, (curves.epochs, curves.evaluations)))
     trained = steps or epochs
     names = sorted({name for values in scored.values() for name in values} - {"step", "loss", "seconds", "epoch"})
-    drawn = [
+    charts = [
         line_chart(
             "loss", [_line("training", trained, "loss"), _line("held out", scored, "loss", True)], x_label="step"
         ),
@@ -162,7 +162,7 @@ def _learning(folder: Path) -> str:
         line_chart("gradient norm", [_line("gradient norm", trained, "gradient_norm")], x_label="step"),
         line_chart("clips per second", [_line("clips per second", trained, "clips_per_second")], x_label="step"),
     ]
-    return f'<h2>Learning curves</h2><div class="charts">{"".join(drawn)}</div>'
+    return f'<h2>Learning curves</h2><div class="charts">{"".join(charts)}</div>'
 
 
 def _learning_of_parts(folder: Path) -> str:
@@ -174,7 +174,7 @@ def _learning_of_parts(folder: Path) -> str:
     scored = {name: _by_step(curves.evaluations) for name, curves in found.items()}
     scores = [key for key in _SCORES if any(key in entry for values in scored.values() for entry in values.values())]
     shown = list(found)[:_MOST_LINES]
-    drawn = [
+    charts = [
         line_chart(title, [_line(name, values[name], key, is_marked) for name in shown], x_label="step")
         for title, values, key, is_marked in (
             ("loss, training", trained, "loss", False),
@@ -183,7 +183,7 @@ def _learning_of_parts(folder: Path) -> str:
         )
     ]
     left_out = f"<p>The first {len(shown)} of {len(found)} runs.</p>" if len(shown) < len(found) else ""
-    return f'<h2>Learning curves</h2>{left_out}<div class="charts">{"".join(drawn)}</div>'
+    return f'<h2>Learning curves</h2>{left_out}<div class="charts">{"".join(charts)}</div>'
 
 
 def _in_order(path: Path) -> tuple[str, int]:

@@ -223,10 +223,11 @@ class StudyResult:
         yield "\n## Where it was measured\n"
         yield f"- code {self.code}, seeds {', '.join(map(str, self.study.seeds))}"
         here = _unique(run.environment for run in self.runs)
-        for place in here:
-            packages = ", ".join(f"{name} {version}" for name, version in place["packages"].items())
-            accelerators = ", ".join(place["accelerators"]) or "no accelerator"
-            yield f"- Python {place['python']}, {packages}; {place['cpu']}, {place['num_cores']} cores, {accelerators}"
+        for machine in here:
+            packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+            accelerators = ", ".join(machine["accelerators"]) or "no accelerator"
+            cpu = f"{machine['cpu']}, {machine['num_cores']} cores"
+            yield f"- Python {machine['python']}, {packages}; {cpu}, {accelerators}"
         yield f"- {sum(run.cpu_seconds for run in self.runs):.0f} s of processor time in all runs together"
         yield "- time: of the training epochs of a run, h:mm:ss"
 

@@ -350,7 +350,7 @@ def _check_make(whose: str, make: Mapping[str, Any]) -> None:
     """Passes what `kinescan data make` knows a kind for.
 
     Raises:
-        ConfigError: the kind is unknown, or something is said that the study sets.
+        ConfigError: the kind is unknown, or something is set that the study sets itself.
     """
     if make and make.get("kind") not in get_args(MadeKind):
         said = str(make.get("kind", ""))

@@ -1,4 +1,4 @@
-"""What a study has to do, each thing once: preparations first, then the runs that start from them."""
+"""The tasks of a study, each done once: preparations first, then the runs that start from them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ class Outcome:
     """How a task ended.
 
     Attributes:
-        state: "done"; "failed", while others may continue; "stopped" by a signal; or "ending", by what ends the others,
-            too, such as a full disk.
+        state: "done"; "failed", while others may continue; "stopped" by a signal; or "ending", by
+            something that ends all other tasks, too, such as a full disk.
         message: of the error; empty where there was none.
     """
 
@@ -31,7 +31,7 @@ def title_of(task: Task) -> str:
 
 
 def perform(task: Task, *, code: str) -> Outcome:
-    """Does a task, or continues it; says how it ended. What is done already costs nothing."""
+    """Does a task, or continues it, and gives how it ended. A task that is done already costs nothing."""
     try:
         if isinstance(task, Job):
             run_job(task, code=code)
@@ -49,7 +49,7 @@ class Schedule:
     """Which task comes next.
 
     Attributes:
-        waiting: tasks that nobody has begun, in their order.
+        waiting: tasks that were not begun, in their order.
         running: those that were begun.
         failed: title of a run -> why it is not done.
     """
@@ -68,7 +68,7 @@ class Schedule:
         return None
 
     def end(self, task: Task, outcome: Outcome) -> None:
-        """Takes note of how a task ended; runs that wait for it in vain fail, too."""
+        """Removes a task that ended; where it failed, the runs that need it fail, too."""
         self.running.remove(task)
         if outcome.state != "done":
             self._fail(task, outcome.message)

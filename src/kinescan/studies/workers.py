@@ -1,4 +1,4 @@
-"""Several runs of a study at a time: each worker is a process that does one task after another."""
+"""Several runs of a study in parallel: each worker is a process that does one task after another."""
 
 import logging
 import multiprocessing
@@ -75,7 +75,7 @@ class _Pool:
     workers: list[_Worker] = field(default_factory=list)
 
     def run(self) -> Outcome:
-        """All tasks; ends early where one says that none can continue."""
+        """Does all tasks; ends early where one ends in a way that ends all others, too."""
         self._feed()
         while busy := [worker for worker in self.workers if worker.task is not None]:
             ready = wait([worker.connection for worker in busy])
@@ -134,7 +134,7 @@ class _Pool:
         return worker
 
     def _outcome(self, worker: _Worker) -> Outcome:
-        """What a worker says of its task; one that was killed says nothing, and another one takes its place."""
+        """How a worker's task ended; a worker that was killed counts as a failed task and is removed."""
         try:
             outcome: Outcome = worker.connection.recv()
             return outcome
@@ -151,7 +151,7 @@ class _Pool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """What a worker has to know."""
+    """Settings of a worker: `threads` of torch, the `level` of the log, the search `path` of modules."""
 
     code: str
     threads: int

@@ -8,7 +8,7 @@ from kinescan.runtime.torch_internals import lerp_all_
 from kinescan.training.sharding import fill, own_part
 
 
-class WeightAverage:
+class WeightEma:
     """Exponential moving average (EMA) of a model's trained weights: it scores more steadily than they do.
 
     After step t, ema = d * ema + (1 - d) * weights with d = min(decay, (1 + t) / (10 + t)), so that the start
@@ -19,17 +19,17 @@ class WeightAverage:
         decay: in (0, 1).
 
     Attributes:
-        averages: the EMA by name; divided between processes as the weights are.
+        weights_by_name: the EMA by name; divided between processes as the weights are.
 
     Source: exponential moving averages as in TensorFlow's `ExponentialMovingAverage` with `num_updates`.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.zeros_(model.weight)
-        >>> average = WeightAverage(model, decay=0.5)
+        >>> ema = WeightEma(model, decay=0.5)
         >>> _ = nn.init.ones_(model.weight)
-        >>> average.update(step=100)
-        >>> with average.in_model():
+        >>> ema.update(step=100)
+        >>> with ema.in_model():
         ...     print(model.weight.item())
         0.5
         >>> model.weight.item()
@@ -39,24 +39,24 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self._weights = _moving(model)
-        self.averages = {name: tensor.detach().clone() for name, tensor in self._weights.items()}
+        self.weights_by_name = {name: tensor.detach().clone() for name, tensor in self._weights.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes up the weights after a step.
+        """Takes the weights after a step.
 
         Args:
             step: steps taken, from 1.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages = [own_part(average) for average in self.averages.values()]
-        lerp_all_(averages, [own_part(weight.detach()) for weight in self._weights.values()], 1 - decay)
+        means = [own_part(tensor) for tensor in self.weights_by_name.values()]
+        lerp_all_(means, [own_part(weight.detach()) for weight in self._weights.values()], 1 - decay)
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
-        """The model with the averages as its weights; its own are put back at the end."""
+        """The model with the EMA as its weights; its own are put back at the end."""
         own = self.weights()
-        self._fill(self.averages)
+        self._fill(self.weights_by_name)
         try:
             yield
         finally:
@@ -71,18 +71,18 @@ class WeightAverage:
         return {name: tensor.detach() for name, tensor in self._weights.items()}
 
     def leave_in_model(self) -> None:
-        """Makes the averages the model's weights for good."""
-        self._fill(self.averages)
+        """Makes the EMA the model's weights for good."""
+        self._fill(self.weights_by_name)
 
     def restore(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes what the model holds for the averages, and gives it the weights of `weights` instead.
+        """Takes what the model holds for the EMA, and gives it the weights of `weights` instead.
 
         Raises:
             KeyError: they belong to another model, or to other trained parameters.
         """
         if weights.keys() != self._weights.keys():
             raise KeyError("its averaged weights are others")
-        self.averages = self.weights()
+        self.weights_by_name = self.weights()
         self._fill(weights)
 
     def _fill(self, values: Mapping[str, Tensor]) -> None:

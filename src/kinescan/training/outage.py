@@ -1,4 +1,4 @@
-"""Tells broken files from a storage that is gone: through the one a run continues, through the other it must not."""
+"""Tells broken files, which a run leaves out, from a storage that is gone, which ends it."""
 
 import logging
 from collections.abc import Sequence
@@ -27,12 +27,12 @@ class OutageWatch:
     """
 
     def __init__(self, clips: ClipSource, processes: Processes, absent: list[int] | None = None) -> None:
-        self._source = clips
-        self._clips = clips if isinstance(clips, StoredClips) else None
+        self._clips = clips
+        self._stored = clips if isinstance(clips, StoredClips) else None
         self._processes = processes
-        self._sound: int | None = None
-        if absent is None and self._clips is not None:
-            absent = processes.broadcast(self._clips.absent())
+        self._readable_item: int | None = None
+        if absent is None and self._stored is not None:
+            absent = processes.broadcast(self._stored.absent())
         self.absent = absent
         self._absent = frozenset(absent or ())
 
@@ -45,10 +45,10 @@ class OutageWatch:
         """
         indices = next((part.item_indices for part in parts if len(part.item_indices)), None)
         if indices is not None:
-            self._sound = int(indices[0])
+            self._readable_item = int(indices[0])
         if not unreadable:
             return
-        own = [self._source.path(int(index)) for part in parts for index in part.item_indices]
+        own = [self._clips.path(int(index)) for part in parts for index in part.item_indices]
         for path in {path for paths in self._processes.gather(own) for path in paths} & unreadable.keys():
             logger.info("can be read again: %s", path)
             del unreadable[path]
@@ -78,7 +78,7 @@ class OutageWatch:
         Raises:
             VideoError: files that were there when the run began are gone, or nothing can be read any more.
         """
-        if self._clips is None:
+        if self._stored is None:
             return
         unreadable = [problem for part in parts for problem in part.unreadable]
         lost = [
@@ -100,10 +100,10 @@ class OutageWatch:
 
     def _reads_another(self, unreadable: Sequence[object]) -> bool:
         """Whether a video beside those of the batch can be read: one that could be read before, or one of a few."""
-        assert self._clips is not None
-        if self._sound is not None:
-            return self._clips.is_readable(self._sound)
+        assert self._stored is not None
+        if self._readable_item is not None:
+            return self._stored.is_readable(self._readable_item)
         inside = {getattr(problem, "item_index", None) for problem in unreadable}
-        others = [index for index in range(self._clips.num_items) if index not in inside and index not in self._absent]
+        others = [index for index in range(self._stored.num_items) if index not in inside and index not in self._absent]
         step = max(1, len(others) // _TRIED)
-        return any(self._clips.is_readable(index) for index in others[::step][:_TRIED])
+        return any(self._stored.is_readable(index) for index in others[::step][:_TRIED])

@@ -16,7 +16,7 @@ from kinescan.models.classifier import VideoClassifier
 from kinescan.models.pks4_state import PKS4State
 from kinescan.runtime.distributed import Processes
 from kinescan.training.carried import CarriedState, StatefulForward
-from kinescan.training.ema import WeightAverage
+from kinescan.training.ema import WeightEma
 from kinescan.training.frame_task import FrameTask
 from kinescan.training.optim import (
     OptimConfig,
@@ -153,13 +153,13 @@ class Stepper:
                 group["params"] = [parameters[name] for name in group["param_names"]]
         self.trained = [parameter for group in groups for parameter in group["params"]]
         self.optimizer = accelerator.prepare_optimizer(make_optimizer(groups, optim))
-        self.ema = WeightAverage(model, optim.ema_decay) if optim.ema_decay else None
+        self.ema = WeightEma(model, optim.ema_decay) if optim.ema_decay else None
 
     @contextmanager
     def evaluated(self) -> Iterator[VideoClassifier]:
         """The whole model on the device, with the EMA of its weights where one is kept; every process calls this."""
         if self.sharded is not None:
-            with self.sharded.evaluated(self._averages()) as model:
+            with self.sharded.evaluated(self._ema_weights()) as model:
                 yield model
             return
         with nullcontext() if self.ema is None else self.ema.in_model():
@@ -172,13 +172,13 @@ class Stepper:
             with self.evaluated() as model:
                 yield model
         else:
-            self.sharded.gather(self._averages())
+            self.sharded.gather(self._ema_weights())
             yield self.whole
 
     def leave_whole(self) -> None:
         """Leaves what was trained, or its EMA, in the whole model; every process calls this."""
         if self.sharded is not None:
-            self.sharded.gather(self._averages())
+            self.sharded.gather(self._ema_weights())
         elif self.ema is not None:
             self.ema.leave_in_model()
 
@@ -205,8 +205,8 @@ class Stepper:
         self.optimizer.load_state_dict(copied(state))
         refuse_other_shapes(self.optimizer)
 
-    def _averages(self) -> Mapping[str, Tensor]:
-        return {} if self.ema is None else self.ema.averages
+    def _ema_weights(self) -> Mapping[str, Tensor]:
+        return {} if self.ema is None else self.ema.weights_by_name
 
     def take(
         self,

@@ -131,32 +131,32 @@ def _step(cache: StreamCache, layer_idx: int, queries: Queries, scale: float | N
         return output
     policy, budget = cache.policy, cache.budgets[layer_idx]
     observed = policy.observed(num_queries)
-    needs_mass = scored or (observed is not None and (policy.accumulates or num_keys > budget))
-    mass: Tensor | None = None
-    if needs_mass:
+    needs_scores = scored or (observed is not None and (policy.accumulates or num_keys > budget))
+    scores: Tensor | None = None
+    if needs_scores:
         output, received = attention_mass(queries, layer.state.keys, layer.state.values, scale, observed=observed)
         if scored:
             layer.add_scores(received[0].float(), of_state=True)
         if observed is not None:
-            mass = _of_those_asked(policy, cache.is_text, received[0].float(), queries, layer.state.keys, scale)
+            scores = _of_those_asked(policy, cache.is_text, received[0].float(), queries, layer.state.keys, scale)
     else:
         output = attend(queries, cache.visible(layer_idx), num_keys, scale)
-    layer.compress(policy, budget, mass)
+    layer.compress(policy, budget, scores)
     return output
 
 
 def _of_those_asked(
-    policy: Policy, is_text: Tensor | None, mass: Tensor, queries: Queries, keys: Tensor, scale: float | None
+    policy: Policy, is_text: Tensor | None, scores: Tensor, queries: Queries, keys: Tensor, scale: float | None
 ) -> Tensor:
     """The part of the scores [Hkv, L] of all queries that comes from those that the policy asks."""
     if policy.asked == "all" or is_text is None or not 0 < int(is_text.sum()) < len(is_text):
-        return mass
+        return scores
     # Text is a few tokens: their part is computed by itself, and what is left is the frame's.
-    text = _mass_of_some(queries, keys, is_text.nonzero().flatten(), scale)
-    return text if policy.asked == "text" else (mass - text).clamp_(min=0)
+    text = _scores_of_some(queries, keys, is_text.nonzero().flatten(), scale)
+    return text if policy.asked == "text" else (scores - text).clamp_(min=0)
 
 
-def _mass_of_some(queries: Queries, keys: Tensor, chosen: Tensor, scale: float | None) -> Tensor:
+def _scores_of_some(queries: Queries, keys: Tensor, chosen: Tensor, scale: float | None) -> Tensor:
     """[Hkv, L] float32: softmax weights of the chosen ones of the newest queries, summed over them and their heads."""
     num_queries, (key_heads, num_keys) = queries.shape[2], keys.shape[1:3]
     scale = queries.shape[3] ** -0.5 if scale is None else scale

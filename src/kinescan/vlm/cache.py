@@ -68,15 +68,15 @@ class LayerCache:
         if self.remembered is not None:
             self.remembered = self.remembered.with_step(keys.shape[2])
 
-    def add_scores(self, mass: Float[Tensor, "Hkv C"], *, of_state: bool) -> None:
+    def add_scores(self, scores: Float[Tensor, "Hkv C"], *, of_state: bool) -> None:
         """Attention scores of a step count for what stays in a limited full KV cache.
 
         Args:
-            mass: of the state's keys, or of all keys.
-            of_state: whether `mass` is of the state's keys alone.
+            scores: of the state's keys, or of all keys.
+            of_state: whether `scores` is of the state's keys alone.
         """
         assert self.remembered is not None, "the cache has no limit"
-        self.remembered = self.remembered.with_scores(mass, self.state.positions if of_state else None)
+        self.remembered = self.remembered.with_scores(scores, self.state.positions if of_state else None)
 
     def shrink(self, policy: Policy, budget: int, pinned: list[tuple[int, int]]) -> None:
         """Keeps part of the full KV cache, in chunks of its own.
@@ -115,25 +115,25 @@ class LayerCache:
             history=history,
         )
 
-    def compress(self, policy: Policy, budget: int, mass: Tensor | None) -> None:
+    def compress(self, policy: Policy, budget: int, scores: Tensor | None) -> None:
         """Keeps what the policy chooses.
 
         Args:
             policy: chooses.
             budget: keys that stay in each key head.
-            mass: [Hkv, L], attention scores of the extended state's keys; None where the policy asks for none.
+            scores: [Hkv, L], attention scores of the extended state's keys; None where the policy asks for none.
         """
         state = self.state
         candidates = Candidates(
             positions=state.positions,
-            mass=mass,
+            scores=scores,
             history=state.history,
             keys=state.keys[0],
             values=state.values[0],
         )
         history = None
-        if policy.accumulates and mass is not None:
-            history = policy.remembered(mass, state.history)
+        if policy.accumulates and scores is not None:
+            history = policy.remembered(scores, state.history)
         if state.positions.shape[1] <= budget:
             state.history = history
             return
@@ -147,26 +147,26 @@ class LayerCache:
         )
 
 
-def layer_budgets(budget: int, num_layers: int, shares: Sequence[float] | None) -> list[int]:
+def layer_budgets(budget: int, num_layers: int, ratios: Sequence[float] | None) -> list[int]:
     """Keys of each layer, `budget * num_layers` in all but for rounding, at least 1 in each.
 
     Args:
         budget: keys of a layer and key head, on average over the layers.
         num_layers: of the decoder.
-        shares: what each layer gets in proportion to the others; None gives all the same.
+        ratios: what each layer gets in proportion to the others; None gives all the same.
 
     Raises:
-        ConfigError: there are not as many shares as layers.
+        ConfigError: there are not as many ratios as layers.
 
     Example:
         >>> layer_budgets(10, 3, None), layer_budgets(10, 3, (2, 1, 1))
         ([10, 10, 10], [15, 8, 8])
     """
-    if shares is None:
+    if ratios is None:
         return [budget] * num_layers
-    if len(shares) != num_layers:
-        raise ConfigError(f"budget_shares must hold a number for each of {num_layers} layers, got {len(shares)}.")
-    return [max(1, math.floor(budget * num_layers * share / sum(shares) + 0.5)) for share in shares]
+    if len(ratios) != num_layers:
+        raise ConfigError(f"budget_ratios must hold a number for each of {num_layers} layers, got {len(ratios)}.")
+    return [max(1, math.floor(budget * num_layers * ratio / sum(ratios) + 0.5)) for ratio in ratios]
 
 
 class StreamCache:
@@ -179,7 +179,7 @@ class StreamCache:
         shape: sizes of the model.
         policy: what chooses the compressed state.
         budget: keys it holds in each layer and key head; None for no limit.
-        budget_shares: how the layers share what they hold together, one number each; None: alike.
+        budget_ratios: how the layers share what they hold together, one number each; None: alike.
         storage: of the full KV cache.
         chunk_tokens: tokens in a chunk of the full KV cache.
         memory_tokens: tokens that the full KV cache holds at most, in each layer and key head; None for no limit.
@@ -195,7 +195,7 @@ class StreamCache:
         *,
         policy: Policy,
         budget: int | None,
-        budget_shares: Sequence[float] | None = None,
+        budget_ratios: Sequence[float] | None = None,
         storage: Storage = "memory",
         chunk_tokens: int = 4096,
         memory_tokens: int | None = None,
@@ -212,7 +212,7 @@ class StreamCache:
         self.pinned: list[tuple[int, int]] = []
         """Ranges of positions that stay in a limited full KV cache."""
         self.budget = None if isinstance(policy, KeepAll) else budget
-        self.budgets = None if self.budget is None else layer_budgets(self.budget, shape.num_layers, budget_shares)
+        self.budgets = None if self.budget is None else layer_budgets(self.budget, shape.num_layers, budget_ratios)
         self.is_text: Tensor | None = None
         """[Q], which tokens of the step that runs are text; None where it is not known."""
         self.answering = False

@@ -4,6 +4,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from kinescan.errors import ConfigError
+from kinescan.settings import renamed
 from kinescan.vlm.memory import check_memory_policy, limit_tokens, read_amount
 from kinescan.vlm.policy import Policy, make_policy
 from kinescan.vlm.store import CacheShape, Storage, check_storage
@@ -12,13 +13,14 @@ MAX_FPS = 1000.0
 MAX_CHUNK_TOKENS = 2**20
 
 
+@renamed(budget_shares="budget_ratios")
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
     """Settings of a stream.
 
     Attributes:
         budget: keys of the compressed state in each layer and key head; None for no limit.
-        budget_shares: how the layers share `budget` times their number: one positive number for each decoder layer;
+        budget_ratios: how the layers divide `budget` times their number: one positive number for each decoder layer;
             None gives all alike.
         policy: what chooses them: a name in `POLICIES`, or a policy.
         horizon_frames: frames that the stream will not exceed. Needed where rotary frequencies follow the length
@@ -42,7 +44,7 @@ class StreamConfig:
     """
 
     budget: int | None = 4096
-    budget_shares: tuple[float, ...] | None = None
+    budget_ratios: tuple[float, ...] | None = None
     policy: str | Policy = "statekv"
     horizon_frames: int | None = None
     horizon_is_limit: bool = True
@@ -66,15 +68,15 @@ class StreamConfig:
                 object.__setattr__(self, name, int(value))
         if self.chunk_tokens > MAX_CHUNK_TOKENS:
             raise ConfigError(f"chunk_tokens must be at most {MAX_CHUNK_TOKENS}, got {self.chunk_tokens}.")
-        if self.budget_shares is not None:
-            object.__setattr__(self, "budget_shares", checked_shares(self.budget_shares))
+        if self.budget_ratios is not None:
+            object.__setattr__(self, "budget_ratios", checked_ratios(self.budget_ratios))
         check_fps(self.fps)
         object.__setattr__(self, "fps", float(self.fps))
         for name in ("hf_compat", "horizon_is_limit", "compiled"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, got {value!r}.")
         check_storage(self.storage)
-        if make_policy(self.policy).needs_places:
+        if make_policy(self.policy).needs_patch_indices:
             raise ConfigError(
                 f"policy {self.policy!r} is for memory_policy. Choose another one for the compressed state."
             )
@@ -102,18 +104,18 @@ def check_count(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must be at least 1, got {value}.")
 
 
-def checked_shares(shares: Any) -> tuple[float, ...]:
-    """Shares of layers as a tuple of numbers.
+def checked_ratios(ratios: Any) -> tuple[float, ...]:
+    """Ratios of layers as a tuple of numbers.
 
     Raises:
         ConfigError: they are something else than positive finite numbers.
     """
-    given = tuple(shares) if isinstance(shares, list | tuple) else None
+    given = tuple(ratios) if isinstance(ratios, list | tuple) else None
     if not given or not all(
-        isinstance(share, Real) and not isinstance(share, bool) and 0 < float(share) < math.inf for share in given
+        isinstance(ratio, Real) and not isinstance(ratio, bool) and 0 < float(ratio) < math.inf for ratio in given
     ):
-        raise ConfigError(f"budget_shares must hold a positive number for each decoder layer, got {shares!r}.")
-    return tuple(float(share) for share in given)
+        raise ConfigError(f"budget_ratios must hold a positive number for each decoder layer, got {ratios!r}.")
+    return tuple(float(ratio) for ratio in given)
 
 
 def check_fps(fps: Any) -> None:

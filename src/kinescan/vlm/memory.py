@@ -15,7 +15,7 @@ from kinescan.vlm.policy import Candidates, KeepAll, Policy
 SPARE = 8
 """One part of so many of the limit is freed at once, so that a token is moved about this many times."""
 BYTES_BESIDE = 8 + 8 + 4 + 4
-"""Of a token in a key head besides its key and value: position, place, count and score."""
+"""Of a token in a key head besides its key and value: position, patch index, count and score."""
 _UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([a-z]+)\s*", re.IGNORECASE)
 
@@ -102,7 +102,7 @@ class Remembered:
     Attributes:
         seen: tokens that came so far, those that have gone included.
         positions: [Hkv, K] of those that stayed when room was made, ascending.
-        places: [Hkv, K] how far from the end of its step each stood.
+        patch_indices: [Hkv, K] index of each in its step, counted from the step's end, from 1.
         counts: [Hkv, K] how many tokens each stands for; float32.
         steps: lengths of the steps since then, whose tokens are all there.
         scores: [Hkv, K + sum(steps)] attention received so far, float32; None where the policy asks for none.
@@ -110,7 +110,7 @@ class Remembered:
 
     seen: int = 0
     positions: Int[Tensor, "Hkv K"]
-    places: Int[Tensor, "Hkv K"]
+    patch_indices: Int[Tensor, "Hkv K"]
     counts: Float[Tensor, "Hkv K"]
     steps: tuple[int, ...] = ()
     scores: Float[Tensor, "Hkv L"] | None = None
@@ -119,7 +119,7 @@ class Remembered:
     def nothing(cls, key_heads: int, device: torch.device, *, scored: bool) -> "Remembered":
         """Before the first token."""
         empty = torch.empty(key_heads, 0, dtype=torch.int64, device=device)
-        return cls(positions=empty, places=empty, counts=empty.float(), scores=empty.float() if scored else None)
+        return cls(positions=empty, patch_indices=empty, counts=empty.float(), scores=empty.float() if scored else None)
 
     @property
     def tail(self) -> int:
@@ -131,12 +131,12 @@ class Remembered:
         scores = None if self.scores is None else functional.pad(self.scores, (0, count))
         return replace(self, seen=self.seen + count, steps=(*self.steps, count), scores=scores)
 
-    def with_scores(self, mass: Float[Tensor, "Hkv C"], positions: Int[Tensor, "Hkv C"] | None) -> "Remembered":
+    def with_scores(self, received: Float[Tensor, "Hkv C"], positions: Int[Tensor, "Hkv C"] | None) -> "Remembered":
         """With a step's attention scores added; `positions` are those of the keys, None for all that are held."""
         assert self.scores is not None, "the policy asks for no scores"
-        mass = mass.to(self.scores)
+        received = received.to(self.scores)
         if positions is None:
-            return replace(self, scores=self.scores + mass)
+            return replace(self, scores=self.scores + received)
         kept, first = self.positions.shape[1], self.seen - self.tail
         index = torch.where(positions >= first, kept + positions - first, 0)
         there = positions >= first
@@ -144,17 +144,19 @@ class Remembered:
             old = torch.searchsorted(self.positions, positions.contiguous()).clamp_(max=kept - 1)
             there = there | (self.positions.gather(1, old) == positions)
             index = torch.where(positions >= first, index, old)
-        return replace(self, scores=self.scores.scatter_add(1, index, mass * there))
+        return replace(self, scores=self.scores.scatter_add(1, index, received * there))
 
     def everything(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions, places and counts [Hkv, L] of all that is held."""
+        """Positions, patch indices and counts [Hkv, L] of all that is held."""
         heads, device = len(self.positions), self.positions.device
         positions = torch.arange(self.seen - self.tail, self.seen, device=device).expand(heads, -1)
-        places = torch.cat([torch.arange(step, 0, -1, device=device) for step in self.steps] or [positions[0, :0]])
+        patch_indices = torch.cat(
+            [torch.arange(step, 0, -1, device=device) for step in self.steps] or [positions[0, :0]]
+        )
         ones = torch.ones(heads, self.tail, device=device)
         return (
             torch.cat((self.positions, positions), dim=1),
-            torch.cat((self.places, places.expand(heads, -1)), dim=1),
+            torch.cat((self.patch_indices, patch_indices.expand(heads, -1)), dim=1),
             torch.cat((self.counts, ones), dim=1),
         )
 
@@ -173,9 +175,14 @@ class Remembered:
         Raises:
             ConfigError: more is pinned than may stay.
         """
-        positions, places, counts = self.everything()
+        positions, patch_indices, counts = self.everything()
         candidates = Candidates(
-            positions=positions, mass=self.scores, keys=keys[0], values=values[0], places=places, counts=counts
+            positions=positions,
+            scores=self.scores,
+            keys=keys[0],
+            values=values[0],
+            patch_indices=patch_indices,
+            counts=counts,
         )
         rank = policy.rank(candidates, budget).double()
         fixed = torch.zeros_like(positions, dtype=torch.bool)
@@ -192,7 +199,7 @@ class Remembered:
         remembered = replace(
             self,
             positions=positions.gather(1, kept),
-            places=places.gather(1, kept),
+            patch_indices=patch_indices.gather(1, kept),
             counts=counts.gather(1, kept),
             steps=(),
             scores=None if self.scores is None else self.scores.gather(1, kept),

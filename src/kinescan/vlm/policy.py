@@ -1,5 +1,6 @@
 """Which keys of the past a frame may still attend to, in every layer and key head."""
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,7 +12,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from kinescan.errors import ConfigError
-from kinescan.settings import closest
+from kinescan.settings import closest, old_name, renamed, renamed_parameters
 
 Asked = Literal["all", "frame", "text"]
 """Whose attention weights make a score."""
@@ -19,29 +20,31 @@ GOLDEN_RATIO_FRACTION = 0.6180339887498949
 """Fractions of its multiples lie evenly spread in [0, 1) (see `Uniform`)."""
 
 
+@renamed(mass="scores", places="patch_indices")
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
     """The keys of one layer that a policy chooses from: the old state, then the newest step.
 
     Attributes:
         positions: [Hkv, L] index of each key's token in the stream, int64, ascending.
-        mass: [Hkv, L] softmax weight each key received in this step, float32; None where the policy asks for none.
+        scores: [Hkv, L] attention score that each key received in this step, float32; None where the policy asks for
+            none.
         history: [Hkv, L] attention score received in earlier steps, float32, 0 for new keys; None where nothing is
             accumulated.
         keys: [Hkv, L, D], rotated to their positions.
         values: [Hkv, L, D].
-        places: [Hkv, L] how far from the end of its step each token stands, from 1: tokens at the same position of
-            their frames have the same number.
-            Given where a full KV cache is limited (see `memory_budget`), None for the compressed state.
+        patch_indices: [Hkv, L] index of each token in its step, counted from the step's end, from 1: tokens of the
+            same patch of their frames have the same number. Given where a full KV cache is
+            limited (see `memory_budget`), None for the compressed state.
         counts: [Hkv, L] how many tokens each stands for, float32; likewise.
     """
 
     positions: Int[Tensor, "Hkv L"]
-    mass: Float[Tensor, "Hkv L"] | None = None
+    scores: Float[Tensor, "Hkv L"] | None = None
     history: Float[Tensor, "Hkv L"] | None = None
     keys: Float[Tensor, "Hkv L D"] | None = None
     values: Float[Tensor, "Hkv L D"] | None = None
-    places: Int[Tensor, "Hkv L"] | None = None
+    patch_indices: Int[Tensor, "Hkv L"] | None = None
     counts: Float[Tensor, "Hkv L"] | None = None
 
 
@@ -49,19 +52,29 @@ class Candidates:
 class Policy(ABC):
     """Ranks keys; the best `budget` of each key head stay. A new policy is a subclass and one line in `POLICIES`."""
 
+    needs_places = old_name("needs_places", "needs_patch_indices")
+
+    def __init_subclass__(cls) -> None:
+        # A policy that was written against version 0.1 overrides the property by its old name.
+        if "needs_places" in vars(cls):
+            text = f"{cls.__name__}.needs_places is deprecated. Define needs_patch_indices."
+            warnings.warn(text, DeprecationWarning, stacklevel=2)
+            cls.needs_patch_indices = cls.needs_places  # type: ignore[method-assign]
+
     @property
     def accumulates(self) -> bool:
         """Whether scores of earlier steps count (and have to be computed at every step)."""
         return False
 
     @property
-    def needs_places(self) -> bool:
-        """Whether `places` have to be known, as they are in a limited full KV cache alone."""
+    def needs_patch_indices(self) -> bool:
+        """Whether `patch_indices` have to be known, as they are in a limited full KV cache alone."""
         return False
 
-    def remembered(self, mass: Tensor, history: Tensor | None) -> Tensor:
+    @renamed_parameters(mass="scores")
+    def remembered(self, scores: Tensor, history: Tensor | None) -> Tensor:
         """What `history` becomes with a step's scores, both [Hkv, L], where the policy accumulates: their sum."""
-        return mass if history is None else history + mass
+        return scores if history is None else history + scores
 
     @property
     def asked(self) -> Asked:
@@ -105,8 +118,8 @@ class Policy(ABC):
             [Hkv, min(budget, L)] int64.
 
         Example:
-            >>> mass = torch.tensor([[0.1, 0.9, 0.3, 0.7]])
-            >>> StateKV().select(Candidates(positions=torch.arange(4)[None], mass=mass), 2)
+            >>> scores = torch.tensor([[0.1, 0.9, 0.3, 0.7]])
+            >>> StateKV().select(Candidates(positions=torch.arange(4)[None], scores=scores), 2)
             tensor([[1, 3]])
         """
         kept = min(budget, candidates.positions.shape[1])
@@ -153,8 +166,9 @@ class StateKV(Policy):
         return self.queries
 
     @override
-    def remembered(self, mass: Tensor, history: Tensor | None) -> Tensor:
-        return mass if history is None else self.decay * history + mass
+    @renamed_parameters(mass="scores")
+    def remembered(self, scores: Tensor, history: Tensor | None) -> Tensor:
+        return scores if history is None else self.decay * history + scores
 
     @override
     def observed(self, num_queries: int) -> int | None:
@@ -162,7 +176,7 @@ class StateKV(Policy):
 
     @override
     def rank(self, candidates: Candidates, budget: int) -> Tensor:
-        total = _mass(candidates)
+        total = _scores(candidates)
         if self.decay and candidates.history is not None:
             total = total + self.decay * candidates.history
         return _newest_first(total, int(self.recent_ratio * budget))
@@ -236,7 +250,7 @@ class RandomSample(Policy):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AccumulatedMass(Policy):
+class AccumulatedScores(Policy):
     """The newest keys, and of the rest those whose attention score, summed over all steps, is largest.
 
     Attributes:
@@ -263,7 +277,7 @@ class AccumulatedMass(Policy):
 
     @override
     def rank(self, candidates: Candidates, budget: int) -> Tensor:
-        total = _mass(candidates)
+        total = _scores(candidates)
         total = total if candidates.history is None else total + candidates.history
         return _newest_first(total, int(self.recent_ratio * budget))
 
@@ -294,16 +308,16 @@ class LastQueries(Policy):
 
     @override
     def rank(self, candidates: Candidates, budget: int) -> Tensor:
-        smoothed = functional.max_pool1d(_mass(candidates), self.pooling, stride=1, padding=self.pooling // 2)
+        smoothed = functional.max_pool1d(_scores(candidates), self.pooling, stride=1, padding=self.pooling // 2)
         return _newest_first(smoothed, min(self.window, budget))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Redundancy(Policy):
-    """Drops first what equals its neighbour in time: the token before it at the same place of its frame.
+    """Drops first what equals its neighbour in time: the token before it at the same patch of its frame.
 
     A token counts for the length of its value times one minus the mean of two cosines with that neighbour, of keys and
-    of values. The first of its place has no neighbour, and counts for the whole length.
+    of values. The first of its patch has no neighbour, and counts for the whole length.
 
     Differs: keys are stored rotated to their positions, so that equal content a step apart gives a cosine below 1;
     values are not rotated, and take part for that reason.
@@ -313,7 +327,7 @@ class Redundancy(Policy):
 
     @property
     @override
-    def needs_places(self) -> bool:
+    def needs_patch_indices(self) -> bool:
         return True
 
     @override
@@ -331,7 +345,7 @@ class Redundancy(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Merging(Redundancy):
-    """As `Redundancy`, but a token that goes is merged into the one before it in time that stays, at the same place.
+    """As `Redundancy`, but a token that goes is merged into the one before it in time that stays, at the same patch.
 
     The mean of their values stays, weighted by how many tokens each stands for, with the key of the one that stays:
     keys are rotated to their positions, and their mean would be one of no position.
@@ -345,7 +359,7 @@ class Merging(Redundancy):
     ) -> tuple[Tensor, Tensor]:
         order, has_neighbour = _along_time(candidates)
         stays = torch.zeros_like(candidates.positions, dtype=torch.bool).scatter(1, kept, True).gather(1, order)
-        # along time: the newest that stays, up to here, at this place; before the first, a token merges into none
+        # along time: the newest that stays, up to here, at this patch; before the first, a token merges into none
         index = torch.arange(order.shape[1], device=order.device).expand_as(order)
         starts = torch.where(has_neighbour, -1, index).cummax(1).values
         target = torch.where(stays, index, -1).cummax(1).values
@@ -380,7 +394,7 @@ POLICIES: dict[str, type[Policy]] = {
     "sinks_recency": SinksAndRecency,
     "uniform": Uniform,
     "random": RandomSample,
-    "h2o": AccumulatedMass,
+    "h2o": AccumulatedScores,
     "snapkv": LastQueries,
     "redundancy": Redundancy,
     "merging": Merging,
@@ -407,10 +421,10 @@ def make_policy(policy: str | Policy) -> Policy:
     return POLICIES[policy]()
 
 
-def _mass(candidates: Candidates) -> Tensor:
-    if candidates.mass is None:
+def _scores(candidates: Candidates) -> Tensor:
+    if candidates.scores is None:
         raise ConfigError("this policy ranks by attention score, and the candidates carry none. Compute it first.")
-    return candidates.mass
+    return candidates.scores
 
 
 def _vectors(candidates: Candidates) -> tuple[Tensor, Tensor]:
@@ -420,11 +434,11 @@ def _vectors(candidates: Candidates) -> tuple[Tensor, Tensor]:
 
 
 def _along_time(candidates: Candidates) -> tuple[Tensor, Tensor]:
-    """[Hkv, L]: indices place by place, in the order of time within each; and whether each follows one of its place."""
+    """[Hkv, L]: indices patch by patch, in the order of time within each; and whether each follows one of its patch."""
     positions = candidates.positions
-    places = torch.zeros_like(positions) if candidates.places is None else candidates.places
-    order = (places * (positions.max() + 1) + positions).argsort(1)
-    ordered = places.gather(1, order)
+    patch_indices = torch.zeros_like(positions) if candidates.patch_indices is None else candidates.patch_indices
+    order = (patch_indices * (positions.max() + 1) + positions).argsort(1)
+    ordered = patch_indices.gather(1, order)
     follows = torch.zeros_like(ordered, dtype=torch.bool)
     follows[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
     return order, follows

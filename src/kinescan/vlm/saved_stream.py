@@ -47,6 +47,9 @@ def load_stream(
     tensors, facts = read_snapshot(path)
     with understood(path):
         config = {**facts["config"], "policy": unpack_policy(facts["config"]["policy"])}
+        if "budget_shares" in config:
+            # the name of budget_ratios in files of version 0.1
+            config["budget_ratios"] = config.pop("budget_shares")
         if "memory_policy" in config:
             config["memory_policy"] = unpack_policy(config["memory_policy"])
         pixels = build_settings(PixelSettings, facts["pixels"])

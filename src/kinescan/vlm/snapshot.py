@@ -122,7 +122,7 @@ def pack_cache(cache: StreamCache) -> dict[str, Tensor]:
             if (tensor := getattr(layer.state, name)) is not None:
                 tensors[f"layer{index}.state.{name}"] = tensor
         if (remembered := layer.remembered) is not None:
-            parts = dict(zip(("positions", "places", "counts"), remembered.everything(), strict=True))
+            parts = dict(zip(("positions", "patch_indices", "counts"), remembered.everything(), strict=True))
             if remembered.scores is not None:
                 parts["scores"] = remembered.scores
             tensors |= {f"layer{index}.memory.{name}": tensor for name, tensor in parts.items()}
@@ -199,14 +199,23 @@ def _unpack_remembered(
     fresh: Remembered, prefix: str, tensors: dict[str, Tensor], num_tokens: int, num_seen: int
 ) -> Remembered:
     device, sizes = fresh.positions.device, (len(fresh.positions), num_tokens)
-    positions, places = (_taken(tensors, f"{prefix}{name}", sizes, torch.int64) for name in ("positions", "places"))
+    if f"{prefix}places" in tensors:
+        # the name of patch indices in files of version 0.1
+        tensors[f"{prefix}patch_indices"] = tensors.pop(f"{prefix}places")
+    positions, patch_indices = (
+        _taken(tensors, f"{prefix}{name}", sizes, torch.int64) for name in ("positions", "patch_indices")
+    )
     counts = _taken(tensors, f"{prefix}counts", sizes, torch.float32)
     _check_positions(positions, f"{prefix}positions", num_seen)
     scores = None
     if fresh.scores is not None:
         scores = _taken(tensors, f"{prefix}scores", sizes, torch.float32).to(device)
     return Remembered(
-        seen=num_seen, positions=positions.to(device), places=places.to(device), counts=counts.to(device), scores=scores
+        seen=num_seen,
+        positions=positions.to(device),
+        patch_indices=patch_indices.to(device),
+        counts=counts.to(device),
+        scores=scores,
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError
 from kinescan.runtime.fingerprint import fingerprint_of
-from kinescan.settings import old_name, to_plain
+from kinescan.settings import old_name, renamed_parameters, to_plain
 from kinescan.vlm.answer import Answer, AnswerToken, StreamStats
 from kinescan.vlm.answering import Answering, answer_of
 from kinescan.vlm.attention import compile_stream
@@ -40,12 +40,13 @@ logger = logging.getLogger(__name__)
 Take = Callable[[], list[PendingPatch] | None]
 
 
+@renamed_parameters(budget_shares="budget_ratios")
 def open_stream(
     model: nn.Module,
     processor: Any = None,
     *,
     budget: int | None = 4096,
-    budget_shares: Sequence[float] | None = None,
+    budget_ratios: Sequence[float] | None = None,
     policy: str | Policy = "statekv",
     horizon_frames: int | None = None,
     horizon_is_limit: bool = True,
@@ -69,7 +70,7 @@ def open_stream(
         model: a transformers model of a supported family, in evaluation mode.
         processor: its processor or tokenizer; None where questions are asked as token ids.
         budget: keys of the compressed state in each layer and key head; None for no limit.
-        budget_shares: how the layers share it; see `StreamConfig`.
+        budget_ratios: how the layers share it; see `StreamConfig`.
         policy: what chooses them: a name in `POLICIES`, or a policy.
         horizon_frames: frames that the stream will not exceed; see `StreamConfig`.
         horizon_is_limit: False takes more all the same, where the model allows it.
@@ -96,7 +97,7 @@ def open_stream(
     """
     config = StreamConfig(
         budget=budget,
-        budget_shares=budget_shares,  # type: ignore[arg-type]
+        budget_ratios=budget_ratios,  # type: ignore[arg-type]
         policy=policy,
         horizon_frames=horizon_frames,
         horizon_is_limit=horizon_is_limit,
@@ -144,7 +145,7 @@ class VideoStream:
             shape,
             policy=self.policy,
             budget=config.budget,
-            budget_shares=config.budget_shares,
+            budget_ratios=config.budget_ratios,
             storage=config.storage,
             chunk_tokens=config.chunk_tokens,
             memory_tokens=config.memory_tokens(shape),

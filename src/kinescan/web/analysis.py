@@ -27,6 +27,7 @@ from kinescan.web.media import check_length, video_limits
 from kinescan.web.settings import ServeLimits
 
 MOST_SHOWN = 6
+"""Classes whose curves are drawn."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def analyse(model: VideoClassifier, path: str | Path, limits: ServeLimits) -> An
         sampled, duration = reader.read(indices), reader.duration_seconds
         first = float(reader.pts_seconds[0])
     check_wanted()
-    maps, speed = _looked_into(model, sampled.pixels)
+    maps, speed = _maps_and_speeds(model, sampled.pixels)
     seconds, scores, events = _over_time(model, path, duration)
     return Analysis(
         labels=model.class_names,
@@ -146,7 +147,7 @@ def _over_time(
     return np.array(times), np.stack(rows), tuple(events)
 
 
-def _looked_into(model: VideoClassifier, pixels: Tensor) -> tuple[KinematicMaps | None, Tensor | None]:
+def _maps_and_speeds(model: VideoClassifier, pixels: Tensor) -> tuple[KinematicMaps | None, Tensor | None]:
     if not isinstance(model, PKS4) or len(pixels) < 2:
         return None, None
     clip = EvalTransform(model.preprocessing, crops=1)(pixels).to(model.device)

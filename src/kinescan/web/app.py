@@ -19,7 +19,7 @@ from kinescan.data.video.fetching import spooled
 from kinescan.errors import KinescanError
 from kinescan.runtime.escaping import to_json
 from kinescan.version import __version__
-from kinescan.web.chat import Piece, answer, parse_chat
+from kinescan.web.chat import AnswerChunk, answer, parse_chat
 from kinescan.web.engine import Engine
 from kinescan.web.guard import Guard
 from kinescan.web.media import Media
@@ -139,17 +139,17 @@ class Service:
         """Answers a question about a video."""
         asked = parse_chat(await _json_of(request), self.config)
         vlm = self.engine.require_vlm(asked.model)
-        pieces = self.engine.iterate(lambda: answer(asked, vlm, self.config, self.opened, self.media.decoded))
+        chunks = self.engine.iterate(lambda: answer(asked, vlm, self.config, self.opened, self.media.decoded))
         about = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self.engine.vlm_name}
         if asked.is_streamed:
             # what is wrong with the video is an answer of its own, before any token
-            first = await anext(pieces)
-            return StreamingResponse(_events(first, pieces, about), media_type="text/event-stream")
-        text, last = "", Piece("")
-        async for piece in pieces:
-            text, last = text + piece.text, piece
+            first = await anext(chunks)
+            return StreamingResponse(_events(first, chunks, about), media_type="text/event-stream")
+        text, last = "", AnswerChunk("")
+        async for chunk in chunks:
+            text, last = text + chunk.text, chunk
             if await request.is_disconnected():
-                await pieces.aclose()  # type: ignore[attr-defined]
+                await chunks.aclose()  # type: ignore[attr-defined]
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": last.finish, "logprobs": None}
         return {**about, "object": "chat.completion", "choices": [choice], "usage": _usage(last)}
@@ -273,7 +273,7 @@ async def _answer_http(_: Any, error: Any) -> Any:
     return JSONResponse(problem_body(error.status_code, str(error.detail), "http_error"), error.status_code)
 
 
-async def _events(first: Piece, pieces: AsyncIterator[Piece], about: dict[str, Any]) -> AsyncIterator[str]:
+async def _events(first: AnswerChunk, chunks: AsyncIterator[AnswerChunk], about: dict[str, Any]) -> AsyncIterator[str]:
     def event(delta: dict[str, Any], finish: str | None = None, **others: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
         body = {**about, "object": "chat.completion.chunk", "choices": [choice], **others}
@@ -281,17 +281,17 @@ async def _events(first: Piece, pieces: AsyncIterator[Piece], about: dict[str, A
 
     yield event({"role": "assistant", "content": ""})
     try:
-        piece = first
+        chunk = first
         while True:
-            if piece.text:
-                yield event({"content": piece.text})
-            if piece.finish is not None:
-                yield event({}, piece.finish, usage=_usage(piece))
+            if chunk.text:
+                yield event({"content": chunk.text})
+            if chunk.finish is not None:
+                yield event({}, chunk.finish, usage=_usage(chunk))
                 break
-            if not piece.num_tokens:
+            if not chunk.num_tokens:
                 # a comment, while the video is watched
-                yield f": {piece.num_frames} frames\n\n"
-            piece = await anext(pieces)
+                yield f": {chunk.num_frames} frames\n\n"
+            chunk = await anext(chunks)
     except StopAsyncIteration:
         pass
     except (KinescanError, RequestProblem) as error:
@@ -299,11 +299,11 @@ async def _events(first: Piece, pieces: AsyncIterator[Piece], about: dict[str, A
         yield f"data: {json.dumps(problem_body(problem.status, problem.message, problem.code))}\n\n"
         return
     finally:
-        await pieces.aclose()  # type: ignore[attr-defined]
+        await chunks.aclose()  # type: ignore[attr-defined]
     yield "data: [DONE]\n\n"
 
 
-def _usage(last: Piece) -> dict[str, int]:
+def _usage(last: AnswerChunk) -> dict[str, int]:
     prompt, own = last.num_prompt_tokens, last.num_tokens
     return {"prompt_tokens": prompt, "completion_tokens": own, "total_tokens": prompt + own}
 

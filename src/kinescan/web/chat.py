@@ -63,16 +63,16 @@ class HeldTokens:
 
 
 @dataclass(frozen=True)
-class Piece:
+class AnswerChunk:
     """A part of an answer.
 
     Attributes:
         text: what it adds; empty while the video is watched.
-        finish: why the answer ended, with its last piece.
+        finish: why the answer ended, with its last chunk.
         num_frames: that were watched.
         num_tokens: of the answer so far.
         num_prompt_tokens: of the video and the question.
-        held: what is held of the video, once it was watched; empty in all other pieces.
+        held: what is held of the video, once it was watched; empty in all other chunks.
     """
 
     text: str
@@ -165,8 +165,8 @@ def answer(
     config: ServeConfig,
     opened: Callable[[str], AbstractContextManager[Path]],
     decode: Callable[[str], bytes],
-) -> Iterator[Piece]:
-    """The answer, piece by piece; the video is watched meanwhile, and pieces without text say how far.
+) -> Iterator[AnswerChunk]:
+    """The answer, chunk by chunk; the video is watched meanwhile, and chunks without text say how far.
 
     Args:
         request: see `parse_chat`.
@@ -195,19 +195,19 @@ def answer(
                     stream.push(part, seconds=seconds)
                     stats = stream.stats
                     marks.append((seconds, before, stats.num_seen_tokens))
-                    yield _in_time(Piece("", num_frames=stats.num_frames), end)
+                    yield _in_time(AnswerChunk("", num_frames=stats.num_frames), end)
             held = _held(stream, marks, reader.duration_seconds)
-            yield _in_time(Piece("", num_frames=stream.stats.num_frames, held=held), end)
+            yield _in_time(AnswerChunk("", num_frames=stream.stats.num_frames, held=held), end)
         else:
             stream = stack.enter_context(_open(vlm, config, len(request.pictures), request))
             for url in request.pictures:
                 push_picture(stream, decode(url), config)
-                yield _in_time(Piece("", num_frames=stream.stats.num_frames), end)
+                yield _in_time(AnswerChunk("", num_frames=stream.stats.num_frames), end)
         yield from ask(stream, request.question, request.max_tokens, end)
 
 
-def ask(stream: VideoStream, question: str, max_tokens: int, end: float) -> Iterator[Piece]:
-    """The answer of a stream, piece by piece.
+def ask(stream: VideoStream, question: str, max_tokens: int, end: float) -> Iterator[AnswerChunk]:
+    """The answer of a stream, chunk by chunk.
 
     Args:
         stream: with the video.
@@ -222,9 +222,9 @@ def ask(stream: VideoStream, question: str, max_tokens: int, end: float) -> Iter
     frames, prompt = stream.stats.num_frames, stream.stats.num_tokens
     for token in stream.ask_stepwise(question, max_new_tokens=max_tokens):
         count, last = count + 1, token.token_id
-        yield _in_time(Piece(token.text, num_frames=frames, num_tokens=count, num_prompt_tokens=prompt), end)
+        yield _in_time(AnswerChunk(token.text, num_frames=frames, num_tokens=count, num_prompt_tokens=prompt), end)
     finish = "stop" if last in stops else "length"
-    yield Piece("", finish=finish, num_frames=frames, num_tokens=count, num_prompt_tokens=prompt)
+    yield AnswerChunk("", finish=finish, num_frames=frames, num_tokens=count, num_prompt_tokens=prompt)
 
 
 def push_picture(stream: VideoStream, content: bytes, config: ServeConfig) -> None:
@@ -265,7 +265,7 @@ def _open(vlm: Vlm, config: ServeConfig, num_frames: int | None, request: ChatRe
     )
 
 
-def _in_time(piece: Piece, end: float) -> Piece:
+def _in_time(chunk: AnswerChunk, end: float) -> AnswerChunk:
     if time.monotonic() > end:
         raise RequestProblem(408, "the answer took too long and was broken off.", "too_slow")
-    return piece
+    return chunk

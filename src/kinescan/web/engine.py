@@ -151,7 +151,7 @@ class Engine:
             "video": about,
         }
 
-    def _take_place(self) -> None:
+    def _enter_queue(self) -> None:
         """A place in the queue.
 
         Raises:
@@ -162,7 +162,7 @@ class Engine:
                 raise RequestProblem(429, "too many requests wait for the model. Try again in a second.", "busy")
             self._num_waiting += 1
 
-    def _leave_place(self, _: object = None) -> None:
+    def _leave_queue(self, _: object = None) -> None:
         with self._lock:
             self._num_waiting -= 1
 
@@ -175,14 +175,14 @@ class Engine:
         Raises:
             RequestProblem: the queue is full, or it takes too long.
         """
-        self._take_place()
+        self._enter_queue()
         given_up = threading.Event()
         try:
             future = self._pool.submit(run_until, given_up, work)
         except RuntimeError:
-            self._leave_place()
+            self._leave_queue()
             raise RequestProblem(503, "the service is stopping.", "stopping") from None
-        future.add_done_callback(self._leave_place)
+        future.add_done_callback(self._leave_queue)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.config.limits.answer_seconds)
         except TimeoutError:
@@ -193,7 +193,7 @@ class Engine:
     async def iterate(self, make: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
         """What an iterator gives, each step computed by one of the threads; closed however it ends."""
         loop = asyncio.get_running_loop()
-        self._take_place()
+        self._enter_queue()
         try:
             iterator = await loop.run_in_executor(self._pool, make)
             try:
@@ -204,7 +204,7 @@ class Engine:
                 if close is not None:
                     await loop.run_in_executor(self._pool, close)
         finally:
-            self._leave_place()
+            self._leave_queue()
 
 
 def _warm_up(model: VideoClassifier) -> None:

@@ -68,9 +68,9 @@ def _plain(pixels: np.ndarray) -> Callable[[int], str]:
 def _heat(fractions: np.ndarray, colours: str, size: tuple[int, int]) -> str:
     picture = heat_picture(fractions, colours, over_frame=True)
     left, top, side = seen_square(size)
-    place = f"left:{100 * left / size[1]:.2f}%;top:{100 * top / size[0]:.2f}%"
+    position = f"left:{100 * left / size[1]:.2f}%;top:{100 * top / size[0]:.2f}%"
     extent = f"width:{100 * side / size[1]:.2f}%;height:{100 * side / size[0]:.2f}%"
-    return f'<img class="ks-heat" alt="" src="{picture}" style="{place};{extent}">'
+    return f'<img class="ks-heat" alt="" src="{picture}" style="{position};{extent}">'
 
 
 def _unseen(size: tuple[int, int]) -> str:

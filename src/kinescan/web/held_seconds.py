@@ -22,13 +22,13 @@ def held_seconds(held: Sequence[HeldTokens], budget: int | None) -> str:
     end = max(held[-1].end, 1e-6)
     bars, kept = [], 0
     for one in held:
-        share = min(1.0, one.num_held / max(1, one.num_tokens))
-        kept += share >= _LEAST
+        fraction = min(1.0, one.num_held / max(1, one.num_tokens))
+        kept += fraction >= _LEAST
         x, width = 1000 * one.start / end, max(1.5, 1000 * (one.end - one.start) / end - 1.5)
         said = f"{one.start:.1f} s to {one.end:.1f} s: {one.num_held:.0f} of {one.num_tokens} tokens"
         bars.append(
             f'<rect class="ks-slot" x="{x:.1f}" y="0" width="{width:.1f}" height="100"><title>{said}</title></rect>'
-            f'<rect x="{x:.1f}" y="{100 - 100 * share:.1f}" width="{width:.1f}" height="{100 * share:.1f}" '
+            f'<rect x="{x:.1f}" y="{100 - 100 * fraction:.1f}" width="{width:.1f}" height="{100 * fraction:.1f}" '
             f'fill="{COLOURS[0]}"><title>{said}</title></rect>'
         )
     total, seen = sum(one.num_held for one in held), sum(one.num_tokens for one in held)

@@ -12,7 +12,7 @@ from kinescan.errors import KinescanError
 from kinescan.runtime.escaping import escape_html
 from kinescan.runtime.quantities import byte_size
 from kinescan.web.analysis import analyse
-from kinescan.web.chat import HeldTokens, Piece, answer, parse_chat
+from kinescan.web.chat import AnswerChunk, HeldTokens, answer, parse_chat
 from kinescan.web.engine import Engine
 from kinescan.web.frame_strip import frame_strip
 from kinescan.web.held_seconds import held_seconds
@@ -142,11 +142,11 @@ class Page:
             return
         text, held = "", ""
         try:
-            async for piece in self._engine.iterate(lambda: self._pieces(path, question)):
-                text += piece.text
-                held = self._held(piece.held) or held
-                if piece.finish is None and not text:
-                    yield f'<p class="ks-note" role="status">Watching: {piece.num_frames} frames</p>', kept
+            async for chunk in self._engine.iterate(lambda: self._chunks(path, question)):
+                text += chunk.text
+                held = self._held(chunk.held) or held
+                if chunk.finish is None and not text:
+                    yield f'<p class="ks-note" role="status">Watching: {chunk.num_frames} frames</p>', kept
                 else:
                     yield f'<p class="ks-answer" role="status">{_lines(text) or "(no words)"}</p>{held}', kept
         except (KinescanError, RequestProblem) as error:
@@ -155,13 +155,13 @@ class Page:
     def _held(self, held: tuple[HeldTokens, ...]) -> str:
         return held_seconds(held, self._engine.config.budget)
 
-    def _pieces(self, path: str, question: str) -> Iterator[Piece]:
+    def _chunks(self, path: str, question: str) -> Iterator[AnswerChunk]:
         video = {"type": "video_url", "video_url": {"url": path}}
         message = {"role": "user", "content": [video, {"type": "text", "text": question}]}
         config, vlm = self._engine.config, self._engine.vlm
         assert vlm is not None, "the tab is only there with one"
         request = parse_chat({"messages": [message]}, config)
-        return answer(request, vlm, config, lambda place: nullcontext(Path(place)), lambda _: b"")
+        return answer(request, vlm, config, lambda file: nullcontext(Path(file)), lambda _: b"")
 
 
 def _words(error: KinescanError | RequestProblem) -> str:

@@ -52,21 +52,21 @@ class PageUploads:
             "at a time. Try again in a few minutes."
         )
 
-    def show(self, tab: str, place: str, path: str | None) -> bool:
+    def show(self, tab: str, player: str, path: str | None) -> bool:
         """A tab shows this file now, and no longer the one before.
 
         Args:
             tab: of a browser.
-            place: which player of it.
+            player: which player of it.
             path: the file; None: none.
 
         Returns:
             Whether the file is there.
         """
         with self._lock:
-            before = self._shown.pop((tab, place), None)
+            before = self._shown.pop((tab, player), None)
             if path is not None:
-                self._shown[tab, place] = path
+                self._shown[tab, player] = path
             if before is not None and before != path:
                 self._delete(before)
         if path is None:

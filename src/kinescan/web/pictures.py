@@ -110,7 +110,7 @@ def heat_key(colours: str, low: str, high: str) -> str:
         low: what its first colour stands for.
         high: what its last colour stands for.
     """
-    stops = ", ".join(to_hex(colormaps[colours](place)) for place in np.linspace(0, 1, 7))
+    stops = ", ".join(to_hex(colormaps[colours](level)) for level in np.linspace(0, 1, 7))
     ramp = f'<i class="ks-ramp" style="background:linear-gradient(90deg, {stops})"></i>'
     return f'<span class="ks-keys">{low} {ramp} {high}</span>'
 

@@ -10,7 +10,7 @@ from typing import Any
 from kinescan.errors import KinescanError
 from kinescan.runtime.escaping import to_json
 from kinescan.vlm import VideoStream, Vlm, open_stream
-from kinescan.web.chat import Piece, ask, push_picture
+from kinescan.web.chat import AnswerChunk, ask, push_picture
 from kinescan.web.engine import Engine
 from kinescan.web.problems import KINDS, RequestProblem, problem_of
 
@@ -133,21 +133,21 @@ class Conversation:
         number, item = f"resp_{secrets.token_hex(8)}", f"item_{secrets.token_hex(8)}"
         about = {"id": number, "object": "realtime.response", "output_modalities": ["text"]}
         message = {"id": item, "type": "message", "role": "assistant", "object": "realtime.item"}
-        place = {"response_id": number, "item_id": item, "output_index": 0, "content_index": 0}
+        address = {"response_id": number, "item_id": item, "output_index": 0, "content_index": 0}
         await self.tell("response.created", response={**about, "status": "in_progress", "output": []})
         started = {**message, "status": "in_progress", "content": []}
         await self.tell("response.output_item.added", response_id=number, output_index=0, item=started)
-        text, last = "", Piece("")
+        text, last = "", AnswerChunk("")
         end = time.monotonic() + self._limits.answer_seconds
 
-        def make() -> Iterator[Piece]:
+        def make() -> Iterator[AnswerChunk]:
             return ask(stream, self._question, limit, end)
 
-        async for piece in self._engine.iterate(make):
-            text, last = text + piece.text, piece
-            if piece.text:
-                await self.tell("response.output_text.delta", **place, delta=piece.text)
-        await self.tell("response.output_text.done", **place, text=text)
+        async for chunk in self._engine.iterate(make):
+            text, last = text + chunk.text, chunk
+            if chunk.text:
+                await self.tell("response.output_text.delta", **address, delta=chunk.text)
+        await self.tell("response.output_text.done", **address, text=text)
         done = {**message, "status": "completed", "content": [{"type": "output_text", "text": text}]}
         await self.tell("response.output_item.done", response_id=number, output_index=0, item=done)
         tokens = {"input_tokens": last.num_prompt_tokens, "output_tokens": last.num_tokens}

@@ -75,12 +75,12 @@ def make_config(
     """
     named: dict[str, str] = {}
     for entry in models:
-        name, equals, place = entry.partition("=")
+        name, equals, folder = entry.partition("=")
         if not equals or "/" in name:
-            name, place = Path(entry).name, entry
+            name, folder = Path(entry).name, entry
         if name in named:
             raise ConfigError(f"two models are called {name}. Name them: --model NAME=FOLDER.")
-        named[name] = model_folder(place, hint="--model RUN")
+        named[name] = model_folder(folder, hint="--model RUN")
     if not named and vlm is None:
         folder = model_folder(None, hint="--model RUN", or_shipped=True)
         named["default"] = folder

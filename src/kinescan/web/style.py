@@ -20,7 +20,7 @@ STYLE = """
 .ks-plot polyline { fill: none; stroke-width: 2.5px; stroke-linejoin: round; vector-effect: non-scaling-stroke; }
 .ks-grid { stroke: currentColor; opacity: .22; stroke-width: 1px; vector-effect: non-scaling-stroke; }
 .ks-body { margin-right: 2.9rem; }
-.ks-share { position: absolute; left: calc(100% + .4rem); transform: translateY(-50%); font-size: .72rem; opacity: .75;
+.ks-level { position: absolute; left: calc(100% + .4rem); transform: translateY(-50%); font-size: .72rem; opacity: .75;
   line-height: 1; white-space: nowrap; pointer-events: none; }
 .ks-cursor { position: absolute; top: -2px; bottom: -2px; left: calc(var(--at, 0) * 100%); width: 2px;
   margin-left: -1px; background: currentColor; opacity: .85; pointer-events: none; }
@@ -85,9 +85,9 @@ SCRIPT = """
       line.querySelector('.ks-plot')?.setAttribute('aria-valuenow', video.currentTime.toFixed(2));
     }
   };
-  const seek = (line, share) => {
+  const seek = (line, fraction) => {
     const video = player();
-    if (video) video.currentTime = Math.min(1, Math.max(0, share)) * Number(line.dataset.duration);
+    if (video) video.currentTime = Math.min(1, Math.max(0, fraction)) * Number(line.dataset.duration);
     show();
   };
   document.addEventListener('click', (event) => {

@@ -21,7 +21,7 @@ def timeline(analysis: Analysis, title: str = "") -> str:
         title: name of the model.
     """
     shown = [int(index) for index in np.argsort(-analysis.scores.max(0), kind="stable")[:MOST_SHOWN]]
-    colours = {analysis.labels[index]: COLOURS[place % len(COLOURS)] for place, index in enumerate(shown)}
+    colours = {analysis.labels[index]: COLOURS[number % len(COLOURS)] for number, index in enumerate(shown)}
     best = escape_html(analysis.best)
     mean = percent(float(analysis.scores.mean(0).max()))
     listed = "".join(
@@ -59,28 +59,30 @@ def ticks(seconds: float) -> str:
     """Times along an axis."""
     digits = 2 if seconds < 10 else 1 if seconds < 60 else 0
     marks = []
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        where = {0.0: "ks-first", 1.0: "ks-last"}.get(share, "")
-        marks.append(f'<span class="{where}" style="left:{100 * share:g}%">{round(share * seconds, digits):g} s</span>')
+    for fraction in (0.0, 0.25, 0.5, 0.75, 1.0):
+        where = {0.0: "ks-first", 1.0: "ks-last"}.get(fraction, "")
+        marks.append(
+            f'<span class="{where}" style="left:{100 * fraction:g}%">{round(fraction * seconds, digits):g} s</span>'
+        )
     return f'<div class="ks-ticks" aria-hidden="true">{"".join(marks)}</div>'
 
 
 def _curves(analysis: Analysis, shown: Sequence[int]) -> str:
     length = _length(analysis)
     lines = []
-    for place, index in enumerate(shown):
+    for number, index in enumerate(shown):
         points = " ".join(
             f"{1000 * min(max(second / length, 0), 1):.1f},{100 - 100 * score:.2f}"
             for second, score in zip(analysis.seconds, analysis.scores[:, index], strict=True)
         )
-        lines.append(f'<polyline stroke="{COLOURS[place % len(COLOURS)]}" points="{points}"/>')
+        lines.append(f'<polyline stroke="{COLOURS[number % len(COLOURS)]}" points="{points}"/>')
     grid = "".join(f'<line class="ks-grid" x1="0" x2="1000" y1="{y}" y2="{y}"/>' for y in (0, 50, 100))
     said = f"Time in the video. Best on average: {escape_html(analysis.best)}"
     return (
         f'<div class="ks-plot" tabindex="0" role="slider" aria-valuemin="0" aria-valuemax="{length:.2f}" '
         f'aria-valuenow="0" aria-label="{said}">'
         f'<svg viewBox="0 0 1000 100" preserveAspectRatio="none" aria-hidden="true">{grid}{"".join(lines)}</svg>'
-        '<span class="ks-share" style="top:0">100 %</span><span class="ks-share" style="top:50%">50 %</span>'
+        '<span class="ks-level" style="top:0">100 %</span><span class="ks-level" style="top:50%">50 %</span>'
         f'<i class="ks-cursor"></i></div>{ticks(length)}'
     )
 
@@ -101,8 +103,8 @@ def _bar(event: Interval, length: float, colour: str) -> str:
     left = min(max(event.start / length, 0), 1)
     width = min(max(event.end - event.start, 0) / length, 1 - left)
     said = f"{escape_html(event.label)}: {event.start:.2f} s to {event.end:.2f} s, {percent(event.score)}"
-    place = f"left:{100 * left:.2f}%;width:{100 * width:.2f}%;background:{colour}"
-    return f'<i class="ks-event" style="{place}" title="{said}"></i>'
+    style = f"left:{100 * left:.2f}%;width:{100 * width:.2f}%;background:{colour}"
+    return f'<i class="ks-event" style="{style}" title="{said}"></i>'
 
 
 def _speed(analysis: Analysis) -> str:
@@ -117,14 +119,14 @@ def _speed(analysis: Analysis) -> str:
     start, end = max(0.0, float(times[0]) - half), min(length, float(times[-1]) + half)
     at = start + (np.arange(_COLUMNS) + 0.5) / _COLUMNS * (end - start)
     nearest = np.abs(times[None] - at[:, None]).argmin(1)
-    place = f"margin-left:{100 * start / length:.2f}%;width:{100 * (end - start) / length:.2f}%"
+    style = f"margin-left:{100 * start / length:.2f}%;width:{100 * (end - start) / length:.2f}%"
     low, high = float(lines.min()), float(lines.max())
     picture = heat_picture((lines[:, nearest] - low) / max(high - low, 1e-9), "viridis", over_frame=False)
     said = f"Update speed (Delta) of {len(lines)} patches over time, from {low:.3g} to {high:.3g}"
     return (
         f'<div class="ks-part-head"><h4>Update speed of the scanner (Delta) over time</h4>'
         f"{heat_key('viridis', f'{low:.3g}', f'{high:.3g}')}</div>"
-        f'<div class="ks-speed"><img alt="{said}" src="{picture}" style="{place}"><i class="ks-cursor"></i></div>'
+        f'<div class="ks-speed"><img alt="{said}" src="{picture}" style="{style}"><i class="ks-cursor"></i></div>'
         f'<p class="ks-note">A line for each of {len(lines)} patches, the top left one first; '
         f"{len(times)} sampled frames, from {times[0]:.2f} s to {times[-1]:.2f} s.</p>"
     )

@@ -11,7 +11,7 @@ import torch
 
 from kinescan.data.synthetic import TEST_TEXTURES, TRAIN_TEXTURES, EventsConfig, make_events
 from kinescan.data.synthetic.event_scene import DISTRACTOR, EVENT_PAIRS
-from kinescan.data.synthetic.events import EventScene, draw_event_scene, render_events
+from kinescan.data.synthetic.events import EventScene, render_events, sample_event_scene
 from kinescan.data.video import VideoReader
 from kinescan.errors import ConfigError
 
@@ -25,7 +25,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def scenes(config: EventsConfig, number: int = 40) -> list[EventScene]:
-    return [draw_event_scene(config, "train", index) for index in range(number)]
+    return [sample_event_scene(config, "train", index) for index in range(number)]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_lists_name_every_video_and_hold_what_happens_in_it(events):
         assert sorted({row["path"] for row in rows}) == paths
         for index, path in enumerate(paths):
             found = [row for row in rows if row["path"] == path]
-            expected = draw_event_scene(config, split, index).intervals(path)
+            expected = sample_event_scene(config, split, index).intervals(path)
             if index == 1:
                 assert [(row["start"], row["end"], row["label"]) for row in found] == [("", "", "")]
                 assert expected == ()
@@ -62,7 +62,7 @@ def test_lists_name_every_video_and_hold_what_happens_in_it(events):
 def test_what_is_labelled_is_what_moves():
     config = EventsConfig(**STILL, frame_size=32, seconds=30, distractors=0, fps=20)
     for index in range(3):
-        scene = draw_event_scene(config, "train", index)
+        scene = sample_event_scene(config, "train", index)
         pixels = render_events(config, "train", index).float()
         changes = pixels.diff(dim=0).abs().amax((1, 2, 3)).numpy()  # [T - 1]: from frame t to frame t + 1
         times = np.arange(1, len(pixels)) / config.fps
@@ -151,7 +151,7 @@ def test_distractors_move_and_are_not_labelled():
 
 def test_the_scene_is_the_same_at_every_rate_and_size():
     slow, fast = (EventsConfig(**STILL, frame_size=32, seconds=10, fps=fps) for fps in (10, 20))
-    one, two = draw_event_scene(slow, "test", 3), draw_event_scene(fast, "test", 3)
+    one, two = sample_event_scene(slow, "test", 3), sample_event_scene(fast, "test", 3)
     assert one.intervals("a") == two.intervals("a")
     difference = render_events(slow, "test", 3).float() - render_events(fast, "test", 3)[::2].float()
     assert float(difference.abs().max()) <= 1
@@ -161,7 +161,7 @@ def test_train_and_test_share_no_texture():
     config = EventsConfig()
     for split, pool in (("train", TRAIN_TEXTURES), ("test", TEST_TEXTURES)):
         for index in range(5):
-            scene = draw_event_scene(config, split, index)
+            scene = sample_event_scene(config, split, index)
             assert all(seed in pool for seed in (scene.background_seed, *scene.texture_seeds))
             assert len(scene.texture_seeds) == len(scene.lives)
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from kinescan.data.synthetic import MOTION_LEVELS, MOTION_PAIRS, MotionConfig, WindowConfig, level_settings
-from kinescan.data.synthetic.harder import DISTRACTOR_FAMILY, Extras, HarderConfig, draw_phase
-from kinescan.data.synthetic.motion import draw_motion_scene, render_motion
+from kinescan.data.synthetic.harder import DISTRACTOR_FAMILY, Extras, HarderConfig, sample_phase
+from kinescan.data.synthetic.motion import render_motion, sample_motion_scene
 from kinescan.data.synthetic.scene import Sprite
 from kinescan.errors import ConfigError
 
@@ -51,7 +51,7 @@ def test_levels_are_settings_that_both_configs_take():
 @pytest.mark.parametrize("travel", [1.0, 0.3])
 def test_phase_rises_over_the_middle_share_of_the_way(travel):
     config = HarderConfig(num_frames=12, travel=travel, speed_ratio=5)
-    phases = np.stack([draw_phase(np.random.default_rng(seed), config) for seed in range(4000)])
+    phases = np.stack([sample_phase(np.random.default_rng(seed), config) for seed in range(4000)])
     steps = np.diff(phases, axis=1)
     assert np.allclose(phases[:, [0, -1]], [0.5 - travel / 2, 0.5 + travel / 2])
     assert (steps > 0).all()
@@ -59,7 +59,7 @@ def test_phase_rises_over_the_middle_share_of_the_way(travel):
     assert 1.5 < np.median(ratios) <= ratios.max() <= 5.0001
     # as likely backwards: the mean step of each moment equals that of its mirror image in time
     assert np.abs(steps.mean(0) - steps.mean(0)[::-1]).max() < 0.06 * travel / 11
-    assert np.allclose(draw_phase(np.random.default_rng(0), HarderConfig(num_frames=3)), [0, 0.5, 1])
+    assert np.allclose(sample_phase(np.random.default_rng(0), HarderConfig(num_frames=3)), [0, 0.5, 1])
 
 
 def test_distractors_move_either_way_as_often_and_look_unlike_what_acts():
@@ -91,7 +91,7 @@ def test_drift_is_smooth_and_bounded():
 @pytest.mark.parametrize("pair", list(MOTION_PAIRS))
 def test_spread_moves_the_middle_of_a_motion_towards_that_of_the_frame(pair):
     def middle(spread: float) -> np.ndarray:
-        scene = draw_motion_scene(np.random.default_rng(4), pair, "train", num_frames=9, spread=spread)
+        scene = sample_motion_scene(np.random.default_rng(4), pair, "train", num_frames=9, spread=spread)
         return centres(list(scene.sprites))[..., :2].mean((0, 1)) - 0.5
 
     assert np.allclose(middle(0.0), 0, atol=1e-6)

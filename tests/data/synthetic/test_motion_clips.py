@@ -35,9 +35,9 @@ def test_batches_depend_on_seed_epoch_and_place_alone() -> None:
     assert not torch.equal(next(iter(clips.batches(1, 0))).clips, first.clips)
 
 
-@pytest.mark.parametrize("camera_share", [0.0, 1.0])
-def test_fields_point_where_the_names_say(camera_share: float) -> None:
-    _, labels, fields = _clips(grid=6, camera_share=camera_share).draw(np.random.default_rng(1))
+@pytest.mark.parametrize("camera_fraction", [0.0, 1.0])
+def test_fields_point_where_the_names_say(camera_fraction: float) -> None:
+    _, labels, fields = _clips(grid=6, camera_fraction=camera_fraction).draw(np.random.default_rng(1))
     axis = torch.arange(6) - 2.5
     across, down = axis.repeat(6), axis.repeat_interleave(6)
     x, y = fields[:, 1:, :, 0], fields[:, 1:, :, 1]
@@ -47,7 +47,7 @@ def test_fields_point_where_the_names_say(camera_share: float) -> None:
         "clockwise": (across * y - down * x).mean((1, 2)),
         "growing": (across * x + down * y).mean((1, 2)),
     }
-    if not camera_share:
+    if not camera_fraction:
         # objects turn and grow about their own middles
         means = {name: means[name] for name in ("right", "down")}
     for name, amounts in means.items():
@@ -60,8 +60,8 @@ def test_fields_point_where_the_names_say(camera_share: float) -> None:
 
 
 def test_pixels_move_as_the_field_says() -> None:
-    settings = {"camera_share": 1.0, "noise_levels": 0.0, "travel": (0.04, 0.04), "tilt_degrees": 0.0}
-    clips = _clips(batch_size=32, drawn=("right", "left"), **settings)
+    settings = {"camera_fraction": 1.0, "noise_levels": 0.0, "travel": (0.04, 0.04), "tilt_degrees": 0.0}
+    clips = _clips(batch_size=32, shown=("right", "left"), **settings)
     pixels, labels, _ = clips.draw(np.random.default_rng(3))
     grey = pixels.float().mean(2)
     found = []
@@ -78,7 +78,7 @@ def test_pixels_move_as_the_field_says() -> None:
 def test_given_pictures_are_among_the_textures() -> None:
     red = torch.zeros(3, 80, 100, dtype=torch.uint8)
     red[0] = 255
-    clips = MotionClips(SMALL, num_batches=1, config=MotionClipsConfig(num_pictures=8, given_share=0.5), given=[red])
+    clips = MotionClips(SMALL, num_batches=1, config=MotionClipsConfig(num_pictures=8, given_fraction=0.5), given=[red])
     pictures = clips._pictures
     assert [bool((picture[0] == 1).all() and (picture[1:] == 0).all()) for picture in pictures].count(True) == 4
 

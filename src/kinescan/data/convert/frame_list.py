@@ -32,7 +32,7 @@ def read_frame_list(source: ExportFile) -> Export:
             for column in (columns.path, columns.start, columns.end, columns.label)
         )
         if not path:
-            # of no video that could be said to be empty
+            # of no video that could be called empty
             problems.append(RowProblem(row.line, "the path is empty.", "?"))
             continue
         videos.setdefault(path)

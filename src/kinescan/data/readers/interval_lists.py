@@ -152,7 +152,7 @@ class _RowReader:
         found = []
         for video in self._found.values():
             if not video.spans and not video.empty_lines:
-                # all that is said of it is wrong
+                # all that is reported of it is wrong
                 continue
             if video.spans and video.empty_lines:
                 reason = (
@@ -188,7 +188,7 @@ class _RowReader:
         return self._found_paths[path]
 
     def _elsewhere(self, path: str, row: Row) -> str | None:
-        """The path for an address; None for files, and for an address that is not read, which is said."""
+        """The path for an address; None for files, and for an address that is not read, which is reported."""
         if is_url(path) and not os.path.exists(self._root / path):
             try:
                 return path if is_read_address(path) else None
@@ -426,7 +426,7 @@ def _part_names(rows: Sequence[Row], columns: _Columns) -> set[str]:
 
 
 def _rows_of_part(rows: list[Row], columns: _Columns, source: Source) -> tuple[list[Row], tuple[str, ...]]:
-    """The rows on the side that is asked for, and what is to be said about others.
+    """The rows on the side that is asked for, and what is to be reported about others.
 
     Raises:
         ConfigError: there is none to train on.

@@ -291,7 +291,7 @@ def _part_names(rows: Sequence[Row], columns: _Columns) -> set[str]:
 
 
 def _rows_of_part(rows: list[Row], columns: _Columns, source: Source) -> tuple[list[Row], tuple[str, ...]]:
-    """The rows on the side that is asked for, and what is to be said about others.
+    """The rows on the side that is asked for, and what is to be reported about others.
 
     Raises:
         ConfigError: a row is of no part that we know, or there is none to train on.

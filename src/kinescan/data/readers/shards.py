@@ -34,7 +34,7 @@ def read_shards(source: Source) -> Listing:
 
 
 def _faults(index: ShardIndex, folder: Path) -> tuple[set[int], tuple[str, ...]]:
-    """Numbers of the shards that are not there, and what is to be said of them and of those that are cut.
+    """Numbers of the shards that are not there, and what is to be reported about them and of those that are cut.
 
     Those at addresses are not asked for: what is wrong with one shows when a video in it is read.
     """

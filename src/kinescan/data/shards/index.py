@@ -44,7 +44,7 @@ class PackedVideo:
     """A video and where it is.
 
     Attributes:
-        id: what names it, as before it was packed: draws and splits depend on it.
+        id: what names it, as before it was packed: augmentation and splits depend on it.
         name: in the tar; empty where it is lost.
         label: number of its class.
         part: "train" or "test".

@@ -112,7 +112,7 @@ class _Written:
 
     plan: _Plan
     num_bytes: int
-    places: dict[int, tuple[str, int, int]]
+    members: dict[int, tuple[str, int, int]]
     lost: dict[int, str]
 
 
@@ -202,7 +202,7 @@ def _crashed(plan: _Plan) -> _Written:
 
 def _without_killers(written: _Written, write: Callable[[_Plan], _Written], limits: Limits | None) -> _Written:
     """A tar that ended the process that wrote it, without the videos that do that."""
-    if not written.lost or written.places or set(written.lost.values()) != {CRASH}:
+    if not written.lost or written.members or set(written.lost.values()) != {CRASH}:
         return written
     numbers = {entry.number: entry for entry in written.plan.entries}
     survive = partial(_survives, limits=limits)
@@ -215,7 +215,7 @@ def _without_killers(written: _Written, write: Callable[[_Plan], _Written], limi
     }
     left = tuple(entry for entry in written.plan.entries if entry.number not in killers)
     again = write(_Plan(written.plan.number, left))
-    return _Written(written.plan, again.num_bytes, again.places, again.lost | dict.fromkeys(killers, CRASH))
+    return _Written(written.plan, again.num_bytes, again.members, again.lost | dict.fromkeys(killers, CRASH))
 
 
 def _survives(entry: _Entry, *, limits: Limits | None) -> tuple[int, bool]:
@@ -225,7 +225,7 @@ def _survives(entry: _Entry, *, limits: Limits | None) -> tuple[int, bool]:
 
 
 def _write_shard(plan: _Plan, *, folder: Path, settings: PackSettings, limits: Limits | None) -> _Written:
-    places: dict[int, tuple[str, int, int]] = {}
+    members: dict[int, tuple[str, int, int]] = {}
     lost: dict[int, str] = {}
     with atomic_write(folder / plan.name) as aside:
         with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -241,11 +241,11 @@ def _write_shard(plan: _Plan, *, folder: Path, settings: PackSettings, limits: L
                     gathered.seek(0)
                     name, offset = f"{entry.number:09d}{suffix}", tar.offset + TAR_BLOCK
                     tar.addfile(_head(name, size), gathered)
-                    places[entry.number] = name, offset, size
+                    members[entry.number] = name, offset, size
                 facts = to_json({"id": entry.item.video_id, "cls": entry.item.label, "part": entry.part}).encode()
                 tar.addfile(_head(f"{entry.number:09d}.json", len(facts)), io.BytesIO(facts))
         num_bytes = os.path.getsize(aside)
-    return _Written(plan, num_bytes, places, lost)
+    return _Written(plan, num_bytes, members, lost)
 
 
 def _head(name: str, size: int) -> tarfile.TarInfo:
@@ -308,13 +308,13 @@ def _index(
     lost: dict[int, str],
     settings: PackSettings,
 ) -> ShardIndex:
-    full = sorted((one for one in written if one.places), key=lambda one: one.plan.number)
-    places = {number: (shard, *place) for shard, one in enumerate(full) for number, place in one.places.items()}
+    full = sorted((one for one in written if one.members), key=lambda one: one.plan.number)
+    members = {number: (shard, *member) for shard, one in enumerate(full) for number, member in one.members.items()}
     for one in written:
         lost |= one.lost
     videos = []
     for entry in entries:
-        shard, name, offset, size = places.get(entry.number, (LOST, "", 0, 0))
+        shard, name, offset, size = members.get(entry.number, (LOST, "", 0, 0))
         item = entry.item
         videos.append(
             PackedVideo(
@@ -330,7 +330,7 @@ def _index(
         )
     return ShardIndex(
         classes=next(iter(parts.values())).classes,
-        shards=tuple(Shard(name=one.plan.name, num_bytes=one.num_bytes, num_videos=len(one.places)) for one in full),
+        shards=tuple(Shard(name=one.plan.name, num_bytes=one.num_bytes, num_videos=len(one.members)) for one in full),
         videos=tuple(videos),
         made_of="frames" if settings.size else "files",
         lost={entries[number].item.video_id: reason for number, reason in sorted(lost.items())},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kinescan.data.synthetic.motion import MOTION_PAIRS, Look, draw_motion_scene, render_disturbed
+from kinescan.data.synthetic.motion import MOTION_PAIRS, Look, render_disturbed, sample_motion_scene
 from kinescan.data.synthetic.shapes import SHAPES
 from kinescan.data.synthetic.textures import FAMILIES
 from kinescan.data.synthetic.writing import ClipFile, Split, SyntheticConfig, SyntheticReport, write_dataset
@@ -98,7 +98,7 @@ def render_appearance(config: AppearanceConfig, split: Split, label: str, index:
     look = [list(COLOURS).index(colour), FAMILIES.index(family)]
     rng = np.random.default_rng([config.seed, split == "test", *look, index])
     pair, backwards = str(rng.choice(list(MOTION_PAIRS))), bool(rng.integers(2))
-    scene = draw_motion_scene(rng, pair, split, num_frames=config.num_frames, look=config.looks[label])
+    scene = sample_motion_scene(rng, pair, split, num_frames=config.num_frames, look=config.looks[label])
     pixels = render_disturbed(scene, rng, config)
     return pixels.flip(0) if backwards else pixels
 

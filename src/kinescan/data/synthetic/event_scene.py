@@ -89,7 +89,7 @@ class Life:
         return np.clip(np.minimum(seconds - self.comes, self.goes - seconds) / _FADE_SECONDS, 0, 1)
 
 
-def draw_times(
+def sample_life_times(
     rng: np.random.Generator, seconds: float, *, shortest: float, longest: float, pause: float
 ) -> list[tuple[float, float]]:
     """Starts and ends of movements one behind the other, to the hundredth of a second.
@@ -108,7 +108,7 @@ def draw_times(
         times.append((start, now))
 
 
-def draw_lives(
+def sample_lives(
     rng: np.random.Generator,
     times: Sequence[tuple[float, float]],
     seconds: float,
@@ -124,7 +124,7 @@ def draw_lives(
     Every movement is as likely as its reversal in time, so that a single frame does not tell the direction.
 
     Args:
-        rng: where all draws come from.
+        rng: where all random numbers come from.
         times: start and end of each movement.
         seconds: of the video.
         pairs: which movements there are.
@@ -136,8 +136,8 @@ def draw_lives(
         kinds = [str(rng.choice(pairs)) for _ in part]
         name = shape or str(rng.choice(SHAPES))
         for attempt in range(1, _TRIES + 1):
-            strokes = _draw_strokes(rng, part, kinds)
-            poses = _draw_poses(rng, strokes)
+            strokes = _sample_strokes(rng, part, kinds)
+            poses = _sample_poses(rng, strokes)
             if poses is not None:
                 life = Life(shape=name, comes=comes, goes=goes, strokes=strokes, poses=poses)
                 if not any(_meet(life, other, seconds) for other in others):
@@ -175,7 +175,7 @@ def _edge(rng: np.random.Generator, room: float) -> float:
     return float(rng.uniform(0, room - _REST_SECONDS))
 
 
-def _draw_strokes(
+def _sample_strokes(
     rng: np.random.Generator, times: Sequence[tuple[float, float]], kinds: Sequence[str]
 ) -> tuple[Stroke, ...]:
     directions = rng.choice([1, -1], len(times)).tolist()
@@ -185,7 +185,7 @@ def _draw_strokes(
     )
 
 
-def _draw_poses(rng: np.random.Generator, strokes: Sequence[Stroke]) -> NDArray[np.float64] | None:
+def _sample_poses(rng: np.random.Generator, strokes: Sequence[Stroke]) -> NDArray[np.float64] | None:
     """[1 + strokes, 4], radii as logarithms; None where the object would leave its bounds."""
     start = np.array([*rng.uniform(0.15, 0.85, 2), rng.uniform(*_RADII), rng.uniform(0, 2 * math.pi)])
     changes = np.zeros((1 + len(strokes), 4))

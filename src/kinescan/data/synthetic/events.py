@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kinescan.data.intervals import Interval
-from kinescan.data.synthetic.event_scene import DISTRACTOR, EVENT_PAIRS, Life, draw_lives, draw_times
+from kinescan.data.synthetic.event_scene import DISTRACTOR, EVENT_PAIRS, Life, sample_life_times, sample_lives
 from kinescan.data.synthetic.scene import Scene, Sprite, render
 from kinescan.data.synthetic.textures import FAMILIES, TEST_TEXTURES, TRAIN_TEXTURES
 from kinescan.data.synthetic.writing import ClipFile, PictureConfig, Split, SyntheticReport, write_dataset
@@ -145,16 +145,16 @@ def make_events(folder: str | Path, config: EventsConfig | None = None) -> Synth
     )
 
 
-def draw_event_scene(config: EventsConfig, split: Split, index: int) -> EventScene:
+def sample_event_scene(config: EventsConfig, split: Split, index: int) -> EventScene:
     """What happens in video `index`; the same at every frame rate and size."""
     rng = _generator(config, split, index, _SCENE)
     lives: list[Life] = []
     for times in _times_by_position(rng, config, quiet=config.is_quiet(index)):
-        lives += draw_lives(rng, times, config.seconds, pairs=config.pairs, shape=None, others=lives)
+        lives += sample_lives(rng, times, config.seconds, pairs=config.pairs, shape=None, others=lives)
     panels: list[Life] = []
     for _ in range(config.distractors):
-        times = draw_times(rng, config.seconds, shortest=0.5, longest=2.0, pause=config.pause_seconds)
-        panels += draw_lives(rng, times, config.seconds, pairs=config.pairs, shape=DISTRACTOR, others=())
+        times = sample_life_times(rng, config.seconds, shortest=0.5, longest=2.0, pause=config.pause_seconds)
+        panels += sample_lives(rng, times, config.seconds, pairs=config.pairs, shape=DISTRACTOR, others=())
     pool = TRAIN_TEXTURES if split == "train" else TEST_TEXTURES
     seeds = rng.integers(pool.start, pool.stop, 1 + len(panels) + len(lives)).tolist()
     return EventScene(seeds[0], (*panels, *lives), tuple(seeds[1:]), config.seconds)
@@ -166,7 +166,7 @@ def render_events(config: EventsConfig, split: Split, index: int) -> Pixels:
     Returns:
         [T, 3, frame_size, frame_size], uint8, T = seconds * fps; the same for the same arguments.
     """
-    scene = draw_event_scene(config, split, index)
+    scene = sample_event_scene(config, split, index)
     rng = _generator(config, split, index, _FRAMES)
     seconds = np.arange(round(config.seconds * config.fps)) / config.fps
     light = _light(rng, config, seconds)
@@ -186,7 +186,7 @@ def render_events(config: EventsConfig, split: Split, index: int) -> Pixels:
 
 
 def _file(config: EventsConfig, split: Split, index: int) -> Iterator[ClipFile]:
-    intervals = draw_event_scene(config, split, index).intervals(f"{index:04d}")
+    intervals = sample_event_scene(config, split, index).intervals(f"{index:04d}")
     yield ClipFile(split, "", index, render_events(config, split, index), intervals)
 
 
@@ -199,8 +199,8 @@ def _times_by_position(
 ) -> list[list[tuple[float, float]]]:
     """When something happens at each position: in turn over all of them, or at each one on its own."""
 
-    def draw() -> list[tuple[float, float]]:
-        return draw_times(
+    def sample() -> list[tuple[float, float]]:
+        return sample_life_times(
             rng,
             config.seconds,
             shortest=config.shortest_seconds,
@@ -211,9 +211,9 @@ def _times_by_position(
     if quiet:
         return [[] for _ in range(config.objects)]
     if config.overlaps:
-        return [draw() for _ in range(config.objects)]
+        return [sample() for _ in range(config.objects)]
     times_by_position: list[list[tuple[float, float]]] = [[] for _ in range(config.objects)]
-    for times in draw():
+    for times in sample():
         times_by_position[int(rng.integers(config.objects))].append(times)
     return times_by_position
 

@@ -85,7 +85,7 @@ class Extras:
 
     def phase(self) -> np.ndarray:
         """[T], how far along its way the motion is: 0 to 1, or the middle `travel` of that."""
-        return draw_phase(self._rng(_SPEED), self.config)
+        return sample_phase(self._rng(_SPEED), self.config)
 
     def still_objects(self, number: int, size: float) -> list[Sprite]:
         """Objects like those that act, which stand still."""
@@ -103,7 +103,7 @@ class Extras:
         rng = self._rng(_DISTRACTORS)
         sprites = []
         for _ in range(self.config.distractors):
-            phase = draw_phase(rng, self.config)
+            phase = sample_phase(rng, self.config)
             if rng.integers(2):
                 phase = phase[::-1]
             [pose] = PATHS[str(rng.choice(_DISTRACTOR_PAIRS))](rng, phase)
@@ -138,7 +138,7 @@ class Extras:
         return Sprite(shape=shape, texture_seed=texture_seed(rng, self.split), family=family, poses=poses)
 
 
-def draw_phase(rng: np.random.Generator, config: HarderConfig) -> np.ndarray:
+def sample_phase(rng: np.random.Generator, config: HarderConfig) -> np.ndarray:
     """[T], from 0 to 1 at a speed that varies by `speed_ratio`, shortened to `travel` about its middle."""
     phase = np.linspace(0, 1, config.num_frames)
     if config.speed_ratio > 1:

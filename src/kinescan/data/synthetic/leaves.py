@@ -10,7 +10,7 @@ from torch import Tensor
 from kinescan.errors import ConfigError
 
 _KINDS = ("leaves", "clouds", "plain")
-_SHARES = (0.72, 0.18, 0.10)
+_FRACTIONS = (0.72, 0.18, 0.10)
 _NUM_LEAVES = (25, 140)
 _SMALLEST, _LARGEST = 0.025, 0.45
 """Radius of a leaf, of the picture's side."""
@@ -46,7 +46,7 @@ def leaf_pictures(seeds: list[int], *, size: int = 128) -> Tensor:
 
 
 def _picture(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-    kind = str(rng.choice(_KINDS, p=_SHARES))
+    kind = str(rng.choice(_KINDS, p=_FRACTIONS))
     if kind == "plain":
         picture = _colour(rng)[:, None, None] + rng.uniform(0, 0.15) * _clouds(rng, size, rng.uniform(1.5, 2.5))
     elif kind == "clouds":

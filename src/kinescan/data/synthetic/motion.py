@@ -132,7 +132,7 @@ def render_motion(config: MotionConfig, split: Split, pair: str, index: int) -> 
     key = (config.seed, int(split == "test"), list(MOTION_PAIRS).index(pair), index)
     rng = np.random.default_rng(key)
     extras = Extras(key, config, split)
-    scene = draw_motion_scene(
+    scene = sample_motion_scene(
         rng,
         pair,
         split,
@@ -153,7 +153,7 @@ def render_motion(config: MotionConfig, split: Split, pair: str, index: int) -> 
     return render_disturbed(scene, rng, config, drift=drift, contrast=config.contrast)
 
 
-def draw_motion_scene(
+def sample_motion_scene(
     rng: np.random.Generator,
     pair: str,
     split: Split,
@@ -168,7 +168,7 @@ def draw_motion_scene(
     """A scene that moves as the first class of `pair` does, everything else sampled at random.
 
     Args:
-        rng: where all draws come from.
+        rng: where all random numbers come from.
         pair: one of `MOTION_PAIRS`.
         split: which pool texture seeds come from.
         num_frames: frames from the first moment to the last.
@@ -183,9 +183,11 @@ def draw_motion_scene(
     if spread != 1:
         middle = np.mean([pose[:, :2] for pose in poses], axis=(0, 1))
         poses = [pose + np.array([*((1 - spread) * (0.5 - middle)), 0, 0]) for pose in poses]
-    objects = [_draw_sprite(rng, split, look or Look(shape=str(rng.choice(SHAPES))), pose, families) for pose in poses]
+    objects = [
+        _sample_sprite(rng, split, look or Look(shape=str(rng.choice(SHAPES))), pose, families) for pose in poses
+    ]
     if pair == "covering":
-        panel = _draw_sprite(rng, split, Look(shape="panel"), poses[1], families)
+        panel = _sample_sprite(rng, split, Look(shape="panel"), poses[1], families)
         objects = [objects[0], panel]
     return Scene(background_seed=texture_seed(rng, split), sprites=tuple(objects))
 
@@ -200,15 +202,15 @@ def render_disturbed(
 ) -> Pixels:
     """The frames of a scene with the config's noise and camera shake, both independent from frame to frame.
 
-    Independent draws have the same distribution backwards, so that they do not tell the direction of time. `drift` is
+    Independent samples have the same distribution backwards, so that they do not tell the direction of time. `drift` is
     a path [T, 2] of the camera in pixels that is added to the shake.
     """
-    shake, noise = draw_disturbances(rng, config)
+    shake, noise = sample_disturbances(rng, config)
     shake = shake if drift is None else shake + drift
     return render(scene, frame_size=config.frame_size, shake=shake, noise=noise, contrast=contrast)
 
 
-def draw_disturbances(rng: np.random.Generator, config: SyntheticConfig) -> tuple[Tensor, Tensor | None]:
+def sample_disturbances(rng: np.random.Generator, config: SyntheticConfig) -> tuple[Tensor, Tensor | None]:
     """Camera shake [T, 2] in pixels, and noise [T, 3, S, S] in levels of 255."""
     size, num_frames = config.frame_size, config.num_frames
     shake = torch.from_numpy(rng.uniform(-1, 1, (num_frames, 2))).float() * config.shake_pixels
@@ -226,7 +228,7 @@ def _twin_files(config: MotionConfig, split: Split, pair: str, index: int) -> It
     yield ClipFile(split, backwards, index, pixels.flip(0))
 
 
-def _draw_sprite(
+def _sample_sprite(
     rng: np.random.Generator, split: Split, look: Look, pose: np.ndarray, families: Sequence[str] | None
 ) -> Sprite:
     seed, poses = texture_seed(rng, split), torch.from_numpy(pose).float()

@@ -35,10 +35,10 @@ class MotionClipsConfig:
 
     Attributes:
         names: which of `MOTION_NAMES` are told apart; a motion and its reversal come together.
-        drawn: which of them are drawn; empty: all.
+        shown: which of them clips show; empty: all.
         num_pictures: how many textures are drawn.
-        given_share: fraction of the textures that are taken from the pictures that are given, where there are any.
-        camera_share: fraction of clips in which the whole picture moves; in the others objects do.
+        given_fraction: fraction of the textures that are taken from the pictures that are given, where there are any.
+        camera_fraction: fraction of clips in which the whole picture moves; in the others objects do.
         travel: least and largest way of what travels.
         turn_degrees: least and largest turn.
         zoom: least and largest ratio of sizes.
@@ -48,10 +48,10 @@ class MotionClipsConfig:
     """
 
     names: tuple[str, ...] = MOTION_NAMES
-    drawn: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
     num_pictures: int = 250
-    given_share: float = 0.25
-    camera_share: float = 0.5
+    given_fraction: float = 0.25
+    camera_fraction: float = 0.5
     travel: tuple[float, float] = (0.018, 0.08)
     turn_degrees: tuple[float, float] = (5.0, 25.0)
     zoom: tuple[float, float] = (1.03, 1.13)
@@ -82,7 +82,7 @@ class MotionClips:
         num_batches: batches in an epoch.
         batch_size: clips in a batch, even.
         config: what they show.
-        grid: a batch's labels are fields over a grid of so many cells a side instead of places in the names: how far
+        grid: a batch's labels are fields over a grid of so many cells a side instead of indices of the names: how far
             what is in a cell has moved since the frame before, in cells, [B, T, grid * grid, 2] in x and y; 0: they are
             not.
         given: uint8 pictures [3, H, W] to take textures from, beside those that are drawn.
@@ -115,11 +115,11 @@ class MotionClips:
         number, own = self.config.num_pictures, self.config.num_pictures
         cut = []
         if given:
-            own = round(number * (1 - self.config.given_share))
+            own = round(number * (1 - self.config.given_fraction))
             rng = np.random.default_rng([seed, 3])
             cut = [_cut(rng, given[k % len(given)]) for k in range(number - own)]
-        drawn = leaf_pictures([1000 * seed + k for k in range(own)])
-        self._pictures = torch.cat([drawn, *(picture[None] for picture in cut)])
+        own_pictures = leaf_pictures([1000 * seed + k for k in range(own)])
+        self._pictures = torch.cat([own_pictures, *(picture[None] for picture in cut)])
 
     def batches(self, epoch: int, first_batch: int) -> Iterator[Batch]:
         """The batches of an epoch from `first_batch` on, made as they are asked for."""
@@ -132,9 +132,9 @@ class MotionClips:
             yield Batch(clips, fields if self.grid else labels, list(range(self.batch_size)), [])
 
     def draw(self, rng: np.random.Generator) -> tuple[Pixels, Tensor, Tensor]:
-        """A batch: pixels uint8 [B, T, 3, S, S], labels [B] (places in the config's names), and fields (see `grid`)."""
+        """A batch: pixels uint8 [B, T, 3, S, S], labels [B] (indices of `config.names`), and fields (see `grid`)."""
         half = self.batch_size // 2
-        kinds = np.array([MOTION_NAMES.index(name) for name in self.config.drawn or self.config.names])
+        kinds = np.array([MOTION_NAMES.index(name) for name in self.config.shown or self.config.names])
         chosen = kinds[rng.integers(len(kinds), size=half)]
         pixels, fields = self._render(rng, chosen)
         forwards = [self.labels.index(MOTION_NAMES[kind]) for kind in chosen]
@@ -155,7 +155,7 @@ class MotionClips:
         config, count, num_frames = self.config, len(kinds), self.preprocessing.num_frames
         size = self.preprocessing.size
         phase = _phases(rng, count, num_frames)
-        by_camera = rng.uniform(size=count) < config.camera_share
+        by_camera = rng.uniform(size=count) < config.camera_fraction
         still = np.full(count, _STILL)
         camera = self._poses(rng, np.where(by_camera, kinds, still), phase, reach=0.25)
         camera[..., :2] += rng.uniform(0, 0.012, (count, 1, 1)) * rng.standard_normal((count, num_frames, 2))
@@ -169,9 +169,9 @@ class MotionClips:
         )
         shown = alone < 0.35
         canvas, fields = self._object(rng, canvas, fields, wander, shown=shown, radius=(0.08, 0.2), fixed=camera)
-        for share in (1.0, 0.3):
+        for fraction in (1.0, 0.3):
             acting = self._poses(rng, kinds, phase, reach=0.0)
-            shown = ~by_camera & (rng.uniform(size=count) < share)
+            shown = ~by_camera & (rng.uniform(size=count) < fraction)
             canvas, fields = self._object(rng, canvas, fields, acting, shown=shown, radius=config.object_radius)
         return _spoil(rng, canvas, config.noise_levels), fields
 
@@ -238,14 +238,14 @@ class MotionClips:
         radii = 2 * _between(rng, radius, count)
         centres = rng.uniform(-1, 1, (count, 2)) * (1 - 0.6 * np.minimum(radii, 1))[:, None] * 0.85
         sine, cosine = np.sin(poses[..., 3]), np.cos(poses[..., 3])
-        place = centres[:, None] + poses[..., :2]
+        position = centres[:, None] + poses[..., :2]
         scale = 1 / (radii[:, None] * np.exp(poses[..., 2]))
         tilt = rng.uniform(0, 2 * math.pi, count)
         matrix = np.zeros((*poses.shape[:2], 2, 3))
         cosine, sine = np.cos(poses[..., 3] + tilt[:, None]), np.sin(poses[..., 3] + tilt[:, None])
         matrix[..., 0, 0], matrix[..., 0, 1] = scale * cosine, scale * sine
         matrix[..., 1, 0], matrix[..., 1, 1] = -scale * sine, scale * cosine
-        matrix[..., 2] = -(matrix[..., :2] @ place[..., None])[..., 0]
+        matrix[..., 2] = -(matrix[..., :2] @ position[..., None])[..., 0]
         grid = _grid(matrix, size)  # in object units
         outlines = torch.stack([_outline(rng) for _ in range(count)])[:, None]
         distance = _sample(outlines, grid / EXTENT, padding="border")
@@ -259,22 +259,22 @@ class MotionClips:
         flat = torch.from_numpy(rng.uniform(size=count) < 0.3)[:, None, None, None, None]
         plain = torch.from_numpy(rng.uniform(0, 1, (count, 1, 3, 1, 1))).float()
         texture = torch.where(flat, plain, texture)
-        places = torch.from_numpy(where)
-        canvas[places] = torch.lerp(canvas[places], texture, cover)
+        indices = torch.from_numpy(where)
+        canvas[indices] = torch.lerp(canvas[indices], texture, cover)
         if self.grid:
-            own = _field(np.concatenate([place, poses[..., 2:]], axis=-1), self.grid)
+            own = _field(np.concatenate([position, poses[..., 2:]], axis=-1), self.grid)
             part = F.adaptive_avg_pool2d(cover.flatten(0, 1), self.grid).flatten(1).view(*own.shape[:3], 1)
-            fields[places] = torch.lerp(fields[places], own, part)
+            fields[indices] = torch.lerp(fields[indices], own, part)
         return canvas, fields
 
 
 def _field(poses: np.ndarray, grid: int) -> Tensor:
     """[n, T, grid * grid, 2]: how far what moves as the poses say has moved since the frame before, in cells."""
-    place, rest = torch.from_numpy(poses[..., :2]).float(), torch.from_numpy(poses[..., 2:]).float()
+    position, rest = torch.from_numpy(poses[..., :2]).float(), torch.from_numpy(poses[..., 2:]).float()
     axis = (torch.arange(grid) + 0.5) * (2 / max(grid, 1)) - 1
     cells = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(1, 1, -1, 2)
-    moved, grown, turned = place.diff(dim=1)[:, :, None], *rest.diff(dim=1)[:, :, None, :, None].unbind(3)
-    from_middle = cells - (place[:, 1:] + place[:, :-1])[:, :, None] / 2
+    moved, grown, turned = position.diff(dim=1)[:, :, None], *rest.diff(dim=1)[:, :, None, :, None].unbind(3)
+    from_middle = cells - (position[:, 1:] + position[:, :-1])[:, :, None] / 2
     across = torch.stack([-from_middle[..., 1], from_middle[..., 0]], dim=-1)
     fields = (moved + grown * from_middle + turned * across) * (grid / 2)
     return F.pad(fields, (0, 0, 0, 0, 1, 0))
@@ -339,9 +339,9 @@ def _spoil(rng: np.random.Generator, canvas: Tensor, noise_levels: float) -> Ten
     )
     blurred = np.flatnonzero(rng.uniform(size=count) < 0.25)
     if len(blurred):
-        places = torch.from_numpy(blurred)
-        some = F.pad(canvas[places].flatten(0, 1), (1, 1, 1, 1), mode="replicate")
-        canvas[places] = F.avg_pool2d(some, 3, stride=1).unflatten(0, (len(blurred), num_frames))
+        indices = torch.from_numpy(blurred)
+        some = F.pad(canvas[indices].flatten(0, 1), (1, 1, 1, 1), mode="replicate")
+        canvas[indices] = F.avg_pool2d(some, 3, stride=1).unflatten(0, (len(blurred), num_frames))
     deviation = torch.rand(count, 1, 1, 1, 1, generator=generator) ** 2 * noise_levels / 255
     canvas = canvas * light + torch.randn(canvas.shape, generator=generator) * deviation
     return (canvas * 255).round_().clamp_(0, 255).to(torch.uint8)

@@ -77,5 +77,5 @@ PATHS: dict[str, Callable[[np.random.Generator, np.ndarray], Poses]] = {
 }
 """How the objects of the first class of each pair move while the phase goes from 0 to 1; played backwards, the second.
 
-The draws do not depend on the phase: a shorter or uneven way is a phase that is shorter or uneven.
+The random numbers do not depend on the phase: a shorter or uneven way is a phase that is shorter or uneven.
 """

@@ -44,7 +44,7 @@ def object_textures(
         >>> object_textures([7, 8], ["stripes", None]).shape
         torch.Size([2, 3, 64, 64])
     """
-    draws, kinds = [], []
+    rows, kinds = [], []
     for seed, family, hue in zip(seeds, families, hues or [None] * len(seeds), strict=True):
         rng = np.random.default_rng(seed)
         chosen = int(rng.integers(len(FAMILIES)))
@@ -54,8 +54,8 @@ def object_textures(
         if hue is not None:
             bright_hue = hue + 0.08 * (bright_hue - 0.5)
         colours = [*_rgb(bright_hue, 0.75, 1.0), *_rgb(bright_hue + contrast_hue, 0.9, rng.uniform(0.1, 0.35))]
-        draws.append([*phases, rng.uniform(2.0, 3.5), *colours])
-    values = torch.tensor(np.array(draws), dtype=torch.float32)
+        rows.append([*phases, rng.uniform(2.0, 3.5), *colours])
+    values = torch.tensor(np.array(rows), dtype=torch.float32)
     across, along = _two_waves(values[:, 0], values[:, 3], values[:, 1], values[:, 2], size)
     kind = torch.tensor(kinds)[:, None, None]
     pattern = torch.cos(across)

@@ -37,7 +37,7 @@ def place_window(rng: np.random.Generator, path: WindowPath, width: float, heigh
     """The path somewhere within a picture, smaller where it would not fit.
 
     Args:
-        rng: where the place comes from.
+        rng: where the position comes from.
         path: about (0, 0).
         width: of the picture, in its shorter sides.
         height: of the picture, in its shorter sides.
@@ -46,8 +46,8 @@ def place_window(rng: np.random.Generator, path: WindowPath, width: float, heigh
     low, high = (path.centres - reach).min(0), (path.centres + reach).max(0)
     room = np.array([width, height])
     shrink = min(1.0, float((_FILL * room / (high - low)).min()))
-    place = rng.uniform(0, 1, 2) * (room - shrink * (high - low)) - shrink * low
-    return replace(path, centres=shrink * path.centres + place, sides=shrink * path.sides)
+    offset = rng.uniform(0, 1, 2) * (room - shrink * (high - low)) - shrink * low
+    return replace(path, centres=shrink * path.centres + offset, sides=shrink * path.sides)
 
 
 def _still(rng: np.random.Generator, phase: np.ndarray) -> tuple[NDArray[np.float64], float, float]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kinescan.data.synthetic.harder import Extras, HarderConfig
-from kinescan.data.synthetic.motion import MOTION_PAIRS, check_pairs, draw_disturbances
+from kinescan.data.synthetic.motion import MOTION_PAIRS, check_pairs, sample_disturbances
 from kinescan.data.synthetic.scene import paste_sprites, to_levels
 from kinescan.data.synthetic.sources import Sources, find_sources
 from kinescan.data.synthetic.window_paths import WINDOW_PATHS, WindowPath, place_window
@@ -125,7 +125,7 @@ def render_window(config: WindowConfig, sources: Sources, split: Split, pair: st
         frames = frames[::-1]
     if rng.integers(2):
         frames = [frame.flip(2) for frame in frames]
-    shake, noise = draw_disturbances(rng, config)
+    shake, noise = sample_disturbances(rng, config)
     canvas = _draw_window(rng, WINDOW_PATHS[pair], extras.phase(), frames, config.frame_size, shake)
     canvas = paste_sprites(canvas, [*extras.distractors(), *extras.occluders()], torch.zeros(config.num_frames, 2))
     return to_levels(canvas, contrast=config.contrast, noise=noise)
@@ -144,9 +144,9 @@ def choose_source(key: tuple[int, ...], names: Sequence[str]) -> tuple[str, bool
     In every round, each file comes once in each direction, so that its own motion does not go with a class.
     """
     *rest, index = key
-    round_index, place = divmod(index, 2 * len(names))
+    round_index, position = divmod(index, 2 * len(names))
     order = np.random.default_rng([*rest, round_index, _ORDER]).permutation(2 * len(names))
-    return names[order[place] // 2], bool(order[place] % 2)
+    return names[order[position] // 2], bool(order[position] % 2)
 
 
 def _read_frames(path: Path, rng: np.random.Generator, config: WindowConfig) -> list[Tensor]:
@@ -157,9 +157,9 @@ def _read_frames(path: Path, rng: np.random.Generator, config: WindowConfig) -> 
         span = min((config.num_frames - 1) / config.fps * config.clip_speed, float(times[-1] - times[0]))
         wanted = times[0] + start * (times[-1] - times[0] - span) + np.linspace(0, span, config.num_frames)
         indices = np.clip(np.searchsorted(times, wanted + 1e-6, side="right") - 1, 0, len(times) - 1)
-        distinct, places = np.unique(indices, return_inverse=True)
+        distinct, positions = np.unique(indices, return_inverse=True)
         pixels = video.read(distinct.tolist()).pixels
-    return [pixels[place] for place in places]
+    return [pixels[position] for position in positions]
 
 
 def _draw_window(

@@ -7,8 +7,11 @@ logger = logging.getLogger(__name__)
 _LONGEST_GAP_SECONDS = 10.0
 """Between two frames, where the wall's clock saw less: more is a jump of the video source's clock, as in ffmpeg."""
 _JITTER_FRAMES = 2.5
+"""How far the clock may run back before it counts as a jump, in frames."""
 _STALLED_FRAMES = 8
+"""Frames with the same time before the clock counts as standing still."""
 _TINY_SECONDS = 1e-4
+"""The least step between the times of two frames."""
 
 
 class LiveClock:
@@ -16,7 +19,7 @@ class LiveClock:
 
     The video source's own clock is followed as far as it can be true. It is anchored anew where it runs back, stands
     still, or is ahead by more than the wall's clock allows: then the next frame follows the one before after the time
-    that was waited for it, at least one frame's. The first such gap is said.
+    that was waited for it, at least one frame's. The first such gap is reported.
 
     Args:
         source: its name for messages.

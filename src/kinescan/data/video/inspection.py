@@ -12,9 +12,9 @@ from kinescan.errors import CutVideoError, VideoError
 Problem = Literal["missing", "unreadable", "short"]
 
 # A header that is off by less than this is not called wrong: durations are rounded, and sound ends where it likes.
-_SLACK_SECONDS, _SLACK_SHARE = 0.5, 0.05
+_SLACK_SECONDS, _SLACK_FRACTION = 0.5, 0.05
 _CHUNK = 2**20
-_SLACK_FRAMES, _SLACK_FRAMES_SHARE = 2, 0.01
+_SLACK_FRAMES, _SLACK_FRAMES_FRACTION = 2, 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +92,13 @@ def inspect_video(path: str | Path, *, decode: bool = True, limits: Limits | Non
     if joined is not None and not joined.is_read:
         reason = f"another file begins at byte {joined.position:,}, behind its end, and is not read. Take them apart."
         return replace(found, problem="short", reason=reason, content="")
-    if lost_frames > max(_SLACK_FRAMES, _SLACK_FRAMES_SHARE * found.num_frames):
+    if lost_frames > max(_SLACK_FRAMES, _SLACK_FRAMES_FRACTION * found.num_frames):
         reason = f"its index has {lost_frames} frames fewer than its header says."
         return replace(found, problem="short", reason=reason, content="")
     if joined is not None:
         note = f"another file begins at byte {joined.position:,}, behind its end; its frames follow those of the first"
         found = replace(found, notes=(*found.notes, note))
-    if missing > max(_SLACK_SECONDS, _SLACK_SHARE * found.seconds):
+    if missing > max(_SLACK_SECONDS, _SLACK_FRACTION * found.seconds):
         return Inspection(
             path=str(path),
             problem="short",

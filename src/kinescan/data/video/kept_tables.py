@@ -60,7 +60,7 @@ class FrameTableCache:
         return found
 
     def write(self, path: str | Path, stream_index: int | None, tables: KeptTables) -> bool:
-        """Keeps the tables of a video; a folder that cannot be written is said once, and nothing else happens.
+        """Keeps the tables of a video; a folder that cannot be written is logged once, and nothing else happens.
 
         Returns:
             Whether they are kept.

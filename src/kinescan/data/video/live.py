@@ -166,7 +166,7 @@ class LiveVideo:
         """Frame after frame ([3, H, W], uint8) with its time in seconds, by the video source's own clock.
 
         Times increase. Where that clock jumps, forward or back, as when a camera starts anew, times continue from
-        there, and it is said once; frames of a video source without a clock are timed as they come (see `LiveClock`).
+        there, and it is logged once; frames of a video source without a clock are timed as they come (see `LiveClock`).
         """
         reformatter, lag, clock = VideoReformatter(), Lag(self.source), self._clock()
         frames = self._whole_frames()

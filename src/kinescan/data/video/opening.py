@@ -1,4 +1,4 @@
-"""The one door through which FFmpeg opens anything: what is opened is said beforehand, and it opens nothing else.
+"""The one door through which FFmpeg opens anything: what may be opened is set beforehand, and it opens nothing else.
 
 FFmpeg guesses from a name and from the first bytes what it has before it. Names such as "concat:a.mp4" are protocols to
 it, and texts such as ffconcat, SDP or HLS name other files and addresses, which it opens. So a file is opened by
@@ -38,7 +38,7 @@ _IMAGES = (
 )
 _SOUND = "aac ac3 aiff amr caf flac mp3 w64 wav"
 FORMATS = tuple(f"{_CONTAINERS} {_RAW_STREAMS} {_RECORDERS} {_IMAGES} {_SOUND}".split())
-"""FFmpeg's names of the formats that are opened: each holds its pictures itself (of sound, it is said that it is)."""
+"""FFmpeg's names of the formats that are opened: each holds its pictures itself (of sound, only that it is sound)."""
 _STREAMED = tuple(name for name in FORMATS if name != "image2")
 
 _HTTP = ("http", "https", "httpproxy", "tcp", "tls", "crypto")

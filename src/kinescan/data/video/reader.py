@@ -31,7 +31,7 @@ _CUT_ADVICE = (
     "allow_short=True in Python."
 )
 
-# Files whose notes were said, so that none is said in every epoch.
+# Files whose notes were logged, so that none is logged in every epoch.
 _said: set[tuple[Path, str]] = set()
 _MAX_SAID = 10_000
 

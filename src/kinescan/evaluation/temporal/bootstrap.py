@@ -26,8 +26,8 @@ _ROWS = 64
 
 def resamples(num_videos: int, count: int, seed: int) -> Floats:
     """How often each video is sampled, [count, num_videos]; each row sums to the number of videos."""
-    draw = np.random.default_rng(seed)
-    return draw.multinomial(num_videos, np.full(num_videos, 1 / num_videos), size=count).astype(np.float64)
+    numbers = np.random.default_rng(seed)
+    return numbers.multinomial(num_videos, np.full(num_videos, 1 / num_videos), size=count).astype(np.float64)
 
 
 def frame_map_score(predictions: Sequence[FramePredictions], truth: Mapping[str, Sequence[Interval]]) -> Score:

@@ -1,6 +1,8 @@
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -46,6 +48,26 @@ class Tuner(nn.Module):
     def leave(self, index: int, hidden: Tensor) -> Tensor:
         """What leaves block `index`."""
         return hidden
+
+    @contextmanager
+    def wrapped(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+        """For the length of a block, what `wrap` makes of each method, and of each change inside, is called instead."""
+        inside = self.inside
+
+        def wrapped_inside(index: int) -> MixerChanges:
+            changes = inside(index)
+            found = {name: change for name, change in vars(changes).items() if change is not None}
+            return replace(changes, **{name: wrap(change) for name, change in found.items()})
+
+        methods = {name: wrap(getattr(self, name)) for name in ("begin", "enter", "leave")}
+        methods["inside"] = wrapped_inside
+        for name, method in methods.items():
+            object.__setattr__(self, name, method)
+        try:
+            yield
+        finally:
+            for name in methods:
+                object.__delattr__(self, name)
 
 
 class TunedVideoMamba(VideoMamba, ABC):

@@ -18,7 +18,7 @@ MAX_TRITON_HEAD_DIM = 256
 
 Queries = Float[Tensor, "B Hq Q D"]
 Keys = Float[Tensor, "B Hkv L D"]
-Mass = Float[Tensor, "B Hkv L"]
+Scores = Float[Tensor, "B Hkv L"]
 
 
 def attention_mass(
@@ -29,7 +29,7 @@ def attention_mass(
     backend: Backend | None = None,
     *,
     observed: int | None = None,
-) -> tuple[Queries, Mass]:
+) -> tuple[Queries, Scores]:
     """Attention output, and per key the softmax weight summed over queries and over the query heads that share it.
 
     Inference only: there is no gradient. Query head h reads key head h // (Hq // Hkv); keys are never repeated.
@@ -44,8 +44,8 @@ def attention_mass(
         observed: sum the weights of the newest `observed` queries alone; all Q by default.
 
     Returns:
-        output [B, Hq, Q, D] in the dtype of the queries, and mass [B, Hkv, L] in float32 (float64 for float64 input).
-        The mass of all keys sums to observed * Hq // Hkv.
+        output [B, Hq, Q, D] in the dtype of the queries, and scores [B, Hkv, L] in float32 (float64 for float64 input).
+        The scores of all keys sums to observed * Hq // Hkv.
 
     Raises:
         ShapeError: sizes or dtypes do not fit together.
@@ -57,8 +57,8 @@ def attention_mass(
 
     Example:
         >>> queries, tokens = torch.randn(1, 8, 16, 32), torch.randn(1, 2, 100, 32)
-        >>> output, mass = attention_mass(queries, tokens, tokens)
-        >>> output.shape, mass.shape, round(mass.sum().item())
+        >>> output, scores = attention_mass(queries, tokens, tokens)
+        >>> output.shape, scores.shape, round(scores.sum().item())
         (torch.Size([1, 8, 16, 32]), torch.Size([1, 2, 100]), 128)
     """
     _check(queries, keys, values)
@@ -71,8 +71,8 @@ def attention_mass(
     scale = queries.shape[3] ** -0.5 if scale is None else scale
     chosen = choose_backend("attention_mass", backend, _OBSTACLES, queries)
     with without_autocast(queries):
-        output, mass = _RUN[chosen](queries, keys, values, scale, observed)
-    return output, mass
+        output, scores = _RUN[chosen](queries, keys, values, scale, observed)
+    return output, scores
 
 
 def _check(queries: Tensor, keys: Tensor, values: Tensor) -> None:

@@ -17,7 +17,7 @@ def attention_mass(q: Tensor, k: Tensor, v: Tensor, scale: float, observed: int)
     """The same numbers without the full matrix: block after block of queries, in memory that does not grow with Q * L.
 
     A block of queries is normalised in one go where its whole rows fit into a block. Where they do not
-    (a very long state), keys are cut as well: a first pass gives output and log-sum-exp, a second one the mass.
+    (a very long state), keys are cut as well: a first pass gives output and log-sum-exp, a second one the scores.
 
     Source: StateKV (arXiv 2605.31598); online softmax as in FlashAttention (arXiv 2205.14135).
     """
@@ -26,22 +26,22 @@ def attention_mass(q: Tensor, k: Tensor, v: Tensor, scale: float, observed: int)
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     group, num_heads = query_heads // key_heads, batch * key_heads
     output = q.new_empty(num_heads, group, num_queries, dim)
-    mass = q.new_zeros(num_heads, num_keys, dtype=wide)
+    scores = q.new_zeros(num_heads, num_keys, dtype=wide)
     block_bytes, row_bytes = _block_bytes(q), num_keys * wide.itemsize
     heads = max(1, block_bytes // (group * num_queries * row_bytes))
     run = _whole_rows if block_bytes >= MIN_ROWS * row_bytes else _two_passes
-    whole = (q.reshape(output.shape), k.flatten(0, 1), v.flatten(0, 1), output, mass)
+    whole = (q.reshape(output.shape), k.flatten(0, 1), v.flatten(0, 1), output, scores)
     # Short calls are counted in operations: where one part is all, nothing is cut.
     parts = zip(*(tensor.split(heads) for tensor in whole), strict=True) if heads < num_heads else (whole,)
     for queries, keys, values, summed, weighed in parts:
         run(queries.type(wide), keys.type(wide), values.type(wide), scale, summed, weighed, num_queries - observed)
-    return output.view(q.shape), mass.view(batch, key_heads, num_keys)
+    return output.view(q.shape), scores.view(batch, key_heads, num_keys)
 
 
 def _whole_rows(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, output: Tensor, mass: Tensor, first_observed: int
+    q: Tensor, k: Tensor, v: Tensor, scale: float, output: Tensor, scores: Tensor, first_observed: int
 ) -> None:
-    """Some key heads: q [H, G, Q, D], k and v [H, L, D]; output [H, G, Q, D] and mass [H, L] are written in place.
+    """Some key heads: q [H, G, Q, D], k and v [H, L, D]; output [H, G, Q, D] and scores [H, L] are written in place.
 
     One workspace holds products and then, in place, their softmax; the keys' scores are one more product, with a row
     of ones.
@@ -69,11 +69,11 @@ def _whole_rows(
             counted = q.new_ones(heads, group, newest)
             if start < first_observed:
                 counted[..., : first_observed - start] = 0
-            mass[:, None, :seen].baddbmm_(counted.view(heads, 1, rows), weights)
+            scores[:, None, :seen].baddbmm_(counted.view(heads, 1, rows), weights)
 
 
 def _two_passes(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, output: Tensor, mass: Tensor, first_observed: int
+    q: Tensor, k: Tensor, v: Tensor, scale: float, output: Tensor, scores: Tensor, first_observed: int
 ) -> None:
     """As `_whole_rows`, with keys in blocks too."""
     heads, group, num_queries, dim = q.shape
@@ -99,7 +99,7 @@ def _two_passes(
         for left in range(0, seen, columns):
             products = _products(block, k, left, min(left + columns, seen), shape, start, num_queries)
             weights = torch.exp(products - log_sum_exp).view(*shape, -1)
-            mass[:, left : left + products.shape[2]] += weights[:, :, max(0, first_observed - start) :].sum((1, 2))
+            scores[:, left : left + products.shape[2]] += weights[:, :, max(0, first_observed - start) :].sum((1, 2))
 
 
 def _products(

@@ -1,4 +1,4 @@
-"""Two kernels: attention with its log-sum-exp, then one more pass over the products for the mass. No atomics."""
+"""Two kernels: attention with its log-sum-exp, then one more pass over the products for the scores. No atomics."""
 
 import os
 from typing import Any
@@ -71,7 +71,7 @@ def _weigh(  # type: ignore[no-untyped-def]
     q_ptr,
     k_ptr,
     lse_ptr,
-    mass_ptr,
+    scores_ptr,
     scale,
     num_queries,
     num_keys,
@@ -94,7 +94,7 @@ def _weigh(  # type: ignore[no-untyped-def]
     k = tl.load(k_ptr + offsets, mask=in_columns[:, None] & in_dims[None, :], other=0.0)
     if WIDEN:
         k = k.to(tl.float32)
-    mass = tl.zeros((BLOCK_K,), tl.float32)
+    scores = tl.zeros((BLOCK_K,), tl.float32)
     for member in range(0, group):
         head = key_head * group + member
         for start in range(first_observed, num_queries, BLOCK_Q):
@@ -108,8 +108,8 @@ def _weigh(  # type: ignore[no-untyped-def]
             products = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
             newest = num_keys - num_queries + rows
             seen = in_rows[:, None] & (columns[None, :] <= newest[:, None])
-            mass += tl.sum(tl.where(seen, tl.exp(products - lse[:, None]), 0.0), 0)
-    tl.store(mass_ptr + key_head * num_keys + columns, mass, mask=in_columns)
+            scores += tl.sum(tl.where(seen, tl.exp(products - lse[:, None]), 0.0), 0)
+    tl.store(scores_ptr + key_head * num_keys + columns, scores, mask=in_columns)
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def attention_mass(q: Tensor, k: Tensor, v: Tensor, scale: float, observed: int)
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     output = torch.empty_like(q)
     log_sum_exp = torch.empty(batch, query_heads, num_queries, dtype=torch.float32, device=q.device)
-    mass = torch.empty(batch, key_heads, num_keys, dtype=torch.float32, device=q.device)
+    scores = torch.empty(batch, key_heads, num_keys, dtype=torch.float32, device=q.device)
     group = query_heads // key_heads
     sizes = launch_sizes(dim, q.dtype)
     with torch.cuda.device_of(q):
@@ -131,9 +131,9 @@ def attention_mass(q: Tensor, k: Tensor, v: Tensor, scale: float, observed: int)
             q, k, v, output, log_sum_exp, scale, num_queries, num_keys, group, **sizes
         )
         _weigh[(batch * key_heads, triton.cdiv(num_keys, sizes["BLOCK_K"]))](
-            q, k, log_sum_exp, mass, scale, num_queries, num_keys, num_queries - observed, group, **sizes
+            q, k, log_sum_exp, scores, scale, num_queries, num_keys, num_queries - observed, group, **sizes
         )
-    return output, mass
+    return output, scores
 
 
 def launch_sizes(dim: int, dtype: torch.dtype) -> dict[str, Any]:

@@ -51,11 +51,11 @@ def scan(
         g = decay * g + writes[:, :, j, :, None] * into[:, :, j, None, :]
         own.append((g * out_of[:, :, j, None, :]).sum(dim=3))
     since = steps.cumsum(dim=2)
-    piece_decay = torch.exp(since[:, :, -1, :, None] * A)
+    chunk_decay = torch.exp(since[:, :, -1, :, None] * A)
     before = []
     for k in range(steps.shape[1]):
         before.append(h)
-        h = piece_decay[:, k] * h + g[:, k]
+        h = chunk_decay[:, k] * h + g[:, k]
     starts = torch.stack(before, dim=1)
     outputs = []
     for j in range(length):

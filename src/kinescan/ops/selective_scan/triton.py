@@ -6,7 +6,7 @@ positions (y, and the gradients of u and Delta) need no exchange between threads
 channels. The backward pass reads the inputs alone and computes the states of a chunk of steps again before it goes back
 through them. A program takes a part of the tracks, so that the gradients of A, D and the bias add up in registers;
 what several programs add to is written in parts that torch sums up. There are no atomics: results are the same every
-time. A long scan of few tracks is cut into pieces of time (`triton_pieces.py`) that are scanned as if they were tracks.
+time. A long scan of few tracks is cut into splits of time (`triton_splits.py`) that are scanned as if they were tracks.
 """
 
 import torch
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kinescan.ops.selective_scan.operator import Gradients, ScanInputs
-from kinescan.ops.selective_scan.triton_pieces import piece_gradients, piece_starts, pieces_of
+from kinescan.ops.selective_scan.triton_splits import split_gradients, split_starts, split_time
 from kinescan.ops.selective_scan.triton_steps import (
     advance,
     dense,
@@ -41,23 +41,23 @@ TRACK_PARTS = 128
 """Groups of the tracks in the backward pass: enough programs for a large GPU, few enough parts to sum up."""
 
 
-# Pieces differ with the number of tracks, and are not to be compiled anew.
+# Splits differ with the number of tracks, and are not to be compiled anew.
 @triton.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize=["num_pieces", "piece_steps"], do_not_specialize_on_alignment=["rates_ptr"]
+    do_not_specialize=["num_splits", "split_steps"], do_not_specialize_on_alignment=["rates_ptr"]
 )
 def _scan(  # type: ignore[no-untyped-def]
     u_ptr, delta_ptr, rates_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, state_ptr, y_ptr, last_ptr,
-    num_steps, num_channels, num_pieces, piece_steps,
+    num_steps, num_channels, num_splits, split_steps,
     u_track, u_step, delta_track, delta_step, B_track, B_step, C_track, C_step, z_track, z_step,
     SOFTPLUS: tl.constexpr, STATE_SIZE: tl.constexpr, WIDE_STATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A piece of time of one track and one block of channels, step by step. `x_track` and `x_step` are strides.
+    """A split of time of one track and one block of channels, step by step. `x_track` and `x_step` are strides.
 
-    state_ptr: [R * pieces, D, S], or None where there is one piece that starts from zeros.
+    state_ptr: [R * splits, D, S], or None where there is one split that starts from zeros.
     """
     num_blocks = tl.cdiv(num_channels, BLOCK)
-    piece = (tl.program_id(0) // num_blocks).to(tl.int64)
-    track, first, count = when(piece, num_pieces, piece_steps, num_steps)
+    split = (tl.program_id(0) // num_blocks).to(tl.int64)
+    track, first, count = when(split, num_splits, split_steps, num_steps)
     channels = (tl.program_id(0) % num_blocks) * BLOCK + tl.arange(0, BLOCK)
     positions = tl.arange(0, WIDE_STATE)
     is_channel, is_position = channels < num_channels, positions < STATE_SIZE
@@ -65,7 +65,7 @@ def _scan(  # type: ignore[no-untyped-def]
     rates = read(rates_ptr, positions[:, None] * num_channels + channels[None, :], in_state)
     h = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
     if state_ptr is not None:
-        h = read(state_ptr, (piece * num_channels + channels)[None, :] * STATE_SIZE + positions[:, None], in_state)
+        h = read(state_ptr, (split * num_channels + channels)[None, :] * STATE_SIZE + positions[:, None], in_state)
     bias = read_or_none(bias_ptr, channels, is_channel)
     if D_ptr is not None:
         skip = read(D_ptr, channels, is_channel)
@@ -194,22 +194,22 @@ def _step_back(  # type: ignore[no-untyped-def]
 
 # A batch with fewer tracks is not to be compiled anew, which takes a minute.
 @triton.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize=["num_tracks", "num_parts", "num_pieces", "piece_steps"],
+    do_not_specialize=["num_tracks", "num_parts", "num_splits", "split_steps"],
     do_not_specialize_on_alignment=["rates_ptr", "starts_ptr", "dA_ptr"],
 )
 def _scan_backward(  # type: ignore[no-untyped-def]
     dy_ptr, dlast_ptr, u_ptr, delta_ptr, rates_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, state_ptr,
     du_ptr, ddelta_ptr, dBC_ptr, dz_ptr, dstate_ptr, dA_ptr, dD_ptr, dbias_ptr, starts_ptr,
-    num_tracks, num_steps, num_channels, num_parts, num_pieces, piece_steps,
+    num_tracks, num_steps, num_channels, num_parts, num_splits, split_steps,
     dy_track, dy_step, u_track, u_step, delta_track, delta_step, B_track, B_step, C_track, C_step, z_track, z_step,
     SOFTPLUS: tl.constexpr, STATE_SIZE: tl.constexpr, WIDE_STATE: tl.constexpr, BLOCK: tl.constexpr,
     CHUNK: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
-    """A part of the pieces (every num_parts-th) and one block of channels.
+    """A part of the splits (every num_parts-th) and one block of channels.
 
-    dlast_ptr and state_ptr: [R * pieces, D, S]; dstate_ptr: [R, D, S] or None;
+    dlast_ptr and state_ptr: [R * splits, D, S]; dstate_ptr: [R, D, S] or None;
     dBC_ptr: [blocks, R, T, S, 2], gradients of B and of C; dA_ptr: [parts, S, D]; dD_ptr and dbias_ptr: [parts, D];
-    starts_ptr: [parts, chunks, S, D], states before each chunk of a piece, or None where there is one chunk.
+    starts_ptr: [parts, chunks, S, D], states before each chunk of a split, or None where there is one chunk.
     FAR: steps of a track may lie 2**31 entries or more apart, as where tracks are the inner axis; costs registers.
     """
     num_blocks = tl.cdiv(num_channels, BLOCK)
@@ -225,12 +225,12 @@ def _scan_backward(  # type: ignore[no-untyped-def]
         dy_step, u_step = tl.cast(dy_step, tl.int64), tl.cast(u_step, tl.int64)
         delta_step, z_step = tl.cast(delta_step, tl.int64), tl.cast(z_step, tl.int64)
         B_step, C_step = tl.cast(B_step, tl.int64), tl.cast(C_step, tl.int64)
-    num_chunks = tl.cdiv(piece_steps, CHUNK)
+    num_chunks = tl.cdiv(split_steps, CHUNK)
     dA = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
     dD, dbias = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
-    for i in range(0, tl.cdiv(num_tracks * num_pieces - part, num_parts)):
-        piece = part + i * num_parts
-        track, first, count = when(piece, num_pieces, piece_steps, num_steps)
+    for i in range(0, tl.cdiv(num_tracks * num_splits - part, num_parts)):
+        split = part + i * num_parts
+        track, first, count = when(split, num_splits, split_steps, num_steps)
         state_at = channels[None, :] * STATE_SIZE + positions[:, None]
         u_at = track * u_track + first * u_step + channels
         delta_at = track * delta_track + first * delta_step + channels
@@ -239,7 +239,7 @@ def _scan_backward(  # type: ignore[no-untyped-def]
         track_start = track * num_steps + first
         h = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
         if state_ptr is not None:
-            h = read(state_ptr, piece * num_channels * STATE_SIZE + state_at, in_state)
+            h = read(state_ptr, split * num_channels * STATE_SIZE + state_at, in_state)
         if starts_ptr is not None:
             _save_starts(
                 starts_ptr, h, rates, bias, u_ptr + u_at, delta_ptr + delta_at, B_ptr + B_at,
@@ -249,7 +249,7 @@ def _scan_backward(  # type: ignore[no-untyped-def]
             tl.debug_barrier()  # what some threads wrote, others may read
         g = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
         if dlast_ptr is not None:
-            g = read(dlast_ptr, piece * num_channels * STATE_SIZE + state_at, in_state)
+            g = read(dlast_ptr, split * num_channels * STATE_SIZE + state_at, in_state)
         for from_end in range(1, num_chunks + 1):
             chunk = num_chunks - from_end
             if starts_ptr is not None:
@@ -295,15 +295,15 @@ def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     last_state = torch.empty(num_tracks, *A.shape, dtype=torch.float32, device=u.device)
     sizes = launch_sizes(*A.shape)
     num_blocks = triton.cdiv(num_channels, sizes["BLOCK"])
-    num_pieces, piece_steps = pieces_of(num_tracks, num_steps, num_blocks)
+    num_splits, split_steps = split_time(num_tracks, num_steps, num_blocks)
     rows = [dense(x) for x in (u, delta, B, C, z)]
     rates, starts = rates_of(A), flat(state)
     with torch.cuda.device_of(u):
-        if num_pieces > 1:
-            starts, _ = piece_starts(inputs, rates, num_pieces, piece_steps)
-        _scan[(num_tracks * num_pieces * num_blocks,)](
+        if num_splits > 1:
+            starts, _ = split_starts(inputs, rates, num_splits, split_steps)
+        _scan[(num_tracks * num_splits * num_blocks,)](
             *rows[:2], rates, *rows[2:4], flat(D), rows[4], flat(delta_bias), starts, y, last_state,
-            num_steps, num_channels, num_pieces, piece_steps, *strides_of(rows), SOFTPLUS=delta_softplus, **sizes,
+            num_steps, num_channels, num_splits, split_steps, *strides_of(rows), SOFTPLUS=delta_softplus, **sizes,
         )  # fmt: skip
     return y, last_state
 
@@ -316,10 +316,10 @@ def scan_backward(grad_y: Tensor, grad_state: Tensor | None, inputs: ScanInputs)
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, state = inputs
     num_tracks, num_steps, num_channels = u.shape
     num_blocks = triton.cdiv(num_channels, launch_sizes(*A.shape)["BLOCK"])
-    num_pieces, piece_steps = pieces_of(num_tracks, num_steps, num_blocks)
-    sizes = backward_sizes(piece_steps, *A.shape)
-    num_parts = min(num_tracks * num_pieces, TRACK_PARTS)
-    num_chunks = triton.cdiv(piece_steps, sizes["CHUNK"])
+    num_splits, split_steps = split_time(num_tracks, num_steps, num_blocks)
+    sizes = backward_sizes(split_steps, *A.shape)
+    num_parts = min(num_tracks * num_splits, TRACK_PARTS)
+    num_chunks = triton.cdiv(split_steps, sizes["CHUNK"])
 
     def fresh(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=u.device)
@@ -334,13 +334,13 @@ def scan_backward(grad_y: Tensor, grad_state: Tensor | None, inputs: ScanInputs)
     is_far = max(strides[1::2]) * num_steps >= 2**31
     rates, before, after = rates_of(A), flat(state), flat(grad_state)
     with torch.cuda.device_of(u):
-        if num_pieces > 1:
-            before, sums = piece_starts(inputs, rates, num_pieces, piece_steps)
-            after = piece_gradients(grad_y, grad_state, inputs, rates, sums, num_pieces, piece_steps)
+        if num_splits > 1:
+            before, sums = split_starts(inputs, rates, num_splits, split_steps)
+            after = split_gradients(grad_y, grad_state, inputs, rates, sums, num_splits, split_steps)
         _scan_backward[(num_parts * num_blocks,)](
             rows[0], after, *rows[1:3], rates, *rows[3:5], flat(D), rows[5], flat(delta_bias),
             before, du, ddelta, dBC, dz, dstate, dA, dD, dbias, starts, num_tracks, num_steps, num_channels, num_parts,
-            num_pieces, piece_steps, *strides, SOFTPLUS=delta_softplus, FAR=is_far, **sizes,
+            num_splits, split_steps, *strides, SOFTPLUS=delta_softplus, FAR=is_far, **sizes,
         )  # fmt: skip
     dB, dC = dBC.sum(0).unbind(-1)
     return (

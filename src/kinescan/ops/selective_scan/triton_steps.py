@@ -1,4 +1,4 @@
-"""What the kernels of the selective scan share: a step, how pieces of time lie, and the sizes of a program.
+"""What the kernels of the selective scan share: a step, how splits of time lie, and the sizes of a program.
 
 Legend as in `triton.py`.
 """
@@ -71,10 +71,10 @@ def read_or_none(pointer, offsets, mask):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def when(piece, num_pieces, piece_steps, num_steps):  # type: ignore[no-untyped-def]
-    """The track of a piece of time, its first step, and how many it has."""
-    first = (piece % num_pieces) * piece_steps
-    return piece // num_pieces, first, tl.minimum(piece_steps, num_steps - first).to(tl.int32)
+def when(split, num_splits, split_steps, num_steps):  # type: ignore[no-untyped-def]
+    """The track of a split of time, its first step, and how many it has."""
+    first = (split % num_splits) * split_steps
+    return split // num_splits, first, tl.minimum(split_steps, num_steps - first).to(tl.int32)
 
 
 def launch_sizes(num_channels: int, state_size: int) -> dict[str, int]:

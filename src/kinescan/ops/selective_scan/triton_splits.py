@@ -1,8 +1,8 @@
-"""A long scan of few tracks on a GPU, cut into pieces of time that are scanned side by side.
+"""A long scan of few tracks on a GPU, cut into splits of time that are scanned side by side.
 
-Each piece is run from zeros first, all at once. What a piece makes of a state h that comes in is h times its decay,
-which follows from the sum of its step sizes, plus this end; so the states between pieces follow one after the other,
-and all pieces are then scanned as if they were tracks (`triton.py`). Gradients of states go back the same way.
+Each split is run from zeros first, all at once. What a split makes of a state h that comes in is h times its decay,
+which follows from the sum of its step sizes, plus this end; so the states between splits follow one after the other,
+and all splits are then scanned as if they were tracks (`triton.py`). Gradients of states go back the same way.
 
 Source: as `blockwise.py`, the passes of a blocked prefix sum (Blelloch, 1990, section 1.5).
 """
@@ -29,27 +29,27 @@ from kinescan.ops.selective_scan.triton_steps import (
 
 PROGRAMS = 1024
 """Programs of four warps that are wanted of a long scan: some eight for each processor of a large GPU. Chosen by
-arithmetic: VideoMamba's scan of 32 frames, 8 clips and 1,152 channels has 72 otherwise, each of 6,273 steps. Pieces of
+arithmetic: VideoMamba's scan of 32 frames, 8 clips and 1,152 channels has 72 otherwise, each of 6,273 steps. Splits of
 time cost a second pass over the inputs."""
 FEWEST_STEPS = 128
-"""Of a piece of time."""
+"""Of a split of time."""
 
 
 @triton.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize=["num_pieces", "piece_steps"], do_not_specialize_on_alignment=["rates_ptr"]
+    do_not_specialize=["num_splits", "split_steps"], do_not_specialize_on_alignment=["rates_ptr"]
 )
-def _run_pieces(  # type: ignore[no-untyped-def]
+def _run_splits(  # type: ignore[no-untyped-def]
     u_ptr, delta_ptr, rates_ptr, B_ptr, bias_ptr, ends_ptr, sums_ptr,
-    num_steps, num_channels, num_pieces, piece_steps, u_track, u_step, delta_track, delta_step, B_track, B_step,
+    num_steps, num_channels, num_splits, split_steps, u_track, u_step, delta_track, delta_step, B_track, B_step,
     SOFTPLUS: tl.constexpr, STATE_SIZE: tl.constexpr, WIDE_STATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What a piece of time makes of a state of zeros, ends_ptr [R * pieces, D, S].
+    """What a split of time makes of a state of zeros, ends_ptr [R * splits, D, S].
 
-    sums_ptr: [R * pieces, D], the sum of its step sizes, which says how much of a state is left after it.
+    sums_ptr: [R * splits, D], the sum of its step sizes, which says how much of a state is left after it.
     """
     num_blocks = tl.cdiv(num_channels, BLOCK)
-    piece = (tl.program_id(0) // num_blocks).to(tl.int64)
-    track, first, count = when(piece, num_pieces, piece_steps, num_steps)
+    split = (tl.program_id(0) // num_blocks).to(tl.int64)
+    track, first, count = when(split, num_splits, split_steps, num_steps)
     channels = (tl.program_id(0) % num_blocks) * BLOCK + tl.arange(0, BLOCK)
     positions = tl.arange(0, WIDE_STATE)
     is_channel, is_position = channels < num_channels, positions < STATE_SIZE
@@ -69,23 +69,23 @@ def _run_pieces(  # type: ignore[no-untyped-def]
         u_ptr += u_step
         delta_ptr += delta_step
         B_ptr += B_step
-    write(ends_ptr, (piece * num_channels + channels)[None, :] * STATE_SIZE + positions[:, None], h, in_state)
-    write(sums_ptr, piece * num_channels + channels, summed, is_channel)
+    write(ends_ptr, (split * num_channels + channels)[None, :] * STATE_SIZE + positions[:, None], h, in_state)
+    write(sums_ptr, split * num_channels + channels, summed, is_channel)
 
 
 @triton.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize=["num_pieces", "piece_steps"], do_not_specialize_on_alignment=["rates_ptr"]
+    do_not_specialize=["num_splits", "split_steps"], do_not_specialize_on_alignment=["rates_ptr"]
 )
-def _run_pieces_back(  # type: ignore[no-untyped-def]
+def _run_splits_back(  # type: ignore[no-untyped-def]
     dy_ptr, delta_ptr, rates_ptr, C_ptr, z_ptr, bias_ptr, ends_ptr,
-    num_steps, num_channels, num_pieces, piece_steps,
+    num_steps, num_channels, num_splits, split_steps,
     dy_track, dy_step, delta_track, delta_step, C_track, C_step, z_track, z_step,
     SOFTPLUS: tl.constexpr, STATE_SIZE: tl.constexpr, WIDE_STATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the state before a piece of time that its own outputs alone give, ends_ptr [R * pieces, D, S]."""
+    """The gradient of the state before a split of time that its own outputs alone give, ends_ptr [R * splits, D, S]."""
     num_blocks = tl.cdiv(num_channels, BLOCK)
-    piece = (tl.program_id(0) // num_blocks).to(tl.int64)
-    track, first, count = when(piece, num_pieces, piece_steps, num_steps)
+    split = (tl.program_id(0) // num_blocks).to(tl.int64)
+    track, first, count = when(split, num_splits, split_steps, num_steps)
     channels = (tl.program_id(0) % num_blocks) * BLOCK + tl.arange(0, BLOCK)
     positions = tl.arange(0, WIDE_STATE)
     is_channel, is_position = channels < num_channels, positions < STATE_SIZE
@@ -109,19 +109,19 @@ def _run_pieces_back(  # type: ignore[no-untyped-def]
         dy_ptr -= dy_step
         delta_ptr -= delta_step
         C_ptr -= C_step
-    write(ends_ptr, (piece * num_channels + channels)[None, :] * STATE_SIZE + positions[:, None], g, in_state)
+    write(ends_ptr, (split * num_channels + channels)[None, :] * STATE_SIZE + positions[:, None], g, in_state)
 
 
 @triton.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize=["num_pieces"], do_not_specialize_on_alignment=["rates_ptr"]
+    do_not_specialize=["num_splits"], do_not_specialize_on_alignment=["rates_ptr"]
 )
-def _link_pieces(  # type: ignore[no-untyped-def]
-    first_ptr, ends_ptr, sums_ptr, rates_ptr, starts_ptr, num_channels, num_pieces,
+def _link_splits(  # type: ignore[no-untyped-def]
+    first_ptr, ends_ptr, sums_ptr, rates_ptr, starts_ptr, num_channels, num_splits,
     STATE_SIZE: tl.constexpr, WIDE_STATE: tl.constexpr, BLOCK: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
-    """The state that each piece of a track starts from, starts_ptr [R * pieces, D, S].
+    """The state that each split of a track starts from, starts_ptr [R * splits, D, S].
 
-    first_ptr: [R, D, S], of the first piece, or None for zeros. BACK: from the last piece to the first, for gradients.
+    first_ptr: [R, D, S], of the first split, or None for zeros. BACK: from the last split to the first, for gradients.
     """
     num_blocks = tl.cdiv(num_channels, BLOCK)
     track = (tl.program_id(0) // num_blocks).to(tl.int64)
@@ -134,18 +134,18 @@ def _link_pieces(  # type: ignore[no-untyped-def]
     h = tl.zeros((WIDE_STATE, BLOCK), tl.float32)
     if first_ptr is not None:
         h = read(first_ptr, track * num_channels * STATE_SIZE + in_row, in_state)
-    for i in range(0, num_pieces):
-        piece = track * num_pieces + i
+    for i in range(0, num_splits):
+        split = track * num_splits + i
         if BACK:
-            piece = track * num_pieces + num_pieces - 1 - i
-        at = piece * num_channels * STATE_SIZE + in_row
+            split = track * num_splits + num_splits - 1 - i
+        at = split * num_channels * STATE_SIZE + in_row
         write(starts_ptr, at, h, in_state)
-        summed = read(sums_ptr, piece * num_channels + channels, is_channel)
+        summed = read(sums_ptr, split * num_channels + channels, is_channel)
         h = tl.exp2(summed[None, :] * rates) * h + read(ends_ptr, at, in_state)
 
 
-def pieces_of(num_tracks: int, num_steps: int, num_blocks: int) -> tuple[int, int]:
-    """In how many pieces the time of a track is scanned side by side, and the steps of a piece.
+def split_time(num_tracks: int, num_steps: int, num_blocks: int) -> tuple[int, int]:
+    """In how many splits the time of a track is scanned side by side, and the steps of a split.
 
     One, but where a long scan of few tracks would leave most of a GPU idle.
 
@@ -155,49 +155,49 @@ def pieces_of(num_tracks: int, num_steps: int, num_blocks: int) -> tuple[int, in
         num_blocks: blocks of channels.
     """
     wanted = PROGRAMS // (num_tracks * num_blocks)
-    num_pieces = max(1, min(wanted, num_steps // FEWEST_STEPS))
-    piece_steps = triton.cdiv(num_steps, num_pieces)
-    return triton.cdiv(num_steps, piece_steps), piece_steps
+    num_splits = max(1, min(wanted, num_steps // FEWEST_STEPS))
+    split_steps = triton.cdiv(num_steps, num_splits)
+    return triton.cdiv(num_steps, split_steps), split_steps
 
 
-def piece_starts(inputs: ScanInputs, rates: Tensor, num_pieces: int, piece_steps: int) -> tuple[Tensor, Tensor]:
-    """The states before all pieces, [R * pieces, D, S], and the sums of their step sizes, [R * pieces, D].
+def split_starts(inputs: ScanInputs, rates: Tensor, num_splits: int, split_steps: int) -> tuple[Tensor, Tensor]:
+    """The states before all splits, [R * splits, D, S], and the sums of their step sizes, [R * splits, D].
 
-    As in `blockwise.py`: all pieces from zeros, side by side; then from piece to piece.
+    As in `blockwise.py`: all splits from zeros, side by side; then from split to split.
     """
     num_tracks, num_steps, num_channels = inputs.u.shape
     sizes = launch_sizes(*inputs.A.shape)
     num_blocks = triton.cdiv(num_channels, sizes["BLOCK"])
     rows = [dense(x) for x in (inputs.u, inputs.delta, inputs.B)]
-    ends = rates.new_empty(num_tracks * num_pieces, *inputs.A.shape)
-    sums = rates.new_empty(num_tracks * num_pieces, num_channels)
-    _run_pieces[(num_tracks * num_pieces * num_blocks,)](
+    ends = rates.new_empty(num_tracks * num_splits, *inputs.A.shape)
+    sums = rates.new_empty(num_tracks * num_splits, num_channels)
+    _run_splits[(num_tracks * num_splits * num_blocks,)](
         *rows[:2], rates, rows[2], flat(inputs.delta_bias), ends, sums,
-        num_steps, num_channels, num_pieces, piece_steps, *strides_of(rows), SOFTPLUS=inputs.delta_softplus, **sizes,
+        num_steps, num_channels, num_splits, split_steps, *strides_of(rows), SOFTPLUS=inputs.delta_softplus, **sizes,
     )  # fmt: skip
-    return _linked(inputs.state, ends, sums, rates, num_pieces, sizes, back=False), sums
+    return _linked(inputs.state, ends, sums, rates, num_splits, sizes, back=False), sums
 
 
-def piece_gradients(
+def split_gradients(
     grad_y: Tensor,
     grad_state: Tensor | None,
     inputs: ScanInputs,
     rates: Tensor,
     sums: Tensor,
-    num_pieces: int,
-    piece_steps: int,
+    num_splits: int,
+    split_steps: int,
 ) -> Tensor:
-    """The gradients of the states after all pieces, [R * pieces, D, S]: as `piece_starts`, from the end."""
+    """The gradients of the states after all splits, [R * splits, D, S]: as `split_starts`, from the end."""
     num_tracks, num_steps, num_channels = inputs.u.shape
     sizes = launch_sizes(*inputs.A.shape)
     num_blocks = triton.cdiv(num_channels, sizes["BLOCK"])
     rows = [dense(x) for x in (grad_y, inputs.delta, inputs.C, inputs.z)]
-    ends = rates.new_empty(num_tracks * num_pieces, *inputs.A.shape)
-    _run_pieces_back[(num_tracks * num_pieces * num_blocks,)](
+    ends = rates.new_empty(num_tracks * num_splits, *inputs.A.shape)
+    _run_splits_back[(num_tracks * num_splits * num_blocks,)](
         *rows[:2], rates, *rows[2:], flat(inputs.delta_bias), ends,
-        num_steps, num_channels, num_pieces, piece_steps, *strides_of(rows), SOFTPLUS=inputs.delta_softplus, **sizes,
+        num_steps, num_channels, num_splits, split_steps, *strides_of(rows), SOFTPLUS=inputs.delta_softplus, **sizes,
     )  # fmt: skip
-    return _linked(grad_state, ends, sums, rates, num_pieces, sizes, back=True)
+    return _linked(grad_state, ends, sums, rates, num_splits, sizes, back=True)
 
 
 def _linked(
@@ -205,14 +205,14 @@ def _linked(
     ends: Tensor,
     sums: Tensor,
     rates: Tensor,
-    num_pieces: int,
+    num_splits: int,
     sizes: dict[str, int],
     *,
     back: bool,
 ) -> Tensor:
     starts = torch.empty_like(ends)
-    num_tracks, num_channels = len(ends) // num_pieces, ends.shape[1]
-    _link_pieces[(num_tracks * triton.cdiv(num_channels, sizes["BLOCK"]),)](
-        flat(first), ends, sums, rates, starts, num_channels, num_pieces, BACK=back, **sizes
+    num_tracks, num_channels = len(ends) // num_splits, ends.shape[1]
+    _link_splits[(num_tracks * triton.cdiv(num_channels, sizes["BLOCK"]),)](
+        flat(first), ends, sums, rates, starts, num_channels, num_splits, BACK=back, **sizes
     )
     return starts
