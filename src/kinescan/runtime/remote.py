@@ -133,7 +133,8 @@ def _status_of(error: BaseException) -> int:
     response = getattr(error, "response", None)
     told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
     status = told or getattr(error, "code", None) or getattr(error, "status", None)
-    return int(status) if isinstance(status, int) or str(status).isdecimal() else 0
+    text = str(status)
+    return int(text) if text.isdecimal() else 0
 
 
 def request_seconds() -> float:
