@@ -159,6 +159,14 @@ def test_a_question_is_asked_again_while_watching(saved, clips):
     assert 3 <= len(times) <= 5
 
 
+def test_a_question_is_asked_at_its_times(saved, clips):
+    """Frames are decoded several at a time; answers come between them all the same."""
+    result = run(clips[0], "--fps", 2, "--watch", "Still there?", "--every", "2s", "--json", model=saved)
+    assert result.exit_code == 0, result.output
+    seen = [json.loads(line)["seen_seconds"] for line in result.stdout.splitlines()]
+    assert seen == [2.0, 4.0, 6.0, 8.0, 9.5]
+
+
 def test_questions_are_taken_while_watching_and_afterwards(saved, clips):
     result = run(clips[1], "--interactive", "--json", model=saved, input="What?\n\nAnd then?\n")
     assert result.exit_code == 0, result.output

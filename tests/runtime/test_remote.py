@@ -4,6 +4,7 @@ import io
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.loopback_store import Behaviour, serve
@@ -94,6 +95,62 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for address, name in (("s3://nobody/a", "s3fs stores"), ("gs://nobody/a", "gcsfs stores")):
         with pytest.raises(DependencyError, match=name):
             read_range(address, 0, 1)
+
+
+class _Files:
+    """A file system of fsspec whose back end fails."""
+
+    retries = 5
+
+    def __init__(self, error: Exception) -> None:
+        self._error, self.num_requests = error, 0
+
+    def invalidate_cache(self, address: str) -> None:
+        pass
+
+    def info(self, address: str) -> None:
+        self.num_requests += self.retries
+        raise self._error
+
+
+def _of_kind(
+    name: str, cause: BaseException | None = None, base: type[Exception] = Exception, **facts: object
+) -> Exception:
+    error = type(name, (base,), facts)("https://bucket/a?signature=hunter2")
+    error.__cause__ = cause
+    return error
+
+
+def _answered(status: int) -> Exception:
+    return _of_kind("ClientError", response={"ResponseMetadata": {"HTTPStatusCode": status}})
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "num_requests"),
+    [
+        (_of_kind("PermissionError", base=PermissionError), "403", 1),
+        (_of_kind("FileNotFoundError", base=FileNotFoundError), "404", 1),
+        (_of_kind("OSError", _answered(500), OSError), "500", 4),
+        (_of_kind("OSError", _answered(400), OSError), "400", 1),
+        (_of_kind("HttpError", code=503), "503", 4),
+        (_of_kind("ReadTimeoutError"), remote.SECONDS_VARIABLE, 4),
+        (_of_kind("OSError", _of_kind("ClientPayloadError", code=400), OSError), "fewer", 4),
+        (_of_kind("NoCredentialsError"), "credentials", 1),
+        (_of_kind("EndpointConnectionError"), "EndpointConnectionError", 4),
+    ],
+)
+def test_what_an_object_store_answers_is_told_and_tried_four_times_at_most(
+    error: Exception, told: str, num_requests: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = _Files(error)
+    fsspec = SimpleNamespace(filesystem=lambda scheme, **_: files)
+    monkeypatch.setattr(remote, "optional_package", lambda name, extra: fsspec)
+    monkeypatch.setattr(remote, "_FIRST_WAIT_SECONDS", 0.0)
+    remote._objects.cache_clear()
+    with pytest.raises(StoreError, match=told) as caught:
+        read_range("s3://bucket/a", 0, 1)
+    assert files.num_requests == num_requests
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("seconds", ["0", "nan", "soon", "-1"])

@@ -79,6 +79,24 @@ def test_streams_of_version_0_1_are_read(saved, vlm):
     assert load_stream(saved, vlm("qwen3_vl")).patch_position == facts["place"] != "first"
 
 
+def test_limited_streams_of_version_0_1_are_read(vlm, video, tmp_path):
+    """They call patch indices "places" and the layers' ratios "budget_shares"."""
+    path = tmp_path / "stream.safetensors"
+    options = {"budget": 9, "budget_ratios": (2, 1, 1), "memory_budget": "20 tokens", "memory_policy": "redundancy"}
+    with open_stream(vlm("qwen3_vl"), pixels=PIXELS, **options) as one:
+        one.push(video(7))
+        one.save(path)
+        answer = one.ask(QUESTION, max_new_tokens=1).logits
+    tensors, facts = parts_of(path)
+    renamed = {name.replace("patch_indices", "places"): tensor for name, tensor in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    facts["config"]["budget_shares"] = facts["config"].pop("budget_ratios")
+    write(path, renamed, facts)
+    with load_stream(path, vlm("qwen3_vl")) as again:
+        assert again.config.budget_ratios == (2.0, 1.0, 1.0)
+        assert torch.equal(again.ask(QUESTION, max_new_tokens=1).logits, answer)
+
+
 @pytest.mark.parametrize(
     "work",
     [

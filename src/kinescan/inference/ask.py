@@ -131,7 +131,12 @@ class Session:
     @property
     def asks(self) -> bool:
         """Whether there is something to do without questions."""
-        return self.save is not None or self.watch is not None or self.incoming is not None
+        return self.save is not None or self.asks_while_watching
+
+    @property
+    def asks_while_watching(self) -> bool:
+        """Whether questions may come between frames."""
+        return self.watch is not None or self.incoming is not None
 
 
 def ask(
@@ -337,13 +342,15 @@ def _watch(watched: Recorded | Live, asking: _Asking, clocks: dict[str, float], 
     try:
         for group in _timed(watched.groups(stream), clocks, "vision"):
             group = replace(group, seconds=asking.shifted(group.seconds))
-            _push(stream, group, clocks, "prefill")
-            if full is not None:
-                _push(full, group, clocks, "full")
-            if on_progress is not None:
-                on_progress(stream.stats.num_frames - before, watched.num_frames, stream.stats)
-            asking.follow()
-            saving.follow()
+            # what is asked while watching is asked at its time, not behind a whole group
+            for part in group.singly() if asking.session.asks_while_watching else [group]:
+                _push(stream, part, clocks, "prefill")
+                if full is not None:
+                    _push(full, part, clocks, "full")
+                if on_progress is not None:
+                    on_progress(stream.stats.num_frames - before, watched.num_frames, stream.stats)
+                asking.follow()
+                saving.follow()
     except Exception as error:
         if not isinstance(watched, Live) or stream.stats.num_frames == before:
             raise

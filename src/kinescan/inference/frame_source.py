@@ -32,6 +32,10 @@ class Group:
     frames: Tensor | list[Features]
     seconds: list[float]
 
+    def singly(self) -> "list[Group]":
+        """The same, each patch or frame by itself."""
+        return [Group(frames=self.frames[at : at + 1], seconds=[time]) for at, time in enumerate(self.seconds)]
+
 
 class Recorded:
     """A file, a few frames at a time.

@@ -8,7 +8,7 @@ from kinescan.data.listing import VideoList
 from kinescan.data.shards.pack import PackReport, PackSettings, pack_videos
 from kinescan.errors import ConfigError
 from kinescan.runs.check import data_config, data_parts
-from kinescan.runtime.addresses import is_remote
+from kinescan.runtime.addresses import address_of, is_remote
 from kinescan.runtime.counter import Counter
 from kinescan.runtime.output_folder import prepare_output
 
@@ -44,7 +44,9 @@ def pack(
     """
     started = time.monotonic()
     if is_remote(output):
-        raise ConfigError(f"{output}: shards are written to this machine. Name a folder here, and copy it there.")
+        raise ConfigError(
+            f"{address_of(output)}: shards are written to this machine. Name a folder here, and copy it there."
+        )
     if shard_mib < 1:
         raise ConfigError(f"shards must be of at least 1 MiB, got {shard_mib}.")
     settings = PackSettings(size=size, shard_bytes=shard_mib * 2**20)

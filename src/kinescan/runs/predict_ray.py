@@ -166,12 +166,12 @@ def predict_by_ray(
                 progress.update(len(done), len(parts))
     missing = set(range(len(parts))) - done
     if missing:
-        rows = ", ".join(
+        lost = ", ".join(
             f"{number * settings.part_rows} to {number * settings.part_rows + len(parts[number]) - 1}"
             for number in sorted(missing)
         )
         raise ConfigError(
-            f"each worker that was given one of these {len(missing)} parts ended: rows {rows} of the list. What is "
+            f"each worker that was given one of these {len(missing)} parts ended: rows {lost} of the list. What is "
             "done is kept. Where memory is short, ask for fewer ray.workers and run the same command again; else find "
             "the video with kinescan data check, and take it out of the list."
         )

@@ -54,14 +54,16 @@ class ObjectStore:
     def files(self) -> Any:
         """The file system of fsspec; one for each process."""
         seconds = request_seconds()
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"requests_timeout": seconds}
         if self._scheme == "s3":
-            options["config_kwargs"] = {
-                "connect_timeout": seconds,
-                "read_timeout": seconds,
-                "retries": {"max_attempts": 2},
-            }
-        return optional_package("fsspec", EXTRA).filesystem(self._scheme, **options)
+            once = {"total_max_attempts": 1}
+            config = {"connect_timeout": seconds, "read_timeout": seconds, "retries": once}
+            options = {"config_kwargs": config}
+        files = optional_package("fsspec", EXTRA).filesystem(self._scheme, **options)
+        if self._scheme == "s3":
+            # `read_range` tries again; each on top of the other, a store that does not answer would take 43 requests
+            files.retries = 1
+        return files
 
     def read(self, address: str, start: int, end: int) -> Part:
         """The bytes from start to end, fewer where it is shorter."""
@@ -98,17 +100,41 @@ class ObjectStore:
 def _object_error(error: Exception) -> StoreError:
     if isinstance(error, StoreError):
         return error
-    status = getattr(error, "code", None) or getattr(error, "status", None)
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)  # type: ignore[arg-type]
+    names = {type(one).__name__ for one in chain}
     if isinstance(error, FileNotFoundError):
         return status_error(404)
     if isinstance(error, PermissionError):
         return status_error(403)
-    if isinstance(status, int) and status >= 400:
+    # before its status, which aiohttp makes up
+    if names & {"ClientPayloadError", "IncompleteReadError", "ResponseStreamingError", "ContentLengthError"}:
+        return StoreError("fewer bytes arrived than were promised.", may_pass=True)
+    status = next(filter(None, map(_status_of, chain)), 0)
+    if status >= 400:
         return status_error(status)
-    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "RefreshError"):
+    if names & {"NoCredentialsError", "PartialCredentialsError", "RefreshError"}:
         return StoreError("no credentials were found for this store. Set them in the environment.")
+    if any("Timeout" in name for name in names):
+        return StoreError(
+            f"no answer, or not all of it, in {request_seconds():g} s. Is the store slow? {SECONDS_VARIABLE} says "
+            "how long one request may take.",
+            may_pass=True,
+        )
     # what a back end says may hold an address with a signature: only its kind is told
-    return StoreError(f"the store cannot be read ({type(error).__name__}).", may_pass=True)
+    return StoreError(
+        f"the store cannot be read ({type(chain[-1]).__name__}). Check the address and the connection.", may_pass=True
+    )
+
+
+def _status_of(error: BaseException) -> int:
+    """The status of HTTP behind an error of a back end; 0 where there is none."""
+    response = getattr(error, "response", None)
+    told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+    status = told or getattr(error, "code", None) or getattr(error, "status", None)
+    text = str(status)
+    return int(text) if text.isdecimal() else 0
 
 
 def request_seconds() -> float:
