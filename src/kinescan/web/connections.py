@@ -18,95 +18,97 @@ def protocol(limits: ServeLimits) -> Any:
 
     A connection that has not sent a whole request head within `stall_seconds` is closed, and so is one that does not
     take its answer for so long; an idle socket, or one that sends a letter now and then, costs nobody else anything.
-    Where all places are taken, the connection that has been idle for longest makes room for the new one.
+    Where all connections are taken, the one that has been idle for longest makes room for the new one.
     """
-    # in the order in which they fell idle; a request that begins is noticed only when a place is needed
-    idle: dict[Any, None] = {}
+    return type("Bounded", (_Bounded,), {"limits": limits, "idle": {}})
 
-    class Bounded(H11Protocol):  # type: ignore[misc]
-        _is_refused = False
-        _watching: asyncio.TimerHandle | None = None
-        _taking: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: Any) -> None:
-            if len(self.connections) >= limits.connections and not _make_room():
-                _turn_away(transport)
-                self._is_refused = True
-                return
-            super().connection_made(transport)
-            self._watch()
+class _Bounded(H11Protocol):  # type: ignore[misc]
+    limits: ServeLimits
+    idle: dict[Any, None]
+    """In the order in which they fell idle; a request that begins is noticed only when room is needed."""
+    _is_refused = False
+    _watching: asyncio.TimerHandle | None = None
+    _taking: asyncio.TimerHandle | None = None
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._unwatch()
-            self._untake()
-            if not self._is_refused:
-                super().connection_lost(exc)
-
-        def data_received(self, data: bytes) -> None:
-            if not self._is_refused:
-                super().data_received(data)
-
-        def eof_received(self) -> None:
-            if not self._is_refused:
-                super().eof_received()
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._taking = asyncio.get_running_loop().call_later(limits.stall_seconds, self.transport.abort)
-
-        def resume_writing(self) -> None:
-            self._untake()
-            super().resume_writing()
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._unwatch()
-            self._watch()
-
-        def handle_websocket_upgrade(self, event: Any) -> None:
-            # a stream has bounds of its own
-            self._unwatch()
-            self._untake()
-            super().handle_websocket_upgrade(event)
-
-        def is_idle(self) -> bool:
-            """Whether no request is under way; those have bounds of their own."""
-            return self.cycle is None or bool(self.cycle.response_complete)
-
-        def make_room(self) -> None:
-            """Leaves, so that another connection can come."""
+    def connection_made(self, transport: Any) -> None:
+        if len(self.connections) >= self.limits.connections and not self._make_room_for_one():
+            _turn_away(transport)
             self._is_refused = True
-            self._unwatch()
-            self.connections.discard(self)
-            _turn_away(self.transport)
+            return
+        super().connection_made(transport)
+        self._watch()
 
-        def _watch(self) -> None:
-            idle[self] = None
-            self._watching = asyncio.get_running_loop().call_later(limits.stall_seconds, self._close_if_silent)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        self._untake()
+        if not self._is_refused:
+            super().connection_lost(exc)
 
-        def _unwatch(self) -> None:
-            idle.pop(self, None)
-            if self._watching is not None:
-                self._watching.cancel()
+    def data_received(self, data: bytes) -> None:
+        if not self._is_refused:
+            super().data_received(data)
 
-        def _untake(self) -> None:
-            if self._taking is not None:
-                self._taking.cancel()
+    def eof_received(self) -> None:
+        if not self._is_refused:
+            super().eof_received()
 
-        def _close_if_silent(self) -> None:
-            if self.is_idle():
-                self.transport.close()
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._taking = asyncio.get_running_loop().call_later(self.limits.stall_seconds, self.transport.abort)
 
-    def _make_room() -> bool:
-        for one in list(idle):
-            del idle[one]
+    def resume_writing(self) -> None:
+        self._untake()
+        super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._unwatch()
+        self._watch()
+
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        # a stream has bounds of its own
+        self._unwatch()
+        self._untake()
+        super().handle_websocket_upgrade(event)
+
+    def is_idle(self) -> bool:
+        """Whether no request is under way; those have bounds of their own."""
+        return self.cycle is None or bool(self.cycle.response_complete)
+
+    def make_room(self) -> None:
+        """Leaves, so that another connection can come."""
+        self._is_refused = True
+        self._unwatch()
+        self.connections.discard(self)
+        _turn_away(self.transport)
+
+    def _watch(self) -> None:
+        self.idle[self] = None
+        self._watching = asyncio.get_running_loop().call_later(self.limits.stall_seconds, self._close_if_silent)
+
+    def _unwatch(self) -> None:
+        self.idle.pop(self, None)
+        if self._watching is not None:
+            self._watching.cancel()
+
+    def _untake(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+
+    def _close_if_silent(self) -> None:
+        if self.is_idle():
+            self.transport.close()
+
+    def _make_room_for_one(self) -> bool:
+        for one in list(self.idle):
+            del self.idle[one]
             if one.is_idle():
                 one.make_room()
                 return True
         return False
 
-    def _turn_away(transport: Any) -> None:
-        transport.write(_FULL)
-        transport.close()
 
-    return Bounded
+def _turn_away(transport: Any) -> None:
+    transport.write(_FULL)
+    transport.close()

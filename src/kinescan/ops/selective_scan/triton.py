@@ -165,7 +165,7 @@ def _states_of_chunk(  # type: ignore[no-untyped-def]
         u = read(u_ptr, u_at + t * u_step, here)
         _, step = step_size(delta_ptr, delta_at + t * delta_step, here, bias, SOFTPLUS)
         h = advance(h, rates, u, step, read(B_ptr, B_at + t * B_step, in_time))
-        states = states + (h,)  # noqa: RUF005  (Triton knows only this)
+        states = states + (h,)  # type: ignore[assignment]  # noqa: RUF005  (Triton knows only this)
     return states
 
 
