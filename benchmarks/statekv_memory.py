@@ -46,9 +46,8 @@ def resident_memory(model: Any, frames: int, policy: str) -> dict[str, Any]:
     tenth = max(1, len(readings) // 10)
     before, after = (sum(part) / tenth for part in (readings[tenth : 2 * tenth], readings[-tenth:]))
     return {
-        "policy": policy,
         "frames": frames,
-        "seconds": time.process_time() - started,
+        "process_seconds": time.process_time() - started,
         "tokens": stats.num_tokens,
         "seen_tokens": stats.num_seen_tokens,
         "allocated_bytes": stats.allocated_bytes,
@@ -58,29 +57,26 @@ def resident_memory(model: Any, frames: int, policy: str) -> dict[str, Any]:
     }
 
 
-def retrieval(model: Any) -> list[dict[str, Any]]:
+def retrieval(model: Any) -> dict[str, dict[str, Any]]:
     """What answers from some chunks leave of those from all."""
     options: dict[str, Any] = {"budget": BUDGET, "storage": "offload", "chunk_tokens": CHUNK_TOKENS}
     generator = torch.Generator().manual_seed(SEED)
     video = [SIZES.features(generator) for _ in range(FRAMES_OF_RETRIEVAL)]
     questions = torch.randint(0, 120, (QUESTIONS, 6), generator=generator).tolist()
     chunks = -(-FRAMES_OF_RETRIEVAL * FRAME_TOKENS // CHUNK_TOKENS)
-    rows, whole = [], None
+    rows: dict[str, dict[str, Any]] = {}
+    whole = None
     for kept in (None, chunks, chunks // 2, chunks // 4, chunks // 16):
         with open_stream(model, retrieved_chunks=kept, **options) as stream:
             stream.push(video)
             logits = torch.stack([stream.ask(question, max_new_tokens=1).logits for question in questions])
         whole = logits if whole is None else whole
         apart = (logits - whole).abs().amax(-1) / whole.abs().amax(-1)
-        rows.append(
-            {
-                "chunks": kept,
-                "of": chunks,
-                "largest_difference": float(apart.max()),
-                "mean_difference": float(apart.mean()),
-                "same_token": float((logits.argmax(-1) == whole.argmax(-1)).float().mean()),
-            }
-        )
+        rows["the whole cache" if kept is None else f"{kept} of {chunks} chunks"] = {
+            "largest_difference": float(apart.max()),
+            "mean_difference": float(apart.mean()),
+            "same_token": float((logits.argmax(-1) == whole.argmax(-1)).float().mean()),
+        }
     return rows
 
 
@@ -94,7 +90,7 @@ def main() -> None:
     model = SIZES.build(SEED)
     results = {
         "retrieval": retrieval(model),
-        "memory": [resident_memory(model, given.frames, policy) for policy in given.policies],
+        "memory": {policy: resident_memory(model, given.frames, policy) for policy in given.policies},
     }
     settings = {
         "budget": BUDGET,
