@@ -20,6 +20,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "own_module.md"
 BLOCKS = dict(
     zip(("module", "check"), re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL), strict=True)
 )
+RECIPE = re.findall(r"```toml\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)[0]
 TOUCHING = "from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\n"
 
 
@@ -53,11 +54,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, videos: Path, tiny: list[s
     """The folder in which the page's command lines are run; kinescan train gru.toml ran there."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "my_scanner.py").write_text(BLOCKS["module"], encoding="utf-8")
-    (folder / "gru.toml").write_text(
-        f'[model]\nname = "pks4_gru_ti16"\nmodule = "my_scanner"\noptions = {{ causal = true, hidden = 8 }}\n'
-        f'[data]\ntrain = "{videos}"\n',
-        encoding="utf-8",
-    )
+    (folder / "gru.toml").write_text(RECIPE, encoding="utf-8")
+    (folder / "videos").symlink_to(videos)
     settings = [word for setting in [*tiny, "optim.epochs=1"] for word in ("--set", setting)]
     # A process of its own, as each that torchrun starts.
     command = [sys.executable, "-m", "kinescan", "train", "gru.toml", "--output", "runs/gru", *settings, "--json"]
@@ -77,7 +75,7 @@ def test_what_was_trained_is_scored_predicts_and_streams(
     monkeypatch.chdir(trained)
     own = ("--import", "my_scanner")
     saved = json.loads((trained / "runs/gru/checkpoints/best/config.json").read_text("utf-8"))
-    assert (saved["model"], saved["module"], saved["config"]["hidden"]) == ("pks4_gru_ti16", "my_scanner", 8)
+    assert (saved["model"], saved["module"], saved["config"]["hidden"]) == ("pks4_gru_ti16", "my_scanner", 32)
     scored = fresh("eval", "runs/gru", *own, "--json", "--device", "cpu")
     assert scored.exit_code == 0, scored.stderr
     assert json.loads(scored.stdout)["model"] == "pks4_gru_ti16"

@@ -86,6 +86,8 @@ def quiet_exporters() -> Iterator[None]:
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             # All streams of a step share one axis, which has one name.
             warnings.filterwarnings("ignore", message="# The axis name")
+            # A recurrent layer of torch keeps a list of its weights, which tracing fills and puts back.
+            warnings.filterwarnings("ignore", message="The tensor attributes", category=UserWarning)
             yield
     finally:
         chatty.setLevel(before)

@@ -64,7 +64,10 @@ def restore(
     describe_longer(schedule, state.settings, state.step)
     state.settings = settings
     _take_up_early_stop(state, train.early_stop_evaluations, schedule.optim.epochs)
-    logger.info("resumed from %s: epoch %d, batch %d", folder, state.epoch + 1, state.batches_done)
+    if state.epoch >= schedule.optim.epochs:
+        logger.info("resumed from %s: all %d epochs are done", folder, schedule.optim.epochs)
+    else:
+        logger.info("resumed from %s: epoch %d, batch %d", folder, state.epoch + 1, state.batches_done)
     return state
 
 
