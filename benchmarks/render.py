@@ -388,8 +388,8 @@ SECTIONS: Mapping[str, Section] = {
         title="StateKV: memory of a full KV cache with a limit, CPU",
         says="Resident memory of the process while 100,000 frames of four tokens enter, one run for each policy: "
         "growth is that of the mean from the second tenth to the last, beside what the cache alone would have grown by "
-        "without its limit. Retrieval: a question's first logits from some chunks of the cache against those from all, with "
-        "random weights, which attend to everything alike: the hardest case.",
+        "without its limit. Retrieval: a question's first logits from some chunks of the cache against those from all, "
+        "with random weights, which attend to everything alike: the hardest case.",
     ),
     "statekv_limits": Section(
         title="StateKV: what a limit of the full KV cache costs",
