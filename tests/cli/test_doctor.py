@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,13 @@ def test_a_rehearsal_says_that_it_is_none(kinescan: Any, monkeypatch: pytest.Mon
     done = kinescan("doctor", "--gpu-check", "--device", "cpu")
     assert done.exit_code == 1
     assert all(word in done.stdout for word in ("rehearsal", "no compiler", "gpu_check_rehearsal.json"))
+
+
+def test_doctor_tells_an_accelerator_that_is_not_used(kinescan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert json.loads(kinescan("doctor", "--json").stdout)["unused_devices"] == []
+    monkeypatch.setattr(torch, "xpu", SimpleNamespace(is_available=lambda: True))
+    [line] = [line for line in kinescan("doctor").stdout.splitlines() if line.startswith("devices: ")]
+    assert "xpu" in line
 
 
 def test_doctor_tries_every_backend(kinescan: Any) -> None:

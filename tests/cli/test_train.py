@@ -14,6 +14,7 @@ from tests.mentions import mentions
 
 import kinescan as ks
 from kinescan.config import load_recipe
+from kinescan.data import loader
 from kinescan.errors import ConfigError
 
 
@@ -241,6 +242,29 @@ def test_train_dry_run_shows_recipe_groups_memory_and_time_and_writes_nothing(
     assert planned["plan"]["num_parameters"] - planned["plan"]["num_trained"] == 16 * 3 * 16 * 16
     assert planned["recipe"]["optim"]["lr_scales"] == {"head.*": 10.0}
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_an_evaluation_without_room_for_its_batches_is_found_before_the_first_step(
+    dry_run: bool, kinescan: Any, train_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The final report's views may take more than a batch of training, which fits here."""
+    asked = []
+
+    def small(batch_bytes: int, num_batches: int, *, lowered: tuple[str, ...]) -> None:
+        asked.append(batch_bytes)
+        if batch_bytes > 5 * asked[0]:
+            raise ConfigError(lowered[0])
+
+    monkeypatch.setattr(loader, "check_shared_memory", small)
+    views = ["loader.batch_size=2", "loader.num_workers=1", "evaluation.views=4x20x1"]
+    output = [] if dry_run else ["--output", str(tmp_path / "run")]
+    done = kinescan(
+        *train_arguments, *output, *[word for each in views for word in ("--set", each)], *["--dry-run"] * dry_run
+    )
+    assert done.exit_code == 2, asked
+    assert "evaluation.views" in done.stderr
+    assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
 def test_train_refuses_a_single_class(kinescan: Any, train_arguments: list[str], videos: Path, tmp_path: Path) -> None:

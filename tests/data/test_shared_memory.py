@@ -44,5 +44,5 @@ def test_a_loader_asks_before_its_workers_start() -> None:
     dataset = VideoDataset(items, ["a"], EvalTransform(settings), preprocessing=settings, mode="test")
     for batch_size, num_workers, fits in ((512, 1, False), (16, 1, True), (512, 0, True)):
         config = LoaderConfig(batch_size=batch_size, num_workers=num_workers)
-        with nullcontext() if fits else pytest.raises(ConfigError):
+        with nullcontext() if fits else pytest.raises(ConfigError, match=r"shm-size.*evaluation\.views"):
             make_loader(dataset, config, shuffle=False, seed=0)

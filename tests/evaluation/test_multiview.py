@@ -7,11 +7,13 @@ import pytest
 import torch
 from tests.mentions import mentions
 
+from kinescan.data import loader
 from kinescan.data.datasets import VideoDataset
 from kinescan.data.listing import VideoItem
 from kinescan.data.loader import LoaderConfig
 from kinescan.data.transforms import AugmentConfig, TrainTransform
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError, VideoError
+from kinescan.evaluation import multiview
 from kinescan.evaluation.multiview import evaluate_model, known_labels, match_labels, score_videos
 
 
@@ -179,3 +181,58 @@ def test_evaluate_model_in_two_processes_gives_what_one_gives(
     # Only the second process met the broken model; the first one learns of it instead of waiting for ever.
     assert found[0]["error"] == found[1]["error"]
     assert found[0]["error"].startswith("NonFiniteError: ")
+
+
+class _OnApple(torch.Tensor):
+    """What a model gives there: float64 is an error until it is on the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name == "cpu":
+            return args[0].as_subclass(torch.Tensor)
+        if name == "double" or torch.float64 in (*args, *kwargs.values()):
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_evaluate_model_asks_a_device_for_no_float64(brightness_model, make_dataset, monkeypatch):
+    model = brightness_model()
+    expected = evaluate_model(model, make_dataset()).scores
+    forward = type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda self, clip: forward(self, clip).as_subclass(_OnApple))
+    with torch.no_grad(), pytest.raises(TypeError, match="float64"):
+        model(torch.zeros(1, 4, 3, 16, 16)).double()
+    scores = evaluate_model(model, make_dataset()).scores
+    assert type(scores) is torch.Tensor
+    assert torch.equal(scores, expected)
+
+
+@pytest.mark.parametrize(("batch_size", "videos_at_once"), [(1, 1), (12, 2), (64, 10)])
+def test_batches_of_evaluation_are_sized_by_views(
+    batch_size, videos_at_once, brightness_model, make_dataset, monkeypatch
+):
+    made = []
+
+    def make_loader(dataset, config, **options):
+        made.append(config.batch_size)
+        return loader.make_loader(dataset, config, **options)
+
+    monkeypatch.setattr(multiview, "make_loader", make_loader)
+    evaluate_model(brightness_model(), make_dataset(), loader=LoaderConfig(batch_size=batch_size, num_workers=0))
+    assert made == [videos_at_once]
+
+
+def test_room_for_an_evaluation_is_that_of_its_loader(make_dataset, brightness_model, monkeypatch):
+    """What is asked before a run is what the loader asks later."""
+    asked = []
+    monkeypatch.setattr(loader, "check_shared_memory", lambda *sizes, **_: asked.append(sizes))
+    config = LoaderConfig(batch_size=12, num_workers=1, prefetch_batches=2)
+    multiview.check_evaluation_room(make_dataset(), config)
+    evaluate_model(brightness_model(), make_dataset(), loader=config)
+    # two videos of six views of four frames, float32
+    assert asked == [(2 * 6 * 4 * 3 * 16 * 16 * 4, 3)] * 2
+    multiview.check_evaluation_room(make_dataset(), LoaderConfig(num_workers=0))
+    assert len(asked) == 2

@@ -2,7 +2,9 @@
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,6 +187,69 @@ def test_a_cluster_that_is_not_there_is_told_at_once(
         monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match=address):
         ray_cluster.start(_NoRay(), RaySettings(address="" if by_environment else address))
+
+
+@pytest.mark.parametrize("form", ["{}", "ray://{}"])
+def test_a_cluster_that_answers_and_does_not_let_in_may_want_a_token(form: str) -> None:
+    """Of a token that is missing or wrong, Ray 2.60 says that it "failed to connect"."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = form.format(f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(ConfigError) as refused:
+            ray_cluster.start(_NoRay(ConnectionError("Failed to connect")), RaySettings(address=address))
+    assert all(word in str(refused.value) for word in (address, "Failed", "RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN_PATH"))
+
+
+class _Cluster:
+    """Ray on machines with a kinescan each, which they import where Ray's workers would; "" is none."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, versions: dict[str, str | None]) -> None:
+        self._versions, self.asked = versions, []
+        self._here = ""
+        affinity = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: (node, soft))
+        monkeypatch.setattr(ray_cluster, "optional_package", lambda name, extra: affinity)
+        monkeypatch.setattr(ray_cluster.importlib, "import_module", self._imported)
+
+    def _imported(self, name: str) -> Any:
+        found = self._versions[self._here] if name == "kinescan" and self._here else None
+        if not found:
+            raise ModuleNotFoundError(name)
+        return SimpleNamespace(__version__=found)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [
+            {"NodeID": name, "NodeManagerHostname": name, "Alive": version is not None}
+            for name, version in self._versions.items()
+        ]
+
+    def remote(self, **options: Any) -> Any:
+        def task(call: Callable[[], str]) -> Any:
+            def on(scheduling_strategy: tuple[str, bool]) -> Any:
+                return SimpleNamespace(remote=lambda: (call, scheduling_strategy))
+
+            return SimpleNamespace(options=on)
+
+        assert options == {"num_cpus": 0}
+        return task
+
+    def get(self, asked: list[Any]) -> list[str]:
+        answers = []
+        for call, (self._here, soft) in asked:
+            self.asked.append((self._here, soft))
+            answers.append(call())
+        self._here = ""
+        return answers
+
+
+def test_every_machine_is_asked_for_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ray_cluster.__version__
+    alike = _Cluster(monkeypatch, {"first": own, "gone": None, "second": own})
+    ray_cluster.check_versions(alike)
+    # a task that may run anywhere would ask one machine twice
+    assert alike.asked == [("first", False), ("second", False)]
+    for other, told in (("0.0.1", "kinescan 0.0.1"), ("", "no kinescan")):
+        with pytest.raises(ConfigError) as refused:
+            ray_cluster.check_versions(_Cluster(monkeypatch, {"first": own, "second": other}))
+        assert all(word in str(refused.value) for word in ("second", told, own))
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -305,6 +305,15 @@ def test_the_random_state_of_a_process_s_own_gpu_is_kept(gpu: _Gpu, caplog: pyte
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+def test_the_random_state_of_an_apple_gpu_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[torch.Tensor] = []
+    own, device = torch.arange(4, dtype=torch.uint8), torch.device("mps")
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: own)
+    monkeypatch.setattr(torch.mps, "set_rng_state", put.append)
+    write_rng(read_rng(device), device)
+    assert put == [own]
+
+
 def test_a_run_on_the_cpu_does_not_touch_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError

@@ -13,13 +13,17 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from kinescan.data import LoaderConfig, TrainTransform, VideoDataset, VideoItem
 from kinescan.data.loader import Batch
-from kinescan.data.transforms import AugmentConfig, mix
+from kinescan.data.transforms import AugmentConfig, finish_clips, mix
+from kinescan.data.video import write_video
 from kinescan.models.pks4 import PKS4
 from kinescan.models.pks4_config import PKS4Config
+from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.distributed import Processes
 from kinescan.runtime.torch_internals import TorchDispatchMode
 from kinescan.training.accelerator import TrainConfig, open_accelerator
+from kinescan.training.dataset_clips import DatasetClips
 from kinescan.training.frame_task import FrameTask
 from kinescan.training.optim import OptimConfig
 from kinescan.training.step import Stepper, Task
@@ -139,6 +143,23 @@ def test_mixing_reads_no_value_of_the_clips(alphas: tuple[float, float]) -> None
     clips, labels = torch.zeros(4, 2, 3, 8, 8, device="meta"), torch.zeros(4, 3, device="meta")
     mixed, soft = mix(clips, labels, config, torch.Generator().manual_seed(0))
     assert mixed.device == soft.device == torch.device("meta")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_clips_travel_to_a_gpu_as_bytes_and_are_finished_there(device: str, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", torch.randint(0, 256, (8, 3, 24, 24), dtype=torch.uint8), fps=8)
+    settings, augment = Preprocessing(num_frames=4, size=16), AugmentConfig(color_jitter=0.4, erase_rate=1.0)
+    items = [VideoItem(tmp_path / "a.mp4", 0, name) for name in "ab"]
+    dataset = VideoDataset(items, ["a"], TrainTransform(settings, augment), preprocessing=settings, mode="train")
+    loader = LoaderConfig(batch_size=2, num_workers=0)
+    # what it is for decides, and no GPU is touched
+    [batch] = DatasetClips(dataset, loader, seed=0, processes=Processes(device=device)).batches(0, 0)
+    assert batch.clips.dtype == (torch.float32 if device == "cpu" else torch.uint8)
+    assert len(batch.left) == (0 if device == "cpu" else 2)
+    if device == "cuda":
+        # a device without values: what it needs of the clips was sampled before
+        finished = finish_clips(batch.clips.to("meta"), batch.left, settings)
+        assert (finished.device.type, finished.dtype) == ("meta", torch.float32)
 
 
 def test_the_count_of_waits_finds_what_it_looks_for() -> None:

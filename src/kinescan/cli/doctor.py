@@ -73,7 +73,8 @@ def _print(diagnosis: "Diagnosis") -> None:
     here = diagnosis.environment
     print_text([f"kinescan {here['kinescan']}, commit {here['commit'] or 'unknown'}, Python {here['python']}"])
     print_text([f"{here['system']}: {here['cpu']}, {here['num_cores']} cores, {here['memory_gib']} GiB"])
-    print_text([f"devices: {', '.join((*diagnosis.devices, *here['accelerators']))}", ""])
+    unused = [f"{kind} (not used)" for kind in diagnosis.unused_devices]
+    print_text([f"devices: {', '.join((*diagnosis.devices, *here['accelerators'], *unused))}", ""])
     versions = [*here["packages"].items(), *((k, v or "not installed") for k, v in diagnosis.optional.items())]
     print_table(("package", "version"), versions)
     print()

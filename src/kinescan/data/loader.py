@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import torch
 
 from kinescan.data.datasets import Sample, Samples, Unreadable, VideoDataset, stable_seed
-from kinescan.data.shared_memory import check_shared_memory
+from kinescan.data.shared_memory import LOWERED, check_shared_memory
 from kinescan.data.transforms import SampledAugmentation
 from kinescan.data.window_dataset import WindowDataset
 from kinescan.data.window_plan import FollowedWindows, RowOrder
@@ -106,6 +106,26 @@ def usual_workers(num_videos: int) -> int:
     return min(cores // processes or 1, MOST_USUAL_WORKERS, num_videos // (VIDEOS_A_WORKER * processes))
 
 
+def check_room(dataset: VideoDataset | WindowDataset, config: LoaderConfig, num_batches: int) -> None:
+    """Passes where the batches of worker processes fit into shared memory.
+
+    Args:
+        dataset: what they read.
+        config: how.
+        num_batches: of an epoch, of this process.
+
+    Raises:
+        ConfigError: they do not; says how much is needed and how to get it.
+    """
+    if not config.num_workers:
+        return
+    batch_bytes = dataset.clip_dtype.itemsize * min(config.batch_size, len(dataset)) * math.prod(dataset.clip_shape)
+    # Each worker prepares so many ahead, and one more is in use.
+    at_once = min(config.num_workers * config.prefetch_batches, num_batches) + 1
+    of_views = ("evaluation.views",) if isinstance(dataset, VideoDataset) and dataset.mode == "test" else ()
+    check_shared_memory(batch_bytes, at_once, lowered=(*of_views, *LOWERED))
+
+
 class VideoLoader:
     """Batches of one epoch after another; iterate it once per epoch.
 
@@ -164,13 +184,8 @@ class VideoLoader:
                 num_processes=num_processes,
                 process_index=process_index,
             )
+        check_room(dataset, config, len(self._order))
         workers = config.num_workers
-        if workers:
-            batch_bytes = (
-                dataset.clip_dtype.itemsize * min(config.batch_size, len(dataset)) * math.prod(dataset.clip_shape)
-            )
-            # Each worker prepares so many ahead, and one more is in use.
-            check_shared_memory(batch_bytes, min(workers * config.prefetch_batches, len(self._order)) + 1)
         self._loader: torch.utils.data.DataLoader[Sample | Unreadable] = torch.utils.data.DataLoader(
             dataset,
             batch_sampler=self._order,

@@ -1,6 +1,7 @@
 """Room for the batches that worker processes hand over: they lie in shared memory, which containers keep small."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from kinescan.errors import ConfigError
@@ -11,12 +12,17 @@ SHARED_MEMORY = Path("/dev/shm")
 """Where Linux keeps it; other systems have no such limit."""
 
 
-def check_shared_memory(batch_bytes: int, num_batches: int) -> None:
+LOWERED = ("loader.batch_size", "loader.num_workers", "loader.prefetch_batches")
+"""Settings that batches take less with."""
+
+
+def check_shared_memory(batch_bytes: int, num_batches: int, *, lowered: Sequence[str] = LOWERED) -> None:
     """Passes where the batches that workers prepare ahead fit into shared memory.
 
     Args:
         batch_bytes: of one batch.
         num_batches: that lie there at once, of this process.
+        lowered: settings to name, any of which takes less when it is lower.
 
     Raises:
         ConfigError: they do not; says how much is needed and how to get it.
@@ -35,5 +41,5 @@ def check_shared_memory(batch_bytes: int, num_batches: int) -> None:
         f"the worker processes need {byte_size(needed)} of shared memory for {num_batches} batches of "
         f"{byte_size(batch_bytes)} in each of {processes} processes, and {SHARED_MEMORY} has {byte_size(free)} left. "
         f"Start the container with --shm-size={gib}g (Kubernetes: an emptyDir with medium: Memory at /dev/shm), "
-        "lower loader.batch_size, loader.num_workers or loader.prefetch_batches, or set loader.num_workers = 0."
+        f"lower {', '.join(lowered[:-1])} or {lowered[-1]}, or set loader.num_workers = 0."
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kinescan.data.datasets import Unreadable, VideoDataset
 from kinescan.data.listing import VideoItem
-from kinescan.data.loader import Batch, LoaderConfig, make_loader
+from kinescan.data.loader import Batch, LoaderConfig, check_room, make_loader
 from kinescan.data.sampling import Views
 from kinescan.errors import ConfigError, KinescanError, NonFiniteError, ShapeError, VideoError
 from kinescan.evaluation.metrics import Metrics, compute_metrics
@@ -139,9 +139,7 @@ def evaluate_model(
     label_indices = match_labels(dataset.classes, model_labels)
     if device is not None:
         model = model.to(device)
-    settings = loader or LoaderConfig(num_workers=0)
-    # A batch of videos holds all their views: it is to take no more memory than one of single clips.
-    settings = replace(settings, batch_size=max(1, settings.batch_size // dataset.views.num_views))
+    settings = _of_views(loader or LoaderConfig(num_workers=0), dataset)
 
     def tell(index: int, scores: Tensor, done: int, total: int) -> None:
         if on_scored is not None:
@@ -161,6 +159,26 @@ def evaluate_model(
         raise VideoError(first.path, f"{first.reason} None of the {len(dataset.items)} videos could be read.")
     seconds = time.perf_counter() - started
     return _in_order(scored, dataset, model_labels, label_indices, seconds, with_features=with_features)
+
+
+def _of_views(loader: LoaderConfig, dataset: VideoDataset) -> LoaderConfig:
+    """A batch of videos holds all their views: it is to take no more memory than one of single clips."""
+    return replace(loader, batch_size=max(1, loader.batch_size // dataset.views.num_views))
+
+
+def check_evaluation_room(dataset: VideoDataset, loader: LoaderConfig, *, num_processes: int = 1) -> None:
+    """Passes where `evaluate_model` has room for what its worker processes read, before it is called.
+
+    Args:
+        dataset: see `evaluate_model`.
+        loader: see `evaluate_model`.
+        num_processes: that share the videos.
+
+    Raises:
+        ConfigError: shared memory is too small; says how much is needed and how to get it.
+    """
+    settings = _of_views(loader, dataset)
+    check_room(dataset, settings, -(-len(dataset) // (num_processes * settings.batch_size)))
 
 
 def _video_score(item: VideoItem, label: str, labels: Sequence[str], scores: Tensor) -> VideoScore:

@@ -92,8 +92,8 @@ def _read_line(path: str | Path, number: int, line: str) -> VideoPrediction:
 def save_features(evaluation: Evaluation, path: str | Path) -> None:
     """Writes what the head took of each video, and every score, as safetensors.
 
-    The file holds `features` [n, D] and `scores` [n, K] (float32) and `targets` [n] (int64); its metadata holds
-    `video_ids` and `labels` as JSON lists, and `views`.
+    For n videos, D features and K classes, the file holds `features` [n, D], `scores` [n, K] (float32, probabilities)
+    and `targets` [n] (int64, class indices); its metadata holds `video_ids` and `labels` as JSON lists, and `views`.
 
     Args:
         evaluation: made with with_features=True.

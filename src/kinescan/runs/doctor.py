@@ -15,6 +15,7 @@ from kinescan.ops import attention_mass, local_correlation, selective_scan
 from kinescan.profiling.environment import describe_environment
 from kinescan.runs.gpu_check import LastGpuCheck, last_gpu_check
 from kinescan.runtime.backend_names import Backend
+from kinescan.runtime.device import unused_devices
 from kinescan.runtime.error_text import typed_line
 
 OPTIONAL = (
@@ -56,7 +57,8 @@ class Diagnosis:
     Attributes:
         environment: versions, hardware, commit.
         optional: version of each optional package, or None where it is not installed.
-        devices: device names.
+        devices: kinds of devices that are used.
+        unused_devices: kinds that are here, which this package was never tried on and does not use, such as "xpu".
         backends: every op with every backend on every device: tried out, and compared with the reference.
         decoders: what can decode videos.
         gpu_check: what the last check of a GPU found.
@@ -66,6 +68,7 @@ class Diagnosis:
     environment: dict[str, Any]
     optional: dict[str, str | None]
     devices: tuple[str, ...]
+    unused_devices: tuple[str, ...]
     backends: tuple[Finding, ...]
     decoders: dict[str, Any]
     gpu_check: LastGpuCheck
@@ -92,6 +95,7 @@ def diagnose() -> Diagnosis:
         environment=asdict(describe_environment()),
         optional={name: _version(name) for name in OPTIONAL},
         devices=tuple(devices),
+        unused_devices=tuple(unused_devices()),
         backends=tuple(backends),
         decoders=probe_decoders(),
         gpu_check=checked,

@@ -96,7 +96,7 @@ def _of_list(path: str | Path) -> Iterator[str]:
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     kept = (line for line in lines if line.strip() and not line.startswith("#"))
     delimiter = {".csv": ",", ".tsv": "\t"}.get(file.suffix.lower())
-    column = 0
+    column, folder = 0, file.parent
     for number, line in enumerate(kept):
         row = line.split("\t")[:1] if delimiter is None else _cells(line, delimiter)
         names = [cell.strip().lower() for cell in row]
@@ -105,7 +105,7 @@ def _of_list(path: str | Path) -> Iterator[str]:
             column = known[0]
             continue
         name = row[column].strip() if column < len(row) else ""
-        beside = str(file.parent / name)
+        beside = str(folder / name)
         yield name if "://" in name or not name else address_of(beside) or beside
 
 

@@ -60,6 +60,12 @@ def start(ray: Any, settings: RaySettings) -> None:
     address = settings.address or os.environ.get("RAY_ADDRESS", "")
     try:
         knock(address)
+    except OSError as error:
+        raise ConfigError(
+            f"the cluster of Ray at {address} cannot be joined ({_said(error)}). Start one with ray start --head, or "
+            "leave ray.address out, and RAY_ADDRESS unset, to start Ray here."
+        ) from error
+    try:
         ray.init(
             address=address or "local",
             configure_logging=False,
@@ -69,16 +75,22 @@ def start(ray: Any, settings: RaySettings) -> None:
             object_store_memory=None if address else _STORE_BYTES,
         )
     except Exception as error:  # Ray raises plain ones, too, as where a busy machine does not start it in time
-        line = mask_urls(first_line(error))[:300]
         if not address:
             raise ConfigError(
-                f"Ray did not start on this machine ({line}). Where other programs keep it busy, wait for them and run "
-                "the same command again; what is done is kept."
+                f"Ray did not start on this machine ({_said(error)}). Where other programs keep it busy, wait for them "
+                "and run the same command again; what is done is kept."
             ) from error
+        # Ray says no more than that it failed where a token is missing or wrong.
         raise ConfigError(
-            f"the cluster of Ray at {address} cannot be joined ({line}). Start one with ray start --head, or "
-            "leave ray.address out, and RAY_ADDRESS unset, to start Ray here."
+            f"the cluster of Ray at {address} cannot be joined, though something answers there ({_said(error)}). "
+            "Clusters may ask for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file that holds it, "
+            "such as ~/.ray/auth_token of the cluster's first machine. The port must be that of ray start (6379, or "
+            "10001 after ray://), and the versions of Ray and Python those of the cluster."
         ) from error
+
+
+def _said(error: Exception) -> str:
+    return mask_urls(first_line(error))[:300]
 
 
 def knock(address: str) -> None:

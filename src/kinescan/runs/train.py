@@ -18,7 +18,7 @@ from kinescan.data.sampling import Views
 from kinescan.data.transforms import AugmentConfig, mix
 from kinescan.data.window_dataset import WindowDataset
 from kinescan.errors import ConfigError
-from kinescan.evaluation.multiview import Evaluation, evaluate_model
+from kinescan.evaluation.multiview import Evaluation, check_evaluation_room, evaluate_model
 from kinescan.evaluation.report import CHOSEN_ON_THESE, Report, make_report
 from kinescan.evaluation.temporal.report import TemporalReport
 from kinescan.models.classifier import VideoClassifier
@@ -252,6 +252,7 @@ def _train_into(
         of_clips = cast(Division[VideoItem], division)
         scores = HeldOutScores(config, of_clips.chosen_on, division.classes, videos.chosen_on)
         final = HeldOutScores(config, of_clips.held_out, division.classes, videos.held_out)
+        _check_evaluations(config, of_clips, processes.count)
     result = fit(
         model,
         clips,
@@ -270,6 +271,19 @@ def _train_into(
     if processes.is_main:
         report.save(folder)
     return result, report
+
+
+def _check_evaluations(config: RunConfig, division: Division[VideoItem], num_processes: int) -> None:
+    """Passes where the evaluations of a run have room for what their workers read, so that none fails after an epoch.
+
+    Raises:
+        ConfigError: shared memory is too small; says how much is needed and how to get it.
+    """
+    evaluated = ((division.chosen_on, config.views_while_training()), (division.held_out, config.views()))
+    for items, views in evaluated:
+        if items:
+            dataset = make_test_set(config, items, division.classes, views)
+            check_evaluation_room(dataset, config.loader, num_processes=num_processes)
 
 
 class _SettingsKept(Callback):
@@ -309,10 +323,13 @@ def plan(recipe: str | Path | RunConfig, *, overrides: Sequence[str] = ()) -> tu
     """
     config, _ = _resolve(recipe, overrides, of_run=False)
     with open_processes(choose_device(config.train.device)) as processes:
-        work = _work(config, read_videos(config), processes)
+        division = read_videos(config)
+        work = _work(config, division, processes)
         config = work.config
         set_seed(config.seed)
         clips = DatasetClips(work.dataset, config.loader, seed=config.seed, processes=processes)
+        if not is_of_intervals(division):
+            _check_evaluations(config, cast(Division[VideoItem], division), processes.count)
         model = _make_model(config, work.labels)
         planned = make_plan(model, clips, train=config.train, optim=config.optim, num_processes=processes.count)
     return config, planned

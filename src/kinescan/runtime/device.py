@@ -42,10 +42,16 @@ def choose_device(device: str) -> torch.device:
 
 @functools.cache
 def _say_what_is_not_used() -> None:
-    for kind, name in UNUSED.items():
-        backend = getattr(torch, kind, None)
-        if backend is not None and backend.is_available():
-            logger.warning("this machine has an %s (%s), which kinescan does not use: computing on the CPU", name, kind)
+    for kind in unused_devices():
+        logger.warning(
+            "this machine has an %s (%s), which kinescan does not use: computing on the CPU", UNUSED[kind], kind
+        )
+
+
+def unused_devices() -> list[str]:
+    """Kinds of accelerators that are here and that this package does not compute on."""
+    found = ((kind, getattr(torch, kind, None)) for kind in UNUSED)
+    return [kind for kind, backend in found if backend is not None and backend.is_available()]
 
 
 def _available() -> dict[str, bool]:

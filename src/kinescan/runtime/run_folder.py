@@ -62,7 +62,7 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the best top-1 on the held-out videos."""
+        """The checkpoint with the best top-1, or per-frame mAP, on the validation or held-out videos."""
         return self.checkpoints / BEST
 
     @property

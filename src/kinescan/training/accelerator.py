@@ -24,7 +24,7 @@ class TrainConfig:
     """How the loop runs; what it optimises is in `OptimConfig`.
 
     Attributes:
-        device: "auto" takes CUDA, then Apple's MPS, then the CPU.
+        device: "auto" takes CUDA, then Apple's MPS, then the CPU. GPUs of Intel (XPU) and others are not used.
         mixed_precision: "bf16" and "fp16" compute under autocast, "no" in float32; "auto" is "bf16" on CUDA devices
             whose hardware has it (NVIDIA's since Ampere) and "no" elsewhere. "fp16" is for older GPUs: the loss is
             scaled, and a step whose gradients overflow is left out while a fitting scale is looked for.

@@ -66,6 +66,7 @@ def _plain(pixels: np.ndarray) -> Callable[[int], str]:
 
 
 def _heat(fractions: np.ndarray, colours: str, size: tuple[int, int]) -> str:
+    """Fractions in [0, 1], one for each patch, as colours over the square that the model sees; `size` in pixels."""
     picture = heat_picture(fractions, colours, over_frame=True)
     left, top, side = seen_square(size)
     position = f"left:{100 * left / size[1]:.2f}%;top:{100 * top / size[0]:.2f}%"

@@ -1,19 +1,23 @@
 """Tables of frames on disk: the same frames, little read, nothing believed that is stale or damaged."""
 
 import logging
-import multiprocessing
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from kinescan.data import disk_cache
+from kinescan.data.loader import worker_context
 from kinescan.data.video import VideoReader, kept_tables, write_video
 from kinescan.data.video.kept_tables import FrameTableCache, default_cache
+
+SECONDS_AT_ONCE = 3.0
 
 
 @pytest.fixture
@@ -155,14 +159,20 @@ def test_damaged_tables_are_made_anew(seed: int, cache: FrameTableCache, video: 
             assert torch.equal(reader.read([4]).pixels, expected)
 
 
-def test_another_version_s_table_is_made_anew(
-    cache: FrameTableCache, video: Path, monkeypatch: pytest.MonkeyPatch
+def test_tables_of_another_version_are_made_anew_and_that_is_said_once(
+    cache: FrameTableCache, video: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    VideoReader(video).close()
+    videos = [video, *(Path(shutil.copy(video, video.with_name(name))) for name in ("b.mp4", "c.mp4"))]
+    for path in videos:
+        VideoReader(path).close()
     monkeypatch.setattr(kept_tables, "FORMAT", "0 other")
-    assert cache.read(video, None) is None
-    VideoReader(video).close()
-    assert cache.read(video, None) is not None
+    with caplog.at_level(logging.INFO):
+        for path in videos:
+            assert cache.read(path, None) is None
+            VideoReader(path).close()
+    assert sum("made anew" in record.message for record in caplog.records) == 1
+    for path in videos:
+        assert cache.read(path, None) is not None
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_a_line(
@@ -201,23 +211,59 @@ def test_a_cut_video_is_not_kept(cache: FrameTableCache, video: Path) -> None:
     assert not _tables(cache)
 
 
-def _read_and_delete(arguments: tuple[str, str, int]) -> int:
-    video, folder, seed = arguments
+def _read_for_a_while(videos: list[str], folder: str, seed: int, deletes: bool, start: Any, told: Any) -> None:
+    """One of the processes; it tells what it saw: of each video the sums of its pixels, or an error."""
     os.environ[disk_cache.CACHE_VARIABLE] = folder
     from kinescan.data.video import decoder
 
     decoder.LEAST_BYTES = 1
-    draw, sums = random.Random(seed), set()
-    for _ in range(12):
-        with VideoReader(video) as reader:
-            sums.add(int(reader.read([7]).pixels.long().sum()))
-        if draw.random() < 0.4:
-            shutil.rmtree(folder, ignore_errors=True)
-    [found] = sums
-    return found
+    draw = random.Random(seed)
+    sums: dict[str, set[int]] = {path: set() for path in videos}
+    kept = rounds = 0
+    try:
+        start.wait(timeout=120)
+        until = time.monotonic() + SECONDS_AT_ONCE
+        while time.monotonic() < until or rounds < len(videos):
+            video = videos[rounds % len(videos)]
+            rounds += 1
+            kept += FrameTableCache(Path(folder)).read(video, None) is not None
+            with VideoReader(video) as reader:
+                sums[video].add(int(reader.read([7, 3]).pixels.long().sum()))
+            if deletes:
+                # at moments of its own, while the others read and write: files, folders, everything
+                for parent, folders, files in os.walk(folder, topdown=False):
+                    for name in (*folders, *files):
+                        if draw.random() < 0.3:
+                            path = Path(parent, name)
+                            path.unlink(missing_ok=True) if name in files else shutil.rmtree(path, ignore_errors=True)
+                if draw.random() < 0.3:
+                    shutil.rmtree(folder, ignore_errors=True)
+        told.put(({path: sorted(found) for path, found in sums.items()}, kept, rounds))
+    except BaseException as error:  # told to the test, which would wait
+        told.put((repr(error), 0, rounds))
+        raise
 
 
-def test_processes_that_write_and_delete_at_once_disturb_nobody(cache: FrameTableCache, video: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        jobs = [(str(video), str(cache.folder), seed) for seed in range(8)]
-        assert len(set(pool.map(_read_and_delete, jobs))) == 1
+def test_eight_processes_that_read_write_and_delete_at_once_disturb_nobody(cache: FrameTableCache, video: Path) -> None:
+    videos = [video, video.with_name("b.mp4"), video.with_name("c.mp4")]
+    for path in videos[1:]:
+        write_video(path, torch.randint(0, 256, (12, 3, 32, 48), dtype=torch.uint8), fps=10)
+    expected = {}
+    for path in videos:
+        with VideoReader(path) as reader:
+            expected[str(path)] = [int(reader.read([7, 3]).pixels.long().sum())]
+    context: Any = worker_context()
+    told, start = context.Queue(), context.Barrier(8)
+    jobs = [
+        context.Process(target=_read_for_a_while, args=(list(expected), str(cache.folder), seed, seed < 3, start, told))
+        for seed in range(8)
+    ]
+    for job in jobs:
+        job.start()
+    found = [told.get(timeout=200) for _ in jobs]
+    for job in jobs:
+        job.join(timeout=60)
+    assert [(job.exitcode, sums) for job, (sums, _, _) in zip(jobs, found, strict=True)] == [(0, expected)] * 8
+    # some were found, others deleted and made anew
+    kept, rounds = (sum(entry[column] for entry in found) for column in (1, 2))
+    assert 0 < kept < rounds
