@@ -40,6 +40,7 @@ NEUTRAL = (
 """Settings that no result depends on; which videos there are is told by their content, wherever they lie."""
 SCORED = "evaluation.checkpoint"
 LATER: Mapping[str, Any] = {
+    "evaluation.grace_seconds": 0.0,
     "train.sharding": "none",
     "data.windows_per_epoch": 0,
     "preprocessing.whole_frame": False,
