@@ -25,7 +25,7 @@ from kinescan.data import (
     read_items,
 )
 from kinescan.data.datasets import Sample
-from kinescan.data.loader import collate
+from kinescan.data.loader import collate, worker_lost
 from kinescan.data.transforms import finish_clips
 from kinescan.errors import ConfigError, WorkerError
 from kinescan.preprocessing import Preprocessing
@@ -410,3 +410,24 @@ def test_connection_that_breaks_since_a_worker_ends_is_an_error_of_ours(
     finally:
         worker.kill()
         worker.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "is_named"),
+    [
+        ("mine.py", "import kinescan as ks\nks.train('own_videos_cpu')\n", True),
+        ("mine.py", "import kinescan as ks\nif __name__ == '__main__':\n    ks.train('own_videos_cpu')\n", False),
+        ("kinescan", "from kinescan.cli.main import main\nmain()\n", False),
+        ("gone.py", None, False),
+    ],
+)
+def test_a_script_that_every_worker_would_run_again_is_named(
+    name: str, text: str | None, is_named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / name), raising=False)
+    error = worker_lost(RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"))
+    assert isinstance(error, WorkerError)
+    assert "loader.num_workers" in str(error)
+    assert (name in str(error) and "__main__" in str(error)) is is_named

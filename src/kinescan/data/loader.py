@@ -5,10 +5,12 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -348,10 +350,23 @@ def _worker_behind(batches: Iterator[Batch]) -> WorkerError | None:
 
 
 def _worker_error(said: str) -> WorkerError:
+    script = _unguarded_script()
+    guard = f' Or {script} starts work when it is imported: put the call below `if __name__ == "__main__":`.'
     return WorkerError(
         f"a process that reads videos was ended by the system ({said}), most likely for lack of memory. "
-        "Lower loader.num_workers, loader.prefetch_batches or loader.batch_size."
+        f"Lower loader.num_workers, loader.prefetch_batches or loader.batch_size.{guard * bool(script)}"
     )
+
+
+def _unguarded_script() -> str | None:
+    """The name of the user's script, which every new process imports, where it does not look at `__name__`."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if file is None or not file.endswith(".py"):
+        return None
+    try:
+        return None if "__name__" in Path(file).read_text(encoding="utf-8") else Path(file).name
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def worker_context(start_method: StartMethod = "auto") -> BaseContext:
