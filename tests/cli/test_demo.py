@@ -11,7 +11,7 @@ from kinescan.data.sampling import segment_indices
 from kinescan.data.synthetic import NUM_STILL_TARGETS, MotionConfig
 from kinescan.errors import ConfigError
 from kinescan.models.zoo import create_model, from_pretrained
-from kinescan.runs.demo import SHARES, DemoClock, DemoProgress, clear_output, demo, quick_demo, stills
+from kinescan.runs.demo import RELATIVE_SECONDS, DemoClock, DemoProgress, clear_output, demo, quick_demo, stills
 from kinescan.runs.demo_first import MotionScores
 from kinescan.runs.demo_page import opening, write_first_page
 from kinescan.runs.stills import still_task
@@ -108,12 +108,12 @@ def test_time_left_follows_the_parts_and_the_epochs_behind(tmp_path):
     clock = DemoClock()
     first = MotionScores(right={"objects": {}, "windows": {}}, per_class=0, mirrored={}, source="", shown=())
     progress = DemoProgress(tmp_path, first, clock)
-    clock.seconds = {"first page": 2 * SHARES["first page"], "data": 2 * SHARES["data"]}
-    others = sum(SHARES.values()) - SHARES["first page"] - SHARES["data"]
+    clock.seconds = {"first page": 2 * RELATIVE_SECONDS["first page"], "data": 2 * RELATIVE_SECONDS["data"]}
+    others = sum(RELATIVE_SECONDS.values()) - RELATIVE_SECONDS["first page"] - RELATIVE_SECONDS["data"]
     assert progress._left() == pytest.approx(2 * others)
-    clock.name, clock.start = "stills", time.perf_counter() - SHARES["stills"]
+    clock.name, clock.start = "stills", time.perf_counter() - RELATIVE_SECONDS["stills"]
     progress._epochs, progress._ended = 4, 2
-    assert progress._left() == pytest.approx(2 * (others - SHARES["stills"] / 2), rel=0.01)
+    assert progress._left() == pytest.approx(2 * (others - RELATIVE_SECONDS["stills"] / 2), rel=0.01)
 
 
 def test_stills_alone_give_what_the_recipe_of_made_events_starts_from(tmp_path):

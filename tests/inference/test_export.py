@@ -72,6 +72,12 @@ def test_any_number_of_clips_gives_the_logits_of_the_model(to: Any, small: PKS4,
             torch.testing.assert_close(exported(clip), small(clip), atol=1e-4, rtol=1e-4)
 
 
+def _computes_in_bfloat16() -> bool:
+    """Whether OpenVINO has instructions for it here; on other processors it computes such a model in float32."""
+    openvino = pytest.importorskip("openvino")
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def test_fixed_batch_in_bfloat16_with_openvino(bare: PKS4, tmp_path: Path) -> None:
     _need("openvino")
     record = export(bare, tmp_path, to="openvino", batch=2, num_frames=3, precision="bfloat16", tolerance=0.1)
@@ -83,7 +89,8 @@ def test_fixed_batch_in_bfloat16_with_openvino(bare: PKS4, tmp_path: Path) -> No
         expected = bare(clip)
     # The third clip goes in beside one of zeros.
     torch.testing.assert_close(load_exported(tmp_path, precision="float32")(clip), expected, atol=1e-4, rtol=1e-4)
-    assert (load_exported(tmp_path)(clip) - expected).abs().max() > 1e-4
+    if _computes_in_bfloat16():
+        assert (load_exported(tmp_path)(clip) - expected).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_parity_covers_outputs_states_and_every_gradient(rehearsed: dict[str, An
     found = rehearsed["healthy"]["parity of local_correlation"]["numbers"]["differences"]
     assert {each["result"] for each in found} == {"maps", "gradient of the features"}
     found = rehearsed["healthy"]["parity of attention_mass"]["numbers"]["differences"]
-    assert {each["result"] for each in found} == {"output", "mass"}
+    assert {each["result"] for each in found} == {"output", "scores"}
 
 
 def test_memory_counted_is_memory_measured(rehearsed: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ def test_wrong_kernels_are_found_and_named(rehearsed: dict[str, Any]) -> None:
     correlation = said["parity of local_correlation"]["problems"]
     assert len(correlation) == 4  # one case does not end the others
     assert all("out of resource" in line and "more lines" not in line for line in correlation)
-    assert all("mass" in line and "nan" in line for line in said["parity of attention_mass"]["problems"])
+    assert all("scores" in line and "nan" in line for line in said["parity of attention_mass"]["problems"])
 
 
 STUB = """

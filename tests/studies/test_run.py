@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from kinescan.config import load_recipe
 from kinescan.errors import ConfigError, KinescanError, NonFiniteError, TrainingInterrupted, VideoError
@@ -138,7 +139,7 @@ def test_too_few_videos_or_groups_are_found_before_anything_runs(
         OSError(28, "No space left on device"),
         # as torch.save and safetensors say it
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
-        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )
 def test_a_full_disk_ends_the_study_which_continues(
