@@ -16,7 +16,7 @@ from kinescan.models.videomamba.tuners.ssp import SSPConfig
 from kinescan.models.videomamba.tuners.st_adapter import STAdapterConfig
 from kinescan.models.videomamba.videomamba import VideoMambaConfig
 from kinescan.models.zoo import create_model, from_pretrained
-from kinescan.settings import build_settings
+from kinescan.settings import build_settings, renamed_parameters
 
 TINY: dict[str, Any] = {"depth": 2, "insert_after": 1, "window": 5, "num_classes": 2}
 
@@ -97,3 +97,15 @@ def test_saved_models_with_the_old_name_load(tmp_path: Path) -> None:
 def test_set_replaces_a_recipe_value_by_either_name(first: str, second: str) -> None:
     recipe = {"model": {"name": "pks4_vit_ti16", "options": {first: True}}}
     assert build_run(recipe, [f"model.options.{second}=false"]).model.options == {second: False}
+
+
+def test_an_argument_of_a_function_is_not_given_by_its_old_name_and_its_new_one() -> None:
+    @renamed_parameters(places="positions")
+    def ours(positions: int) -> int:
+        return positions
+
+    with pytest.warns(DeprecationWarning, match="positions") as warned:
+        assert ours(places=3) == 3  # type: ignore[call-arg]
+    assert [one.filename for one in warned] == [__file__]
+    with pytest.raises(TypeError, match=r"positions.*places"):
+        ours(places=3, positions=4)  # type: ignore[call-arg]

@@ -121,9 +121,12 @@ def renamed_parameters(**old_names: str) -> Callable[[Callable[P, R]], Callable[
         @functools.wraps(function)
         def taking(*args: P.args, **values: P.kwargs) -> R:
             for old in old_names.keys() & values.keys():
-                text = f"{function.__name__}({old}=...) is deprecated. Use {old_names[old]}=."
+                new = old_names[old]
+                if new in values:
+                    raise TypeError(f"{function.__name__}() got {new} and its old name, {old}. Give {new} alone.")
+                text = f"{function.__name__}({old}=...) is deprecated. Use {new}=."
                 warnings.warn(text, DeprecationWarning, stacklevel=2)
-                values[old_names[old]] = values.pop(old)
+                values[new] = values.pop(old)
             return function(*args, **values)
 
         taking.old_parameters = tuple(old_names)  # type: ignore[attr-defined]
