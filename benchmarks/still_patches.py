@@ -1,13 +1,14 @@
 """Not computing what stands still: accuracy against the fraction of patches, and seconds, overhead included.
 
-Run:  OMP_NUM_THREADS=1 python benchmarks/still_patches.py train --seconds 1000     (again until it says "complete")
+Run:  OMP_NUM_THREADS=1 python benchmarks/still_patches.py train     (some minutes; what is done is not done again)
       OMP_NUM_THREADS=1 python benchmarks/still_patches.py measure
 
-A small causal PKS4 (recipe own_videos_cpu, 48 pixels) learns four motions, as for stream_average, without a gate and
-with one (see `PKS4Config.gate`). Then, without any training, patches that stand still are skipped
-(`kinescan.models.still.SkipUnchanged`): on test clips before a still camera and with a shaking one, and on streams of a
-still camera: an object rests, moves for a clip, rests. Scored beside the same model that computes everything, on the
-same pixels. Thresholds were fixed beforehand. Speed: PKS4 B/16 with random weights, process CPU time of a frame or
+Accuracy: of the motion model that ships, which is causal and knows seven motions. Without any training, patches that
+stand still are skipped (`kinescan.models.still.SkipUnchanged`): on test clips before a still camera and with a shaking
+one, on clips as those that the model learned from (in half of them the whole picture moves), and on streams of a still
+camera: an object rests, moves for a clip, rests. Scored beside the same model that computes everything, on the same
+pixels. Thresholds were fixed beforehand. `train` continues the motion model's training for the same batches without a
+gate and with gates (see `PKS4Config.gate`). Speed: PKS4 B/16 with random weights, process CPU time of a frame or
 clip, beside the same model that computes everything, in turn; the patches that change are those of the made streams at
 224 pixels. Of real videos only the fraction of patches that stand still is told: nothing is known of their labels here.
 Writes benchmarks/results/still_patches.json.
@@ -17,39 +18,42 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import measure
 from kinescan.config import load_recipe
 from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, render_motion
+from kinescan.data.synthetic.motion_clips import MotionClips, MotionClipsConfig
 from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import VideoReader
 from kinescan.errors import VideoError
 from kinescan.models.pks4 import PKS4
+from kinescan.models.pks4_config import PKS4Config
 from kinescan.models.pks4_state import PKS4State
+from kinescan.models.saving.shipped import MOTION, SHIPPED
 from kinescan.models.still import SkipUnchanged, changed_patches
-from kinescan.models.zoo import create_model
+from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.preprocessing import Preprocessing
 from kinescan.training.loop import fit
-from memory_clips import MemoryClips, to_clips
 
 NAME = "still_patches"
 WORK = Path("runs/still_patches")
-RECIPE = measure.HERE.parent / "src" / "kinescan" / "recipes" / "own_videos_cpu.toml"
 VIDEOS = measure.HERE.parent.parent / "shared" / "videos" / "clips"
 PAIRS = ("horizontal", "vertical")
 CLASSES = tuple(name for pair in PAIRS for name in MOTION_PAIRS[pair])
 FRAMES, SIZE, SEED = 8, 48, 0
-TRAIN_PER_CLASS, TEST_PER_CLASS, EPOCHS = 80, 100, 10
+TEST_PER_CLASS, TRAINED_BATCHES, RATE, TEST_BATCHES = 100, 150, 1e-3, 28
+"""Clips of a class in a test; batches of 16 clips that a gate is trained for; batches of such clips in a test."""
 GATES = {"no gate": None, "gate, half": 0.5, "gate, quarter": 0.25}
 REST = 24
 CAMERAS = {"still camera": {"noise_levels": 2.0, "shake_pixels": 0.0}, "shaking camera": {}}
-"""The other has what training clips have: noise of 3 levels, and up to a pixel of shake from frame to frame."""
+"""The other has noise of 3 levels, and up to a pixel of shake from frame to frame."""
 PIXEL_THRESHOLDS = (0.0, 2.0, 4.0, 6.0, 8.0, 12.0)
 TOKEN_THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 1e9)
 DEFAULT_PIXELS, DEFAULT_TOKENS = 4.0, 0.1
@@ -59,39 +63,56 @@ PARTS = ("clips", "streams", "gate", "speed", "real")
 BATCH = 50
 
 
-def render(split: Any, per_class: int, camera: Mapping[str, float], *, size: int = SIZE) -> tuple[Tensor, Tensor]:
-    """Clips [n, 8, 3, size, size] uint8 and their labels [n]; a class and its mate share frames."""
+def render(per_class: int, camera: Mapping[str, float], *, size: int = SIZE) -> tuple[Tensor, Tensor]:
+    """Test clips [n, 8, 3, size, size] uint8 and their labels [n]; a class and its mate share frames."""
     config = MotionConfig(frame_size=size, num_frames=FRAMES, seed=SEED, **camera)
-    clips = [render_motion(config, split, pair, index) for pair in PAIRS for index in range(per_class)]
+    clips = [render_motion(config, "test", pair, index) for pair in PAIRS for index in range(per_class)]
     both = torch.stack([turned for clip in clips for turned in (clip, clip.flip(0))])
     pairs = torch.arange(len(PAIRS)).repeat_interleave(per_class)
     return both, torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten()
 
 
-def train(name: str, seconds: float) -> PKS4 | None:
-    """The trained model; None where the seconds did not suffice, and the next call continues."""
-    ratio = GATES[name]
-    gate = {} if ratio is None else {"gate": True, "gate_ratio": ratio}
-    config = load_recipe(RECIPE, [f"preprocessing.size={SIZE}", "model.options.causal=true"])
-    torch.manual_seed(SEED)
-    options = config.model.options | {"causal": True, "image_size": SIZE} | gate
-    model = create_model(config.model.name, labels=CLASSES, preprocessing=config.preprocessing, **options)
-    output = WORK / name.replace(", ", "_").replace(" ", "_")
-    pixels, labels = render("train", TRAIN_PER_CLASS, {})
-    clips = MemoryClips(pixels, labels, num_classes=len(CLASSES), seed=SEED)
-    done, end = 0, time.monotonic() + seconds
-    while done < EPOCHS:
-        marker = output / "epochs.json"
-        done = json.loads(marker.read_text()) if marker.exists() else 0
-        if done >= EPOCHS:
-            break
-        if time.monotonic() > end:
-            return None
-        optim = replace(config.optim, epochs=EPOCHS, warmup_epochs=2)
-        fit(model, clips, output=output, train=config.train, optim=optim, seed=SEED, resume=output.exists())
-        marker.write_text(json.dumps(EPOCHS))
-    model = PKS4.from_pretrained(output / "checkpoints" / "last")
+def motion_model() -> PKS4:
+    """The model that ships; its first classes are CLASSES."""
+    model = from_pretrained(SHIPPED / MOTION)
+    assert isinstance(model, PKS4)
+    assert tuple(model.class_names)[: len(CLASSES)] == CLASSES
     return model
+
+
+def as_in_training(model: PKS4, num_batches: int, seed: int) -> MotionClips:
+    config = MotionClipsConfig(names=tuple(model.class_names))
+    return MotionClips(model.preprocessing, num_batches=num_batches, batch_size=16, config=config, seed=seed)
+
+
+def train(name: str) -> PKS4:
+    """The motion model, trained for TRAINED_BATCHES more with this gate, or without one; once."""
+    output = WORK / name.replace(", ", "_").replace(" ", "_")
+    if not (output / "saved").exists():
+        shipped, ratio = motion_model(), GATES[name]
+        gate = {} if ratio is None else {"gate": True, "gate_ratio": ratio}
+        torch.manual_seed(SEED)
+        model = create_model(
+            shipped.name,
+            labels=shipped.class_names,
+            weights=SHIPPED / MOTION,
+            preprocessing=shipped.preprocessing,
+            **asdict(replace(shipped.config, **gate)),
+        )
+        config = load_recipe("motion_model", [])
+        optim = replace(config.optim, lr=RATE)
+        clips = as_in_training(shipped, TRAINED_BATCHES, SEED + 11)
+        fit(model, clips, output=output / "run", train=config.train, optim=optim, seed=SEED, resume=output.exists())
+        model.save_pretrained(output / "saved")
+    found = from_pretrained(output / "saved")
+    assert isinstance(found, PKS4)
+    return found.eval()
+
+
+def to_clips(model: PKS4, pixels: Tensor) -> Tensor:
+    """Clips [n, T, 3, H, W] as the model takes them."""
+    mean, std = (torch.tensor(own)[:, None, None] for own in (model.preprocessing.mean, model.preprocessing.std))
+    return (pixels.float() / 255 - mean) / std
 
 
 def at_rest(clips: Tensor) -> Tensor:
@@ -108,7 +129,7 @@ def answers(model: PKS4, pixels: Tensor, skip: SkipUnchanged | None) -> tuple[Te
     logits, fractions = [], []
     with torch.inference_mode():
         for part in pixels.split(BATCH):
-            own, state = model.stream_frames(to_clips(part))
+            own, state = model.stream_frames(to_clips(model, part))
             logits.append(own)
             fractions.append(torch.ones(len(part), 2) if state.still is None else state.still.fraction)
     return torch.cat(logits), torch.cat(fractions)
@@ -130,7 +151,7 @@ def named(skip: SkipUnchanged | None) -> str:
     return f"pixel {skip.pixel_threshold:g}, {token}"
 
 
-def accuracy(model: PKS4, pixels: Tensor, labels: Tensor, scored: slice) -> dict[str, Any]:
+def accuracy(model: PKS4, pixels: Tensor, labels: Tensor, scored: slice = slice(0, FRAMES)) -> dict[str, Any]:
     """Of streams [n, T, ...]: how often the average over the frames `scored` is right, for each setting."""
     rows: dict[str, Any] = {}
     full: Tensor | None = None
@@ -214,15 +235,15 @@ def speed(repetitions: int) -> dict[str, Any]:
 
 def made_streams(model: PKS4) -> dict[str, Any]:
     """CPU seconds over made streams at 224 pixels, every frame counted: one rests, moves and rests, one shakes."""
-    quiet, _ = render("test", 1, {"noise_levels": 0.0, "shake_pixels": 0.0}, size=224)
-    shaking, _ = render("test", 3, {}, size=224)
+    quiet, _ = render(1, {"noise_levels": 0.0, "shake_pixels": 0.0}, size=224)
+    shaking, _ = render(3, {}, size=224)
     streams = {
         "still camera": at_rest(quiet[:1])[:, REST - 8 : REST + 2 * FRAMES],
         "shaking camera": torch.cat(list(shaking[:3]))[None],
     }
     found: dict[str, Any] = {}
     for name, pixels in streams.items():
-        frames, cpu, fractions = to_clips(pixels), {}, []
+        frames, cpu, fractions = to_clips(model, pixels), {}, []
         for kind, skip in {"everything computed": None, "skipping": SkipUnchanged()}.items():
             model.skip_unchanged, state = skip, None
             started = time.process_time()
@@ -294,6 +315,26 @@ def real_videos() -> dict[str, Any]:
     }
 
 
+def times_faster(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Of PKS4 B/16, if it computed the fractions of patches that the small model did: by kind of clips and setting.
+
+    Between the measured times of a frame in which nothing changes and of one in which everything does, by the fraction
+    of its blocks' patches that are computed, before the module and behind it.
+    """
+    frames = results["speed"]["stream_frame"]
+    none, every = (frames[f"{fraction:g} of the patches change"]["candidates"] for fraction in (0, 1))
+    least, most = none["skipping"]["cpu_seconds"], every["skipping"]["cpu_seconds"]
+    full = every["everything computed"]["cpu_seconds"]
+    before = PKS4Config.insert_after / PKS4Config.depth
+    found: dict[str, dict[str, float]] = {}
+    for kind, own in results.items():
+        for setting, row in own.get("candidates", {}).items():
+            if "patches_before_module" in row:
+                part = before * row["patches_before_module"] + (1 - before) * row["patches_behind_module"]
+                found.setdefault(kind, {})[setting] = full / (least + (most - least) * part)
+    return found
+
+
 def measured(repetitions: int, parts: Sequence[str]) -> None:
     """Measures some parts anew, and writes them with those that were measured before."""
     path = WORK / "parts.json"
@@ -302,10 +343,11 @@ def measured(repetitions: int, parts: Sequence[str]) -> None:
     for part in parts:
         if part == "clips":
             for name, camera in CAMERAS.items():
-                pixels, labels = render("test", TEST_PER_CLASS, camera)
-                results[f"clips, {name}"] = accuracy(trained("no gate"), pixels, labels, slice(0, FRAMES))
+                results[f"clips, {name}"] = accuracy(motion_model().eval(), *render(TEST_PER_CLASS, camera))
+            results["clips, as in training"] = accuracy(motion_model().eval(), *training_clips())
         elif part == "streams":
-            results["streams of a still camera"] = accuracy(trained("no gate"), *rest_and_move(), slice(REST, REST + 8))
+            moving = slice(REST, REST + FRAMES)
+            results["streams of a still camera"] = accuracy(motion_model().eval(), *rest_and_move(), moving)
         elif part == "gate":
             results["gate"] = gate_accuracy()
         elif part == "speed":
@@ -313,8 +355,14 @@ def measured(repetitions: int, parts: Sequence[str]) -> None:
         elif part == "real":
             results["real videos"] = real_videos()
         measure.write_found(path, results)
+    results = json.loads(path.read_text())
+    if "speed" in results:
+        results["B/16 with these fractions, times faster"] = times_faster(results)
     settings = {
-        "training": {"frames": FRAMES, "pixels": SIZE, "clips_per_class": TRAIN_PER_CLASS, "epochs": EPOCHS},
+        "accuracy_of": MOTION,
+        "gates_trained_for_batches": TRAINED_BATCHES,
+        "gates_learning_rate": RATE,
+        "clips_as_in_training": 16 * TEST_BATCHES,
         "test_clips_per_class": TEST_PER_CLASS,
         "classes": CLASSES,
         "cameras": CAMERAS,
@@ -324,35 +372,42 @@ def measured(repetitions: int, parts: Sequence[str]) -> None:
     measure.write_result(NAME, seed=SEED, n=2 * len(PAIRS) * TEST_PER_CLASS, settings=settings, results=results)
 
 
-def trained(name: str) -> PKS4:
-    model = train(name, float("inf"))
-    if model is None:
-        raise SystemExit(f"{name} could not be trained")
-    return model
+def training_clips() -> tuple[Tensor, Tensor]:
+    """Clips as the motion model learned from, of textures that it has not seen; in half of them everything moves."""
+    clips = as_in_training(motion_model(), TEST_BATCHES, SEED + 50)
+    drawn = [clips.draw(np.random.default_rng([SEED, index]))[:2] for index in range(TEST_BATCHES)]
+    return torch.cat([pixels for pixels, _ in drawn]), torch.cat([labels for _, labels in drawn])
 
 
 def rest_and_move() -> tuple[Tensor, Tensor]:
     """Streams [n, 2 * REST + 8, ...] of a still camera with noise, and the labels of what moves in their middle."""
-    pixels, labels = render("test", TEST_PER_CLASS // 5, {"noise_levels": 0.0, "shake_pixels": 0.0})
+    pixels, labels = render(TEST_PER_CLASS // 2, {"noise_levels": 0.0, "shake_pixels": 0.0})
     return at_rest(pixels), labels
 
 
 def gate_accuracy() -> dict[str, Any]:
-    """Accuracy on clips of the shaking camera, as in training, of models with and without a gate."""
-    pixels, labels = render("test", TEST_PER_CLASS, {})
-    found = {}
-    for name in GATES:
-        model = trained(name)
-        logits, _ = answers(model, pixels, None)
-        found[name] = (logits.mean(1).argmax(1) == labels).double().mean().item()
-        print(name, found[name], flush=True)
-    return {"accuracy": found}
+    """Accuracy of the models with and without a gate that were trained alike, on each kind of clips."""
+    sets = {f"clips, {name}": render(TEST_PER_CLASS, camera) for name, camera in CAMERAS.items()}
+    sets["clips, as in training"] = training_clips()
+    found: dict[str, Any] = {}
+    for kind, (pixels, labels) in sets.items():
+        right: dict[str, Tensor] = {}
+        for name in GATES:
+            logits, _ = answers(train(name), pixels, None)
+            right[name] = (logits.mean(1).argmax(1) == labels).double()
+            difference = right[name] - right["no gate"]
+            found.setdefault(kind, {})[name] = {
+                "accuracy": right[name].mean().item(),
+                "difference_points": 100 * difference.mean().item(),
+                "difference_standard_error_points": 100 * (difference.std() / len(labels) ** 0.5).item(),
+            }
+            print(kind, name, found[kind][name], flush=True)
+    return {kind: {"candidates": rows} for kind, rows in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "measure"))
-    parser.add_argument("--seconds", type=float, default=1000)
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--models", nargs="+", default=list(GATES), choices=list(GATES))
@@ -361,9 +416,8 @@ def main() -> None:
     if given.what == "measure":
         measured(given.repetitions, given.parts)
         return
-    end = time.monotonic() + given.seconds
-    done = [train(name, end - time.monotonic()) is not None for name in given.models]
-    print("complete" if all(done) else "continue", flush=True)
+    for name in given.models:
+        train(name)
 
 
 if __name__ == "__main__":
