@@ -354,11 +354,13 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "triton_compile": Section(
         title="Triton kernels, compiled without a GPU",
-        says="Registers and spilled bytes at production sizes. No speed: that needs a GPU.",
+        says="Registers and spilled bytes at production sizes, VideoMamba's long scan in pieces of time among them. No "
+        "speed: that needs a GPU.",
     ),
-    "triton_compile_long_scan": Section(
-        title="A long scan in pieces of time, compiled without a GPU",
-        says="Registers and spilled bytes of VideoMamba's scan: 8 tracks, 6,273 steps, 1,152 channels. No speed.",
+    "ray_scaling": Section(
+        title="Predictions by Ray with one and with two workers",
+        says="Rows a second of the command from when a quarter of its parts is written, and processor time of the "
+        "workers; runs take turns. Rows are those of one process.",
     ),
     "checkpoint_wait": Section(
         title="How long training waits for checkpoints of PKS4-L/14",

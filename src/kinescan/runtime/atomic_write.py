@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from kinescan.errors import ConfigError, KinescanError
+from kinescan.runtime.addresses import require_local
 
 ADVICE = "Free space, or choose another folder that you may write to."
 
@@ -52,6 +53,7 @@ def atomic_write(
         ['a.json']
     """
     path = Path(path)
+    require_local(path, error=error)
     # Threads of one process may write the same file, too.
     aside = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_native_id()}.part{path.suffix}")
     try:
@@ -129,6 +131,7 @@ def atomic_files(
         ['card.md', 'config.json']
     """
     folder = Path(folder)
+    require_local(folder, error=error)
     aside = folder / f".{os.getpid()}.part"
     is_new = not folder.exists()
     try:
@@ -187,6 +190,7 @@ def atomic_folder(
     Raises:
         ConfigError: (or what `error` makes) the folder cannot be written.
     """
+    require_local(folder, error=error)
     new, old = folder_aside(folder, "new"), folder_aside(folder, "old")
     kept = old if earlier is None else earlier
     has_moved = False

@@ -8,21 +8,25 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from kinescan.errors import ConfigError
 from kinescan.runtime.addresses import OBJECT_STORES, check_address
+from kinescan.runtime.gcsfs_internals import ask_once, is_refusal
 from kinescan.runtime.http_store import HttpStore, Part, StoreError, status_error
 from kinescan.runtime.optional_package import optional_package
 
 logger = logging.getLogger(__name__)
 
+Answer = TypeVar("Answer")
 SECONDS_VARIABLE = "KINESCAN_STORE_SECONDS"
 """Environment variable: how long one request to a store may take, in seconds; 60 without it."""
 BLOCK = 2**17
 _MOST_AHEAD = 2**21
 _WHOLE_BYTES = 2**20
 _KEPT_BYTES = 2**25
+_UPLOADED_AT_ONCE = 2**24
 _KEPT_SECONDS = 30.0
 _ATTEMPTS = 4
 _FIRST_WAIT_SECONDS = 0.25
@@ -63,6 +67,8 @@ class ObjectStore:
         if self._scheme == "s3":
             # `read_range` tries again; each on top of the other, a store that does not answer would take 43 requests
             files.retries = 1
+        else:
+            ask_once(files)
         return files
 
     def read(self, address: str, start: int, end: int) -> Part:
@@ -73,10 +79,13 @@ class ObjectStore:
             end = min(end, total)
             data = self.files.cat_file(address, start=start, end=end) if start < end else b""
         except Exception as error:  # every back end has errors of its own
-            raise _object_error(error) from error
+            raise self._error(error) from error
         if len(data) != max(0, end - start):
             raise StoreError(f"{len(data):,} bytes arrived of {end - start:,} that were promised.", may_pass=True)
         return Part(data, total, str(info.get("ETag") or info.get("etag") or info.get("LastModified") or ""))
+
+    def _error(self, error: Exception) -> StoreError:
+        return status_error(403) if self._scheme != "s3" and is_refusal(error) else _object_error(error)
 
     def _info(self, address: str, *, anew: bool) -> dict[str, Any]:
         found = self._known.get(address)
@@ -88,13 +97,36 @@ class ObjectStore:
             found = self._known[address] = time.monotonic(), files.info(address)
         return found[1]
 
-    def names(self, address: str) -> list[str]:
-        """The addresses of all objects below one, sorted."""
+    def sizes(self, address: str) -> dict[str, int]:
+        """The addresses of all objects below one, sorted, with their bytes; none where there is no such folder."""
         try:
-            found = self.files.find(address)
+            files = self.files
+            files.invalidate_cache(address)
+            found = files.find(address, detail=True)
         except Exception as error:
-            raise _object_error(error) from error
-        return sorted(f"{self._scheme}://{name}" for name in found)
+            raise self._error(error) from error
+        return {f"{self._scheme}://{name}": int(found[name]["size"] or 0) for name in sorted(found)}
+
+    def write(self, file: Path, address: str) -> None:
+        """Puts a file of this machine there, whole or not at all, and asks whether all of it arrived."""
+        num_bytes = os.path.getsize(file)
+        try:
+            files = self.files
+            files.put_file(os.fspath(file), address, chunksize=_UPLOADED_AT_ONCE)
+            files.invalidate_cache(address)
+            self._known.pop(address, None)
+            arrived = int(files.info(address)["size"])
+        except Exception as error:
+            raise self._error(error) from error
+        if arrived != num_bytes:
+            raise StoreError(f"{arrived:,} bytes arrived of {num_bytes:,}.", may_pass=True)
+
+    def remove(self, address: str) -> None:
+        """Takes an object away."""
+        try:
+            self.files.rm_file(address)
+        except Exception as error:
+            raise self._error(error) from error
 
 
 def _object_error(error: Exception) -> StoreError:
@@ -184,9 +216,18 @@ def read_range(address: str, start: int, end: int) -> Part:
         DependencyError: the package for this store is not installed.
     """
     check_address(address)
+    return tried_again(address, lambda: store_of(address).read(address, start, end))
+
+
+def tried_again(address: str, ask: Callable[[], Answer]) -> Answer:
+    """What a store answers; what may pass is tried again, after 0.25, 0.5 and 1 s.
+
+    Raises:
+        StoreError: it refuses, or four attempts failed.
+    """
     for attempt in range(_ATTEMPTS):
         try:
-            return store_of(address).read(address, start, end)
+            return ask()
         except StoreError as error:
             if not error.may_pass:
                 raise
@@ -388,8 +429,8 @@ class RangeFile(ByteWindow):
         return part.data[:BLOCK]
 
 
-def names_below(address: str) -> list[str]:
-    """The addresses of all objects below one, of stores that tell.
+def sizes_below(address: str) -> dict[str, int]:
+    """The addresses of all objects below one, with their bytes, of stores that tell.
 
     Raises:
         ConfigError: web servers do not tell.
@@ -402,4 +443,9 @@ def names_below(address: str) -> list[str]:
             f"{address}: a web server does not tell which files it has. Name a csv of path,label, or a folder of "
             "shards (kinescan data pack)."
         )
-    return store.names(address)
+    return tried_again(address, lambda: store.sizes(address))
+
+
+def forget(address: str) -> None:
+    """What was read of it is read anew."""
+    _kept.drop(address)

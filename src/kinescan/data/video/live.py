@@ -24,6 +24,7 @@ from kinescan.data.video.pipe import STANDARD_INPUT, NothingOfVideo, Pipe
 from kinescan.data.video.replayed import ShownPackets
 from kinescan.data.video.transport import Continuity
 from kinescan.errors import ConfigError, VideoError
+from kinescan.runtime.addresses import is_in_object_store
 from kinescan.runtime.urls import is_url, mask_url, mask_urls
 from kinescan.shapes import Pixels
 
@@ -41,7 +42,12 @@ _MP4_ADVICE = (
 
 
 def is_live(source: str | Path) -> bool:
-    """Whether a video source can only be read once, from its start to its end: "-", a URL, a named pipe or a device."""
+    """Whether a video source can only be read once, from its start to its end: "-", a URL, a named pipe or a device.
+
+    What lies in an object store is a file.
+    """
+    if is_in_object_store(source):
+        return False
     if str(source) == STANDARD_INPUT or is_url(source):
         return True
     try:
