@@ -35,7 +35,7 @@ NAME = "ray_scaling"
 SEED = 0
 UNLIKE = 12
 """Videos; the list names them again and again."""
-DEADLINE_SECONDS = 900
+DEADLINE_SECONDS = 1800
 
 
 def make_videos(folder: Path, num_frames: int, size: int) -> list[str]:
