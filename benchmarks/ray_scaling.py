@@ -6,8 +6,8 @@ kinescan and a list of made videos; runs with one worker and with two take turns
 on the machine. Before anything is timed, the rows of a run are compared with those of one process, value by value.
 
 Of each run: rows a second from when a quarter of the parts is written until the last is (starting Ray and loading the
-model are told apart), and the processor time that the workers took for a row. Where other programs share the cores,
-speeds depend on them; processor time does so less.
+model are told apart), and the processor time that the workers took. Where other programs share the cores, speeds depend
+on them; processor time does so less. With RAY_ADDRESS set, runs join that cluster; otherwise each starts Ray.
 """
 
 import argparse
@@ -57,18 +57,14 @@ def run(folder: Path, list_file: Path, workers: int, part_rows: int) -> dict[str
     started = time.time()
     taken: dict[int, float] = {}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        driver = psutil.Process(process.pid)
         while process.poll() is None:
             if time.time() > started + DEADLINE_SECONDS:
                 process.terminate()
                 raise SystemExit(f"{workers} workers were not done in {DEADLINE_SECONDS} s.")
-            for child in _children(driver):
-                try:
-                    if "MapWorker" in " ".join(child.cmdline()):
-                        times = child.cpu_times()
-                        taken[child.pid] = times.user + times.system
-                except psutil.Error:
-                    continue
+            for worker in psutil.process_iter(["cmdline", "cpu_times", "create_time"]):
+                found = worker.info
+                if found["create_time"] > started and "MapWorker" in " ".join(found["cmdline"] or []):
+                    taken[worker.pid] = found["cpu_times"].user + found["cpu_times"].system
             time.sleep(0.25)
         said = process.stderr.read() if process.stderr is not None else ""
     if process.returncode:
@@ -83,14 +79,6 @@ def run(folder: Path, list_file: Path, workers: int, part_rows: int) -> dict[str
         "seconds": time.time() - started,
         "load_average": os.getloadavg()[0],
     }
-
-
-def _children(driver: psutil.Process) -> list[psutil.Process]:
-    try:
-        found: list[psutil.Process] = driver.children(recursive=True)
-    except psutil.Error:
-        return []
-    return found
 
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What this package knows of gcsfs beyond its documentation: how often it asks, and how it tells that it may not.
 
-A release of gcsfs may change it without notice. `tests/runtime/test_google_store.py` says which feature of kinescan
+A release of gcsfs may change it without notice. `tests/runtime/test_gcsfs_internals.py` says which feature of kinescan
 breaks then: a store that does not answer is asked six times as often, or a refusal is tried again.
 """
 

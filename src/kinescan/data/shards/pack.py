@@ -220,7 +220,7 @@ def _written_before(plan: _Plan, folder: Path, settings: PackSettings, there: di
 
 
 def _tidy(folder: Path, index: ShardIndex) -> None:
-    """Takes away what is no part of the shards: notes, and tars of an earlier attempt with smaller shards."""
+    """Takes away what the shards do not need: notes, and tars of an earlier attempt with smaller shards."""
     kept = {shard.name for shard in index.shards}
     try:
         for name in sizes_in(folder):
