@@ -18,4 +18,4 @@ def ask_once(files: Any) -> None:
 
 def is_refusal(error: BaseException) -> bool:
     """Whether gcsfs tells of status 403, for which it raises a plain error of the system without a number."""
-    return type(error) is OSError and error.errno is None and error.__cause__ is None and len(error.args) == 1
+    return type(error) is OSError and error.errno is None and error.__cause__ is None

@@ -34,7 +34,7 @@ SHARD_BYTES = 2**29
 _BEGUN = "packing.json"
 """There until all is written."""
 _NOT_THERE = -1
-_MOST_OF_A_NOTE = 2**28
+_MOST_OF_A_RECORD = 2**28
 _OURS = re.compile(r"\d{6,}\.(tar|written\.json)")
 _CHUNK = 2**20
 _SPOOLED_BYTES = 2**26
@@ -118,7 +118,7 @@ class _Plan:
         return f"{self.number:06d}.tar"
 
     @property
-    def note(self) -> str:
+    def record_name(self) -> str:
         """The file that says what was written, until all is."""
         return f"{self.number:06d}.written.json"
 
@@ -206,21 +206,21 @@ def _write_json(path: Path, content: Any) -> None:
 
 def _written_before(plan: _Plan, folder: Path, settings: PackSettings, there: dict[str, int]) -> _Written | None:
     """What an earlier attempt has written of a plan, whole and of the same videos; None where it has not."""
-    if plan.note not in there or plan.name not in there:
+    if plan.record_name not in there or plan.name not in there:
         return None
     try:
-        note = read_json_object(folder / plan.note, max_bytes=_MOST_OF_A_NOTE)
-        if note["of"] != plan.fingerprint(settings) or note["num_bytes"] != there[plan.name]:
+        record = read_json_object(folder / plan.record_name, max_bytes=_MOST_OF_A_RECORD)
+        if record["of"] != plan.fingerprint(settings) or record["num_bytes"] != there[plan.name]:
             return None
-        members = {int(number): (str(name), int(offset), int(size)) for number, name, offset, size in note["members"]}
-        return _Written(plan, there[plan.name], members, {int(number): str(why) for number, why in note["lost"]})
+        members = {int(number): (str(name), int(offset), int(size)) for number, name, offset, size in record["members"]}
+        return _Written(plan, there[plan.name], members, {int(number): str(why) for number, why in record["lost"]})
     except (ConfigError, KeyError, TypeError, ValueError):
         # of no use: the tar is made anew
         return None
 
 
 def _tidy(folder: Path, index: ShardIndex) -> None:
-    """Takes away what the shards do not need: notes, and tars of an earlier attempt with smaller shards."""
+    """Takes away what the shards do not need: records, and tars of an earlier attempt with smaller shards."""
     kept = {shard.name for shard in index.shards}
     try:
         for name in sizes_in(folder):
@@ -313,8 +313,10 @@ def _write_shard(plan: _Plan, *, folder: Path, settings: PackSettings, limits: L
                 tar.addfile(_head(f"{entry.number:09d}.json", len(facts)), io.BytesIO(facts))
         num_bytes = os.path.getsize(aside)
     if not may_pass:
-        note = {"of": plan.fingerprint(settings), "num_bytes": num_bytes, "lost": list(lost.items())}
-        _write_json(folder / plan.note, {**note, "members": [(number, *found) for number, found in members.items()]})
+        record = {"of": plan.fingerprint(settings), "num_bytes": num_bytes, "lost": list(lost.items())}
+        _write_json(
+            folder / plan.record_name, {**record, "members": [(number, *found) for number, found in members.items()]}
+        )
     return _Written(plan, num_bytes, members, lost)
 
 
