@@ -34,7 +34,7 @@ TOLERANCE = 1e-4
 
 
 def pool(model: PKS4) -> tuple[Tensor, Tensor]:
-    """Clips [n, T, 3, S, S] and the places of their names among the model's classes."""
+    """Clips [n, T, 3, S, S] and the class indices of their labels."""
     config = MotionClipsConfig(names=tuple(model.class_names))
     batches = list(MotionClips(model.preprocessing, num_batches=POOL, config=config, seed=SEED).batches(0, 0))
     return torch.cat([batch.clips for batch in batches]), torch.cat([batch.labels for batch in batches])

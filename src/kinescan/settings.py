@@ -115,6 +115,9 @@ def renamed_parameters(**old_names: str) -> Callable[[Callable[P, R]], Callable[
 
     Args:
         **old_names: old name of a parameter -> its name now.
+
+    Raises:
+        TypeError: (by the function) a parameter is given by both names.
     """
 
     def take(function: Callable[P, R]) -> Callable[P, R]:

@@ -12,7 +12,7 @@ from kinescan.errors import ConfigError
 from kinescan.settings import closest
 
 MAX_CLASSES = 100_000
-"""Of a data set; more means that something else than a class was taken for a label."""
+"""Of a data set; more means that something other than a class was taken for a label."""
 _WHOLE = re.compile(r"\+?(\d+)(?:\.0*|,00?)?")
 _NUMBER = re.compile(r"[-+]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf(?:inity)?)", re.IGNORECASE)
 _WORD_NUMBER = re.compile(r"[-+]?(?:nan|inf(?:inity)?)", re.IGNORECASE)

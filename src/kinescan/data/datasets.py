@@ -267,7 +267,18 @@ def as_clip(
     *,
     in_bytes: bool,
 ) -> tuple[torch.Tensor, SampledAugmentation | None]:
-    """What `TrainTransform.sample` gave as a finished clip, or as bytes and what is left to do; in `out` if given."""
+    """What `TrainTransform.sample` gave, as a finished clip, or as bytes and the augmentation that is left to do.
+
+    Args:
+        frames: uint8 [T, 3, S, S].
+        left: augmentation that was sampled and not applied yet.
+        settings: mean and standard deviation.
+        out: [T, 3, S, S], to write into: float32, or uint8 with `in_bytes`; None: new memory.
+        in_bytes: leave the clip in bytes, for a device that finishes it.
+
+    Returns:
+        [T, 3, S, S], normalised float32 and None; or, with `in_bytes`, uint8 and `left`.
+    """
     if not in_bytes:
         return finish_clip(frames, left, settings, out=out), None
     return (frames.contiguous() if out is None else out.copy_(frames)), left

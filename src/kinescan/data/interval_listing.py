@@ -11,7 +11,7 @@ from kinescan.data.groups import column_of, make_grouping
 from kinescan.data.interval_layouts import INTERVAL_DATASETS, find_interval_layout
 from kinescan.data.intervals import Interval, IntervalTable, IntervalVideo, RowProblem
 from kinescan.data.readers.annotations import AnnotatedVideo, LabelledSpan
-from kinescan.data.readers.source import Part, Source
+from kinescan.data.readers.source import LabelSource, Part
 from kinescan.data.video import Limits, VideoReader
 from kinescan.errors import ConfigError, VideoError
 from kinescan.settings import closest
@@ -90,7 +90,9 @@ def read_intervals(
         raise ConfigError(
             f"group {group!r} names a column, and {source} is not a csv. Write a pattern over the ids of videos."
         )
-    found = layout.read(Source(path=source, root=Path(root) if root else None, part=part, split=split, group=group))
+    found = layout.read(
+        LabelSource(path=source, root=Path(root) if root else None, part=part, split=split, group=group)
+    )
     if not found.videos and not found.problems:
         raise ConfigError(f"{source} lists no video of the {part} part.")
     grouping = make_grouping(group)

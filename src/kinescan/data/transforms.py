@@ -365,7 +365,16 @@ def check_pixels(pixels: Tensor) -> None:
 
 
 def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    """Frames at another size, with antialiasing; bytes stay bytes."""
+    """Frames at another size, with antialiasing.
+
+    Args:
+        pixels: [T, 3, H, W], uint8 or float.
+        size: (height, width).
+        interpolation: "bilinear" or "bicubic".
+
+    Returns:
+        [T, 3, height, width] in the dtype of `pixels`; `pixels` itself where it has this size.
+    """
     if tuple(pixels.shape[2:]) == size:
         return pixels
     # bytes with the channels last take the fast path
@@ -374,13 +383,22 @@ def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """Contiguous float32 in [0, 1]."""
+    """[T, 3, H, W], uint8 or float, as contiguous float32 in [0, 1]."""
     frames = torch.empty(pixels.shape, device=pixels.device).copy_(pixels)
     return frames.div_(255) if pixels.dtype == torch.uint8 else frames.clamp_(0, 1)
 
 
 def normalise(pixels: Tensor, settings: Preprocessing, *, out: Tensor | None = None) -> Tensor:
-    """(pixels / 255 - mean) / std as contiguous float32; floats are taken to be in [0, 1] already."""
+    """(pixels / 255 - mean) / std; floats are taken to be in [0, 1] already.
+
+    Args:
+        pixels: [T, 3, H, W], uint8 or float.
+        settings: mean and standard deviation of each channel.
+        out: [T, 3, H, W], float32, to write into; None: new, contiguous memory.
+
+    Returns:
+        [T, 3, H, W], float32.
+    """
     white = 255 if pixels.dtype == torch.uint8 else 1
     clip = torch.empty(pixels.shape, device=pixels.device) if out is None else out
     # multiplied in float32
@@ -392,9 +410,18 @@ def normalise(pixels: Tensor, settings: Preprocessing, *, out: Tensor | None = N
 def sample_crop(
     size: tuple[int, ...], scale: tuple[float, float], aspect: tuple[float, float], generator: torch.Generator
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop: area uniform in `scale`, aspect log-uniform in `aspect`.
+    """A random crop: its area uniform in `scale`, its aspect log-uniform in `aspect`.
 
-    Where ten samples do not fit, the largest crop in the middle whose aspect is allowed.
+    Where ten samples do not fit, it is the largest crop in the middle whose aspect is allowed.
+
+    Args:
+        size: (height, width) of the frame, in pixels.
+        scale: lowest and highest area, as fractions of the frame's.
+        aspect: lowest and highest width over height.
+        generator: gives the random numbers.
+
+    Returns:
+        Top, left, height and width, in pixels.
     """
     height, width = size
     crop = _try_crop(height, width, scale, aspect, generator)

@@ -32,7 +32,7 @@ class Prediction:
     """What the model says of one video, or why it could not be read.
 
     Attributes:
-        path: the file; of what is none, a name for it ("bytes 3", "frames 0") with its place among those given.
+        path: the file; for a video that is not a file, a name ("bytes 3", "frames 0") with its index among those given.
         labels: the best classes, first the best; empty for an unreadable one.
         scores: their probabilities.
         seconds: how long it took, decoding and model together; in batches, the same for each video of a batch.
@@ -147,6 +147,14 @@ def predict_iter(
     allow_short: bool = False,
 ) -> Iterator[Prediction]:
     """As `predict`, each prediction as soon as it is made; arguments are checked and the model is opened at once.
+
+    Args are those of `predict`.
+
+    Raises:
+        ConfigError: as `predict`, at the call.
+        CheckpointError: as `predict`, at the call.
+        ShapeError: as `predict`, at the call.
+        NonFiniteError: as `predict`, when the video's turn comes.
 
     Example:
         >>> from kinescan.models.zoo import create_model

@@ -227,7 +227,7 @@ class StreamSession:
             self._view.skip_unchanged = self._view.skip_unchanged.at_distance(self.model.frame_seconds)
 
     def continue_from(self, state: PKS4State) -> None:
-        """Continues with the state of a stream, of this model, in the place of its own.
+        """Continues with the state of a stream, of this model, instead of its own.
 
         Raises:
             CheckpointError: it is that of another model, or of several streams.

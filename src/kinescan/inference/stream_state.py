@@ -139,7 +139,7 @@ def load_stream_events(path: str | Path) -> dict[str, Any] | None:
         return None
     values = parse_json(text, path, error=refused)
     if not isinstance(values, dict):
-        raise refused(f"they are no JSON object. {ANEW}")
+        raise refused(f"they are not a JSON object. {ANEW}")
     return values
 
 

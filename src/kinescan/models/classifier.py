@@ -362,7 +362,7 @@ class VideoClassifier(nn.Module, ABC):
         return build
 
     def _fitting_rules(self) -> dict[str, Any] | None:
-        """The saved thresholds, where they are of no model or of these weights."""
+        """The saved thresholds, where they name these weights, or none at all."""
         rules = self.saved_rules
         of_others = rules is not None and rules.get("weights", "") not in ("", self.weights_fingerprint())
         return None if of_others else rules

@@ -28,7 +28,7 @@ class TextHead:
     Attributes:
         templates: texts with {} for the class name, such as "a video of a person {}."; with several, the embeddings of
             a class are averaged. Empty: the classifier starts anew.
-        names: label -> what to put in its place, where the label says little by itself; other labels
+        names: label -> text to use for it, where the label says little by itself; other labels
             stand for themselves, with blanks for underscores.
         weights: folder or hub name of a CLIP model of transformers with text encoder and tokenizer; empty: the model's
             weights.

@@ -245,7 +245,11 @@ def _scores(reports: dict[str, Report]) -> DemoScores:
 
 
 def clear_output(output: Path) -> Path:
-    """An empty folder; what is removed on the way is an earlier demo, never anything else."""
+    """Empties the folder of an earlier demo, or makes it; never removes anything else.
+
+    Raises:
+        ConfigError: the folder holds something else, or cannot be written.
+    """
     try:
         output.mkdir(parents=True, exist_ok=True)
         marker = output / RESULT_FILE

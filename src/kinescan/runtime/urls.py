@@ -104,7 +104,7 @@ def _masked(scheme: str, rest: str) -> str:
 
 
 def _user(rest: str) -> tuple[str, int]:
-    """What is shown in place of user and password, and where the host begins."""
+    """What is shown instead of user and password, and where the host begins."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     name = authority.partition(":")[0]
     num_before_query = len(re.split(r"[?#]", rest, maxsplit=1)[0])

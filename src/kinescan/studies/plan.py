@@ -46,8 +46,8 @@ LATER: Mapping[str, Any] = {
     "preprocessing.whole_frame": False,
     SCORED: "best",
 }
-"""Settings added since keys are written, with what earlier versions did: at that value they are no part of a key, and
-runs of earlier versions keep theirs."""
+"""Settings added since keys are written, with what earlier versions did: at that value they are not a part of a key,
+and runs of earlier versions keep theirs."""
 _LETTERS = 40
 _MOST_NAMED = 2
 
@@ -315,7 +315,7 @@ class _Planner:
         )
 
     def _runs_of(self, row: Row, entry: DataEntry | None) -> Path:
-        """The folder of a row's runs on some data; what studies share has the same place whatever they call it."""
+        """The folder of a row's runs on some data; for what several studies share, it does not depend on names."""
         names = () if self._study.shared else (row.name, *([] if entry is None else [entry.name]))
         return self._store.joinpath("runs", *map(slug, names))
 

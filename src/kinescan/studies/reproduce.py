@@ -182,7 +182,7 @@ def plan_reproduction(
     Args:
         table: "table1" to "table9", or the number.
         scale: "demo": small models on data that makes itself; "paper": the paper's size on its data set.
-        source: at demo scale, a folder of videos and pictures over which windows move, in place of drawn objects.
+        source: at demo scale, a folder of videos and pictures over which windows move, instead of drawn objects.
         seeds: of the runs; none: those of the study's file.
         only: rows to run; none: all.
         overrides: "dotted.key=value" for every run; "make.key=value" for data that makes itself, "stills.key=value" for
@@ -273,7 +273,7 @@ def _with_rows(study: Study, only: Sequence[str]) -> Study:
 
 
 def _with_source(study: Study, source: str | Path | None, scale: Scale) -> Study:
-    """The study with windows over somebody's videos and pictures in place of drawn objects."""
+    """The study with windows over somebody's videos and pictures instead of drawn objects."""
     if source is None:
         return study
     if scale != "demo":
@@ -317,7 +317,7 @@ def _with_all_overrides(study: Study, overrides: Sequence[str], scale: Scale) ->
 
 
 def _require_data(planned: Reproduction) -> None:
-    """Passes where the paper's data set is at the place that the recipes name.
+    """Passes where the paper's data set is where the recipes say.
 
     Raises:
         ConfigError: it is not there.

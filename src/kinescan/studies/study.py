@@ -315,7 +315,7 @@ def _list(values: Mapping[str, Any], key: str) -> Sequence[Any]:
 
 
 def _part(cls: Any, entry: Any, where: str) -> Any:
-    """A row, data or preparation; what is wrong is named with its place in the file."""
+    """A row, data or preparation; errors name the table and its index in the file."""
     return build_settings(cls, entry, where=where)
 
 

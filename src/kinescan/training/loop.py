@@ -147,6 +147,7 @@ def _prepared(
     with ExitStack() as stack:
         if sharded is not None:
             # Outputs of blocks are views, and no block's output is changed in place: torch warns of such changes.
+            # By the warning's text, since others of the same module and category are to be seen.
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
         stack.enter_context(norms.applied(trained))

@@ -108,7 +108,7 @@ def checked_ratios(ratios: Any) -> tuple[float, ...]:
     """Ratios of layers as a tuple of numbers.
 
     Raises:
-        ConfigError: they are something else than positive finite numbers.
+        ConfigError: they are something other than positive finite numbers.
     """
     given = tuple(ratios) if isinstance(ratios, list | tuple) else None
     if not given or not all(

@@ -348,7 +348,7 @@ class Merging(Redundancy):
     """As `Redundancy`, but a token that goes is merged into the one before it in time that stays, at the same patch.
 
     The mean of their values stays, weighted by how many tokens each stands for, with the key of the one that stays:
-    keys are rotated to their positions, and their mean would be one of no position.
+    keys are rotated to their positions, and their mean would not belong to any position.
 
     Source: Token Merging (arXiv 2210.09461), in time.
     """

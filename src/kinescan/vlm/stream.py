@@ -70,7 +70,7 @@ def open_stream(
         model: a transformers model of a supported family, in evaluation mode.
         processor: its processor or tokenizer; None where questions are asked as token ids.
         budget: keys of the compressed state in each layer and key head; None for no limit.
-        budget_ratios: how the layers share it; see `StreamConfig`.
+        budget_ratios: how it is divided between the layers; see `StreamConfig`.
         policy: what chooses them: a name in `POLICIES`, or a policy.
         horizon_frames: frames that the stream will not exceed; see `StreamConfig`.
         horizon_is_limit: False takes more all the same, where the model allows it.

@@ -152,7 +152,7 @@ class Engine:
         }
 
     def _enter_queue(self) -> None:
-        """A place in the queue.
+        """Counts one more request as waiting.
 
         Raises:
             RequestProblem: the queue is full.
@@ -169,7 +169,7 @@ class Engine:
     async def run(self, work: Callable[[], T]) -> T:
         """What `work` gives, computed by one of the threads.
 
-        Work that takes too long, or whose client has gone, ends at its next `check_wanted`; its place in the queue is
+        Work that takes too long, or whose client has gone, ends at its next `check_wanted`; its slot in the queue is
         free only then, so that the queue never holds more than it may.
 
         Raises:

@@ -92,8 +92,8 @@ class Page:
         limits, number = self._limits, len(self.uploads.sizes)
         return (
             f'<p class="ks-kept">Up to {limits.video_seconds:.0f} s and {byte_size(limits.body_bytes)}. '
-            f"<b>{number} of {limits.uploads}</b> places taken. A video is deleted when you choose another, close the "
-            "page, or leave it alone for ten minutes.</p>"
+            f"<b>{number} of {limits.uploads}</b> videos are kept. A video is deleted when you choose another, close "
+            "the page, or leave it alone for ten minutes.</p>"
         )
 
     def _leave(self, request: gradio.Request) -> None:

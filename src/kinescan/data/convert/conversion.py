@@ -86,7 +86,7 @@ def convert_export(source: str | Path, options: ConvertOptions | None = None) ->
     """Reads an export, or all of a folder.
 
     Raises:
-        ConfigError: it is of no format that is known, holds nothing, needs a frame rate that nobody says, or names
+        ConfigError: its format is unknown, it holds nothing, it needs a frame rate that is not given, or names
             videos that are not in the folder that was given.
     """
     options = options or ConvertOptions()

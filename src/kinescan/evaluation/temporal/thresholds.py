@@ -69,7 +69,7 @@ def choose_rules(
         predictions: of the videos, by one model.
         truth: video id -> its true intervals; a video in which nothing happens has none.
         most_false_alarms_per_hour: choose the thresholds that together tell of the most events of all classes (the mean
-            share over classes) at no more false alarms, instead of F1. A class that can use them gets more of them.
+            recall over classes) at no more false alarms, instead of F1. A class that can use them gets more of them.
         told_within_seconds: beside it: only events that are told so soon after their onset count.
         grace_seconds: how long after its end an event may still be told (see `score_alarms`).
 

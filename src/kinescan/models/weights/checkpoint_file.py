@@ -40,11 +40,11 @@ _CONVERT = (
 _GIVE = "Give safetensors, or a state dict that torch.save wrote."
 _OTHER_KINDS = {".npz": "NumPy", ".pt2": "torch.export (a program)"}
 _OTHER_STARTS = {
-    b"version https://git-lfs": "a pointer that git left in place of a large file; fetch that: git lfs pull",
+    b"version https://git-lfs": "a pointer that git left instead of a large file; fetch that: git lfs pull",
     b"\x93NUMPY": "an array of NumPy",
     b"\x1f\x8b": "packed with gzip; unpack it first",
     b"\x89HDF": "HDF5, as Keras writes it",
-    b"<": "a page of text, such as a server's answer in place of the file",
+    b"<": "a page of text, such as a server's answer instead of the file",
     b"{": "JSON",
 }
 

@@ -59,6 +59,9 @@ class PixelSettings:
     def updated(self, stored: Mapping[str, Any]) -> "PixelSettings":
         """These settings with what a checkpoint's `preprocessor_config.json` says in their place.
 
+        Raises:
+            ConfigError: the file's `size` is not an object, or a value is out of range.
+
         Example:
             >>> PixelSettings().updated({"size": {"shortest_edge": 3136, "longest_edge": 100352}}).max_pixels
             100352

@@ -70,12 +70,15 @@ class StateSpacePrompts(Tuner):
         )
 
     def begin(self, hidden: Tensor) -> Tensor:
-        """Zeros for the prompts are appended to every time step."""
+        """[B, 1 + T * (N + P), W]: zeros for the P prompts after the N patches of every time step."""
         class_token, frames = split_frames(hidden, self.config)
         return join_frames(class_token, nn.functional.pad(frames, (0, 0, 0, self.config.num_prompts)))
 
     def enter(self, index: int, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Gathers within frames; from the second block on, the prompts are replaced by what spreads between them."""
+        """Adds what is gathered within frames; from the second block on, what spreads between frames becomes prompts.
+
+        Sequences are [B, 1 + T * (N + P), W]; else as in `Tuner.enter`.
+        """
         class_token, frames = split_frames(hidden, self.config)
         patches, prompts = frames.tensor_split([self.config.num_patches], dim=2)
         gathered, gate = self.inner_prompt(patches)
