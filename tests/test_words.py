@@ -15,6 +15,7 @@ ROOT = TESTS.parent
 FORBIDDEN = {
     r"(?<![Tt]here )\b(is|was|are|were) no (?!longer|larger|more|better|other|less|smaller|such)\w": "is not a ...",
     r"\b(is|are|was|were|tells?) of no \w": "has none, is without",
+    r"\b(that|which) makes? (itself|themselves)\b": "synthetic data",
     r"\bin the place of\b|\bin (its|their) place\b": "instead of",
     r"\b(is|are) no (fault|chance)\b": "is not an error of",
     r"\bgo(es)? on\b(?! (a|the) GPU)|\bwent on\b": "continue(s)",

@@ -112,7 +112,7 @@ def demo(
     source: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> DemoResult:
-    """Runs the whole job on data that it makes itself, and writes a page with what it shows.
+    """Runs the whole job on synthetic data, and writes a page with what it shows.
 
     The page is there first with what the model that comes with kinescan sees. Then the data sets motion and appearance
     are made, a small ViT is trained on stills and fine-tuned on both data sets as it is (averaging frames) and with

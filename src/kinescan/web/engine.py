@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-NEWEST = "default"
-"""Name in a request that stands for the first model."""
+FIRST_MODEL = "default"
+"""Name in a request that stands for the first classifier, or for the VLM."""
 _WORKERS = 2
 """Threads that run models; further requests wait for one."""
 
@@ -91,7 +91,7 @@ class Engine:
         """
         if not self.models:
             raise RequestProblem(404, "no classifier is served here (--model).", "model_not_found")
-        chosen = next(iter(self.models)) if name in (None, "", NEWEST) else str(name)
+        chosen = next(iter(self.models)) if name in (None, "", FIRST_MODEL) else str(name)
         if chosen not in self.models:
             raise RequestProblem(404, f"unknown model. There are: {', '.join(self.models)}.", "model_not_found")
         return self.models[chosen]
@@ -104,7 +104,7 @@ class Engine:
         """
         if self.vlm is None:
             raise RequestProblem(404, "no VLM is served here (--vlm FOLDER).", "model_not_found")
-        if name not in (None, "", NEWEST, self.vlm_name):
+        if name not in (None, "", FIRST_MODEL, self.vlm_name):
             raise RequestProblem(404, f"unknown model. There is: {self.vlm_name}.", "model_not_found")
         return self.vlm
 

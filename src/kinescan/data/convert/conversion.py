@@ -17,9 +17,9 @@ from kinescan.settings import closest
 
 _ATTRIBUTE = "attribute:"
 _FRAMES_BEHIND = 2
-"""By how many frames a mark may reach beyond its video: tools count them in other ways."""
+"""Frames by which a mark may end after its video: tools count frames differently."""
 _RATES_APART = 0.02
-"""Rates this much apart are two: a tool's number of frames is rounded up."""
+"""Frames per second by which two rates may differ and still count as equal: tools round their number of frames up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +122,21 @@ def convert_export(source: str | Path, options: ConvertOptions | None = None) ->
 
 @dataclass
 class _Found:
-    """What is gathered on the way."""
+    """What is gathered while the files are read.
+
+    Attributes:
+        problems: what is wrong, by file.
+        notes: what else a user should know.
+        videos: names of all videos, in order (the values are not used).
+        left_out: how many marks were left out, by reason.
+        unsure: videos of which a mark could not be read, so that it is unknown whether nothing happens in them.
+    """
 
     problems: list[tuple[Path, RowProblem]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     videos: dict[str, None] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
     unsure: set[str] = field(default_factory=set)
-    """Videos of which something could not be taken: nobody may say that nothing happens in them."""
 
 
 def _empty_rows(rows: Sequence[ConvertedRow], video_paths: "_VideoPaths", found: _Found) -> Sequence[ConvertedRow]:
