@@ -123,7 +123,7 @@ def open_stream(
 
 
 class VideoStream:
-    """One video on its way through a VLM; made by `open_stream`.
+    """One video that a VLM reads frame by frame; made by `open_stream`.
 
     It runs on a second tree of modules over the model's own weights (`share_weights`), so that nothing in the model is
     ever changed: streams and plain forwards may overlap, also in other threads, and end in any order. Calls of one
@@ -304,6 +304,7 @@ class VideoStream:
             self._save(path)
 
     def _save(self, path: str | Path) -> None:
+        """Writes the snapshot; the caller holds the lock."""
         waiting, intake = pack_intake(self.intake)
         config = {
             **asdict(self.config),
