@@ -13,6 +13,7 @@ from kinescan.data.rand_augment import MAX_MAGNITUDE, OPERATIONS, carry_out, chu
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError
 from kinescan.fields import check_types
 from kinescan.preprocessing import Preprocessing
+from kinescan.runtime import normalisation
 from kinescan.settings import renamed_parameters
 from kinescan.shapes import Pixels
 
@@ -400,11 +401,7 @@ def normalise(pixels: Tensor, settings: Preprocessing, *, out: Tensor | None = N
         [T, 3, H, W], float32.
     """
     white = 255 if pixels.dtype == torch.uint8 else 1
-    clip = torch.empty(pixels.shape, device=pixels.device) if out is None else out
-    # multiplied in float32
-    mean = _on_device(torch.tensor(settings.mean).mul(white).tolist(), clip.device)
-    std = _on_device(torch.tensor(settings.std).mul(white).tolist(), clip.device)
-    return clip.copy_(pixels).sub_(mean).div_(std)
+    return normalisation.normalise(pixels, settings.mean, settings.std, white=white, out=out)
 
 
 def sample_crop(
@@ -471,11 +468,6 @@ def jitter_colors(frames: Tensor, factors: tuple[float, float, float]) -> Tensor
 def _sample_box(size: tuple[int, int], generator: torch.Generator) -> tuple[int, int, int, int] | None:
     """The rectangle of random erasing; the noise in it stands still."""
     return _try_crop(*size, (0.02, 1 / 3), (0.3, 1 / 0.3), generator)
-
-
-def _on_device(values: Sequence[float], device: torch.device) -> Tensor:
-    """[3, 1, 1], one value for each channel."""
-    return torch.tensor(values).view(3, 1, 1).to(device, non_blocking=True)
 
 
 def _sample_rectangle(size: tuple[int, int], fraction: float, numbers: np.random.Generator) -> tuple[slice, slice]:
