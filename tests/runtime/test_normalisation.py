@@ -32,7 +32,7 @@ def test_result_is_float32_in_memory_that_is_given(dtype: torch.dtype) -> None:
 
 
 def test_clips_and_frames_of_vlms_are_resized_by_other_arithmetic() -> None:
-    """Each equals another reference (docs/decisions/16): this fails where they have become one, and the page with it."""
+    """Each equals another reference (docs/decisions/16): this fails once they are equal."""
     frames = torch.randint(0, 256, (1, 3, 60, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     clip = transforms.resize(frames, (112, 112), "bicubic")
     assert clip.dtype == torch.uint8
