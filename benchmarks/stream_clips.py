@@ -5,7 +5,7 @@ Run: OMP_NUM_THREADS=1 python benchmarks/stream_clips.py            (about four 
 Writes benchmarks/results/stream_clips.json.
 
 An action is a drawn clip of 8 frames at the rate that the model was trained with; its textures were not trained on. A
-stream is actions one behind the other, the same 100 of them from frame 104 on and at the end. The model's state is
+stream is actions one after the other, the same 100 of them from frame 104 on and at the end. The model's state is
 carried through, its answers are averaged as a stream averages them by default, and, beside it, by a mean over all.
 """
 

@@ -137,7 +137,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
             raise ConfigError("no video in the data set. Check the folder or list that it was read from.")
         unknown = next((item for item in self.items if not 0 <= item.label < len(self.classes)), None)
         if unknown is not None:
-            raise ConfigError(f"{unknown.path}: label {unknown.label} is none of the {len(self.classes)} classes.")
+            raise ConfigError(f"{unknown.path}: label {unknown.label} is not one of the {len(self.classes)} classes.")
         fitting = TrainTransform if mode == "train" else EvalTransform
         if not isinstance(transform, fitting):
             raise ConfigError(f'mode="{mode}" takes a {fitting.__name__}, got {type(transform).__name__}.')

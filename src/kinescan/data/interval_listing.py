@@ -102,7 +102,7 @@ def read_intervals(
         placed = _Placing(video, clock, is_published=found.is_published, overlaps=overlaps)
         found_video = placed.video()
         if found_video.intervals or not placed.problems:
-            # nobody says that nothing happens where all labels are wrong
+            # a video whose labels are all wrong does not count as one in which nothing happens
             videos.append(replace(found_video, group=grouping(video.video_id) or video.group))
         problems += placed.problems
         num_cut += placed.num_cut
@@ -264,7 +264,8 @@ def _unknown_labels(videos: Sequence[IntervalVideo], classes: Sequence[str]) -> 
             unknown.setdefault(label, video)
     for label, video in unknown.items():
         yield RowProblem(
-            video.line, f"{video.video_id}: {label!r} is none of the {len(classes)} classes. {closest(label, classes)}"
+            video.line,
+            f"{video.video_id}: {label!r} is not one of the {len(classes)} classes. {closest(label, classes)}",
         )
 
 

@@ -285,7 +285,7 @@ class EventDetector:
         is_gap = distance < 0 or self._is_gap(distance)
         updates = self._end_all(last, told_at=seconds) if is_gap else []
         if distance > 0:
-            # also those of gaps: where frames are always that far apart, it is none
+            # also those of gaps: where frames are always that far apart, the distance is usual and not a gap
             self._clock.distances.append(distance)
         return updates
 

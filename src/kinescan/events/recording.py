@@ -104,7 +104,7 @@ class Recorder:
         self._told.append(told)
 
     def position(self, stream_id: str) -> int:
-        """Nothing of before is drawn again."""
+        """Earlier events are not drawn again."""
         return 0
 
     def close(self, patience_seconds: float) -> None:

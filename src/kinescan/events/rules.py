@@ -58,7 +58,7 @@ class EventRules:
         smooth_seconds: time constant of an exponential moving average of the scores, before they are compared with
             thresholds; 0: no smoothing.
         gap_seconds: frames further apart than this, and than four times their usual distance, end every event at the
-            frame before, and smoothing starts anew: nothing is stretched over a time that nobody saw.
+            frame before, and smoothing starts anew: no event is stretched over a time without frames.
         classes: what differs for a class, by its name.
 
     Raises:

@@ -41,7 +41,7 @@ _TINY_SECONDS = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class StreamPrediction:
-    """What the model says after a frame, in the light of all it has seen so far.
+    """What the model says after a frame, given all frames so far.
 
     Attributes:
         frame_index: the frame's index in the video source, from 0.

@@ -182,7 +182,7 @@ def fitting_state(state: PKS4State, model: CausalModel) -> PKS4State:
 
 
 def _fitting_recent(recent: Tensor | None, model: CausalModel) -> Tensor | None:
-    """What a stream's average has taken, on the CPU, as it is kept; None in files of before.
+    """What a stream's average has taken, on the CPU, as it is kept; None in older files.
 
     Raises:
         CheckpointError: it is that of a model with other classes.

@@ -54,7 +54,7 @@ class StreamStep(nn.Module):
     """One step of a stream as a function of tensors: frame and state in, logits and the next state out.
 
     What an exported step holds, and what several streams of different age share. A stream starts with a state of zeros.
-    The logits are those of `PKS4.stream_frames`: of the frame by itself, in the light of those before it. The head is
+    The logits are those of `PKS4.stream_frames`: of the frame by itself, given those before it. The head is
     linear, so that who wants scores of several frames averages their logits.
 
     Args:

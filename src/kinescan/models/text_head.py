@@ -59,7 +59,7 @@ class TextHead:
         """Label -> its texts, one for each template.
 
         Raises:
-            ConfigError: `names` has a label that is none of these, or two classes have the same texts.
+            ConfigError: `names` has a label that is not one of these, or two classes have the same texts.
 
         Example:
             >>> TextHead(templates=("a video of {}.",)).texts(["open_door", "run"])

@@ -320,7 +320,7 @@ def _write_part(folder: Path, number: int, first: int, rows: Sequence[dict[str, 
 
 
 def _plain(value: Any) -> Any:
-    """Names may hold bytes that are no UTF-8, which Parquet's texts cannot."""
+    """Names may hold bytes that are not UTF-8, which Parquet's texts cannot."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 

@@ -1,4 +1,4 @@
-"""A ViT that learns from single pictures that make themselves: the image weights of the demo and of studies."""
+"""A ViT that learns from synthetic single pictures: the image weights of the demo and of studies."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -109,7 +109,7 @@ def atomic_files(
 
     Args:
         folder: where the files go; made where it is missing.
-        last: the file that takes its name after all others, so that whoever finds it finds them, too.
+        last: the file that takes its name after all others, so that where it is there, they are, too.
         instead_of: names in `folder` that are removed before.
         error: makes the error to raise where the system refuses to write.
         advice: what to do then; ends the message.

@@ -93,7 +93,7 @@ def _is_rtmp(scheme: str) -> bool:
 def _masked(scheme: str, rest: str) -> str:
     """What follows the scheme, masked."""
     hides_path = _is_rtmp(scheme)
-    # a file's path may hold "@", and nobody's password
+    # a file's path may hold "@" without a password before it
     shown, at = ("", 0) if scheme.lower() == "file://" else _user(rest)
     tail = rest[at:]
     if "?" in rest[:at]:

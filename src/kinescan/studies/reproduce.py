@@ -25,7 +25,7 @@ OF_THE_ENCODER = (
 )
 """Options of a model that its image weights have to share."""
 SCALES = {
-    "demo": "At demo scale: small models on motions that make themselves. Scores of different scales cannot be "
+    "demo": "At demo scale: small models on synthetic motions. Scores of different scales cannot be "
     "compared, since the paper's are of CLIP on real videos; the order of the rows can. Rows keep the paper's names; "
     "--plan shows their sizes here.",
     "paper": "At the paper's size and settings.",

@@ -103,7 +103,7 @@ class Preparation:
 
     Attributes:
         name: that rows name it by.
-        kind: "stills" trains on single pictures that make themselves, as `kinescan demo` does; "train" trains as
+        kind: "stills" trains on synthetic single pictures, as `kinescan demo` does; "train" trains as
             `kinescan train`, and its best checkpoint is taken.
         recipe: as for a row.
         settings: dotted key -> value.

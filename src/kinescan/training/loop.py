@@ -130,7 +130,7 @@ def _prepared(
     seed: int,
     settings: Mapping[str, Any],
 ) -> Iterator[tuple[Stepper, Interruption]]:
-    """What takes steps with the model, and what hears of signals; then the model is unwrapped and where it was."""
+    """The stepper and the handler of signals; behind the block the model is unwrapped and on its own device again."""
     home, processes = next(model.parameters()).device, run.processes
     if processes.count > 1:
         # Dropout differs between processes, and comes back with the seed.

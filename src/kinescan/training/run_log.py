@@ -107,7 +107,7 @@ class Journal:
 
     def close(self) -> None:
         """Closes the file."""
-        # A line that could not be written would be tried once more; whoever wrote it has been told.
+        # A line that could not be written would be tried once more; its error has been raised already.
         with suppress(OSError):
             if self._file is not None:
                 self._file.close()

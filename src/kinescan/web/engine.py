@@ -87,7 +87,7 @@ class Engine:
         """A classifier by its name; the first one where none is given.
 
         Raises:
-            RequestProblem: there is none of that name.
+            RequestProblem: the name is unknown.
         """
         if not self.models:
             raise RequestProblem(404, "no classifier is served here (--model).", "model_not_found")

@@ -185,7 +185,7 @@ def mount_page(app: Any, engine: Engine) -> Any:
         path="/",
         max_file_size=engine.config.limits.body_bytes,
         show_error=False,
-        # fonts of the reader's own machine: nothing is fetched from elsewhere
+        # fonts of the user's own machine: nothing is fetched from elsewhere
         theme=gradio.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=["monospace"]),
         css=STYLE,
         js=SCRIPT,

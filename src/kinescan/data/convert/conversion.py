@@ -213,7 +213,7 @@ def _attribute(kind: str, options: ConvertOptions) -> str:
     """The attribute that labels are made of.
 
     Raises:
-        ConfigError: a field is none of the format's.
+        ConfigError: the format has no such field.
     """
     known = FORMATS[kind]
     allowed = [*known.fields, *([f"{_ATTRIBUTE}NAME"] if known.has_attributes else [])]
@@ -237,7 +237,7 @@ def _in_seconds(
     """Marks with times in seconds.
 
     Raises:
-        ConfigError: times are frame numbers, and nobody says at which rate.
+        ConfigError: times are frame numbers, and no frame rate is known.
     """
     if export.unit == "seconds":
         yield from export.marks

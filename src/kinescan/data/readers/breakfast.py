@@ -40,7 +40,7 @@ def read_breakfast(source: LabelSource) -> Listing:
         person, label, channel = match.groups()
         if label not in ACTIVITIES:
             raise ConfigError(
-                f"{path}: {label!r} is none of the {len(ACTIVITIES)} dishes. {closest(label, ACTIVITIES)}"
+                f"{path}: {label!r} is not one of the {len(ACTIVITIES)} dishes. {closest(label, ACTIVITIES)}"
             )
         if channel in (None, "0") and (int(person) in TEST_PERSONS[source.split]) == (source.part == "test"):
             video_id = "/".join((*path.parts[-3:-1], path.stem))

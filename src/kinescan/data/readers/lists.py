@@ -294,7 +294,7 @@ def _rows_of_part(rows: list[Row], columns: _Columns, source: LabelSource) -> tu
     """The rows on the side that is asked for, and what is to be reported about others.
 
     Raises:
-        ConfigError: a row is of no part that we know, or there is none to train on.
+        ConfigError: the part of a row is unknown, or no row is of the training part.
     """
     names, held_out = _part_names(rows, columns), _held_out_name(rows, columns)
     if columns.part is None or not any(map(part_of, names)):

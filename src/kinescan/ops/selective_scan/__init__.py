@@ -53,7 +53,7 @@ def selective_scan(
 
     Gradients reach every tensor, the state that comes in and through the one that goes out. Only the inputs are kept
     for them (numba and triton): states are computed again in the backward pass. Feeding a sequence in chunks, with the
-    state handed on, gives what feeding it whole gives.
+    state carried over, gives what feeding it whole gives.
 
     Everything is computed in float32, or in float64 where u is float64, and autocast changes nothing about it: A, D,
     the bias and the state may stay float32 beside the bfloat16 tokens that autocast makes.

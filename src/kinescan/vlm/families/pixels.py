@@ -58,7 +58,7 @@ class PixelSettings:
             raise ConfigError(f"std must be positive in every channel, got {self.std}.")
 
     def updated(self, stored: Mapping[str, Any]) -> "PixelSettings":
-        """These settings with what a checkpoint's `preprocessor_config.json` says in their place.
+        """These settings with the values that a checkpoint's `preprocessor_config.json` has.
 
         Raises:
             ConfigError: the file's `size` is not an object, or a value is out of range.
