@@ -148,7 +148,20 @@ def predict_iter(
 ) -> Iterator[Prediction]:
     """As `predict`, each prediction as soon as it is made; arguments are checked and the model is opened at once.
 
-    Args are those of `predict`.
+    Args:
+        model: as for `predict`.
+        paths: as for `predict`.
+        views: as for `predict`.
+        top: as for `predict`.
+        device: as for `predict`.
+        precision: as for `predict`.
+        explain_folder: as for `predict`.
+        views_per_forward: as for `predict`.
+        videos_per_batch: as for `predict`.
+        fps: as for `predict`.
+        allow_code: as for `predict`.
+        limits: as for `predict`.
+        allow_short: as for `predict`.
 
     Raises:
         ConfigError: as `predict`, at the call.

@@ -41,6 +41,8 @@ class StreamConfig:
             match the question best; None for all.
         compiled: run the decoder's layers, but for their attention, through torch.compile. The first steps take longer,
             while it compiles; on a CPU it needs a C++ compiler.
+
+    Source: StateKV (arXiv 2605.31598).
     """
 
     budget: int | None = 4096

@@ -50,7 +50,10 @@ class Candidates:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy(ABC):
-    """Ranks keys; the best `budget` of each key head stay. A new policy is a subclass and one line in `POLICIES`."""
+    """Ranks keys; the best `budget` of each key head stay. A new policy is a subclass and one line in `POLICIES`.
+
+    Source: StateKV (arXiv 2605.31598), which compares such policies; each subclass names its own.
+    """
 
     needs_places = old_name("needs_places", "needs_patch_indices")
 

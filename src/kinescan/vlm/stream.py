@@ -123,13 +123,20 @@ def open_stream(
 
 
 class VideoStream:
-    """One video that a VLM reads frame by frame; made by `open_stream`.
+    """One video that a VLM reads frame by frame; made by `open_stream`, which takes all settings.
 
     It runs on a second tree of modules over the model's own weights (`share_weights`), so that nothing in the model is
     ever changed: streams and plain forwards may overlap, also in other threads, and end in any order. Calls of one
     stream from several threads follow one another.
 
     A push that fails, whatever raised, leaves the stream as it was before that push, and others may follow.
+
+    Args:
+        family: the model's layers and positions, as `open_stream` makes it.
+        chat: text around the video.
+        config: settings of the stream.
+
+    Source: StateKV (arXiv 2605.31598).
     """
 
     place = old_name("place", "patch_position")

@@ -51,6 +51,8 @@ class VideoMambaConfig:
             "mean" spreads it.
         activation_checkpointing: compute blocks again in the backward pass instead of keeping what they computed; the
             same gradients in less memory.
+
+    Source: VideoMamba (arXiv 2403.06977), section 3.
     """
 
     num_classes: int = 400

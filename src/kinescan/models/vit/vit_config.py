@@ -35,6 +35,8 @@ class ViTConfig:
             siglip_gap, I-JEPA); or what a learned query reads from the normalised patches by "attention" (SigLIP).
         unit_embeddings: bring each frame's embedding to length 1, as CLIP compares images with texts; `text` of
             `create_model` sets it.
+
+    Source: Learning Transferable Visual Models (arXiv 2103.00020), and the papers that `VisionTransformer` names.
     """
 
     image_size: int = 224

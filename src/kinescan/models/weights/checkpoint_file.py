@@ -104,6 +104,10 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
 def read_checkpoint(source: str | Path, *, revision: str | None = None) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, on the CPU; see `open_checkpoint`.
 
+    Args:
+        source: a file, a folder, or a name on the Hugging Face hub.
+        revision: branch, tag or commit on the hub.
+
     Raises:
         CheckpointError: nothing there, damaged, or a pickle that would run code.
     """

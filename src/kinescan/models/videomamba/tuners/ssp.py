@@ -29,6 +29,8 @@ class SSPConfig(VideoMambaConfig):
         attention_heads: heads of that attention.
         importance_scope: where a frame's entropy is compared: "sample" within its clip, so that results do not depend
             on the clips beside it; "batch" as in the published code.
+
+    Source: SSP (arXiv 2510.12160), section 3.
     """
 
     num_prompts: int = 3
@@ -93,6 +95,8 @@ class StateSpacePrompts(Tuner):
 
 class SSPVideoMamba(TunedVideoMamba):
     """A frozen VideoMamba with state-space prompts: 2.4 million parameters are trained of 76.
+
+    Args are those of `VideoClassifier`: config, name, labels and preprocessing.
 
     Source: SSP (arXiv 2510.12160).
 
