@@ -77,7 +77,7 @@ def read_intervals(
         >>> table.classes, table.videos[0].intervals[0].end_seconds, table.problems[0].line
         (('fall',), 1.25, 3)
     """
-    source = Path(source)
+    source, folder = Path(source), Path(root) if root else None
     name = find_interval_layout(source, reader, root)
     if name is None:
         known = ["auto", *INTERVAL_DATASETS]
@@ -90,9 +90,7 @@ def read_intervals(
         raise ConfigError(
             f"group {group!r} names a column, and {source} is not a csv. Write a pattern over the ids of videos."
         )
-    found = layout.read(
-        LabelSource(path=source, root=Path(root) if root else None, part=part, split=split, group=group)
-    )
+    found = layout.read(LabelSource(path=source, root=folder, part=part, split=split, group=group))
     if not found.videos and not found.problems:
         raise ConfigError(f"{source} lists no video of the {part} part.")
     grouping = make_grouping(group)

@@ -133,20 +133,17 @@ def write_checkpoint(
         }
         saved_model.write(new, files, with_weights=WEIGHTS_FILE not in linked)
         if state is not None:
+            # Through files of Python, whose OSError says why a write failed; torch's own writer does not.
             if OPTIMIZER_FILE not in linked:
-                _save({name: getattr(state, name) for name in _LARGE}, new / OPTIMIZER_FILE)
+                with (new / OPTIMIZER_FILE).open("wb") as file:
+                    torch.save({name: getattr(state, name) for name in _LARGE}, file)
             small = {name: value for name, value in vars(state).items() if name not in _LARGE}
-            _save({"format": FORMAT, **small}, new / STATE_FILE)
+            with (new / STATE_FILE).open("wb") as file:
+                torch.save({"format": FORMAT, **small}, file)
         names = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
         sums = {name: linked.get(name) or _sha256(new / name) for name in names}
         (new / CHECKSUM_FILE).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     return {name: Known(folder / name, sums[name]) for name in wanted}
-
-
-def _save(values: Mapping[str, Any], path: Path) -> None:
-    """torch.save through a file of Python, whose OSError says why a write failed; torch's own writer does not."""
-    with path.open("wb") as file:
-        torch.save(values, file)
 
 
 def earlier_name(folder: Path, step: int) -> Path:

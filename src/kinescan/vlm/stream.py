@@ -131,11 +131,6 @@ class VideoStream:
 
     A push that fails, whatever raised, leaves the stream as it was before that push, and others may follow.
 
-    Args:
-        family: the model's layers and positions, as `open_stream` makes it.
-        chat: text around the video.
-        config: settings of the stream.
-
     Source: StateKV (arXiv 2605.31598).
     """
 
