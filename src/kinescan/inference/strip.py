@@ -89,7 +89,7 @@ def _empty_figure(num_columns: int, side: int, gap: int) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _cells(pixels: np.ndarray[Any, Any], shown: Sequence[int], gap: int) -> np.ndarray[Any, Any]:
+def _cells(pixels: np.ndarray[Any, Any], shown: np.ndarray[Any, Any], gap: int) -> np.ndarray[Any, Any]:
     """Each shown frame as it is, and below it twice faded; white between them."""
     pitch = pixels.shape[1] + gap
     canvas = np.ones((len(ROWS) * pitch - gap, len(shown) * pitch - gap, 3), dtype=np.float32)

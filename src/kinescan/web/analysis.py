@@ -201,7 +201,7 @@ def _speeds_of_clips(model: VideoClassifier, reader: VideoReader) -> list[tuple[
     span = times[_clips(model, reader, 1)[0]]
     reach = float(span[-1] - span[0]) + float(span.diff().median()) if len(span) > 1 else 0.0
     num_clips = max(1, math.ceil(float(times[-1]) / reach - 0.25)) if reach else 1
-    found = {}
+    found: dict[float, Tensor] = {}
     for indices in _clips(model, reader, num_clips):
         check_wanted()
         speed = _maps_and_speeds(model, reader.read(indices).pixels)[1]
