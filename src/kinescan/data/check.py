@@ -49,7 +49,7 @@ class CheckedVideo:
 
     def to_json(self) -> dict[str, str]:
         """Where it is and what is wrong, as plain values."""
-        named = {"part": self.part, "id": self.video_id, "path": shown(self.file.path), "label": self.label}
+        named = {"part": self.part, "id": self.video_id, "path": shown_path(self.file.path), "label": self.label}
         return named | ({"reason": self.file.reason} if self.file.problem else {})
 
 
