@@ -217,7 +217,9 @@ def report(folder: Path, results_folder: Path = measure.RESULTS) -> None:
             if keys <= done.keys() or not reaches(done, name):
                 counts[name][seed] = {key: done[key] for key in sorted(keys & done.keys())}
     log = {
-        line: torch.load(path, weights_only=True)["log"][-1] if path.exists() else published["last_line_of_training"][line]
+        line: torch.load(path, weights_only=True)["log"][-1]
+        if path.exists()
+        else published["last_line_of_training"][line]
         for name in TASKS
         for seed in counts[name]
         for line, path in [(f"{name}, seed {seed}", folder / name / f"seed{seed}.pt")]
