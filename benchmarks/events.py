@@ -7,7 +7,7 @@ The videos are those of `kinescan data make events` at 48 pixels and 6 frames a 
 objects and no distractor. All rows start from one ViT that was trained on stills; its embedding and two lower blocks
 stay as they are, its upper blocks learn at a fifth of the rate of what is new. All see the same windows of 12 frames in
 the same order, through the loop of `kinescan.training.fit`; frames whose past is not in the window count nothing.
-"Carried state" is the same training, but that after the first steps windows go one behind the other and the state goes
+"Carried state" is the same training, but that after the first steps windows go one after the other and the state goes
 on between them. Thresholds are chosen on validation videos, for the most events that are told within half a second at
 no more than two false alarms an hour; numbers are of test videos, whose textures no training video has, in one pass
 over each. Then the same twelve test videos stand at frame 100 and at frame 100,000 of one stream.
@@ -495,7 +495,7 @@ def stream_order(num_videos: int, length: int) -> list[tuple[int, int, int]]:
 def scores_from(
     first: int, updates: Sequence[EventUpdate], asked: Sequence[Sequence[Interval]], length: int
 ) -> dict[str, float]:
-    """Alarms of the stream from a frame on, where the videos with the intervals `asked` stand one behind the other."""
+    """Alarms of the stream from a frame on, where the videos with the intervals `asked` stand one after the other."""
     begin, end = first / CONFIG.fps, (first + len(asked) * length) / CONFIG.fps
     truth = [
         Interval(

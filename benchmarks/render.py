@@ -446,7 +446,7 @@ SECTIONS: Mapping[str, Section] = {
         "The paper's scores are of CLIP B/16 on Something-Something V2: orders of rows can be compared, sizes cannot.",
     ),
     "motion_levels": Section(
-        title="How hard the motions that make themselves are",
+        title="How hard the synthetic motions are",
         says="What is there to be read: correlation maps of neighbouring frames give each patch a displacement; travel "
         "is read from its sum, turning from its curl about the middle of what moves, with no training; the fraction of "
         "clips read right. What is learned: the demo's model and settings, short trainings from the same still-trained "
@@ -466,7 +466,7 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "stream_clips": Section(
         title="A stream of a clip classifier at frame 100 and at frame 100,000",
-        says="The motion model that ships, without any training: drawn clips of 8 frames one behind the other, the "
+        says="The motion model that ships, without any training: drawn clips of 8 frames one after the other, the "
         "same 99 of them near the stream's beginning and at its end, averaged as a stream does by default and by the "
         "mean of everything. An action counts as recalled when one of its frames has its label; one that has none "
         "counts with the delay of its length, 1.33 s. What the model carries of the actions before differs between "

@@ -136,7 +136,7 @@ class PKS4(VideoClassifier):
         return self.head(frames if self.answers_frames else averages), after
 
     def stream_frames(self, clip: Clip, state: PKS4State | None = None) -> tuple[Tensor, PKS4State]:
-        """Scores of every frame by itself, in the light of those before it but not averaged with them.
+        """Scores of every frame by itself, given those before it but not averaged with them.
 
         The head is linear, so that the average of these over frames is what `forward_stream` gives. A long stream
         averages them over the last seconds instead, and stays awake (see `kinescan.inference.StreamSession`).

@@ -54,6 +54,8 @@ class PKS4Config(ViTConfig):
         overlapping: with `output="frames"`: several classes may be true at once, or none; no class is "background".
         activation_checkpointing: compute blocks and scanner again in the backward pass instead of keeping what they
             computed; the same gradients in less memory.
+
+    Source: PKS4 (arXiv 2604.26461), section 3 and Tables 5 to 9.
     """
 
     num_classes: int = 400

@@ -120,6 +120,9 @@ def refuse_second_derivative(backward: Any, op: str, backend: str) -> None:
         backward: a `torch.library.custom_op`.
         op: name of the op that users call.
         backend: its backend.
+
+    Raises:
+        BackendError: not here, but when the second derivative is computed.
     """
 
     def refuse(ctx: Any, *grads: Tensor) -> None:

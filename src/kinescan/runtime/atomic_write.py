@@ -1,7 +1,7 @@
 """Files and folders are written whole or not at all: aside first, synced to the disk, then renamed.
 
 `atomic_write` and `write_text` are for one file, `atomic_files` for several that go into a folder together,
-`atomic_folder` for a folder that takes the place of another one.
+`atomic_folder` for a folder that replaces another one.
 """
 
 import os
@@ -109,7 +109,7 @@ def atomic_files(
 
     Args:
         folder: where the files go; made where it is missing.
-        last: the file that takes its name after all others, so that whoever finds it finds them, too.
+        last: the file that takes its name after all others, so that where it is there, they are, too.
         instead_of: names in `folder` that are removed before.
         error: makes the error to raise where the system refuses to write.
         advice: what to do then; ends the message.
@@ -168,7 +168,7 @@ def atomic_folder(
     error: Callable[[str], Exception] = ConfigError,
     advice: str = ADVICE,
 ) -> Iterator[Path]:
-    """A new folder that takes the place of `folder`, with all that is in it, when the block ends well.
+    """A new folder that replaces `folder`, with all that is in it, when the block ends well.
 
     Whatever happens on the way, `folder` holds either what it held before or the new files; only between the two
     renames it is not there: then the old one is `folder_aside(folder, "old")` (or `earlier`), and the new one is

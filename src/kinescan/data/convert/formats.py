@@ -94,7 +94,7 @@ def find_format(file: Path, name: str = "auto") -> str:
         raise ConfigError(f"unknown format {name!r}. {closest(name, ['auto', *FORMATS])}")
     found = next((key for key, known in FORMATS.items() if known.fits(file)), None)
     if found is None:
-        raise ConfigError(f"{file} is of no format that is known: {_advice(file)}")
+        raise ConfigError(f"the format of {file} is unknown: {_advice(file)}")
     return found
 
 

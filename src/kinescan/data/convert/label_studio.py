@@ -111,7 +111,7 @@ class _Reading:
         )
 
     def _results(self, task: Mapping[str, Any]) -> Sequence[Any] | None:
-        """Regions of a task; None where nobody has labelled it."""
+        """Regions of a task; None for a task without annotations."""
         given = _annotations(task)
         if given is None:
             return list(_minimal(task)) or None
@@ -165,7 +165,7 @@ def _annotations(task: Mapping[str, Any]) -> Any:
 
 
 def _moment(text: Any) -> float:
-    """Seconds of a time stamp with or without a time zone, so that two can be compared; -inf where it is none."""
+    """Seconds of a time stamp with or without a time zone, so that two can be compared; -inf for other text."""
     try:
         moment = datetime.fromisoformat(str(text))
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -2,7 +2,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kinescan.data.readers.files import is_hidden, is_video
-from kinescan.data.readers.source import LabelledVideo, Listing, Source
+from kinescan.data.readers.source import LabelledVideo, LabelSource, Listing
 from kinescan.data.readers.split_names import part_of
 from kinescan.errors import ConfigError
 from kinescan.runtime.addresses import address_of, as_path
@@ -25,7 +25,7 @@ def remote_videos(folder: str | Path) -> list[Path]:
     return sorted(as_path(name) for name in names if is_video(name) and not is_hidden(name.rpartition("/")[2]))
 
 
-def read_remote_folder(source: Source) -> Listing:
+def read_remote_folder(source: LabelSource) -> Listing:
     """Videos in one folder per class of an object store.
 
     Raises:

@@ -38,7 +38,7 @@ class OpenVideo(Protocol):
         """[num_frames], float64, increasing: when each is shown."""
 
     def read(self, indices: Sequence[int] | Tensor) -> Frames:
-        """The frames at these indices."""
+        """The frames at these indices: pixels uint8 [n, 3, H, W], in their order."""
 
     def in_order(self, indices: Sequence[int]) -> Iterator[tuple[Pixels, float]]:
         """The frames at these indices, not decreasing, each with its time in seconds."""
@@ -53,7 +53,7 @@ class GivenFrames:
         fps: frames a second.
 
     Raises:
-        ShapeError: they are no such frames.
+        ShapeError: the frames have another shape, dtype or range.
 
     Example:
         >>> given = GivenFrames(np.zeros((4, 24, 32, 3), dtype=np.uint8), fps=8)

@@ -220,7 +220,7 @@ class LiveVideo:
     def _whole_frames(self) -> Iterator[tuple[av.VideoFrame, float | None, float]]:
         """Frames with their times by the video source's clock, and by the wall's when they came.
 
-        Packets are known by their ordinals, which the decoder hands on to the frames.
+        Packets are known by their ordinals, which the decoder passes to the frames.
         """
         decoder, damage, asked = self._stream.codec_context, Damage(), time.monotonic()
         codec = decoder.codec.canonical_name
@@ -340,7 +340,7 @@ class LiveVideo:
         return self._pipe is not None and self._pipe.has_ended and self._container.format.name == "mpjpeg"
 
     def _arrived(self, packet: av.Packet) -> float:
-        """When it came, by the wall's clock; FFmpeg reads seconds of a pipe before it hands on the first packet."""
+        """When it came, by the system clock; FFmpeg reads seconds of a pipe before it gives the first packet."""
         if self._pipe is None or packet.pos is None:
             return time.monotonic()
         return self._pipe.arrived(packet.pos + packet.size)

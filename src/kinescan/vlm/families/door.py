@@ -254,7 +254,7 @@ def load_pretrained(
         merge_adapter: where the name is an adapter of PEFT, its weights become part of the model's.
 
     Raises:
-        CheckpointError: there is none of that name, or it is damaged, incomplete, or brings its own code.
+        CheckpointError: no such model is found, or it is damaged, incomplete, or brings its own code.
         ConfigError: the family is not supported.
         DependencyError: a package that the weights need is not installed.
     """
