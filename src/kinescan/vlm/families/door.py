@@ -183,12 +183,13 @@ def _unpack(model: nn.Module) -> None:
     for module in model.modules():
         # bitsandbytes moves the scales from the weight to the module at the module's first forward, and vision layers
         # have had none: of a model and its twins, which share the weight, the first one would take them from all others
-        if hasattr(module, "init_8bit_state") and getattr(module.weight, "CB", None) is not None:
-            module.init_8bit_state()
+        move: Any = getattr(module, "init_8bit_state", None)
+        if move is not None and getattr(module.weight, "CB", None) is not None:
+            move()
 
 
 def _quantised_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Tensors in objects that are no modules, in which bitsandbytes keeps quantised weights and their scales."""
+    """Tensors of a module's attributes of other classes, where bitsandbytes keeps weights and their scales."""
     for value in vars(module).values():
         if not isinstance(value, nn.Module | Tensor) and hasattr(value, "__dict__"):
             yield from (held for held in vars(value).values() if isinstance(held, Tensor))
