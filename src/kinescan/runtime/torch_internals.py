@@ -29,6 +29,7 @@ __all__ = [
     "active_transforms",
     "argument_names",
     "compile_shared_layers",
+    "constant_when_compiled",
     "ended_worker",
     "exhausted_memory",
     "has_cpu_autocast_rule",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=nn.Module)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _AUTOCAST_KEY = "AutocastCPU"
 _KINDS_OF_INPUTS = 64
@@ -106,7 +108,17 @@ def without_cpu_autocast() -> AbstractContextManager[Any]:
     return guard
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def constant_when_compiled(function: Function) -> Function:
+    """Marks a function whose answer torch.compile may take for a constant.
+
+    It does what `torch.compiler.assume_constant_result` does, which would load the compiler at import: two seconds of
+    every command's start.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_compiled
 def active_transforms() -> tuple[str, ...]:
     """What of torch.func runs here ("grad", "jvp", "vmap", "functionalize"), and "forward" for forward mode.
 
