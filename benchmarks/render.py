@@ -396,7 +396,7 @@ SECTIONS: Mapping[str, Section] = {
     "statekv_limits": Section(
         title="StateKV: what a limit of the full KV cache costs",
         says="The cue task and a needle task at a quarter and a sixteenth of the tokens (docs/statekv.md); chance is "
-        "one third. The grid is for three seeds; `n` says how many are counted so far.",
+        "one third. `n` is the number of seeds that count; kind B of the cue task has one alone.",
     ),
     "statekv_open_questions": Section(
         title="StateKV: what the method leaves free",

@@ -46,7 +46,10 @@ def _table(fits: Callable[[Path], bool]) -> Callable[[Path], bool]:
 
 FORMATS: dict[str, Format] = {
     "label_studio": Format(
-        read_label_studio, is_label_studio, ("label", "control"), "Label Studio: JSON or JSON-MIN; takes --fps"
+        read_label_studio,
+        is_label_studio,
+        ("label", "control"),
+        "Label Studio: JSON, JSON-MIN, CSV or TSV; takes --fps",
     ),
     "elan": Format(
         read_eaf, is_eaf, ("text", "tier", "participant"), "ELAN: .eaf, one file a recording", instead="tier"
