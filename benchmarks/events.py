@@ -7,11 +7,12 @@ The videos are those of `kinescan data make events` at 48 pixels and 6 frames a 
 objects and no distractor. All rows start from one ViT that was trained on stills; its embedding and two lower blocks
 stay as they are, its upper blocks learn at a fifth of the rate of what is new. All see the same windows of 12 frames in
 the same order, through the loop of `kinescan.training.fit`; frames whose past is not in the window count nothing.
-"Carried state" is the same training, but that after the first steps windows go one behind the other and the state goes
+"Carried state" is the same training, but that after the first steps windows go one after the other and the state goes
 on between them. Thresholds are chosen on validation videos, for the most events that are told within half a second at
 no more than two false alarms an hour; numbers are of test videos, whose textures no training video has, in one pass
 over each. Then the same twelve test videos stand at frame 100 and at frame 100,000 of one stream.
-Writes benchmarks/results/events.json from what is done.
+Writes benchmarks/results/events.json from what is done, and what each row and seed gave into raw/ beside it, which is
+read again: seeds that are made later are added to those that are there.
 
 Harder videos, each with models and a result of their own: --data distractors (a panel moves as the objects do and means
 nothing; writes events_distractors.json), --data everything (that, and objects that turn, grow and shrink besides
@@ -81,6 +82,8 @@ def data_name() -> str:
 DATA_NAME = data_name()
 RESULT = "events" if DATA_NAME == "plain" else f"events_{DATA_NAME}"
 WORK = Path("runs") / RESULT
+RAW = measure.RESULTS / "raw" / f"{RESULT}.json"
+"""What each row and seed gave."""
 STILLS = Path("runs/events/stills")
 """One ViT for all data: what it saw belongs to none of them."""
 RECIPES = measure.HERE.parent / "src" / "kinescan" / "recipes"
@@ -448,7 +451,7 @@ def alarm_numbers(alarms: AlarmScores) -> dict[str, float]:
 
 def long_stream(row: str, seed: int, *, carried: bool) -> dict[str, Any]:
     """The same videos at frame 100 and at frame 100,000 of one stream, with other videos before and between."""
-    scored = json.loads(done_path(job_name(row, carried=carried), seed).read_text())
+    scored = read_done()[f"{job_name(row, carried=carried)}|{seed}"]
     rules = build_settings(EventRules, scored["rules"])
     pixels, truth = load_videos("test")
     path = model_folder(row, seed, carried=carried) / "stream.npy"
@@ -495,7 +498,7 @@ def stream_order(num_videos: int, length: int) -> list[tuple[int, int, int]]:
 def scores_from(
     first: int, updates: Sequence[EventUpdate], asked: Sequence[Sequence[Interval]], length: int
 ) -> dict[str, float]:
-    """Alarms of the stream from a frame on, where the videos with the intervals `asked` stand one behind the other."""
+    """Alarms of the stream from a frame on, where the videos with the intervals `asked` stand one after the other."""
     begin, end = first / CONFIG.fps, (first + len(asked) * length) / CONFIG.fps
     truth = [
         Interval(
@@ -572,8 +575,15 @@ def spread(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def mean_of(runs: Sequence[Mapping[str, float]], key: str) -> float | None:
     """None where no run has a number, such as the delay where nothing was told."""
-    found = [run[key] for run in runs if not math.isnan(run[key])]
+    found = [run[key] for run in runs if run[key] is not None and not math.isnan(run[key])]
     return statistics.mean(found) if found else None
+
+
+def without_nan(content: Any) -> Any:
+    """Nested dicts with None for each number that is none, as JSON has it."""
+    if isinstance(content, Mapping):
+        return {key: without_nan(value) for key, value in content.items()}
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def publish(done: Mapping[str, Any]) -> None:
@@ -595,6 +605,8 @@ def publish(done: Mapping[str, Any]) -> None:
         "of_the_upper_blocks": RATE * BACKBONE_RATE,
         "most_false_alarms_per_hour_on_validation": MOST_FALSE_ALARMS,
     }
+    RAW.parent.mkdir(parents=True, exist_ok=True)
+    RAW.write_text(json.dumps(without_nan(done), indent=1, sort_keys=True, allow_nan=False) + "\n")
     summary = summarise(done)
     fewest = min((row["seeds"] for row in summary["rows"].values()), default=0)
     measure.write_result(RESULT, seed=SEEDS[0], n=fewest, settings=settings, results=summary)
@@ -611,22 +623,22 @@ def main() -> None:
     (WORK / "done").mkdir(exist_ok=True)
     started = time.monotonic()
     for seed, (name, work, row, carried) in in_order(arguments.seeds):
-        path = done_path(name, seed)
-        if path.exists() or (arguments.only and not name.startswith(tuple(arguments.only))):
+        if f"{name}|{seed}" in read_done() or (arguments.only and not name.startswith(tuple(arguments.only))):
             continue
         if time.monotonic() - started > arguments.seconds:
             return
         found = work(row, seed, carried=carried)
-        path.write_text(json.dumps(found, indent=1))
+        done_path(name, seed).write_text(json.dumps(found, indent=1))
         print(name, seed, found, flush=True)
         publish(read_done())
     print("complete")
 
 
 def read_done() -> dict[str, Any]:
-    """What all processes have done."""
+    """What all processes have done, and what was published before."""
     paths = {f"{name}|{seed}": done_path(name, seed) for name, *_ in JOBS for seed in SEEDS}
-    return {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
+    before = json.loads(RAW.read_text()) if RAW.exists() else {}
+    return before | {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
 
 
 if __name__ == "__main__":

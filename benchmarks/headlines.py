@@ -193,7 +193,7 @@ def _at(results: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 
 def update(documents: Mapping[str, Mapping[str, Any]], readme: Path = README, *, check: bool) -> bool:
-    """Puts the table into README in place of the one that is there.
+    """Puts the table into README instead of the one that is there.
 
     Args:
         documents: results by name.

@@ -354,11 +354,13 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "triton_compile": Section(
         title="Triton kernels, compiled without a GPU",
-        says="Registers and spilled bytes at production sizes. No speed: that needs a GPU.",
+        says="Registers and spilled bytes at production sizes, VideoMamba's long scan in pieces of time among them. No "
+        "speed: that needs a GPU.",
     ),
-    "triton_compile_long_scan": Section(
-        title="A long scan in pieces of time, compiled without a GPU",
-        says="Registers and spilled bytes of VideoMamba's scan: 8 tracks, 6,273 steps, 1,152 channels. No speed.",
+    "ray_scaling": Section(
+        title="Predictions by Ray with one and with two workers",
+        says="Rows a second of the command from when a quarter of its parts is written, and processor time of the "
+        "workers; runs take turns. Rows are those of one process.",
     ),
     "checkpoint_wait": Section(
         title="How long training waits for checkpoints of PKS4-L/14",
@@ -394,7 +396,7 @@ SECTIONS: Mapping[str, Section] = {
     "statekv_limits": Section(
         title="StateKV: what a limit of the full KV cache costs",
         says="The cue task and a needle task at a quarter and a sixteenth of the tokens (docs/statekv.md); chance is "
-        "one third. The grid is for three seeds; `n` says how many are counted so far.",
+        "one third. `n` is the number of seeds that count; kind B of the cue task has one alone.",
     ),
     "statekv_open_questions": Section(
         title="StateKV: what the method leaves free",
@@ -446,7 +448,7 @@ SECTIONS: Mapping[str, Section] = {
         "The paper's scores are of CLIP B/16 on Something-Something V2: orders of rows can be compared, sizes cannot.",
     ),
     "motion_levels": Section(
-        title="How hard the motions that make themselves are",
+        title="How hard the synthetic motions are",
         says="What is there to be read: correlation maps of neighbouring frames give each patch a displacement; travel "
         "is read from its sum, turning from its curl about the middle of what moves, with no training; the fraction of "
         "clips read right. What is learned: the demo's model and settings, short trainings from the same still-trained "
@@ -466,7 +468,7 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "stream_clips": Section(
         title="A stream of a clip classifier at frame 100 and at frame 100,000",
-        says="The motion model that ships, without any training: drawn clips of 8 frames one behind the other, the "
+        says="The motion model that ships, without any training: drawn clips of 8 frames one after the other, the "
         "same 99 of them near the stream's beginning and at its end, averaged as a stream does by default and by the "
         "mean of everything. An action counts as recalled when one of its frames has its label; one that has none "
         "counts with the delay of its length, 1.33 s. What the model carries of the actions before differs between "

@@ -1,9 +1,9 @@
-"""How a stream of a clip classifier should forget: accuracy on actions one behind the other, three seeds.
+"""How a stream of a clip classifier should forget: accuracy on actions one after the other, three seeds.
 
 Run, again and again until it says "complete":   OMP_NUM_THREADS=1 python benchmarks/stream_average.py --seconds 500
 
 A small causal PKS4 (recipe own_videos_cpu, 48 pixels) learns four motions from clips of 8 frames, 0.3 s apart, so that
-a clip lasts 2.4 s. Test clips come from other textures. Streams are test clips one behind the other, seen at the same
+a clip lasts 2.4 s. Test clips come from other textures. Streams are test clips one after the other, seen at the same
 distance of frames; an action lasts as long as a clip. Scored: every frame of the first action, and of the later ones;
 the last frame of each clip by itself, fresh (what the average loses on clips); and the delay: from an action's start
 to the first frame that has its label. Each is scored once more with the model under bfloat16 autocast, and with what

@@ -5,7 +5,7 @@ Run: OMP_NUM_THREADS=1 python benchmarks/stream_clips.py            (about four 
 Writes benchmarks/results/stream_clips.json.
 
 An action is a drawn clip of 8 frames at the rate that the model was trained with; its textures were not trained on. A
-stream is actions one behind the other, the same 100 of them from frame 104 on and at the end. The model's state is
+stream is actions one after the other, the same 100 of them from frame 104 on and at the end. The model's state is
 carried through, its answers are averaged as a stream averages them by default, and, beside it, by a mean over all.
 """
 
@@ -34,7 +34,7 @@ TOLERANCE = 1e-4
 
 
 def pool(model: PKS4) -> tuple[Tensor, Tensor]:
-    """Clips [n, T, 3, S, S] and the places of their names among the model's classes."""
+    """Clips [n, T, 3, S, S] and the class indices of their labels."""
     config = MotionClipsConfig(names=tuple(model.class_names))
     batches = list(MotionClips(model.preprocessing, num_batches=POOL, config=config, seed=SEED).batches(0, 0))
     return torch.cat([batch.clips for batch in batches]), torch.cat([batch.labels for batch in batches])

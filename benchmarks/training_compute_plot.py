@@ -41,7 +41,7 @@ def write(curves: Mapping[str, Mapping[str, Points]], path: Path) -> None:
 
 
 def _line(axes: Axes, row: str, seeds: Sequence[Points], field: str, factor: float) -> None:
-    """All but the first point, which cost nothing and has no place on a logarithmic axis."""
+    """All but the first point, which cost nothing and cannot be shown on a logarithmic axis."""
     columns: list[Any] = list(zip(*(points[1:] for points in seeds), strict=True))
     x = [factor * statistics.mean(point[field] for point in column) for column in columns]
     tests = [[point["test"] for point in column] for column in columns]

@@ -15,6 +15,7 @@ DOORS = {
     "accelerate": "runtime/accelerate_internals.py",
     "transformers": "runtime/transformers_internals.py",
     "python": "runtime/python_internals.py",
+    "gcsfs": "runtime/gcsfs_internals.py",
 }
 COMPARED = {"models/weights/torchscript.py"}
 """Compares such names with those in other people's files; calls none of them."""

@@ -1,7 +1,9 @@
 """The words of the project: one name for one thing, plain sentences; tests pin names, not sentences."""
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,15 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 # What is said otherwise: docs/glossary.md has the words.
 FORBIDDEN = {
-    r"(?<![Tt]here )\b(is|was) no (?!longer|larger|more|better|other|less|smaller|such)\w": "is not a ...",
+    r"(?<![Tt]here )\b(is|was|are|were) no (?!longer|larger|more|better|other|less|smaller|such)\w": "is not a ...",
+    r"\b(is|are|tells?) of no \w": "has none, is without",
+    r"\b(that|which) makes? (itself|themselves)\b": "synthetic data",
+    r"\bin the place of\b|\bin (its|their) place\b": "instead of",
+    r"\b(is|are) no (fault|chance)\b": "is not an error of",
+    r"\bone behind the other\b": "one after the other",
+    r"\b(is|are) none of (the|these|them)\b": "is not one of",
+    r"\b(files|records|messages) of before\b": "older, earlier",
+    r"the wall's clock": "the system clock",
     r"\bgo(es)? on\b(?! (a|the) GPU)|\bwent on\b": "continue(s)",
     r"\bnobody kn(ows|ew)\b": "it is unknown",
     r"\b(errors?|models?|features?|modules?|checks?|operators?) of ours\b": "... of kinescan",
@@ -106,10 +116,22 @@ def _forbidden(text: str) -> list[str]:
 
 
 def _strings(source: str) -> Iterator[tuple[int, str]]:
-    """Strings of a module, docstrings and messages alike, with their lines."""
+    """Docstrings, messages and comments of a module, with their lines; comments one below the other are one text."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, re.sub(r"\s+", " ", node.value)
+    block: list[str] = []
+    first = last = 0
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            line = token.start[0]
+            if line != last + 1 and block:
+                yield first, " ".join(block)
+                block = []
+            first, last = (first if block else line), line
+            block.append(token.string.lstrip("# "))
+    if block:
+        yield first, " ".join(block)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("src/kinescan/**/*.py")), ids=lambda path: path.stem)
@@ -122,6 +144,12 @@ def test_strings_use_the_words_of_the_glossary(path: Path) -> None:
 def test_pages_use_the_words_of_the_glossary(path: Path) -> None:
     found = _forbidden(re.sub(r"\s+", " ", path.read_text(encoding="utf-8")))
     assert not found
+
+
+def test_comments_are_read_as_texts() -> None:
+    found = dict(_strings("x = 1  # one\n\n# this is\n# no clip\ny = 2\n"))
+    assert found == {1: "one", 3: "this is no clip"}
+    assert _forbidden(found[3])
 
 
 def test_forbidden_words_are_found() -> None:

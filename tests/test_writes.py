@@ -19,7 +19,7 @@ from kinescan.training.checkpoint import write_checkpoint
 from kinescan.training.run_log import Journal
 
 SOURCE = Path(kinescan.__file__).parent
-ATOMIC = {"atomic_write", "atomic_files", "atomic_folder"}
+ATOMIC = {"atomic_write", "atomic_files", "atomic_folder", "write_file"}
 HOME = "runtime/atomic_write.py"
 GIVEN = {
     "inference/export_formats.py": "writes into the folder that export's atomic_files gives it",

@@ -1,10 +1,30 @@
 """The errors that users meet: each message says what was given, what is allowed, and what to do."""
 
+import re
 from pathlib import Path
+
+ADDRESS_SCHEMES = ("http", "https", "s3", "gs", "gcs")
+_ONE_SLASH = re.compile(rf"\b({'|'.join(ADDRESS_SCHEMES)}):/(?=[^/\s])")
+
+
+def with_both_slashes(text: str) -> str:
+    """A text that names addresses as paths have them, with the addresses as they were typed.
+
+    Example:
+        >>> with_both_slashes("s3:/bucket/a.mp4 is cut"), with_both_slashes("clips/a.mp4")
+        ('s3://bucket/a.mp4 is cut', 'clips/a.mp4')
+    """
+    return _ONE_SLASH.sub(r"\1://", text)
 
 
 class KinescanError(Exception):
-    """Any error that this package raises on purpose."""
+    """Any error that this package raises on purpose.
+
+    Addresses travel as paths, which have one slash where an address has two; messages show both.
+    """
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(with_both_slashes(part) if isinstance(part, str) else part for part in parts))
 
 
 class ConfigError(KinescanError, ValueError):
@@ -19,13 +39,13 @@ class VideoError(KinescanError, OSError):
     """A video file cannot be read as asked.
 
     Attributes:
-        path: the file, as it was given.
+        path: the file, as it was given; an address with both of its slashes.
         reason: why, without the path; this is what lists of unreadable files show.
     """
 
     def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = str(path)
+        self.path = with_both_slashes(str(path))
+        super().__init__(f"{self.path}: {reason}")
         self.reason = reason
 
     def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str]]:

@@ -52,7 +52,7 @@ def build_settings(cls: type[T], values: Mapping[str, Any], *, where: str = "") 
     try:
         text = json.dumps(values, default=_plain)
     except (ValueError, RecursionError, TypeError) as error:
-        raise ConfigError(f"{where or cls.__name__} holds a value that is none of a setting ({error}).") from None
+        raise ConfigError(f"{where or cls.__name__} holds a value that no setting can have ({error}).") from None
     try:
         built: T = _adapter(cast(Any, cls)).validate_json(text, strict=True)
         return built
@@ -115,6 +115,9 @@ def renamed_parameters(**old_names: str) -> Callable[[Callable[P, R]], Callable[
 
     Args:
         **old_names: old name of a parameter -> its name now.
+
+    Raises:
+        TypeError: (by the function) a parameter is given by both names.
     """
 
     def take(function: Callable[P, R]) -> Callable[P, R]:

@@ -18,9 +18,6 @@ TO_BE_MADE_AGAIN = {
     "shards_cpu.json": "wants a machine that does nothing else",
     "ssp_grid.json": "hours of training",
     "statekv_accuracy.json": "hours of training",
-    "statekv_limits.json": "hours of training",
-    "triton_compile.json": "an hour of compiling",
-    "triton_compile_long_scan.json": "after the kernel that it compiles",
 }
 """Results of a commit that got another name before it was pushed: no longer to be looked up."""
 

@@ -1,5 +1,7 @@
 """`kinescan data convert` on small exports in the published formats of each tool."""
 
+import csv
+import io
 import json
 import re
 import zipfile
@@ -43,6 +45,29 @@ def test_label_studio_timelines_count_frames_from_1(convert: Convert) -> None:
     rated = task(timeline(11, 25, "fall"))
     rated["data"] = {"video": "s3://bucket/a.mp4", "fps": 20}
     assert convert("x.json", json.dumps(rated)) == FALL
+
+
+def test_label_studio_tables_and_json_min_have_a_row_for_each_annotation(convert: Convert) -> None:
+    def row(task: int, updated: str, *ranges: dict[str, object], video: str = "/data/upload/3/0a1b2c3d-a.mp4") -> Any:
+        regions = {"tricks": list(ranges)} if ranges else {}
+        return {"annotation_id": 4, "annotator": 1, "id": task, "lead_time": 1.5, "updated_at": updated, **regions} | {
+            "video": video
+        }
+
+    old = row(1, "2026-01-01T10:00:00Z", timeline(1, 5, "old")["value"])  # type: ignore[arg-type]
+    new = row(1, "2026-02-01T10:00:00Z", timeline(11, 25, "fall")["value"])  # type: ignore[arg-type]
+    tasks = [old, new, row(2, "2026-01-01T10:00:00Z", video="/data/upload/3/0a1b2c3d-b.mp4")]
+    assert convert("x.json", json.dumps(tasks), "--fps", "20") == [*FALL, *NOTHING]
+    for sign, name in ((",", "x.csv"), ("\t", "x.tsv")):
+        text = io.StringIO()
+        table = csv.writer(text, delimiter=sign)
+        columns = ("annotation_id", "annotator", "id", "lead_time", "tricks", "updated_at", "video")
+        table.writerow(columns)
+        for one in tasks:
+            cells = (one.get(column, "") for column in columns)
+            table.writerow([json.dumps(cell) if isinstance(cell, list) else cell for cell in cells])
+        assert convert(name, text.getvalue(), "--fps", "20") == [*FALL, *NOTHING]
+        assert "several annotations" in said(convert)
 
 
 def test_label_studio_names_of_files_with_blanks_are_found(convert: Convert, three_seconds: Path) -> None:
@@ -166,6 +191,29 @@ def test_elan_times_that_are_not_there(convert: Convert) -> None:
     assert convert("x.eaf", lost, code=1) == FALL
     assert "annotation a2 of tier 'event' has no times" in said(convert)
     assert "annotation r1 of tier 'side' has no times" in said(convert)
+
+
+def test_elan_annotations_that_subdivide_another_share_its_time(convert: Convert) -> None:
+    def referring(number: int, parent: str, text: str, before: str = "") -> str:
+        previous = f' PREVIOUS_ANNOTATION="{before}"' if before else ""
+        return (
+            f'<ANNOTATION><REF_ANNOTATION ANNOTATION_ID="r{number}" ANNOTATION_REF="{parent}"{previous}>'
+            f"<ANNOTATION_VALUE>{text}</ANNOTATION_VALUE></REF_ANNOTATION></ANNOTATION>"
+        )
+
+    parts = referring(1, "a1", "slip") + referring(2, "a1", "drop", "r1") + referring(3, "a1", "rest", "r2")
+    child = f'<TIER TIER_ID="phase" PARENT_REF="event">{parts}</TIER>'
+    grandchild = f'<TIER TIER_ID="note" PARENT_REF="phase">{referring(4, "r2", "hard")}</TIER>'
+    assert convert("x.eaf", eaf(tier("fall") + child + grandchild)) == [
+        ("a.mp4", "0.5", "0.75", "slip"),
+        *FALL,
+        ("a.mp4", "0.75", "1", "drop"),
+        ("a.mp4", "0.75", "1", "hard"),
+        ("a.mp4", "1", "1.25", "rest"),
+    ]
+    circle = referring(5, "r6", "round") + referring(6, "r5", "round", "r6")
+    circle = f'<TIER TIER_ID="circle" PARENT_REF="event">{circle}</TIER>'
+    assert convert("x.eaf", eaf(tier("fall") + circle), code=1) == FALL
 
 
 @pytest.mark.parametrize(

@@ -77,3 +77,10 @@ def test_every_list_and_a_recipe_load_nothing_heavy() -> None:
     assert "numba" in answered["list backends"]
     assert "optim.lr" in answered["list settings"]
     assert {name.partition(".")[0] for name in found["modules"]} & HEAVY == set()
+
+
+def test_prediction_and_training_load_no_compiler() -> None:
+    """torch._dynamo takes two seconds of CPU to load, which every command would wait for."""
+    script = "import sys, kinescan.runs.predict, kinescan.runs.train; print('torch._dynamo' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True)
+    assert run.stdout.strip() == "False"

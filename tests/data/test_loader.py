@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -386,6 +386,40 @@ def test_clips_in_bytes_are_finished_to_the_same_clips(folder: Path) -> None:
         assert torch.equal(finish_clips(raw.clips, raw.left, SETTINGS), finished.clips)
 
 
+class Breaks:
+    """Gives no batch of what one worker reads, but an error."""
+
+    def __init__(self, worker: Any, error: Exception) -> None:
+        self._workers, self.error = [worker], error
+
+    def __next__(self) -> Batch:
+        raise self.error
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_an_ended_worker_is_told_by_its_process_whatever_the_error_says(
+    folder: Path, lives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60 if lives else 0,))
+    worker.start()
+    if not lives:
+        worker.join()
+    error = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly" if lives else "anything")
+    breaks = Breaks(worker, error)
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", lambda _: breaks)
+    loader = make_loader(training_set(folder), LoaderConfig(batch_size=2), shuffle=False, seed=0)
+    try:
+        with pytest.raises(RuntimeError) as raised:
+            next(iter(loader))
+        assert (raised.value is error) is lives
+        assert isinstance(raised.value, WorkerError) is not lives
+        # likewise for an error that comes while a batch is in use
+        assert (worker_lost(error) is None) is lives
+    finally:
+        worker.kill()
+        worker.join()
+
+
 @pytest.mark.parametrize(
     ("error", "ends"),
     [(ConnectionResetError, True), (EOFError, True), (FileNotFoundError, True), (ConnectionResetError, False)],
@@ -394,16 +428,10 @@ def test_connection_that_breaks_since_a_worker_ends_is_an_error_of_ours(
     folder: Path, error: type[Exception], ends: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0.5 if ends else 60,))
-    worker.start()
-
-    class Breaks:  # the connection ends before the process does
-        _workers: ClassVar[list[Any]] = [worker]
-
-        def __next__(self) -> Batch:
-            raise error
-
+    worker.start()  # the connection ends before the process does
+    breaks = Breaks(worker, error())
     loader = make_loader(training_set(folder), LoaderConfig(batch_size=2), shuffle=False, seed=0)
-    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", lambda _: Breaks())
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", lambda _: breaks)
     try:
         with pytest.raises(WorkerError if ends else error):
             next(iter(loader))
@@ -422,12 +450,16 @@ def test_connection_that_breaks_since_a_worker_ends_is_an_error_of_ours(
     ],
 )
 def test_a_script_that_every_worker_would_run_again_is_named(
-    name: str, text: str | None, is_named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, text: str | None, is_named: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0,))
+    worker.start()
+    worker.join()
+    breaks = Breaks(worker, RuntimeError("anything"))
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", lambda _: breaks)
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / name), raising=False)
-    error = worker_lost(RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"))
-    assert isinstance(error, WorkerError)
-    assert "loader.num_workers" in str(error)
-    assert (name in str(error) and "__main__" in str(error)) is is_named
+    with pytest.raises(WorkerError, match=r"loader\.num_workers") as raised:
+        next(iter(make_loader(training_set(folder), LoaderConfig(batch_size=2), shuffle=False, seed=0)))
+    assert (name in str(raised.value) and "__main__" in str(raised.value)) is is_named

@@ -5,9 +5,10 @@ import time
 
 import pytest
 import torch
+from tests.folder_store import folder_store
 
 from kinescan.data.transforms import EvalTransform
-from kinescan.data.video import VideoReader, write_video
+from kinescan.data.video import VideoReader, is_live, write_video
 from kinescan.errors import CheckpointError, ConfigError, NonFiniteError, ShapeError, VideoError
 from kinescan.inference.stream import StreamSession, stream
 from kinescan.inference.stream_state import load_stream_state, save_stream_state
@@ -64,6 +65,19 @@ def test_stream_of_a_file_equals_stream_of_its_frames(causal_model, tmp_path):
     for one, other in zip(from_file, from_pairs, strict=True):
         assert one.seconds == other.seconds
         assert torch.equal(one.logits, other.logits)
+
+
+def test_stream_of_a_file_in_an_object_store_equals_stream_of_the_file(causal_model, tmp_path, monkeypatch):
+    with folder_store(tmp_path / "store", monkeypatch) as store:
+        write_video(store.folder / "a.mp4", random_frames(6), fps=8)
+        address = f"{store.address}/a.mp4"
+        assert not is_live(address)
+        near = list(stream(causal_model, store.folder / "a.mp4"))
+        far = list(stream(causal_model, address))
+        assert len(far) == 6
+        assert all(torch.equal(one.logits, other.logits) for one, other in zip(far, near, strict=True))
+        with pytest.raises(VideoError, match=r"s3://bucket/b\.mp4"):
+            list(stream(causal_model, f"{store.address}/b.mp4"))
 
 
 def test_stream_of_a_live_source_equals_stream_of_the_file(causal_model, tmp_path):

@@ -159,6 +159,28 @@ def test_size_and_rate_may_change_on_the_way(timed_model):
     assert [p.seconds for p in predictions] == pytest.approx([FRAME_SECONDS * k for k in range(25)], abs=1e-6)
 
 
+@pytest.mark.parametrize("is_live", [False, True], ids=["file", "live"])
+@pytest.mark.parametrize("changed", ["size", "rate", "pixel format"])
+def test_a_recording_may_change_on_the_way(timed_model, tmp_path, changed, is_live):
+    """Two recordings of MPEG-TS joined byte by byte, as a camera leaves them that was set otherwise in between."""
+    rate = 50.0 if changed == "rate" else 25.0
+    times = steady(rate, seconds=2.0, start=2.0)
+    later = torch.stack([scene(time) for time in times])
+    # sides that are odd are stored as 4:4:4
+    later = {"size": later.repeat_interleave(2, 2).repeat_interleave(2, 3), "pixel format": later[..., :63]}.get(
+        changed, later
+    )
+    write_video(tmp_path / "a.ts", torch.stack([scene(time) for time in steady(25.0, seconds=2.0)]), fps=25)
+    write_video(tmp_path / "b.ts", later, fps=rate, pts_seconds=torch.tensor(times))
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    predictions = list(stream(timed_model, f"file://{joined}" if is_live else joined))
+    assert [p.seconds for p in predictions] == pytest.approx([FRAME_SECONDS * k for k in range(25)], abs=0.02)
+    if changed != "pixel format":
+        expected = at_turns(stream(timed_model, shown(steady(25.0, seconds=4.0))))
+        torch.testing.assert_close(at_turns(predictions), expected, atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize(("away", "is_cut"), [(0.5, False), (1.9, False), (2.1, True), (7200.0, True)])
 def test_a_live_stream_restarted_after_a_pause_follows_the_rule_for_pauses(
     timed_model, tmp_path, monkeypatch, away, is_cut

@@ -41,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "exponential": {"average": "exponential"},
     "gate": {"gate": True},
     "difference": {"difference": True},
+    "changes only": {"difference": True, "changes_only": True},
 }
 
 
@@ -454,6 +455,18 @@ def test_what_changed_since_the_frame_before_starts_as_nothing_and_a_first_frame
     bare.load_state_dict(model.state_dict(), strict=False)
     assert torch.equal(model(still), bare(still))
     assert not torch.allclose(model(clip), bare(clip), atol=1e-3)
+
+
+def test_of_changes_alone_what_stands_still_is_not_seen() -> None:
+    model = _awake(PKS4(replace(TINY, causal=True, difference=True, changes_only=True, output="frames"))).eval()
+    clip = _clip(4)
+    room = torch.randn(1, 1, 3, *clip.shape[-2:])
+    torch.testing.assert_close(model(clip + room), model(clip), atol=1e-4, rtol=1e-4)
+    still = clip[:, :1].expand(-1, 4, -1, -1, -1)
+    assert torch.equal(model(still), model(torch.zeros_like(clip)))
+    assert not torch.allclose(model(clip), model(still), atol=1e-3)
+    with pytest.raises(ConfigError, match="difference = true"):
+        replace(TINY, changes_only=True)
 
 
 def test_a_frame_answers_for_itself_and_not_for_an_average() -> None:

@@ -25,7 +25,10 @@ def _steps(step: StreamStep, clip: Tensor) -> Tensor:
     return torch.stack(logits, dim=1)
 
 
-@pytest.mark.parametrize("options", [{"border": "zeros"}, {"border": "replicate"}, {"difference": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"border": "zeros"}, {"border": "replicate"}, {"difference": True}, {"difference": True, "changes_only": True}],
+)
 def test_a_state_of_zeros_is_that_of_no_frames(options: dict[str, Any]) -> None:
     model = PKS4(PKS4Config(**options, **SIZES)).eval()
     for parameter in model.parameters():

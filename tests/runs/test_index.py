@@ -2,11 +2,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.loopback_store import serve
 
 from kinescan.data import disk_cache, write_video
 from kinescan.errors import ConfigError
 from kinescan.runs import index as module
 from kinescan.runs.index import index
+from kinescan.runtime import remote
 
 
 @pytest.fixture
@@ -36,3 +38,16 @@ def test_with_tables_turned_off_there_is_nothing_to_index(videos: Path, monkeypa
     with pytest.raises(ConfigError) as refused:
         index(videos)
     assert disk_cache.CACHE_VARIABLE in str(refused.value)
+
+
+@pytest.mark.usefixtures("dropped_sockets")
+def test_videos_at_addresses_are_indexed(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_kept", remote._Kept())
+    (videos / "l.csv").write_text("path,label\na/1.mp4,a\nb/3.mp4,b\na/broken.mp4,a\nb/lost.mp4,b\n")
+    with serve(videos) as (address, _):
+        found = index(f"{address}/l.csv", num_workers=0)
+        assert (found.num_files, found.num_kept, found.num_small) == (4, 1, 1)
+        assert list(found.unreadable) == [f"{address}/a/broken.mp4", f"{address}/b/lost.mp4"]
+        assert "404" in found.unreadable[f"{address}/b/lost.mp4"]
+        # the table serves the next opening, and no file of this name is looked for on this machine
+        assert index(f"{address}/l.csv", num_workers=0).num_kept == 1

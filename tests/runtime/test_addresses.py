@@ -1,11 +1,14 @@
 """Addresses where paths stand: they come out as they went in, and hold no secrets."""
 
+import pickle
 from pathlib import Path
 
 import pytest
 
-from kinescan.errors import ConfigError
-from kinescan.runtime.addresses import absolute, address_of, as_path, is_read_address, is_remote
+from kinescan.errors import ConfigError, VideoError
+from kinescan.runtime.addresses import absolute, address_of, as_path, is_read_address, is_remote, shown_path
+from kinescan.runtime.atomic_write import atomic_files, atomic_folder, atomic_write
+from kinescan.runtime.output_folder import prepare_output
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,32 @@ def test_only_some_addresses_are_read() -> None:
     assert is_read_address("s3://b/a.mp4")
     with pytest.raises(ConfigError, match="ftp"):
         is_read_address("ftp://h/a.mp4")
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/run", "gs://bucket/run", "http://host/run", "https://host/run"])
+def test_what_is_written_on_this_machine_alone_refuses_addresses(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=address):
+        prepare_output(Path(address))
+    with pytest.raises(ConfigError, match=address), atomic_write(Path(address) / "a.json"):
+        pytest.fail("entered")
+    with pytest.raises(ConfigError, match=address), atomic_files(Path(address)):
+        pytest.fail("entered")
+    with pytest.raises(ConfigError, match=address), atomic_folder(Path(address), is_whole=lambda _: True):
+        pytest.fail("entered")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_messages_show_addresses_with_both_slashes() -> None:
+    path = Path("s3://bucket/a/0.tar/512+9/1.mp4")
+    assert str(path).startswith("s3:/b")
+    assert shown_path(path) == "s3://bucket/a/0.tar/512+9/1.mp4"
+    error = pickle.loads(pickle.dumps(VideoError(path, "is cut.")))
+    assert (error.path, str(error)) == (shown_path(path), f"{shown_path(path)}: is cut.")
+    assert (
+        str(ConfigError(f"{path}, line 2; {Path('http://h/b.csv')}: no"))
+        == f"{shown_path(path)}, line 2; http://h/b.csv: no"
+    )
+    assert str(ConfigError("clips/a.mp4: no")) == "clips/a.mp4: no"

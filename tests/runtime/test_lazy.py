@@ -2,7 +2,17 @@ import importlib
 
 import pytest
 
+from kinescan.data.readers.source import LabelSource
 from kinescan.runtime.lazy import lazy_names
+
+
+@pytest.mark.parametrize("module", ["kinescan.data.readers", "kinescan.data.readers.source"])
+def test_a_class_that_was_renamed_is_found_by_its_old_name(module: str) -> None:
+    with pytest.warns(DeprecationWarning, match="LabelSource") as told:
+        assert importlib.import_module(module).Source is LabelSource
+    assert told[0].filename == __file__
+    with pytest.raises(AttributeError, match="Sources"):
+        _ = importlib.import_module(module).Sources
 
 
 @pytest.mark.parametrize("package", ["kinescan", "kinescan.data", "kinescan.models"])

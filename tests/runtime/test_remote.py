@@ -13,7 +13,7 @@ from kinescan.errors import ConfigError, DependencyError
 from kinescan.runtime import remote
 from kinescan.runtime.files import read_text
 from kinescan.runtime.http_store import StoreError
-from kinescan.runtime.remote import BLOCK, RangeFile, names_below, read_range, remote_size
+from kinescan.runtime.remote import BLOCK, RangeFile, read_range, remote_size, sizes_below
 
 pytestmark = pytest.mark.usefixtures("dropped_sockets")
 
@@ -84,7 +84,7 @@ def test_texts_are_read_from_addresses(server: tuple[str, Behaviour], tmp_path: 
 
 def test_web_servers_do_not_list(server: tuple[str, Behaviour]) -> None:
     with pytest.raises(ConfigError, match=r"127\.0\.0\.1"):
-        names_below(server[0])
+        sizes_below(server[0])
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import errno
 import json
 import random
 import shutil
@@ -74,6 +75,22 @@ def test_save_checkpoint_that_fails_leaves_the_one_before(
     monkeypatch.undo()
     assert load_state(tmp_path / "last").step == 1
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_told_with_its_errno(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own writer raises RuntimeError without a reason; a file of Python raises OSError."""
+    real = torch.save
+
+    def full(values: object, file: Any) -> None:
+        with Path("/dev/full").open("wb") as device:
+            real(values, device if hasattr(file, "write") else "/dev/full")
+
+    monkeypatch.setattr("kinescan.training.checkpoint.torch.save", full)
+    with pytest.raises(CheckpointError) as raised:
+        save(tmp_path / "last", step=2)
+    assert isinstance(raised.value.__cause__, OSError)
+    assert raised.value.__cause__.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize("kept", [False, True])

@@ -1,14 +1,12 @@
 """What the page shows; test_browser.py has the page itself."""
 
-import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from kinescan.data.video import write_video
+from kinescan.data.video import VideoReader, write_video
 from kinescan.errors import VideoError
 from kinescan.models.zoo import create_model
 from kinescan.preprocessing import Preprocessing
@@ -58,11 +56,29 @@ def test_other_models_are_shown_as_far_as_they_go(video: Path) -> None:
     assert "ks-speed" not in timeline(found)
 
 
-def test_update_speed_is_drawn_only_where_frames_were_sampled(video: Path) -> None:
-    found = analyse(causal_model(), video, LIMITS)
-    late = replace(found, frame_seconds=(2.0, 2.1, 2.2, 2.3), duration=4.0)
-    left, width = map(float, re.search(r"margin-left:([\d.]+)%;width:([\d.]+)%", timeline(late)).groups())
-    assert (left, width) == pytest.approx((48.75, 10), abs=0.1)
+@pytest.mark.parametrize("causal", [True, False])
+def test_update_speed_is_shown_over_the_whole_video(video: Path, causal: bool) -> None:
+    model = causal_model()
+    if not causal:
+        sampling = Preprocessing(size=32, num_frames=4, sampling="rate", frame_rate=8)
+        torch.manual_seed(0)
+        model = create_model("pks4_vit_ti16", labels=["a", "b"], preprocessing=sampling, **SIZES, insert_after=1).eval()
+    found = analyse(model, video, LIMITS)
+    assert found.speed_over_time is not None
+    assert found.speed_over_time.shape == (len(found.speed_seconds), 2, 2)
+    assert found.speed_seconds[0] == 0
+    assert found.speed_seconds[-1] == pytest.approx(23 / 8, abs=0.01)
+    # four clips of four frames or more: none of its seconds is without
+    assert np.diff(found.speed_seconds).max() < 0.3
+    assert "margin-left" not in timeline(found)
+
+
+def test_update_speed_of_a_moment_does_not_depend_on_what_comes_later(video: Path, tmp_path: Path) -> None:
+    with VideoReader(video) as reader:
+        write_video(tmp_path / "cut.mkv", reader.read(range(12)).pixels, fps=8, codec="ffv1")
+        write_video(tmp_path / "whole.mkv", reader.read(range(24)).pixels, fps=8, codec="ffv1")
+    cut, whole = (analyse(causal_model(), tmp_path / name, LIMITS).speed_over_time for name in ("cut.mkv", "whole.mkv"))
+    torch.testing.assert_close(cut, whole[: len(cut)], atol=1e-4, rtol=1e-4)
 
 
 def test_long_and_broken_videos_are_refused(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def _run(answer: "Callable[..., AskReport]", *, as_json: bool, told: bool, typed
 
 
 def _is_question(text: str) -> bool:
-    """Whether what stands in the video's place, beside --load, is a question, and no file that is missing.
+    """Whether the first argument, where --load is given, is a question and not a missing file.
 
     A text that ends like a file's name (my door.mp4), or lies in a folder that is there, is a file.
     """

@@ -36,7 +36,7 @@ def command(
     settings: Annotated[list[str], settings_option("Replace a setting of every training run.")] = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole job on data that it makes itself: about ten minutes on two CPU cores.
+    """Run the whole job on synthetic data: about ten minutes on two CPU cores.
 
     The first page, what the model that comes with kinescan sees, is there within a minute or two.
     """

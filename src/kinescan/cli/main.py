@@ -30,7 +30,7 @@ VERBS = {
     "list": ("kinescan.cli.list", "List models, recipes, data sets and backends."),
     "recipe": ("kinescan.cli.recipe", "Print a recipe, to copy and change."),
     "doctor": ("kinescan.cli.doctor", "Say what works on this machine, and why other things do not."),
-    "demo": ("kinescan.cli.demo", "Run the whole job on data that it makes itself."),
+    "demo": ("kinescan.cli.demo", "Run the whole job on synthetic data."),
     "export": ("kinescan.cli.export", "Write a model for deployment, checked against the model itself."),
     "profile": ("kinescan.cli.profile", "Parameters, MACs and speed of models."),
     "bench": ("kinescan.cli.bench", "Measure speed and memory again, side by side with the peers."),

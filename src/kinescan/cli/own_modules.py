@@ -23,7 +23,7 @@ def import_own_modules(names: Sequence[str]) -> None:
     """Imports each module, in order.
 
     Raises:
-        ConfigError: there is none of that name, or its code fails.
+        ConfigError: no such module is found, or its code fails.
     """
     for name in names:
         import_own_module(name)

@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ from kinescan.runtime.quantities import byte_size
 
 EXAMPLES = (
     "kinescan data pack VIDEOS shards/mine",
-    "kinescan data pack data/ssv2 shards/ssv2 --reader ssv2 --size 256 --workers 16",
+    "kinescan data pack data/ssv2 s3://bucket/ssv2 --reader ssv2 --size 256 --workers 16",
     "kinescan data pack train.csv shards/a --test test.csv --shard-mib 128 --json",
 )
 
@@ -19,7 +18,7 @@ EXAMPLES = (
 @reported
 def command(
     source: DataSet,
-    output: Annotated[Path, typer.Argument(help="Folder for the shards, made if need be.")],
+    output: Annotated[str, typer.Argument(help="Folder for the shards, made if need be, or s3://... or gs://...")],
     settings: RecipeSettings = [],  # noqa: B006
     test: Annotated[str | None, typer.Option(help="The same for evaluation.")] = None,
     reader: LabelReader = None,

@@ -30,7 +30,7 @@ def command(
     ] = None,
     scale: Annotated[
         Literal["demo", "paper"] | None,
-        typer.Option(help="demo: small models on data that makes itself, the default without --data."),
+        typer.Option(help="demo: small models on synthetic data, the default without --data."),
     ] = None,
     source: Annotated[
         Path | None,
@@ -48,7 +48,7 @@ def command(
     ] = False,
     settings: Annotated[
         list[str],
-        settings_option("Setting of every run; make.KEY: of data that makes itself."),
+        settings_option("Setting of every run; make.KEY: of synthetic data."),
     ] = [],  # noqa: B006
     as_json: Annotated[bool, json_option("Print everything as JSON.")] = False,
 ) -> None:

@@ -26,8 +26,7 @@ EXAMPLES = (
     "kinescan stream rtsp://camera/1 --events events.jsonl --events https://example.org/hook --state camera.state",
 )
 
-
-Source = Annotated[
+VideoSource = Annotated[
     str,
     typer.Argument(
         help="A video file, a URL (rtsp://, http://, ...), - for standard input, or cameras.toml with several."
@@ -85,7 +84,7 @@ AsJson = Annotated[bool, json_option("Print one JSON object a frame, or an event
 
 @reported
 def command(
-    source: Source,
+    source: VideoSource,
     model: Model = None,
     every: Every = None,
     top: Top = None,

@@ -15,6 +15,7 @@ from kinescan.data.intervals import IntervalTable, IntervalVideo
 from kinescan.data.listing import VideoItem, VideoList
 from kinescan.data.readers.files import is_hidden, is_video
 from kinescan.data.video import Inspection, Limits, inspect_video
+from kinescan.runtime.addresses import shown_path
 from kinescan.runtime.escaping import escape_terminal
 
 PROBLEMS = ("missing", "unreadable", "short")
@@ -48,7 +49,7 @@ class CheckedVideo:
 
     def to_json(self) -> dict[str, str]:
         """Where it is and what is wrong, as plain values."""
-        named = {"part": self.part, "id": self.video_id, "path": self.file.path, "label": self.label}
+        named = {"part": self.part, "id": self.video_id, "path": shown_path(self.file.path), "label": self.label}
         return named | ({"reason": self.file.reason} if self.file.problem else {})
 
 
@@ -176,14 +177,14 @@ class DataCheck:
             lines += _section(f"worth knowing of {part}", list(found.notes))
         for problem in PROBLEMS:
             lines += _section(
-                problem, [f"{video.file.path}: {video.file.reason}" for video in self.with_problem(problem)]
+                problem, [f"{shown_path(video.file.path)}: {video.file.reason}" for video in self.with_problem(problem)]
             )
         for part in self.parts:
             lines += _section(f"listed more than once in {part}", list(self.repeated[part]))
             lines += _section(f"classes of {part} without a readable video", self.without_videos()[part])
         lines += _section(
             "worth knowing, and no fault",
-            [f"{video.file.path}: {note}" for video in self.videos for note in video.file.notes],
+            [f"{shown_path(video.file.path)}: {note}" for video in self.videos for note in video.file.notes],
         )
         lines += _section("videos without labels beside the others, which are not used", list(self.unlisted))
         lines += _section("the same pictures in several files", list(map(_named, self.duplicates())))
@@ -325,4 +326,4 @@ def _section(title: str, rows: list[str], *, most: int | None = _SHOWN) -> list[
 def _named(group: list[CheckedVideo]) -> str:
     labels = {video.label or "nothing" for video in group}
     differ = "" if len(labels) == 1 else f"  (labels differ: {', '.join(sorted(labels))})"
-    return " = ".join(video.file.path for video in group) + differ
+    return " = ".join(shown_path(video.file.path) for video in group) + differ

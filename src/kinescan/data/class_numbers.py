@@ -12,7 +12,7 @@ from kinescan.errors import ConfigError
 from kinescan.settings import closest
 
 MAX_CLASSES = 100_000
-"""Of a data set; more means that something else than a class was taken for a label."""
+"""Of a data set; more means that something other than a class was taken for a label."""
 _WHOLE = re.compile(r"\+?(\d+)(?:\.0*|,00?)?")
 _NUMBER = re.compile(r"[-+]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf(?:inity)?)", re.IGNORECASE)
 _WORD_NUMBER = re.compile(r"[-+]?(?:nan|inf(?:inity)?)", re.IGNORECASE)
@@ -46,7 +46,7 @@ def number_labels(
         is_list: labels come from a text file, not from names of folders.
 
     Raises:
-        ConfigError: a label is none of the classes, numbers and texts are mixed, a number is not a class number, or
+        ConfigError: a label is not one of the classes, numbers and texts are mixed, a number is not a class number, or
             there are absurdly many classes.
     """
     texts = {video.label: video.line for video in reversed(videos)}
@@ -67,7 +67,7 @@ def number_labels(
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         hint = closest(unknown[0], classes) if numbers is None else f"Allowed: 0 to {len(classes) - 1}."
         raise ConfigError(
-            f"{_at(source, texts[unknown[0]])}: label {unknown[0][:100]!r}{more} is none of the {len(classes)} "
+            f"{_at(source, texts[unknown[0]])}: label {unknown[0][:100]!r}{more} is not one of the {len(classes)} "
             f"classes. {hint}"
         )
     return ClassNumbers(tuple(classes), {text: index_of[text] for text in texts})

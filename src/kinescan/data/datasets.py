@@ -137,7 +137,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
             raise ConfigError("no video in the data set. Check the folder or list that it was read from.")
         unknown = next((item for item in self.items if not 0 <= item.label < len(self.classes)), None)
         if unknown is not None:
-            raise ConfigError(f"{unknown.path}: label {unknown.label} is none of the {len(self.classes)} classes.")
+            raise ConfigError(f"{unknown.path}: label {unknown.label} is not one of the {len(self.classes)} classes.")
         fitting = TrainTransform if mode == "train" else EvalTransform
         if not isinstance(transform, fitting):
             raise ConfigError(f'mode="{mode}" takes a {fitting.__name__}, got {type(transform).__name__}.')
@@ -267,7 +267,18 @@ def as_clip(
     *,
     in_bytes: bool,
 ) -> tuple[torch.Tensor, SampledAugmentation | None]:
-    """What `TrainTransform.sample` gave as a finished clip, or as bytes and what is left to do; in `out` if given."""
+    """What `TrainTransform.sample` gave, as a finished clip, or as bytes and the augmentation that is left to do.
+
+    Args:
+        frames: uint8 [T, 3, S, S].
+        left: augmentation that was sampled and not applied yet.
+        settings: mean and standard deviation.
+        out: [T, 3, S, S], to write into: float32, or uint8 with `in_bytes`; None: new memory.
+        in_bytes: leave the clip in bytes, for a device that finishes it.
+
+    Returns:
+        [T, 3, S, S], normalised float32 and None; or, with `in_bytes`, uint8 and `left`.
+    """
     if not in_bytes:
         return finish_clip(frames, left, settings, out=out), None
     return (frames.contiguous() if out is None else out.copy_(frames)), left

@@ -27,7 +27,7 @@ def frame_truth(
         [T, K].
 
     Raises:
-        KeyError: an interval's label is none of the classes.
+        KeyError: an interval's label is not one of the classes.
 
     Example:
         >>> fall = Interval(video_id="a", label="fall", start_seconds=1.0, end_seconds=2.0)

@@ -18,7 +18,7 @@ from kinescan.data.readers.frame_labels import (
     read_mstcn,
 )
 from kinescan.data.readers.interval_lists import is_interval_list, list_held_out, read_interval_list
-from kinescan.data.readers.source import Source
+from kinescan.data.readers.source import LabelSource
 from kinescan.data.readers.thumos import is_thumos, read_thumos, thumos_held_out
 
 
@@ -33,7 +33,7 @@ class IntervalLayout:
         num_splits: divisions into these parts.
     """
 
-    read: Callable[[Source], Annotations]
+    read: Callable[[LabelSource], Annotations]
     summary: str
     held_out_name: Callable[[Path, Path | None], str | None]
     num_splits: int = 1
@@ -62,7 +62,7 @@ def interval_held_out_name(source: str | Path, reader: str = "auto", root: str |
     return None if name is None else INTERVAL_DATASETS[name].held_out_name(Path(source), Path(root) if root else None)
 
 
-def _list_of(source: Source, read: Callable[[Source], Annotations]) -> Annotations:
+def _list_of(source: LabelSource, read: Callable[[LabelSource], Annotations]) -> Annotations:
     """Of a folder with train.csv beside test.csv the one that is asked for, or the list itself."""
     if source.path.is_dir():
         source = replace(source, path=part_list(source.path, source.part), root=source.root or source.path)

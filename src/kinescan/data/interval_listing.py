@@ -11,7 +11,7 @@ from kinescan.data.groups import column_of, make_grouping
 from kinescan.data.interval_layouts import INTERVAL_DATASETS, find_interval_layout
 from kinescan.data.intervals import Interval, IntervalTable, IntervalVideo, RowProblem
 from kinescan.data.readers.annotations import AnnotatedVideo, LabelledSpan
-from kinescan.data.readers.source import Part, Source
+from kinescan.data.readers.source import LabelSource, Part
 from kinescan.data.video import Limits, VideoReader
 from kinescan.errors import ConfigError, VideoError
 from kinescan.settings import closest
@@ -77,7 +77,7 @@ def read_intervals(
         >>> table.classes, table.videos[0].intervals[0].end_seconds, table.problems[0].line
         (('fall',), 1.25, 3)
     """
-    source = Path(source)
+    source, folder = Path(source), Path(root) if root else None
     name = find_interval_layout(source, reader, root)
     if name is None:
         known = ["auto", *INTERVAL_DATASETS]
@@ -90,7 +90,7 @@ def read_intervals(
         raise ConfigError(
             f"group {group!r} names a column, and {source} is not a csv. Write a pattern over the ids of videos."
         )
-    found = layout.read(Source(path=source, root=Path(root) if root else None, part=part, split=split, group=group))
+    found = layout.read(LabelSource(path=source, root=folder, part=part, split=split, group=group))
     if not found.videos and not found.problems:
         raise ConfigError(f"{source} lists no video of the {part} part.")
     grouping = make_grouping(group)
@@ -100,7 +100,7 @@ def read_intervals(
         placed = _Placing(video, clock, is_published=found.is_published, overlaps=overlaps)
         found_video = placed.video()
         if found_video.intervals or not placed.problems:
-            # nobody says that nothing happens where all labels are wrong
+            # a video whose labels are all wrong does not count as one in which nothing happens
             videos.append(replace(found_video, group=grouping(video.video_id) or video.group))
         problems += placed.problems
         num_cut += placed.num_cut
@@ -262,7 +262,8 @@ def _unknown_labels(videos: Sequence[IntervalVideo], classes: Sequence[str]) -> 
             unknown.setdefault(label, video)
     for label, video in unknown.items():
         yield RowProblem(
-            video.line, f"{video.video_id}: {label!r} is none of the {len(classes)} classes. {closest(label, classes)}"
+            video.line,
+            f"{video.video_id}: {label!r} is not one of the {len(classes)} classes. {closest(label, classes)}",
         )
 
 

@@ -87,7 +87,7 @@ class IntervalTable:
 
     Attributes:
         videos: each once, in the order of the file.
-        classes: label texts in the order of their numbers; what means "nothing happens" is none of them.
+        classes: label texts in the order of their numbers; without the label for "nothing happens".
         problems: every row that is wrong; such rows are in no video.
         missing: ids that are listed and no file was found for; they are among no videos.
         notes: what else a user should know.

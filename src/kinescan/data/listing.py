@@ -8,8 +8,8 @@ from pathlib import Path
 from kinescan.data.class_numbers import lookalikes, number_labels
 from kinescan.data.groups import column_of, make_grouping
 from kinescan.data.readers import (
+    LabelSource,
     Listing,
-    Source,
     read_breakfast,
     read_folder,
     read_hmdb51,
@@ -35,7 +35,7 @@ __all__ = ["DATASETS", "Layout", "VideoItem", "VideoList", "choose_layout", "lis
 logger = logging.getLogger(__name__)
 
 EXPORT_SUFFIXES = (".json", ".eaf", ".xml", ".zip", ".boris")
-"""Of files that annotation tools write, and that are no lists."""
+"""Suffixes of files that annotation tools write; they are not lists of videos."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Layout:
         test_name: what the test part is called.
     """
 
-    read: Callable[[Source], Listing]
+    read: Callable[[LabelSource], Listing]
     summary: str
     has_parts: bool = True
     num_splits: int = 1
@@ -195,7 +195,7 @@ def list_videos(
         raise ConfigError(f"data.split must lie in [1, {layout.num_splits}] for this data set, got {split}.")
     grouping = make_grouping(group)
     listing = layout.read(
-        Source(path=source, root=as_path(root) if root else None, part=part, split=split, group=group)
+        LabelSource(path=source, root=as_path(root) if root else None, part=part, split=split, group=group)
     )
     given = listing.classes if classes is None else tuple(classes)
     is_list = any(video.line for video in listing.videos)

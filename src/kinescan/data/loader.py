@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.context import BaseContext
@@ -23,10 +24,13 @@ from kinescan.data.window_plan import FollowedWindows, RowOrder
 from kinescan.errors import ConfigError, WorkerError
 from kinescan.fields import check_most, check_types
 from kinescan.runtime.launch import local_world_size
-from kinescan.runtime.torch_internals import ended_worker, lost_worker
+from kinescan.runtime.torch_internals import ended_worker
 from kinescan.settings import renamed
 
 StartMethod = Literal["auto", "spawn", "forkserver", "fork"]
+
+_READ_NOW: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Iterators of DataLoaders in this process whose workers are asked whether they live when an error comes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,7 @@ MOST_USUAL_WORKERS = 8
 
 
 def usual_workers(num_videos: int) -> int:
-    """How many processes read videos to evaluate on, where nobody said: at most one a core of this process's share.
+    """How many processes read videos to evaluate on, by default: at most one for each core that this process may use.
 
     Example:
         >>> usual_workers(10)
@@ -227,6 +231,7 @@ class VideoLoader:
             WorkerError: a worker was ended by the system.
         """
         batches = iter(self._loader)
+        _READ_NOW.add(batches)
         while True:
             try:
                 batch = next(batches)
@@ -238,10 +243,10 @@ class VideoLoader:
                     raise
                 raise lost from error
             except (OSError, EOFError) as error:  # the connection to a worker that ends while it hands a batch on
-                lost = _worker_behind(batches)
-                if lost is None:
+                ended = ended_worker(batches)
+                if ended is None:
                     raise
-                raise lost from error
+                raise _worker_error(ended) from error
             yield batch
 
 
@@ -335,25 +340,25 @@ class _BatchOrder:
 
 
 def worker_lost(error: RuntimeError) -> WorkerError | None:
-    """What to raise for torch's error where a worker was ended by the system; None for every other error."""
-    said = None if isinstance(error, WorkerError) else lost_worker(error)
-    return None if said is None else _worker_error(said)
+    """What to raise instead of `error` where a worker process has ended; None where all of them live.
+
+    torch raises a plain RuntimeError for a worker that the system ended, in the middle of whatever the main process
+    does. So the workers are asked, and not the error.
+    """
+    if isinstance(error, WorkerError):
+        return None
+    for batches in list(_READ_NOW):
+        ended = ended_worker(batches, seconds=0.0)
+        if ended is not None:
+            return _worker_error(ended)
+    return None
 
 
-def _worker_behind(batches: Iterator[Batch]) -> WorkerError | None:
-    """What to raise for a connection that broke where a worker has ended; None where all of them live."""
-    try:
-        said = ended_worker(batches)
-    except RuntimeError as error:  # torch's handler of the signal of a child that ended came first
-        return worker_lost(error)
-    return None if said is None else _worker_error(said)
-
-
-def _worker_error(said: str) -> WorkerError:
+def _worker_error(ended: str) -> WorkerError:
     script = _unguarded_script()
     guard = f' Or {script} starts work when it is imported: put the call below `if __name__ == "__main__":`.'
     return WorkerError(
-        f"a process that reads videos was ended by the system ({said}), most likely for lack of memory. "
+        f"a process that reads videos was ended by the system ({ended}), most likely for lack of memory. "
         f"Lower loader.num_workers, loader.prefetch_batches or loader.batch_size.{guard * bool(script)}"
     )
 

@@ -75,7 +75,7 @@ class VideoMemory(VideoDataset):
         self._gone: frozenset[int] = frozenset()
 
     def fill(self, process: tuple[int, int] = (0, 1)) -> None:
-        """Decodes every video that is not on the disk already; the first sample does it if nobody did.
+        """Decodes every video that is not on the disk already; without a call, the first sample does it.
 
         Args:
             process: (index, count) of those that read the same videos.

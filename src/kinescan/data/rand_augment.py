@@ -58,7 +58,7 @@ def carry_out(frames: Pixels, sampled: Sequence[tuple[int, int]], *, magnitude: 
 
 
 def chunks(frames: Tensor) -> Iterator[Tensor]:
-    """Frame after frame on a CPU, whose caches hold one of them; elsewhere all at once."""
+    """Frames [T, 3, H, W] one by one on a CPU, whose caches hold one of them: [1, 3, H, W]; elsewhere all at once."""
     if frames.device.type == "cpu":
         yield from frames.split(1)
     else:

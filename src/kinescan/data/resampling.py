@@ -23,7 +23,7 @@ _USUAL = 9
 _STALLED_FRAMES = 8
 """A clock that gives so many frames the same time has stopped; fewer were sent twice, or in a burst."""
 _TOLD_AFTER = 4
-"""A video source is slow where so many of its distances are longer than wanted, one behind the other."""
+"""A video source is slow where so many of its distances are longer than wanted, one after the other."""
 _SLOWER = 1.1
 _LONGEST_GAP_SECONDS, _LONGEST_GAP_FRAMES = 2.0, 8
 

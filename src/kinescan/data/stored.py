@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from kinescan.errors import VideoError
-from kinescan.runtime.addresses import address_of
+from kinescan.runtime.addresses import address_of, shown_path
 from kinescan.runtime.http_store import StoreError
 from kinescan.runtime.remote import ByteWindow, RangeFile, remote_size
 from kinescan.runtime.urls import mask_url
@@ -74,6 +74,22 @@ def num_bytes_of(path: str | Path) -> int:
     return os.path.getsize(path) if address is None else remote_size(address)[0]
 
 
+def stamp_of(path: str | Path) -> tuple[int, int]:
+    """The size of a video, and the time of its last change or what stands for it, without reading it.
+
+    Raises:
+        OSError: it is not there; of addresses, a StoreError.
+    """
+    member, address = member_of(path), address_of(path)
+    if member is not None:
+        return member.num_bytes, 0 if address is not None else os.stat(member.shard).st_mtime_ns
+    if address is None:
+        found = os.stat(path)
+        return found.st_size, found.st_mtime_ns
+    size, version = remote_size(address)
+    return size, _number(version.encode())
+
+
 def open_bytes(path: str | Path) -> BinaryIO:
     """The bytes of a video, to be read and sought in.
 
@@ -97,13 +113,7 @@ def identity_of(path: str | Path, num_probed: int) -> tuple[int, int, int]:
     Raises:
         OSError: it cannot be read.
     """
-    member, address = member_of(path), address_of(path)
-    if address is None:
-        changed = os.stat(path if member is None else member.shard).st_mtime_ns
-    elif member is None:
-        changed = _number(remote_size(address)[1].encode())
-    else:
-        changed = 0
+    _, changed = stamp_of(path)
     digest = hashlib.blake2b(digest_size=8)
     with open_bytes(path) as file:
         size = file.seek(0, os.SEEK_END)
@@ -146,10 +156,11 @@ def _open_member(path: str | Path, member: Member) -> BinaryIO:
             )
     try:
         if not _is_head_of(file.head(), member):
+            shard = mask_url(shown_path(member.shard))
             raise VideoError(
                 path,
-                f"{mask_url(member.shard)} holds something else there: it was written anew since its index, or is "
-                "damaged. Take both from where they were packed.",
+                f"{shard} holds something else there: it was written anew since its index, or is damaged. Take both "
+                "from where they were packed.",
             )
     except BaseException:
         file.close()

@@ -13,6 +13,7 @@ from kinescan.data.rand_augment import MAX_MAGNITUDE, OPERATIONS, carry_out, chu
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError
 from kinescan.fields import check_types
 from kinescan.preprocessing import Preprocessing
+from kinescan.runtime import normalisation
 from kinescan.settings import renamed_parameters
 from kinescan.shapes import Pixels
 
@@ -365,7 +366,16 @@ def check_pixels(pixels: Tensor) -> None:
 
 
 def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    """Frames at another size, with antialiasing; bytes stay bytes."""
+    """Frames at another size, with antialiasing.
+
+    Args:
+        pixels: [T, 3, H, W], uint8 or float.
+        size: (height, width).
+        interpolation: "bilinear" or "bicubic".
+
+    Returns:
+        [T, 3, height, width] in the dtype of `pixels`; `pixels` itself where it has this size.
+    """
     if tuple(pixels.shape[2:]) == size:
         return pixels
     # bytes with the channels last take the fast path
@@ -374,27 +384,41 @@ def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """Contiguous float32 in [0, 1]."""
+    """[T, 3, H, W], uint8 or float, as contiguous float32 in [0, 1]."""
     frames = torch.empty(pixels.shape, device=pixels.device).copy_(pixels)
     return frames.div_(255) if pixels.dtype == torch.uint8 else frames.clamp_(0, 1)
 
 
 def normalise(pixels: Tensor, settings: Preprocessing, *, out: Tensor | None = None) -> Tensor:
-    """(pixels / 255 - mean) / std as contiguous float32; floats are taken to be in [0, 1] already."""
+    """(pixels / 255 - mean) / std; floats are taken to be in [0, 1] already.
+
+    Args:
+        pixels: [T, 3, H, W], uint8 or float.
+        settings: mean and standard deviation of each channel.
+        out: [T, 3, H, W], float32, to write into; None: new, contiguous memory.
+
+    Returns:
+        [T, 3, H, W], float32.
+    """
     white = 255 if pixels.dtype == torch.uint8 else 1
-    clip = torch.empty(pixels.shape, device=pixels.device) if out is None else out
-    # multiplied in float32
-    mean = _on_device(torch.tensor(settings.mean).mul(white).tolist(), clip.device)
-    std = _on_device(torch.tensor(settings.std).mul(white).tolist(), clip.device)
-    return clip.copy_(pixels).sub_(mean).div_(std)
+    return normalisation.normalise(pixels, settings.mean, settings.std, white=white, out=out)
 
 
 def sample_crop(
     size: tuple[int, ...], scale: tuple[float, float], aspect: tuple[float, float], generator: torch.Generator
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop: area uniform in `scale`, aspect log-uniform in `aspect`.
+    """A random crop: its area uniform in `scale`, its aspect log-uniform in `aspect`.
 
-    Where ten samples do not fit, the largest crop in the middle whose aspect is allowed.
+    Where ten samples do not fit, it is the largest crop in the middle whose aspect is allowed.
+
+    Args:
+        size: (height, width) of the frame, in pixels.
+        scale: lowest and highest area, as fractions of the frame's.
+        aspect: lowest and highest width over height.
+        generator: gives the random numbers.
+
+    Returns:
+        Top, left, height and width, in pixels.
     """
     height, width = size
     crop = _try_crop(height, width, scale, aspect, generator)
@@ -444,11 +468,6 @@ def jitter_colors(frames: Tensor, factors: tuple[float, float, float]) -> Tensor
 def _sample_box(size: tuple[int, int], generator: torch.Generator) -> tuple[int, int, int, int] | None:
     """The rectangle of random erasing; the noise in it stands still."""
     return _try_crop(*size, (0.02, 1 / 3), (0.3, 1 / 0.3), generator)
-
-
-def _on_device(values: Sequence[float], device: torch.device) -> Tensor:
-    """[3, 1, 1], one value for each channel."""
-    return torch.tensor(values).view(3, 1, 1).to(device, non_blocking=True)
 
 
 def _sample_rectangle(size: tuple[int, int], fraction: float, numbers: np.random.Generator) -> tuple[slice, slice]:

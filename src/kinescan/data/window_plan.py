@@ -128,7 +128,7 @@ class SampledWindows:
 
 
 class FollowedWindows:
-    """Windows one behind the other: each row of the batch follows one video, then the next.
+    """Windows one after the other: each row of the batch follows one video, then the next.
 
     By default an epoch shows all of them, in every epoch in another order of the videos. With `num_windows`, it shows
     so many: each epoch continues where the one before it ended, and all windows have been shown before one is shown

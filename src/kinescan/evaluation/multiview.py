@@ -361,6 +361,11 @@ def score_videos(
 def check_finite(logits: Tensor, pixels: Tensor, *, name: str) -> None:
     """Passes when every logit is finite.
 
+    Args:
+        logits: [views, K].
+        pixels: [views, T, 3, H, W], what the model was given.
+        name: of the video, for the error.
+
     Raises:
         NonFiniteError: one is not; the message names the video and says whether its pixels are to blame.
     """

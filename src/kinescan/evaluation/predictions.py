@@ -10,6 +10,7 @@ from safetensors.torch import save
 
 from kinescan.errors import ConfigError
 from kinescan.evaluation.multiview import Evaluation, VideoScore
+from kinescan.runtime.addresses import shown_path
 from kinescan.runtime.atomic_write import atomic_write
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import parse_json, read_text
@@ -55,7 +56,7 @@ def prediction_line(video: VideoScore, labels: Sequence[str]) -> str:
     best = video.scores.argsort(descending=True, stable=True)[:TOP].tolist()
     line = {
         "video_id": video.item.video_id,
-        "path": str(video.item.path),
+        "path": shown_path(video.item.path),
         "label": video.label,
         "prediction": video.prediction,
         "right": video.right,

@@ -75,8 +75,11 @@ class EventUpdate:
 
 
 @dataclass(kw_only=True)
-class _Run:
-    """A class that is there, or was until less than `merge_seconds` ago.
+class _OpenEvent:
+    """An event that may still continue: its class is there, or was until less than `merge_seconds` ago.
+
+    A pause is counted apart: it belongs to the event only if the class comes back in time. `EventDetector.state` writes
+    these fields.
 
     Attributes:
         start: time of its first frame, in seconds.
@@ -98,9 +101,28 @@ class _Run:
     pause_total: float = 0.0
     pause_frames: int = 0
 
+    def add(self, score: float) -> None:
+        """Counts a frame: of the event where the class is there, else of the pause."""
+        if self.ended is not None:
+            self.pause_total, self.pause_frames = self.pause_total + score, self.pause_frames + 1
+            return
+        self.total, self.num_frames, self.peak = self.total + score, self.num_frames + 1, max(self.peak, score)
+
+    def resume(self) -> None:
+        """Ends the pause, which becomes a part of the event."""
+        self.total, self.num_frames = self.total + self.pause_total, self.num_frames + self.pause_frames
+        self.ended, self.pause_total, self.pause_frames = None, 0.0, 0
+
 
 @dataclass(kw_only=True)
 class _Clock:
+    """Times of the frames so far.
+
+    Attributes:
+        last: time of the newest frame, in seconds; None before the first.
+        distances: from frame to frame, in seconds, the newest ones.
+    """
+
     last: float | None = None
     distances: deque[float] = field(default_factory=lambda: deque(maxlen=_NUM_DISTANCES))
 
@@ -146,12 +168,12 @@ class EventDetector:
     def _clear(self) -> None:
         self._clock = _Clock()
         self._smoothed: NDArray[np.float64] | None = None
-        self._runs: dict[int, _Run] = {}
+        self._open: dict[int, _OpenEvent] = {}
 
     @property
     def open_events(self) -> tuple[Event, ...]:
         """Those whose start was told and whose end was not."""
-        return tuple(self._event(index, run, end=None) for index, run in sorted(self._runs.items()) if run.id)
+        return tuple(self._event(index, event, end=None) for index, event in sorted(self._open.items()) if event.id)
 
     @property
     def frame_seconds(self) -> float:
@@ -178,7 +200,7 @@ class EventDetector:
         updates = self._pass_time(seconds)
         current = self._smooth(seconds, given)
         self._clock.last = seconds
-        for index in sorted(set(np.flatnonzero(current >= self._on).tolist()) | self._runs.keys()):
+        for index in sorted(set(np.flatnonzero(current >= self._on).tolist()) | self._open.keys()):
             updates += self._advance(index, seconds, float(current[index]))
         return updates
 
@@ -219,7 +241,7 @@ class EventDetector:
             "last_seconds": self._clock.last,
             "distances": list(self._clock.distances),
             "smoothed": None if self._smoothed is None else self._smoothed.tolist(),
-            "runs": {str(index): asdict(run) for index, run in self._runs.items()},
+            "runs": {str(index): asdict(event) for index, event in self._open.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -242,19 +264,20 @@ class EventDetector:
                 raise ValueError("smoothed must be one finite number for each class")
             runs = {int(index): _restored(**values) for index, values in state["runs"].items()}
             if not all(0 <= index < len(self.classes) for index in runs):
-                raise ValueError("an event is of no class")
+                raise ValueError("the class index of an event is out of range")
             num_told, stream_id = int(state["num_told"]), str(state["stream_id"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(
                 f"the state of the events is damaged ({type(error).__name__}: {error}). Start anew without it."
             ) from None
-        self._clock, self._smoothed, self._runs = clock, values, runs
+        self._clock, self._smoothed, self._open = clock, values, runs
         self._num_told, self.stream_id = num_told, stream_id
 
     def _is_gap(self, distance: float) -> bool:
         return distance > max(self.rules.gap_seconds, _GAP_RATIO * self.frame_seconds) + SLACK_SECONDS
 
     def _pass_time(self, seconds: float) -> list[EventUpdate]:
+        """Takes the time of the next frame: ends all events before a gap, or where the clock ran back."""
         last = self._clock.last
         if last is None:
             return []
@@ -262,23 +285,25 @@ class EventDetector:
         is_gap = distance < 0 or self._is_gap(distance)
         updates = self._end_all(last, told_at=seconds) if is_gap else []
         if distance > 0:
-            # also those of gaps: where frames are always that far apart, it is none
+            # also those of gaps: where frames are always that far apart, the distance is usual and not a gap
             self._clock.distances.append(distance)
         return updates
 
     def _end_all(self, end: float, *, told_at: float) -> list[EventUpdate]:
+        """Ends every event, those in a pause at its beginning; smoothing starts anew, the usual distance is kept."""
         updates = []
-        for index, run in sorted(self._runs.items()):
-            if run.ended is None:
-                run.ended = end
-                updates += self._start(index, run, end, told_at=told_at)
-            updates += self._close(index, run, told_at)
+        for index, event in sorted(self._open.items()):
+            if event.ended is None:
+                event.ended = end
+                updates += self._start(index, event, end, told_at=told_at)
+            updates += self._close(index, event, told_at)
         distances = self._clock.distances
         self._clear()
         self._clock.distances = distances
         return updates
 
     def _smooth(self, seconds: float, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[K], the exponential moving average of the scores; its time constant is `EventRules.smooth_seconds`."""
         if not self.rules.smooth_seconds:
             return scores
         if self._smoothed is None or self._clock.last is None:
@@ -289,51 +314,55 @@ class EventDetector:
         return self._smoothed
 
     def _advance(self, index: int, seconds: float, score: float) -> list[EventUpdate]:
-        label, run = self._labels[index], self._runs.get(index)
+        """Takes one class's score of a frame: opens, pauses, resumes or closes its event."""
+        label, event = self._labels[index], self._open.get(index)
         updates: list[EventUpdate] = []
-        if run is not None and run.ended is not None and seconds - run.ended >= label.merge_seconds - SLACK_SECONDS:
-            updates += self._close(index, run, seconds)
-            run = None
-        if run is None:
+        if (
+            event is not None
+            and event.ended is not None
+            and seconds - event.ended >= label.merge_seconds - SLACK_SECONDS
+        ):
+            updates += self._close(index, event, seconds)
+            event = None
+        if event is None:
             if score < label.on or not math.isfinite(self._on[index]):
                 return updates
-            run = self._runs[index] = _Run(start=seconds, peak=score, total=0.0, num_frames=0)
-        if run.ended is None and score < label.off:
-            run.ended = seconds
-            updates += self._start(index, run, seconds, told_at=seconds)
+            event = self._open[index] = _OpenEvent(start=seconds, peak=score, total=0.0, num_frames=0)
+        if event.ended is None and score < label.off:
+            event.ended = seconds
+            updates += self._start(index, event, seconds, told_at=seconds)
             if label.merge_seconds <= SLACK_SECONDS:
-                return updates + self._close(index, run, seconds)
-        elif run.ended is not None and score >= label.on:
-            run.total, run.num_frames = run.total + run.pause_total, run.num_frames + run.pause_frames
-            run.ended, run.pause_total, run.pause_frames = None, 0.0, 0
-        if run.ended is not None:
-            run.pause_total, run.pause_frames = run.pause_total + score, run.pause_frames + 1
+                return updates + self._close(index, event, seconds)
+        elif event.ended is not None and score >= label.on:
+            event.resume()
+        event.add(score)
+        if event.ended is not None:
             return updates
-        run.total, run.num_frames, run.peak = run.total + score, run.num_frames + 1, max(run.peak, score)
-        return updates + self._start(index, run, seconds, told_at=seconds)
+        return updates + self._start(index, event, seconds, told_at=seconds)
 
-    def _start(self, index: int, run: _Run, until: float, *, told_at: float) -> list[EventUpdate]:
+    def _start(self, index: int, event: _OpenEvent, until: float, *, told_at: float) -> list[EventUpdate]:
         """The start, where it has not been told and the event has lasted long enough."""
-        if run.id or until - run.start < self._labels[index].least_seconds - SLACK_SECONDS:
+        if event.id or until - event.start < self._labels[index].least_seconds - SLACK_SECONDS:
             return []
         self._num_told += 1
-        run.id = f"{self.stream_id}-{self._num_told}"
-        return [EventUpdate(kind="start", event=self._event(index, run, end=None), told_at_seconds=told_at)]
+        event.id = f"{self.stream_id}-{self._num_told}"
+        return [EventUpdate(kind="start", event=self._event(index, event, end=None), told_at_seconds=told_at)]
 
-    def _close(self, index: int, run: _Run, told_at: float) -> list[EventUpdate]:
-        del self._runs[index]
-        if not run.id:
+    def _close(self, index: int, event: _OpenEvent, told_at: float) -> list[EventUpdate]:
+        """Forgets the event; gives its end, where its start was told."""
+        del self._open[index]
+        if not event.id:
             return []
-        return [EventUpdate(kind="end", event=self._event(index, run, end=run.ended), told_at_seconds=told_at)]
+        return [EventUpdate(kind="end", event=self._event(index, event, end=event.ended), told_at_seconds=told_at)]
 
-    def _event(self, index: int, run: _Run, *, end: float | None) -> Event:
+    def _event(self, index: int, event: _OpenEvent, *, end: float | None) -> Event:
         return Event(
-            id=run.id,
+            id=event.id,
             label=self.classes[index],
-            start_seconds=run.start,
+            start_seconds=event.start,
             end_seconds=end,
-            peak_score=run.peak,
-            mean_score=run.total / max(1, run.num_frames),
+            peak_score=event.peak,
+            mean_score=event.total / max(1, event.num_frames),
         )
 
 
@@ -401,8 +430,8 @@ def _restored(
     ended: Any = None,
     pause_total: Any = 0.0,
     pause_frames: Any = 0,
-) -> _Run:
-    return _Run(
+) -> _OpenEvent:
+    return _OpenEvent(
         start=_finite(start),
         peak=_finite(peak),
         total=_finite(total),

@@ -173,7 +173,7 @@ class DiskQueue:
             content = read_json_object(path)
             return {str(stream): int(sequence) for stream, sequence in content.items()}
         except (ConfigError, TypeError, ValueError) as error:
-            logger.warning("%s is damaged (%s): messages of before may be sent again", path, error)
+            logger.warning("%s is damaged (%s): earlier messages may be sent again", path, error)
             return {}
 
     def _accept(self, stream_id: str, sequence: int) -> None:

@@ -23,14 +23,18 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".ts")
 _TICKS = 90_000
+"""Time base of the video, in ticks per second."""
 _MOST_WAITING = 16
+"""Frames that wait for the encoder."""
 _FILE_SECONDS = 3600.0
+"""Length of a file; then the next one begins."""
 _LONGEST_PAUSE_SECONDS = 2.0
-"""A longer one is cut out of the video."""
+"""A longer time without a frame is left out of the video."""
 _USUAL_SECONDS = 0.04
+"""Between two frames in the video where the stream's clock jumps."""
 _RETRY_SECONDS = 60.0
 _MOST_AHEAD_SECONDS = 60.0
-"""Of what is told before the frames that are drawn; more is a clock that ran back."""
+"""Updates that may lie ahead of the newest frame, in seconds; more than that means that the clock ran back."""
 _OPTIONS = {
     "movflags": "frag_keyframe+empty_moov+default_base_moof",
     "flush_packets": "1",
@@ -100,7 +104,7 @@ class Recorder:
         self._told.append(told)
 
     def position(self, stream_id: str) -> int:
-        """Nothing of before is drawn again."""
+        """Earlier events are not drawn again."""
         return 0
 
     def close(self, patience_seconds: float) -> None:
@@ -196,7 +200,12 @@ class Recorder:
 
 
 class _VideoFile:
-    """One file."""
+    """A video file that is being written, H.264 with a key frame every two seconds.
+
+    Args:
+        path: the file, which is replaced.
+        pixels: the first frame, uint8 RGB [H, W, 3]; all have its size. It is not encoded yet: see `add`.
+    """
 
     def __init__(self, path: Path, pixels: NDArray[np.uint8]) -> None:
         self.path = path
@@ -222,7 +231,7 @@ class _VideoFile:
         return pixels.shape == self._size and self._ticks < _FILE_SECONDS * _TICKS
 
     def add(self, pixels: NDArray[np.uint8], seconds: float) -> None:
-        """Encodes a frame."""
+        """Encodes a frame, uint8 RGB [H, W, 3], shown at `seconds` of the stream's clock."""
         if self._last_seconds is not None:
             distance = seconds - self._last_seconds
             if not 0 < distance <= _LONGEST_PAUSE_SECONDS:

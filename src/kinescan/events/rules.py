@@ -43,7 +43,7 @@ class ClassRules:
 
 @dataclass(frozen=True, kw_only=True)
 class EventRules:
-    """How scores of frames become events; each class is looked at by itself.
+    """How scores of frames become events: hysteresis thresholds and times, for each class by itself.
 
     A class is there from the first frame with a score of at least `on` to the first one with a score below `off`. Less
     than `merge_seconds` without it are a part of the event. The event's start is told at the first frame at which it
@@ -55,10 +55,10 @@ class EventRules:
         off: score below which it is gone, at most `on`; None is 0.8 times `on`.
         least_seconds: how long an event has to last.
         merge_seconds: shorter pauses do not end an event.
-        smooth_seconds: time constant of an exponential average of the scores, before all else; 0 leaves them as they
-            are.
+        smooth_seconds: time constant of an exponential moving average of the scores, before they are compared with
+            thresholds; 0: no smoothing.
         gap_seconds: frames further apart than this, and than four times their usual distance, end every event at the
-            frame before, and smoothing starts anew: nothing is stretched over a time that nobody saw.
+            frame before, and smoothing starts anew: no event is stretched over a time without frames.
         classes: what differs for a class, by its name.
 
     Raises:
@@ -88,7 +88,11 @@ class EventRules:
         )
 
     def of(self, label: str) -> "LabelRules":
-        """The rules of one class, with nothing left open."""
+        """The rules of one class: its own where it has any, else those of all classes.
+
+        Raises:
+            ConfigError: off is above on.
+        """
         own = self.classes.get(label, ClassRules())
         on = self.on if own.on is None else own.on
         general_off = self.off if own.on is None else None
@@ -121,7 +125,7 @@ class EventRules:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRules:
-    """The rules of one class; see `EventRules`."""
+    """The rules of one class, all of them known: what `EventRules.of` gives. Fields are those of `EventRules`."""
 
     on: float
     off: float

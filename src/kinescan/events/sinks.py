@@ -16,7 +16,7 @@ from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_head, require_regular
 
 _TAIL_BYTES = 2**20
-"""Of a file's end, in which the last record of a stream is looked for."""
+"""The last bytes of a file, in which the newest record of a stream is looked for."""
 _LONGEST_LINE = 2**16
 
 
@@ -113,14 +113,16 @@ class _LineFile:
         first = head.partition("\n")[0]
         if head and not self._is_ours(first, whole="\n" in head):
             raise ConfigError(
-                f"{self.path} holds something else than events, and is left as it is. Name another file, or move it "
+                f"{self.path} holds something other than events, and is left as it is. Name another file, or move it "
                 "away."
             )
 
     def _header(self) -> bytes:
+        """The first line of a new file; empty where the format has none."""
         return b""
 
     def _line(self, told: Told) -> str:
+        """One record with its line end."""
         raise NotImplementedError
 
     def _position_of(self, line: str) -> tuple[str, int]:
@@ -128,6 +130,7 @@ class _LineFile:
         raise NotImplementedError
 
     def _is_ours(self, first_line: str, *, whole: bool) -> bool:
+        """Whether a file with this first line holds events; `whole` is False where a kill has cut it."""
         raise NotImplementedError
 
 
@@ -138,7 +141,7 @@ class JsonLines(_LineFile):
         path: the file.
 
     Raises:
-        ConfigError: it cannot be written, is not a regular file, or holds something else than events.
+        ConfigError: it cannot be written, is not a regular file, or holds something other than events.
     """
 
     def _line(self, told: Told) -> str:
@@ -164,7 +167,7 @@ class CsvFile(_LineFile):
         path: the file.
 
     Raises:
-        ConfigError: it cannot be written, is not a regular file, or holds something else than events.
+        ConfigError: it cannot be written, is not a regular file, or holds something other than events.
     """
 
     def _header(self) -> bytes:
@@ -202,11 +205,11 @@ class Calls:
         self._call(told)
 
     def position(self, stream_id: str) -> int:
-        """What became of them is unknown."""
+        """0: the function does not say which records it has kept."""
         return 0
 
     def close(self, patience_seconds: float) -> None:
-        """Nothing is left to do."""
+        """Does nothing: `deliver` has done it all."""
 
 
 class SharedSink:

@@ -25,7 +25,7 @@ Save = Callable[[Any, Sequence[Told]], None]
 
 
 class Lane:
-    """One sink, its thread, and the records that wait for it.
+    """One sink, the records that wait for it, and the thread that gives them to it one by one.
 
     Args:
         sink: who is told.
@@ -49,7 +49,7 @@ class Lane:
 
     @property
     def done(self) -> int:
-        """Sequence number up to which nothing is waited for any more."""
+        """Sequence number of the last record that the sink has; 0 before the first."""
         with self._changed:
             return self._done
 
@@ -103,6 +103,7 @@ class Lane:
             logger.warning("%s: was not told: %s", self.sink.name, to_json(told.to_plain()))
 
     def _run(self) -> None:
+        """The thread: gives the sink one record after the other until the end."""
         while (told := self._next()) is not None:
             try:
                 if not self._deliver(told):
@@ -115,6 +116,7 @@ class Lane:
                 self._done = max(self._done, told.sequence)
 
     def _next(self) -> Told | None:
+        """Waits for the next record; None at the end. It stays in the queue until it is told."""
         with self._changed:
             while not self._waiting and not self._is_closing:
                 self._changed.wait()
@@ -217,7 +219,7 @@ class Teller:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(patience_seconds)
-        # whoever is impatient ends the program while slow sinks are waited for
+        # saved before slow sinks are waited for: a user may end the program meanwhile
         saved = None if snapshot is None or self._save is None else self._saved(snapshot)
         for lane in self._lanes:
             lane.close(patience_seconds)
@@ -229,7 +231,7 @@ class Teller:
                 saved = []
         finally:
             if saved is None:
-                # no state tells them after a restart: the log is the last place to keep them
+                # no state tells them after a restart: the log is all that keeps them
                 for lane in self._lanes:
                     lane.log_left()
 
@@ -245,6 +247,7 @@ class Teller:
         return [told.key for told in left]
 
     def _run(self) -> None:
+        """The thread: saves, then tells, again and again until the end."""
         while True:
             with self._changed:
                 while not (self._queue or self._snapshot is not None or self._is_closing):
@@ -260,19 +263,20 @@ class Teller:
                 lane.put(told)
 
     def _left(self) -> list[Told]:
-        """Records that a sink may not have."""
+        """Records that a sink may not have; those that every sink has are no longer kept."""
         done = min((lane.done for lane in self._lanes), default=None)
         while self._kept and (done is None or self._kept[0].sequence <= done or len(self._kept) > MOST_WAITING):
             self._kept.popleft()
         return list(self._kept)
 
     def _save_now(self, snapshot: Any) -> None:
+        """Saves a snapshot while the stream runs; where that fails, the stream continues and a warning is logged."""
         assert self._save is not None, "the thread runs only where there is something to save with"
         try:
             with self._saving:
                 self._save(snapshot, self._left())
         except (KinescanError, OSError) as error:
-            # an alarm is worth more than the order of things on a full disk
+            # sinks are told all the same: an alarm matters more than that its id stays after a kill
             self._num_failed_saves += 1
             if self._num_failed_saves == 1:
                 logger.warning(

@@ -11,7 +11,7 @@ FIELDS = (
     *("kind", "id", "label", "start_seconds", "end_seconds", "peak_score", "mean_score", "told_at_seconds"),
     *("source", "sequence", "start_time", "end_time", "told_at_time"),
 )
-"""Of a record, in the order in which files have them."""
+"""Names of a record's values, in the order in which files have them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Told:
         update: what is told.
         source: file or stream, without the secrets that an address may hold.
         sequence: number among all updates of the stream, from 1, also over restarts.
-        start_time: when the event began by the wall's clock (ISO 8601, UTC); None for files.
+        start_time: wall-clock time of the event's start (ISO 8601, UTC); None for files.
         end_time: when it ended; None for files and at its start.
         told_at_time: when it was told; None for files.
     """
@@ -41,7 +41,7 @@ class Told:
 
     @property
     def stream_id(self) -> str:
-        """Of the stream that the event's id begins with."""
+        """Id of the stream, with which the event's id begins."""
         return stream_of(self.update.event.id)
 
     def to_plain(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class WebhookSettings:
         capacity: how many messages may wait; of more, the oldest are dropped and counted.
 
     Raises:
-        ConfigError: the address is none of http or https, or a number is not positive.
+        ConfigError: the address is not of http or https, or a number is not positive.
     """
 
     url: str
@@ -95,7 +95,7 @@ class Webhook:
         self._stop = threading.Event()
         self._connection: http.client.HTTPConnection | None = None
         if len(self.queue):
-            logger.info("%s: %d messages of before wait in %s and are sent first", self.name, len(self.queue), queue)
+            logger.info("%s: %d earlier messages wait in %s and are sent first", self.name, len(self.queue), queue)
         self._closing = threading.Event()
         self._arrived = 0.0
         self._thread = threading.Thread(target=self._run, name=f"webhook {self.name}", daemon=True)

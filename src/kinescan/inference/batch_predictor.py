@@ -106,7 +106,7 @@ class BatchPredictor:
         """
         if self._loaded is None:
             model = resolve_model(self.model, choose_device(self.device))
-            # what is wrong with the call is no fault of a file: it would be the reason of every row
+            # a wrong call is not an error of one file: it would be the reason of every row
             predict_iter(model, np.zeros((1, 8, 8, 3), np.uint8), **self._options())
             self._loaded = model
         return self._loaded

@@ -63,7 +63,7 @@ class EventStream:
         rules: thresholds and times.
         sinks: who is told.
         source: the stream's name, shown without secrets.
-        is_live: whether it is a live source, whose time continues after a restart by the wall's clock.
+        is_live: whether it is a live source, whose time continues after a restart by the system clock.
         path: where the state is kept; None keeps none.
         name: what records call the stream; by default `source` without secrets.
 
@@ -263,7 +263,7 @@ def stream_events(
         device: where to compute.
         state: file to continue from where it is there. It is written before an event is told, so that after a kill the
             same event has the same id; every second while an event is open, every minute, and at the end. A file
-            continues behind the last frame that was seen, a live source by the wall's clock.
+            continues behind the last frame that was seen, a live source by the system clock.
         allow_short: take what can be decoded of a cut or damaged file.
         average: of a clip classifier's scores; see `StreamSession`.
         average_seconds: see `StreamSession`.

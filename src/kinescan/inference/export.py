@@ -40,7 +40,7 @@ TOLERANCES: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.05}
 """How far logits may be off, as a fraction of the largest (and at least of 1)."""
 NUM_SYNTHETIC_CLIPS = 3
 NUM_COMPARED_STEPS = 100
-"""Frames of each clip that an exported step is compared on, one behind the other."""
+"""Frames of each clip that an exported step is compared on, one after the other."""
 NUM_STEPS_ALONE = 10
 """Frames of each clip that go in without others beside them, too."""
 _SMALLEST_SYNTHETIC_FRAME = 64

@@ -84,8 +84,9 @@ def quiet_exporters() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
-            # All streams of a step share one axis, which has one name.
-            warnings.filterwarnings("ignore", message="# The axis name")
+            # Both by their texts: other warnings of the same modules and category are to be seen. All streams of a step
+            # share one axis, which has one name.
+            warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
             # A recurrent layer of torch keeps a list of its weights, which tracing fills and puts back.
             warnings.filterwarnings("ignore", message="The tensor attributes", category=UserWarning)
             yield

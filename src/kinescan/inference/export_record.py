@@ -69,7 +69,7 @@ class ExportRecord:
         num_frames: frames of a clip; fixed, as is the size.
         size: side of a frame in pixels.
         precision: what it computes in; inputs and logits are float32 always.
-        num_classes: number of logits; None in records of before, which have labels.
+        num_classes: number of logits; None in older records, which have labels.
         causal: whether the model looks at no future frame; None for models where the question does not arise.
         timing: how far apart the frames of the training clips were; None where it is unknown.
         output: whether the logits answer for the clip or for every frame.
@@ -134,7 +134,7 @@ class ExportCheck:
         allowed_difference: what was allowed.
         same_top1: on how many clips the best class is the same.
         single_clip: whether clips were also given one by one (with any number at once).
-        num_steps: frames of each clip, one behind the other, for a step of a stream; else None.
+        num_steps: frames of each clip, one after the other, for a step of a stream; else None.
     """
 
     clips: tuple[str, ...]

@@ -104,7 +104,7 @@ class ExportedModel(VideoClassifier):
 
         Raises:
             ShapeError: the clip has another size or number of frames than the file takes.
-            CheckpointError: the file fails, or gives something else than logits of these classes.
+            CheckpointError: the file fails, or gives something other than logits of these classes.
         """
         self.check_clip(clip)
         wanted = self.config.num_frames
@@ -206,7 +206,7 @@ class ExportedStep(ExportedModel):
 
         Raises:
             ShapeError: the clip has another size than the file takes.
-            CheckpointError: the file fails, or gives something else than logits and a state; the state is another
+            CheckpointError: the file fails, or gives something other than logits and a state; the state is another
                 model's.
         """
         frames, averages, after = self._stream(clip, state)

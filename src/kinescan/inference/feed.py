@@ -57,7 +57,7 @@ class Feed:
     this rule: a frame whose answer would come more than 0.75 s after the frame, by the slowest of the last five
     answers, gives way to the newest one, with all between them. They are counted; turns in between are not made up for.
 
-    When a frame came is known by its own time: of the last 10 s, that frame which came soonest by the wall's clock came
+    When a frame came is known by its own time: of the last 10 s, that frame which came soonest by the system clock came
     without delay, and the others are measured by it. So frames that wait in a network's buffers are late, too.
 
     Args:
@@ -232,11 +232,11 @@ class Arrivals:
         self._offsets: deque[tuple[float, float]] = deque()
 
     def due(self, seconds: float, now: float) -> float:
-        """When a frame would have come without delay, by the wall's clock.
+        """When a frame would have come without delay, by the system clock.
 
         Args:
             seconds: the frame's time.
-            now: when it came, by the wall's clock.
+            now: when it came, by the system clock.
         """
         offset = now - seconds
         while self._offsets and self._offsets[-1][1] >= offset:

@@ -32,7 +32,7 @@ class Prediction:
     """What the model says of one video, or why it could not be read.
 
     Attributes:
-        path: the file; of what is none, a name for it ("bytes 3", "frames 0") with its place among those given.
+        path: the file; for a video that is not a file, a name ("bytes 3", "frames 0") with its index among those given.
         labels: the best classes, first the best; empty for an unreadable one.
         scores: their probabilities.
         seconds: how long it took, decoding and model together; in batches, the same for each video of a batch.
@@ -147,6 +147,27 @@ def predict_iter(
     allow_short: bool = False,
 ) -> Iterator[Prediction]:
     """As `predict`, each prediction as soon as it is made; arguments are checked and the model is opened at once.
+
+    Args:
+        model: as for `predict`.
+        paths: as for `predict`.
+        views: as for `predict`.
+        top: as for `predict`.
+        device: as for `predict`.
+        precision: as for `predict`.
+        explain_folder: as for `predict`.
+        views_per_forward: as for `predict`.
+        videos_per_batch: as for `predict`.
+        fps: as for `predict`.
+        allow_code: as for `predict`.
+        limits: as for `predict`.
+        allow_short: as for `predict`.
+
+    Raises:
+        ConfigError: as `predict`, at the call.
+        CheckpointError: as `predict`, at the call.
+        ShapeError: as `predict`, at the call.
+        NonFiniteError: as `predict`, when the video's turn comes.
 
     Example:
         >>> from kinescan.models.zoo import create_model

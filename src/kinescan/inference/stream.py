@@ -35,13 +35,13 @@ logger = logging.getLogger(__name__)
 _STATE_SECONDS = 60.0
 """How often a stream's state is written where it is kept in a file."""
 _CLIPS_OF_A_MEAN = 4
-"""A stream of more clips than these is told what `average="mean"` does to it."""
+"""A stream longer than so many clips is warned that `average="mean"` no longer follows what happens."""
 _TINY_SECONDS = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamPrediction:
-    """What the model says after a frame, in the light of all it has seen so far.
+    """What the model says after a frame, given all frames so far.
 
     Attributes:
         frame_index: the frame's index in the video source, from 0.
@@ -135,10 +135,10 @@ class StreamSession:
             self.continue_from(state)
         self._transform = EvalTransform(resolved.preprocessing, crops=1)
         self._average = choose_average(resolved, average, average_seconds)
-        # None of these is warned of in a stream of a few clips.
-        self._sleeps = self._average is None and resolved.config.average == "mean" and not resolved.answers_frames
-        self._sleeps |= self._average is not None and self._average.kind == "mean"
-        self._told = False
+        # whether predictions are the mean of all frames, which hardly moves after a while: see `_warn_of_mean`
+        self._is_mean = self._average is None and resolved.config.average == "mean" and not resolved.answers_frames
+        self._is_mean |= self._average is not None and self._average.kind == "mean"
+        self._has_warned = False
         self._seconds: float | None = None
         self.last_time: float | None = None
 
@@ -162,7 +162,7 @@ class StreamSession:
         return self.take(clip, answers[0, -1], state, frame_index=frame_index, seconds=seconds)
 
     def warm_up(self) -> None:
-        """Runs the model on two blank frames that nobody sees: what it compiles at its first frames is compiled then.
+        """Runs the model on two blank frames, so that what it compiles is compiled before the first frame.
 
         A live source would continue meanwhile, and predictions would fall behind it from the start.
         """
@@ -206,7 +206,7 @@ class StreamSession:
             logits, recent = self._average.push(logits, self._elapsed(seconds, frame_index), recent)
         self.state, self._seconds = replace(state, recent=recent), seconds
         self.last_time = time.time()
-        self._tell_of_sleep()
+        self._warn_of_mean()
         scores, best = self.model.probabilities(logits).sort(descending=True, stable=True)
         return StreamPrediction(
             frame_index=frame_index,
@@ -227,7 +227,7 @@ class StreamSession:
             self._view.skip_unchanged = self._view.skip_unchanged.at_distance(self.model.frame_seconds)
 
     def continue_from(self, state: PKS4State) -> None:
-        """Continues with the state of a stream, of this model, in the place of its own.
+        """Continues with the state of a stream, of this model, instead of its own.
 
         Raises:
             CheckpointError: it is that of another model, or of several streams.
@@ -253,11 +253,11 @@ class StreamSession:
             return _TINY_SECONDS
         return known or _TINY_SECONDS
 
-    def _tell_of_sleep(self) -> None:
-        """Says once what the mean of everything does to a long stream."""
+    def _warn_of_mean(self) -> None:
+        """Warns once that a mean over a whole stream no longer follows what happens."""
         seen, clip = self.state.frames_seen, self.model.preprocessing.num_frames
-        if self._sleeps and not self._told and seen > _CLIPS_OF_A_MEAN * clip:
-            self._told = True
+        if self._is_mean and not self._has_warned and seen > _CLIPS_OF_A_MEAN * clip:
+            self._has_warned = True
             logger.warning(
                 'average="mean" counts all %d frames so far alike: what is new weighs less and less, and the scores '
                 "soon stand still. It is for single clips, of %d frames with this model; for a stream take "

@@ -38,7 +38,7 @@ class StreamSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamAverage:
-    """An average of logits over time; what it has taken is held by whoever has the stream.
+    """An average of logits over time; what it has taken is a part of the stream's state.
 
     It is computed in float64 whatever the model computes in: in bfloat16, small steps would be rounded away. Since the
     head is linear, it is the head's answer to the average of the frames' representations.

@@ -139,7 +139,7 @@ def load_stream_events(path: str | Path) -> dict[str, Any] | None:
         return None
     values = parse_json(text, path, error=refused)
     if not isinstance(values, dict):
-        raise refused(f"they are no JSON object. {ANEW}")
+        raise refused(f"they are not a JSON object. {ANEW}")
     return values
 
 
@@ -182,7 +182,7 @@ def fitting_state(state: PKS4State, model: CausalModel) -> PKS4State:
 
 
 def _fitting_recent(recent: Tensor | None, model: CausalModel) -> Tensor | None:
-    """What a stream's average has taken, on the CPU, as it is kept; None in files of before.
+    """What a stream's average has taken, on the CPU, as it is kept; None in older files.
 
     Raises:
         CheckpointError: it is that of a model with other classes.

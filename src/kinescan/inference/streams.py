@@ -38,7 +38,7 @@ class Camera:
         name: for records, the log and files; none has another's.
         source: as for `stream`.
         state: file to continue from where it is there, written every minute and at the end; None keeps none.
-        rules: thresholds and times of events; None tells of no events.
+        rules: thresholds and times of events; None: events are not detected.
         sinks: who is told of events.
         watch: is given every frame with its time by the clock of the events, by the thread that reads; needs `rules`.
         every: feed each `every`-th frame by count; None takes frames by their times.

@@ -9,6 +9,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from kinescan.inference.explain import KinematicMaps
@@ -19,6 +20,8 @@ from kinescan.runtime.figure import save_figure
 MOST_FRAMES = 8
 """A longer clip shows so many of its frames, evenly spread."""
 CELL_INCHES = 1.9
+_BESIDE, _ABOVE_BELOW, _GAP = (0.45, 0.1), (0.8, 0.35), 0.05
+"""Room left and right of the cells, above and below them, in inches; and between them, of a cell's side."""
 MOST_LETTERS = 120
 """A longer title loses its middle."""
 ROWS = ("frame", "moved", "changed")
@@ -52,32 +55,53 @@ def draw_strip(
         ConfigError: the file cannot be written.
     """
     pixels = _pixels(clip, preprocessing)
-    num_frames = len(pixels)
+    num_frames, side = len(pixels), pixels.shape[1]
     shown = np.linspace(0, num_frames - 1, min(num_frames, MOST_FRAMES)).round().astype(int)
-    figure = Figure(figsize=(CELL_INCHES * len(shown) + 0.6, CELL_INCHES * len(ROWS) + 0.75), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(escape_plot(title, length=MOST_LETTERS), fontsize=11)
-    figure.supxlabel(CAPTION, fontsize=8)
-    grid = figure.subplots(len(ROWS), len(shown), squeeze=False)
+    gap = max(1, round(_GAP * side))
+    # one pair of axes for all cells: each pair costs as much as all that is drawn into it
+    figure, axes = _empty_figure(len(shown), side, gap)
+    figure.suptitle(escape_plot(title, length=MOST_LETTERS), fontsize=11, y=1 - 0.12 / figure.get_figheight(), va="top")
+    axes.imshow(_cells(pixels, shown, gap))
+    for row, name in enumerate(ROWS):
+        axes.text(-2 * gap, row * (side + gap) + side / 2, name, fontsize=11, rotation=90, ha="right", va="center")
     brightest = float(maps.change.quantile(0.995).clamp(min=1e-6))
     for column, t in enumerate(shown):
-        for row, name in enumerate(ROWS):
-            axes = grid[row, column]
-            axes.set_xticks([])
-            axes.set_yticks([])
-            if column == 0:
-                axes.set_ylabel(name, fontsize=11)
-            axes.imshow(pixels[t] if row == 0 else _faded(pixels[t]))
+        left = column * (side + gap)
         when = "" if seconds is None else f"\n{seconds[t]:.2f} s"
-        grid[0, column].set_title(f"frame {t + 1}{when}", fontsize=9)
+        axes.text(left + side / 2, -2 * gap, f"frame {t + 1}{when}", fontsize=9, ha="center", va="bottom")
         if t < num_frames - 1:
-            _draw_movement(grid[1, column], maps.displacement[t], pixels.shape[1])
-            _draw_change(grid[2, column], maps.change[t] / brightest, pixels.shape[1])
+            _draw_movement(axes, maps.displacement[t], side, left, side + gap)
+            _draw_change(axes, maps.change[t] / brightest, side, left, 2 * (side + gap))
     save_figure(figure, path, dpi=110)
 
 
-def _draw_movement(axes: Any, displacement: Tensor, side: int) -> None:
-    """Arrows in pixels from the middle of each patch that moved; displacement [2, Hp, Wp] in patches."""
+def _empty_figure(num_columns: int, side: int, gap: int) -> tuple[Figure, Any]:
+    """A figure and axes over all of its cells, one unit for a pixel, the first cell's top left corner at 0."""
+    width, height = (count * (side + gap) - gap for count in (num_columns, len(ROWS)))
+    inches = CELL_INCHES / (side + gap)
+    whole = (width * inches + sum(_BESIDE), height * inches + sum(_ABOVE_BELOW))
+    figure = Figure(figsize=whole)
+    FigureCanvasAgg(figure)
+    figure.text(0.5, 0.1 / whole[1], CAPTION, fontsize=8, ha="center", va="bottom", wrap=True)
+    place = (_BESIDE[0] / whole[0], _ABOVE_BELOW[1] / whole[1], width * inches / whole[0], height * inches / whole[1])
+    axes = figure.add_axes(place, xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), autoscale_on=False)
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _cells(pixels: np.ndarray[Any, Any], shown: np.ndarray[Any, Any], gap: int) -> np.ndarray[Any, Any]:
+    """Each shown frame as it is, and below it twice faded; white between them."""
+    pitch = pixels.shape[1] + gap
+    canvas = np.ones((len(ROWS) * pitch - gap, len(shown) * pitch - gap, 3), dtype=np.float32)
+    for column, t in enumerate(shown):
+        for row in range(len(ROWS)):
+            cell = pixels[t] if row == 0 else _faded(pixels[t])
+            canvas[row * pitch : row * pitch + len(cell), column * pitch : column * pitch + len(cell)] = cell
+    return canvas
+
+
+def _draw_movement(axes: Any, displacement: Tensor, side: int, left: int, top: int) -> None:
+    """Arrows from the middle of each patch that moved, as far as they lie in the cell; displacement [2, Hp, Wp]."""
     down, right = displacement.numpy()
     rows, columns = down.shape
     step_y, step_x = side / rows, side / columns
@@ -87,29 +111,28 @@ def _draw_movement(axes: Any, displacement: Tensor, side: int) -> None:
     dy, dx = down[row, column] * step_y, right[row, column] * step_x
     angle = (np.arctan2(dy, dx) / (2 * np.pi)) % 1.0
     colours = hsv_to_rgb(np.stack([angle, np.full_like(angle, 0.85), np.full_like(angle, 0.95)], axis=1))
-    axes.quiver(
-        (column + 0.5) * step_x - 0.5,
-        (row + 0.5) * step_y - 0.5,
+    arrows = axes.quiver(
+        left + (column + 0.5) * step_x - 0.5,
+        top + (row + 0.5) * step_y - 0.5,
         dx,
         dy,
         color=colours,
         angles="xy",
         scale_units="xy",
         scale=1.0,
-        width=0.11 / columns,
+        units="x",
+        width=0.11 * step_x,
         headwidth=3.6,
         headlength=4.0,
         headaxislength=3.6,
-        clip_on=True,
     )
-    axes.set_xlim(-0.5, side - 0.5)
-    axes.set_ylim(side - 0.5, -0.5)
+    arrows.set_clip_path(Rectangle((left - 0.5, top - 0.5), side, side, transform=axes.transData))
 
 
-def _draw_change(axes: Any, change: Tensor, side: int) -> None:
-    """A heat map over the frame; change [Hp, Wp], 1 for the brightest."""
+def _draw_change(axes: Any, change: Tensor, side: int, left: int, top: int) -> None:
+    """A heat map over a frame; change [Hp, Wp], 1 for the brightest."""
     fractions = change.clamp(0, 1).numpy()
-    extent = (-0.5, side - 0.5, side - 0.5, -0.5)
+    extent = (left - 0.5, left + side - 0.5, top + side - 0.5, top - 0.5)
     axes.imshow(
         fractions,
         cmap="inferno",

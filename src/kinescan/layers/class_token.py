@@ -30,7 +30,7 @@ class TemporalMix(nn.Module):
         raise NotImplementedError  # pragma: no cover  (each route has its own)
 
     def mixed_tokens(self, num_tokens: int) -> slice:
-        """Which tokens of a frame take part."""
+        """Which of a frame's M tokens are mixed: a slice from 0."""
         return slice(0, 1)
 
     def filter_macs(self, tokens: Tensor) -> int:
@@ -93,7 +93,7 @@ class ClassTokenConv(TemporalMix):
             self.weight.copy_(_shift_kernel(self.width, self.width // 4, self.causal).unsqueeze(1))
 
     def kernel(self) -> Tensor:
-        """The learned filter."""
+        """[width, 3], learned."""
         return self.weight.squeeze(1)
 
 
@@ -116,7 +116,7 @@ class ClassTokenShift(TemporalMix):
         self.shift.copy_(_shift_kernel(self.width, self.width // self.num_folds, self.causal))
 
     def kernel(self) -> Tensor:
-        """The fixed filter."""
+        """[width, 3], fixed."""
         assert isinstance(self.shift, Tensor)
         return self.shift
 

@@ -12,9 +12,9 @@ from kinescan.layers.scanner import Scanner
 from kinescan.shapes import Tokens
 
 EPSILON = 1e-6
-"""Added to squared strengths: where there is no prior, all locations score alike."""
+"""Added to squared strengths before the logarithm: without a prior, all locations have equal scores."""
 START_STRENGTH = 4.0
-"""A prior that is 1.65 times as strong as that at the threshold opens the gate to 0.88."""
+"""Start value of `strength`: a prior 1.65 times as strong as that at the threshold has a gate of 0.88."""
 
 Scores = Float[Tensor, "B T N"]
 
@@ -41,7 +41,7 @@ class TrajectoryGate(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The strength of the prior alone."""
+        """Start values: the score depends on the strength of the prior alone."""
         nn.init.constant_(self.strength, START_STRENGTH)
         nn.init.zeros_(self.direction)
 
@@ -50,7 +50,7 @@ class TrajectoryGate(nn.Module):
         return min(num_locations, max(1, math.ceil(self.ratio * num_locations)))
 
     def forward(self, prior: Tokens) -> tuple[Scores, Tensor]:
-        """The gates, and which locations are the best.
+        """The gate of every location, and the locations that are chosen.
 
         Args:
             prior: [B, T, N, W], what the kinematic encoder adds to each patch.
@@ -75,7 +75,7 @@ class TrajectoryGate(nn.Module):
 
 
 class GatedScanner(Scanner):
-    """KS4 over the trajectories that a gate chooses, frame by frame.
+    """The scanner over the trajectories that a gate chooses, frame by frame.
 
     In training all are scanned, softly: the step size and what is added are multiplied by the gate, so that a closed
     gate writes nothing into a trajectory's state and adds nothing to its token. In evaluation the best of each frame

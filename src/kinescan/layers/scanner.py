@@ -5,7 +5,7 @@ from kinescan.shapes import Tokens
 
 
 class Scanner(nn.Module):
-    """KS4: one selective scan along time for every patch location, all locations at once.
+    """One selective scan along time for every patch location, all locations at once; KS4 in the paper.
 
     It gives what is to be added to the tokens; the output projection is zero at the start, so that it adds nothing.
 

@@ -271,7 +271,7 @@ class VideoClassifier(nn.Module, ABC):
         saved_model.write(Path(folder), self.files_to_save(run=run, repo_id=repo_id))
 
     def files_to_save(self, *, run: str | Path | None = None, repo_id: str | None = None) -> ModelFiles:
-        """What `save_pretrained` writes, for whoever writes it later: the tensors are the model's own.
+        """What `save_pretrained` writes, to be written later: the tensors are the model's own.
 
         Args:
             run: as for `save_pretrained`.
@@ -362,7 +362,7 @@ class VideoClassifier(nn.Module, ABC):
         return build
 
     def _fitting_rules(self) -> dict[str, Any] | None:
-        """The saved thresholds, where they are of no model or of these weights."""
+        """The saved thresholds, where they name these weights, or none at all."""
         rules = self.saved_rules
         of_others = rules is not None and rules.get("weights", "") not in ("", self.weights_fingerprint())
         return None if of_others else rules

@@ -28,6 +28,9 @@ from kinescan.shapes import Clip, FrameLogits, Logits, Tokens
 DEEP = 16
 """From this depth on, checkpointing takes blocks in pairs: half of their inputs outweigh what a second block holds."""
 
+CHANGES_GAIN = 3.0
+"""Changes between frames are a fraction of what a frame shows: a model of changes alone sees them larger."""
+
 
 class PKS4(VideoClassifier):
     """An image ViT with one kinematic state-space module in its middle.
@@ -65,7 +68,8 @@ class PKS4(VideoClassifier):
             route = ROUTES[config.class_token_route]
             routes = [route(config.width, causal=config.causal) for _ in range(2 * config.depth)]
         self.class_token_routes = nn.ModuleList(routes)
-        self.difference = _make_difference(config) if config.difference else None
+        has_both = config.difference and not config.changes_only
+        self.difference = _make_difference(config) if has_both else None
         self.kinematic = _make_kinematic(config)
         self.scanner = self.make_scanner(config) if config.scanner else None
         if config.gate and not isinstance(self.scanner, GatedScanner):
@@ -136,7 +140,7 @@ class PKS4(VideoClassifier):
         return self.head(frames if self.answers_frames else averages), after
 
     def stream_frames(self, clip: Clip, state: PKS4State | None = None) -> tuple[Tensor, PKS4State]:
-        """Scores of every frame by itself, in the light of those before it but not averaged with them.
+        """Scores of every frame by itself, given those before it but not averaged with them.
 
         The head is linear, so that the average of these over frames is what `forward_stream` gives. A long stream
         averages them over the last seconds instead, and stays awake (see `kinescan.inference.StreamSession`).
@@ -197,7 +201,7 @@ class PKS4(VideoClassifier):
         kept = still.kept if still is not None and keep_state else None
         batch, num_frames = clip.shape[:2]
         changes, previous = self._changes(clip, state.previous)
-        tokens = self.vit.embed(clip.flatten(0, 1), changes).unflatten(0, (batch, num_frames))  # [B, T, P + N, W]
+        tokens = self._embed(clip, changes).unflatten(0, (batch, num_frames))  # [B, T, P + N, W]
         run_blocks = partial(self._run_blocks, keep_state=keep_state, kept=kept)
         class_tokens: dict[int, Tensor] = {}
         kinematic, scan = None, None
@@ -254,19 +258,27 @@ class PKS4(VideoClassifier):
         )
 
     def _changes(self, clip: Tensor, previous: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Embedded differences [B * T, N, W] of a clip [B, T, 3, H, W], and the last frame for the next ones.
+        """What changed in the frames of a clip [B, T, 3, H, W], in its shape, and the last frame for the next ones.
 
         The first frame of all differs from none. So a state of zeros, in which no frame is marked as there, is that
         start.
         """
-        if self.difference is None:
+        if not self.config.difference:
             return None, None
         if previous is None:
             previous = torch.zeros_like(torch.cat([clip[:, 0], clip[:, 0, :1]], dim=1))
         first = (clip[:, :1] - previous[:, None, :3]) * previous[:, None, 3:]
         changes = torch.cat([first, clip[:, 1:] - clip[:, :-1]], dim=1)
         last = torch.cat([clip[:, -1], torch.ones_like(clip[:, -1, :1])], dim=1)
-        return self.difference(changes.flatten(0, 1)).flatten(2).transpose(1, 2), last
+        return changes, last
+
+    def _embed(self, clip: Tensor, changes: Tensor | None) -> Tensor:
+        """The tokens [B * T, P + N, W] that enter the first block."""
+        if changes is None:
+            return self.vit.embed(clip.flatten(0, 1))
+        if self.difference is None:
+            return self.vit.embed(changes.flatten(0, 1) * CHANGES_GAIN)
+        return self.vit.embed(clip.flatten(0, 1), self.difference(changes.flatten(0, 1)).flatten(2).transpose(1, 2))
 
     def _checkpointed(self, part: Callable[..., Any], *inputs: Any) -> Any:
         """What `part` gives; with activation checkpointing, what it computes inside is not kept for the backward pass.

@@ -46,6 +46,8 @@ class PKS4Config(ViTConfig):
         expand: inner width of the scanner over `width`.
         difference: what changed since the frame before goes through a patch embedding of its own and is added to the
             frame's. Movement is there from the first block on, which a small model from scratch needs.
+        changes_only: with `difference`: what changed is all that is seen, and goes through the frames' own patch
+            embedding. A model that sees a few people or rooms while it is trained learns their looks otherwise.
         gate: scan those trajectories alone that a gate chooses by the kinematic prior, in each frame anew; in training
             all are, softly. Needs `scanner`, and `correlation` or `variation`.
         gate_ratio: fraction of a frame's patches that the gate chooses; with 1 the model is the one without a gate.
@@ -54,6 +56,8 @@ class PKS4Config(ViTConfig):
         overlapping: with `output="frames"`: several classes may be true at once, or none; no class is "background".
         activation_checkpointing: compute blocks and scanner again in the backward pass instead of keeping what they
             computed; the same gradients in less memory.
+
+    Source: PKS4 (arXiv 2604.26461), section 3 and Tables 5 to 9.
     """
 
     num_classes: int = 400
@@ -76,6 +80,7 @@ class PKS4Config(ViTConfig):
     conv_kernel: int = 4
     expand: int = 2
     difference: bool = False
+    changes_only: bool = False
     gate: bool = False
     gate_ratio: float = 0.5
     output: Literal["clip", "frames"] = "clip"
@@ -113,6 +118,10 @@ class PKS4Config(ViTConfig):
             )
         if not 0 < self.gate_ratio <= 1:
             raise ConfigError(f"gate_ratio must lie in (0, 1], got {self.gate_ratio}.")
+        if self.changes_only and not self.difference:
+            raise ConfigError(
+                "changes_only = true sees what changed since the frame before: it needs difference = true."
+            )
         if self.overlapping and self.output != "frames":
             raise ConfigError('overlapping = true is for models that answer for every frame: set output = "frames".')
         if not 0 < self.average_rate <= 1:

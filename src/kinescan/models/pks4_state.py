@@ -27,6 +27,8 @@ class PKS4State:
         recent: what the average of a stream's last seconds has taken (see `kinescan.inference.stream_average`); the
             model neither reads nor writes it.
         still: what is kept of patches that stand still, with `PKS4.skip_unchanged`.
+
+    Source: PKS4 (arXiv 2604.26461), eq. 1-25, in their causal form (docs/decisions).
     """
 
     frames_seen: int = 0

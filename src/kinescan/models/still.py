@@ -94,7 +94,7 @@ class StillState:
     after: Tensor | None = None
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """Those that are there, as PREFIX.NAME."""
+        """The tensors that are not None, by name: PREFIX.FIELD; shapes as in the class."""
         named = {f"{prefix}.{field.name}": getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 

@@ -36,7 +36,7 @@ class StateShape:
         return tensor if self.tracks == 1 else tensor.unflatten(0, (-1, self.tracks))
 
     def flat(self, tensor: Tensor) -> Tensor:
-        """The inverse of `stacked`."""
+        """The inverse of `stacked`: [streams, tracks, ...] as [streams * tracks, ...]."""
         return tensor if self.tracks == 1 else tensor.flatten(0, 1)
 
 
@@ -54,7 +54,7 @@ class StreamStep(nn.Module):
     """One step of a stream as a function of tensors: frame and state in, logits and the next state out.
 
     What an exported step holds, and what several streams of different age share. A stream starts with a state of zeros.
-    The logits are those of `PKS4.stream_frames`: of the frame by itself, in the light of those before it. The head is
+    The logits are those of `PKS4.stream_frames`: of the frame by itself, given those before it. The head is
     linear, so that who wants scores of several frames averages their logits.
 
     Args:
@@ -88,11 +88,11 @@ class StreamStep(nn.Module):
         self.outputs = step_outputs(self.states)
 
     def start(self, num_streams: int) -> list[Tensor]:
-        """The state of streams before their first frame, zeros on the model's device."""
+        """The state of streams before their first frame: zeros [num_streams, ...] for each of `states`."""
         return self._zeros(num_streams, self.states)
 
     def pack(self, state: PKS4State) -> list[Tensor]:
-        """The tensors of a stream's state, as `forward` takes them."""
+        """The tensors of one stream's state, [1, ...] each, as `forward` takes them."""
         if not state.frames_seen:
             return self.start(1)
         named = state.tensors()
@@ -102,7 +102,7 @@ class StreamStep(nn.Module):
         return [shape.stacked(named[shape.name]) for shape in self.states]
 
     def unpack(self, tensors: Sequence[Tensor], frames_seen: int) -> PKS4State:
-        """The inverse of `pack`."""
+        """The inverse of `pack`: tensors [1, ...] as a state after `frames_seen` frames."""
         named = {shape.name: shape.flat(tensor) for shape, tensor in zip(self.states, tensors, strict=True)}
         scanner = shaped_like(self._example, named, "scanner")
         return PKS4State.from_tensors(named, frames_seen, scanner=scanner)

@@ -28,7 +28,7 @@ class TextHead:
     Attributes:
         templates: texts with {} for the class name, such as "a video of a person {}."; with several, the embeddings of
             a class are averaged. Empty: the classifier starts anew.
-        names: label -> what to put in its place, where the label says little by itself; other labels
+        names: label -> text to use for it, where the label says little by itself; other labels
             stand for themselves, with blanks for underscores.
         weights: folder or hub name of a CLIP model of transformers with text encoder and tokenizer; empty: the model's
             weights.
@@ -59,7 +59,7 @@ class TextHead:
         """Label -> its texts, one for each template.
 
         Raises:
-            ConfigError: `names` has a label that is none of these, or two classes have the same texts.
+            ConfigError: `names` has a label that is not one of these, or two classes have the same texts.
 
         Example:
             >>> TextHead(templates=("a video of {}.",)).texts(["open_door", "run"])

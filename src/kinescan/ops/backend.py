@@ -15,7 +15,7 @@ from torch import Tensor
 from kinescan.errors import BackendError
 from kinescan.runtime.backend_names import Backend
 from kinescan.runtime.error_text import typed_line
-from kinescan.runtime.torch_internals import active_transforms
+from kinescan.runtime.torch_internals import active_transforms, constant_when_compiled
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,9 @@ def refuse_second_derivative(backward: Any, op: str, backend: str) -> None:
         backward: a `torch.library.custom_op`.
         op: name of the op that users call.
         backend: its backend.
+
+    Raises:
+        BackendError: not here, but when the second derivative is computed.
     """
 
     def refuse(ctx: Any, *grads: Tensor) -> None:
@@ -150,7 +153,7 @@ def triton_obstacle(like: Tensor) -> str | None:
     return problem
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _triton_problem(device_type: str) -> str | None:
     if not _triton_is_installed():
         return "triton is not installed (it comes with PyTorch's CUDA build)"

@@ -256,7 +256,7 @@ class CountsFilter(Protocol):
     """
 
     def filter_macs(self, tokens: Tensor) -> int:
-        """MACs of the filter for the first input of the layer's `forward`."""
+        """MACs of the filter for the first input of the layer's `forward`, of any shape [...]."""
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 A CPU's autocast leaves normalisations, exponentials and sums in bfloat16, where that of CUDA takes them to float32, and
 with them the residual stream behind the first LayerNorm. Tensors on "cuda", fake ones too, need a build of torch with
-CUDA; so the rules of CUDA are put in the place of the CPU's, at the level where torch itself has them: whatever calls
+CUDA; so the rules of CUDA replace the CPU's, at the level where torch itself has them: whatever calls
 the operation, a backward pass that computes something again among them, gets them.
 
 What both lower to bfloat16 (products, convolutions, attention) stays with torch.

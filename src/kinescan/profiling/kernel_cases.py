@@ -60,12 +60,12 @@ def sample_scan(
 
 
 def scan_by_kernel(tensors: Tensors) -> tuple[Tensor, Tensor]:
-    """Our kernel, whatever else could run."""
+    """Output [R, T, D] and last state [R, D, S] by the Triton kernel, whatever else could run."""
     return selective_scan(**tensors, backend="triton")  # type: ignore[arg-type]
 
 
 def scan_by_loop(tensors: Tensors) -> tuple[Tensor, Tensor]:
-    """The reference, step by step, in float32 (float64 for float64); y in the dtype of u."""
+    """Output [R, T, D] and last state [R, D, S] by the reference, step by step, in float32 (float64 for float64)."""
     wide = torch.float64 if tensors["u"].dtype == torch.float64 else torch.float32
     whole: dict[str, Any] = {name: tensors[name].to(wide) if name in tensors else None for name in ORDER}
     y, state = reference.scan(**whole, delta_softplus=True, state=tensors.get("state"))
@@ -73,19 +73,19 @@ def scan_by_loop(tensors: Tensors) -> tuple[Tensor, Tensor]:
 
 
 def scan_with_gradients(scan: Scan, tensors: Tensors, grad_y: Tensor) -> tuple[Tensor, ...]:
-    """y, and the gradients of all inputs through it."""
+    """Output [R, T, D], and the gradients of all inputs through it, in the inputs' shapes."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
     y, _ = scan(leaves)
     return (y.detach(), *torch.autograd.grad(y, list(leaves.values()), grad_y.to(y.dtype)))
 
 
 def correlate(features: Tensor, backend: Backend) -> Tensor:
-    """Maps of PKS4's offsets and window."""
+    """Maps [B, T, K, M, H, W] of features [B, T, C, H, W], with PKS4's offsets and window."""
     return local_correlation(features, OFFSETS, WINDOW, backend=backend)
 
 
 def correlate_with_gradient(run: Callable[[Tensor], Tensor], features: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps, and the gradient of the features through them."""
+    """Maps [B, T, K, M, H, W], and the gradient of the features [B, T, C, H, W] through them."""
     leaf = features.detach().requires_grad_()
     maps = run(leaf)
     return maps.detach(), torch.autograd.grad(maps, leaf, grad.to(maps.dtype))[0]
@@ -115,7 +115,7 @@ def sample_attention(
 
 
 def plain_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """What attention costs without scores: fused, the queries being the newest of the keys."""
+    """Fused attention without scores, for its cost: queries [1, H, Q, D] are the newest of the keys [1, Hkv, L, D]."""
     causal = causal_lower_right(queries.shape[2], keys.shape[2])
     output: Tensor = scaled_dot_product_attention(queries, keys, values, attn_mask=causal, enable_gqa=True)
     return output

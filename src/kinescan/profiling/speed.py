@@ -99,7 +99,7 @@ def peak_extra_bytes(run: Callable[[], object], device: torch.device, *, warmups
         warmups: calls before the one that counts: what only a first call needs does not count.
 
     Returns:
-        Bytes, or None where nobody tells.
+        Bytes, or None where the system does not tell.
     """
     for _ in range(warmups):
         run()

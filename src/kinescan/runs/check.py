@@ -119,7 +119,18 @@ def save(found: DataCheck, folder: str | Path) -> None:
 def data_config(
     source: str | Path, overrides: Sequence[str], *, test: str | Path | None, reader: str | None, split: int | None
 ) -> DataConfig:
-    """`[data]` of a recipe, or that of a folder or list, with what was reported beside it."""
+    """The settings `[data]` of a recipe, or those of a folder or list of videos.
+
+    Args:
+        source: a recipe (.toml), or a folder or list of videos.
+        overrides: "data.key=value" each; with a recipe, any setting.
+        test: held-out videos; None: as the recipe says.
+        reader: label reader; None: as the recipe says, or found by the layout.
+        split: of the data set; None: as the recipe says, or 1.
+
+    Raises:
+        ConfigError: a setting is wrong, or the recipe names no training videos.
+    """
     given = {"test": test and str(test), "reader": reader, "split": split}
     said = {name: value for name, value in given.items() if value is not None}
     if Path(source).suffix != ".toml":

@@ -135,7 +135,7 @@ def _is_score(value: Any) -> bool:
 
 
 def _shown(name: str, value: float) -> str:
-    """A score as people read it; times and rates are no parts of a whole."""
+    """A score as people read it; a time or a rate is not a percentage."""
     return f"{value:.3g}" if name.endswith(("_seconds", "_per_hour")) else percent(value)
 
 

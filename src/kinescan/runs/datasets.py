@@ -95,8 +95,8 @@ def read_videos(config: RunConfig, *, announced: bool = True) -> Division[VideoI
     if not config.data.train:
         raise ConfigError("data.train is not set. Name a folder with one folder of videos per class, or a csv.")
     if config.task == "intervals":
-        return _Divider(config, announced, _IntervalSource(config)).division()
-    return _Divider(config, announced, _ClipSource(config)).division()
+        return _Divider(config, announced, _IntervalLabels(config)).division()
+    return _Divider(config, announced, _ClipLabels(config)).division()
 
 
 def read_folds(config: RunConfig) -> Sequence[Division[VideoItem] | Division[IntervalVideo]]:
@@ -107,14 +107,14 @@ def read_folds(config: RunConfig) -> Sequence[Division[VideoItem] | Division[Int
     """
     configs = [replace(config, data=replace(config.data, fold=fold + 1)) for fold in range(config.data.folds)]
     if config.task == "intervals":
-        intervals = _Listed(*_IntervalSource(config).train())
+        intervals = _LabelsInMemory(*_IntervalLabels(config).train())
         return [_Divider(fold, False, intervals).division() for fold in configs]
-    clips = _Listed(*_ClipSource(config).train())
+    clips = _LabelsInMemory(*_ClipLabels(config).train())
     return [_Divider(fold, False, clips).division() for fold in configs]
 
 
-class _Source(Protocol[V]):
-    """One kind of labels."""
+class _Labels(Protocol[V]):
+    """Where a run's videos and labels come from: of clips, of intervals, or read before."""
 
     held_out_name: str | None
     """What the part is called that the label source itself holds out."""
@@ -126,8 +126,8 @@ class _Source(Protocol[V]):
         """Videos of the test part."""
 
 
-class _Listed(Generic[V]):
-    """Videos that were read before, without a test part."""
+class _LabelsInMemory(Generic[V]):
+    """Videos that were read before, for the folds of cross-validation."""
 
     def __init__(self, videos: list[V], classes: tuple[str, ...]) -> None:
         self.held_out_name: str | None = None
@@ -139,11 +139,11 @@ class _Listed(Generic[V]):
         return self._videos, self._classes
 
     def test(self, classes: tuple[str, ...]) -> list[V]:
-        """None."""
+        """No videos: each fold has its own held-out videos."""
         return []
 
 
-class _ClipSource:
+class _ClipLabels:
     """Labels of whole clips."""
 
     def __init__(self, config: RunConfig) -> None:
@@ -175,7 +175,7 @@ class _ClipSource:
         return items
 
 
-class _IntervalSource:
+class _IntervalLabels:
     """Labels with a start and an end."""
 
     def __init__(self, config: RunConfig) -> None:
@@ -221,30 +221,30 @@ class _IntervalSource:
 
 
 class _Divider(Generic[V]):
-    """Divides the videos of a run.
+    """Divides the videos of a run into those for training, validation and test.
 
     Args:
         config: of the run.
         announced: log how many there are.
-        source: of the videos.
+        labels: the videos with their labels.
     """
 
-    def __init__(self, config: RunConfig, announced: bool, source: _Source[V]) -> None:
+    def __init__(self, config: RunConfig, announced: bool, labels: _Labels[V]) -> None:
         self._data, self._level = config.data, logging.INFO if announced else logging.DEBUG
-        self._source: _Source[V] = source
+        self._labels: _Labels[V] = labels
         self._seed = config.seed if config.data.split_seed < 0 else config.data.split_seed
 
     def division(self) -> Division[V]:
         """The videos to train on, to choose on and to evaluate on."""
-        data, source = self._data, self._source
-        videos, classes = source.train()
+        data, labels = self._data, self._labels
+        videos, classes = labels.train()
         if data.folds:
             training, held_out = self._fold(videos, classes)
-        elif data.test or source.held_out_name:
-            training, held_out = videos, source.test(classes)
+        elif data.test or labels.held_out_name:
+            training, held_out = videos, labels.test(classes)
             where = data.test or data.train
             _refuse_overlap(training, held_out, where)
-            part = "test" if data.test else source.held_out_name
+            part = "test" if data.test else labels.held_out_name
             sizes = (len(training), len(held_out), part, len(classes))
             logger.log(self._level, "%d training videos, %d %s videos, %d classes", *sizes)
         else:
@@ -344,8 +344,8 @@ def evaluated_on(config: RunConfig) -> str:
         return data.test
     if data.folds:
         return f"fold {data.fold} of {data.folds} of {data.train}"
-    source: _ClipSource | _IntervalSource = (
-        _IntervalSource(config) if config.task == "intervals" else _ClipSource(config)
+    source: _ClipLabels | _IntervalLabels = (
+        _IntervalLabels(config) if config.task == "intervals" else _ClipLabels(config)
     )
     if source.held_out_name:
         own = ("auto", "folder", "list", "intervals")

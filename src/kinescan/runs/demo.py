@@ -112,7 +112,7 @@ def demo(
     source: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> DemoResult:
-    """Runs the whole job on data that it makes itself, and writes a page with what it shows.
+    """Runs the whole job on synthetic data, and writes a page with what it shows.
 
     The page is there first with what the model that comes with kinescan sees. Then the data sets motion and appearance
     are made, a small ViT is trained on stills and fine-tuned on both data sets as it is (averaging frames) and with
@@ -245,7 +245,11 @@ def _scores(reports: dict[str, Report]) -> DemoScores:
 
 
 def clear_output(output: Path) -> Path:
-    """An empty folder; what is removed on the way is an earlier demo, never anything else."""
+    """Empties the folder of an earlier demo, or makes it; never removes anything else.
+
+    Raises:
+        ConfigError: the folder holds something else, or cannot be written.
+    """
     try:
         output.mkdir(parents=True, exist_ok=True)
         marker = output / RESULT_FILE

@@ -1,4 +1,4 @@
-"""The demo's first page: the model that comes with kinescan on clips that make themselves and over real textures."""
+"""The demo's first page: the model that comes with kinescan on synthetic clips and over real textures."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -109,7 +109,7 @@ def plan_events(targets: Sequence[str], overrides: Sequence[str] = ()) -> EventP
         overrides: "events.on=0.6" and the like for rules; "webhook.timeout_seconds=5" and the like for every webhook.
 
     Raises:
-        ConfigError: a target is none of these, or a setting makes no sense.
+        ConfigError: a target is not one of these, or a setting makes no sense.
     """
     changes = parse_overrides(overrides)
     unknown = sorted(changes.keys() - {"events", "webhook"})

@@ -81,7 +81,7 @@ def frame_labels(config: RunConfig, classes: Sequence[str]) -> tuple[str, ...]:
 def make_window_set(
     config: RunConfig, videos: Sequence[IntervalVideo], labels: Sequence[str], processes: Processes
 ) -> WindowDataset:
-    """Training windows: at random positions, or with `train.carry_state` one behind the other.
+    """Training windows: at random positions, or with `train.carry_state` one after the other.
 
     Args:
         config: of the run.
@@ -114,7 +114,7 @@ def make_window_set(
     logger.info(
         "%d windows of %.2f s an epoch, %s, out of %.2f hours; something happens in %.1f %% of them",
         *(len(dataset), config.preprocessing.num_frames / config.preprocessing.frame_rate),
-        "one behind the other" if config.train.carry_state else f"{data.event_ratio:.0%} of them at events",
+        "one after the other" if config.train.carry_state else f"{data.event_ratio:.0%} of them at events",
         *(hours, 100 * dataset.event_fraction),
     )
     return dataset

@@ -9,10 +9,12 @@ from typing import Any, Literal
 from kinescan.data.disk_cache import CACHE_VARIABLE
 from kinescan.data.file_workers import CRASH, each_file
 from kinescan.data.intervals import IntervalTable
+from kinescan.data.stored import num_bytes_of
 from kinescan.data.video import Limits, VideoReader
 from kinescan.data.video.kept_tables import LEAST_BYTES, default_cache
 from kinescan.errors import ConfigError, VideoError
 from kinescan.runs.check import data_config, data_parts
+from kinescan.runtime.addresses import shown_path
 from kinescan.runtime.counter import Counter
 
 State = Literal["kept", "small", "not kept", "unreadable"]
@@ -89,19 +91,19 @@ def index(
         num_files=len(found),
         num_kept=sum(state == "kept" for _, state, _ in found),
         num_small=sum(state == "small" for _, state, _ in found),
-        not_kept=tuple(sorted(path for path, state, _ in found if state == "not kept")),
-        unreadable={path: reason for path, state, reason in sorted(found) if state == "unreadable"},
+        not_kept=tuple(sorted(shown_path(path) for path, state, _ in found if state == "not kept")),
+        unreadable={shown_path(path): reason for path, state, reason in sorted(found) if state == "unreadable"},
         seconds=time.monotonic() - started,
     )
 
 
 def _index_file(path: str, *, limits: Limits) -> tuple[str, State, str]:
     try:
-        if 0 < os.path.getsize(path) < LEAST_BYTES:
+        if 0 < num_bytes_of(path) < LEAST_BYTES:
             return path, "small", ""
         with VideoReader(path, limits=limits) as video:
             return path, "kept" if video.table_is_kept else "not kept", ""
     except VideoError as error:
         return path, "unreadable", error.reason
     except OSError as error:
-        return path, "unreadable", str(error.strerror or error)
+        return path, "unreadable", str(getattr(error, "reason", None) or error.strerror or error)

@@ -42,8 +42,8 @@ def make(
         kind: "motion" (only the motion tells the class), "appearance" (only the look does) or "events" (long videos in
             which something happens from time to time).
         output: folder, made if need be.
-        source: folder of videos and pictures over which windows move, of "motion"; None: objects that are drawn.
-        level: of difficulty, of "motion": a place in `MOTION_LEVELS`, whose settings `values` and `overrides` replace.
+        source: folder of videos and pictures over which windows move, of "motion"; None: rendered objects.
+        level: of difficulty, of "motion": an index into `MOTION_LEVELS`; `values` and `overrides` replace its settings.
         overrides: "key=value" each, for fields of `MotionConfig` (with `source` of `WindowConfig`), `AppearanceConfig`
             or `EventsConfig`; they replace `values`.
         **values: fields of the same.

@@ -155,7 +155,7 @@ def prepare_prediction(
     """
     settings, overrides = take_table("predict", PredictSettings, overrides)
     skip, overrides = still_settings(overrides)
-    # "events=FILE" beside "events.on=0.6" is no nested mapping
+    # "events=FILE" beside "events.on=0.6" is not a nested mapping
     of_events = [override for override in overrides if override.partition("=")[0].split(".")[0] == "events"]
     of_views = [override for override in overrides if override.partition("=")[0] == "evaluation.views"]
     limits = chosen_limits([override for override in overrides if override not in (*of_events, *of_views)])

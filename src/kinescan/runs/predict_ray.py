@@ -320,7 +320,7 @@ def _write_part(folder: Path, number: int, first: int, rows: Sequence[dict[str, 
 
 
 def _plain(value: Any) -> Any:
-    """Names may hold bytes that are no UTF-8, which Parquet's texts cannot."""
+    """Names may hold bytes that are not UTF-8, which Parquet's texts cannot."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
@@ -367,7 +367,7 @@ def _predicted(
         # a part a block, and one at a time for each worker: no more than that is lost with it
         parts_of_list = data.from_items(entries, override_num_blocks=len(entries))
         with warnings.catch_warnings():
-            # until Ray 2.64 there is no other way to say how often
+            # until Ray 2.64 there is no other way to say how often; by its text: other deprecations are to be seen
             warnings.filterwarnings("ignore", message="`ray_remote_args", category=DeprecationWarning)
             answers = parts_of_list.map_batches(
                 _PartPredictor,

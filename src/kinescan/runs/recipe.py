@@ -11,7 +11,7 @@ def recipe(name: str) -> str:
         name: of a recipe that comes with kinescan, or a TOML file.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no such recipe is found.
     """
     return read_text(find_recipe(name))
 
@@ -20,6 +20,6 @@ def recipe_values(name: str) -> dict[str, Any]:
     """The settings that a recipe gives; those that it leaves out are not among them.
 
     Raises:
-        ConfigError: there is none of that name, or it is not TOML.
+        ConfigError: no such recipe is found, or it is not TOML.
     """
     return read_toml(find_recipe(name))

@@ -83,7 +83,7 @@ def check_output(output: str | Path) -> None:
     """Refuses an output that cannot be written, before anything is computed.
 
     Raises:
-        ConfigError: its name ends in something else than .csv, .json or .jsonl, or it holds something else than events.
+        ConfigError: its name does not end in .csv, .json or .jsonl, or it holds something other than events.
     """
     path = Path(output)
     suffix = path.suffix.lower()

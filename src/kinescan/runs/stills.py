@@ -1,4 +1,4 @@
-"""A ViT that learns from single pictures that make themselves: the image weights of the demo and of studies."""
+"""A ViT that learns from synthetic single pictures: the image weights of the demo and of studies."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +79,12 @@ def train_on_stills(
 def still_task(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Squared error of pose and colour, and a tenth of the texture family's cross-entropy.
 
-    A still is right where its centre was found.
+    Args:
+        outputs: [B, F], the model's.
+        targets: [B, F], pose, colour and the texture family one-hot.
+
+    Returns:
+        The loss, a scalar; and for each still whether its centre was found, [B] bool.
     """
     numbers = NUM_POSE_TARGETS + NUM_COLOUR_TARGETS
     error = (outputs[:, :numbers] - targets[:, :numbers]) ** 2

@@ -7,13 +7,14 @@ An address holds no secret: what is in a path comes into logs, reports and video
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePath
 
-from kinescan.errors import ConfigError
+from kinescan.errors import ADDRESS_SCHEMES, ConfigError
 from kinescan.runtime.urls import mask_url
 
 OBJECT_STORES = ("s3", "gs", "gcs")
-SCHEMES = ("http", "https", *OBJECT_STORES)
+SCHEMES = ADDRESS_SCHEMES
 """Beginnings of addresses that are read by ranges of bytes."""
 OBJECT_SCHEMES = tuple(f"{scheme}://" for scheme in OBJECT_STORES)
 _ADDRESS = re.compile(rf"(?P<scheme>{'|'.join(SCHEMES)}):/+(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
@@ -90,12 +91,40 @@ def absolute(path: str | Path) -> str:
     return str(Path(path)) if address_of(path) is not None else os.path.abspath(path)
 
 
+def shown_path(path: str | PurePath) -> str:
+    """How messages and results name a path: an address with both of its slashes.
+
+    Example:
+        >>> shown_path(Path("s3://bucket/a.mp4")), shown_path(Path("clips/a.mp4"))
+        ('s3://bucket/a.mp4', 'clips/a.mp4')
+    """
+    return address_of(path) or str(path)
+
+
 def is_remote(path: str | PurePath) -> bool:
     """Whether a path stands for an address."""
     return address_of(path) is not None
 
 
+def require_local(path: str | PurePath, *, error: Callable[[str], Exception] = ConfigError) -> None:
+    """Passes a path of this machine, for what is written here alone.
+
+    Raises:
+        ConfigError: (or what `error` makes) it stands for an address.
+    """
+    address = address_of(path)
+    if address is not None:
+        raise error(
+            f"{mask_url(address)} cannot be written: runs, reports and models are written to this machine; of what "
+            "kinescan writes, only shards (kinescan data pack) go to a store. Name a folder here, and copy it there."
+        )
+
+
+def is_in_object_store(path: str | PurePath) -> bool:
+    """Whether a path stands for an address in an object store."""
+    return (address_of(path) or "").startswith(OBJECT_SCHEMES)
+
+
 def is_remote_folder(path: str | PurePath) -> bool:
     """Whether a path stands for an address in an object store that has no ending, as those of folders have none."""
-    address = address_of(path)
-    return address is not None and not PurePath(path).suffix and address.startswith(OBJECT_SCHEMES)
+    return not PurePath(path).suffix and is_in_object_store(path)

@@ -1,7 +1,7 @@
 """Files and folders are written whole or not at all: aside first, synced to the disk, then renamed.
 
 `atomic_write` and `write_text` are for one file, `atomic_files` for several that go into a folder together,
-`atomic_folder` for a folder that takes the place of another one.
+`atomic_folder` for a folder that replaces another one.
 """
 
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from kinescan.errors import ConfigError, KinescanError
+from kinescan.runtime.addresses import require_local
 
 ADVICE = "Free space, or choose another folder that you may write to."
 
@@ -52,6 +53,7 @@ def atomic_write(
         ['a.json']
     """
     path = Path(path)
+    require_local(path, error=error)
     # Threads of one process may write the same file, too.
     aside = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_native_id()}.part{path.suffix}")
     try:
@@ -109,7 +111,7 @@ def atomic_files(
 
     Args:
         folder: where the files go; made where it is missing.
-        last: the file that takes its name after all others, so that whoever finds it finds them, too.
+        last: the file that takes its name after all others, so that where it is there, they are, too.
         instead_of: names in `folder` that are removed before.
         error: makes the error to raise where the system refuses to write.
         advice: what to do then; ends the message.
@@ -129,6 +131,7 @@ def atomic_files(
         ['card.md', 'config.json']
     """
     folder = Path(folder)
+    require_local(folder, error=error)
     aside = folder / f".{os.getpid()}.part"
     is_new = not folder.exists()
     try:
@@ -168,7 +171,7 @@ def atomic_folder(
     error: Callable[[str], Exception] = ConfigError,
     advice: str = ADVICE,
 ) -> Iterator[Path]:
-    """A new folder that takes the place of `folder`, with all that is in it, when the block ends well.
+    """A new folder that replaces `folder`, with all that is in it, when the block ends well.
 
     Whatever happens on the way, `folder` holds either what it held before or the new files; only between the two
     renames it is not there: then the old one is `folder_aside(folder, "old")` (or `earlier`), and the new one is
@@ -187,6 +190,7 @@ def atomic_folder(
     Raises:
         ConfigError: (or what `error` makes) the folder cannot be written.
     """
+    require_local(folder, error=error)
     new, old = folder_aside(folder, "new"), folder_aside(folder, "old")
     kept = old if earlier is None else earlier
     has_moved = False

@@ -1,5 +1,6 @@
 """Pictures are written in one way: whole or not at all, and without a word about letters that the font lacks."""
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int, error: Callable[[
         ConfigError: (or what `error` makes) the file cannot be written.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        # matplotlib lays its warnings of missing letters at the door of the first caller outside of it: this module
+        warnings.filterwarnings("ignore", module=re.escape(__name__), category=UserWarning)
         with atomic_write(path, error=error) as aside:
             figure.savefig(aside, dpi=dpi)

@@ -23,7 +23,7 @@ def require_regular(path: str | Path, *, error: MakeError = ConfigError) -> None
     """Refuses what is not a file with an end: folders, named pipes, devices, sockets; and what is not there.
 
     Raises:
-        ConfigError: (or what `error` makes) it is none.
+        ConfigError: (or what `error` makes) it is not a regular file.
     """
     try:
         mode = os.stat(path).st_mode

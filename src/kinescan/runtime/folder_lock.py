@@ -22,9 +22,9 @@ HOLDER_FILE = ".lock-holder.json"
 """Who holds the lock, for messages: the lock file itself cannot be read on every system while it is held."""
 _HOLDER_BYTES = 4096
 PATIENCE_SECONDS = 0.5
-"""Longer than another run looks whether the folder is free."""
+"""How long to wait for the lock, in seconds: longer than `is_locked` of another process holds it."""
 NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
-"""What file systems say that have no locks."""
+"""Error numbers by which file systems without locks refuse one."""
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def locked(folder: Path, processes: Processes | None = None) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a run of another process, or another thread, writes into the folder; False where nobody can tell."""
+    """Whether a run of another process, or another thread, writes into the folder; False if that cannot be told."""
     if not (folder / LOCK_FILE).is_file():
         return False
     lock = _lock_of(folder)

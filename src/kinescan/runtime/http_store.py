@@ -221,7 +221,7 @@ def _whole(part: Part, start: int, end: int) -> Part:
 def status_error(status: int, said: str = "") -> StoreError:
     """The error for a status of HTTP."""
     if status in (401, 403):
-        reason = f"the store refuses to give it ({status}). Check the address and your credentials."
+        reason = f"the store refuses ({status}). Check the address and your credentials."
         return StoreError(reason, status=status)
     if status in (404, 410):
         return StoreError(f"it is not there ({status}). Check the address.", status=404)

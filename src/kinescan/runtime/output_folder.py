@@ -2,13 +2,14 @@ import tempfile
 from pathlib import Path
 
 from kinescan.errors import ConfigError
+from kinescan.runtime.addresses import require_local
 
 
 def prepare_output(folder: str | Path) -> Path:
     """The folder of a run, made and tried out by writing into it.
 
     Raises:
-        ConfigError: nothing can be written there.
+        ConfigError: nothing can be written there, or it is an address.
 
     Example:
         >>> import tempfile
@@ -17,6 +18,7 @@ def prepare_output(folder: str | Path) -> Path:
         True
     """
     folder = Path(folder)
+    require_local(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A new file of a name that nobody else has.

@@ -1,4 +1,4 @@
-"""What is stored elsewhere, by ranges of bytes: through HTTP, and through fsspec for object stores."""
+"""Files on web servers and in object stores, read by ranges of bytes: by HTTP, or through fsspec."""
 
 import io
 import logging
@@ -8,22 +8,32 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from kinescan.errors import ConfigError
 from kinescan.runtime.addresses import OBJECT_STORES, check_address
+from kinescan.runtime.gcsfs_internals import ask_once, is_refusal
 from kinescan.runtime.http_store import HttpStore, Part, StoreError, status_error
 from kinescan.runtime.optional_package import optional_package
 
 logger = logging.getLogger(__name__)
 
+Answer = TypeVar("Answer")
 SECONDS_VARIABLE = "KINESCAN_STORE_SECONDS"
 """Environment variable: how long one request to a store may take, in seconds; 60 without it."""
 BLOCK = 2**17
+"""Bytes of a block: ranges are requested and kept in blocks."""
 _MOST_AHEAD = 2**21
+"""Bytes that are read ahead at most, of a file that is read in order."""
 _WHOLE_BYTES = 2**20
+"""A file of at most so many bytes is read by one request."""
 _KEPT_BYTES = 2**25
+"""Bytes of blocks that a process keeps."""
+_UPLOADED_AT_ONCE = 2**24
+"""Bytes of one request of an upload."""
 _KEPT_SECONDS = 30.0
+"""How long blocks and sizes are kept: after that, a file may have been replaced."""
 _ATTEMPTS = 4
 _FIRST_WAIT_SECONDS = 0.25
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
@@ -31,7 +41,7 @@ EXTRA = "stores"
 
 
 class Store(Protocol):
-    """Reads ranges."""
+    """A web server or an object store, of which ranges of bytes are read."""
 
     def read(self, address: str, start: int, end: int) -> Part:
         """See `HttpStore.read`."""
@@ -61,22 +71,31 @@ class ObjectStore:
             options = {"config_kwargs": config}
         files = optional_package("fsspec", EXTRA).filesystem(self._scheme, **options)
         if self._scheme == "s3":
-            # `read_range` tries again; each on top of the other, a store that does not answer would take 43 requests
+            # `read_range` tries again; with the retries of s3fs and botocore on top, a silent store is asked 43 times
             files.retries = 1
+        else:
+            ask_once(files)
         return files
 
     def read(self, address: str, start: int, end: int) -> Part:
-        """The bytes from start to end, fewer where it is shorter."""
+        """The bytes [start, end) of an object, fewer where it ends before.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
         try:
             info = self._info(address, anew=start == 0)
             total = int(info["size"])
             end = min(end, total)
             data = self.files.cat_file(address, start=start, end=end) if start < end else b""
         except Exception as error:  # every back end has errors of its own
-            raise _object_error(error) from error
+            raise self._error(error) from error
         if len(data) != max(0, end - start):
             raise StoreError(f"{len(data):,} bytes arrived of {end - start:,} that were promised.", may_pass=True)
         return Part(data, total, str(info.get("ETag") or info.get("etag") or info.get("LastModified") or ""))
+
+    def _error(self, error: Exception) -> StoreError:
+        return status_error(403) if self._scheme != "s3" and is_refusal(error) else _object_error(error)
 
     def _info(self, address: str, *, anew: bool) -> dict[str, Any]:
         found = self._known.get(address)
@@ -88,16 +107,52 @@ class ObjectStore:
             found = self._known[address] = time.monotonic(), files.info(address)
         return found[1]
 
-    def names(self, address: str) -> list[str]:
-        """The addresses of all objects below one, sorted."""
+    def sizes(self, address: str) -> dict[str, int]:
+        """The addresses of all objects below one, sorted, with their bytes; none where there is no such folder.
+
+        Raises:
+            StoreError: they cannot be listed.
+        """
         try:
-            found = self.files.find(address)
+            files = self.files
+            files.invalidate_cache(address)
+            found = files.find(address, detail=True)
         except Exception as error:
-            raise _object_error(error) from error
-        return sorted(f"{self._scheme}://{name}" for name in found)
+            raise self._error(error) from error
+        return {f"{self._scheme}://{name}": int(found[name]["size"] or 0) for name in sorted(found)}
+
+    def write(self, file: Path, address: str) -> None:
+        """Puts a file of this machine there, whole or not at all, and asks whether all of it arrived.
+
+        Raises:
+            StoreError: the store does not take it.
+        """
+        num_bytes = os.path.getsize(file)
+        try:
+            files = self.files
+            files.put_file(os.fspath(file), address, chunksize=_UPLOADED_AT_ONCE)
+            files.invalidate_cache(address)
+            self._known.pop(address, None)
+            arrived = int(files.info(address)["size"])
+        except Exception as error:
+            raise self._error(error) from error
+        if arrived != num_bytes:
+            raise StoreError(f"{arrived:,} bytes arrived of {num_bytes:,}.", may_pass=True)
+
+    def remove(self, address: str) -> None:
+        """Removes an object.
+
+        Raises:
+            StoreError: it is not there, or the store refuses.
+        """
+        try:
+            self.files.rm_file(address)
+        except Exception as error:
+            raise self._error(error) from error
 
 
 def _object_error(error: Exception) -> StoreError:
+    """An error of fsspec or a package below it as ours, told by types, status and names of classes in its chain."""
     if isinstance(error, StoreError):
         return error
     chain = [error]
@@ -141,7 +196,7 @@ def request_seconds() -> float:
     """How long one request may take.
 
     Raises:
-        ConfigError: the environment says no number.
+        ConfigError: the environment variable is not a number of seconds.
     """
     text = os.environ.get(SECONDS_VARIABLE, "60")
     try:
@@ -176,7 +231,7 @@ def store_of(address: str) -> Store:
 
 
 def read_range(address: str, start: int, end: int) -> Part:
-    """A range of what lies at an address; what may pass is tried again, after 0.25, 0.5 and 1 s.
+    """The bytes [start, end) of what lies at an address; errors that may pass are tried again after 0.25, 0.5 and 1 s.
 
     Raises:
         StoreError: it cannot be read.
@@ -184,9 +239,18 @@ def read_range(address: str, start: int, end: int) -> Part:
         DependencyError: the package for this store is not installed.
     """
     check_address(address)
+    return tried_again(address, lambda: store_of(address).read(address, start, end))
+
+
+def tried_again(address: str, ask: Callable[[], Answer]) -> Answer:
+    """What a store answers; what may pass is tried again, after 0.25, 0.5 and 1 s.
+
+    Raises:
+        StoreError: it refuses, or four attempts failed.
+    """
     for attempt in range(_ATTEMPTS):
         try:
-            return store_of(address).read(address, start, end)
+            return ask()
         except StoreError as error:
             if not error.may_pass:
                 raise
@@ -215,7 +279,7 @@ def read_whole(address: str, max_bytes: int) -> bytes:
 
 
 class _Kept:
-    """Blocks that were read lately, of this process."""
+    """A cache of this process: blocks and sizes that were read in the last seconds; the oldest blocks go first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -259,7 +323,7 @@ _kept = _Kept()
 
 
 def remote_size(address: str) -> tuple[int, str]:
-    """How many bytes lie at an address, and what tells them from others; the first bytes are read with it.
+    """The size of what lies at an address, in bytes, and its version (ETag or time); the first block is read with it.
 
     Raises:
         StoreError: it cannot be read.
@@ -275,7 +339,7 @@ def remote_size(address: str) -> tuple[int, str]:
 
 
 class ByteWindow(io.RawIOBase):
-    """Bytes that are read and sought in as a file, wherever they come from.
+    """A read-only file over bytes from elsewhere, as `open` in binary mode gives it: read, seek, tell.
 
     Args:
         num_bytes: length of the window, in bytes.
@@ -289,11 +353,11 @@ class ByteWindow(io.RawIOBase):
         self._num_bytes, self._lead, self._position = num_bytes, lead, 0
 
     def readable(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
     def tell(self) -> int:
@@ -307,13 +371,13 @@ class ByteWindow(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fills the buffer as far as there are bytes."""
+        """Reads into the buffer; gives the number of bytes, 0 at the end."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def read(self, size: int | None = -1) -> bytes:
-        """So many bytes, fewer at the end."""
+        """The next `size` bytes, fewer at the end; negative or None: all that are left."""
         left = self._num_bytes - self._position
         size = max(0, left if size is None or size < 0 else min(size, left))
         data = self._read_at(self._lead + self._position, size) if size else b""
@@ -329,13 +393,13 @@ class ByteWindow(io.RawIOBase):
 
 
 class RangeFile(ByteWindow):
-    """A stretch of what is stored elsewhere, read by blocks; what follows on is read ahead.
+    """A range of bytes of a stored file, read by blocks; what is read in order is read ahead.
 
     Args:
-        address: of the whole.
-        start: where the stretch begins, with its lead.
-        num_bytes: of the stretch, without its lead.
-        version: of the whole, where it is known: another one later is an error.
+        address: of the stored file.
+        start: first byte of the range, its lead included.
+        num_bytes: length of the range, without its lead.
+        version: of the stored file, where it is known: another one later is an error.
         name: see `ByteWindow`.
         lead: see `ByteWindow`.
         read: reads a range; for tests.
@@ -367,11 +431,11 @@ class RangeFile(ByteWindow):
         found = _kept.get((self._address, self._start, number))
         if found is not None:
             return found
-        # reading on and on: twice as much each time
+        # read in order: twice as much is read ahead each time
         self._ahead = min(2 * self._ahead, _MOST_AHEAD // BLOCK) if number == self._next_block else 1
         count = max(last - number + 1, self._ahead)
         if self._end <= _WHOLE_BYTES:
-            # one request costs more than what it brings
+            # a small file: one request for all of it takes less time than several
             count = -(-self._end // BLOCK)
         end = min(self._end, (number + count) * BLOCK)
         part = self._read(self._address, self._start + number * BLOCK, self._start + end)
@@ -388,11 +452,11 @@ class RangeFile(ByteWindow):
         return part.data[:BLOCK]
 
 
-def names_below(address: str) -> list[str]:
-    """The addresses of all objects below one, of stores that tell.
+def sizes_below(address: str) -> dict[str, int]:
+    """The addresses of all objects below one, with their bytes, of stores that list them.
 
     Raises:
-        ConfigError: web servers do not tell.
+        ConfigError: it is on a web server, which lists nothing.
         StoreError: it cannot be read.
     """
     check_address(address)
@@ -402,4 +466,9 @@ def names_below(address: str) -> list[str]:
             f"{address}: a web server does not tell which files it has. Name a csv of path,label, or a folder of "
             "shards (kinescan data pack)."
         )
-    return store.names(address)
+    return tried_again(address, lambda: store.sizes(address))
+
+
+def forget(address: str) -> None:
+    """What was read of it is read anew."""
+    _kept.drop(address)

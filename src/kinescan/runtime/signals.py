@@ -19,7 +19,7 @@ class Interruption:
 
     Between `with` and its end, the first signal only sets `requested`, so that the loop can finish its step and leave
     a checkpoint. A second one (SIGHUP aside), or one that comes while `immediate` is True, raises KeyboardInterrupt at
-    once. The handlers found are put back at the end. Outside the main thread, where Python lets nobody handle signals,
+    once. The handlers found are put back at the end. Outside the main thread, where Python handles no signals,
     nothing is changed. Nor is SIGHUP where it is ignored, as under nohup.
 
     Args:

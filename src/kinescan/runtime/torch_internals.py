@@ -29,14 +29,13 @@ __all__ = [
     "active_transforms",
     "argument_names",
     "compile_shared_layers",
+    "constant_when_compiled",
     "ended_worker",
     "exhausted_memory",
     "has_cpu_autocast_rule",
     "held_tensors",
     "lerp_all_",
-    "lost_worker",
     "overload_packet",
-    "refused_write",
     "remove_forward_hooks",
     "shared_storage",
     "storage_key",
@@ -48,6 +47,7 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=nn.Module)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _AUTOCAST_KEY = "AutocastCPU"
 _KINDS_OF_INPUTS = 64
@@ -108,7 +108,17 @@ def without_cpu_autocast() -> AbstractContextManager[Any]:
     return guard
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def constant_when_compiled(function: Function) -> Function:
+    """Marks a function whose answer torch.compile may take for a constant.
+
+    It does what `torch.compiler.assume_constant_result` does, which would load the compiler at import: two seconds of
+    every command's start.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_compiled
 def active_transforms() -> tuple[str, ...]:
     """What of torch.func runs here ("grad", "jvp", "vmap", "functionalize"), and "forward" for forward mode.
 
@@ -129,15 +139,6 @@ def with_cpu_autocast_kernels(kernels: dict[str, Callable[..., Any]]) -> Iterato
         yield
 
 
-def lost_worker(error: RuntimeError) -> str | None:
-    """What torch says of a worker process that the system ended, in one line; None for every other error.
-
-    torch has no type of its own for this, so its text has to tell.
-    """
-    text = str(error)
-    return text.splitlines()[0] if "DataLoader worker" in text else None
-
-
 def ended_worker(batches: Any, seconds: float = 5.0) -> str | None:
     """Which worker process of a DataLoader's iterator has ended, in one line; None where all of them live.
 
@@ -147,7 +148,10 @@ def ended_worker(batches: Any, seconds: float = 5.0) -> str | None:
             before the process counts as ended, and torch passes on whatever that connection raised.
     """
     workers = getattr(batches, "_workers", [])
-    sentinels = wait([worker.sentinel for worker in workers], timeout=seconds) if workers else []
+    try:
+        sentinels = wait([worker.sentinel for worker in workers], timeout=seconds) if workers else []
+    except RuntimeError:  # torch's handler of the signal of a child that ended; it raises once for each loader
+        sentinels = wait([worker.sentinel for worker in workers], timeout=seconds)
     if not sentinels:
         return None
     ended = next(worker for worker in workers if worker.sentinel == sentinels[0])
@@ -163,11 +167,6 @@ def exhausted_memory(error: RuntimeError) -> str | None:
     first = str(error).splitlines()[0] if str(error) else ""
     by_text = "MPS backend out of memory" in first or "DefaultCPUAllocator: can't allocate memory" in first
     return first if by_text or isinstance(error, torch.OutOfMemoryError) else None
-
-
-def refused_write(error: BaseException) -> bool:
-    """Whether torch's writer says that the system refused a write; it has neither a type for it nor says why."""
-    return isinstance(error, RuntimeError) and "inline_container" in str(error)
 
 
 def argument_names(operation: Any) -> list[str]:
@@ -221,7 +220,7 @@ def view_of_modules(model: Model) -> Model:
 
 
 def _seen(value: Any, views: dict[int, Any]) -> Any:
-    """The value with views in the place of the model's own modules; everything else stays itself."""
+    """The value with views instead of the model's own modules; everything else stays itself."""
     if isinstance(value, nn.Module):
         # A module that torch.compile wrapped stands for the one inside.
         inner = value.__dict__.get("_modules", {}).get("_orig_mod", value)

@@ -93,7 +93,7 @@ def _is_rtmp(scheme: str) -> bool:
 def _masked(scheme: str, rest: str) -> str:
     """What follows the scheme, masked."""
     hides_path = _is_rtmp(scheme)
-    # a file's path may hold "@", and nobody's password
+    # a file's path may hold "@" without a password before it
     shown, at = ("", 0) if scheme.lower() == "file://" else _user(rest)
     tail = rest[at:]
     if "?" in rest[:at]:
@@ -104,7 +104,7 @@ def _masked(scheme: str, rest: str) -> str:
 
 
 def _user(rest: str) -> tuple[str, int]:
-    """What is shown in place of user and password, and where the host begins."""
+    """What is shown instead of user and password, and where the host begins."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     name = authority.partition(":")[0]
     num_before_query = len(re.split(r"[?#]", rest, maxsplit=1)[0])

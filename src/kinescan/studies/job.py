@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kinescan.config import RunConfig
-from kinescan.errors import ConfigError, KinescanError, NonFiniteError
+from kinescan.errors import ConfigError, NonFiniteError
 from kinescan.evaluation.report import Report
 from kinescan.evaluation.temporal.report import TemporalReport
 from kinescan.profiling.cost import training_flops
@@ -23,7 +23,6 @@ from kinescan.runtime.files import read_json_object
 from kinescan.runtime.folder_lock import is_locked
 from kinescan.runtime.run_folder import RunFolder
 from kinescan.runtime.safetensors_internals import refused_by_system
-from kinescan.runtime.torch_internals import refused_write
 from kinescan.studies.curves import read_curves
 from kinescan.studies.plan import Job, PreparedJob
 from kinescan.training.callbacks import Callback, End, Epoch, Step
@@ -330,7 +329,7 @@ def is_of_disk(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
-        if not isinstance(error, OSError | KinescanError) and (refused_write(error) or refused_by_system(error, _FULL)):
+        if refused_by_system(error, _FULL):
             return True
         error = error.__cause__
     return False

@@ -114,7 +114,7 @@ def table_study(table: str, scale: Scale) -> Study:
 
     Args:
         table: "table1" to "table9".
-        scale: "paper": at the paper's size on its data set; "demo": small models on motions that make themselves.
+        scale: "paper": at the paper's size on its data set; "demo": small models on synthetic motions.
 
     Raises:
         ConfigError: there is no such table.

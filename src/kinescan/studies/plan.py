@@ -39,6 +39,7 @@ NEUTRAL = (
 )
 """Settings that no result depends on; which videos there are is told by their content, wherever they lie."""
 SCORED = "evaluation.checkpoint"
+"""The setting that says which checkpoint is scored."""
 LATER: Mapping[str, Any] = {
     "evaluation.grace_seconds": 0.0,
     "train.sharding": "none",
@@ -46,8 +47,10 @@ LATER: Mapping[str, Any] = {
     "preprocessing.whole_frame": False,
     SCORED: "best",
 }
-"""Settings added since keys are written, with what earlier versions did: at that value they are no part of a key, and
-runs of earlier versions keep theirs."""
+"""Settings that were added after keys had been written, each with the value that stands for what earlier versions did.
+
+At that value a setting is not a part of the key, so that runs of earlier versions keep their keys.
+"""
 _LETTERS = 40
 _MOST_NAMED = 2
 
@@ -120,7 +123,7 @@ class StudyPlan:
     Attributes:
         study: with its recipes written out, so that it does not depend on other files.
         output: its folder.
-        store: where runs, preparations and made data lie: the same folder, or the one that studies share.
+        store: where runs, preparations and generated data lie: the same folder, or the one that studies share.
         code: that runs: the commit, or the version outside of a checkout.
         jobs: in the order in which they run: all rows with the first seed come first.
     """
@@ -156,7 +159,7 @@ def plan_study(study: Study, output: str | Path | None = None, *, code: str | No
 
 
 def _told_once(problems: Mapping[str, str]) -> Iterator[str]:
-    """What is wrong, with those for which it is; a reason that many share is logged once."""
+    """Each problem once, after the names of the rows that have it."""
     for reason in dict.fromkeys(problems.values()):
         alike = [what for what, problem in problems.items() if problem == reason]
         more = f" and {len(alike) - _MOST_NAMED} more" if len(alike) > _MOST_NAMED else ""
@@ -191,12 +194,12 @@ def code_version() -> str:
 
 
 def made_folder(store: Path, entry: DataEntry | Preparation) -> Path:
-    """Where data that makes itself is put; that of other settings has another folder."""
+    """The folder of generated data (`make` of an entry); each combination of settings has its own."""
     return store / "data" / f"{slug(entry.name)}-{_digest(entry.make)}"
 
 
 def is_made(folder: Path) -> bool:
-    """Whether data that makes itself is there, to the last file."""
+    """Whether generated data is there, to the last file."""
     try:
         return read_json_object(folder / META).get("complete") is True
     except ConfigError:
@@ -208,7 +211,7 @@ def _digest(value: Any) -> str:
 
 
 def written_out(study: Study) -> Study:
-    """The study with its recipes as tables.
+    """The study with each recipe that is named by a file read as a table.
 
     Raises:
         ConfigError: a recipe is missing or not TOML; says whose.
@@ -245,7 +248,11 @@ class _Planner:
         self._wrong_rows: set[str] = set()
 
     def plan(self) -> StudyPlan:
-        """All runs; raises for all that is wrong at once."""
+        """All runs of the study.
+
+        Raises:
+            ConfigError: some cannot be built; every reason is in the message.
+        """
         seeds, study = self._study.seeds, self._study
         self._check_made()
         jobs = [
@@ -264,7 +271,7 @@ class _Planner:
         return StudyPlan(study=study, output=self._output, store=self._store, code=self._code, jobs=tuple(jobs))
 
     def _check_made(self) -> None:
-        """Notes what is wrong with data that is to make itself."""
+        """Collects what is wrong with the settings of data that is to be generated."""
         used = {preparation.name for row in self._study.rows for preparation in self._study.chain_of(row)}
         makers: list[DataEntry | Preparation] = [*self._study.data]
         makers += [entry for entry in self._study.preparations if entry.name in used]
@@ -277,7 +284,7 @@ class _Planner:
                 self._problems[f"{what} {entry.name!r}"] = str(error)
 
     def _tried(self, row: Row, entry: DataEntry | None, seed: int) -> Job | None:
-        """The run, or what is wrong with it among the problems."""
+        """The run; None where it cannot be built, whose reason is then among `_problems`."""
         what = f"row {row.name!r}" + (f" on {entry.name!r}" if entry is not None else "")
         if what in self._problems:
             return None
@@ -289,6 +296,7 @@ class _Planner:
             return None
 
     def _job(self, row: Row, entry: DataEntry | None, seed: int) -> Job:
+        """One run: its settings resolved, its videos listed, its model built once, its key and folder."""
         settings = self._settings(row, entry)
         preparation = self._study.preparation_of(row)
         prepared = None
@@ -315,7 +323,7 @@ class _Planner:
         )
 
     def _runs_of(self, row: Row, entry: DataEntry | None) -> Path:
-        """The folder of a row's runs on some data; what studies share has the same place whatever they call it."""
+        """The folder of a row's runs on some data; for what several studies share, it does not depend on names."""
         names = () if self._study.shared else (row.name, *([] if entry is None else [entry.name]))
         return self._store.joinpath("runs", *map(slug, names))
 
@@ -401,7 +409,7 @@ class _Planner:
             self._built.add(same)
 
     def _refuse_alike(self, jobs: list[Job]) -> None:
-        """Passes where no two runs would give the same.
+        """Passes where no two runs would give the same result.
 
         Raises:
             ConfigError: two rows, or two data entries, have the same settings.
@@ -457,10 +465,12 @@ def _plain(config: RunConfig) -> dict[str, Any]:
     plain = {key: value for key, value in flat_settings(to_plain(config)).items() if key not in NEUTRAL}
     plain = {key: value for key, value in plain.items() if key not in LATER or value != LATER[key]}
     weights = plain.pop("model.weights", "")
-    plain["weights"] = (any(prints := list(_weights_prints(Path(weights)))) and prints) or weights
+    prints = list(_weights_prints(Path(weights)))
+    plain["weights"] = prints if any(prints) else weights
     return plain
 
 
 def _weights_prints(path: Path) -> Iterator[str | None]:
+    """Fingerprints of a file of weights, or of those in a folder; None for a file that cannot be read."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     yield from (fingerprint(file) for file in files)

@@ -50,7 +50,7 @@ class _Status:
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     """Writes all that is known of a run, a study, a cross-validation or a demo into one HTML file.
 
-    A run that was stopped, or still trains, is shown as far as it is; what cannot be read is reported in its place.
+    A run that was stopped, or still trains, is shown as far as it is; parts that cannot be read are named as such.
 
     Args:
         folder: of the run.

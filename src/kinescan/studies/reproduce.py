@@ -19,13 +19,13 @@ from kinescan.studies.study import DataEntry, Row, Study
 
 RESULT_FILE, PAGE_FILE = "reproduction.json", "reproduction.md"
 MAKE, STILLS = "make.", "stills."
-"""What begins the overrides of data that makes itself, and of the image weights that rows start from."""
+"""What begins the overrides of synthetic data, and of the image weights that rows start from."""
 OF_THE_ENCODER = (
     *("patch_size", "width", "depth", "heads", "mlp_dim", "embed_dim", "activation", "position_init", "pre_norm"),
 )
 """Options of a model that its image weights have to share."""
 SCALES = {
-    "demo": "At demo scale: small models on motions that make themselves. Scores of different scales cannot be "
+    "demo": "At demo scale: small models on synthetic motions. Scores of different scales cannot be "
     "compared, since the paper's are of CLIP on real videos; the order of the rows can. Rows keep the paper's names; "
     "--plan shows their sizes here.",
     "paper": "At the paper's size and settings.",
@@ -181,11 +181,11 @@ def plan_reproduction(
 
     Args:
         table: "table1" to "table9", or the number.
-        scale: "demo": small models on data that makes itself; "paper": the paper's size on its data set.
-        source: at demo scale, a folder of videos and pictures over which windows move, in place of drawn objects.
+        scale: "demo": small models on synthetic data; "paper": the paper's size on its data set.
+        source: at demo scale, a folder of videos and pictures over which windows move, instead of drawn objects.
         seeds: of the runs; none: those of the study's file.
         only: rows to run; none: all.
-        overrides: "dotted.key=value" for every run; "make.key=value" for data that makes itself, "stills.key=value" for
+        overrides: "dotted.key=value" for every run; "make.key=value" for synthetic data, "stills.key=value" for
             the training on single pictures.
         memory: count training memory where the paper has a number for it.
 
@@ -273,7 +273,7 @@ def _with_rows(study: Study, only: Sequence[str]) -> Study:
 
 
 def _with_source(study: Study, source: str | Path | None, scale: Scale) -> Study:
-    """The study with windows over somebody's videos and pictures in place of drawn objects."""
+    """The study with windows over somebody's videos and pictures instead of drawn objects."""
     if source is None:
         return study
     if scale != "demo":
@@ -293,7 +293,7 @@ def _over_pictures(make: Mapping[str, Any], source: str | Path) -> dict[str, Any
 
 
 def _with_all_overrides(study: Study, overrides: Sequence[str], scale: Scale) -> Study:
-    """The study with settings of its runs, of data that makes itself, and of the image weights."""
+    """The study with settings of its runs, of synthetic data, and of the image weights."""
     made = [text for text in overrides if text.startswith(MAKE)]
     stills = [text for text in overrides if text.startswith(STILLS)]
     if (made or stills) and scale != "demo":
@@ -317,7 +317,7 @@ def _with_all_overrides(study: Study, overrides: Sequence[str], scale: Scale) ->
 
 
 def _require_data(planned: Reproduction) -> None:
-    """Passes where the paper's data set is at the place that the recipes name.
+    """Passes where the paper's data set is where the recipes say.
 
     Raises:
         ConfigError: it is not there.

@@ -176,7 +176,7 @@ def _true_notes(record: RunRecord, folder: Path) -> tuple[str, ...]:
 
 
 def _make_data(plan: StudyPlan) -> bool:
-    """Makes what makes itself and is not there; says whether anything was made."""
+    """Makes synthetic data that is not there yet; says whether anything was made."""
     made = False
     used = {preparation.name for preparation in plan.preparations}
     makers: list[DataEntry | Preparation] = [

@@ -62,7 +62,7 @@ class DataEntry:
     Attributes:
         name: as the table shows it.
         settings: dotted key -> value, such as data.train; those of a row go before them.
-        make: data that makes itself: `kind` ("motion", "appearance" or "events") and what `kinescan data make` takes;
+        make: synthetic data: `kind` ("motion", "appearance" or "events") and what `kinescan data make` takes;
             data.train and data.test are set to it. Empty: the data is there.
         folds: divides the videos into so many parts (by data.group, where that is set), each held out in turn: a run of
             each row for each. 0: no folds.
@@ -81,7 +81,7 @@ class DataEntry:
         if self.folds < 0 or self.folds == 1 or self.folds > _MOST_FOLDS:
             raise ConfigError(f"data {self.name!r}: folds must be 0 (none) or 2 to {_MOST_FOLDS}, got {self.folds}.")
         if self.folds and self.make:
-            raise ConfigError(f"data {self.name!r}: data that makes itself has test videos. Leave folds out, or make.")
+            raise ConfigError(f"data {self.name!r}: synthetic data has test videos. Leave folds out, or make.")
 
     def parts(self) -> "tuple[DataEntry, ...]":
         """An entry for each fold; without folds, this one."""
@@ -103,11 +103,11 @@ class Preparation:
 
     Attributes:
         name: that rows name it by.
-        kind: "stills" trains on single pictures that make themselves, as `kinescan demo` does; "train" trains as
+        kind: "stills" trains on synthetic single pictures, as `kinescan demo` does; "train" trains as
             `kinescan train`, and its best checkpoint is taken.
         recipe: as for a row.
         settings: dotted key -> value.
-        make: as for data, of "train": what it is trained on makes itself.
+        make: as for data, of "train": it is trained on synthetic data.
         prepare: of "train": the preparation, further up in the list, whose weights it starts from; empty for none.
         stills_per_epoch: pictures in an epoch, of stills.
         seed: of the weights, for runs of every seed, as published weights would be; -1: that of each run.
@@ -160,7 +160,7 @@ class Study:
         metrics: scores of the final report that the table shows, such as "top1"; the first one is that of the
             differences and the curves. Empty: "top1", or "frame_map" of labels with a start and an end.
         title: of the page; empty for the name.
-        shared: folder of what several studies share: data that makes itself, preparations, and runs; a run whose
+        shared: folder of what several studies share: synthetic data, preparations, and runs; a run whose
             settings, videos, seed and commit are the same is done once for all. Empty: all lies in the study's folder.
     """
 
@@ -315,7 +315,7 @@ def _list(values: Mapping[str, Any], key: str) -> Sequence[Any]:
 
 
 def _part(cls: Any, entry: Any, where: str) -> Any:
-    """A row, data or preparation; what is wrong is named with its place in the file."""
+    """A row, data or preparation; errors name the table and its index in the file."""
     return build_settings(cls, entry, where=where)
 
 

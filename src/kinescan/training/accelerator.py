@@ -180,7 +180,7 @@ _OFF = ("", "0", "false", "no", "off", "n", "f")
 def refuse_environment(environ: Mapping[str, str], train: TrainConfig) -> None:
     """Passes where no environment variable would make accelerate train in another way than `train` says.
 
-    `accelerate launch` sets such variables from its own questionnaire; the recipe is the one place that decides.
+    `accelerate launch` sets such variables from its own questionnaire; the recipe alone decides.
 
     Raises:
         ConfigError: names the variable, its value, and the setting that is meant for it.

@@ -133,14 +133,13 @@ def write_checkpoint(
         }
         saved_model.write(new, files, with_weights=WEIGHTS_FILE not in linked)
         if state is not None:
-            try:
-                if OPTIMIZER_FILE not in linked:
-                    torch.save({name: getattr(state, name) for name in _LARGE}, new / OPTIMIZER_FILE)
-                small = {name: value for name, value in vars(state).items() if name not in _LARGE}
-                torch.save({"format": FORMAT, **small}, new / STATE_FILE)
-            # torch's own writer has no other type for a disk that is full.
-            except RuntimeError as error:
-                raise CheckpointError(f"{folder} cannot be written ({error}). {_ADVICE}") from error
+            # Through files of Python, whose OSError says why a write failed; torch's own writer does not.
+            if OPTIMIZER_FILE not in linked:
+                with (new / OPTIMIZER_FILE).open("wb") as file:
+                    torch.save({name: getattr(state, name) for name in _LARGE}, file)
+            small = {name: value for name, value in vars(state).items() if name not in _LARGE}
+            with (new / STATE_FILE).open("wb") as file:
+                torch.save({"format": FORMAT, **small}, file)
         names = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
         sums = {name: linked.get(name) or _sha256(new / name) for name in names}
         (new / CHECKSUM_FILE).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")

@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Snapshot:
-    """What of a step is large, on the CPU, until the next one is taken.
+    """The large tensors after a step, copied to the CPU; kept until those of a later step are copied.
 
     Attributes:
         step: steps taken.
         files: of the model.
         optimizer: state dict of the optimizer.
         weights: with an EMA, the weights that are trained.
-        known: where its large files stand already, since it was written.
+        known: files that already hold them, by name: another checkpoint of this step links these.
     """
 
     step: int
@@ -131,7 +131,9 @@ class CheckpointKeeper:
         self._saved_at, self._saved_step = time.monotonic(), state.step
 
     def keep_best(self, score: float) -> None:
-        """Keeps the best checkpoint where none was better, of what `save` saved last; ends a run in time.
+        """Takes the score of what `save` saved last: writes it as the best checkpoint where none was better.
+
+        Without a better score for `early_stop_evaluations` evaluations, the state says that the run stops early.
 
         Args:
             score: of the evaluation, in [0, 1]; top-1, or per-frame mAP.
@@ -146,7 +148,10 @@ class CheckpointKeeper:
             snapshot = self._take_snapshot()
             if self._processes.is_main:
                 self._writer.submit(partial(_write_best, self.folder.best, snapshot))
-        patience = self._train.early_stop_evaluations
+        self._stop_early_if_due()
+
+    def _stop_early_if_due(self) -> None:
+        state, patience = self.state, self._train.early_stop_evaluations
         if patience and state.evaluations_without_gain >= patience:
             state.stopped_early = True
             logger.info(
@@ -154,7 +159,7 @@ class CheckpointKeeper:
             )
 
     def finish(self) -> None:
-        """Returns when all is on the disk; every process calls this.
+        """Waits until all checkpoints are on the disk; every process calls this.
 
         Raises:
             CheckpointError: a checkpoint could not be written.
@@ -163,11 +168,11 @@ class CheckpointKeeper:
         self._raise_everywhere(self._writer.problem)
 
     def settle(self) -> None:
-        """Returns when nothing is written any more, in this process."""
+        """Waits until this process has written all that `save` and `keep_best` handed to its thread."""
         self._writer.wait()
 
     def settle_together(self) -> None:
-        """Returns when no process writes any more; every process calls this."""
+        """As `settle`, of all processes; every process calls this."""
         self.settle()
         self._processes.broadcast(None)
 
@@ -198,7 +203,7 @@ class CheckpointKeeper:
         self._raise_everywhere(problem)
 
     def _note_timing(self) -> None:
-        """Tells state and model how far apart the frames of all clips were so far."""
+        """Writes the distances of frames in all clips so far, of all processes, into state and model."""
         counts = TimingCounts()
         for plain in self._processes.gather(self.timings.to_plain()):
             counts.merge(plain)
@@ -206,7 +211,7 @@ class CheckpointKeeper:
         self._stepper.whole.timing = counts.timing() or self._stepper.whole.timing
 
     def _raise_everywhere(self, problem: Exception | None) -> None:
-        """What the main process met, in all of them."""
+        """Raises in every process what the main process could not write."""
         message = self._processes.broadcast(None if problem is None else str(problem))
         if problem is not None:
             raise problem

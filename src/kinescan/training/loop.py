@@ -130,7 +130,7 @@ def _prepared(
     seed: int,
     settings: Mapping[str, Any],
 ) -> Iterator[tuple[Stepper, Interruption]]:
-    """What takes steps with the model, and what hears of signals; then the model is unwrapped and where it was."""
+    """The stepper and the handler of signals; behind the block the model is unwrapped and on its own device again."""
     home, processes = next(model.parameters()).device, run.processes
     if processes.count > 1:
         # Dropout differs between processes, and comes back with the seed.
@@ -147,6 +147,7 @@ def _prepared(
     with ExitStack() as stack:
         if sharded is not None:
             # Outputs of blocks are views, and no block's output is changed in place: torch warns of such changes.
+            # By the warning's text, since others of the same module and category are to be seen.
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
         stack.enter_context(norms.applied(trained))

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _ADVICE = "Free space or put its folder back, then continue with --resume."
 
 _MAX_BYTES = 2**30
+"""Bytes of a log.jsonl that is read to continue from."""
 
 
 class Journal:
@@ -30,7 +31,7 @@ class Journal:
 
     Args:
         path: the file.
-        keep_lines: so many lines are kept, since the run continues from there; 0 starts anew.
+        keep_lines: lines of an existing file that belong to the run so far; those after them are dropped.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -106,7 +107,7 @@ class Journal:
 
     def close(self) -> None:
         """Closes the file."""
-        # A line that could not be written would be tried once more; whoever wrote it has been told.
+        # A line that could not be written would be tried once more; its error has been raised already.
         with suppress(OSError):
             if self._file is not None:
                 self._file.close()

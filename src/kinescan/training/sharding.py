@@ -17,7 +17,7 @@ from kinescan.runtime.torch_internals import tree_map
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor with all of its rows; of one that is divided, those of the other processes, which call this, too."""
+    """The full tensor [rows, ...]; a sharded one (DTensor) is gathered, for which every process calls this."""
     if not isinstance(tensor, DTensor):
         return tensor
     full: Tensor = tensor.full_tensor()
@@ -25,7 +25,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """The memory of what this process holds of a tensor: of one that is not divided, all of it."""
+    """This process's shard [own rows, ...] of a tensor, without a copy; of one that is not sharded, all of it."""
     if not isinstance(tensor, DTensor):
         return tensor
     with torch.no_grad():
@@ -34,7 +34,7 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def divided_like(full: Tensor, like: Tensor) -> Tensor:
-    """What this process holds of `full`, divided as `like` is. Every process has all of it; nothing is sent."""
+    """`full` [rows, ...] sharded as `like` is. Every process has all of `full`; nothing is sent."""
     if not isinstance(like, DTensor) or full.shape != like.shape:
         return full
     divided: Tensor = distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
@@ -43,7 +43,7 @@ def divided_like(full: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fill(tensor: Tensor, full: Tensor) -> None:
-    """Gives a tensor, divided or not, new values; every process has all of these."""
+    """Writes `full` [rows, ...], which every process has, into a tensor, sharded or not."""
     own_part(tensor).copy_(own_part(full if isinstance(full, DTensor) else divided_like(full, tensor)))
 
 
@@ -96,7 +96,7 @@ class ShardedModel:
         """Gives the whole model the copy's weights; every process calls this.
 
         Args:
-            instead: tensors to take in the place of the copy's, such as their EMA, by name.
+            instead: tensors to take instead of the copy's, such as their EMA, by name.
         """
         targets = self.plain.state_dict()
         with torch.no_grad():

@@ -35,9 +35,9 @@ Mix = Callable[[Tensor, Tensor, torch.Generator, Sequence[int] | None], tuple[Te
 A batch in several parts is mixed part by part with equal generators, so partners have to be in the same part.
 """
 LEAST_SCALE = 1.0
-"""Of the loss, in float16: gradients that overflow below it are broken."""
+"""Smallest scale of the loss in float16: gradients that overflow even at this scale count as not finite."""
 TALLY = "tally."
-"""Start of the keys of what a task counts for each class."""
+"""Prefix of the keys in `StepResult.sums` under which a task counts something for each class."""
 Task = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Outputs [B, ...] and the labels of a batch -> the mean loss, and which of the B are right, or how far in [0, 1]."""
 
@@ -102,8 +102,8 @@ class Stepper:
         mix: mixup and cutmix; None for neither.
         task: for labels that are not classes; None for classification by cross-entropy.
         seed: of mixup and cutmix.
-        carry_rows: rows of a batch whose state continues with the next batch; 0: each batch starts anew.
-        sharded: `model` as the copy to divide, and the whole model; None where every process keeps all of it.
+        carry_rows: rows of a batch whose state continues with the next batch; 0: each batch starts without a state.
+        sharded: the sharded copy (`model`) and the whole model; None where every process keeps all of it.
 
     Attributes:
         model: the model that is trained.

@@ -108,7 +108,15 @@ def attention_of(*caches: StreamCache) -> AttentionFunction:
 
 
 def refuse_padding(*, attention_mask: Tensor | None = None, **unused: Any) -> None:
-    """The mask function that belongs to it: none is built (attention is causal by itself), padding is refused."""
+    """The mask function that belongs to it: none is built (attention is causal by itself), padding is refused.
+
+    Args:
+        attention_mask: [B, L], 1 for tokens and 0 for padding; None: no padding.
+        **unused: what transformers gives to every mask function.
+
+    Raises:
+        ConfigError: there is padding.
+    """
     if attention_mask is not None and not bool(attention_mask.all()):
         raise ConfigError(
             f"a stream takes no padded batch, got an attention mask with {int((attention_mask == 0).sum())} padded "

@@ -179,7 +179,7 @@ class StreamCache:
         shape: sizes of the model.
         policy: what chooses the compressed state.
         budget: keys it holds in each layer and key head; None for no limit.
-        budget_ratios: how the layers share what they hold together, one number each; None: alike.
+        budget_ratios: fractions of the budget of all layers, one number for each layer, of any sum; None: equal.
         storage: of the full KV cache.
         chunk_tokens: tokens in a chunk of the full KV cache.
         memory_tokens: tokens that the full KV cache holds at most, in each layer and key head; None for no limit.
@@ -265,6 +265,9 @@ class StreamCache:
         """Stores a step's keys and values [1, Hkv, L, D] and gives them back; attention fetches the past itself.
 
         transformers gives `kwargs` from 5.24 on, for caches that need more; this one does not.
+
+        Raises:
+            ShapeError: there are several videos in the batch.
         """
         if keys.shape[0] != 1:
             raise ShapeError(
@@ -309,7 +312,12 @@ class StreamCache:
         return layer.full_cache.length_of(layer.chosen) + layer.answer.length
 
     def retrieve(self, layer_idx: int, queries: Tensor) -> None:
-        """Before the first step of an answer attends: which chunks it reads, where their number is limited."""
+        """Before the first step of an answer attends: chooses the chunks that it reads, where their number is limited.
+
+        Args:
+            layer_idx: of the decoder.
+            queries: [1, Hq, Q, D], of the question.
+        """
         layer = self.layers[layer_idx]
         if self.retrieved_chunks is not None and layer.chosen is None:
             layer.chosen = layer.full_cache.closest_chunks(queries, self.retrieved_chunks)

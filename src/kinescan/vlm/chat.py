@@ -24,7 +24,7 @@ class Chat:
     Args:
         family: whose format is used where the tokenizer brings no chat template.
         processor: a tokenizer, or a processor that has one; None where questions come as token ids.
-        opening: text before the video in place of the format's.
+        opening: text before the video instead of the format's.
         system: the system prompt, placed by the chat template, or as the format has it.
     """
 
@@ -155,7 +155,7 @@ class Chat:
 
 
 def _with_system(opening: str, system: str) -> str:
-    """The text before a video with a system prompt in place of its own, or before it."""
+    """The text before a video with a system prompt instead of its own, or before it."""
     turn = f"<|im_start|>system\n{system}<|im_end|>\n"
     found = re.match(r"<\|im_start\|>system\n.*?<\|im_end\|>\n", opening, re.DOTALL)
     if found:
@@ -195,7 +195,7 @@ def _from_template(owner: Any, family: Family, system: str | None) -> PromptForm
 
 
 def _marker(written: str, owner: Any, family: Family) -> str:
-    """What a chat template has written in place of the frames."""
+    """What a chat template has written instead of the frames."""
     own = getattr(owner, f"{family.medium}_token", None)
     default = family.prompt.video_token
     candidates = (default, own, f"<{family.medium}>", f"<|{family.medium}|>")

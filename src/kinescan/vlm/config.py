@@ -41,6 +41,8 @@ class StreamConfig:
             match the question best; None for all.
         compiled: run the decoder's layers, but for their attention, through torch.compile. The first steps take longer,
             while it compiles; on a CPU it needs a C++ compiler.
+
+    Source: StateKV (arXiv 2605.31598).
     """
 
     budget: int | None = 4096
@@ -108,7 +110,7 @@ def checked_ratios(ratios: Any) -> tuple[float, ...]:
     """Ratios of layers as a tuple of numbers.
 
     Raises:
-        ConfigError: they are something else than positive finite numbers.
+        ConfigError: they are something other than positive finite numbers.
     """
     given = tuple(ratios) if isinstance(ratios, list | tuple) else None
     if not given or not all(

@@ -20,7 +20,7 @@ Parts = tuple[Tensor, ...]
 
 
 class ChunkFolder:
-    """A folder for chunks, gone with whoever holds it; in the system's folder for temporary files (TMPDIR)."""
+    """A folder for chunks, removed together with this object; in the system's folder for temporary files (TMPDIR)."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="kinescan-cache-"))

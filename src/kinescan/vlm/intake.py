@@ -93,7 +93,12 @@ class Intake:
         return self._take_patch(patch)
 
     def take_patch(self, features: Features, seconds: float) -> list[PendingPatch] | None:
-        """A temporal patch that the encoder has seen already; gives the step that it fills."""
+        """Takes a temporal patch that the encoder has seen already; gives the step that it fills, else None.
+
+        Raises:
+            ConfigError: a frame still waits for its patch.
+            ShapeError: the features are not those of this family.
+        """
         merged = self.family.temporal_patch
         if self.frames:
             raise ConfigError(f"a frame still waits for another {merged - len(self.frames)}; push that first.")

@@ -50,7 +50,10 @@ class Candidates:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy(ABC):
-    """Ranks keys; the best `budget` of each key head stay. A new policy is a subclass and one line in `POLICIES`."""
+    """Ranks keys; the best `budget` of each key head stay. A new policy is a subclass and one line in `POLICIES`.
+
+    Source: StateKV (arXiv 2605.31598), which compares such policies; each subclass names its own.
+    """
 
     needs_places = old_name("needs_places", "needs_patch_indices")
 
@@ -348,7 +351,7 @@ class Merging(Redundancy):
     """As `Redundancy`, but a token that goes is merged into the one before it in time that stays, at the same patch.
 
     The mean of their values stays, weighted by how many tokens each stands for, with the key of the one that stays:
-    keys are rotated to their positions, and their mean would be one of no position.
+    keys are rotated to their positions, and their mean would not belong to any position.
 
     Source: Token Merging (arXiv 2210.09461), in time.
     """

@@ -85,7 +85,7 @@ def load_stream(
                 f"patch_position must be one of {', '.join(get_args(PatchPosition))}, got {position!r}."
             )
         stream.patch_position = position
-        # not in files of before answers could be penalised for repetitions
+        # not in files written before answers could be penalised for repetitions
         stream.text_ids = {whole_number(token, "text_ids") for token in facts.get("text_ids", ())}
     return stream
 
@@ -96,6 +96,6 @@ def _unpack_positions(facts: Mapping[str, Any]) -> Positions:
         upcoming=whole_number(facts["upcoming"], "upcoming"),
         video_start=None if start is None else whole_number(start, "video_start"),
         video_seconds=finite(facts["video_seconds"], "video_seconds"),
-        # not in files of before Qwen2-VL, the only family that needs it
+        # not in files written before Qwen2-VL was supported, the only family that needs it
         video_patches=whole_number(facts.get("video_patches", 0), "video_patches"),
     )

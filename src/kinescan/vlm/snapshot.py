@@ -98,7 +98,7 @@ def unpack_policy(stored: Mapping[str, Any]) -> Policy:
     """The policy that `pack_policy` described.
 
     Raises:
-        CheckpointError: there is none of that name here.
+        CheckpointError: the name is unknown here.
     """
     if stored["name"] not in POLICIES:
         raise CheckpointError(f"the saved policy {stored['name']!r} is not in POLICIES. Add its class first.")

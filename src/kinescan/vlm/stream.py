@@ -70,7 +70,7 @@ def open_stream(
         model: a transformers model of a supported family, in evaluation mode.
         processor: its processor or tokenizer; None where questions are asked as token ids.
         budget: keys of the compressed state in each layer and key head; None for no limit.
-        budget_ratios: how the layers share it; see `StreamConfig`.
+        budget_ratios: how it is divided between the layers; see `StreamConfig`.
         policy: what chooses them: a name in `POLICIES`, or a policy.
         horizon_frames: frames that the stream will not exceed; see `StreamConfig`.
         horizon_is_limit: False takes more all the same, where the model allows it.
@@ -123,13 +123,15 @@ def open_stream(
 
 
 class VideoStream:
-    """One video on its way through a VLM; made by `open_stream`.
+    """One video that a VLM reads frame by frame; made by `open_stream`, which takes all settings.
 
     It runs on a second tree of modules over the model's own weights (`share_weights`), so that nothing in the model is
     ever changed: streams and plain forwards may overlap, also in other threads, and end in any order. Calls of one
     stream from several threads follow one another.
 
     A push that fails, whatever raised, leaves the stream as it was before that push, and others may follow.
+
+    Source: StateKV (arXiv 2605.31598).
     """
 
     place = old_name("place", "patch_position")
@@ -304,6 +306,7 @@ class VideoStream:
             self._save(path)
 
     def _save(self, path: str | Path) -> None:
+        """Writes the snapshot; the caller holds the lock."""
         waiting, intake = pack_intake(self.intake)
         config = {
             **asdict(self.config),

@@ -1,6 +1,8 @@
 """What the page shows of a video: scores over time, events, what moved and changed, and the scanner's update speed."""
 
-from collections.abc import Iterator
+import math
+import operator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +63,8 @@ class Analysis:
         frame_seconds: [T].
         maps: what moved and changed between them; None for a model that is not a PKS4.
         update_speed: [T, Hp, Wp], mean step size (Delta) of the scanner at each patch; None without a scanner.
+        speed_over_time: [S, Hp, Wp], the same over the whole video; None without a scanner.
+        speed_seconds: [S], increasing.
     """
 
     labels: tuple[str, ...]
@@ -72,6 +76,8 @@ class Analysis:
     frame_seconds: tuple[float, ...]
     maps: KinematicMaps | None
     update_speed: Tensor | None
+    speed_over_time: Tensor | None
+    speed_seconds: NDArray[np.float64]
 
     @property
     def best(self) -> str:
@@ -94,57 +100,114 @@ def analyse(model: VideoClassifier, path: str | Path, limits: ServeLimits) -> An
     bounds = video_limits(limits)
     with VideoReader(path, limits=bounds, square_pixels=model.preprocessing.square_pixels) as reader:
         check_length(reader.duration_seconds, limits)
-        settings = model.preprocessing
-        indices = view_indices(
-            reader.num_frames,
-            num_frames=settings.num_frames,
-            num_clips=1,
-            sampling=settings.sampling,
-            frame_stride=settings.frame_stride,
-            num_windows=settings.num_windows,
-            frame_rate=settings.frame_rate,
-            dense_rate=model.dense_rate,
-            pts_seconds=reader.pts_seconds,
-        )[0]
-        sampled, duration = reader.read(indices), reader.duration_seconds
+        sampled, duration = reader.read(_clips(model, reader, 1)[0]), reader.duration_seconds
         first = float(reader.pts_seconds[0])
-    check_wanted()
-    maps, speed = _maps_and_speeds(model, sampled.pixels)
-    seconds, scores, events = _over_time(model, path, duration)
+        check_wanted()
+        maps, speed = _maps_and_speeds(model, sampled.pixels)
+        if isinstance(model, PKS4) and model.config.causal:
+            over_time = _over_time(model, path, duration)
+        else:
+            over_time = _alike_throughout(
+                model, path, duration, () if speed is None else _speeds_of_clips(model, reader)
+            )
     return Analysis(
         labels=model.class_names,
-        seconds=seconds,
-        scores=scores,
-        events=events,
+        seconds=over_time.seconds,
+        scores=over_time.scores,
+        events=over_time.events,
         duration=duration,
         frames=sampled.pixels,
         frame_seconds=tuple((sampled.pts_seconds - first).tolist()),
         maps=maps,
         update_speed=speed,
+        speed_over_time=over_time.speeds,
+        speed_seconds=over_time.speed_seconds,
     )
 
 
-def _over_time(
-    model: VideoClassifier, path: str | Path, duration: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[Interval, ...]]:
-    if not isinstance(model, PKS4) or not model.config.causal:
-        [found] = predict(model, path, top=model.config.num_classes)
-        by_label = dict(zip(found.labels, found.scores, strict=True))
-        row = [by_label.get(label, 0.0) for label in model.class_names]
-        return np.array([0.0, duration]), np.array([row, row]), ()
+@dataclass(frozen=True, eq=False)
+class _OverTime:
+    seconds: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    events: tuple[Interval, ...]
+    speeds: Tensor | None
+    speed_seconds: NDArray[np.float64]
+
+
+def _over_time(model: PKS4, path: str | Path, duration: float) -> _OverTime:
+    """A causal model sees every moment: scores and update speeds come from one pass over the whole video."""
     detector = EventDetector(model.class_names, model_rules(model), stream_id="page")
-    times, rows, updates = [], [], []
-    for prediction in stream(model, path):
-        check_wanted()
-        assert prediction.seconds is not None, "frames of files have times"
-        scores = model.probabilities(prediction.logits).double().numpy()
-        times.append(prediction.seconds)
-        rows.append(scores)
-        updates += detector.push(prediction.seconds, scores)
+    view = evaluation_view(model)
+    times, rows, updates, moments, maps = [], [], [], [], []
+    with _recorded_speeds(view) as speeds:
+        for prediction in stream(view, path):
+            check_wanted()
+            assert prediction.seconds is not None, "frames of files have times"
+            scores = model.probabilities(prediction.logits).double().numpy()
+            times.append(prediction.seconds)
+            rows.append(scores)
+            updates += detector.push(prediction.seconds, scores)
+            found = _speed_map(view, speeds, num_frames=1)
+            speeds.clear()
+            if found is not None:
+                moments.append(prediction.seconds)
+                maps.append(found[0])
     updates += detector.finish(duration)
     ends = [update.event for update in updates if update.kind == "end"]
-    events = [Interval(one.label, one.start_seconds, one.end_seconds or duration, one.peak_score) for one in ends]
-    return np.array(times), np.stack(rows), tuple(events)
+    return _OverTime(
+        seconds=np.array(times),
+        scores=np.stack(rows),
+        events=tuple(Interval(e.label, e.start_seconds, e.end_seconds or duration, e.peak_score) for e in ends),
+        speeds=torch.stack(maps) if maps else None,
+        speed_seconds=np.array(moments),
+    )
+
+
+def _alike_throughout(
+    model: VideoClassifier, path: str | Path, duration: float, speeds: Sequence[tuple[float, Tensor]]
+) -> _OverTime:
+    """A model that answers for the whole video has the same scores at all its moments."""
+    [found] = predict(model, path, top=model.config.num_classes)
+    by_label = dict(zip(found.labels, found.scores, strict=True))
+    row = [by_label.get(label, 0.0) for label in model.class_names]
+    return _OverTime(
+        seconds=np.array([0.0, duration]),
+        scores=np.array([row, row]),
+        events=(),
+        speeds=torch.stack([speed for _, speed in speeds]) if speeds else None,
+        speed_seconds=np.array([second for second, _ in speeds]),
+    )
+
+
+def _clips(model: VideoClassifier, reader: VideoReader, num_clips: int) -> Tensor:
+    """[num_clips, T]: frames of clips as the model is scored with, evenly over the video."""
+    settings = model.preprocessing
+    return view_indices(
+        reader.num_frames,
+        num_frames=settings.num_frames,
+        num_clips=num_clips,
+        sampling=settings.sampling,
+        frame_stride=settings.frame_stride,
+        num_windows=settings.num_windows,
+        frame_rate=settings.frame_rate,
+        dense_rate=model.dense_rate,
+        pts_seconds=reader.pts_seconds,
+    )
+
+
+def _speeds_of_clips(model: VideoClassifier, reader: VideoReader) -> list[tuple[float, Tensor]]:
+    """Seconds and [Hp, Wp] of clips that lie side by side over the whole video, in order of time."""
+    times = reader.pts_seconds - reader.pts_seconds[0]
+    span = times[_clips(model, reader, 1)[0]]
+    reach = float(span[-1] - span[0]) + float(span.diff().median()) if len(span) > 1 else 0.0
+    num_clips = max(1, math.ceil(float(times[-1]) / reach - 0.25)) if reach else 1
+    found: dict[float, Tensor] = {}
+    for indices in _clips(model, reader, num_clips):
+        check_wanted()
+        speed = _maps_and_speeds(model, reader.read(indices).pixels)[1]
+        if speed is not None:
+            found |= dict(zip(times[indices].tolist(), speed, strict=True))
+    return sorted(found.items(), key=operator.itemgetter(0))
 
 
 def _maps_and_speeds(model: VideoClassifier, pixels: Tensor) -> tuple[KinematicMaps | None, Tensor | None]:
@@ -154,9 +217,14 @@ def _maps_and_speeds(model: VideoClassifier, pixels: Tensor) -> tuple[KinematicM
     view = evaluation_view(model)
     with _recorded_speeds(view) as speeds:
         maps = kinematic_maps(view, clip)
-    grid = view.vit.grid
-    found = [speed for speed in speeds if speed.shape == (grid[0] * grid[1], len(pixels))]
-    return maps, None if not found else found[-1].T.unflatten(1, grid).cpu()
+    return maps, _speed_map(view, speeds, num_frames=len(pixels))
+
+
+def _speed_map(model: PKS4, speeds: Sequence[Tensor], *, num_frames: int) -> Tensor | None:
+    """[num_frames, Hp, Wp] of the last scan of all patches; None where there was none."""
+    rows, columns = model.vit.grid
+    found = [speed for speed in speeds if speed.shape == (rows * columns, num_frames)]
+    return found[-1].T.unflatten(1, (rows, columns)).cpu() if found else None
 
 
 @contextmanager

@@ -70,7 +70,11 @@ class Service:
         return {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "kinescan"} for name in names]}
 
     async def predict(self, request: fastapi.Request) -> Any:
-        """Names the classes of a video: a file of a form, the body itself, or JSON with a path or an address."""
+        """Names the classes of a video: a file of a form, the body itself, or JSON with a path or an address.
+
+        Raises:
+            RequestProblem: the form has no file, the JSON no video, `top` is out of range, or as `Engine.run`.
+        """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         query = request.query_params
         fields: dict[str, Any] = {name: query.get(name) for name in ("model", "top", "views")}
@@ -114,7 +118,11 @@ class Service:
         return self.media.opened(source)
 
     async def add_file(self, request: fastapi.Request) -> Any:
-        """Keeps a file for a while."""
+        """Keeps the file of a form for a while.
+
+        Raises:
+            RequestProblem: the form has no file, or there is no room.
+        """
         async with request.form(max_files=1, max_fields=8) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
@@ -155,7 +163,11 @@ class Service:
         return {**about, "object": "chat.completion", "choices": [choice], "usage": _usage(last)}
 
     async def stream(self, socket: fastapi.WebSocket) -> None:
-        """One stream of frames."""
+        """One stream of frames over a WebSocket: frames in, predictions out.
+
+        Raises:
+            RequestProblem: too many streams are open, or the model is unknown.
+        """
         if self.num_streams >= self.config.limits.streams:
             raise RequestProblem(429, "as many streams as allowed are open.", "too_many_streams")
         model = self.engine.classifier(socket.query_params.get("model"))
@@ -182,7 +194,11 @@ class Service:
             self.num_streams -= 1
 
     async def realtime(self, socket: fastapi.WebSocket) -> None:
-        """One conversation."""
+        """One conversation over a WebSocket, in the messages of OpenAI's realtime interface.
+
+        Raises:
+            RequestProblem: too many sessions are open, or no VLM is served.
+        """
         limits = self.config.limits
         if self.num_sessions >= limits.sessions:
             raise RequestProblem(429, "as many sessions as allowed are open.", "too_many_sessions")

@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-NEWEST = "default"
-"""Name in a request that stands for the first model."""
+FIRST_MODEL = "default"
+"""Name in a request that stands for the first classifier, or for the VLM."""
 _WORKERS = 2
 """Threads that run models; further requests wait for one."""
 
@@ -87,11 +87,11 @@ class Engine:
         """A classifier by its name; the first one where none is given.
 
         Raises:
-            RequestProblem: there is none of that name.
+            RequestProblem: the name is unknown.
         """
         if not self.models:
             raise RequestProblem(404, "no classifier is served here (--model).", "model_not_found")
-        chosen = next(iter(self.models)) if name in (None, "", NEWEST) else str(name)
+        chosen = next(iter(self.models)) if name in (None, "", FIRST_MODEL) else str(name)
         if chosen not in self.models:
             raise RequestProblem(404, f"unknown model. There are: {', '.join(self.models)}.", "model_not_found")
         return self.models[chosen]
@@ -104,7 +104,7 @@ class Engine:
         """
         if self.vlm is None:
             raise RequestProblem(404, "no VLM is served here (--vlm FOLDER).", "model_not_found")
-        if name not in (None, "", NEWEST, self.vlm_name):
+        if name not in (None, "", FIRST_MODEL, self.vlm_name):
             raise RequestProblem(404, f"unknown model. There is: {self.vlm_name}.", "model_not_found")
         return self.vlm
 
@@ -152,7 +152,7 @@ class Engine:
         }
 
     def _enter_queue(self) -> None:
-        """A place in the queue.
+        """Counts one more request as waiting.
 
         Raises:
             RequestProblem: the queue is full.
@@ -169,7 +169,7 @@ class Engine:
     async def run(self, work: Callable[[], T]) -> T:
         """What `work` gives, computed by one of the threads.
 
-        Work that takes too long, or whose client has gone, ends at its next `check_wanted`; its place in the queue is
+        Work that takes too long, or whose client has gone, ends at its next `check_wanted`; its slot in the queue is
         free only then, so that the queue never holds more than it may.
 
         Raises:

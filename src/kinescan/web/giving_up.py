@@ -1,4 +1,4 @@
-"""Work that nobody waits for any more ends by itself."""
+"""Work whose client is gone, or that took too long, ends by itself."""
 
 import threading
 from collections.abc import Callable

@@ -77,7 +77,7 @@ class Guard:
             if not sent["begun"]:
                 await _refuse(scope, receive, note, problem)
         except Exception:
-            # a client that went away in the middle of its body is no fault of ours
+            # a client that went away in the middle of its body is not an error of this service
             if sent["status"] != CLIENT_GONE:
                 raise
         finally:

@@ -57,7 +57,7 @@ class Media:
         """The content of a data URL in base64.
 
         Raises:
-            RequestProblem: it is none, or too long.
+            RequestProblem: it is not a video, or too long.
         """
         head, comma, content = url.partition(",")
         if not comma or not head.endswith(";base64"):

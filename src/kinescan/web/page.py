@@ -92,8 +92,8 @@ class Page:
         limits, number = self._limits, len(self.uploads.sizes)
         return (
             f'<p class="ks-kept">Up to {limits.video_seconds:.0f} s and {byte_size(limits.body_bytes)}. '
-            f"<b>{number} of {limits.uploads}</b> places taken. A video is deleted when you choose another, close the "
-            "page, or leave it alone for ten minutes.</p>"
+            f"<b>{number} of {limits.uploads}</b> videos are kept. A video is deleted when you choose another, close "
+            "the page, or leave it alone for ten minutes.</p>"
         )
 
     def _leave(self, request: gradio.Request) -> None:
@@ -185,7 +185,7 @@ def mount_page(app: Any, engine: Engine) -> Any:
         path="/",
         max_file_size=engine.config.limits.body_bytes,
         show_error=False,
-        # fonts of the reader's own machine: nothing is fetched from elsewhere
+        # fonts of the user's own machine: nothing is fetched from elsewhere
         theme=gradio.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=["monospace"]),
         css=STYLE,
         js=SCRIPT,

@@ -48,7 +48,11 @@ class Conversation:
         await self.tell("session.created", session=self._session())
 
     async def take(self, event: Any) -> None:
-        """Answers one event of the client; what is wrong with it is told, and ends nothing."""
+        """Answers one event of the client; what is wrong with it is sent to the client.
+
+        Raises:
+            TimeoutError: the client takes no message for `limits.stall_seconds`.
+        """
         kind = event.get("type") if isinstance(event, dict) else None
         known = {
             "session.update": self._update,

@@ -9,7 +9,7 @@ from kinescan.runtime.quantities import percent
 from kinescan.web.analysis import MOST_SHOWN, Analysis, Interval
 from kinescan.web.pictures import COLOURS, OTHER, heat_key, heat_picture
 
-_COLUMNS = 240
+_COLUMNS = 600
 """Of the heat map over time."""
 
 
@@ -109,24 +109,20 @@ def _bar(event: Interval, length: float, colour: str) -> str:
 
 def _speed(analysis: Analysis) -> str:
     """The scanner's step sizes as a heat map: a line for each patch, a column for each moment."""
-    speed = analysis.update_speed
+    speed = analysis.speed_over_time
     if speed is None:
         return ""
-    lines = speed.flatten(1).T.numpy()  # [patches, T]
-    times, length = np.asarray(analysis.frame_seconds), _length(analysis)
-    # only as far as frames were sampled: nothing is known of what lies before and behind them
-    half = float(np.median(np.diff(times))) / 2 if len(times) > 1 else length / 2
-    start, end = max(0.0, float(times[0]) - half), min(length, float(times[-1]) + half)
-    at = start + (np.arange(_COLUMNS) + 0.5) / _COLUMNS * (end - start)
+    lines = speed.flatten(1).T.numpy()  # [patches, S]
+    times, length = analysis.speed_seconds, _length(analysis)
+    at = (np.arange(_COLUMNS) + 0.5) / _COLUMNS * length
     nearest = np.abs(times[None] - at[:, None]).argmin(1)
-    style = f"margin-left:{100 * start / length:.2f}%;width:{100 * (end - start) / length:.2f}%"
     low, high = float(lines.min()), float(lines.max())
     picture = heat_picture((lines[:, nearest] - low) / max(high - low, 1e-9), "viridis", over_frame=False)
     said = f"Update speed (Delta) of {len(lines)} patches over time, from {low:.3g} to {high:.3g}"
     return (
         f'<div class="ks-part-head"><h4>Update speed of the scanner (Delta) over time</h4>'
         f"{heat_key('viridis', f'{low:.3g}', f'{high:.3g}')}</div>"
-        f'<div class="ks-speed"><img alt="{said}" src="{picture}" style="{style}"><i class="ks-cursor"></i></div>'
-        f'<p class="ks-note">A line for each of {len(lines)} patches, the top left one first; '
-        f"{len(times)} sampled frames, from {times[0]:.2f} s to {times[-1]:.2f} s.</p>"
+        f'<div class="ks-speed"><img alt="{said}" src="{picture}"><i class="ks-cursor"></i></div>'
+        f'<p class="ks-note">A line for each of {len(lines)} patches, the top left one first, over the whole video: '
+        f"{len(times)} frames.</p>"
     )

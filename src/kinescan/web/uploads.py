@@ -96,7 +96,7 @@ class Uploads:
         """One of the files.
 
         Raises:
-            RequestProblem: there is none of that name.
+            RequestProblem: the name is unknown.
         """
         self.expire()
         with self._lock:

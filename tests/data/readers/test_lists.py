@@ -88,6 +88,8 @@ def test_lists_of_many_programs_are_read(listed: Path, text: str, expected: list
         ("a.mp4," + "x" * 5000, "line 1.*5,000 letters"),
         ("y" * 5000 + ".mp4,jump", "line 1.*5,004 letters"),
         ("a.mp4,ju\0mp\n", "NUL"),
+        ("a.mp4,x\nb.mp4,ju\0mp\nc.mp4,x\n", r"line 2: .*NUL[^:]*$"),
+        ("a.mp4,x\n" * 40 + "b.mp4,\0\n" * 12, r"line 41: .*NUL.* 11 .* 42, 43, 44, .* 50, \.\.\."),
         ("# nothing\n", "lists"),
     ],
 )

@@ -74,7 +74,7 @@ def test_folders_of_object_stores(monkeypatch: pytest.MonkeyPatch, server: tuple
         "s3://b/v/jump/note.txt",
         "s3://b/v/4.mp4",
     ]
-    monkeypatch.setattr(remote_folders, "names_below", lambda address: names)
+    monkeypatch.setattr(remote_folders, "sizes_below", lambda address: dict.fromkeys(names, 1))
     monkeypatch.setattr("kinescan.data.listing.find_index", lambda source: None)
     found = list_videos("s3://b/v")
     assert (found.classes, [item.video_id for item in found.items]) == (("jump", "run"), ["jump/2.mp4", "run/1.mp4"])

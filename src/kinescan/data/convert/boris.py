@@ -29,7 +29,7 @@ class _Media:
     Attributes:
         video: the file.
         offset: what the observation adds to the time of its media.
-        files: all files in their order; the one alone where nobody says more.
+        files: all files in their order; by default the first one alone.
         begins: when each of them begins on their common clock, and when the last one ends; empty where lengths are
             not known.
     """
@@ -153,7 +153,7 @@ class _Reading:
                 reason = f"{fields['behavior']!r} stops and was not started."
                 self._problems.append(RowProblem(row.line, reason, media.video))
             else:
-                reason = f"status {status!r} is none of START, STOP and POINT."
+                reason = f"status {status!r} is not one of START, STOP and POINT."
                 self._problems.append(RowProblem(row.line, reason, media.video))
         for left in begun.values():
             for _, row, _ in left:

@@ -17,9 +17,9 @@ from kinescan.settings import closest
 
 _ATTRIBUTE = "attribute:"
 _FRAMES_BEHIND = 2
-"""By how many frames a mark may reach beyond its video: tools count them in other ways."""
+"""Frames by which a mark may end after its video: tools count frames differently."""
 _RATES_APART = 0.02
-"""Rates this much apart are two: a tool's number of frames is rounded up."""
+"""Frames per second by which two rates may differ and still count as equal: tools round their number of frames up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def convert_export(source: str | Path, options: ConvertOptions | None = None) ->
     """Reads an export, or all of a folder.
 
     Raises:
-        ConfigError: it is of no format that is known, holds nothing, needs a frame rate that nobody says, or names
+        ConfigError: its format is unknown, it holds nothing, it needs a frame rate that is not given, or names
             videos that are not in the folder that was given.
     """
     options = options or ConvertOptions()
@@ -122,14 +122,21 @@ def convert_export(source: str | Path, options: ConvertOptions | None = None) ->
 
 @dataclass
 class _Found:
-    """What is gathered on the way."""
+    """What is gathered while the files are read.
+
+    Attributes:
+        problems: what is wrong, by file.
+        notes: what else a user should know.
+        videos: names of all videos, in order (the values are not used).
+        left_out: how many marks were left out, by reason.
+        unsure: videos of which a mark could not be read, so that it is unknown whether nothing happens in them.
+    """
 
     problems: list[tuple[Path, RowProblem]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     videos: dict[str, None] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
     unsure: set[str] = field(default_factory=set)
-    """Videos of which something could not be taken: nobody may say that nothing happens in them."""
 
 
 def _empty_rows(rows: Sequence[ConvertedRow], video_paths: "_VideoPaths", found: _Found) -> Sequence[ConvertedRow]:
@@ -206,7 +213,7 @@ def _attribute(kind: str, options: ConvertOptions) -> str:
     """The attribute that labels are made of.
 
     Raises:
-        ConfigError: a field is none of the format's.
+        ConfigError: the format has no such field.
     """
     known = FORMATS[kind]
     allowed = [*known.fields, *([f"{_ATTRIBUTE}NAME"] if known.has_attributes else [])]
@@ -230,7 +237,7 @@ def _in_seconds(
     """Marks with times in seconds.
 
     Raises:
-        ConfigError: times are frame numbers, and nobody says at which rate.
+        ConfigError: times are frame numbers, and no frame rate is known.
     """
     if export.unit == "seconds":
         yield from export.marks

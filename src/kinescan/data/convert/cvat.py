@@ -30,7 +30,8 @@ def read_cvat(source: ExportFile) -> Export:
     value; of a checkbox that is ticked, the value is the attribute's name.
 
     Raises:
-        ConfigError: it is not an export of CVAT, its pictures are no frames of a video, or nothing has the attribute.
+        ConfigError: it is not an export of CVAT, its pictures are not the frames of a video, or nothing has
+            the attribute.
     """
     root = read_xml(source.path)
     if root.tag != "annotations":
@@ -127,12 +128,12 @@ def _marks_of_frames(
     """Marks of the export for images of a task that is a video: one for each stretch of frames with the same label.
 
     Raises:
-        ConfigError: its pictures are no frames of a video.
+        ConfigError: its pictures are not the frames of a video.
     """
     if not any(is_video(task.video) for task in tasks.values()):
         raise ConfigError(
-            f"{source.path} is an export of pictures, and of no video, so that nothing has a time. Export a task whose "
-            "data is a video, best as CVAT for video 1.1."
+            f"{source.path} is an export of pictures and not of a video, so that nothing has a time. Export a task "
+            "whose data is a video, best as CVAT for video 1.1."
         )
     frames: dict[tuple[_Task, str, str], set[int]] = {}
     for image in images:

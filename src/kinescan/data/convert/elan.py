@@ -17,6 +17,8 @@ from kinescan.data.readers.times import is_time, parse_seconds
 from kinescan.errors import ConfigError
 
 _MILLISECONDS = "milliseconds"
+_DEEPEST = 100
+"""So many annotations may refer to each other, one to the next; in a file that ELAN wrote they are a few."""
 
 
 def is_eaf(file: Path) -> bool:
@@ -27,8 +29,8 @@ def is_eaf(file: Path) -> bool:
 def read_eaf(source: ExportFile) -> Export:
     """Annotations of all tiers; a label is the text, or the tier where there is none.
 
-    Annotations that refer to others have the times of those; points in time without a value lie evenly between those
-    that have one.
+    Annotations that refer to others have the times of those, or equal parts of them where several follow each other;
+    points in time without a value lie evenly between those that have one.
 
     Raises:
         ConfigError: it is not a file of ELAN, or its times are in other units than milliseconds.
@@ -109,18 +111,51 @@ def _annotations(
 ) -> Iterator[tuple[Element, Element, float, float]]:
     """(tier, annotation, start, end) of each; those whose times are not known are among the problems."""
     all_of = [(tier, found) for tier in root.iterfind("TIER") for found in tier.iterfind("ANNOTATION/*")]
+    parts = _parts(all_of)
     by_id = {found.get("ANNOTATION_ID", ""): found for _, found in all_of}
+
+    def times_of(annotation: Element, depth: int = 0) -> tuple[float, float] | None:
+        if annotation.tag != "REF_ANNOTATION":
+            ends = annotation.get("TIME_SLOT_REF1", ""), annotation.get("TIME_SLOT_REF2", "")
+            return (slots[ends[0]], slots[ends[1]]) if all(end in slots for end in ends) else None
+        parent = by_id.get(annotation.get("ANNOTATION_REF", ""))
+        whole = None if parent is None or depth > _DEEPEST else times_of(parent, depth + 1)
+        if whole is None:
+            return None
+        index, count = parts.get(annotation.get("ANNOTATION_ID", ""), (0, 1))
+        length = (whole[1] - whole[0]) / count
+        return whole[0] + index * length, whole[0] + (index + 1) * length
+
     for tier, annotation in all_of:
-        aligned: Element | None = annotation
-        seen = 0
-        while aligned is not None and aligned.tag == "REF_ANNOTATION" and seen <= len(by_id):
-            aligned, seen = by_id.get(aligned.get("ANNOTATION_REF", "")), seen + 1
-        times = () if aligned is None else (aligned.get("TIME_SLOT_REF1", ""), aligned.get("TIME_SLOT_REF2", ""))
-        if len(times) == 2 and all(time in slots for time in times):
-            yield tier, annotation, slots[times[0]], slots[times[1]]
+        times = times_of(annotation)
+        if times is not None:
+            yield tier, annotation, *times
         else:
             name = annotation.get("ANNOTATION_ID", "?")
             problems.append(RowProblem(0, f"annotation {name} of tier {tier.get('TIER_ID', '?')!r} has no times."))
+
+
+def _parts(annotations: Sequence[tuple[Element, Element]]) -> dict[str, tuple[int, int]]:
+    """Id of an annotation -> (index, count), of those that follow each other within one parent (PREVIOUS_ANNOTATION).
+
+    ELAN calls this a symbolic subdivision, and shows them as equal parts of the parent's time.
+    """
+    following: dict[str, str] = {}
+    referring = [found for _, found in annotations if found.tag == "REF_ANNOTATION"]
+    for found in referring:
+        if found.get("PREVIOUS_ANNOTATION"):
+            following[found.get("PREVIOUS_ANNOTATION", "")] = found.get("ANNOTATION_ID", "")
+    parts: dict[str, tuple[int, int]] = {}
+    for found in referring:
+        if found.get("PREVIOUS_ANNOTATION"):
+            continue
+        name: str | None = found.get("ANNOTATION_ID", "")
+        chain: dict[str, int] = {}
+        while name is not None and name not in chain:
+            chain[name] = len(chain)
+            name = following.get(name)
+        parts |= {name: (index, len(chain)) for name, index in chain.items()}
+    return parts
 
 
 def is_elan_table(file: Path) -> bool:

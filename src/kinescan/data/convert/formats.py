@@ -46,7 +46,10 @@ def _table(fits: Callable[[Path], bool]) -> Callable[[Path], bool]:
 
 FORMATS: dict[str, Format] = {
     "label_studio": Format(
-        read_label_studio, is_label_studio, ("label", "control"), "Label Studio: JSON or JSON-MIN; takes --fps"
+        read_label_studio,
+        is_label_studio,
+        ("label", "control"),
+        "Label Studio: JSON, JSON-MIN, CSV or TSV; takes --fps",
     ),
     "elan": Format(
         read_eaf, is_eaf, ("text", "tier", "participant"), "ELAN: .eaf, one file a recording", instead="tier"
@@ -94,7 +97,7 @@ def find_format(file: Path, name: str = "auto") -> str:
         raise ConfigError(f"unknown format {name!r}. {closest(name, ['auto', *FORMATS])}")
     found = next((key for key, known in FORMATS.items() if known.fits(file)), None)
     if found is None:
-        raise ConfigError(f"{file} is of no format that is known: {_advice(file)}")
+        raise ConfigError(f"the format of {file} is unknown: {_advice(file)}")
     return found
 
 

@@ -1,5 +1,6 @@
-"""Label Studio: its JSON and JSON-MIN exports of timelines, audio regions and tracked boxes."""
+"""Label Studio: its exports of timelines, audio regions and tracked boxes as JSON, JSON-MIN, CSV and TSV."""
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from kinescan.data.convert.export import Export, ExportFile, Mark
+from kinescan.data.convert.sheet import find_header, read_sheet
 from kinescan.data.intervals import RowProblem
 from kinescan.data.readers.files import is_video
 from kinescan.errors import ConfigError
@@ -17,8 +19,15 @@ from kinescan.runtime.files import read_json
 _VIDEO_KEYS = ("video", "video_url", "videourl", "url", "media", "file")
 
 
+_TABLES = (".csv", ".tsv")
+_COLUMNS = ("annotation_id", "annotator", "lead_time")
+"""What every table of its has, beside the tasks' data and the controls."""
+
+
 def is_label_studio(file: Path) -> bool:
-    """Whether a JSON file is a list of tasks with results that have times."""
+    """Whether a JSON file is a list of tasks with results that have times, or a table has its columns."""
+    if file.suffix.lower() in _TABLES:
+        return find_header(read_sheet(file), *_COLUMNS, within=1) is not None
     if file.suffix.lower() != ".json":
         return False
     content = read_json(file)
@@ -32,7 +41,7 @@ def is_label_studio(file: Path) -> bool:
 
 
 def read_label_studio(source: ExportFile) -> Export:
-    """Regions of every task's newest annotation that was not cancelled.
+    """Regions of every task's newest annotation that was not cancelled; tables hold what JSON-MIN does, in cells.
 
     Frames of a timeline are counted from 1 at the frame rate that the labelling configuration sets, and both ends
     belong to the region.
@@ -40,14 +49,46 @@ def read_label_studio(source: ExportFile) -> Export:
     Raises:
         ConfigError: it is not a list of tasks.
     """
-    content = read_json(source.path)
-    tasks = content if isinstance(content, list) else [content]
-    reading = _Reading()
+    if source.path.suffix.lower() in _TABLES:
+        tasks = _tasks_of_table(source.path)
+    else:
+        content = read_json(source.path)
+        tasks = content if isinstance(content, list) else [content]
     for number, task in enumerate(tasks, 1):
         if not isinstance(task, dict):
             raise ConfigError(f"{source.path}: task {number} must be a table, not {type(task).__name__}.")
-        reading.add(task, number)
+    reading = _Reading()
+    for number, (task, is_one_of_several) in enumerate(_newest(tasks), 1):
+        reading.add(task, number, is_one_of_several=is_one_of_several)
     return reading.export()
+
+
+def _tasks_of_table(file: Path) -> list[dict[str, Any]]:
+    """Tasks as JSON-MIN has them: what a cell holds of a list or a table is JSON there."""
+    header, *rows = read_sheet(file)
+    return [
+        {name: _value_in(cell) for name, cell in zip(header.cells, row.cells, strict=False) if cell} for row in rows
+    ]
+
+
+def _value_in(cell: str) -> Any:
+    if not cell.startswith(("[", "{")):
+        return cell
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell
+
+
+def _newest(tasks: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], bool]]:
+    """Each task's newest annotation, and whether there were several: JSON-MIN and tables have a row for each."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for number, task in enumerate(tasks):
+        is_repeated = "annotation_id" in task and "id" in task
+        found.setdefault(str(task["id"]) if is_repeated else (number,), []).append(task)
+    return [
+        (max(several, key=lambda task: _moment(task.get("updated_at"))), len(several) > 1) for several in found.values()
+    ]
 
 
 class _Reading:
@@ -59,8 +100,9 @@ class _Reading:
         self._problems: list[RowProblem] = []
         self._unlabelled = self._several = self._others = 0
 
-    def add(self, task: Mapping[str, Any], number: int) -> None:
-        """One more task."""
+    def add(self, task: Mapping[str, Any], number: int, *, is_one_of_several: bool = False) -> None:
+        """One more task; `is_one_of_several` where it had annotations that were not taken."""
+        self._several += is_one_of_several
         data = task.get("data")
         data = data if isinstance(data, dict) else task
         where = f"task {task.get('id', number)}"
@@ -111,10 +153,11 @@ class _Reading:
         )
 
     def _results(self, task: Mapping[str, Any]) -> Sequence[Any] | None:
-        """Regions of a task; None where nobody has labelled it."""
+        """Regions of a task; None for a task without annotations."""
         given = _annotations(task)
         if given is None:
-            return list(_minimal(task)) or None
+            # JSON-MIN and tables have a row for each annotation: one without regions says that nothing happens
+            return list(_minimal(task)) or ([] if "annotation_id" in task else None)
         annotations = [entry for entry in given if isinstance(entry, dict)] if isinstance(given, list) else []
         annotations = [entry for entry in annotations if not entry.get("was_cancelled")]
         if not annotations:
@@ -165,7 +208,7 @@ def _annotations(task: Mapping[str, Any]) -> Any:
 
 
 def _moment(text: Any) -> float:
-    """Seconds of a time stamp with or without a time zone, so that two can be compared; -inf where it is none."""
+    """Seconds of a time stamp with or without a time zone, so that two can be compared; -inf for other text."""
     try:
         moment = datetime.fromisoformat(str(text))
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from kinescan.data.readers.table import Row, read_table_text
+from kinescan.data.readers.table import Row, read_table_text, refuse_nul
 from kinescan.errors import ConfigError
 
 _SIGNS = ("\t", ";", ",")
@@ -18,8 +18,7 @@ def read_sheet(file: Path) -> list[Row]:
         ConfigError: it is not a text in UTF-8 or UTF-16, or no table.
     """
     text = read_table_text(file).lstrip("\ufeff")
-    if "\0" in text:
-        raise ConfigError(f"{file} is not a text. Export a table as TSV or CSV.")
+    refuse_nul(text.split("\n"), file)
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")][:50]
     sign = max(_SIGNS, key=lambda sign: sum(line.count(sign) for line in lines))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign)

@@ -5,7 +5,7 @@ from typing import Any
 
 from kinescan.data.intervals import RowProblem
 from kinescan.data.readers.annotations import AnnotatedVideo, Annotations, LabelledSpan
-from kinescan.data.readers.source import Source
+from kinescan.data.readers.source import LabelSource
 from kinescan.data.readers.split_names import held_out_name, part_of
 from kinescan.data.readers.video_names import VideoNames
 from kinescan.errors import ConfigError
@@ -32,7 +32,7 @@ def activitynet_held_out(file: Path, root: Path | None = None) -> str | None:
     return held_out_name(names) if "train" in map(part_of, names) else None
 
 
-def read_activitynet(source: Source) -> Annotations:
+def read_activitynet(source: LabelSource) -> Annotations:
     """ActivityNet's JSON: database/VIDEO/{subset, duration, annotations[{segment, label}]}, times in seconds.
 
     Videos are found by their ids, with or without "v_", below the data's root or the file's folder. Those that are not

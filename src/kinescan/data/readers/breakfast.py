@@ -1,7 +1,7 @@
 import re
 
 from kinescan.data.readers.files import find_videos
-from kinescan.data.readers.source import LabelledVideo, Listing, Source
+from kinescan.data.readers.source import LabelledVideo, LabelSource, Listing
 from kinescan.errors import ConfigError
 from kinescan.settings import closest
 
@@ -15,7 +15,7 @@ TEST_PERSONS = {1: range(3, 16), 2: range(16, 29), 3: range(29, 42), 4: range(42
 _NAME = re.compile(r"P(\d\d)_([a-z]+)(?:_ch(\d))?")
 
 
-def read_breakfast(source: Source) -> Listing:
+def read_breakfast(source: LabelSource) -> Listing:
     """Breakfast: minutes of one person preparing one of ten dishes, in PERSON/CAMERA/PERSON_DISH.avi.
 
     The dish in a file's name is its class. Of a stereo camera, the first channel (_ch0) counts. Splits are by person:
@@ -40,7 +40,7 @@ def read_breakfast(source: Source) -> Listing:
         person, label, channel = match.groups()
         if label not in ACTIVITIES:
             raise ConfigError(
-                f"{path}: {label!r} is none of the {len(ACTIVITIES)} dishes. {closest(label, ACTIVITIES)}"
+                f"{path}: {label!r} is not one of the {len(ACTIVITIES)} dishes. {closest(label, ACTIVITIES)}"
             )
         if channel in (None, "0") and (int(person) in TEST_PERSONS[source.split]) == (source.part == "test"):
             video_id = "/".join((*path.parts[-3:-1], path.stem))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kinescan.data.readers.files import FolderWalk, is_hidden, is_video
 from kinescan.data.readers.lists import read_list
-from kinescan.data.readers.source import LabelledVideo, Listing, Part, Source
+from kinescan.data.readers.source import LabelledVideo, LabelSource, Listing, Part
 from kinescan.data.readers.split_names import held_out_name, part_of
 from kinescan.errors import ConfigError
 
@@ -62,7 +62,7 @@ def find_parts(folder: Path) -> FolderParts | None:
     return _parts(folder, sorted({name for inner in inside.values() for name in inner if part_of(name)}), "in classes")
 
 
-def read_folder(source: Source) -> Listing:
+def read_folder(source: LabelSource) -> Listing:
     """Videos in class folders, or one part of a folder that is divided into train and test (or val).
 
     Raises:

@@ -89,7 +89,7 @@ class FolderWalk:
         )
 
     def _enter(self, path: Path) -> bool:
-        """Whether this folder, a link or below one, is a new one; it is none any more."""
+        """Whether this folder, a link or below one, is met for the first time; then it no longer is."""
         identity = _identity(path)
         if identity in self._own or identity in self._linked:
             self.left_alone.append(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from kinescan.data.intervals import RowProblem
 from kinescan.data.readers.annotations import AnnotatedVideo, Annotations, LabelledSpan
 from kinescan.data.readers.breakfast import ACTIVITIES, TEST_PERSONS
-from kinescan.data.readers.source import Source
+from kinescan.data.readers.source import LabelSource
 from kinescan.data.readers.video_names import VideoNames
 from kinescan.errors import ConfigError
 from kinescan.runtime.files import read_text
@@ -28,7 +28,7 @@ def mstcn_held_out(folder: Path, root: Path | None = None) -> str | None:
     return "test" if any((folder / SPLITS_FOLDER).glob("train.*")) else None
 
 
-def read_mstcn(source: Source) -> Annotations:
+def read_mstcn(source: LabelSource) -> Annotations:
     """MS-TCN's folders: groundTruth/VIDEO.txt with a label a frame, mapping.txt, splits/train.split1.bundle.
 
     Frames are those of the video of that name, below the data's root or the folder itself.
@@ -97,7 +97,7 @@ def breakfast_held_out(folder: Path, root: Path | None = None) -> str | None:
     return "test"
 
 
-def read_breakfast_segmentation(source: Source) -> Annotations:
+def read_breakfast_segmentation(source: LabelSource) -> Annotations:
     """Breakfast's coarse segmentation: files like P03_cam01_P03_tea.txt with lines like "1-30 SIL".
 
     Frames are counted from 1, and both ends belong to the segment. Splits are by person, as for the clips. SIL (nothing
@@ -145,7 +145,7 @@ def _ranges(file: Path) -> tuple[list[LabelledSpan], list[RowProblem]]:
     return spans, wrong
 
 
-def _names_of_part(folder: Path, source: Source) -> list[str]:
+def _names_of_part(folder: Path, source: LabelSource) -> list[str]:
     """The videos of the part that is asked for, without endings."""
     if mstcn_held_out(folder) is None:
         return sorted(file.stem for file in (folder / LABELS_FOLDER).glob("*.txt"))
@@ -181,7 +181,7 @@ def _refuse_none(
     problems: Sequence[RowProblem],
     names: Sequence[str],
     there: VideoNames,
-    source: Source,
+    source: LabelSource,
 ) -> None:
     if not videos and not problems:
         first = names[0] if names else "none"

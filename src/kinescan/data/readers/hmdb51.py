@@ -1,14 +1,14 @@
 from pathlib import Path
 
 from kinescan.data.readers.files import find_annotation
-from kinescan.data.readers.source import Listing, Source, find_listed
+from kinescan.data.readers.source import LabelSource, Listing, find_listed
 from kinescan.errors import ConfigError
 from kinescan.runtime.files import read_text
 
 _MARKS = {"0": "neither", "1": "train", "2": "test"}
 
 
-def read_hmdb51(source: Source) -> Listing:
+def read_hmdb51(source: LabelSource) -> Listing:
     """HMDB-51: CLASS_test_split1.txt (or 2, 3) of each class beside the class folders of avi files.
 
     A line holds a file's name and 1 (training), 2 (test) or 0 (neither). Classes are in alphabetical order.

@@ -19,7 +19,7 @@ from kinescan.data.readers.lists import (
     find_group_column,
     relative_path,
 )
-from kinescan.data.readers.source import Source
+from kinescan.data.readers.source import LabelSource
 from kinescan.data.readers.split_names import held_out_name, no_training_part, part_of
 from kinescan.data.readers.table import Row, read_rows
 from kinescan.data.readers.times import is_time, parse_seconds
@@ -87,7 +87,7 @@ def list_held_out(file: Path, root: Path | None = None) -> str | None:
     return held_out_name(names) if "train" in map(part_of, names) else None
 
 
-def read_interval_list(source: Source) -> Annotations:
+def read_interval_list(source: LabelSource) -> Annotations:
     """The intervals that a text list holds, by video; a row without times and label says that nothing happens.
 
     Raises:
@@ -425,7 +425,7 @@ def _part_names(rows: Sequence[Row], columns: _Columns) -> set[str]:
     return set() if columns.part is None else {_cell(row, columns.part).lower() for row in rows}
 
 
-def _rows_of_part(rows: list[Row], columns: _Columns, source: Source) -> tuple[list[Row], tuple[str, ...]]:
+def _rows_of_part(rows: list[Row], columns: _Columns, source: LabelSource) -> tuple[list[Row], tuple[str, ...]]:
     """The rows on the side that is asked for, and what is to be reported about others.
 
     Raises:

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from kinescan.data.readers.files import find_annotation
-from kinescan.data.readers.source import Listing, Source, find_listed
+from kinescan.data.readers.source import LabelSource, Listing, find_listed
 from kinescan.errors import ConfigError
 from kinescan.runtime.files import read_text
 
@@ -11,7 +11,7 @@ _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 _NAMES = {"train": ("train",), "test": ("val", "validate", "validation")}
 
 
-def read_kinetics(source: Source, *, num_classes: int) -> Listing:
+def read_kinetics(source: LabelSource, *, num_classes: int) -> Listing:
     """Kinetics: train.csv and val.csv (or validate.csv) of label,youtube_id,time_start,time_end,split.
 
     A video's file is called YOUTUBE-ID_START_END with six digits for each time, in class folders or flat. Many videos

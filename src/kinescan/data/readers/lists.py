@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kinescan.data.readers.files import is_video
-from kinescan.data.readers.source import LabelledVideo, Listing, Source
+from kinescan.data.readers.source import LabelledVideo, LabelSource, Listing
 from kinescan.data.readers.split_names import TEST_NAMES, TRAIN_NAMES, held_out_name, no_training_part, part_of
 from kinescan.data.readers.table import Row, read_rows
 from kinescan.data.stored import member_of
@@ -39,7 +39,7 @@ class _Columns:
     group: int | None = None
 
 
-def read_list(source: Source) -> Listing:
+def read_list(source: LabelSource) -> Listing:
     """Videos that a text file lists, one a line, with or without a header.
 
     With a header that names a column split (or subset, set, part), rows that it puts on the other side are left out.
@@ -290,11 +290,11 @@ def _part_names(rows: Sequence[Row], columns: _Columns) -> set[str]:
     return set() if columns.part is None else {_cell(row, columns.part).lower() for row in rows}
 
 
-def _rows_of_part(rows: list[Row], columns: _Columns, source: Source) -> tuple[list[Row], tuple[str, ...]]:
+def _rows_of_part(rows: list[Row], columns: _Columns, source: LabelSource) -> tuple[list[Row], tuple[str, ...]]:
     """The rows on the side that is asked for, and what is to be reported about others.
 
     Raises:
-        ConfigError: a row is of no part that we know, or there is none to train on.
+        ConfigError: the part of a row is unknown, or no row is of the training part.
     """
     names, held_out = _part_names(rows, columns), _held_out_name(rows, columns)
     if columns.part is None or not any(map(part_of, names)):

@@ -2,12 +2,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kinescan.data.readers.files import is_hidden, is_video
-from kinescan.data.readers.source import LabelledVideo, Listing, Source
+from kinescan.data.readers.source import LabelledVideo, LabelSource, Listing
 from kinescan.data.readers.split_names import part_of
 from kinescan.errors import ConfigError
 from kinescan.runtime.addresses import address_of, as_path
 from kinescan.runtime.http_store import StoreError
-from kinescan.runtime.remote import names_below
+from kinescan.runtime.remote import sizes_below
 
 
 def remote_videos(folder: str | Path) -> list[Path]:
@@ -19,13 +19,13 @@ def remote_videos(folder: str | Path) -> list[Path]:
     address = address_of(folder)
     assert address is not None, "a local folder is walked"
     try:
-        names = names_below(address.rstrip("/"))
+        names = sizes_below(address.rstrip("/"))
     except StoreError as error:
         raise ConfigError(f"{address}: {error.reason}") from None
     return sorted(as_path(name) for name in names if is_video(name) and not is_hidden(name.rpartition("/")[2]))
 
 
-def read_remote_folder(source: Source) -> Listing:
+def read_remote_folder(source: LabelSource) -> Listing:
     """Videos in one folder per class of an object store.
 
     Raises:

@@ -1,13 +1,13 @@
 from pathlib import Path
 
-from kinescan.data.readers.source import LabelledVideo, Listing, Source
+from kinescan.data.readers.source import LabelledVideo, LabelSource, Listing
 from kinescan.data.shards.index import LOST, ShardIndex, find_index, read_index
 from kinescan.errors import ConfigError
 from kinescan.runtime.addresses import address_of
 from kinescan.runtime.quantities import byte_size
 
 
-def read_shards(source: Source) -> Listing:
+def read_shards(source: LabelSource) -> Listing:
     """Videos in shards (see `kinescan data pack`), in the order in which they were packed.
 
     Raises:

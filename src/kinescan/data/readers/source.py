@@ -8,18 +8,21 @@ from typing import Literal
 from kinescan.data.groups import column_of
 from kinescan.data.readers.files import index_videos
 from kinescan.errors import ConfigError
+from kinescan.runtime.lazy import old_names
+
+__getattr__ = old_names(__name__, {"Source": "LabelSource"})
 
 Part = Literal["train", "test"]
 """Which side of a data set; "test" is its validation part where the labels of its test part are not published."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """What is read.
+class LabelSource:
+    """Where labels are read from, and which of them.
 
     Attributes:
-        path: the data set's folder, or a list.
-        root: folder of the videos, where it is not `path` or below it.
+        path: the data set's folder, or a list of videos with their labels.
+        root: folder of the videos; None where they lie in `path` or below it.
         part: "train" or "test".
         split: which of the published divisions into training and test, from 1.
         group: what must stay on one side: "column NAME" of a list, or a pattern over ids; see `kinescan.data.groups`.
@@ -86,7 +89,7 @@ class Listing:
 def find_listed(
     listed: Sequence[tuple[str, str]],
     classes: tuple[str, ...],
-    source: Source,
+    source: LabelSource,
     *,
     annotation: Path,
     suffix: str,
@@ -97,7 +100,7 @@ def find_listed(
     Args:
         listed: (id, label text) of each video; the id is the end of its path, without suffix.
         classes: in the data set's order.
-        source: where to look.
+        source: names the folder of the videos.
         annotation: the file, for errors.
         suffix: of the files as they are published, for the paths of those that are missing.
         leave_out_missing: see `Listing.left_out`.

@@ -1,7 +1,7 @@
 from typing import Any
 
 from kinescan.data.readers.files import find_annotation
-from kinescan.data.readers.source import Listing, Source, find_listed
+from kinescan.data.readers.source import LabelSource, Listing, find_listed
 from kinescan.errors import ConfigError
 from kinescan.runtime.files import read_json
 from kinescan.settings import closest
@@ -9,7 +9,7 @@ from kinescan.settings import closest
 _PREFIX = "something-something-v2-"
 
 
-def read_ssv2(source: Source) -> Listing:
+def read_ssv2(source: LabelSource) -> Listing:
     """Something-Something V2: labels.json, train.json and validation.json beside the folder of webm files.
 
     The test part's labels were held back at first; "test" is the validation part, as everywhere. A video's template

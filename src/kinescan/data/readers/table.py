@@ -48,10 +48,9 @@ def read_rows(file: Path, root: Path) -> tuple[list[Row], list[Row]]:
         ConfigError: it cannot be read, is not text, a quote is not closed, or a cell is absurdly long.
     """
     text = read_table_text(file)
-    if "\0" in text:
-        raise ConfigError(f"{file} holds NUL characters, so it is not UTF-8 text. Save it as UTF-8.")
     # Where lists were joined, each brings its own byte order mark.
     lines = [line.lstrip("\ufeff") for line in re.split(r"\r\n|\r|\n", text)]
+    refuse_nul(lines, file)
     first = next((line.strip() for line in lines if line.strip()), "")
     if re.match(r'\{\s*"|\[\s*(?:[\[{]|$)', first) and not _names_file(first, root):
         raise ConfigError(f"{file} looks like JSON. Write a text file of one path,label a line.")
@@ -68,6 +67,25 @@ def read_rows(file: Path, root: Path) -> tuple[list[Row], list[Row]]:
     separator = separator or _find_separator([line for line in kept if line.strip()][:_SAMPLE], root)
     rows = list(_split(kept, separator, file))
     return rows, [Row(number, _cells(line, separator)) for number, line in comments.items()]
+
+
+def refuse_nul(lines: Sequence[str], file: Path) -> None:
+    """Passes lines of text.
+
+    Raises:
+        ConfigError: some hold NUL characters; their numbers are named.
+    """
+    with_nul = [number for number, line in enumerate(lines, 1) if "\0" in line]
+    if not with_nul:
+        return
+    if 2 * len(with_nul) > len(lines):
+        raise ConfigError(f"{file} holds NUL characters in most lines, so it is not UTF-8 text. Save it as UTF-8.")
+    others = ", ".join(map(str, with_nul[1:10])) + (", ..." if len(with_nul) > 10 else "")
+    more = f"; so do {len(with_nul) - 1} more lines: {others}" if others else ""
+    raise ConfigError(
+        f"{file}, line {with_nul[0]}: it holds NUL characters, which no path and no label does{more}. Correct or "
+        "remove them."
+    )
 
 
 def read_table_text(file: Path) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kinescan.data.intervals import RowProblem
 from kinescan.data.readers.annotations import AnnotatedVideo, Annotations, LabelledSpan
-from kinescan.data.readers.source import Source
+from kinescan.data.readers.source import LabelSource
 from kinescan.data.readers.video_names import VideoNames
 from kinescan.errors import ConfigError
 from kinescan.runtime.files import read_text
@@ -28,7 +28,7 @@ def thumos_held_out(folder: Path, root: Path | None = None) -> str | None:
     return "test" if parts == {"val", "test"} else None
 
 
-def read_thumos(source: Source) -> Annotations:
+def read_thumos(source: LabelSource) -> Annotations:
     """THUMOS'14: a text file for each class, such as Diving_val.txt; a line: video, start and end in seconds.
 
     Its validation part is what models are trained on. Ambiguous_test.txt is left out.

@@ -1,12 +1,12 @@
 from pathlib import Path
 
 from kinescan.data.readers.files import find_annotation
-from kinescan.data.readers.source import Listing, Source, find_listed
+from kinescan.data.readers.source import LabelSource, Listing, find_listed
 from kinescan.errors import ConfigError
 from kinescan.runtime.files import read_text
 
 
-def read_ucf101(source: Source) -> Listing:
+def read_ucf101(source: LabelSource) -> Listing:
     """UCF-101: classInd.txt and trainlist01.txt, testlist01.txt (or 02, 03) beside the class folders of avi files.
 
     Args:

@@ -10,11 +10,11 @@ from typing import Any
 from kinescan.data.stored import TAR_BLOCK, Member
 from kinescan.errors import ConfigError
 from kinescan.runtime.addresses import address_of
-from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import parse_json, read_text
 from kinescan.runtime.http_store import StoreError
 from kinescan.runtime.remote import remote_size
+from kinescan.runtime.stored_files import write_file
 
 INDEX_FILE = "shards.json"
 FORMAT = 1
@@ -97,7 +97,7 @@ class ShardIndex:
         return tuple(dict.fromkeys(video.part for video in self.videos))
 
     def save(self, folder: Path) -> None:
-        """Writes it into the folder.
+        """Writes it into the folder, or to its address.
 
         Raises:
             ConfigError: it cannot be written.
@@ -111,7 +111,8 @@ class ShardIndex:
             "lost": self.lost,
             "videos": columns,
         }
-        write_text(folder / INDEX_FILE, to_json(content) + "\n")
+        with write_file(folder / INDEX_FILE) as aside:
+            aside.write_bytes(f"{to_json(content)}\n".encode())
 
 
 def find_index(source: str | Path) -> Path | None:

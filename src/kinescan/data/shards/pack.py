@@ -1,6 +1,8 @@
 """Videos packed into tars, as WebDataset has them, with an index of where each one is."""
 
+import hashlib
 import io
+import logging
 import os
 import re
 import shutil
@@ -15,16 +17,25 @@ from typing import Any, BinaryIO, cast
 
 from kinescan.data.file_workers import CRASH, each_file
 from kinescan.data.listing import VideoItem, VideoList
-from kinescan.data.shards.index import INDEX_FILE, LOST, PackedVideo, Shard, ShardIndex
-from kinescan.data.stored import TAR_BLOCK, num_bytes_of, open_bytes
+from kinescan.data.shards.index import FORMAT, INDEX_FILE, LOST, PackedVideo, Shard, ShardIndex
+from kinescan.data.stored import TAR_BLOCK, open_bytes, stamp_of
 from kinescan.data.transforms import resize
 from kinescan.data.video import Limits, VideoReader
 from kinescan.data.video.writer import write_frames
 from kinescan.errors import ConfigError, VideoError
-from kinescan.runtime.atomic_write import atomic_write
+from kinescan.runtime.addresses import shown_path
 from kinescan.runtime.escaping import to_json
+from kinescan.runtime.files import read_json_object
+from kinescan.runtime.stored_files import remove_file, require_file_taker, sizes_in, write_file
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 2**29
+_BEGUN = "packing.json"
+"""There until all is written."""
+_NOT_THERE = -1
+_MOST_OF_A_RECORD = 2**28
+_OURS = re.compile(r"\d{6,}\.(tar|written\.json)")
 _CHUNK = 2**20
 _SPOOLED_BYTES = 2**26
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
@@ -86,12 +97,13 @@ class PackReport:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A video to be packed: its number in the data set, and what the index says of it."""
+    """A video to be packed: its number in the data set, what the index says of it, its bytes and when it changed."""
 
     number: int
     part: str
     item: VideoItem
     num_bytes: int
+    changed: int
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,19 @@ class _Plan:
     @property
     def name(self) -> str:
         return f"{self.number:06d}.tar"
+
+    @property
+    def record_name(self) -> str:
+        """The file that says what was written, until all is."""
+        return f"{self.number:06d}.written.json"
+
+    def fingerprint(self, settings: PackSettings) -> str:
+        """The same for what would become the same tar."""
+        entries = [
+            (entry.number, entry.part, entry.item.video_id, entry.item.label, entry.num_bytes, entry.changed)
+            for entry in self.entries
+        ]
+        return hashlib.sha256(to_json([FORMAT, asdict(settings), entries]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -125,7 +150,10 @@ def pack_videos(
     limits: Limits | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ShardIndex, int]:
-    """Writes tars and, last, their index; tars of an earlier attempt that was interrupted are replaced.
+    """Writes tars and, last, their index, into a folder or to an object store.
+
+    What an interrupted attempt has written whole, of the same videos and settings, is kept; other tars of it are
+    replaced. To a store each tar is uploaded when it is whole, and made in the system's folder for temporary files.
 
     The order of the videos, their ids and their labels are those of the data set, so that order, splits and draws of a
     training on the shards are those of a training on the files. What is not there, or cannot be decoded where frames
@@ -133,7 +161,7 @@ def pack_videos(
 
     Args:
         parts: "train" and perhaps "test".
-        folder: made if need be.
+        folder: made if need be; or an address of an object store.
         settings: by default the files as they are.
         num_workers: processes that write tars; 0 writes in this one.
         limits: what one video may take.
@@ -146,24 +174,61 @@ def pack_videos(
         ConfigError: the folder holds an index already, or cannot be written.
     """
     settings = settings or PackSettings()
-    if (folder / INDEX_FILE).exists():
-        raise ConfigError(f"{folder} holds shards already. Choose another folder, or delete that one.")
+    require_file_taker(folder)
+    there = sizes_in(folder)
+    if INDEX_FILE in there:
+        raise ConfigError(f"{shown_path(folder)} holds shards already. Choose another folder, or delete that one.")
     entries, lost = _entries(parts)
     plans = _plans(entries, settings.shard_bytes)
+    # a store that refuses is found out before the first tar is made
+    _write_json(folder / _BEGUN, {"format": FORMAT, "shards": len(plans)})
+    written = [found for plan in plans if (found := _written_before(plan, folder, settings, there)) is not None]
+    if written:
+        logger.info("%s: %d of %d shards are there already", shown_path(folder), len(written), len(plans))
+    done = {one.plan.number for one in written}
+    left = [plan for plan in plans if plan.number not in done]
     write = partial(_write_shard, folder=folder, settings=settings, limits=limits)
-    written: list[_Written] = []
-    with closing(each_file(plans, write, num_workers=num_workers, crashed=_crashed)) as results:
+    with closing(each_file(left, write, num_workers=num_workers, crashed=_crashed)) as results:
         for result in results:
             written.append(_without_killers(result, write, limits))
             if progress is not None:
                 progress(len(written), len(plans))
     index = _index(parts, entries, written, lost, settings)
     index.save(folder)
-    for left in folder.glob("[0-9]*.tar"):
-        # of an earlier attempt with smaller shards
-        if left.name not in {shard.name for shard in index.shards}:
-            left.unlink()
+    _tidy(folder, index)
     return index, sum(one.num_bytes for one in written)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with write_file(path) as aside:
+        aside.write_bytes(to_json(content).encode())
+
+
+def _written_before(plan: _Plan, folder: Path, settings: PackSettings, there: dict[str, int]) -> _Written | None:
+    """What an earlier attempt has written of a plan, whole and of the same videos; None where it has not."""
+    if plan.record_name not in there or plan.name not in there:
+        return None
+    try:
+        record = read_json_object(folder / plan.record_name, max_bytes=_MOST_OF_A_RECORD)
+        if record["of"] != plan.fingerprint(settings) or record["num_bytes"] != there[plan.name]:
+            return None
+        members = {int(number): (str(name), int(offset), int(size)) for number, name, offset, size in record["members"]}
+        return _Written(plan, there[plan.name], members, {int(number): str(why) for number, why in record["lost"]})
+    except (ConfigError, KeyError, TypeError, ValueError):
+        # of no use: the tar is made anew
+        return None
+
+
+def _tidy(folder: Path, index: ShardIndex) -> None:
+    """Takes away what the shards do not need: records, and tars of an earlier attempt with smaller shards."""
+    kept = {shard.name for shard in index.shards}
+    try:
+        for name in sizes_in(folder):
+            if name == _BEGUN or (_OURS.fullmatch(name) and name not in kept):
+                remove_file(folder / name)
+    except OSError as error:
+        # the shards are whole: some stores let nobody delete
+        logger.warning("%s: what is not needed is not removed: %s", shown_path(folder), getattr(error, "reason", error))
 
 
 def _entries(parts: Mapping[str, VideoList]) -> tuple[list[_Entry], dict[int, str]]:
@@ -173,11 +238,11 @@ def _entries(parts: Mapping[str, VideoList]) -> tuple[list[_Entry], dict[int, st
         for item in videos.items:
             number = len(entries)
             try:
-                size = num_bytes_of(item.path)
+                size, changed = stamp_of(item.path)
             except OSError as error:
-                size = 0
+                size, changed = 0, _NOT_THERE
                 lost[number] = str(getattr(error, "reason", None) or error.strerror or error)
-            entries.append(_Entry(number, part, item, size))
+            entries.append(_Entry(number, part, item, size, changed))
     return entries, lost
 
 
@@ -227,7 +292,8 @@ def _survives(entry: _Entry, *, limits: Limits | None) -> tuple[int, bool]:
 def _write_shard(plan: _Plan, *, folder: Path, settings: PackSettings, limits: Limits | None) -> _Written:
     members: dict[int, tuple[str, int, int]] = {}
     lost: dict[int, str] = {}
-    with atomic_write(folder / plan.name) as aside:
+    may_pass = False
+    with write_file(folder / plan.name) as aside:
         with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
             for entry in plan.entries:
                 # gathered first: a file that ends too soon leaves nothing in the tar
@@ -236,6 +302,7 @@ def _write_shard(plan: _Plan, *, folder: Path, settings: PackSettings, limits: L
                         suffix = _gather(entry, cast(BinaryIO, gathered), settings, limits)
                     except OSError as error:
                         lost[entry.number] = str(getattr(error, "reason", None) or error.strerror or error)
+                        may_pass |= entry.changed != _NOT_THERE and not isinstance(error, VideoError)
                         continue
                     size = gathered.tell()
                     gathered.seek(0)
@@ -245,6 +312,11 @@ def _write_shard(plan: _Plan, *, folder: Path, settings: PackSettings, limits: L
                 facts = to_json({"id": entry.item.video_id, "cls": entry.item.label, "part": entry.part}).encode()
                 tar.addfile(_head(f"{entry.number:09d}.json", len(facts)), io.BytesIO(facts))
         num_bytes = os.path.getsize(aside)
+    if not may_pass:
+        record = {"of": plan.fingerprint(settings), "num_bytes": num_bytes, "lost": list(lost.items())}
+        _write_json(
+            folder / plan.record_name, {**record, "members": [(number, *found) for number, found in members.items()]}
+        )
     return _Written(plan, num_bytes, members, lost)
 
 

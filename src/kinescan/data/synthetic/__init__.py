@@ -1,4 +1,4 @@
-"""Data that makes itself: videos in which only the motion, or only the look, tells the class, events, stills."""
+"""Synthetic data: videos in which only the motion, or only the look, tells the class, events, stills."""
 
 from kinescan.data.synthetic.appearance import AppearanceConfig, make_appearance
 from kinescan.data.synthetic.event_scene import EVENT_PAIRS

@@ -92,7 +92,7 @@ class Life:
 def sample_life_times(
     rng: np.random.Generator, seconds: float, *, shortest: float, longest: float, pause: float
 ) -> list[tuple[float, float]]:
-    """Starts and ends of movements one behind the other, to the hundredth of a second.
+    """Starts and ends of movements one after the other, to the hundredth of a second.
 
     Between two lies a second and more, `pause` seconds in the middle of all; one in seven is several times longer.
     """

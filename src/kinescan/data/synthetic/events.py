@@ -99,7 +99,7 @@ class EventScene:
     seconds: float
 
     def intervals(self, video_id: str) -> tuple[Interval, ...]:
-        """What the objects do, in the order of time; what distractors do is none of it."""
+        """What the objects do, in the order of time; without what distractors do."""
         strokes = [stroke for life in self.lives if life.shape != DISTRACTOR for stroke in life.strokes]
         return tuple(
             Interval(video_id=video_id, label=stroke.label, start_seconds=stroke.start, end_seconds=stroke.end)

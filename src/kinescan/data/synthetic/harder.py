@@ -1,4 +1,4 @@
-"""What makes motion that makes itself harder to tell, and the levels of it; nothing of it tells the class."""
+"""What makes synthetic motion harder to tell, and the levels of it; nothing of it tells the class."""
 
 import math
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""Pictures that make themselves and look, to a small model, as photographs do: many edges, of all sizes."""
+"""Synthetic pictures that look, to a small model, as photographs do: many edges, of all sizes."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Batches of clips that are drawn as they are asked for: what the motion model that comes with kinescan learns from."""
+"""Clips that are rendered batch by batch: the training data of the motion model that comes with kinescan."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ class MotionClipsConfig:
     Attributes:
         names: which of `MOTION_NAMES` are told apart; a motion and its reversal come together.
         shown: which of them clips show; empty: all.
-        num_pictures: how many textures are drawn.
+        num_pictures: how many textures are rendered.
         given_fraction: fraction of the textures that are taken from the pictures that are given, where there are any.
         camera_fraction: fraction of clips in which the whole picture moves; in the others objects do.
         travel: least and largest way of what travels.
@@ -85,7 +85,7 @@ class MotionClips:
         grid: a batch's labels are fields over a grid of so many cells a side instead of indices of the names: how far
             what is in a cell has moved since the frame before, in cells, [B, T, grid * grid, 2] in x and y; 0: they are
             not.
-        given: uint8 pictures [3, H, W] to take textures from, beside those that are drawn.
+        given: uint8 pictures [3, H, W] to take textures from, beside those that are rendered.
         seed: the same seed makes the same pixels.
 
     Raises:

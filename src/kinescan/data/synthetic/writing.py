@@ -27,7 +27,7 @@ QUANTIZER = 20
 
 @dataclass(frozen=True, kw_only=True)
 class PictureConfig:
-    """Sizes and disturbances of the pictures of data that makes itself.
+    """Sizes and disturbances of the pictures of synthetic data.
 
     Attributes:
         frame_size: side of the square frame in pixels.
@@ -67,7 +67,7 @@ class PictureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig(PictureConfig):
-    """Sizes, numbers and disturbances of data that makes itself, one class a file.
+    """Sizes, numbers and disturbances of synthetic data, one class a file.
 
     Attributes:
         num_frames: frames of a file.

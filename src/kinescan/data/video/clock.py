@@ -5,7 +5,7 @@ import logging
 logger = logging.getLogger(__name__)
 
 _LONGEST_GAP_SECONDS = 10.0
-"""Between two frames, where the wall's clock saw less: more is a jump of the video source's clock, as in ffmpeg."""
+"""Between two frames, where the system clock saw less: more is a jump of the video source's clock, as in ffmpeg."""
 _JITTER_FRAMES = 2.5
 """How far the clock may run back before it counts as a jump, in frames."""
 _STALLED_FRAMES = 8
@@ -18,7 +18,7 @@ class LiveClock:
     """Increasing times for the frames of a video source that is read as it comes.
 
     The video source's own clock is followed as far as it can be true. It is anchored anew where it runs back, stands
-    still, or is ahead by more than the wall's clock allows: then the next frame follows the one before after the time
+    still, or is ahead by more than the system clock allows: then the next frame follows the one before after the time
     that was waited for it, at least one frame's. The first such gap is reported.
 
     Args:
@@ -53,7 +53,7 @@ class LiveClock:
 
         Args:
             raw: by the video source's clock, in seconds; None where it gave none.
-            now: by the wall's clock, when the frame came.
+            now: by the system clock, when the frame came.
             waited: for this frame, in seconds; the time in which the frame before was used is not a part of it.
         """
         if self._start is None:

@@ -414,7 +414,17 @@ def _decode_packet(codec: av.CodecContext, packet: av.Packet | None) -> tuple[li
 
 
 def choose_stream(path: str | Path, container: av.container.InputContainer, stream_index: int | None) -> av.VideoStream:
-    """The stream asked for, or the one that FFmpeg thinks best; a cover picture is not a video."""
+    """The stream asked for, or the one that FFmpeg thinks best; a cover picture is not a video.
+
+    Args:
+        path: the file, for errors.
+        container: the open file; closed where no stream can be chosen.
+        stream_index: of the file; None leaves the choice to FFmpeg.
+
+    Raises:
+        ConfigError: that stream is not a video stream.
+        VideoError: the file has no video stream, or no decoder for it.
+    """
     streams = container.streams
     videos = [s for s in streams.video if not s.disposition & Disposition.attached_pic]
     reason = ""

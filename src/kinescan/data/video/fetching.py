@@ -76,7 +76,14 @@ def fetched(
 
 @contextmanager
 def spooled(source: BinaryIO | bytes | None = None) -> Iterator[tuple[IO[bytes], Path]]:
-    """An open file that nobody else knows, with what `source` gives, deleted at the end of the block."""
+    """A temporary file with what `source` gives, open for writing, and its path; deleted at the end of the block.
+
+    Args:
+        source: bytes, or a file to read from its current position; None: the file is empty.
+
+    Raises:
+        ConfigError: `source` gives text instead of bytes.
+    """
     with tempfile.NamedTemporaryFile(prefix="kinescan-", suffix=".video") as file:
         if isinstance(source, bytes):
             file.write(source)

@@ -17,7 +17,7 @@ from kinescan.data.video.fetching import fetched, is_fetchable, spooled
 from kinescan.data.video.limits import Limits
 from kinescan.data.video.reader import Frames, VideoReader
 from kinescan.errors import ConfigError, ShapeError, VideoError
-from kinescan.runtime.addresses import as_path, is_remote
+from kinescan.runtime.addresses import as_path, is_remote, shown_path
 from kinescan.runtime.urls import is_url, mask_url, refuse_url
 from kinescan.shapes import Pixels
 
@@ -38,7 +38,7 @@ class OpenVideo(Protocol):
         """[num_frames], float64, increasing: when each is shown."""
 
     def read(self, indices: Sequence[int] | Tensor) -> Frames:
-        """The frames at these indices."""
+        """The frames at these indices: pixels uint8 [n, 3, H, W], in their order."""
 
     def in_order(self, indices: Sequence[int]) -> Iterator[tuple[Pixels, float]]:
         """The frames at these indices, not decreasing, each with its time in seconds."""
@@ -53,7 +53,7 @@ class GivenFrames:
         fps: frames a second.
 
     Raises:
-        ShapeError: they are no such frames.
+        ShapeError: the frames have another shape, dtype or range.
 
     Example:
         >>> given = GivenFrames(np.zeros((4, 24, 32, 3), dtype=np.uint8), fps=8)
@@ -135,7 +135,7 @@ def input_name(video: VideoInput, index: int = 0) -> str:
         ('a.mp4', 'bytes 3', 'https://***@example.org/a.mp4')
     """
     if isinstance(video, str | Path):
-        return mask_url(video) if is_fetchable(str(video)) else str(Path(video))
+        return mask_url(video) if is_fetchable(str(video)) else shown_path(Path(video))
     if isinstance(video, bytes | bytearray | memoryview):
         return f"bytes {index}"
     if is_frames(video):

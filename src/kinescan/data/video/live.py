@@ -24,6 +24,7 @@ from kinescan.data.video.pipe import STANDARD_INPUT, NothingOfVideo, Pipe
 from kinescan.data.video.replayed import ShownPackets
 from kinescan.data.video.transport import Continuity
 from kinescan.errors import ConfigError, VideoError
+from kinescan.runtime.addresses import is_in_object_store
 from kinescan.runtime.urls import is_url, mask_url, mask_urls
 from kinescan.shapes import Pixels
 
@@ -41,7 +42,12 @@ _MP4_ADVICE = (
 
 
 def is_live(source: str | Path) -> bool:
-    """Whether a video source can only be read once, from its start to its end: "-", a URL, a named pipe or a device."""
+    """Whether a video source can only be read once, from its start to its end: "-", a URL, a named pipe or a device.
+
+    What lies in an object store is a file.
+    """
+    if is_in_object_store(source):
+        return False
     if str(source) == STANDARD_INPUT or is_url(source):
         return True
     try:
@@ -220,7 +226,7 @@ class LiveVideo:
     def _whole_frames(self) -> Iterator[tuple[av.VideoFrame, float | None, float]]:
         """Frames with their times by the video source's clock, and by the wall's when they came.
 
-        Packets are known by their ordinals, which the decoder hands on to the frames.
+        Packets are known by their ordinals, which the decoder passes to the frames.
         """
         decoder, damage, asked = self._stream.codec_context, Damage(), time.monotonic()
         codec = decoder.codec.canonical_name
@@ -340,7 +346,7 @@ class LiveVideo:
         return self._pipe is not None and self._pipe.has_ended and self._container.format.name == "mpjpeg"
 
     def _arrived(self, packet: av.Packet) -> float:
-        """When it came, by the wall's clock; FFmpeg reads seconds of a pipe before it hands on the first packet."""
+        """When it came, by the system clock; FFmpeg reads seconds of a pipe before it gives the first packet."""
         if self._pipe is None or packet.pos is None:
             return time.monotonic()
         return self._pipe.arrived(packet.pos + packet.size)

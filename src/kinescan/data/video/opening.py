@@ -122,7 +122,7 @@ def open_pipe(pipe: Readable | BinaryIO, limits: Limits) -> av.container.InputCo
     """What comes out of a pipe, or of an open file, opened as video.
 
     Raises:
-        av.error.FFmpegError: it is none, or in no format that is read here.
+        av.error.FFmpegError: it is not a video, or its format is not read here.
         OSError: the pipe cannot be read.
     """
     return av.open(pipe, options=_options(_STREAMED, (), limits), metadata_errors="ignore")

@@ -259,7 +259,7 @@ class VideoReader:
             seconds: by the file's own clock (as in `pts_seconds`), from the first frame's start to the last one's end.
 
         Returns:
-            One frame for each time.
+            One frame for each time: pixels uint8 [n, 3, H, W].
 
         Raises:
             ConfigError: a time before the first frame or after the last.

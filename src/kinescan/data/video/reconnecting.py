@@ -64,12 +64,12 @@ class Outage:
 
 
 class ReconnectingVideo:
-    """Frames of a live source, which is opened again when it breaks off; times continue by the wall's clock.
+    """Frames of a live source, which is opened again when it breaks off; times continue by the system clock.
 
     A pipe, and a video source that says how long it is (a recording behind an address), end once, or break off with an
     error, as for `LiveVideo`. Every other end is a break, as is an error or silence. After a break, the video source is
     tried again after 1, 2, 4, ... seconds, with a line in the log each. The first frame after it follows the last one
-    before it after the time that has passed by the wall's clock, whatever the video source's own clock says now. Times
+    before it after the time that has passed by the system clock, whatever the video source's own clock says now. Times
     are counted from the very first frame.
 
     Args:

@@ -13,7 +13,7 @@ Damage = Literal["none", "inside", "behind"]
 
 _SYNC, _BLOCK_BYTES, _TIME_BYTES = 0x47, (188, 192, 204), 4
 _LEAST_BLOCKS = 4
-"""So many blocks that begin as they should are no chance."""
+"""Blocks that have to begin with the sync byte before a file counts as a transport stream."""
 _CHUNK_BYTES = 1 << 18
 _KEPT_STARTS = 4096
 _PAYLOAD, _ADAPTATION, _START, _ERROR, _ANNOUNCED = 0x10, 0x20, 0x40, 0x80, 0x80

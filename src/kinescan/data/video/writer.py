@@ -40,7 +40,7 @@ def write_video(
         fps: frames per second.
         codec: an FFmpeg encoder: "libx264", "libx265", "libvpx-vp9", "mpeg4", "ffv1" (lossless), ...
         crf: quality of libx264, libx265 and libvpx-vp9; smaller is better, 0 is (nearly) lossless.
-        quantizer: fixed quantizer of libx264 (0 to 51) in place of `crf`, with the quickest preset; with a key frame
+        quantizer: fixed quantizer of libx264 (0 to 51) instead of `crf`, with the quickest preset; with a key frame
             interval of 1, a frame is then compressed alike wherever in the video it stands.
         keyframe_interval: frames from one key frame to the next, at most.
         pts_seconds: [T], increasing: the time of each frame instead of t / fps (variable frame rate).

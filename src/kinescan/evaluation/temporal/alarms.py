@@ -29,7 +29,7 @@ class AlarmScores:
     Attributes:
         num_true: true intervals.
         num_missed: true intervals that no alarm told of.
-        num_false: alarms that tell of no true interval, repeated ones among them.
+        num_false: alarms for which there is no true interval, repeated ones among them.
         hours: of all video that was watched, with and without events.
         delays_seconds: from the onset to the alarm, for each interval that was told; missed ones have none.
         relative_delays: the same as a ratio of the interval's length.

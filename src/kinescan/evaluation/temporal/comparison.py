@@ -1,4 +1,4 @@
-"""Whether one model's answers with a time are better than another's on the same videos, or only luckier."""
+"""Whether one model's answers with a time are better than another's on the same videos, or differ by chance."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +28,7 @@ from kinescan.runtime.escaping import escape_markdown
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 FEWEST_VIDEOS = 6
-"""With fewer, no sign test could tell a gap from chance at 95 %, and the bootstrap is too sure of itself."""
+"""With fewer, no sign test could tell a gap from chance at 95 %, and the bootstrap's intervals are too narrow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class TemporalComparison:
         if not real:
             return (
                 f"All gaps on {self.num_videos} videos are likely noise: another sample of as many videos could close "
-                "them or turn them round."
+                "them or reverse them."
             )
         parts = []
         for name, better in ((self.name_a, True), (self.name_b, False)):

@@ -19,7 +19,7 @@ from kinescan.runtime.files import parse_json, require_regular
 def save_frame_predictions(predictions: Sequence[FramePredictions], path: str | Path) -> None:
     """Writes the scores of every frame as safetensors.
 
-    The file holds `seconds` [N] float64 and `scores` [N, K] float32, the frames of all videos one behind the other; its
+    The file holds `seconds` [N] float64 and `scores` [N, K] float32, the frames of all videos one after the other; its
     metadata holds `video_ids`, `num_frames`, `ends_seconds` and `classes` as JSON lists.
 
     Args:

@@ -53,7 +53,7 @@ def frame_map(
     Raises:
         ShapeError: the arrays have other shapes.
         NonFiniteError: a score is NaN.
-        ConfigError: a label is named twice, or background or ambiguous is none of them.
+        ConfigError: a label is named twice, or background or ambiguous is not one of them.
 
     Source: De Geest et al., Online Action Detection (ECCV 2016); the published code of LSTR, TeSTra and MiniROAD.
     Differs: in the calibrated form equal scores count in the order of the frames, where the published code's order

@@ -25,12 +25,14 @@ from kinescan.settings import renamed
 from kinescan.shapes import BACKGROUND
 
 TIOUS = {"0.5:0.05:0.95": ACTIVITYNET_TIOUS, "0.3:0.1:0.7": THUMOS_TIOUS}
+"""Thresholds of temporal intersection over union (tIoU) over which mAP is averaged, by the name in reports."""
 SOON_SECONDS = 0.5
 """An alarm so soon after the onset is counted by itself."""
 _STEPS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 SHIFTS = (*(-step for step in reversed(_STEPS)), 0.0, *_STEPS)
 """Of the thresholds' logits, along the curve."""
 NEAR_CHANCE = 1.1
+"""A class is reported as near chance where its average precision is at most this many times that of chance."""
 CHANCE_CALIBRATED = 0.5
 """Calibrated AP of scores that say nothing, whatever the class's fraction."""
 

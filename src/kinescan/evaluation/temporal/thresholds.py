@@ -19,13 +19,15 @@ from kinescan.events.predictions import FramePredictions
 from kinescan.events.rules import ClassRules, EventRules
 from kinescan.shapes import BACKGROUND
 
-_SURE = (0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.9925, 0.995, 0.9975, 0.999)
-ON = (0.05, *(round(0.1 * step, 1) for step in range(1, 10)), *_SURE)
+_HIGH = (0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.9925, 0.995, 0.9975, 0.999)
+ON = (0.05, *(round(0.1 * step, 1) for step in range(1, 10)), *_HIGH)
+"""Thresholds that are tried, of every class."""
 QUANTILES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
-"""Of a class's scores: thresholds there are tried, too, since scores of rare events can all be low."""
+"""Quantiles of a class's scores that are tried as thresholds, too, since scores of rare events can all be low."""
 LEAST_SECONDS = (0.0, 0.2, 0.5)
 MERGE_SECONDS = (0.5, 1.0, 2.0)
 SMOOTH_SECONDS = (0.0, 0.15, 0.4)
+"""Times of `EventRules` that are tried, in all combinations."""
 AS_GOOD = 0.01
 """Times whose mean F1 is at most so much lower are as good, and the ones with the shorter delays are taken."""
 
@@ -38,8 +40,8 @@ class ChosenRules:
         rules: thresholds and times.
         scores: alarms of these videos.
         f1: label -> F1 of its alarms, in [0, 1].
-        silent: classes that are told of here under no threshold at which half of their alarms are right.
-        without_intervals: classes that these videos do not show; their threshold is the median of the others'.
+        silent: classes without a threshold at which at least half of their alarms on these videos are right.
+        without_intervals: classes without a true interval here; their threshold is the median of the others'.
     """
 
     rules: EventRules
@@ -69,7 +71,7 @@ def choose_rules(
         predictions: of the videos, by one model.
         truth: video id -> its true intervals; a video in which nothing happens has none.
         most_false_alarms_per_hour: choose the thresholds that together tell of the most events of all classes (the mean
-            share over classes) at no more false alarms, instead of F1. A class that can use them gets more of them.
+            recall over classes) at no more false alarms, instead of F1. A class that can use them gets more of them.
         told_within_seconds: beside it: only events that are told so soon after their onset count.
         grace_seconds: how long after its end an event may still be told (see `score_alarms`).
 

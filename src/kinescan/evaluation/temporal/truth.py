@@ -43,7 +43,7 @@ def refuse_unknown_labels(intervals: Iterable[Interval], classes: Sequence[str])
     """Truth is scored only for a model that knows its classes.
 
     Raises:
-        ConfigError: a label is none of the model's classes.
+        ConfigError: a label is not one of the model's classes.
     """
     unknown = list(dict.fromkeys(interval.label for interval in intervals if interval.label not in classes))
     if unknown:

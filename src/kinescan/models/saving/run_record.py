@@ -52,7 +52,7 @@ class RunRecord:
     reports: tuple[ReportedScore, ...]
 
     def published_recipe(self) -> str:
-        """The recipe without the folders of whoever trained: of every path, the last name.
+        """The recipe without the folders of the training's machine: of every path, the last name.
 
         Example:
             >>> RunRecord(recipe='train = "/home/me/ssv2/train.csv"', reports=()).published_recipe()

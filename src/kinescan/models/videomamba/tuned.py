@@ -30,15 +30,25 @@ Tuned = TypeVar("Tuned", bound="TunedVideoMamba")
 class Tuner(nn.Module):
     """What is trained on top of a frozen VideoMamba, and where it reaches in; this one changes nothing.
 
-    Sequences are [B, 1 + T * M, W]: the class token, then M tokens for each time step.
+    Sequences are [B, 1 + T * M, W]: the class token, then M tokens for each time step. `hidden` is what a block gave,
+    before it is added to the residual stream; `residual` is that stream, float32.
     """
 
     def begin(self, hidden: Tensor) -> Tensor:
-        """What enters the first block instead of the embedded clip."""
+        """What enters the first block, [B, 1 + T * M, W], for the embedded clip `hidden` [B, 1 + T * N, W]."""
         return hidden
 
     def enter(self, index: int, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What enters block `index`: the last block's output and the sum before it, which it adds it to."""
+        """What enters block `index`, which adds the two before its normalisation.
+
+        Args:
+            index: of the block, from 0.
+            hidden: [B, 1 + T * M, W], the previous block's output.
+            residual: [B, 1 + T * M, W], the residual stream without it; None before the first block.
+
+        Returns:
+            Both, in these shapes.
+        """
         return hidden, residual
 
     def inside(self, index: int) -> MixerChanges:
@@ -46,7 +56,7 @@ class Tuner(nn.Module):
         return UNCHANGED
 
     def leave(self, index: int, hidden: Tensor) -> Tensor:
-        """What leaves block `index`."""
+        """What leaves block `index`: [B, 1 + T * M, W], for its output `hidden` of the same shape."""
         return hidden
 
     @contextmanager
@@ -271,5 +281,5 @@ def split_frames(hidden: Tensor, config: VideoMambaConfig) -> tuple[Tensor, Tens
 
 
 def join_frames(class_token: Tensor, frames: Tensor) -> Tensor:
-    """The reverse of `split_frames`."""
+    """The reverse of `split_frames`: [B, 1, W] and [B, T, M, W] as one sequence [B, 1 + T * M, W]."""
     return torch.cat([class_token, frames.flatten(1, 2)], dim=1)

@@ -51,6 +51,8 @@ class VideoMambaConfig:
             "mean" spreads it.
         activation_checkpointing: compute blocks again in the backward pass instead of keeping what they computed; the
             same gradients in less memory.
+
+    Source: VideoMamba (arXiv 2403.06977), section 3.
     """
 
     num_classes: int = 400
@@ -299,7 +301,7 @@ class VideoMamba(VideoClassifier):
         return read_videomamba(checkpoint)
 
     def load(self, pretrained: Pretrained, *, skip: tuple[str, ...] = ()) -> LoadReport:
-        """Takes weights up, inflated and interpolated to this model's sizes; the report names every change.
+        """Loads weights, inflated and interpolated to this model's sizes; the report names every change.
 
         Raises:
             CheckpointError: a tensor fits neither as it is nor interpolated.
@@ -307,7 +309,7 @@ class VideoMamba(VideoClassifier):
         return load_videomamba(self, pretrained, skip=skip, inflation=self.config.inflation)
 
     def check_clip(self, clip: Tensor) -> None:
-        """Passes a clip that `forward` can take.
+        """Passes a clip [B, T, 3, H, W] that `forward` can take.
 
         Raises:
             ShapeError: it has another rank, size, dtype or number of frames; the message says what to do.
@@ -384,6 +386,6 @@ class VideoMamba(VideoClassifier):
 
 
 def add_to_residual(residual: Tensor | None, hidden: Tensor) -> Tensor:
-    """Their sum, kept in float32 (float64 for float64) whatever the blocks compute in."""
+    """Their sum [B, L, W], float32 (float64 for float64) whatever the blocks compute in; None counts as 0."""
     wide = hidden if hidden.dtype == torch.float64 else hidden.float()
     return wide if residual is None else residual + wide

@@ -26,7 +26,7 @@ class ViTConfig:
         drop_path: probability of dropping the residual branches of a frame in the last block; 0 in the first block,
             linear between.
         class_token: a token of its own for the whole frame, in front; SigLIP has none.
-        num_registers: learned tokens after it that take part in attention and are read by nobody (DINOv2, DINOv3).
+        num_registers: learned tokens after it that take part in attention and that no head reads (DINOv2, DINOv3).
         layer_scale: a learned factor for each channel at the end of every branch (DINOv2, DINOv3).
         positions: "learned" embeddings, or "rotary": queries and keys of patches are turned by their position (DINOv3).
         rotary_theta: the slowest rotary wave is this many times as long as the quickest.
@@ -35,6 +35,8 @@ class ViTConfig:
             siglip_gap, I-JEPA); or what a learned query reads from the normalised patches by "attention" (SigLIP).
         unit_embeddings: bring each frame's embedding to length 1, as CLIP compares images with texts; `text` of
             `create_model` sets it.
+
+    Source: Learning Transferable Visual Models (arXiv 2103.00020), and the papers that `VisionTransformer` names.
     """
 
     image_size: int = 224

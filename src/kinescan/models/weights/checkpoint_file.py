@@ -40,11 +40,11 @@ _CONVERT = (
 _GIVE = "Give safetensors, or a state dict that torch.save wrote."
 _OTHER_KINDS = {".npz": "NumPy", ".pt2": "torch.export (a program)"}
 _OTHER_STARTS = {
-    b"version https://git-lfs": "a pointer that git left in place of a large file; fetch that: git lfs pull",
+    b"version https://git-lfs": "a pointer that git left instead of a large file; fetch that: git lfs pull",
     b"\x93NUMPY": "an array of NumPy",
     b"\x1f\x8b": "packed with gzip; unpack it first",
     b"\x89HDF": "HDF5, as Keras writes it",
-    b"<": "a page of text, such as a server's answer in place of the file",
+    b"<": "a page of text, such as a server's answer instead of the file",
     b"{": "JSON",
 }
 
@@ -103,6 +103,10 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
 
 def read_checkpoint(source: str | Path, *, revision: str | None = None) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, on the CPU; see `open_checkpoint`.
+
+    Args:
+        source: a file, a folder, or a name on the Hugging Face hub.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         CheckpointError: nothing there, damaged, or a pickle that would run code.

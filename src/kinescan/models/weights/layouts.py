@@ -193,7 +193,7 @@ def _move_all(named: dict[str, Tensor], table: Mapping[str, tuple[str, int]], so
 
 
 def _settle(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is stored in parts put together, as `VisionTransformer` has it, whoever stored it."""
+    """Weights that a layout stores in several tensors, joined as `VisionTransformer` has them."""
     named = {
         re.sub(r"(resblocks\.\d+\.)gamma_([12])$", r"\1ls_\2.gamma", name.replace(".lambda1", ".gamma")): tensor
         for name, tensor in named.items()

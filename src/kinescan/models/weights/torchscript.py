@@ -50,7 +50,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         Name -> tensor on the CPU, in the dtype of the file; names as in the module's state dict.
 
     Raises:
-        CheckpointError: the archive is damaged or holds something else than modules and tensors.
+        CheckpointError: the archive is damaged or holds something other than modules and tensors.
     """
     try:
         check_archive(path, allowed=_allowed)

@@ -7,14 +7,17 @@ from torch import Tensor
 CPU_BLOCK_BYTES = 2 * 1024 * 1024
 """Size aimed at for one block of weights: what stays in a core's cache between its two uses."""
 GPU_BLOCK_BYTES = 256 * 1024 * 1024
-"""Elsewhere starting a kernel costs more than memory does."""
+"""The same for other devices, where starting a kernel costs more than the memory of a block."""
 MIN_ROWS = 32
 """Fewer rows than this in a block starve the matrix product: then the keys are cut too."""
 _kept = threading.local()
+"""The workspace that each thread keeps; see `_workspace`."""
 
 
 def attention_mass(q: Tensor, k: Tensor, v: Tensor, scale: float, observed: int) -> tuple[Tensor, Tensor]:
-    """The same numbers without the full matrix: block after block of queries, in memory that does not grow with Q * L.
+    """As `reference.attention_mass`, without the full matrix: block after block of queries.
+
+    Takes q [B, Hq, Q, D], k and v [B, Hkv, L, D], gives [B, Hq, Q, D] and [B, Hkv, L]; memory does not grow with Q * L.
 
     A block of queries is normalised in one go where its whole rows fit into a block. Where they do not
     (a very long state), keys are cut as well: a first pass gives output and log-sum-exp, a second one the scores.

@@ -5,6 +5,9 @@ from torch import Tensor
 def attention_mass(q: Tensor, k: Tensor, v: Tensor, scale: float, observed: int) -> tuple[Tensor, Tensor]:
     """The definition, with the full matrix of weights; float32 inside, float64 for float64 inputs.
 
+    Takes q [B, Hq, Q, D], k and v [B, Hkv, L, D]; gives the output [B, Hq, Q, D] in the dtype of q and the scores
+    [B, Hkv, L] in float32 or float64.
+
     With head h of G = Hq / Hkv query heads in group g, i of Q queries, l of L keys:
         w[g,h,i,l] = softmax over l <= L - Q + i of scale * <q[g,h,i], k[g,l]>
         o[g,h,i]   = sum over l of w[g,h,i,l] v[g,l]

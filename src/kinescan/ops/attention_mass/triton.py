@@ -114,7 +114,10 @@ def _weigh(  # type: ignore[no-untyped-def]
 
 @torch.no_grad()
 def attention_mass(q: Tensor, k: Tensor, v: Tensor, scale: float, observed: int) -> tuple[Tensor, Tensor]:
-    """The same numbers on a GPU; products and sums in float32, weights rounded to the dtype of the values.
+    """As `reference.attention_mass`, on a GPU.
+
+    Takes q [B, Hq, Q, D], k and v [B, Hkv, L, D], gives [B, Hq, Q, D] and [B, Hkv, L]. Products and sums are
+    float32, weights are rounded to the dtype of the values.
 
     Source: StateKV (arXiv 2605.31598); FlashAttention (arXiv 2205.14135).
     """

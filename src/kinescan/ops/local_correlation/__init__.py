@@ -1,4 +1,4 @@
-"""How well each patch is found again, displaced, in the frames around it."""
+"""Local correlation: cosines between each patch and displaced patches of the frames around it."""
 
 from collections.abc import Mapping
 from typing import Literal, get_args
@@ -17,10 +17,10 @@ from kinescan.shapes import CorrelationMaps, FrameMaps
 __all__ = ["Border", "local_correlation", "local_correlation_step"]
 
 Border = Literal["zeros", "replicate"]
-"""What stands for frames outside the clip: nothing, or the clip's end frame."""
+"""What stands for frames outside the clip: zeros, or the clip's first or last frame."""
 
 WIDEST = 255
-"""From one end to the other of frames of 128 x 128 patches."""
+"""Largest window: it reaches from one end to the other of a frame of 128 x 128 patches."""
 _OBSTACLES: Mapping[Backend, Obstacle] = {
     "numba": numba.obstacle,
     "triton": triton_obstacle,
@@ -38,7 +38,7 @@ def local_correlation(
     *,
     epsilon: float = 0.0,
 ) -> CorrelationMaps:
-    """How well each patch is found again, displaced, in the frames around it.
+    """Cosines between each patch and the patches within a window around it in other frames (a local cost volume).
 
     Features are L2-normalised over channels, so that every value is a cosine. Vectors shorter than 1e-12 count as
     zero: their cosines are 0, and so is their gradient. (With `epsilon` they are short vectors like any other.)

@@ -291,7 +291,7 @@ def _add_weighted(band, source, window, is_transposed, total):
         count = min(GRADIENT_CHUNK, num_channels - channel)
         for y in range(0, height, 2):
             num_rows = min(2, height - y)
-            # Rows of the source that all target rows of the tile meet, then those that only one of them meets.
+            # Source rows that all target rows of the tile meet, then those that only one of them meets.
             common, common_end = max(0, y + num_rows - 1 - radius), min(height, y + radius + 1)
             spans = (
                 (y, num_rows, common, common_end),

@@ -12,7 +12,7 @@ MOST_PATCHES = 32 * 32
 
 
 def obstacle(features: Tensor) -> str | None:
-    """Why this form should not run on `features`, or None when it may."""
+    """Why this form should not run on features [..., H, W]; None where it may."""
     patches = features.shape[-2] * features.shape[-1]
     if patches > MOST_PATCHES:
         return f"it compares all {patches} patches with each other, which is wasteful from {MOST_PATCHES} on"

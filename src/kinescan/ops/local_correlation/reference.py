@@ -59,7 +59,7 @@ def correlate_clip(
 
 
 def normalise(features: FrameMaps, epsilon: float = 0.0) -> FrameMaps:
-    """Unit vectors over the channels; vectors shorter than `TOO_SHORT` become zeros that pass no gradient."""
+    """Features [B, T, C, H, W] as unit vectors over C; shorter than `TOO_SHORT`: zeros without gradient."""
     squares = features.square().sum(dim=2, keepdim=True) + epsilon
     is_zero = squares <= TOO_SHORT**2
     return torch.where(is_zero, 0.0, features * squares.masked_fill(is_zero, 1.0).rsqrt())
@@ -68,7 +68,10 @@ def normalise(features: FrameMaps, epsilon: float = 0.0) -> FrameMaps:
 def correlate_frames(
     frame: Float[Tensor, "B C H W"], other: Float[Tensor, "B C H W"], window: int
 ) -> Float[Tensor, "B M H W"]:
-    """S(p, delta) = < frame(p), other(p + delta) > for every delta, zero where p + delta is outside the frame."""
+    """S(p, delta) = < frame(p), other(p + delta) > for every delta, zero where p + delta is outside the frame.
+
+    From two frames [B, C, H, W] to maps [B, window * window, H, W].
+    """
     height, width = frame.shape[-2:]
     radius = window // 2
     padded = functional.pad(other, (radius, radius, radius, radius))

@@ -252,7 +252,7 @@ def _make_tables(num_frames: int, offsets: tuple[int, ...], replicate: bool, fir
 
 
 def correlate(features: Tensor, settings: Settings) -> Tensor:
-    """As `reference.correlate_clip`, in float32 inside, maps in the dtype of the features."""
+    """As `reference.correlate_clip`: [B, T, C, H, W] to [B, T, K, M, H, W] in their dtype; float32 inside."""
     offsets, window, replicate, first_frame, epsilon = settings
     features = features.contiguous()
     batch, num_frames, num_channels, height, width = features.shape
@@ -277,7 +277,7 @@ def correlate(features: Tensor, settings: Settings) -> Tensor:
 
 
 def correlate_backward(grad: Tensor, features: Tensor, settings: Settings) -> Tensor:
-    """The gradient of `correlate`, summed in float32, in the dtype of the features."""
+    """The gradient [B, T, C, H, W] of `correlate` for that of its maps [B, T, K, M, H, W]; summed in float32."""
     offsets, window, replicate, first_frame, epsilon = settings
     features, grad = features.contiguous(), grad.contiguous()
     batch, num_frames, num_channels, height, width = features.shape

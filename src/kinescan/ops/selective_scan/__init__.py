@@ -45,7 +45,7 @@ def selective_scan(
     backend: Backend | None = None,
     out: tuple[Tracks, State] | None = None,
 ) -> tuple[Tracks, State]:
-    """What every channel of every track reads from a state that decays and is written to, step by step.
+    """Mamba's selective state-space scan along time, for each channel of each track (sequence) by itself.
 
         Delta_t = softplus(delta_t + delta_bias)            or delta_t + delta_bias without `delta_softplus`
         h_t     = exp(Delta_t A) h_{t-1} + Delta_t B_t u_t  h_0 = state
@@ -53,20 +53,20 @@ def selective_scan(
 
     Gradients reach every tensor, the state that comes in and through the one that goes out. Only the inputs are kept
     for them (numba and triton): states are computed again in the backward pass. Feeding a sequence in chunks, with the
-    state handed on, gives what feeding it whole gives.
+    state carried over, gives what feeding it whole gives.
 
     Everything is computed in float32, or in float64 where u is float64, and autocast changes nothing about it: A, D,
     the bias and the state may stay float32 beside the bfloat16 tokens that autocast makes.
 
     Args:
-        u: [R, T, D], what is written.
+        u: [R, T, D], inputs.
         delta: [R, T, D], step sizes, before bias and softplus.
         A: [D, S], decay rates; negative, or the state grows.
-        B: [R, T, S], where it is written.
-        C: [R, T, S], where it is read.
-        D: [D], the way past the state.
-        z: [R, T, D], gate.
-        delta_bias: [D].
+        B: [R, T, S], input matrix: how strongly u is written into each entry of the state.
+        C: [R, T, S], output matrix: how strongly each entry of the state is read.
+        D: [D], weights of the skip connection from u to y.
+        z: [R, T, D], output gate.
+        delta_bias: [D], added to delta.
         delta_softplus: make step sizes positive by softplus.
         state: [R, D, S], the state to continue from; zeros by default.
         backend: "numba" (CPU), "triton" (CUDA), "blockwise" (chunks of time side by side, for long sequences on any

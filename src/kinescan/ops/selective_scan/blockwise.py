@@ -26,6 +26,9 @@ def scan(
 ) -> tuple[Tracks, State]:
     """As `reference.scan`, in about 3 sqrt(T) steps instead of T; the sums are made in another order.
 
+    Takes u, delta, z [R, T, D], A [D, S], B and C [R, T, S], D and delta_bias [D] and the state [R, D, S]; gives y
+    [R, T, D] and the last state [R, D, S].
+
     Legend as in `reference.py`; the sequence is cut into K chunks of L steps, k a chunk, j a step inside it:
 
         g_kj = exp(Delta_kj A) g_k(j-1) + Delta_kj B_kj u_kj       g_k0 = 0, all chunks at once

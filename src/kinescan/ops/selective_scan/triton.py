@@ -288,7 +288,7 @@ def backward_sizes(num_steps: int, num_channels: int, state_size: int) -> dict[s
 
 
 def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """As `reference.scan`, in float32 whatever the dtypes: y in the dtype of u, the last state in float32."""
+    """As `reference.scan`, computed in float32: y [R, T, D] in the dtype of u, the last state [R, D, S] float32."""
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, state = inputs
     num_tracks, num_steps, num_channels = u.shape
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
@@ -309,7 +309,9 @@ def scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
 
 
 def scan_backward(grad_y: Tensor, grad_state: Tensor | None, inputs: ScanInputs) -> Gradients:
-    """Gradients of `scan`, summed in float32, in the dtypes of the inputs.
+    """Gradients of `scan`, summed in float32, in shapes and dtypes of the inputs.
+
+    Takes those of y [R, T, D] and, or None, of the last state [R, D, S].
 
     Beside them it needs room for the parts of dB and dC: 2 S / BLOCK float32 for each entry of u.
     """

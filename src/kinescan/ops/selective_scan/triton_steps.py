@@ -97,7 +97,7 @@ def rates_of(A: Tensor) -> Tensor:
 
 
 def flat(tensor: Tensor | None) -> Tensor | None:
-    """The same without gaps."""
+    """The same tensor [...] contiguous in memory; None stays None."""
     return None if tensor is None else tensor.contiguous()
 
 
@@ -107,5 +107,5 @@ def dense(tensor: Tensor | None) -> Tensor | None:
 
 
 def strides_of(rows: list[Tensor | None]) -> list[int]:
-    """Those of tracks and steps, one tensor after the other."""
+    """Strides of the first two axes of tensors [R, T, X], one tensor after the other; 0, 0 for None."""
     return [stride for x in rows for stride in ((0, 0) if x is None else x.stride()[:2])]

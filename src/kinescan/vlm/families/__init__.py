@@ -146,7 +146,7 @@ def load_vlm(
 
 
 def read_pixel_settings(family: type[Family], source: Any) -> PixelSettings:
-    """The family's pixel settings, with what a checkpoint or processor says in their place.
+    """The family's pixel settings, with the values that a checkpoint or processor has.
 
     Args:
         family: whose defaults are filled in.

@@ -58,7 +58,7 @@ class PromptFormat:
     """The text around a video, used where the tokenizer brings no chat template.
 
     Attributes:
-        video_token: what a chat template writes in place of a video.
+        video_token: what a chat template writes instead of a video.
         opening: before the video, `video_start` included.
         video_start: marker of a video's start, at the end of `opening` and `next_video`; empty where each patch has its
             own.
@@ -170,7 +170,10 @@ class Family(ABC):
 
     @abstractmethod
     def prepare(self, frames: UInt8[Tensor, "T 3 H W"]) -> Tensor:
-        """Frames of one temporal patch as the vision encoder takes them: resized, normalised, in patches."""
+        """Frames of one temporal patch as the vision encoder takes them: resized, normalised, cut into patches.
+
+        The shape [...] is that which the family's encoder wants.
+        """
 
     @abstractmethod
     def encode(self, frames: UInt8[Tensor, "T 3 H W"]) -> Features:
@@ -234,7 +237,7 @@ class Family(ABC):
         return hidden
 
     def decoder_extras(self, visual: Tensor, deepstack: Sequence[Tensor]) -> Mapping[str, Any]:
-        """Further arguments of the decoder."""
+        """Further arguments of the decoder, by name; `visual` and `deepstack` as in `decode`."""
         return {}
 
     def logits(self, hidden: Float[Tensor, "n W"]) -> Float[Tensor, "n V"]:

@@ -3,14 +3,15 @@
 import copy
 import importlib.util
 import logging
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from torch import nn
+from torch import Tensor, nn
 
 from kinescan.errors import CheckpointError, ConfigError, DependencyError, KinescanError
 from kinescan.runtime.optional_package import optional_package
@@ -148,7 +149,7 @@ def share_weights(model: nn.Module) -> nn.Module:
     _unpack(model)
     shared: dict[int, Any] = {}
     for module in model.modules():
-        shared |= {id(value): value for value in held_tensors(module)}
+        shared |= {id(value): value for value in (*held_tensors(module), *_quantised_tensors(module))}
     try:
         twin = copy.deepcopy(model, shared)
     # Wrappers may hold locks, handles, anything.
@@ -171,7 +172,7 @@ def _unpack(model: nn.Module) -> None:
     if not getattr(model, "is_quantized", False):
         return
     try:
-        with torch.no_grad():
+        with torch.no_grad(), redirect_stdout(sys.stderr):
             model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device))
     # A quantiser's kernels may fail in any way on a device that they were not made for.
     except Exception as error:
@@ -179,6 +180,19 @@ def _unpack(model: nn.Module) -> None:
             f"the quantised weights of this {type(model).__name__} do not run here: {first_sentence(error)} Use "
             "another device, or weights that are not quantised."
         ) from error
+    for module in model.modules():
+        # bitsandbytes moves the scales from the weight to the module at the module's first forward, and vision layers
+        # have had none: of a model and its twins, which share the weight, the first one would take them from all others
+        move: Any = getattr(module, "init_8bit_state", None)
+        if move is not None and getattr(module.weight, "CB", None) is not None:
+            move()
+
+
+def _quantised_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Tensors of a module's attributes of other classes, where bitsandbytes keeps weights and their scales."""
+    for value in vars(module).values():
+        if not isinstance(value, nn.Module | Tensor) and hasattr(value, "__dict__"):
+            yield from (held for held in vars(value).values() if isinstance(held, Tensor))
 
 
 def follows_length(decoder: nn.Module) -> bool:
@@ -241,7 +255,7 @@ def load_pretrained(
         merge_adapter: where the name is an adapter of PEFT, its weights become part of the model's.
 
     Raises:
-        CheckpointError: there is none of that name, or it is damaged, incomplete, or brings its own code.
+        CheckpointError: no such model is found, or it is damaged, incomplete, or brings its own code.
         ConfigError: the family is not supported.
         DependencyError: a package that the weights need is not installed.
     """
@@ -267,7 +281,7 @@ def load_pretrained(
         return _with_adapter(model, folder, merge=merge_adapter), tokenizer, base_folder
     stored_config = read_config(folder, families, is_vlm)
     _check_stored_config(folder, stored_config)
-    quantised = stored_config.get("quantization_config")
+    quantised = _quantisation(stored_config)
     if quantised is not None:
         _check_quantiser(folder, quantised)
     if is_on_hub:
@@ -343,9 +357,13 @@ def check_tokenizer(folder: Path, tokenizer: Any, config: Any) -> None:
 
 @contextmanager
 def _named(folder: Path) -> Iterator[None]:
-    """Whatever transformers raises over a folder becomes an error of `kinescan.errors`."""
+    """Whatever transformers raises over a folder becomes an error of `kinescan.errors`.
+
+    What the packages behind it print goes to standard error (gptqmodel tells of its kernels): standard output is ours.
+    """
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except KinescanError:
         raise
     except ImportError as error:
@@ -369,19 +387,29 @@ def _fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         ) from None
 
 
+def _quantisation(stored: Mapping[str, Any]) -> Any:
+    """`quantization_config` of a config, or of the decoder's within it, where transformers looks for it, too."""
+    text = stored.get("text_config")
+    within = text.get("quantization_config") if isinstance(text, Mapping) else None
+    given = stored.get("quantization_config")
+    return within if given is None else given
+
+
 def _check_quantiser(folder: Path, settings: Any) -> None:
     """Raises CheckpointError where weights are quantised in a way that transformers would leave out silently.
 
     Args:
         folder: of the model.
-        settings: `quantization_config` of its config.json.
+        settings: what `_quantisation` found.
     """
     if not isinstance(settings, dict):
         raise refusal(folder, f"{CONFIG} says quantization_config = {settings!r:.60}, not a table. Fetch it again.")
     method = settings.get("quant_method")
-    if method is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
-        # as bitsandbytes was written at first
-        method = "bitsandbytes"
+    for bits in ("4bit", "8bit"):
+        # transformers asks these two first, and its names of the method have the bits in them
+        if settings.get(f"load_in_{bits}"):
+            method = f"bitsandbytes_{bits}"
+            break
     for module in QUANTISERS.get(str(method), ()):
         if importlib.util.find_spec(module) is None:
             raise DependencyError(

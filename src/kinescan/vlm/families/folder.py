@@ -196,7 +196,7 @@ def _refuse_links_and_pipes(folder: Path) -> None:
 
 
 def _refuse_pointers(folder: Path) -> None:
-    """Git LFS leaves small text files in place of large ones that it has not fetched."""
+    """Git LFS leaves small text files instead of large ones that it has not fetched."""
     pointers = []
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.stat().st_size < 1024:
@@ -205,7 +205,7 @@ def _refuse_pointers(folder: Path) -> None:
                     pointers.append(path.name)
     if pointers:
         named = ", ".join(pointers[:3]) + (f" and {len(pointers) - 3} more" if len(pointers) > 3 else "")
-        raise refusal(folder, f"{named}: Git LFS has left a pointer in place of the file. Fetch it: git lfs pull.")
+        raise refusal(folder, f"{named}: Git LFS has left a pointer instead of the file. Fetch it: git lfs pull.")
 
 
 def _refuse_code(folder: Path, name: str) -> None:

@@ -120,7 +120,7 @@ class Generic(Family):
         return self.pixels.size or (height, width)
 
     def encoder_input(self, prepared: Float[Tensor, "T 3 H W"]) -> Tensor:
-        """Prepared frames with the dimensions that the model takes."""
+        """Prepared frames on the model's device: [T, 3, H, W], or [1, T, 3, H, W] for models that want a batch."""
         prepared = prepared.to(self.model.model.device, self.embedding.dtype)
         return prepared[None] if self.way.leading else prepared
 

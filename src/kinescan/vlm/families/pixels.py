@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from kinescan.errors import ConfigError, ShapeError
 from kinescan.preprocessing import CLIP_MEAN, CLIP_STD
+from kinescan.runtime import normalisation
 
 HALF = (0.5, 0.5, 0.5)
 MAX_SIDE = 8192
@@ -57,7 +58,10 @@ class PixelSettings:
             raise ConfigError(f"std must be positive in every channel, got {self.std}.")
 
     def updated(self, stored: Mapping[str, Any]) -> "PixelSettings":
-        """These settings with what a checkpoint's `preprocessor_config.json` says in their place.
+        """These settings with the values that a checkpoint's `preprocessor_config.json` has.
+
+        Raises:
+            ConfigError: the file's `size` is not an object, or a value is out of range.
 
         Example:
             >>> PixelSettings().updated({"size": {"shortest_edge": 3136, "longest_edge": 100352}}).max_pixels
@@ -98,9 +102,7 @@ def cropped(frames: UInt8[Tensor, "T 3 H W"], size: tuple[int, int]) -> Float[Te
 
 def normalise(frames: Float[Tensor, "T 3 H W"], settings: PixelSettings) -> Float[Tensor, "T 3 H W"]:
     """From 0 .. 255 to the encoder's range, channel by channel."""
-    mean = torch.tensor(settings.mean, device=frames.device).view(3, 1, 1) * 255
-    std = torch.tensor(settings.std, device=frames.device).view(3, 1, 1) * 255
-    return (frames - mean) / std
+    return normalisation.normalise(frames, settings.mean, settings.std, white=255)
 
 
 def free_size(height: int, width: int, *, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:

@@ -61,7 +61,7 @@ class Adapters(Tuner):
         self.adapters = nn.ModuleList(Bottleneck(config.width, config.bottleneck) for _ in range(config.depth))
 
     def leave(self, index: int, hidden: Tensor) -> Tensor:
-        """The block's output through its bottleneck."""
+        """[B, 1 + T * N, W]: the block's output through its adapter."""
         out: Tensor = self.adapters[index](hidden)
         return out
 

@@ -29,6 +29,8 @@ class SSPConfig(VideoMambaConfig):
         attention_heads: heads of that attention.
         importance_scope: where a frame's entropy is compared: "sample" within its clip, so that results do not depend
             on the clips beside it; "batch" as in the published code.
+
+    Source: SSP (arXiv 2510.12160), section 3.
     """
 
     num_prompts: int = 3
@@ -70,12 +72,15 @@ class StateSpacePrompts(Tuner):
         )
 
     def begin(self, hidden: Tensor) -> Tensor:
-        """Zeros for the prompts are appended to every time step."""
+        """[B, 1 + T * (N + P), W]: zeros for the P prompts after the N patches of every time step."""
         class_token, frames = split_frames(hidden, self.config)
         return join_frames(class_token, nn.functional.pad(frames, (0, 0, 0, self.config.num_prompts)))
 
     def enter(self, index: int, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Gathers within frames; from the second block on, the prompts are replaced by what spreads between them."""
+        """Adds what is gathered within frames; from the second block on, what spreads between frames becomes prompts.
+
+        Sequences are [B, 1 + T * (N + P), W]; else as in `Tuner.enter`.
+        """
         class_token, frames = split_frames(hidden, self.config)
         patches, prompts = frames.tensor_split([self.config.num_patches], dim=2)
         gathered, gate = self.inner_prompt(patches)
@@ -90,6 +95,8 @@ class StateSpacePrompts(Tuner):
 
 class SSPVideoMamba(TunedVideoMamba):
     """A frozen VideoMamba with state-space prompts: 2.4 million parameters are trained of 76.
+
+    Args are those of `VideoClassifier`: config, name, labels and preprocessing.
 
     Source: SSP (arXiv 2510.12160).
 

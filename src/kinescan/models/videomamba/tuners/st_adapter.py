@@ -84,7 +84,7 @@ class STAdapters(Tuner):
         )
 
     def enter(self, index: int, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The patches and what the filter makes of them."""
+        """[B, 1 + T * N, W]: the output of the block's adapter is added to the patches; the class token stays."""
         class_token, patches = split_frames(hidden, self.config)
         return join_frames(class_token, patches + self.adapters[index](patches)), residual
 

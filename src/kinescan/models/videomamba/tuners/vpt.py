@@ -17,8 +17,8 @@ class VPTConfig(VideoMambaConfig):
 
     Attributes:
         num_prompts: tokens of a time step.
-        deep: new tokens before every block, in place of what the block before made of its own; else only before the
-            first one ("shallow").
+        deep: prompts of its own before every block, which replace the previous block's outputs at these tokens; false:
+            prompts before the first block only ("shallow").
     """
 
     num_prompts: int = 10
@@ -51,12 +51,12 @@ class VisualPrompts(Tuner):
         nn.init.trunc_normal_(self.prompts, std=0.02)
 
     def begin(self, hidden: Tensor) -> Tensor:
-        """Room for the prompts after the patches of every time step, filled with the first block's."""
+        """[B, 1 + T * (N + P), W]: the first block's P prompts after the N patches of every time step."""
         class_token, frames = split_frames(hidden, self.config)
         return join_frames(class_token, self._with(frames, 0))
 
     def enter(self, index: int, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The block's own prompts in place of what the last block made of its."""
+        """[B, 1 + T * (N + P), W]: the block's own prompts replace the previous block's outputs at its prompts."""
         if index == 0 or not self.config.deep:
             return hidden, residual
         assert residual is not None
@@ -64,7 +64,7 @@ class VisualPrompts(Tuner):
         hidden = join_frames(class_token, self._with(frames[:, :, : self.config.num_patches], index))
         summed_class, sums = split_frames(residual, self.config)
         kept = sums[:, :, : self.config.num_patches]
-        # What was summed up at the prompts goes, too: the block is to see its own prompts and nothing else there.
+        # The residual stream at the prompts becomes zero: the block sees its own prompts and nothing else there.
         return hidden, join_frames(summed_class, nn.functional.pad(kept, (0, 0, 0, self.config.num_prompts)))
 
     def _with(self, patches: Tensor, index: int) -> Tensor:
