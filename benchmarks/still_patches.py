@@ -375,8 +375,8 @@ def measured(repetitions: int, parts: Sequence[str]) -> None:
 def training_clips() -> tuple[Tensor, Tensor]:
     """Clips as the motion model learned from, of textures that it has not seen; in half of them everything moves."""
     clips = as_in_training(motion_model(), TEST_BATCHES, SEED + 50)
-    drawn = [clips.draw(np.random.default_rng([SEED, index]))[:2] for index in range(TEST_BATCHES)]
-    return torch.cat([pixels for pixels, _ in drawn]), torch.cat([labels for _, labels in drawn])
+    rendered = [clips.draw(np.random.default_rng([SEED, index]))[:2] for index in range(TEST_BATCHES)]
+    return torch.cat([pixels for pixels, _ in rendered]), torch.cat([labels for _, labels in rendered])
 
 
 def rest_and_move() -> tuple[Tensor, Tensor]:

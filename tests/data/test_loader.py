@@ -27,7 +27,7 @@ from kinescan.data import (
 from kinescan.data.datasets import Sample
 from kinescan.data.loader import collate, worker_lost
 from kinescan.data.transforms import finish_clips
-from kinescan.errors import ConfigError, WorkerError
+from kinescan.errors import CheckpointError, ConfigError, WorkerError
 from kinescan.preprocessing import Preprocessing
 
 SETTINGS = Preprocessing(num_frames=4, size=16)
@@ -413,8 +413,39 @@ def test_an_ended_worker_is_told_by_its_process_whatever_the_error_says(
             next(iter(loader))
         assert (raised.value is error) is lives
         assert isinstance(raised.value, WorkerError) is not lives
-        # likewise for an error that comes while a batch is in use
-        assert (worker_lost(error) is None) is lives
+        assert worker_lost(error) is None  # told once
+    finally:
+        worker.kill()
+        worker.join()
+
+
+class Gives(Breaks):
+    """An iterator that always has a batch."""
+
+    def __next__(self) -> Any:
+        return "a batch"
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_an_ended_worker_is_told_while_a_batch_is_in_use_once_and_for_no_error_of_ours(
+    folder: Path, lives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60 if lives else 0,))
+    worker.start()
+    if not lives:
+        worker.join()
+    gives = Gives(worker, RuntimeError("not raised"))
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", lambda _: gives)
+    batches = iter(make_loader(training_set(folder), LoaderConfig(batch_size=2), shuffle=False, seed=0))
+    try:
+        next(batches)
+        assert worker_lost(CheckpointError("the disk is full")) is None
+        assert (worker_lost(RuntimeError("anything")) is None) is lives
+        assert worker_lost(RuntimeError("of the next run")) is None
+        batches = iter(make_loader(training_set(folder), LoaderConfig(batch_size=2), shuffle=False, seed=0))
+        next(batches)
+        batches.close()
+        assert worker_lost(RuntimeError("after the epoch")) is None
     finally:
         worker.kill()
         worker.join()

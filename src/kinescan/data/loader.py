@@ -21,7 +21,7 @@ from kinescan.data.shared_memory import LOWERED, check_shared_memory
 from kinescan.data.transforms import SampledAugmentation
 from kinescan.data.window_dataset import WindowDataset
 from kinescan.data.window_plan import FollowedWindows, RowOrder
-from kinescan.errors import ConfigError, WorkerError
+from kinescan.errors import ConfigError, KinescanError, WorkerError
 from kinescan.fields import check_most, check_types
 from kinescan.runtime.launch import local_world_size
 from kinescan.runtime.torch_internals import ended_worker
@@ -232,22 +232,11 @@ class VideoLoader:
         """
         batches = iter(self._loader)
         _READ_NOW.add(batches)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                lost = worker_lost(error)
-                if lost is None:
-                    raise
-                raise lost from error
-            except (OSError, EOFError) as error:  # the connection to a worker that ends while it hands a batch on
-                ended = ended_worker(batches)
-                if ended is None:
-                    raise
-                raise _worker_error(ended) from error
-            yield batch
+        try:
+            while (batch := _next_batch(batches)) is not None:
+                yield batch
+        finally:
+            _READ_NOW.discard(batches)
 
 
 def make_loader(
@@ -339,17 +328,36 @@ class _BatchOrder:
         return together[unit * start : unit * end]
 
 
+def _next_batch(batches: Iterator[Batch]) -> Batch | None:
+    """The next batch; None after the last one."""
+    try:
+        return next(batches)
+    except StopIteration:
+        return None
+    except RuntimeError as error:
+        lost = worker_lost(error)
+        if lost is None:
+            raise
+        raise lost from error
+    except (OSError, EOFError) as error:  # the connection to a worker that ends while it hands a batch on
+        ended = ended_worker(batches)
+        if ended is None:
+            raise
+        raise _worker_error(ended) from error
+
+
 def worker_lost(error: RuntimeError) -> WorkerError | None:
-    """What to raise instead of `error` where a worker process has ended; None where all of them live.
+    """What to raise instead of `error` where a worker process has ended; None where all of them live, and for our own.
 
     torch raises a plain RuntimeError for a worker that the system ended, in the middle of whatever the main process
     does. So the workers are asked, and not the error.
     """
-    if isinstance(error, WorkerError):
+    if isinstance(error, KinescanError):
         return None
     for batches in list(_READ_NOW):
         ended = ended_worker(batches, seconds=0.0)
         if ended is not None:
+            _READ_NOW.discard(batches)  # told once: a later error of this process has another cause
             return _worker_error(ended)
     return None
 

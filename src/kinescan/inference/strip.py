@@ -83,8 +83,13 @@ def _empty_figure(num_columns: int, side: int, gap: int) -> tuple[Figure, Any]:
     figure = Figure(figsize=whole)
     FigureCanvasAgg(figure)
     figure.text(0.5, 0.1 / whole[1], CAPTION, fontsize=8, ha="center", va="bottom", wrap=True)
-    place = (_BESIDE[0] / whole[0], _ABOVE_BELOW[1] / whole[1], width * inches / whole[0], height * inches / whole[1])
-    axes = figure.add_axes(place, xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), autoscale_on=False)
+    rectangle = (
+        _BESIDE[0] / whole[0],
+        _ABOVE_BELOW[1] / whole[1],
+        width * inches / whole[0],
+        height * inches / whole[1],
+    )
+    axes = figure.add_axes(rectangle, xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), autoscale_on=False)
     axes.set_axis_off()
     return figure, axes
 

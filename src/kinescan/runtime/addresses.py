@@ -14,10 +14,8 @@ from kinescan.errors import ADDRESS_SCHEMES, ConfigError
 from kinescan.runtime.urls import mask_url
 
 OBJECT_STORES = ("s3", "gs", "gcs")
-SCHEMES = ADDRESS_SCHEMES
-"""Beginnings of addresses that are read by ranges of bytes."""
 OBJECT_SCHEMES = tuple(f"{scheme}://" for scheme in OBJECT_STORES)
-_ADDRESS = re.compile(rf"(?P<scheme>{'|'.join(SCHEMES)}):/+(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
+_ADDRESS = re.compile(rf"(?P<scheme>{'|'.join(ADDRESS_SCHEMES)}):/+(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _SECRET = (
     "What stands in an address comes into logs and reports. Let the environment hold what opens the store: "
     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, GOOGLE_APPLICATION_CREDENTIALS, ~/.netrc for http."
@@ -80,7 +78,7 @@ def is_read_address(text: str) -> bool:
     """
     address = address_of(text)
     if address is None:
-        allowed = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        allowed = ", ".join(f"{scheme}://" for scheme in ADDRESS_SCHEMES)
         raise ConfigError(f"{mask_url(text)} is an address that is not read here. Allowed: {allowed}.")
     check_address(address)
     return True

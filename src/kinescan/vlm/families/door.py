@@ -183,9 +183,9 @@ def _unpack(model: nn.Module) -> None:
     for module in model.modules():
         # bitsandbytes moves the scales from the weight to the module at the module's first forward, and vision layers
         # have had none: of a model and its twins, which share the weight, the first one would take them from all others
-        move: Any = getattr(module, "init_8bit_state", None)
-        if move is not None and getattr(module.weight, "CB", None) is not None:
-            move()
+        init_state: Any = getattr(module, "init_8bit_state", None)
+        if init_state is not None and getattr(module.weight, "CB", None) is not None:
+            init_state()
 
 
 def _quantised_tensors(module: nn.Module) -> Iterator[Tensor]:
