@@ -87,8 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(data[: len(data) // 2])
                 time.sleep(told.trickle)
                 data = data[len(data) // 2 :]
+            told.num_bytes += len(data)  # before it is sent: the client may look at once
             self.wfile.write(data)
-            told.num_bytes += len(data)
         except OSError:
             self.close_connection = True
 
