@@ -40,6 +40,7 @@ from kinescan.models.saving.shipped import MOTION, SHIPPED
 from kinescan.models.still import SkipUnchanged, changed_patches
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.preprocessing import Preprocessing
+from kinescan.runtime.normalisation import normalise
 from kinescan.training.loop import fit
 
 NAME = "still_patches"
@@ -111,8 +112,7 @@ def train(name: str) -> PKS4:
 
 def to_clips(model: PKS4, pixels: Tensor) -> Tensor:
     """Clips [n, T, 3, H, W] as the model takes them."""
-    mean, std = (torch.tensor(own)[:, None, None] for own in (model.preprocessing.mean, model.preprocessing.std))
-    return (pixels.float() / 255 - mean) / std
+    return normalise(pixels, model.preprocessing.mean, model.preprocessing.std, white=255)
 
 
 def at_rest(clips: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -396,27 +396,31 @@ class Breaks:
         raise self.error
 
 
+@pytest.fixture
+def worker(lives: bool) -> Iterator[Any]:
+    """A process as a worker is one: it lives, or it has ended."""
+    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60 if lives else 0,))
+    process.start()
+    if not lives:
+        process.join()
+    yield process
+    process.kill()
+    process.join()
+
+
 @pytest.mark.parametrize("lives", [True, False])
 def test_an_ended_worker_is_told_by_its_process_whatever_the_error_says(
-    folder: Path, lives: bool, monkeypatch: pytest.MonkeyPatch
+    folder: Path, worker: Any, lives: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60 if lives else 0,))
-    worker.start()
-    if not lives:
-        worker.join()
     error = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly" if lives else "anything")
     breaks = Breaks(worker, error)
     monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", lambda _: breaks)
     loader = make_loader(training_set(folder), LoaderConfig(batch_size=2), shuffle=False, seed=0)
-    try:
-        with pytest.raises(RuntimeError) as raised:
-            next(iter(loader))
-        assert (raised.value is error) is lives
-        assert isinstance(raised.value, WorkerError) is not lives
-        assert worker_lost(error) is None  # told once
-    finally:
-        worker.kill()
-        worker.join()
+    with pytest.raises(RuntimeError) as raised:
+        next(iter(loader))
+    assert (raised.value is error) is lives
+    assert isinstance(raised.value, WorkerError) is not lives
+    assert worker_lost(error) is None  # told once
 
 
 class Gives(Breaks):
@@ -428,27 +432,19 @@ class Gives(Breaks):
 
 @pytest.mark.parametrize("lives", [True, False])
 def test_an_ended_worker_is_told_while_a_batch_is_in_use_once_and_for_no_error_of_ours(
-    folder: Path, lives: bool, monkeypatch: pytest.MonkeyPatch
+    folder: Path, worker: Any, lives: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60 if lives else 0,))
-    worker.start()
-    if not lives:
-        worker.join()
     gives = Gives(worker, RuntimeError("not raised"))
     monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", lambda _: gives)
     batches = iter(make_loader(training_set(folder), LoaderConfig(batch_size=2), shuffle=False, seed=0))
-    try:
-        next(batches)
-        assert worker_lost(CheckpointError("the disk is full")) is None
-        assert (worker_lost(RuntimeError("anything")) is None) is lives
-        assert worker_lost(RuntimeError("of the next run")) is None
-        batches = iter(make_loader(training_set(folder), LoaderConfig(batch_size=2), shuffle=False, seed=0))
-        next(batches)
-        batches.close()
-        assert worker_lost(RuntimeError("after the epoch")) is None
-    finally:
-        worker.kill()
-        worker.join()
+    next(batches)
+    assert worker_lost(CheckpointError("the disk is full")) is None
+    assert (worker_lost(RuntimeError("anything")) is None) is lives
+    assert worker_lost(RuntimeError("of the next run")) is None
+    batches = iter(make_loader(training_set(folder), LoaderConfig(batch_size=2), shuffle=False, seed=0))
+    next(batches)
+    batches.close()
+    assert worker_lost(RuntimeError("after the epoch")) is None
 
 
 @pytest.mark.parametrize(
