@@ -19,6 +19,7 @@ whose weights step 3 begins with; steps 1 and 2 are then left out.
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 import time
@@ -132,19 +133,19 @@ def train(textures: str | None, weights: str | None, start: str | None, batches:
     WORK.mkdir(parents=True, exist_ok=True)
     names, given = read_textures(textures)
     config = load_recipe("motion_model", [])
-    begin = start
-    if begin is None:
+    # what a model that is given has behind it
+    trainings = [] if start is None else list(how_made()["trainings"])
+    if start is None:
         weights = weights or str(train_on_stills(load_recipe("demo_stills", STILLS), WORK / "stills"))
-        begin = learn_fields(config, weights, given, batches[0])
-    started = time.process_time()
-    model = learn_names(config, begin, given, batches[1])
+        start = learn_fields(config, weights, given, batches[0])
+        trainings.append(f"displacements of patches: {batches[0]} batches")
+    model = learn_names(config, start, given, batches[1])
+    trainings.append(f"{len(MOTION_NAMES)} names and the mean motion: {batches[1]} batches")
     model.save_pretrained(WORK / "saved")
     made = {
         "textures": names,
-        "batches of fields, of names": (batches[0] if start is None else 0, batches[1]),
-        "started with another model": start is not None,
+        "trainings": trainings,
         "clips in a batch": config.loader.batch_size,
-        "cpu_seconds of names": round(time.process_time() - started),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     (WORK / "made.json").write_text(json.dumps(made, indent=1))
@@ -223,25 +224,37 @@ SETS: dict[str, dict[str, Any]] = {
     "windows over real videos, playing, half the way": {**HALF_THE_WAY, "clip_speed": 1.0},
     "drawn objects": {"kind": "objects"},
 }
-PAIRS = ("horizontal", "vertical", "turning", "scaling")
+PAIRS = ("horizontal", "vertical", "turning", "scaling", "falling", "rising")
 PER_CLASS, STILLS_SCORED = 15, 30
 
 
-def score(videos: str | None, model_folder: str) -> None:
-    """Clips are files, read as `kinescan predict` reads them; one view in the middle."""
+def score(videos: str | None, model_folder: Path, only: int | None) -> None:
+    """Clips are files, read as `kinescan predict` reads them; one view in the middle.
+
+    Sets that were scored before, with the same weights, are not scored again; so they can be scored side by side.
+    """
     torch.set_num_threads(1)
     model = from_pretrained(model_folder)
+    weights = hashlib.sha256((model_folder / "model.safetensors").read_bytes()).hexdigest()
     results: dict[str, Any] = {}
     for number, (name, settings) in enumerate(SETS.items()):
+        if only not in (None, number):
+            continue
         if settings["kind"] == "windows" and videos is None:
             print(f"{name}: left out, there is no --videos", flush=True)
             continue
-        folder = WORK / "scored" / str(number)
+        folder, before = WORK / "scored" / str(number), WORK / "scores" / f"{number}_{weights}.json"
         if not (folder / "meta.json").exists():
             make(folder, videos, settings)
-        files = sorted((folder / "test").glob("*/*.mp4"))
-        results[name] = scores_of(model, [file for file in files if file.parent.name in model.class_names])
+        if not before.exists():
+            files = sorted((folder / "test").glob("*/*.mp4"))
+            scores = scores_of(model, [file for file in files if file.parent.name in model.class_names])
+            before.parent.mkdir(parents=True, exist_ok=True)
+            before.write_text(json.dumps(scores))
+        results[name] = json.loads(before.read_text())
         print(name, results[name], flush=True)
+    if only is not None:
+        return
     results["still: one frame of the windows, with noise"] = {"n": STILLS_SCORED, "right": score_still(model)}
     names = sorted(path.name for path in Path(videos).iterdir() if path.is_file()) if videos is not None else []
     settings = {"made": how_made(), "videos": names}
@@ -321,12 +334,11 @@ def score_still(model: Any) -> float:
 TEXT = """
 ## What it names
 How a picture, or what is large in it, moves on the screen during 1.2 seconds: {names}. At "right" what is seen
-moves to the right. **What comes nearer or goes away it does not know**, and gives it another name: growing and
-shrinking were trained on, were right in 13 and 7 % of the windows over photographs, and were left out. It knows no
-actions, no things and no persons, and of several motions at once it names one. A small thing that turns about itself,
-slow motions (less than about a fiftieth of the frame from one sixth of a second to the next) and plain pictures are
-beyond it. `kinescan predict` averages over four such clips, evenly spread over the video; `kinescan stream` names the
-motion as it goes.
+moves to the right, at "growing" it comes nearer. Ways between an axis and a diagonal of the frame get one of the two
+names. It knows no actions, no things and no persons, and of several motions at once it names one. A small thing that
+turns about itself, slow motions (less than about a fiftieth of the frame from one sixth of a second to the next) and
+plain pictures are beyond it. `kinescan predict` averages over four such clips, evenly spread over the video; `kinescan
+stream` names the motion as it goes.
 
 ## How often it is right
 On held-out clips (benchmarks/results/motion_model.json): no pixel of them was trained on. A class and its
@@ -346,10 +358,12 @@ Nothing was filmed, and no video was read: clips of 8 frames were drawn as they 
 batch is the other half backwards. Three quarters of the textures draw themselves ("dead leaves", clouds); a quarter
 are cut from photographs in the public domain or under CC0, as scikit-image ships them: {textures}.
 First, a ViT learned from single pictures that draw themselves (`kinescan demo --stills`). Then a linear layer behind
-PKS4's module learned how far what each patch shows has moved ({fields} batches of {batch} clips; the schedule was for
-600, and was stopped early). Then the model behind its first block learned the names ({named} batches of 500).
-One training, one seed;
-`benchmarks/motion_model.py` is all of it, with the recipe `motion_model`.
+PKS4's module learned how far what each patch shows has moved. Then the model behind its first block learned the
+names. The trainings, in batches of {batch} clips:
+
+{steps}
+
+One training, one seed; `benchmarks/motion_model.py` is all of it, with the recipe `motion_model`.
 
 The photographs in `shipped/textures` (camera: Lav Varshney; chelsea: Stefan van der Walt; coffee: Rachel Michetti;
 gravel: CC0Textures; all CC0) were not trained on: `kinescan demo` moves its windows over them.
@@ -402,8 +416,7 @@ def write_card(model_folder: Path) -> None:
         table="\n".join(rows),
         classes="\n".join(classes),
         textures=", ".join(name.partition(".")[0] for name in made["textures"]),
-        fields=made["batches of fields, of names"][0],
-        named=made["batches of fields, of names"][1],
+        steps="\n".join(f"- {one}" for one in made["trainings"]),
         batch=made["clips in a batch"],
     )
     card = model_folder / "README.md"
@@ -425,12 +438,15 @@ def main() -> None:
     parser.add_argument("--weights", help="A ViT of step 1, not to train it again.")
     parser.add_argument("--start", help="The folder of a model that step 3 starts with, without steps 1 and 2.")
     parser.add_argument("--videos", help="Folder of videos whose windows are scored, too.")
+    parser.add_argument(
+        "--only", type=int, help="Number of the one set of clips to score, from 0; writes no result."
+    )
     parser.add_argument("--batches", type=int, nargs=2, default=(FIELD_BATCHES, NAME_BATCHES))
     arguments = parser.parse_args()
     if arguments.part == "train":
         train(arguments.textures, arguments.weights, arguments.start, tuple(arguments.batches))
     elif arguments.part == "score":
-        score(arguments.videos, str(SHIPPED / MOTION))
+        score(arguments.videos, SHIPPED / MOTION, arguments.only)
     else:
         write_card(SHIPPED / MOTION)
 

@@ -62,11 +62,11 @@ _Direction = tuple[float, float]
 """In the frame, x and y, of length 1."""
 
 
-def _travel(rng: np.random.Generator, phase: np.ndarray, way: _Direction, aside: _Direction) -> WindowPath:
-    """What is seen moves along `way` by a third to a half of the frame, and hardly along `aside`."""
+def _travel(rng: np.random.Generator, phase: np.ndarray, ahead: _Direction, aside: _Direction) -> WindowPath:
+    """What is seen moves along `ahead` by a third to a half of the frame, and hardly along `aside`."""
     ones, side, tilt = _still(rng, phase)
     along, across = rng.uniform(0.35, 0.55), rng.uniform(-0.06, 0.06)
-    moves = along * np.array(way) + across * np.array(aside)
+    moves = along * np.array(ahead) + across * np.array(aside)
     # the frame's axes are tilted in the picture
     cosine, sine = math.cos(tilt), math.sin(tilt)
     way = np.array([cosine * moves[0] + sine * moves[1], cosine * moves[1] - sine * moves[0]])
