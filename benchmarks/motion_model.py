@@ -91,10 +91,10 @@ def mean_motion(fields: Tensor) -> Tensor:
     side = round(fields.shape[2] ** 0.5)
     means = fields[:, 2:].mean(1)
     axis = torch.arange(side) - (side - 1) / 2
-    places = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(-1, 2)
-    size = places.square().sum()
-    growth = (means * places).sum((1, 2)) / size
-    turn = (means[..., 1] * places[:, 0] - means[..., 0] * places[:, 1]).sum(1) / size
+    positions = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(-1, 2)
+    size = positions.square().sum()
+    growth = (means * positions).sum((1, 2)) / size
+    turn = (means[..., 1] * positions[:, 0] - means[..., 0] * positions[:, 1]).sum(1) / size
     return torch.stack([3 * means[..., 0].mean(1), 3 * means[..., 1].mean(1), 8 * growth, 8 * turn], dim=1)
 
 
@@ -226,6 +226,8 @@ SETS: dict[str, dict[str, Any]] = {
 }
 PAIRS = ("horizontal", "vertical", "turning", "scaling", "falling", "rising")
 PER_CLASS, STILLS_SCORED = 15, 30
+BEFORE = ("right", "left", "down", "up", "clockwise", "counterclockwise")
+"""The motions that the model before this one knew."""
 
 
 def score(videos: str | None, model_folder: Path, only: int | None) -> None:
@@ -352,6 +354,10 @@ By class:
 
 {classes}
 
+The model before this one told six of these motions and what is still apart: no diagonals, nothing that grows or
+shrinks. On the same clips of those six it was right in 98.9, 88.9, 44.4 and 83.3 % (the sets in the order of the
+table), this one in {before}: what was told from one other axis is now told from two diagonals, too.
+
 ## How it was made
 Nothing was filmed, and no video was read: clips of 8 frames were drawn as they were asked for
 (`kinescan.data.synthetic.motion_clips`), windows that move over textures and objects in front of them; half of each
@@ -415,6 +421,7 @@ def write_card(model_folder: Path) -> None:
         chance=percent(1 / len(model.class_names)),
         table="\n".join(rows),
         classes="\n".join(classes),
+        before=", ".join(percent(mean_of(own["classes"], BEFORE)) for own in with_classes.values()),
         textures=", ".join(name.partition(".")[0] for name in made["textures"]),
         steps="\n".join(f"- {one}" for one in made["trainings"]),
         batch=made["clips in a batch"],
@@ -424,6 +431,11 @@ def write_card(model_folder: Path) -> None:
     before, mark, after = card.read_text(encoding="utf-8").partition("## Labels")
     card.write_text(before + text.lstrip("\n") + "\n" + mark + after, encoding="utf-8")
     (measure.HERE.parent / "docs" / "motion_model.md").write_text(PAGE + text, encoding="utf-8")
+
+
+def mean_of(right: dict[str, float], names: Sequence[str]) -> float:
+    """The mean over classes of as many clips each."""
+    return sum(right[name] for name in names) / len(names)
 
 
 def fresh(folder: Path) -> Path:
@@ -438,9 +450,7 @@ def main() -> None:
     parser.add_argument("--weights", help="A ViT of step 1, not to train it again.")
     parser.add_argument("--start", help="The folder of a model that step 3 starts with, without steps 1 and 2.")
     parser.add_argument("--videos", help="Folder of videos whose windows are scored, too.")
-    parser.add_argument(
-        "--only", type=int, help="Number of the one set of clips to score, from 0; writes no result."
-    )
+    parser.add_argument("--only", type=int, help="Number of the one set of clips to score, from 0; writes no result.")
     parser.add_argument("--batches", type=int, nargs=2, default=(FIELD_BATCHES, NAME_BATCHES))
     arguments = parser.parse_args()
     if arguments.part == "train":
