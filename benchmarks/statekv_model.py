@@ -1,8 +1,11 @@
 """A VLM of random weights for benchmarks of streams, of any size; its frames are given as features."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import tokenizers
 import torch
+import transformers
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from kinescan.vlm import Features
@@ -20,6 +23,7 @@ class Sizes:
         frame_tokens: of a frame, a square number.
         expansion: see above.
         spread: standard deviation of the weights.
+        vocabulary: number of tokens.
     """
 
     layers: int
@@ -29,6 +33,7 @@ class Sizes:
     frame_tokens: int
     expansion: int = 4
     spread: float = 0.02
+    vocabulary: int = 128
 
     def build(self, seed: int) -> InternVLForConditionalGeneration:
         """The model in evaluation mode."""
@@ -37,7 +42,7 @@ class Sizes:
         config = InternVLConfig(
             text_config={
                 "model_type": "qwen2",
-                "vocab_size": 128,
+                "vocab_size": self.vocabulary,
                 "hidden_size": self.width,
                 "intermediate_size": self.expansion * self.width,
                 "num_hidden_layers": self.layers,
@@ -64,3 +69,16 @@ class Sizes:
         side = round(self.frame_tokens**0.5)
         tokens = torch.randn(self.frame_tokens, self.width, generator=generator).to(device)
         return Features(tokens=tokens, grid=(side, side))
+
+
+def save_folder(sizes: Sizes, seed: int, folder: Path) -> None:
+    """The model as a folder that `kinescan ask` takes, with a tokenizer of bytes; no chat template."""
+    sizes.build(seed).save_pretrained(folder)
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    core = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[])
+    )
+    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = tokenizers.decoders.ByteLevel()
+    core.add_special_tokens(["<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"])
+    transformers.PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(folder)
