@@ -77,14 +77,15 @@ class Sample:
     others: dict[int, float]
 
 
-def sample(folder: Path, started: float) -> Sample:
+def sample(folder: Path, command: int, started: float) -> Sample:
     workers, threads, others = {}, {}, {}
     for process in psutil.process_iter(["cmdline", "create_time", "cpu_times"]):
         said, cpu = " ".join(process.info["cmdline"] or []), process.info["cpu_times"]
-        if process.info["create_time"] < started - 1 or not cpu or not ("ray" in said or "kinescan" in said):
+        if not cpu:
             continue
-        if "MapWorker" not in said:
-            others[process.pid] = cpu.user + cpu.system
+        if not ("MapWorker" in said and process.info["create_time"] > started - 1):
+            if process.pid == command or said.startswith("ray::") or "/ray/" in said:
+                others[process.pid] = cpu.user + cpu.system
             continue
         workers[process.pid] = cpu.user + cpu.system
         for task in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
@@ -106,7 +107,7 @@ def run(folder: Path, list_file: Path, workers: int, part_rows: int) -> dict[str
             if time.time() > started + DEADLINE_SECONDS:
                 process.terminate()
                 raise SystemExit(f"{workers} workers were not done in {DEADLINE_SECONDS} s.")
-            samples.append(sample(folder, started))
+            samples.append(sample(folder, process.pid, started))
             time.sleep(0.5)
         said = process.stderr.read() if process.stderr is not None else ""
     if process.returncode:

@@ -24,8 +24,9 @@ from kinescan.models.zoo import create_model
 
 pytest.importorskip("ray.data", reason="ray is not installed: pip install 'kinescan[ray]'")
 parquet = pytest.importorskip("pyarrow.parquet")
+pytestmark = pytest.mark.timeout(3600)
 
-DEADLINE_SECONDS = 300.0
+DEADLINE_SECONDS = 600.0
 """Of one wait: Ray takes a minute to start on a machine with other work."""
 SLOW = 3
 """Which row's video the server is asked for."""
