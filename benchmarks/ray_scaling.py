@@ -6,7 +6,7 @@ kinescan and a list of made videos; runs with one worker and with two take turns
 on the machine. Before anything is timed, the rows of a run are compared with those of one process, value by value.
 
 Everything is counted from when a quarter of the parts is written until the last is: starting Ray and loading the model
-are told apart. Of each run: rows a second; rows for each second of processor time of the workers; and the share of that
+are told apart. Of each run: rows a second; rows for each second of processor time of the workers; and the fraction of that
 time in which a worker had nothing to do, which is neither computing nor waiting for a core that another program has
 (Linux tells both). Where other programs share the cores, rows a second depend on them. So there are two answers:
 
@@ -123,8 +123,8 @@ def run(folder: Path, list_file: Path, workers: int, part_rows: int) -> dict[str
     return {
         "rows_per_second": rows / seconds,
         "rows_per_worker_cpu_second": rows / on_core,
-        "share_of_time_without_work": max(0.0, 1 - (busy + waiting) / (seconds * workers)),
-        "share_of_time_waiting_for_a_core": waiting / (seconds * workers),
+        "fraction_of_time_without_work": max(0.0, 1 - (busy + waiting) / (seconds * workers)),
+        "fraction_of_time_waiting_for_a_core": waiting / (seconds * workers),
         "cpu_seconds_of_ray_itself": sum(last.others[one] - first.others.get(one, 0.0) for one in last.others),
         "worker_cpu_seconds": on_core,
         "rows_counted": rows,
@@ -146,7 +146,7 @@ def _busiest(first: Sample, last: Sample, worker: int) -> tuple[float, float]:
 
 def with_free_cores(found: dict[str, float], workers: int) -> float:
     """Rows a second where no worker waits for a core."""
-    return workers * found["rows_per_worker_cpu_second"] * (1 - found["share_of_time_without_work"])
+    return workers * found["rows_per_worker_cpu_second"] * (1 - found["fraction_of_time_without_work"])
 
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:

@@ -126,7 +126,7 @@ def test_after_a_killed_driver_the_same_command_does_what_is_left(job: Job) -> N
     process, children = job.started_and_reading()
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    # nothing of Ray goes on without it
+    # nothing of Ray continues without it
     _, alive = psutil.wait_procs(children, timeout=DEADLINE_SECONDS)
     assert not alive
     job.served.seconds = 0.0

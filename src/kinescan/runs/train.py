@@ -391,8 +391,7 @@ def _import_module(model: ModelConfig, recipe: Path, overrides: Sequence[str], *
         ConfigError: the module cannot be imported, or it is wanted and may not be.
     """
     typed = parse_overrides(overrides).get("model")
-    strangers = of_run or is_remote(recipe) or run_of(recipe.parent) is not None
-    if (isinstance(typed, dict) and "module" in typed) or not strangers:
+    if (isinstance(typed, dict) and "module" in typed) or not (of_run or is_remote(recipe) or run_of(recipe.parent)):
         import_own_module(model.module)
     elif find_model(model.name) is None:
         raise ConfigError(
