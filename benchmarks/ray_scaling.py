@@ -6,8 +6,8 @@ kinescan and a list of made videos; runs with one worker and with two take turns
 on the machine. Before anything is timed, the rows of a run are compared with those of one process, value by value.
 
 Everything is counted from when a quarter of the parts is written until the last is: starting Ray and loading the model
-are told apart. Of each run: rows a second; rows for each second of processor time of the workers; and the fraction of that
-time in which a worker had nothing to do, which is neither computing nor waiting for a core that another program has
+are told apart. Of each run: rows a second; rows for each second of processor time of the workers; and the fraction of
+the time in which a worker had nothing to do, which is neither computing nor waiting for a core that another program has
 (Linux tells both). Where other programs share the cores, rows a second depend on them. So there are two answers:
 
 - `of_linear`: rows a second of two workers over twice those of one, as the clock says.
