@@ -51,6 +51,7 @@ FORMATS: dict[str, Format] = {
         is_label_studio,
         ("label", "control"),
         "Label Studio: JSON, JSON-MIN, CSV or TSV; takes --fps",
+        has_attributes=True,
     ),
     "elan": Format(
         read_eaf, is_eaf, ("text", "tier", "participant"), "ELAN: .eaf, one file a recording", instead="tier"
