@@ -48,7 +48,7 @@ def timeline(analysis: Analysis, title: str = "") -> str:
 
 
 def _shown(analysis: Analysis) -> list[int]:
-    """The classes that get a curve and a colour: those of events first, then those that are most likely at some time."""
+    """The classes that get a curve and a colour: those of events first, then the likeliest at some time."""
     happened = {event.label for event in analysis.events}
     order = [int(index) for index in np.argsort(-analysis.scores.max(0), kind="stable")]
     order.sort(key=lambda index: analysis.labels[index] not in happened)
