@@ -21,6 +21,7 @@ from kinescan.runtime.files import read_json_object
 from kinescan.runtime.launch import world_size
 from kinescan.runtime.precision import AskedPrecision
 from kinescan.runtime.run_folder import REPORT_FILE, RunFolder
+from kinescan.runtime.urls import refuse_url
 
 COMPARISON_FILE = "comparison.json"
 COMPARISON_PAGE = "comparison.md"
@@ -167,6 +168,7 @@ def compare_runs(
 
 def _read(source: str | Path) -> _Scored:
     """The newest report in a folder."""
+    refuse_url(source, "Copy the run's folder to this machine.")
     found = [folder for folder in reversed(RunFolder(Path(source)).report_folders) if _has_report(folder)]
     if not found:
         raise ConfigError(

@@ -62,7 +62,7 @@ def translate(tensors: Mapping[str, Tensor], layout: str, source: str, *, own: b
         tensors: the checkpoint's tensors by its own names.
         layout: as `detect_layout` says.
         source: named in errors.
-        own: it is a model of ours, which may have a stem before its patches and need not have a class token.
+        own: it is a model of kinescan, which may have a stem before its patches and need not have a class token.
 
     Raises:
         CheckpointError: the encoder has parts that `VisionTransformer` has not, or lacks some.
