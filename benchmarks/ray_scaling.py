@@ -5,9 +5,16 @@ Writes benchmarks/results/ray_scaling.json. Each run is the command itself, with
 kinescan and a list of made videos; runs with one worker and with two take turns, so that both meet the same other work
 on the machine. Before anything is timed, the rows of a run are compared with those of one process, value by value.
 
-Of each run: rows a second from when a quarter of the parts is written until the last is (starting Ray and loading the
-model are told apart), and the processor time that the workers took. Where other programs share the cores, speeds depend
-on them; processor time does so less. With RAY_ADDRESS set, runs join that cluster; otherwise each starts Ray.
+Everything is counted from when a quarter of the parts is written until the last is: starting Ray and loading the model
+are told apart. Of each run: rows a second; rows for each second of processor time of the workers; and the fraction of
+the time in which a worker had nothing to do, which is neither computing nor waiting for a core that another program has
+(Linux tells both). Where other programs share the cores, rows a second depend on them. So there are two answers:
+
+- `of_linear`: rows a second of two workers over twice those of one, as the clock says.
+- `of_linear_with_free_cores`: the same from processor time and the time without work alone. It holds where each worker
+  has a core to itself and Ray's own processes have another.
+
+With RAY_ADDRESS set, runs join that cluster; otherwise each starts Ray.
 """
 
 import argparse
@@ -18,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,36 +58,95 @@ def make_videos(folder: Path, num_frames: int, size: int) -> list[str]:
     return names
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What stood at one moment of a run.
+
+    Attributes:
+        seconds: of the clock.
+        parts: that were written.
+        workers: process -> seconds on a core of all its threads that there ever were.
+        threads: (process, thread) of workers -> seconds on a core, and seconds waiting for one.
+        others: process -> seconds on a core, of the command and of Ray's processes but the workers.
+    """
+
+    seconds: float
+    parts: int
+    workers: dict[int, float]
+    threads: dict[tuple[int, int], tuple[float, float]]
+    others: dict[int, float]
+
+
+def sample(folder: Path, command: int, started: float) -> Sample:
+    workers, threads, others = {}, {}, {}
+    for process in psutil.process_iter(["cmdline", "create_time", "cpu_times"]):
+        said, cpu = " ".join(process.info["cmdline"] or []), process.info["cpu_times"]
+        if not cpu:
+            continue
+        if not ("MapWorker" in said and process.info["create_time"] > started - 1):
+            if process.pid == command or said.startswith("ray::") or "/ray/" in said:
+                others[process.pid] = cpu.user + cpu.system
+            continue
+        workers[process.pid] = cpu.user + cpu.system
+        for task in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+            with suppress(OSError):  # it has just ended
+                on_core, waiting, _ = task.read_text().split()
+                threads[process.pid, int(task.parent.name)] = int(on_core) / 1e9, int(waiting) / 1e9
+    return Sample(time.time(), len(list(folder.glob("part-*.parquet"))), workers, threads, others)
+
+
 def run(folder: Path, list_file: Path, workers: int, part_rows: int) -> dict[str, float]:
     """One command, watched."""
     command = [sys.executable, "-m", "kinescan", "predict", str(list_file), "--engine", "ray", "--output", str(folder)]
     command += ["--model", str(SHIPPED / MOTION), "--device", "cpu"]
     command += ["--set", f"ray.workers={workers}", "--set", f"ray.part_rows={part_rows}"]
     started = time.time()
-    taken: dict[int, float] = {}
+    samples: list[Sample] = []
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
             if time.time() > started + DEADLINE_SECONDS:
                 process.terminate()
                 raise SystemExit(f"{workers} workers were not done in {DEADLINE_SECONDS} s.")
-            for worker in psutil.process_iter(["cmdline", "cpu_times", "create_time"]):
-                found = worker.info
-                if found["create_time"] > started and "MapWorker" in " ".join(found["cmdline"] or []):
-                    taken[worker.pid] = found["cpu_times"].user + found["cpu_times"].system
-            time.sleep(0.25)
+            samples.append(sample(folder, process.pid, started))
+            time.sleep(0.5)
         said = process.stderr.read() if process.stderr is not None else ""
     if process.returncode:
         raise SystemExit(f"the command failed:\n{said[-2000:]}")
-    ends = sorted(path.stat().st_mtime for path in folder.glob("part-*.parquet"))
-    skipped = len(ends) // 4
-    rows = (len(ends) - skipped) * part_rows
+    parts = len(list(folder.glob("part-*.parquet")))
+    first = next(one for one in samples if one.parts >= max(parts // 4, workers))
+    last = next(one for one in samples if one.parts == parts)
+    if set(first.workers) != set(last.workers) or len(last.workers) != workers:
+        raise SystemExit(f"workers were replaced within the run: {first.workers} {last.workers}")
+    rows, seconds = (last.parts - first.parts) * part_rows, last.seconds - first.seconds
+    on_core = sum(last.workers[one] - first.workers[one] for one in last.workers)
+    busy, waiting = map(sum, zip(*(_busiest(first, last, one) for one in last.workers), strict=True))
     return {
-        "rows_per_second": rows / (ends[-1] - ends[skipped - 1]),
-        "worker_cpu_seconds": sum(taken.values()),
-        "seconds_until_a_quarter": ends[skipped - 1] - started,
+        "rows_per_second": rows / seconds,
+        "rows_per_worker_cpu_second": rows / on_core,
+        "fraction_of_time_without_work": max(0.0, 1 - (busy + waiting) / (seconds * workers)),
+        "fraction_of_time_waiting_for_a_core": waiting / (seconds * workers),
+        "cpu_seconds_of_ray_itself": sum(last.others[one] - first.others.get(one, 0.0) for one in last.others),
+        "worker_cpu_seconds": on_core,
+        "rows_counted": rows,
+        "seconds_until_a_quarter": first.seconds - started,
         "seconds": time.time() - started,
         "load_average": os.getloadavg()[0],
     }
+
+
+def _busiest(first: Sample, last: Sample, worker: int) -> tuple[float, float]:
+    """Seconds on a core, and waiting for one, of the thread in which a worker predicts."""
+    spent = [
+        (found[0] - first.threads.get(one, (0.0, 0.0))[0], found[1] - first.threads.get(one, (0.0, 0.0))[1])
+        for one, found in last.threads.items()
+        if one[0] == worker
+    ]
+    return max(spent)
+
+
+def with_free_cores(found: dict[str, float], workers: int) -> float:
+    """Rows a second where no worker waits for a core."""
+    return workers * found["rows_per_worker_cpu_second"] * (1 - found["fraction_of_time_without_work"])
 
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:
@@ -88,8 +156,8 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1152)
-    parser.add_argument("--part-rows", type=int, default=24)
+    parser.add_argument("--rows", type=int, default=768)
+    parser.add_argument("--part-rows", type=int, default=16)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--size", type=int, default=96)
@@ -112,13 +180,16 @@ def main() -> None:
                     raise SystemExit(f"rows of {workers} workers are not those of one process.")
                 runs[workers].append(found)
                 print(json.dumps({"workers": workers, **found}), flush=True)
-    speed = [two["rows_per_second"] / one["rows_per_second"] / 2 for one, two in zip(runs[1], runs[2], strict=True)]
-    cost = [one["worker_cpu_seconds"] / two["worker_cpu_seconds"] for one, two in zip(runs[1], runs[2], strict=True)]
+    pairs = list(zip(runs[1], runs[2], strict=True))
+    speed = [two["rows_per_second"] / one["rows_per_second"] / 2 for one, two in pairs]
+    free = [with_free_cores(two, 2) / with_free_cores(one, 1) / 2 for one, two in pairs]
+    cost = [two["rows_per_worker_cpu_second"] / one["rows_per_worker_cpu_second"] for one, two in pairs]
     results = {
         "parity": {"rows_that_differ_from_one_process": 0},
         **{f"{workers} workers": _medians(found) | {"runs": found} for workers, found in runs.items()},
-        "of_linear": {"median": statistics.median(speed), "lowest": min(speed), "highest": max(speed), "runs": speed},
-        "of_linear_by_cpu_seconds": {"median": statistics.median(cost), "lowest": min(cost), "highest": max(cost)},
+        "of_linear": _spread(speed),
+        "of_linear_with_free_cores": _spread(free),
+        "rows_per_worker_cpu_second_two_over_one": _spread(cost),
     }
     settings = {
         "rows": given.rows,
@@ -133,6 +204,10 @@ def main() -> None:
             NAME, seed=SEED, n=given.repetitions, settings=settings, results=results, packages=packages
         )
     )
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values), "runs": values}
 
 
 def _medians(found: list[dict[str, float]]) -> dict[str, float]:

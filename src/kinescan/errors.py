@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 ADDRESS_SCHEMES = ("http", "https", "s3", "gs", "gcs")
-_ONE_SLASH = re.compile(rf"\b({'|'.join(ADDRESS_SCHEMES)}):/(?=[^/\s])")
+# within a path, such as clips/s3:/a.mp4, it is the name of a folder
+_ONE_SLASH = re.compile(rf"(?<![\w.+/\\\-])({'|'.join(ADDRESS_SCHEMES)}):/(?=[^/\s])", re.IGNORECASE)
 
 
 def with_both_slashes(text: str) -> str:
@@ -14,7 +15,7 @@ def with_both_slashes(text: str) -> str:
         >>> with_both_slashes("s3:/bucket/a.mp4 is cut"), with_both_slashes("clips/a.mp4")
         ('s3://bucket/a.mp4 is cut', 'clips/a.mp4')
     """
-    return _ONE_SLASH.sub(r"\1://", text)
+    return _ONE_SLASH.sub(lambda found: f"{found[1].lower()}://", text)
 
 
 class KinescanError(Exception):

@@ -106,6 +106,47 @@ def test_label_studio_lists_what_is_wrong(convert: Convert) -> None:
         assert text in said(convert)
 
 
+def per_region(key: str, said: object, control: str, base: dict[str, object], **more: object) -> dict[str, object]:
+    """What a control with perRegion exports: a region of its own, with the times of the one that it is about."""
+    times = {name: value for name, value in base["value"].items() if not name.endswith("labels")}  # type: ignore[attr-defined]
+    return {"type": key, "from_name": control, "to_name": "video", "value": {**times, key: said}, **more}
+
+
+def test_label_studio_controls_for_each_region_are_attributes(convert: Convert) -> None:
+    fall, run = {**timeline(11, 25, "fall"), "id": "r1"}, {**timeline(31, 45, "run"), "id": "r2"}
+    about = [
+        per_region("choices", ["hard"], "how", fall, id="r1"),
+        per_region("text", ["he slips"], "note", fall, id="r1"),
+        per_region("taxonomy", [["indoor", "kitchen"]], "where", fall, id="r1"),
+        per_region("rating", 4, "sure", run, id="r2"),
+        {"type": "choices", "from_name": "scene", "to_name": "video", "id": "s", "value": {"choices": ["night"]}},
+    ]
+    text = json.dumps([task(fall, run, *about)])
+    both = [*FALL, ("a.mp4", "1.5", "2.25", "run")]
+    assert convert("x.json", text, "--fps", "20") == both
+    assert "(how, note, sure, where)" in said(convert)
+    for label, expected in (("label,attribute:how", "fall hard"), ("attribute:where", "indoor/kitchen")):
+        assert convert("x.json", text, "--fps", "20", "--label", label) == [("a.mp4", "0.5", "1.25", expected)]
+    assert convert("x.json", text, "--fps", "20", "--where", "attribute:sure=4") == both[1:]
+    assert "no attribute 'who'" in convert("x.json", text, "--fps", "20", "--label", "attribute:who", code=2)
+
+
+def test_label_studio_json_min_matches_what_is_said_of_a_region_by_its_times(convert: Convert) -> None:
+    fall, hard = timeline(11, 25, "fall"), per_region("choices", ["hard"], "how", timeline(11, 25))
+    minimal = [{"id": 1, "video": "a.mp4", "annotation_id": 2, "t": [fall["value"]], "how": [hard["value"]]}]
+    assert convert("x.json", json.dumps(minimal), "--fps", "20") == FALL
+    found = convert("x.json", json.dumps(minimal), "--fps", "20", "--label", "label,attribute:how")
+    assert found == [("a.mp4", "0.5", "1.25", "fall hard")]
+
+
+def test_label_studio_boxes_without_a_label_are_called_as_their_choices(convert: Convert) -> None:
+    keys = [{"frame": 11, "enabled": True}, {"frame": 25, "enabled": False}]
+    box = {"type": "videorectangle", "id": "b", "value": {"framesCount": 60, "duration": 3.0, "sequence": keys}}
+    assert convert("x.json", json.dumps([task(box, per_region("choices", ["fall"], "what", box, id="b"))])) == FALL
+    alone = per_region("choices", ["fall"], "what", timeline(11, 25))
+    assert convert("x.json", json.dumps([task(alone)]), "--fps", "20") == FALL
+
+
 def test_label_studio_several_videos_in_a_task_are_told_apart(convert: Convert) -> None:
     def tasks(*targets: str, **data: str) -> str:
         regions = [{**timeline(11, 25, f"fall{n}"), "to_name": target} for n, target in enumerate(targets)]
@@ -174,6 +215,8 @@ def test_elan_files_are_read(convert: Convert, tmp_path: Path) -> None:
     assert convert("x.eaf", eaf(tier("fall")), "--label", "tier,text") == [("a.mp4", "0.5", "1.25", "event fall")]
     assert convert("x.eaf", eaf(tier("fall"), media="")) == FALL
     assert convert("x.eaf", eaf("")) == [("a.mp4", "", "", "")]
+    sound = 'RELATIVE_MEDIA_URL="./s.wav" MIME_TYPE="audio/x-wav" EXTRACTED_FROM="file:///C:/clips/a.mp4"'
+    assert convert("x.eaf", eaf(tier("fall"), media=sound)) == FALL
     moved = 'RELATIVE_MEDIA_URL="a.mp4" MIME_TYPE="video/mp4" TIME_ORIGIN="1000"'
     assert convert("x.eaf", eaf(tier("fall"), media=moved)) == [("a.mp4", "1.5", "2.25", "fall")]
     both = eaf(tier("fall") + REFERRING.format("a1"))
@@ -398,6 +441,8 @@ def test_lists_of_frames_are_read_by_the_clock_of_the_video(convert: Convert) ->
     wrong = text + "a.mp4;run;30;20\na.mp4;run;58;61\na.mp4;run;50;90\n;run;1;2\n"
     assert convert("x.csv", wrong, code=1) == [*FALL, ("a.mp4", "2.9", "3", "run"), *NOTHING]
     assert [f"line {number}: " in said(convert) for number in (4, 5, 6, 7)] == [True, False, True, True]
+    assert convert("x.csv", text + "lost.mp4;fall;1;2\n", code=1)[: len(FALL)] == FALL
+    assert "line 4: lost.mp4" in said(convert)
 
 
 # all

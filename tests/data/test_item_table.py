@@ -42,20 +42,26 @@ def test_few_are_kept_as_they_are() -> None:
     assert isinstance(shared_items(_items(LEAST_ITEMS)), ItemTable)
 
 
-def _own_kib(table: ItemTable, queue: "SimpleQueue[tuple[int, bool, int]]") -> None:
+def _tables_in_memory() -> set[int]:
+    """Inodes of the mapped files of tables in this process."""
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        return {int(line.split()[4]) for line in maps if "kinescan items" in line}
+
+
+def _look(table: ItemTable, queue: "SimpleQueue[tuple[int, bool, set[int]]]") -> None:
     found = [table[index].video_id for index in range(0, len(table), 97)]
-    with open("/proc/self/smaps_rollup") as file:
-        private = sum(int(line.split()[1]) for line in file if line.startswith("Private"))
-    queue.put((len(found), table[len(table) - 1] == _items(len(table))[-1], private))
+    queue.put((len(found), table[len(table) - 1] == _items(len(table))[-1], _tables_in_memory()))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is counted as Linux does")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mapped files are listed as Linux does")
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_processes_share_one_table(method: str) -> None:
     table, context = ItemTable(_items(20_000)), multiprocessing.get_context(method)
     queue = context.SimpleQueue()
-    process = context.Process(target=_own_kib, args=(table, queue))
+    process = context.Process(target=_look, args=(table, queue))
     process.start()
-    number, same, _ = queue.get()
+    number, same, mapped = queue.get()
     process.join()
     assert (number, same, process.exitcode) == (-(-20_000 // 97), True, 0)
+    # the same file, and no other one beside it
+    assert len(mapped & _tables_in_memory()) == len(mapped) > 0

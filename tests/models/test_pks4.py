@@ -42,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gate": {"gate": True},
     "difference": {"difference": True},
     "changes only": {"difference": True, "changes_only": True},
+    "stem": {"stem_convolutions": 2},
 }
 
 

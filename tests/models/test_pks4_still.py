@@ -192,6 +192,10 @@ def test_a_model_that_mixes_all_tokens_is_refused() -> None:
     model.skip_unchanged = SkipUnchanged()
     with pytest.raises(ConfigError, match="tsm"), torch.no_grad():
         model(_half_still())
+    model = _model(stem_convolutions=1)
+    model.skip_unchanged = SkipUnchanged()
+    with pytest.raises(ConfigError, match="stem_convolutions"), torch.no_grad():
+        model(_half_still())
 
 
 @pytest.mark.parametrize(

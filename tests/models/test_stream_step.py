@@ -27,7 +27,12 @@ def _steps(step: StreamStep, clip: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "options",
-    [{"border": "zeros"}, {"border": "replicate"}, {"difference": True}, {"difference": True, "changes_only": True}],
+    [
+        {"border": "zeros"},
+        {"border": "replicate"},
+        {"difference": True},
+        {"difference": True, "changes_only": True, "stem_convolutions": 2},
+    ],
 )
 def test_a_state_of_zeros_is_that_of_no_frames(options: dict[str, Any]) -> None:
     model = PKS4(PKS4Config(**options, **SIZES)).eval()

@@ -333,6 +333,15 @@ def test_two_evaluations_are_compared_video_by_video(
     assert gaps["per-frame mAP"]["difference"] == 0.0
     assert any("events.json" in note for note in plain["notes"])
     assert (tmp_path / "c" / "comparison.md").is_file()
+    for name in ("strict", "loose"):
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        (tmp_path / name / "report.json").write_text(json.dumps({**report, "grace_seconds": 1.5}))
+    notes = compare_reports(tmp_path / "strict", tmp_path / "loose").notes
+    assert any("1.5 s" in note for note in notes)
+    (tmp_path / "loose" / "report.json").write_text(json.dumps({**report, "grace_seconds": "long"}))
+    with pytest.raises(ConfigError, match=r"report.json: grace_seconds"):
+        compare_reports(tmp_path / "strict", tmp_path / "loose")
+    (tmp_path / "loose" / "report.json").write_text(json.dumps(report))
     assert (
         kinescan(
             "eval",

@@ -108,6 +108,13 @@ def test_the_packaged_model_is_asked_as_one_process_asks_it(tmp_path: Path, monk
     assert Path(found["predictor"].model).samefile(alone.folder)
 
 
+@pytest.mark.parametrize("name", ["l.txt", "l.CSV", "https://host/l.tsv"])
+def test_a_list_without_an_engine_names_the_engine(name: str) -> None:
+    with pytest.raises(ConfigError, match="--engine ray") as refused:
+        prepare_prediction([name], model="motion")
+    assert name in str(refused.value)
+
+
 def test_settings_of_predict_reach_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ["ray.workers=3", "predict.precision=bfloat16", "still.pixel_threshold=6", "evaluation.views=8x2x1"]
     found = _asked(

@@ -89,3 +89,18 @@ def test_messages_show_addresses_with_both_slashes() -> None:
         == f"{shown_path(path)}, line 2; http://h/b.csv: no"
     )
     assert str(ConfigError("clips/a.mp4: no")) == "clips/a.mp4: no"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        (Path("s3://b/a.mp4"), "s3://b/a.mp4"),
+        (Path("HTTPS://h/a.mp4"), "https://h/a.mp4"),
+        (Path("clips/s3:/a.mp4"), "clips/s3:/a.mp4"),
+        (Path("/x/gs:/a.mp4"), "/x/gs:/a.mp4"),
+        (Path("my-s3:/a.mp4"), "my-s3:/a.mp4"),
+    ],
+)
+def test_results_and_errors_name_a_path_alike(path: Path, shown: str) -> None:
+    assert shown_path(path) == VideoError(path, "is cut.").path == shown
+    assert str(ConfigError(f"'{path}' ({path}): no")) == f"'{shown}' ({shown}): no"

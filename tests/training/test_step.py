@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from kinescan.models.pks4_config import PKS4Config
 from kinescan.preprocessing import Preprocessing
 from kinescan.runtime.distributed import Processes
 from kinescan.runtime.torch_internals import TorchDispatchMode
+from kinescan.training import step
 from kinescan.training.accelerator import TrainConfig, open_accelerator
 from kinescan.training.dataset_clips import DatasetClips
 from kinescan.training.frame_task import FrameTask
@@ -143,6 +145,38 @@ def test_mixing_reads_no_value_of_the_clips(alphas: tuple[float, float]) -> None
     clips, labels = torch.zeros(4, 2, 3, 8, 8, device="meta"), torch.zeros(4, 3, device="meta")
     mixed, soft = mix(clips, labels, config, torch.Generator().manual_seed(0))
     assert mixed.device == soft.device == torch.device("meta")
+
+
+class _SeenThere(Exception):
+    """Enough was seen: what comes next would need values."""
+
+
+def test_clips_go_to_the_device_first_and_are_finished_and_mixed_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def finish(clips: Tensor, *_: Any) -> Tensor:
+        seen.append(("finished", clips.device.type))
+        return clips
+
+    def mix_there(clips: Tensor, targets: Tensor, generator: torch.Generator, *_: Any) -> tuple[Tensor, Tensor]:
+        seen.extend([("mixed", clips.device.type), ("drawn", generator.device.type)])
+        raise _SeenThere
+
+    monkeypatch.setattr(step, "finish_clips", finish)
+    model = PKS4(PKS4Config(**TINY), labels=("a", "b", "c")).train()
+    batch: Any = _batch(CLASSES)
+    batch.left.append("what is left to do")
+    with open_accelerator(TrainConfig(device="cpu", trackers=()), tmp_path) as accelerator:
+        parts = model, accelerator, Processes(), SynchronisedNorms(Processes()), OptimConfig()
+        stepper = Stepper(*parts, num_classes=3, mix=mix_there, task=None, seed=0)
+        # a device without values: nothing of the clips could be read back
+        monkeypatch.setattr(stepper, "accelerator", SimpleNamespace(device=torch.device("meta")))
+        with _waits() as waits, pytest.raises(_SeenThere):
+            stepper.take([batch], torch.full((1, 1), 4), step=0, lr=1e-3)
+    assert seen == [("finished", "meta"), ("mixed", "meta"), ("drawn", "cpu")]
+    assert not waits["copy that waits"]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -190,6 +190,8 @@ def list_videos(
         ConfigError: as for `read_items`.
     """
     source = as_path(source)
+    if root and not is_remote(root):
+        refuse_url(root, "Name the folder of the videos, or an address.")
     layout = choose_layout(source, reader)
     if not 1 <= split <= layout.num_splits:
         raise ConfigError(f"data.split must lie in [1, {layout.num_splits}] for this data set, got {split}.")
@@ -278,7 +280,7 @@ def choose_layout(source: str | Path, reader: str = "auto") -> Layout:
     if source.is_file() and reader in ("auto", "list"):
         return _with_parts(DATASETS["list"], list_held_out_name(source))
     if reader in ("auto", "list"):
-        refuse_url(source, "Fetch the videos first, and name their folder or a csv.")
+        refuse_url(source, "Name a folder with one folder of videos per class, or a csv.")
         here = "" if source.is_absolute() else f" in {Path.cwd()}"
         raise ConfigError(
             f"{source} does not exist{here}. Name a folder with one folder of videos per class, or a csv."

@@ -52,12 +52,17 @@ def check_skipping(config: PKS4Config) -> None:
     """Passes models whose patches can be kept.
 
     Raises:
-        ConfigError: every token of a frame is mixed with those of other frames.
+        ConfigError: tokens are mixed with those of other frames, or a patch with the pixels of its neighbours.
     """
     if config.difference:
         raise ConfigError(
             "difference = true adds to every patch what changed since the frame before, so that none stands still. "
             "Leave pixel_threshold out, or train without it."
+        )
+    if config.stem_convolutions:
+        raise ConfigError(
+            f"stem_convolutions = {config.stem_convolutions} lets a patch see beyond its edges: the token of one "
+            "that stands still may change. Leave pixel_threshold out, or train without them."
         )
     if config.class_token_route == "tsm":
         raise ConfigError(

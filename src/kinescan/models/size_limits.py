@@ -12,6 +12,7 @@ LIMITS = {
     "mlp_dim": 131_072,
     "embed_dim": 65_536,
     "num_registers": 1024,
+    "stem_convolutions": 8,
     "num_classes": 100_000,
     "context_frames": 64,
     "kinematic_width": 4096,

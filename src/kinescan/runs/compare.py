@@ -21,6 +21,7 @@ from kinescan.runtime.files import read_json_object
 from kinescan.runtime.launch import world_size
 from kinescan.runtime.precision import AskedPrecision
 from kinescan.runtime.run_folder import REPORT_FILE, RunFolder
+from kinescan.runtime.urls import refuse_url
 
 COMPARISON_FILE = "comparison.json"
 COMPARISON_PAGE = "comparison.md"
@@ -65,7 +66,20 @@ class _Scored:
             detections=read_results(self.folder / RESULTS_FILE),
             predictions=read_frame_predictions(self.folder / FRAMES_FILE) if frames else (),
             rules=build_rules(rules, where=f"{self.folder / REPORT_FILE}: rules") if isinstance(rules, dict) else None,
+            grace_seconds=self.grace_seconds,
         )
+
+    @property
+    def grace_seconds(self) -> float:
+        """How long after its end an event may still be told.
+
+        Raises:
+            ConfigError: the report says something else than a number of seconds.
+        """
+        seconds = self.report.get("grace_seconds", 0.0)
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds < float("inf"):
+            raise ConfigError(f"{self.folder / REPORT_FILE}: grace_seconds must be 0 or more, got {seconds!r}.")
+        return float(seconds)
 
 
 def compare_reports(
@@ -154,6 +168,7 @@ def compare_runs(
 
 def _read(source: str | Path) -> _Scored:
     """The newest report in a folder."""
+    refuse_url(source, "Copy the run's folder to this machine.")
     found = [folder for folder in reversed(RunFolder(Path(source)).report_folders) if _has_report(folder)]
     if not found:
         raise ConfigError(
@@ -186,10 +201,13 @@ def _notes(a: _Scored, b: _Scored) -> list[str]:
     if a.report.get("views") != b.report.get("views"):
         views = f"{a.report.get('views')} for A, {b.report.get('views')} for B"
         notes.append(f"The views differ ({views}), and part of the gap may come from them.")
+    grace = a.grace_seconds, b.grace_seconds
+    if grace[0] == grace[1] > 0:
+        notes.append(f"Alarms are right until {grace[0]:g} s after an event's end, as in both reports.")
     for letter, scored in (("A", a), ("B", b)):
         if scored.report.get("rules_from"):
             notes.append(f"{letter}: thresholds {scored.report['rules_from']}.")
-        if scored.report.get("grace_seconds"):
+        if scored.grace_seconds and grace[0] != grace[1]:
             notes.append(f"{letter}: alarms after an event's end count as false here, and not in its report.")
         notes += [f"{letter}: {note}" for note in scored.report.get("notes", [])]
         if scored.report.get("num_unreadable"):

@@ -20,7 +20,10 @@ from kinescan.runs.overrides import take_table
 from kinescan.runs.segments import find_events
 from kinescan.runs.still import skip_in, still_settings
 from kinescan.runtime.device import choose_device
+from kinescan.runtime.urls import mask_url
 
+LIST_SUFFIXES = (".txt", ".csv", ".tsv")
+"""Of lists of videos; see `kinescan.runs.predict_ray.listed_paths`."""
 SHIPPED_VIEWS = "8x4x1"
 """Of the motion model that comes with the package: its clips are short, and four of them look at the whole video."""
 
@@ -155,6 +158,12 @@ def prepare_prediction(
     """
     settings, overrides = take_table("predict", PredictSettings, overrides)
     skip, overrides = still_settings(overrides)
+    lists = [str(path) for path in paths if Path(str(path)).suffix.lower() in LIST_SUFFIXES]
+    if lists:
+        raise ConfigError(
+            f"{mask_url(lists[0])} is a list, not a video. Predict its videos with --engine ray --output FOLDER "
+            "(pip install 'kinescan[ray]'), also on this machine alone; or name their folder."
+        )
     # "events=FILE" beside "events.on=0.6" is not a nested mapping
     of_events = [override for override in overrides if override.partition("=")[0].split(".")[0] == "events"]
     of_views = [override for override in overrides if override.partition("=")[0] == "evaluation.views"]

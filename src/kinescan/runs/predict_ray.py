@@ -21,7 +21,7 @@ from kinescan.models.still import SkipUnchanged
 from kinescan.runs.folder import model_folder
 from kinescan.runs.limits import chosen_limits
 from kinescan.runs.overrides import take_table
-from kinescan.runs.predict import PredictSettings, chosen_views
+from kinescan.runs.predict import LIST_SUFFIXES, PredictSettings, chosen_views
 from kinescan.runs.ray_cluster import EXTRA, RaySettings, check_room, check_versions, start
 from kinescan.runs.still import skip_in, still_settings
 from kinescan.runtime.addresses import address_of
@@ -37,7 +37,6 @@ from kinescan.version import __version__
 logger = logging.getLogger(__name__)
 
 JOB_FILE, WEIGHTS = "job.json", "weights"
-LIST_SUFFIXES = (".txt", ".csv", ".tsv")
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 _MOST_BYTES = 4 * 2**30
 _MOST_RETRIES, _MOST_FAILED_PARTS = 3, 8

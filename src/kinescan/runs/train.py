@@ -47,6 +47,7 @@ from kinescan.runs.frame_run import (
     window_digest,
 )
 from kinescan.runs.run_videos import TRAINING_VIDEOS, training_digest, videos_of_run, was_chosen
+from kinescan.runtime.addresses import is_remote
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.distributed import Processes, open_processes
@@ -384,18 +385,18 @@ def _resolve(recipe: str | Path | RunConfig, overrides: Sequence[str], *, of_run
 
 
 def _import_module(model: ModelConfig, recipe: Path, overrides: Sequence[str], *, of_run: bool) -> None:
-    """Imports the module that a recipe names, but for one in a run's folder, which may be a stranger's.
+    """Imports the module that a recipe names, but for one in a run's folder or elsewhere, which may be a stranger's.
 
     Raises:
         ConfigError: the module cannot be imported, or it is wanted and may not be.
     """
     typed = parse_overrides(overrides).get("model")
-    if (isinstance(typed, dict) and "module" in typed) or not (of_run or run_of(recipe.parent)):
+    if (isinstance(typed, dict) and "module" in typed) or not (of_run or is_remote(recipe) or run_of(recipe.parent)):
         import_own_module(model.module)
     elif find_model(model.name) is None:
         raise ConfigError(
-            f"{recipe} names the model {model.name!r} of the module {model.module!r}. The recipe in a run's folder "
-            f"imports no code by itself: add --import {model.module} if you trust that module."
+            f"{recipe} names the model {model.name!r} of the module {model.module!r}. A recipe in a run's folder or at "
+            f"an address imports no code by itself: add --import {model.module} if you trust that module."
         )
 
 

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
-from kinescan.errors import ADDRESS_SCHEMES, ConfigError
-from kinescan.runtime.urls import mask_url
+from kinescan.errors import ADDRESS_SCHEMES, ConfigError, with_both_slashes
+from kinescan.runtime.urls import mask_url, url_of
 
 OBJECT_STORES = ("s3", "gs", "gcs")
 OBJECT_SCHEMES = tuple(f"{scheme}://" for scheme in OBJECT_STORES)
@@ -90,13 +90,13 @@ def absolute(path: str | Path) -> str:
 
 
 def shown_path(path: str | PurePath) -> str:
-    """How messages and results name a path: an address with both of its slashes.
+    """How results and logs name a path: an address with both of its slashes, as errors name it.
 
     Example:
         >>> shown_path(Path("s3://bucket/a.mp4")), shown_path(Path("clips/a.mp4"))
         ('s3://bucket/a.mp4', 'clips/a.mp4')
     """
-    return address_of(path) or str(path)
+    return with_both_slashes(str(path))
 
 
 def is_remote(path: str | PurePath) -> bool:
@@ -108,9 +108,9 @@ def require_local(path: str | PurePath, *, error: Callable[[str], Exception] = C
     """Passes a path of this machine, for what is written here alone.
 
     Raises:
-        ConfigError: (or what `error` makes) it stands for an address.
+        ConfigError: (or what `error` makes) it stands for an address, of whatever kind.
     """
-    address = address_of(path)
+    address = address_of(path) or url_of(Path(path))
     if address is not None:
         raise error(
             f"{mask_url(address)} cannot be written: runs, reports and models are written to this machine; of what "

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from kinescan.errors import ConfigError
+from kinescan.runtime.addresses import as_path, is_remote
 from kinescan.runtime.run_folder import RunFolder
+from kinescan.runtime.urls import refuse_url
 from kinescan.settings import closest
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -35,16 +37,20 @@ def find_recipe(name: str | Path) -> Path:
     """The file of a recipe: the one that is named, or else the one that comes with the package.
 
     Args:
-        name: a TOML file; or NAME, NAME.toml or recipes/NAME.toml of a packaged recipe, where no such file is here.
+        name: a TOML file, also at an address (https://, s3://, ...); or NAME, NAME.toml or recipes/NAME.toml of a
+            packaged recipe, where no such file is here.
 
     Raises:
-        ConfigError: there is neither; the closest name is in the message.
+        ConfigError: there is neither, where the closest name is in the message; or the address is of another kind.
 
     Example:
         >>> find_recipe("own_videos_cpu").name, find_recipe("recipes/own_videos_cpu.toml").name
         ('own_videos_cpu.toml', 'own_videos_cpu.toml')
     """
     path, packaged = Path(name), packaged_recipes()
+    if is_remote(name):
+        return as_path(name)
+    refuse_url(name, "Name a recipe's file.")
     if path.is_file():
         return path
     plain = path.parent in (Path("."), Path(RECIPES.name)) and path.suffix in ("", ".toml")

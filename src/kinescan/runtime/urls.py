@@ -5,14 +5,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from kinescan.errors import ConfigError
+from kinescan.errors import ADDRESS_SCHEMES, ConfigError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 # one slash, or none, is a slip of the pen that FFmpeg's own messages repeat
 _NETWORK = r"(?:rtsp[su]?|rtmp\w{0,2}|https?|srt|s?ftps?|tcp|udp|tls|rtp|mms\w?)"
 _BEGIN = re.compile(rf"[A-Za-z][A-Za-z0-9+.\-]*://|(?<![\w.\-]){_NETWORK}:/?(?=[^\s/])", re.IGNORECASE)
 _BEGIN_IN_TEXT = re.compile(rf"[A-Za-z][A-Za-z0-9+.\-]*://|(?<![\w.\-]){_NETWORK}:/(?=[^\s/])", re.IGNORECASE)
-_COLLAPSED = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
+_COLLAPSED = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]+):/+(?P<rest>.*)", re.DOTALL)
 _MASK = "***"
 _AT_IN_AUTHORITY = re.compile(r"@|%(?:25)*40", re.IGNORECASE)
 _AT_HOST = re.compile(r"@(?=[\w\[%.])")
@@ -30,8 +30,24 @@ def is_url(source: str | Path) -> bool:
     return isinstance(source, str) and _URL.match(source) is not None
 
 
+def url_of(source: str | Path) -> str | None:
+    """The URL that a text or path stands for, also one that a `Path` has made "az:/..." of; None for a file.
+
+    A name that is here is a file, and so is one in a folder of this machine called "az:".
+
+    Example:
+        >>> url_of(Path("az://container/a.mp4")), url_of("a:b.mp4")
+        ('az://container/a.mp4', None)
+    """
+    text = str(source)
+    found = _COLLAPSED.fullmatch(text)
+    if found is None or os.path.lexists(text) or os.path.isdir(f"{found['scheme']}:"):
+        return None
+    return f"{found['scheme']}://{found['rest']}"
+
+
 def refuse_url(source: str | Path, what: str, *, error: Callable[[str], Exception] = ConfigError) -> None:
-    """Raises where a file is needed and a URL was given, also one that a `Path` has made "rtsp:/..." of.
+    """Raises where a file of this machine is needed and a URL was given, see `url_of`.
 
     Args:
         source: what was given.
@@ -41,8 +57,14 @@ def refuse_url(source: str | Path, what: str, *, error: Callable[[str], Exceptio
     Raises:
         ConfigError: (or what `error` makes) it is a URL.
     """
-    if _COLLAPSED.match(str(source)) and not os.path.exists(source):
-        raise error(f"{mask_url(source)} is an address, not a file. {what}")
+    url = url_of(source)
+    if url is None:
+        return
+    scheme = url.partition("://")[0].lower()
+    hint = " Leave file:// out of a path of this machine." if scheme == "file" else ""
+    if scheme not in ADDRESS_SCHEMES:
+        hint += f" Of addresses, {', '.join(f'{known}://' for known in ADDRESS_SCHEMES)} are read, where any is."
+    raise error(f"{mask_url(url)} is an address, not a file. {what}{hint}")
 
 
 def mask_url(source: str | Path) -> str:

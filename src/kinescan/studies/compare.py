@@ -17,6 +17,7 @@ from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_json_object
 from kinescan.runtime.output_folder import prepare_output
 from kinescan.runtime.run_folder import REPORT_FILE, RunFolder
+from kinescan.runtime.urls import refuse_url
 from kinescan.settings import to_plain
 from kinescan.studies.curves import read_curves
 from kinescan.studies.job import DONE, RunRecord
@@ -93,6 +94,7 @@ def compare_runs(runs: Sequence[str | Path], *, output: str | Path | None = None
 
 def _read(folder: Path) -> _Run:
     run = RunFolder(folder)
+    refuse_url(folder, "Copy the run's folder to this machine.")
     if not run.recipe.is_file():
         raise ConfigError(f"{folder} is not the folder of a run: it holds no {run.recipe.name}. Name runs.")
     file = folder / REPORT_FILE

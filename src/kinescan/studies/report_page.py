@@ -16,6 +16,7 @@ from kinescan.runtime.html_page import html_page, markdown_html
 from kinescan.runtime.line_chart import Line, line_chart
 from kinescan.runtime.quantities import byte_size, percent
 from kinescan.runtime.run_folder import REPORT_FILE, RunFolder
+from kinescan.runtime.urls import refuse_url
 from kinescan.studies.curves import Curves, read_curves
 from kinescan.version import __version__
 
@@ -63,6 +64,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
         ConfigError: the folder holds nothing that kinescan made, or the file cannot be written.
     """
     folder = Path(folder)
+    refuse_url(folder, "Copy the run's folder to this machine.")
     run = RunFolder(folder)
     if not run.is_run() and not any((folder / name).is_file() for name in _MARKS):
         raise ConfigError(

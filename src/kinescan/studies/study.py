@@ -14,6 +14,7 @@ from kinescan.fields import MAX_SEED, check_types
 from kinescan.runs.stills import STILLS_PER_EPOCH
 from kinescan.runtime.files import read_toml
 from kinescan.runtime.recipe_files import packaged_studies
+from kinescan.runtime.urls import refuse_url
 from kinescan.settings import build_settings, closest, to_plain
 
 MadeKind = Literal["motion", "appearance", "events"]
@@ -277,6 +278,7 @@ def load_study(path: str | Path) -> Study:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is wrong.
     """
     path = Path(path)
+    refuse_url(path, "Copy the study's file to this machine; its recipes and videos may stay where they are.")
     if path.is_dir() and (path / STUDY_FILE).is_file():
         path = path / STUDY_FILE
     elif not path.exists() and path.parent == Path("."):

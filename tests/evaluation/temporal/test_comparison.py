@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,19 @@ def test_each_score_is_compared_with_its_own_direction() -> None:
         assert name in verdict
     assert "late is better" not in verdict
     assert json.loads(to_json(found.to_json()))["task"] == "intervals"
+
+
+@pytest.mark.parametrize(("graces", "missed"), [((2.0, 2.0), 0.0), ((2.0, 1.0), 1.0), ((0.0, 0.0), 1.0)])
+def test_alarms_after_the_end_are_right_as_long_as_for_both(graces: tuple[float, float], missed: float) -> None:
+    timely, late = _answers("timely"), _answers("late", delay=2.5)
+    # told 1.5 s after the end of what is true
+    truth = {video: (interval(4, 5, video=video),) for video in late.truth}
+    first, second = (
+        replace(answers, truth=truth, grace_seconds=grace)
+        for answers, grace in zip((timely, late), graces, strict=True)
+    )
+    gaps = {gap.score: gap for gap in compare_answers(first, second, count=10).gaps}
+    assert (gaps["missed events"].a, gaps["missed events"].b) == (0.0, missed)
 
 
 def test_a_gap_of_one_video_is_noise() -> None:

@@ -221,3 +221,26 @@ def test_config_refuses_values_out_of_range(field: str, value: object, message: 
 def test_config_refuses_sincos_in_odd_widths() -> None:
     with pytest.raises(ConfigError, match=r"4.*18"):
         dataclasses.replace(TINY, width=18, position_init="sincos")
+
+
+def test_a_stem_keeps_the_patches_and_sees_beyond_their_edges() -> None:
+    plain, stem = VisionTransformer(TINY), VisionTransformer(dataclasses.replace(TINY, stem_convolutions=1)).eval()
+    pixels = torch.randn(2, 3, 12, 12)
+    assert stem.embed(pixels).shape == plain.embed(pixels).shape == (2, 10, 24)
+    with torch.no_grad():
+        maps = F.conv2d(pixels, stem.state_dict()["stem.0.weight"], stride=2, padding=1)
+        norm = (stem.state_dict()["stem.1.running_var"] + 1e-5).sqrt()
+        patches = F.conv2d((maps / norm[:, None, None]).relu(), stem.conv1.weight, stride=2).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(stem.embed(pixels), stem.embed(torch.zeros_like(pixels), patches))
+        pixels[:, :, 3, 0] += 1  # the last row of the first patch is the neighbour of the one below
+        moved = (stem.embed(pixels) - stem.embed(torch.zeros_like(pixels), patches)).abs().amax(dim=(0, 2)) > 0
+    assert moved.nonzero().flatten().tolist() == [1, 4]
+    assert stem.layer_depths()["stem.0.weight"] == stem.layer_depths()["conv1.weight"] == 0
+
+
+@pytest.mark.parametrize(("number", "patch", "width"), [(3, 4, 24), (-1, 4, 24), (9, 512, 1024), (3, 8, 18)])
+def test_a_stem_that_does_not_fit_is_refused(number: int, patch: int, width: int) -> None:
+    with pytest.raises(ConfigError, match="stem_convolutions"):
+        dataclasses.replace(
+            TINY, image_size=patch, patch_size=patch, width=width, heads=1, embed_dim=4, stem_convolutions=number
+        )

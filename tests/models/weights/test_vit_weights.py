@@ -2,6 +2,7 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.mentions import mentions
 from torch import Tensor
 
-from kinescan.errors import CheckpointError
+from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models.vit.vit import VisionTransformer
 from kinescan.models.vit.vit_config import ViTConfig
 from kinescan.models.weights.checkpoint_file import Checkpoint, open_checkpoint
@@ -22,12 +23,13 @@ from kinescan.models.weights.vit_weights import (
     read_vision_tower,
     resize_positions,
 )
+from kinescan.models.zoo import create_model
 
 State = dict[str, Tensor]
 SIZES = {"image_size": 12, "patch_size": 4, "width": 24, "depth": 2, "mlp_dim": 48, "embed_dim": 12}
 PLAIN = {
     **{"pre_norm": True, "patch_bias": False, "class_token": True, "num_registers": 0, "layer_scale": False},
-    **{"positions": "learned", "pooling": "class"},
+    **{"positions": "learned", "pooling": "class", "stem_convolutions": 0},
 }
 
 
@@ -277,6 +279,21 @@ def test_a_file_of_ours_without_config_is_read_by_its_tensors(encoder: State, tm
     assert pretrained.sizes == SIZES | PLAIN
     assert pretrained.labels is None
     assert pretrained.tensors.keys() == own.keys()
+
+
+@pytest.mark.parametrize("stem", [0, 2])
+def test_a_model_of_ours_with_a_stem_and_without_class_token_is_a_start(tmp_path: Path, stem: int) -> None:
+    sizes: dict[str, Any] = {
+        "image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "embed_dim": 8,
+        "pooling": "mean", "class_token": False, "class_token_route": "none", "insert_after": 1, "window": 3,
+    }  # fmt: skip
+    model = create_model("pks4_vit_ti16", num_classes=2, stem_convolutions=stem, **sizes)
+    model.save_pretrained(tmp_path)
+    started = create_model("pks4_vit_ti16", num_classes=3, weights=tmp_path)
+    held = started.state_dict()
+    assert all(torch.equal(held[name], tensor) for name, tensor in model.state_dict().items() if "head" not in name)
+    with pytest.raises(ConfigError, match="stem_convolutions"):
+        create_model("pks4_vit_ti16", num_classes=3, weights=tmp_path, stem_convolutions=1)
 
 
 def test_transformers_own_files_load(golden: State, tmp_path: Path) -> None:

@@ -258,6 +258,11 @@ def _in_seconds(
         if mark.video not in clocks:
             clocks[mark.video] = _clock(video_paths.find(mark.video), export)
         clock = clocks[mark.video]
+        if clock is None and export.counts_own_frames and any(map(video_paths.find, export.videos)):
+            found.unsure.add(mark.video)
+            reason = f"{mark.video} was not found, so that its frames have no times: give --fps, or correct the path."
+            found.problems.append((file, RowProblem(mark.line, reason)))
+            continue
         if clock is None:
             why = (
                 "and the video was not found: give --fps, or --videos FOLDER"

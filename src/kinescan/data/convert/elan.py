@@ -69,9 +69,12 @@ def _media(header: Element, file: Path) -> tuple[str, float, list[str]]:
     def name_of(media: Element) -> str:
         return _path_in(media.get("RELATIVE_MEDIA_URL") or media.get("MEDIA_URL") or "")
 
-    videos = [
-        media for media in found if media.get("MIME_TYPE", "").startswith("video") or is_video(name_of(media))
-    ] or found
+    videos = [media for media in found if media.get("MIME_TYPE", "").startswith("video") or is_video(name_of(media))]
+    whole = next((name for media in found if is_video(name := _path_in(media.get("EXTRACTED_FROM") or ""))), "")
+    if not videos and whole:
+        # only the sound was opened, which was taken out of the video
+        return whole, 0.0, []
+    videos = videos or found
     if not videos:
         return file.stem, 0.0, ["no media file is named: the video is looked for by the file's own name"]
     notes = [f"{len(videos)} videos belong to it: the first, {name_of(videos[0])}, is taken"] if len(videos) > 1 else []

@@ -14,6 +14,7 @@ from kinescan.data.convert.via import is_via, read_via
 from kinescan.data.convert.xml import is_zip
 from kinescan.data.readers.files import is_hidden, is_video
 from kinescan.errors import ConfigError
+from kinescan.runtime.urls import refuse_url
 from kinescan.settings import closest
 
 _TABLES = (".csv", ".tsv", ".txt", "")
@@ -50,6 +51,7 @@ FORMATS: dict[str, Format] = {
         is_label_studio,
         ("label", "control"),
         "Label Studio: JSON, JSON-MIN, CSV or TSV; takes --fps",
+        has_attributes=True,
     ),
     "elan": Format(
         read_eaf, is_eaf, ("text", "tier", "participant"), "ELAN: .eaf, one file a recording", instead="tier"
@@ -108,6 +110,7 @@ def export_files(source: Path, name: str = "auto") -> list[tuple[Path, str]]:
         ConfigError: nothing is there, or a folder holds none, or files of several formats.
     """
     if not source.is_dir():
+        refuse_url(source, "Copy what the tool exported to this machine.")
         if not source.exists():
             raise ConfigError(
                 f"{source} does not exist. Name the file that the tool exported, or a folder of such files."

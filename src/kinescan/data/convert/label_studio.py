@@ -17,7 +17,8 @@ from kinescan.errors import ConfigError
 from kinescan.runtime.files import read_json
 
 _VIDEO_KEYS = ("video", "video_url", "videourl", "url", "media", "file")
-
+_DETAILS = ("choices", "taxonomy", "rating", "number", "datetime", "text")
+"""What controls for each region (perRegion) say of one; each is a region of its own in the export."""
 
 _TABLES = (".csv", ".tsv")
 _COLUMNS = ("annotation_id", "annotator", "lead_time")
@@ -46,8 +47,10 @@ def read_label_studio(source: ExportFile) -> Export:
     Frames of a timeline are counted from 1 at the frame rate that the labelling configuration sets, and both ends
     belong to the region.
 
+    What other controls say of a region, such as choices, becomes an attribute of its mark, named by the control.
+
     Raises:
-        ConfigError: it is not a list of tasks.
+        ConfigError: it is not a list of tasks, or no region has the attribute.
     """
     if source.path.suffix.lower() in _TABLES:
         tasks = _tasks_of_table(source.path)
@@ -57,9 +60,14 @@ def read_label_studio(source: ExportFile) -> Export:
     for number, task in enumerate(tasks, 1):
         if not isinstance(task, dict):
             raise ConfigError(f"{source.path}: task {number} must be a table, not {type(task).__name__}.")
-    reading = _Reading()
+    reading = _Reading(source.attribute)
     for number, (task, is_one_of_several) in enumerate(_newest(tasks), 1):
         reading.add(task, number, is_one_of_several=is_one_of_several)
+    if source.attribute and source.attribute not in reading.attributes:
+        raise ConfigError(
+            f"{source.path} has no attribute {source.attribute!r}. Attributes: "
+            f"{', '.join(sorted(reading.attributes)) or 'none'}."
+        )
     return reading.export()
 
 
@@ -92,9 +100,18 @@ def _newest(tasks: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], bool]
 
 
 class _Reading:
-    """Gathers the regions of tasks."""
+    """Gathers the regions of tasks.
 
-    def __init__(self) -> None:
+    Args:
+        attribute: regions without this attribute are left out; empty: none is.
+
+    Attributes:
+        attributes: names of all that were met.
+    """
+
+    def __init__(self, attribute: str) -> None:
+        self.attributes: set[str] = set()
+        self._attribute = attribute
         self._videos: dict[str, None] = {}
         self._marks: list[Mark] = []
         self._problems: list[RowProblem] = []
@@ -119,7 +136,8 @@ class _Reading:
         targets = {str(region["to_name"]) for region in regions if "to_name" in region}
         rate = _rate_of(data, regions)
         self._videos.update(dict.fromkeys(videos.values() if len(targets) > 1 else list(videos.values())[:1]))
-        for region in regions:
+        for region, details in _with_details(regions):
+            self.attributes |= details.keys()
             target = str(region.get("to_name", ""))
             video = videos.get(target.lower()) or (next(iter(videos.values())) if len(targets) < 2 else None)
             if video is None and len(set(videos.values())) == 1:
@@ -132,7 +150,7 @@ class _Reading:
                 ]
                 continue
             self._videos.setdefault(video)
-            self._region(region, video, where, rate)
+            self._region(region, video, where, rate, details)
 
     def export(self) -> Export:
         """What was gathered."""
@@ -143,6 +161,11 @@ class _Reading:
             notes.append(f"{self._several} tasks have several annotations: the newest of each is taken")
         if self._others:
             notes.append(f"{self._others} regions have no time, and are left out")
+        if self.attributes and not self._attribute:
+            names = sorted(self.attributes)
+            notes.append(
+                f"labels can be made of attributes, too: --label label,attribute:{names[0]} ({', '.join(names)})"
+            )
         return Export(
             tuple(self._videos),
             tuple(self._marks),
@@ -167,7 +190,9 @@ class _Reading:
         results = chosen.get("result")
         return results if isinstance(results, list) else []
 
-    def _region(self, region: Mapping[str, Any], video: str, where: str, rate: float) -> None:
+    def _region(
+        self, region: Mapping[str, Any], video: str, where: str, rate: float, details: Mapping[str, str]
+    ) -> None:
         value = region["value"]
         labels = [text for key, texts in value.items() if key.endswith("labels") for text in _texts(texts)]
         try:
@@ -182,14 +207,59 @@ class _Reading:
         if not spans:
             self._others += 1
             return
-        if not labels:
+        if self._attribute and self._attribute not in details:
+            return
+        if not any(labels) and not any(details.values()):
             self._problems.append(RowProblem(0, f"{where}: a region has no label: {value!r:.120}.", video))
-        fields = {"control": str(region.get("from_name", ""))}
+            return
+        fields = {
+            "control": str(region.get("from_name", "")),
+            **{f"attribute:{name}": text for name, text in details.items()},
+        }
         self._marks += [
             Mark(video, start, end, {"label": label, **fields}, frame_rate=rate, in_seconds=not in_frames)
             for start, end in spans
-            for label in labels
+            for label in labels or [""]
         ]
+
+
+def _with_details(regions: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, str]]]:
+    """Each region that was marked, and what other controls say of it: their names and texts.
+
+    What says something of a region has its id; in JSON-MIN and tables there are no ids, and it has its times. Where no
+    region with a label is meant, it is a region by itself.
+    """
+    said: dict[str, dict[str, str]] = {}
+    first: dict[str, dict[str, Any]] = {}
+    marked = [region for region in regions if not _details_of(region)]
+    for region in regions:
+        details = _details_of(region)
+        if details:
+            said.setdefault(_key_of(region), {}).update(details)
+            first.setdefault(_key_of(region), region)
+    known = {_key_of(region) for region in marked}
+    alone = [region for key, region in first.items() if key not in known]
+    return [(region, said.get(_key_of(region), {})) for region in (*marked, *alone)]
+
+
+def _key_of(region: Mapping[str, Any]) -> str:
+    """What regions of one place in time share: an id, or else their times."""
+    times = {name: region["value"].get(name) for name in ("ranges", "sequence", "start", "end")}
+    return str(region["id"]) if "id" in region else json.dumps(times, sort_keys=True, default=str)
+
+
+def _has_times(region: Mapping[str, Any]) -> bool:
+    value = region["value"]
+    return "ranges" in value or "sequence" in value or {"start", "end"} <= value.keys()
+
+
+def _details_of(region: Mapping[str, Any]) -> dict[str, str]:
+    """Name of a control -> what it says of a region; empty for the region itself, which has labels or none yet."""
+    value = region["value"]
+    if any(key.endswith("labels") for key in value) or not _has_times(region):
+        return {}
+    texts = [text for key in _DETAILS if key in value for text in _texts(value[key])]
+    return {str(region.get("from_name") or region.get("type") or "attribute"): " ".join(texts)} if texts else {}
 
 
 def _rate_of(data: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]) -> float:
@@ -248,7 +318,9 @@ def _is_rate(value: Any) -> bool:
 
 
 def _texts(texts: Any) -> list[str]:
-    return [str(text).strip() for text in (texts if isinstance(texts, list) else [texts])]
+    """Texts in a list or alone; of a path through a taxonomy, its parts."""
+    each = texts if isinstance(texts, list) else [texts]
+    return ["/".join(map(str, text)) if isinstance(text, list) else str(text).strip() for text in each]
 
 
 def _minimal(task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

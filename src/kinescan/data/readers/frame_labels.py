@@ -40,6 +40,7 @@ def read_mstcn(source: LabelSource) -> Annotations:
     if not (folder / LABELS_FOLDER).is_dir():
         raise ConfigError(f"{folder} holds no folder {LABELS_FOLDER}, as data sets of this layout do.")
     names = _names_of_part(folder, source)
+    classes = _mapping(folder / MAPPING_FILE)
     there = VideoNames(source.root or folder)
     videos, missing, problems = [], [], []
     for name in names:
@@ -57,13 +58,17 @@ def read_mstcn(source: LabelSource) -> Annotations:
         if empty or not labels:
             problems.append(RowProblem(empty[0] if empty else 0, f"{file}: a label a line is needed."))
             continue
+        used = {label: number for number, label in reversed(list(enumerate(labels, 1)))}
+        if classes is not None and not used.keys() <= set(classes):
+            problems += [
+                RowProblem(line, f"{file}: {MAPPING_FILE} does not name {label!r}.")
+                for label, line in used.items()
+                if label not in classes
+            ]
+            continue
         spans = tuple(LabelledSpan(label, start, end) for label, start, end in runs(labels))
         videos.append(AnnotatedVideo(path, name, spans, in_frames=True, num_frames=len(labels)))
     _refuse_none(videos, problems, names, there, source)
-    classes = _mapping(folder / MAPPING_FILE)
-    used = {span.label for video in videos for span in video.spans}
-    if classes is not None and (unknown := sorted(used - set(classes))):
-        raise ConfigError(f"{folder / MAPPING_FILE} does not name {unknown[0]!r}, which is a label of a frame.")
     own = None if classes is None else tuple(name for name in classes if name.casefold() != "background")
     return Annotations(videos, own, tuple(problems), tuple(missing), is_published=True)
 

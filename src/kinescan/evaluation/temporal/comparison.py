@@ -41,6 +41,7 @@ class Answers:
         detections: video id -> intervals that were found, with scores.
         predictions: scores of the frames; none where only detections are known.
         rules: when scores are an event.
+        grace_seconds: how long after its end an event may still be told (see `score_alarms`).
     """
 
     name: str
@@ -48,6 +49,7 @@ class Answers:
     detections: Mapping[str, tuple[Detection, ...]]
     predictions: tuple[FramePredictions, ...] = ()
     rules: EventRules | None = None
+    grace_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +179,8 @@ def compare_answers(
 
     Videos are resampled with replacement, each with the answers of both models: what is hard for both then does not
     widen the interval. Where scores of frames are known of both, per-frame mAP, missed events, delay and false alarms
-    per hour are compared, each model at its own thresholds; always mAP over tIoU.
+    per hour are compared, each model at its own thresholds; always mAP over tIoU. Alarms after an event's end are right
+    as long as for both; where the two differ, they are false.
 
     Args:
         a: what A said.
@@ -201,7 +204,8 @@ def compare_answers(
         )
     _refuse_other_truth(a, b, shared)
     counts = np.concatenate([np.ones((1, len(shared))), resamples(len(shared), count, seed)])
-    scores_a, scores_b = _scores(a, shared), _scores(b, shared)
+    grace_seconds = a.grace_seconds if a.grace_seconds == b.grace_seconds else 0.0
+    scores_a, scores_b = (_scores(answers, shared, grace_seconds) for answers in (a, b))
     gaps = []
     for name, (unit, more_is_better) in _KINDS.items():
         if name in scores_a and name in scores_b:
@@ -245,7 +249,7 @@ _KINDS = {
 """Scores by their names: unit, and whether more is better."""
 
 
-def _scores(answers: Answers, videos: Sequence[str]) -> dict[str, Score]:
+def _scores(answers: Answers, videos: Sequence[str], grace_seconds: float) -> dict[str, Score]:
     truth = {video: answers.truth[video] for video in videos}
     found: dict[str, Score] = {
         "mAP, tIoU 0.3:0.1:0.7": detection_map_score(truth, answers.detections, THUMOS_TIOUS),
@@ -257,7 +261,12 @@ def _scores(answers: Answers, videos: Sequence[str]) -> dict[str, Score]:
     predictions = [by_id[video] for video in videos]
     found["per-frame mAP"] = frame_map_score(predictions, truth)
     alarms = [
-        score_alarms(truth[one.video_id], alarms_of(one, answers.rules), hours=max(watched_hours([one]), 1e-9))
+        score_alarms(
+            truth[one.video_id],
+            alarms_of(one, answers.rules),
+            hours=max(watched_hours([one]), 1e-9),
+            grace_seconds=grace_seconds,
+        )
         for one in predictions
     ]
     by_name = alarm_scores(alarms, SOON_SECONDS)

@@ -6,6 +6,7 @@ from kinescan.errors import CheckpointError
 from kinescan.models.saving.shipped import shipped_model
 from kinescan.models.weights.hub import is_hub_name
 from kinescan.runtime.run_folder import CHECKPOINTS, RUNS, RunFolder
+from kinescan.runtime.urls import refuse_url
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 """Of a saved model."""
@@ -40,6 +41,7 @@ def locate_model(source: str | Path, *, wanted: str = WANTED) -> str:
         source = text = text.removeprefix(HUB_PAGES).rstrip("/")
     if not text.strip():
         raise CheckpointError("the model's name is empty. Give a folder, such as a run's, or a hub name (ORG/NAME).")
+    refuse_url(text, f"Copy the model to this machine. Give {wanted}.", error=CheckpointError)
     path = Path(source).expanduser()
     try:
         there = path.exists()

@@ -46,9 +46,11 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        width, patch = config.width, config.patch_size
+        width, patch = config.width, config.patch_size // 2**config.stem_convolutions
         rows, columns = config.grid
-        self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
+        self.stem = _make_stem(config) if config.stem_convolutions else None
+        channels = width if config.stem_convolutions else 3
+        self.conv1 = nn.Conv2d(channels, width, kernel_size=patch, stride=patch, bias=config.patch_bias)
         self.class_embedding = nn.Parameter(torch.empty(width)) if config.class_token else None
         self.register_tokens = nn.Parameter(torch.empty(config.num_registers, width)) if config.num_registers else None
         self.positional_embedding = (
@@ -97,7 +99,7 @@ class VisionTransformer(nn.Module):
         """Draws new weights at CLIP's scales; LayerNorms to identity, biases to zero."""
         width, depth = self.config.width, self.config.depth
         for module in self.modules():
-            if isinstance(module, nn.LayerNorm | nn.Conv2d):
+            if isinstance(module, nn.LayerNorm | nn.Conv2d | nn.BatchNorm2d):
                 module.reset_parameters()
         if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding, std=width**-0.5)
@@ -139,6 +141,8 @@ class VisionTransformer(nn.Module):
             ShapeError: another rank, size, number of channels, or an integer dtype.
         """
         self._check(pixels)
+        if self.stem is not None:
+            pixels = self.stem(pixels)
         patches = self.conv1(pixels).flatten(2).transpose(1, 2)  # [F, N, W]
         patches = patches if added is None else patches + added
         tokens = patches
@@ -202,6 +206,17 @@ class VisionTransformer(nn.Module):
                 f"pixels must be {size} x {size}, got {pixels.shape[2]} x {pixels.shape[3]}. "
                 f"Resize the frames, or build the model with image_size={pixels.shape[2]}."
             )
+
+
+def _make_stem(config: ViTConfig) -> nn.Sequential:
+    """Pixels [F, 3, H, W] to maps [F, W, H / 2^n, W / 2^n] of n convolutions."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for number in range(config.stem_convolutions):
+        wider = config.width >> (config.stem_convolutions - 1 - number)
+        layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]
+        channels = wider
+    return nn.Sequential(*layers)
 
 
 def check_dtype(pixels: Tensor, weight: Tensor | None, what: str) -> None:

@@ -22,6 +22,10 @@ class ViTConfig:
         norm_eps: added to the variance in every LayerNorm.
         pre_norm: a LayerNorm between embedding and blocks, as CLIP has.
         patch_bias: a bias in the patch convolution.
+        stem_convolutions: how many 3 x 3 convolutions of stride 2 stand before the patch convolution, each with batch
+            norm and ReLU, the last with `width` channels and each one before with half as many; the patch convolution
+            then takes what is left of `patch_size`, so that the number of patches stays. For small models that are
+            trained from scratch; no published image weights have them.
         position_init: how position embeddings start: "normal" draws, or "sincos" (2-D sine-cosine); both are learned.
         drop_path: probability of dropping the residual branches of a frame in the last block; 0 in the first block,
             linear between.
@@ -36,7 +40,8 @@ class ViTConfig:
         unit_embeddings: bring each frame's embedding to length 1, as CLIP compares images with texts; `text` of
             `create_model` sets it.
 
-    Source: Learning Transferable Visual Models (arXiv 2103.00020), and the papers that `VisionTransformer` names.
+    Source: Learning Transferable Visual Models (arXiv 2103.00020), and the papers that `VisionTransformer` names; for
+        the stem, Early Convolutions Help Transformers See Better (arXiv 2106.14881).
     """
 
     image_size: int = 224
@@ -50,6 +55,7 @@ class ViTConfig:
     norm_eps: float = 1e-5
     pre_norm: bool = True
     patch_bias: bool = False
+    stem_convolutions: int = 0
     position_init: Literal["normal", "sincos"] = "normal"
     drop_path: float = 0.0
     class_token: bool = True
@@ -70,6 +76,7 @@ class ViTConfig:
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}. "
                 f"Use {down} or {down + self.patch_size}."
             )
+        self._check_stem()
         if self.width % self.heads:
             raise ConfigError(f"heads must divide width {self.width}, got {self.heads}.")
         if self.position_init == "sincos" and self.width % 4:
@@ -91,6 +98,22 @@ class ViTConfig:
             )
         if self.rotary_theta <= 1:
             raise ConfigError(f"rotary_theta must be larger than 1, got {self.rotary_theta}.")
+
+    def _check_stem(self) -> None:
+        check_at_most(self, "stem_convolutions")
+        if self.stem_convolutions < 0:
+            raise ConfigError(f"stem_convolutions must be 0 or more, got {self.stem_convolutions}.")
+        step = 2**self.stem_convolutions
+        if self.patch_size % step:
+            raise ConfigError(
+                f"stem_convolutions = {self.stem_convolutions} makes a frame {step} times smaller before it is cut "
+                f"into patches: {step} must divide patch_size {self.patch_size}."
+            )
+        if self.width % max(step // 2, 1):
+            raise ConfigError(
+                f"stem_convolutions = {self.stem_convolutions} starts with {step // 2} times fewer channels than "
+                f"width: {step // 2} must divide width {self.width}."
+            )
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -188,6 +188,8 @@ SCALE_NAMES = ("ls_1.gamma", "ls_2.gamma")
 ENCODER_NAMES = ("conv1.weight", "class_embedding", "positional_embedding", "ln_post.weight", "ln_post.bias")
 BLOCK_BIASES = ("attn.out_proj.bias", "mlp.c_fc.bias", "mlp.c_proj.bias")
 """Of products: a layer without one is a layer with zeros."""
+STEM = "stem."
+"""Of the names of convolutions and norms before the patches, which no layout but our own has."""
 OPTIONAL_NAMES = ("conv1.bias", "ln_pre.weight", "ln_pre.bias", "proj", "register_tokens")
 POOL_NAMES = (
     *("attn_pool.probe", "attn_pool.attn.in_proj_weight", "attn_pool.attn.in_proj_bias"),

@@ -55,13 +55,14 @@ def detect_layout(names: Iterable[str]) -> str | None:
     return next((layout for layout, (marker, _) in MARKERS.items() if marker in held), None)
 
 
-def translate(tensors: Mapping[str, Tensor], layout: str, source: str) -> VisionEncoder:
+def translate(tensors: Mapping[str, Tensor], layout: str, source: str, *, own: bool = False) -> VisionEncoder:
     """The vision encoder in a checkpoint, under our names.
 
     Args:
         tensors: the checkpoint's tensors by its own names.
         layout: as `detect_layout` says.
         source: named in errors.
+        own: it is a model of kinescan, which may have a stem before its patches and need not have a class token.
 
     Raises:
         CheckpointError: the encoder has parts that `VisionTransformer` has not, or lacks some.
@@ -70,23 +71,25 @@ def translate(tensors: Mapping[str, Tensor], layout: str, source: str) -> Vision
     inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     outside = [name for name in tensors if not name.startswith(prefix)]
     marker, what = MARKERS[layout]
-    refuse_other_parts(inside, prefix, marker.removeprefix(prefix), source)
+    stem = {name: tensor for name, tensor in inside.items() if own and name.startswith(names_of.STEM)}
+    channels = next((len(tensor) for tensor in reversed(stem.values()) if tensor.dim() == 4), 3)
+    refuse_other_parts(inside, prefix, marker.removeprefix(prefix), source, channels=channels)
     named, sizes = _under_our_names(inside, tensors, outside, layout, source)
     named = _settle(named)
     family = _family(named, layout, sizes)
     _fill_biases(named)
-    encoder, known = _known_part(named, family)
+    encoder, known = _known_part({name: named[name] for name in named if name not in stem}, family, own=own)
     refuse_incomplete(
         (name for name in known if name not in encoder and name not in names_of.OPTIONAL_NAMES), what, source
     )
-    left = [name for name in named if name not in known]
+    left = [name for name in named if name not in known and name not in stem]
     refuse_left_over(left, outside, prefix, source)
     depth = sum(name.endswith(".attn.in_proj_weight") and name.startswith(_block("")[:-1]) for name in encoder)
     refuse_hidden_rotary(inside, encoder, depth, source)
     return VisionEncoder(
         layout=_public_name(layout),
         family=family,
-        tensors=encoder,
+        tensors=encoder | stem,
         unexpected=(*(prefix + name for name in left), *outside),
         sizes=sizes,
     )
@@ -316,7 +319,7 @@ def _family(named: Mapping[str, Tensor], layout: str, sizes: Mapping[str, Any]) 
     return "vit" if timm or "class_embedding" not in named else "clip"
 
 
-def _known_part(named: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], dict[str, None]]:
+def _known_part(named: Mapping[str, Tensor], family: Family, *, own: bool) -> tuple[dict[str, Tensor], dict[str, None]]:
     """The tensors of the encoder, and every name that a vision encoder as deep as this one has, in order."""
     indices = [int(match[1]) for name in named if (match := re.match(r"transformer\.resblocks\.(\d{1,6})\.", name))]
     # Names may say anything: no more blocks are looked for than there are tensors.
@@ -326,7 +329,7 @@ def _known_part(named: Mapping[str, Tensor], family: Family) -> tuple[dict[str, 
     blocks = [_block(index) + name for index in range(max(indices, default=0) + 1) for name in inner]
     absent = {"dinov3": "positional_embedding"}.get(family) if family != "clip" else None
     # CLIP's encoders have a class token; others that have none read the patches.
-    optional = "class_embedding" if family != "clip" and "class_embedding" not in named else None
+    optional = "class_embedding" if (own or family != "clip") and "class_embedding" not in named else None
     encoder = [name for name in names_of.ENCODER_NAMES if name not in (absent, optional)]
     pool = names_of.POOL_NAMES if "attn_pool.probe" in named else ()
     known = dict.fromkeys((*encoder, *names_of.OPTIONAL_NAMES, *pool, *blocks))

@@ -16,7 +16,9 @@ ADVICE = (
 )
 
 
-def refuse_other_parts(tensors: Mapping[str, Tensor], prefix: str, patches: str, source: str) -> None:
+def refuse_other_parts(
+    tensors: Mapping[str, Tensor], prefix: str, patches: str, source: str, *, channels: int = 3
+) -> None:
     """Raises an error that names what the encoder is, where its names or the weight of its patches tell.
 
     Args:
@@ -24,6 +26,7 @@ def refuse_other_parts(tensors: Mapping[str, Tensor], prefix: str, patches: str,
         prefix: what stood before their names.
         patches: name of the weight that makes tokens of patches, without `prefix`.
         source: named in errors.
+        channels: of the maps that are cut into patches; 3, those of the pixels, unless a stem stands before.
 
     Raises:
         CheckpointError: it has parts of another kind, is quantised, is a video model, or takes no RGB patches.
@@ -40,10 +43,10 @@ def refuse_other_parts(tensors: Mapping[str, Tensor], prefix: str, patches: str,
                 f"{source}: {prefix}{name} is quantised ({str(tensor.dtype).removeprefix('torch.')}). "
                 "Give the weights in float32, bfloat16 or float16."
             )
-    _check_patches(tensors[patches], prefix + patches, source)
+    _check_patches(tensors[patches], prefix + patches, source, channels)
 
 
-def _check_patches(weight: Tensor, name: str, source: str) -> None:
+def _check_patches(weight: Tensor, name: str, source: str, channels: int) -> None:
     shape = list(weight.shape)
     if weight.dim() == 5:
         raise CheckpointError(
@@ -58,7 +61,7 @@ def _check_patches(weight: Tensor, name: str, source: str) -> None:
             if weight.dim() == 2
             else f"{source}: {name} is {shape}; a convolution of patches, [W, 3, P, P], is needed. {ADVICE}"
         )
-    if shape[1] != 3:
+    if shape[1] != channels:
         raise CheckpointError(
             f"{source}: {name} is {shape}: the encoder takes images of {shape[1]} channels; ours have 3 (RGB). {ADVICE}"
         )

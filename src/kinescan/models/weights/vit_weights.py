@@ -16,6 +16,7 @@ from kinescan.models.vit.vit_config import ViTConfig
 from kinescan.models.weights.checkpoint_file import Checkpoint
 from kinescan.models.weights.conventions import CONVENTIONS
 from kinescan.models.weights.encoder_config import read_settings
+from kinescan.models.weights.layout_names import STEM
 from kinescan.models.weights.layouts import Family, describe_layouts, find_encoder, translate
 from kinescan.models.weights.load_report import LoadReport
 from kinescan.models.weights.published_encoders import HEADS, NARROW_HEADS, SIGLIP_HEADS
@@ -177,8 +178,8 @@ def infer_vit_config(tensors: Mapping[str, Tensor], *, source: str = "the checkp
 
     Returns:
         image_size, patch_size, width, depth, heads (those of the encoders published in this size; None where there are
-        none), mlp_dim, embed_dim, pre_norm, patch_bias, class_token, num_registers, layer_scale, positions, pooling.
-        Without position embeddings, image_size is 224 or the multiple of the patch size below it.
+        none), mlp_dim, embed_dim, pre_norm, patch_bias, stem_convolutions, class_token, num_registers, layer_scale,
+        positions, pooling. Without position embeddings, image_size is 224 or the multiple of the patch size below it.
 
     Raises:
         CheckpointError: patches or the grid of positions are not square, or products have other widths than ours.
@@ -188,7 +189,9 @@ def infer_vit_config(tensors: Mapping[str, Tensor], *, source: str = "the checkp
         >>> infer_vit_config(VisionTransformer(ViTConfig(depth=2)).state_dict())["image_size"]
         224
     """
-    width, _, patch_rows, patch_columns = tensors["conv1.weight"].shape
+    stem = sum(name.startswith(STEM) and tensor.dim() == 4 for name, tensor in tensors.items())
+    width = tensors["conv1.weight"].shape[0]
+    patch_rows, patch_columns = (side << stem for side in tensors["conv1.weight"].shape[2:])
     class_token = "class_embedding" in tensors
     learned = "positional_embedding" in tensors
     num_patches = tensors["positional_embedding"].shape[0] - class_token if learned else (224 // patch_rows) ** 2
@@ -215,6 +218,7 @@ def infer_vit_config(tensors: Mapping[str, Tensor], *, source: str = "the checkp
         "embed_dim": tensors["proj"].shape[1] if "proj" in tensors else None,
         "pre_norm": "ln_pre.weight" in tensors,
         "patch_bias": "conv1.bias" in tensors,
+        "stem_convolutions": stem,
         "class_token": class_token,
         "num_registers": len(tensors["register_tokens"]) if "register_tokens" in tensors else 0,
         "layer_scale": "transformer.resblocks.0.ls_1.gamma" in tensors,
@@ -322,9 +326,8 @@ def _read_own(checkpoint: Checkpoint) -> Pretrained:
     settings = checkpoint.settings
     inside = {n.removeprefix(_OWN_PREFIX): t for n, t in checkpoint.tensors.items() if n.startswith(_OWN_PREFIX)}
     with shapes_that_fit(checkpoint.source):
-        held = infer_vit_config(
-            translate(inside, "openai_encoder", checkpoint.source).tensors, source=checkpoint.source
-        )
+        encoder = translate(inside, "openai_encoder", checkpoint.source, own=True)
+        held = infer_vit_config(encoder.tensors, source=checkpoint.source)
     refuse_wrong_kinds(checkpoint)
     if "kinescan_version" in settings and "config" in settings:
         backbone = {key.name for key in dataclasses.fields(ViTConfig)} - {

@@ -1,0 +1,71 @@
+"""What is read from this machine alone refuses addresses by name, whatever their kind, and makes no folder of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kinescan.data.listing import list_videos
+from kinescan.errors import KinescanError
+from kinescan.inference.model_source import resolve_model
+from kinescan.models.weights.checkpoint_file import open_checkpoint
+from kinescan.runs.compare import compare_reports
+from kinescan.runs.convert import convert
+from kinescan.runtime.atomic_write import write_text
+from kinescan.runtime.output_folder import prepare_output
+from kinescan.runtime.recipe_files import find_recipe
+from kinescan.studies.compare import compare_runs
+from kinescan.studies.report_page import write_report
+from kinescan.studies.study import load_study
+
+LOCAL_ALONE: dict[str, Callable[[str], Any]] = {
+    "a model": resolve_model,
+    "weights": open_checkpoint,
+    "a study": load_study,
+    "a report": write_report,
+    "runs beside each other": lambda run: compare_runs([Path(run)]),
+    "two reports": lambda run: compare_reports(run, run),
+    "an export": lambda file: convert(Path(file), Path("labels.csv")),
+    "an output": prepare_output,
+    "a file": lambda file: write_text(Path(file), "x"),
+}
+READ_ELSEWHERE_TOO: dict[str, Callable[[str], Any]] = {
+    "a recipe": find_recipe,
+    "videos": list_videos,
+    "the folder of a list": lambda root: list_videos("l.csv", root=root),
+}
+UNREAD = (
+    "az://container/x.toml",
+    "memory://x/y",
+    "file:///data/x",
+    "abfss://container@account.dfs/x",
+    "hf://datasets/x/y",
+)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/x", "gs://bucket/x", "https://host/x", *UNREAD])
+@pytest.mark.parametrize("name", LOCAL_ALONE)
+def test_an_address_of_what_is_here_alone(
+    name: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KinescanError) as refused:
+        LOCAL_ALONE[name](address)
+    scheme = address.partition("://")[0]
+    assert f"{scheme}://" in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", UNREAD)
+@pytest.mark.parametrize("name", READ_ELSEWHERE_TOO)
+def test_an_address_of_another_kind(name: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "l.csv").write_text("path,label\na.mp4,x\n")
+    with pytest.raises(KinescanError) as refused:
+        READ_ELSEWHERE_TOO[name](address)
+    scheme = address.partition("://")[0]
+    # what was given, and what is allowed
+    assert f"{scheme}://" in str(refused.value)
+    assert "s3://" in str(refused.value)
+    assert ("Leave file:// out" in str(refused.value)) == (scheme == "file")
