@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import measure
 from kinescan.config import RunConfig, load_recipe
-from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, render_motion
+from kinescan.data.synthetic.motion import USUAL_PAIRS, MotionConfig, render_motion
 from kinescan.models.mode import evaluation_view
 from kinescan.models.zoo import create_model
 from kinescan.runs.stills import train_on_stills
@@ -40,9 +40,9 @@ TRAIN_PER_CLASS, TEST_PER_CLASS, EPOCHS, STILLS_PER_EPOCH = 80, 25, 8, 3200
 def render(split: Any, per_class: int, seed: int) -> tuple[Tensor, Tensor]:
     """Clips [n, 8, 3, 64, 64] uint8 of every motion and their labels [n]; a class and its reversal share frames."""
     config = MotionConfig(frame_size=64, num_frames=8, seed=seed)
-    clips = [render_motion(config, split, pair, index) for pair in MOTION_PAIRS for index in range(per_class)]
+    clips = [render_motion(config, split, pair, index) for pair in USUAL_PAIRS for index in range(per_class)]
     both = torch.stack([turned for clip in clips for turned in (clip, clip.flip(0))])
-    pairs = torch.arange(len(MOTION_PAIRS)).repeat_interleave(per_class)
+    pairs = torch.arange(len(USUAL_PAIRS)).repeat_interleave(per_class)
     return both, torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten()
 
 

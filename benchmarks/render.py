@@ -420,7 +420,8 @@ SECTIONS: Mapping[str, Section] = {
     ),
     STILL: Section(
         title="Not computing what stands still, CPU",
-        says="Accuracy of the motion model that ships, everything computed beside skipping what stands still "
+        says="Accuracy of the motion model of seven names that shipped before, everything computed beside "
+        "skipping what stands still "
         "(docs/still.md) on the same pixels, and which fractions of the patches were computed. PKS4 B/16 with "
         "random weights on one frame of a stream at a time, in turn, one thread; how many times faster it would be"
         " with the small model's fractions. `made streams`: an object rests, moves and rests before a still camera"
@@ -484,7 +485,8 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "stream_clips": Section(
         title="A stream of a clip classifier at frame 100 and at frame 100,000",
-        says="The motion model that ships, without any training: drawn clips of 8 frames one after the other, the "
+        says="The motion model of seven names that shipped before, without any training: drawn clips of 8 "
+        "frames one after the other, the "
         "same 99 of them near the stream's beginning and at its end, averaged as a stream does by default and by the "
         "mean of everything. An action counts as recalled when one of its frames has its label; one that has none "
         "counts with the delay of its length, 1.33 s. What the model carries of the actions before differs between "

@@ -3,7 +3,8 @@
 Run:  OMP_NUM_THREADS=1 python benchmarks/still_patches.py train     (some minutes; what is done is not done again)
       OMP_NUM_THREADS=1 python benchmarks/still_patches.py measure
 
-Accuracy: of the motion model that ships, which is causal and knows seven motions. Without any training, patches that
+Accuracy: of the motion model that ships, which is causal (published: that of seven names).
+Without any training, patches that
 stand still are skipped (`kinescan.models.still.SkipUnchanged`): on test clips before a still camera and with a shaking
 one, on clips as those that the model learned from (in half of them the whole picture moves), and on streams of a still
 camera: an object rests, moves for a clip, rests. Scored beside the same model that computes everything, on the same

@@ -8,7 +8,8 @@ import torch
 
 from kinescan.config import load_recipe
 from kinescan.data.sampling import segment_indices
-from kinescan.data.synthetic import NUM_STILL_TARGETS, MotionConfig
+from kinescan.data.synthetic import MOTION_PAIRS, NUM_STILL_TARGETS, MotionConfig
+from kinescan.data.synthetic.window_paths import WINDOW_PATHS
 from kinescan.errors import ConfigError
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.runs.demo import RELATIVE_SECONDS, DemoClock, DemoProgress, clear_output, demo, quick_demo, stills
@@ -75,13 +76,14 @@ def test_demo_refuses_before_it_removes_anything(small, tmp_path):
 def test_quick_demo_shows_the_model_that_comes_with_kinescan_and_trains_nothing(tmp_path):
     page = quick_demo(tmp_path / "demo")
     first = json.loads((tmp_path / "demo" / "demo.json").read_text())["first"]
-    names = {"clockwise", "counterclockwise", "down", "left", "right", "up"}
+    names = {name for pair in WINDOW_PATHS for name in MOTION_PAIRS[pair]}
     assert [set(first["right"][kind]) for kind in ("objects", "windows")] == [names, names]
-    # a die of seven sides would name 3 or 4 of 24
-    assert all(sum(right.values()) >= 12 for right in first["right"].values())
+    assert len(names) == 12
+    # a die of thirteen sides would name 3 or 4 of 48
+    assert all(sum(right.values()) >= 24 for right in first["right"].values())
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {"README.md", "index.html", "demo.json", "first"}
     text = page.read_text()
-    assert text.count("data:image/png;base64,") == len(first["shown"]) == 12
+    assert text.count("data:image/png;base64,") == len(first["shown"]) == 24
     assert "refresh" not in text
 
 

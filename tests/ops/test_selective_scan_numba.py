@@ -210,6 +210,22 @@ def test_step_of_a_stream_is_the_scan_of_one_step(monkeypatch):
     torch.testing.assert_close(y, general, atol=1e-5, rtol=1e-5)
 
 
+def test_first_step_of_a_stream_is_that_of_an_empty_state(monkeypatch):
+    """By the same kernel, so that a stream compiles one."""
+    tensors = draw(6, 1, 64, 16, state=False)
+    monkeypatch.setattr(kernels, "scan", None)
+    first = selective_scan(**tensors, backend="numba")
+    empty = selective_scan(**tensors, state=torch.zeros(6, 64, 16), backend="numba")
+    assert all(torch.equal(own, other) for own, other in zip(first, empty, strict=True))
+
+
+def test_first_step_is_finite_where_rates_overflow():
+    tensors = draw(2, 1, 32, 16, state=False)
+    y, state = selective_scan(**{**tensors, "A": torch.full((32, 16), 1e6)}, backend="numba")
+    assert y.isfinite().all()
+    assert state.isfinite().all()
+
+
 def test_large_results_are_written_past_the_caches(monkeypatch, nan_memory):
     assert_matches_reference(draw(700, 8, 1504, 1))  # the kernels' own threshold, and a last group that is not whole
     monkeypatch.setattr(kernels, "LARGE", 24 * 48)

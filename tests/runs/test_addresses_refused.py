@@ -1,17 +1,20 @@
-"""What is read from this machine alone refuses addresses by name, whatever their kind, and makes no folder of them."""
+"""What is read from this machine alone refuses addresses by name, whatever their kind; a recipe is read at one."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.loopback_store import serve
 
+from kinescan.config import load_recipe
 from kinescan.data.listing import list_videos
-from kinescan.errors import KinescanError
+from kinescan.errors import ConfigError, KinescanError
 from kinescan.inference.model_source import resolve_model
 from kinescan.models.weights.checkpoint_file import open_checkpoint
 from kinescan.runs.compare import compare_reports
 from kinescan.runs.convert import convert
+from kinescan.runs.train import train
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.output_folder import prepare_output
 from kinescan.runtime.recipe_files import find_recipe
@@ -69,3 +72,25 @@ def test_an_address_of_another_kind(name: str, address: str, tmp_path: Path, mon
     assert f"{scheme}://" in str(refused.value)
     assert "s3://" in str(refused.value)
     assert ("Leave file:// out" in str(refused.value)) == (scheme == "file")
+
+
+def test_a_recipe_is_read_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('model = "pks4_vit_ti16"\n[data]\ntrain = "videos"\n')
+    with serve(tmp_path) as (url, _):
+        for recipe in (f"{url}/mine.toml", Path(f"{url}/mine.toml")):
+            config = load_recipe(recipe, ["optim.epochs=3"])
+            assert (config.model.name, config.data.train, config.optim.epochs) == ("pks4_vit_ti16", "videos", 3)
+        with pytest.raises(ConfigError) as missing:
+            load_recipe(f"{url}/other.toml")
+    assert f"{url}/other.toml" in str(missing.value)
+
+
+def test_a_recipe_at_an_address_imports_no_code_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "its_module.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "mine.toml").write_text(
+        'model = {name = "its_model", module = "its_module"}\n[data]\ntrain = "videos"\n'
+    )
+    with serve(tmp_path) as (url, _), pytest.raises(ConfigError, match="--import its_module"):
+        train(f"{url}/mine.toml")

@@ -165,7 +165,7 @@ def test_a_made_video_has_the_right_labels_on_its_timeline(tabs: Any, folder: Pa
     tab.wait_for_selector(".ks-label")
     assert tab.inner_text(".ks-label") == "dark"
     bars = tab.eval_on_selector_all(".ks-event", "all => all.map(bar => bar.title)")
-    spans = [re.match(r"(\w+): ([\d.]+) s to ([\d.]+) s", bar).groups() for bar in bars]
+    spans = [re.match(r"([\w-]+): ([\d.]+) s to ([\d.]+) s", bar).groups() for bar in bars]
     assert [label for label, _, _ in sorted(spans, key=lambda span: float(span[1]))] == ["dark", "bright"]
     starts = {label: float(start) for label, start, _ in spans}
     assert starts["dark"] < 0.5
@@ -187,7 +187,7 @@ def test_the_model_that_comes_with_kinescan_names_the_motions_of_a_made_video(
     tab.click("#ks-look")
     tab.wait_for_selector(".ks-label")
     bars = tab.eval_on_selector_all(".ks-event", "all => all.map(bar => bar.title)")
-    spans = [re.match(r"(\w+): ([\d.]+) s to ([\d.]+) s", bar).groups() for bar in bars]
+    spans = [re.match(r"([\w-]+): ([\d.]+) s to ([\d.]+) s", bar).groups() for bar in bars]
     for index, motion in enumerate(pictures.MOTIONS):
         start = index * pictures.SECONDS
         middle = [label for label, begin, end in spans if float(begin) < start + 1.8 < float(end)]

@@ -10,11 +10,12 @@ from kinescan.data.video import VideoReader, write_video
 from kinescan.errors import VideoError
 from kinescan.models.zoo import create_model
 from kinescan.preprocessing import Preprocessing
-from kinescan.web.analysis import analyse
+from kinescan.web.analysis import MOST_SHOWN, Analysis, Interval, analyse
 from kinescan.web.chat import HeldTokens
 from kinescan.web.frame_strip import frame_strip
 from kinescan.web.held_seconds import held_seconds
 from kinescan.web.page_uploads import PageUploads
+from kinescan.web.pictures import OTHER
 from kinescan.web.problems import RequestProblem
 from kinescan.web.settings import ServeLimits
 from kinescan.web.timeline import timeline
@@ -45,6 +46,28 @@ def test_analysis_of_a_causal_model_goes_through_the_whole_video(video: Path) ->
     assert all(part in shown for part in ("&lt;b&gt;", "<polyline", "ks-event", "ks-speed"))
     # three frames with a next one, in three rows, two of which have a heat map over them
     assert frame_strip(found).count("<img") == 3 * (1 + 2 + 2)
+
+
+def test_the_class_of_an_event_has_a_curve_and_a_colour_however_many_were_likelier() -> None:
+    labels = tuple(f"class {index}" for index in range(MOST_SHOWN + 3))
+    scores = np.linspace(0.9, 0.1, len(labels))[None].repeat(2, 0)
+    found = Analysis(
+        labels=labels,
+        seconds=np.array([0.0, 1.0]),
+        scores=scores,
+        events=(Interval(label=labels[-1], start=0.0, end=1.0, score=0.1),),
+        duration=2.0,
+        frames=torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+        frame_seconds=(0.0,),
+        maps=None,
+        update_speed=None,
+        speed_over_time=None,
+        speed_seconds=np.zeros(0),
+    )
+    shown = timeline(found)
+    assert shown.count("<polyline") == MOST_SHOWN
+    assert f"background:{OTHER}" not in shown
+    assert f"{labels[-1]} <small>" in shown
 
 
 def test_other_models_are_shown_as_far_as_they_go(video: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from kinescan.config import load_recipe
 from kinescan.data.synthetic import (
     MOTION_PAIRS,
+    USUAL_PAIRS,
     AppearanceConfig,
     MotionConfig,
     SyntheticReport,
@@ -57,7 +58,7 @@ RELATIVE_SECONDS = {
 """How long the parts take beside each other: what is left is told by them."""
 
 
-PAIRS = [tuple(sorted(pair)) for pair in MOTION_PAIRS.values()]
+PAIRS = [tuple(sorted(MOTION_PAIRS[pair])) for pair in USUAL_PAIRS]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ def timeline(analysis: Analysis, title: str = "") -> str:
         analysis: of a video.
         title: name of the model.
     """
-    shown = [int(index) for index in np.argsort(-analysis.scores.max(0), kind="stable")[:MOST_SHOWN]]
+    shown = _shown(analysis)
     colours = {analysis.labels[index]: COLOURS[number % len(COLOURS)] for number, index in enumerate(shown)}
     best = escape_html(analysis.best)
     mean = percent(float(analysis.scores.mean(0).max()))
@@ -45,6 +45,14 @@ def timeline(analysis: Analysis, title: str = "") -> str:
         f'<div class="ks-body">{_curves(analysis, shown)}{_bars(analysis, colours)}{_speed(analysis)}</div>'
         f'<div class="ks-keys ks-legend">{keys}</div>{events}</section>'
     )
+
+
+def _shown(analysis: Analysis) -> list[int]:
+    """The classes that get a curve and a colour: those of events first, then the likeliest at some time."""
+    happened = {event.label for event in analysis.events}
+    order = [int(index) for index in np.argsort(-analysis.scores.max(0), kind="stable")]
+    order.sort(key=lambda index: analysis.labels[index] not in happened)
+    return order[: max(MOST_SHOWN, min(len(happened), len(COLOURS)))]
 
 
 def _length(analysis: Analysis) -> float:

@@ -37,19 +37,21 @@ def test_batches_depend_on_seed_epoch_and_place_alone() -> None:
 
 @pytest.mark.parametrize("camera_fraction", [0.0, 1.0])
 def test_fields_point_where_the_names_say(camera_fraction: float) -> None:
-    _, labels, fields = _clips(grid=6, camera_fraction=camera_fraction).draw(np.random.default_rng(1))
+    _, labels, fields = _clips(grid=6, batch_size=192, camera_fraction=camera_fraction).draw(np.random.default_rng(1))
     axis = torch.arange(6) - 2.5
     across, down = axis.repeat(6), axis.repeat_interleave(6)
     x, y = fields[:, 1:, :, 0], fields[:, 1:, :, 1]
     means = {
         "right": x.mean((1, 2)),
         "down": y.mean((1, 2)),
+        "down-right": (x + y).mean((1, 2)),
+        "up-right": (x - y).mean((1, 2)),
         "clockwise": (across * y - down * x).mean((1, 2)),
         "growing": (across * x + down * y).mean((1, 2)),
     }
     if not camera_fraction:
         # objects turn and grow about their own middles
-        means = {name: means[name] for name in ("right", "down")}
+        means = {name: means[name] for name in ("right", "down", "down-right", "up-right")}
     for name, amounts in means.items():
         index = MOTION_NAMES.index(name)
         own, other = amounts[labels == index], amounts[labels == REVERSED[index]]

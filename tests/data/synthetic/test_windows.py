@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made") / "real"
-    make_windows(out, WindowConfig(source=str(folder), **SMALL, **COUNTS))
+    make_windows(out, WindowConfig(source=str(folder), pairs=tuple(WINDOW_PATHS), **SMALL, **COUNTS))
     return out
 
 
@@ -65,7 +65,7 @@ def pictures(folder: Path) -> Sources:
 
 def test_make_windows_lays_out_classes_and_says_which_files_were_shown(made):
     meta = json.loads((made / "meta.json").read_text())
-    assert (meta["kind"], meta["complete"], len(meta["classes"])) == ("motion", True, 8)
+    assert (meta["kind"], meta["complete"], len(meta["classes"])) == ("motion", True, 2 * len(WINDOW_PATHS))
     assert {part: len(names) for part, names in meta["sources"].items()} == {"train": 4, "test": 2}
     assert not set(meta["sources"]["train"]) & set(meta["sources"]["test"])
     assert all(len(list((made / "train" / name).glob("*.mp4"))) == 2 for name in meta["classes"])
@@ -113,16 +113,20 @@ def noise_sources(tmp_path: Path) -> Sources:
     return pictures(tmp_path)
 
 
-@pytest.mark.parametrize(("pair", "axis"), [("horizontal", 0), ("vertical", 1)])
-def test_what_is_seen_moves_as_the_class_says(tmp_path, pair, axis):
+@pytest.mark.parametrize(
+    ("pair", "way"),
+    [("horizontal", (1, 0)), ("vertical", (0, 1)), ("falling", (0.7071, 0.7071)), ("rising", (0.7071, -0.7071))],
+)
+def test_what_is_seen_moves_as_the_class_says(tmp_path, pair, way):
     sources = noise_sources(tmp_path)
     config = WindowConfig(source=str(tmp_path), frame_size=64, num_frames=10, noise_levels=0, shake_pixels=0)
     for index in range(4):
         clip = render_window(config, sources, "train", pair, index)
         shifts = np.array([shift_between(clip[t], clip[t + 3]) for t in (0, 3, 6)])
-        # to the right, or down, by 35 to 55 % of 64 pixels in nine steps; hardly across
-        assert 0.3 * 64 < shifts[:, axis].sum() < 0.6 * 64
-        assert abs(shifts[:, 1 - axis].sum()) < 7
+        x, y = shifts.sum(0)
+        # by 35 to 55 % of 64 pixels in nine steps; hardly across
+        assert 0.3 * 64 < x * way[0] + y * way[1] < 0.6 * 64
+        assert abs(x * way[1] - y * way[0]) < 7
 
 
 def test_turning_is_clockwise_and_growing_grows(tmp_path):
@@ -188,7 +192,9 @@ def test_windows_stay_within_the_picture(pair, width, height):
 
 
 def test_the_same_settings_make_the_same_files_whatever_the_workers(folder, made, tmp_path):
-    make_windows(tmp_path / "again", WindowConfig(source=str(folder), **SMALL, **COUNTS, workers=3))
+    make_windows(
+        tmp_path / "again", WindowConfig(source=str(folder), pairs=tuple(WINDOW_PATHS), **SMALL, **COUNTS, workers=3)
+    )
     for file in made.rglob("*.mp4"):
         assert (tmp_path / "again" / file.relative_to(made)).read_bytes() == file.read_bytes()
 

@@ -39,7 +39,6 @@ def _windows(number: int, **settings: float) -> list[tuple[str, Pixels]]:
     return [
         (MOTION_PAIRS[pair][0], render_window(config, sources, "test", pair, index))
         for pair in WINDOW_PATHS
-        if pair != "scaling"
         for index in range(number)
     ]
 

@@ -4,7 +4,7 @@ from kinescan.data.synthetic.appearance import AppearanceConfig, make_appearance
 from kinescan.data.synthetic.event_scene import EVENT_PAIRS
 from kinescan.data.synthetic.events import EventsConfig, make_events
 from kinescan.data.synthetic.harder import MOTION_LEVELS, level_settings
-from kinescan.data.synthetic.motion import MOTION_PAIRS, MotionConfig, make_motion
+from kinescan.data.synthetic.motion import MOTION_PAIRS, USUAL_PAIRS, MotionConfig, make_motion
 from kinescan.data.synthetic.shapes import SHAPES
 from kinescan.data.synthetic.stills import (
     NUM_COLOUR_TARGETS,
@@ -29,6 +29,7 @@ __all__ = [
     "SHAPES",
     "TEST_TEXTURES",
     "TRAIN_TEXTURES",
+    "USUAL_PAIRS",
     "AppearanceConfig",
     "EventsConfig",
     "MotionConfig",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kinescan.data.synthetic.motion import MOTION_PAIRS, Look, render_disturbed, sample_motion_scene
+from kinescan.data.synthetic.motion import USUAL_PAIRS, Look, render_disturbed, sample_motion_scene
 from kinescan.data.synthetic.shapes import SHAPES
 from kinescan.data.synthetic.textures import FAMILIES
 from kinescan.data.synthetic.writing import ClipFile, Split, SyntheticConfig, SyntheticReport, write_dataset
@@ -97,7 +97,7 @@ def render_appearance(config: AppearanceConfig, split: Split, label: str, index:
     colour, family = label.split("_")
     look = [list(COLOURS).index(colour), FAMILIES.index(family)]
     rng = np.random.default_rng([config.seed, split == "test", *look, index])
-    pair, backwards = str(rng.choice(list(MOTION_PAIRS))), bool(rng.integers(2))
+    pair, backwards = str(rng.choice(USUAL_PAIRS)), bool(rng.integers(2))
     scene = sample_motion_scene(rng, pair, split, num_frames=config.num_frames, look=config.looks[label])
     pixels = render_disturbed(scene, rng, config)
     return pixels.flip(0) if backwards else pixels

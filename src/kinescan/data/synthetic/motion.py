@@ -24,8 +24,12 @@ MOTION_PAIRS: dict[str, tuple[str, str]] = {
     "scaling": ("growing", "shrinking"),
     "meeting": ("together", "apart"),
     "covering": ("uncovering", "covering"),
+    "falling": ("down-right", "up-left"),
+    "rising": ("up-right", "down-left"),
 }
 """Each pair of classes: the second is the first, played backwards."""
+USUAL_PAIRS = ("horizontal", "vertical", "turning", "scaling", "meeting", "covering")
+"""Those that are made where no pairs are given: without the diagonal ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +52,14 @@ class MotionConfig(HarderConfig):
     """What `make_motion` makes.
 
     Attributes:
-        pairs: which of `MOTION_PAIRS`; each gives two classes.
+        pairs: which of `MOTION_PAIRS`; each gives two classes. By default all but the diagonal ones.
         objects: one moves as the class says (in "meeting" and "covering" two belong together), the others stand still.
         object_size: what the radii of all objects are multiplied by.
         spread: how far from the frame's middle motions take place: 1 as usual, at 0 all have it as their middle.
         drift_pixels: how far the camera wanders smoothly at most, in x and in y, pixels; objects and background alike.
     """
 
-    pairs: tuple[str, ...] = tuple(MOTION_PAIRS)
+    pairs: tuple[str, ...] = USUAL_PAIRS
     objects: int = 1
     object_size: float = 1.0
     spread: float = 1.0
@@ -90,7 +94,7 @@ def make_motion(folder: str | Path, config: MotionConfig | None = None) -> Synth
     """Video files in which only the motion tells the class.
 
     FOLDER/train/CLASS/0000.mp4, FOLDER/test/CLASS/0000.mp4, and FOLDER/meta.json. A textured object on a textured
-    background moves in one of up to twelve ways. File k of a class is file k of its mate backwards, noise, shake and
+    background moves in one of up to sixteen ways. File k of a class is file k of its mate backwards, noise, shake and
     all, and every frame is compressed by itself; so the frames of the two are the same and only their order differs:
     a model that averages over frames is right in exactly half of the cases within a pair. Texture seeds of train and
     test come from disjoint pools.

@@ -17,13 +17,18 @@ from kinescan.fields import check_types
 from kinescan.preprocessing import Preprocessing
 from kinescan.shapes import Pixels
 
-MOTION_NAMES = ("right", "left", "down", "up", "clockwise", "counterclockwise", "growing", "shrinking", "still")
+MOTION_NAMES = (
+    *("right", "left", "down", "up", "clockwise", "counterclockwise", "growing", "shrinking"),
+    *("down-right", "up-left", "down-left", "up-right", "still"),
+)
 """What a clip may show, named for what is seen on the screen."""
-REVERSED = (1, 0, 3, 2, 5, 4, 7, 6, 8)
+REVERSED = (1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 12)
 """For each of `MOTION_NAMES` the one that the same clip shows backwards."""
-MIRRORED = (1, 0, 2, 3, 5, 4, 6, 7, 8)
+MIRRORED = (1, 0, 2, 3, 5, 4, 6, 7, 10, 11, 8, 9, 12)
 """For each of `MOTION_NAMES` the one that its mirror image (left and right exchanged) shows."""
 
+_DIRECTIONS = {0: (1.0, 0.0), 1: (0.0, 1.0), 4: (math.sqrt(0.5), math.sqrt(0.5)), 5: (-math.sqrt(0.5), math.sqrt(0.5))}
+"""Of the first motion of each pair that travels, by the pair's place in `MOTION_NAMES`: x and y."""
 _OUTLINES = (*SHAPES, "panel")
 _STILL = MOTION_NAMES.index("still")
 _DEGREES = math.pi / 180
@@ -35,7 +40,7 @@ class MotionClipsConfig:
 
     Attributes:
         names: which of `MOTION_NAMES` are told apart; a motion and its reversal come together.
-        shown: which of them clips show; empty: all.
+        shown: which of them clips show, one that is listed twice twice as often; empty: all.
         num_pictures: how many textures are rendered.
         given_fraction: fraction of the textures that are taken from the pictures that are given, where there are any.
         camera_fraction: fraction of clips in which the whole picture moves; in the others objects do.
@@ -54,9 +59,9 @@ class MotionClipsConfig:
     camera_fraction: float = 0.5
     travel: tuple[float, float] = (0.018, 0.08)
     turn_degrees: tuple[float, float] = (5.0, 25.0)
-    zoom: tuple[float, float] = (1.03, 1.13)
+    zoom: tuple[float, float] = (1.04, 1.15)
     object_radius: tuple[float, float] = (0.1, 0.32)
-    tilt_degrees: float = 20.0
+    tilt_degrees: float = 17.0
     noise_levels: float = 6.0
 
     def __post_init__(self) -> None:
@@ -129,7 +134,11 @@ class MotionClips:
         for index in range(first_batch, self.num_batches):
             pixels, labels, fields = self.draw(np.random.default_rng([self.seed, 5, epoch, index]))
             clips = (pixels.float() / 255 - mean) / std
-            yield Batch(clips, fields if self.grid else labels, list(range(self.batch_size)), [])
+            yield Batch(clips, self.targets(labels, fields), list(range(self.batch_size)), [])
+
+    def targets(self, labels: Tensor, fields: Tensor) -> Tensor:
+        """What a batch's labels are, of what `draw` gives."""
+        return fields if self.grid else labels
 
     def draw(self, rng: np.random.Generator) -> tuple[Pixels, Tensor, Tensor]:
         """A batch: pixels uint8 [B, T, 3, S, S], labels [B] (indices of `config.names`), and fields (see `grid`)."""
@@ -184,9 +193,10 @@ class MotionClips:
         zoom = np.log(_between(rng, config.zoom, count))
         steps = np.zeros((count, 4))
         pair, sign = kinds // 2, 1.0 - 2.0 * (kinds % 2)
-        across, along = sign * way * np.cos(tilt), way * np.sin(tilt)
-        steps[:, 0] = np.select([pair == 0, pair == 1], [across, along], 0)
-        steps[:, 1] = np.select([pair == 0, pair == 1], [along, across], 0)
+        forwards, aside = sign * way * np.cos(tilt), way * np.sin(tilt)
+        for travelling, (x, y) in _DIRECTIONS.items():
+            directed = np.stack([x * forwards - y * aside, y * forwards + x * aside], axis=1)
+            steps[:, :2] = np.where((pair == travelling)[:, None], directed, steps[:, :2])
         steps[:, 2] = np.where(pair == 3, sign * zoom, 0)
         steps[:, 3] = np.where(pair == 2, sign * turn, 0)
         # a little of everything else

@@ -35,6 +35,22 @@ def _vertical(rng: np.random.Generator, phase: np.ndarray) -> Poses:
     return [_pose(across, along, radius, _any_angle(rng))]
 
 
+def _diagonal(rng: np.random.Generator, phase: np.ndarray, way: tuple[int, int]) -> Poses:
+    """Along a diagonal of the frame, as far as along its sides."""
+    along, across, radius = _travel(rng, phase)
+    along, across = (along - 0.5) * math.sqrt(0.5), (across - 0.5) * math.sqrt(0.5)
+    x, y = way
+    return [_pose(0.5 + x * along - y * across, 0.5 + y * along + x * across, radius, _any_angle(rng))]
+
+
+def _falling(rng: np.random.Generator, phase: np.ndarray) -> Poses:
+    return _diagonal(rng, phase, (1, 1))
+
+
+def _rising(rng: np.random.Generator, phase: np.ndarray) -> Poses:
+    return _diagonal(rng, phase, (1, -1))
+
+
 def _turning(rng: np.random.Generator, phase: np.ndarray) -> Poses:
     x, y = rng.uniform(0.35, 0.65, 2)
     angle = _any_angle(rng) + np.radians(rng.uniform(100, 180)) * phase
@@ -74,6 +90,8 @@ PATHS: dict[str, Callable[[np.random.Generator, np.ndarray], Poses]] = {
     "scaling": _scaling,
     "meeting": _meeting,
     "covering": _covering,
+    "falling": _falling,
+    "rising": _rising,
 }
 """How the objects of the first class of each pair move while the phase goes from 0 to 1; played backwards, the second.
 

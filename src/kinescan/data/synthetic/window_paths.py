@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _TILT = math.radians(45)
+_DIAGONAL = math.sqrt(0.5)
 _SIDES = (0.36, 0.66)
 _FILL = 0.98
 """Fraction of the picture that a window's path may reach over."""
@@ -57,11 +58,15 @@ def _still(rng: np.random.Generator, phase: np.ndarray) -> tuple[NDArray[np.floa
     return np.ones(len(phase)), float(side), float(rng.uniform(-_TILT, _TILT))
 
 
-def _travel(rng: np.random.Generator, phase: np.ndarray, axis: int) -> WindowPath:
-    """What is seen moves along an axis of the frame by a third to a half of it, and hardly across."""
+_Direction = tuple[float, float]
+"""In the frame, x and y, of length 1."""
+
+
+def _travel(rng: np.random.Generator, phase: np.ndarray, ahead: _Direction, aside: _Direction) -> WindowPath:
+    """What is seen moves along `ahead` by a third to a half of the frame, and hardly along `aside`."""
     ones, side, tilt = _still(rng, phase)
-    moves = np.empty(2)
-    moves[axis], moves[1 - axis] = rng.uniform(0.35, 0.55), rng.uniform(-0.06, 0.06)
+    along, across = rng.uniform(0.35, 0.55), rng.uniform(-0.06, 0.06)
+    moves = along * np.array(ahead) + across * np.array(aside)
     # the frame's axes are tilted in the picture
     cosine, sine = math.cos(tilt), math.sin(tilt)
     way = np.array([cosine * moves[0] + sine * moves[1], cosine * moves[1] - sine * moves[0]])
@@ -70,11 +75,19 @@ def _travel(rng: np.random.Generator, phase: np.ndarray, axis: int) -> WindowPat
 
 
 def _horizontal(rng: np.random.Generator, phase: np.ndarray) -> WindowPath:
-    return _travel(rng, phase, 0)
+    return _travel(rng, phase, (1, 0), (0, 1))
 
 
 def _vertical(rng: np.random.Generator, phase: np.ndarray) -> WindowPath:
-    return _travel(rng, phase, 1)
+    return _travel(rng, phase, (0, 1), (1, 0))
+
+
+def _falling(rng: np.random.Generator, phase: np.ndarray) -> WindowPath:
+    return _travel(rng, phase, (_DIAGONAL, _DIAGONAL), (_DIAGONAL, -_DIAGONAL))
+
+
+def _rising(rng: np.random.Generator, phase: np.ndarray) -> WindowPath:
+    return _travel(rng, phase, (_DIAGONAL, -_DIAGONAL), (_DIAGONAL, _DIAGONAL))
 
 
 def _turning(rng: np.random.Generator, phase: np.ndarray) -> WindowPath:
@@ -98,6 +111,8 @@ WINDOW_PATHS: dict[str, Callable[[np.random.Generator, np.ndarray], WindowPath]]
     "vertical": _vertical,
     "turning": _turning,
     "scaling": _scaling,
+    "falling": _falling,
+    "rising": _rising,
 }
 """The path of the first class of each pair about (0, 0) while the phase goes from 0 to 1.
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kinescan.data.synthetic.harder import Extras, HarderConfig
-from kinescan.data.synthetic.motion import MOTION_PAIRS, check_pairs, sample_disturbances
+from kinescan.data.synthetic.motion import MOTION_PAIRS, USUAL_PAIRS, check_pairs, sample_disturbances
 from kinescan.data.synthetic.scene import paste_sprites, to_levels
 from kinescan.data.synthetic.sources import Sources, find_sources
 from kinescan.data.synthetic.window_paths import WINDOW_PATHS, WindowPath, place_window
@@ -38,14 +38,14 @@ class WindowConfig(HarderConfig):
 
     Attributes:
         source: folder with videos and pictures, in it or in folders below.
-        pairs: which of "horizontal", "vertical", "turning", "scaling"; each gives two classes.
+        pairs: which of `WINDOW_PATHS`; each gives two classes. By default all but the diagonal ones.
         test_ratio: fraction of the source files that test clips are cut from; where the folder has parts (train beside
             test or val), those count and not this.
         clip_speed: how fast videos play under the window; at 0 each clip shows one frame of them.
     """
 
     source: str = ""
-    pairs: tuple[str, ...] = tuple(WINDOW_PATHS)
+    pairs: tuple[str, ...] = tuple(pair for pair in USUAL_PAIRS if pair in WINDOW_PATHS)
     test_ratio: float = 0.3
     clip_speed: float = 1.0
 
