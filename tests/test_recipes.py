@@ -76,3 +76,10 @@ def test_recipe_of_state_space_prompts_has_the_paper_s_numbers(
     with torch.device("meta"):
         model = create_model(config.model.name, num_classes=174, num_frames=frames, **config.model.options)
     assert sum(parameter.numel() for parameter in model.tuner.parameters()) == 2_418_274
+
+
+@pytest.mark.parametrize("name", ["events_cpu", "clip_events"])
+def test_recipes_for_streams_see_the_same_moments_at_the_rates_of_cameras(name: str) -> None:
+    rate = _load(name).preprocessing.frame_rate
+    for camera in (12.5, 25.0, 50.0):
+        assert camera / rate == round(camera / rate)
