@@ -400,6 +400,12 @@ SECTIONS: Mapping[str, Section] = {
         "without its limit. Retrieval: a question's first logits from some chunks of the cache against those from all, "
         "with random weights, which attend to everything alike: the hardest case.",
     ),
+    "statekv_hour_cpu": Section(
+        title="StateKV: an hour of a recording by kinescan ask --watch, CPU",
+        says="Resident memory of the command's process, in bytes, with a limit of 2,000 tokens, without one, and as a "
+        "live source; a tiny model of random weights, 120 answers. The end is compared with what follows the first "
+        "third, in which the process loads and fills its limit.",
+    ),
     "statekv_limits": Section(
         title="StateKV: what a limit of the full KV cache costs",
         says="The cue task and a needle task at a quarter and a sixteenth of the tokens (docs/statekv.md); chance is "

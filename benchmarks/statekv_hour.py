@@ -78,8 +78,8 @@ def watched(source: str, model: Path, *options: str) -> dict[str, Any]:
     return {
         "answers": len(answers),
         "seen_seconds_of_the_last_answer": answers[-1]["seen_seconds"],
-        "wall_seconds": wall_seconds,
-        "cpu_seconds": cpu_seconds,
+        "seconds_from_start_to_end": wall_seconds,
+        "process_seconds": cpu_seconds,
         "readings": len(readings),
         "resident_bytes_of_each_twentieth": twentieths(readings[:-1]),
         "lowest_after_the_first_third": min(after[:-1]),

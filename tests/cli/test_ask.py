@@ -81,7 +81,7 @@ def test_the_command_prints_answers_and_costs(saved, clip, monkeypatch):
                  "--device", "cpu")  # fmt: skip
     assert result.exit_code == 0, result.output
     assert result.stdout.index("> What moves?") < result.stdout.index("> Where?")
-    for text in ("with full attention:", "largest difference of logits:", "prefill ", "query-key pairs"):
+    for text in ("full attention", "largest difference of logits:", "prefill ", "query-key pairs"):
         assert text in result.stdout
     # as wide as the terminal allows
     assert "/s, state " in result.stderr

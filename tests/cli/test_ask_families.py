@@ -83,6 +83,26 @@ def test_a_new_user_asks_each_family(folder, clip, tmp_path):
     assert few["asked"][0]["logit_difference"] > 0
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["internvl", "qwen3_vl"])
+def test_an_adapter_answers_as_generate_does(name, clip, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = published.save(name, tmp_path / "base" / name)
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapter = tmp_path / name
+    peft.get_peft_model(load_vlm(base).model, lora).save_pretrained(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(base)
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+    def answer(model, *options):
+        asked = [QUESTION, "--model", model, "--max-new-tokens", NEW_TOKENS, "--set", "hf_compat=true"]
+        return document(clip, *asked, *options)["asked"][0]["answer"]
+
+    assert answer(adapter) == answer(adapter, "--set", "merge_adapter=true") == generated(adapter, clip) != answer(base)
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize("kind", sorted(REFUSED | OWN_CODE))
 def test_a_refused_family_is_named_with_its_reason(kind, clip, tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,46 @@ def test_a_comparison_says_whether_the_budget_was_reached(saved, clips):
     assert "never reached" in shown.stdout
 
 
+@pytest.mark.parametrize(
+    ("options", "limits"),
+    [
+        (["--memory", "40 tokens"], ["memory"]),
+        (["--memory", "4000 tokens"], []),
+        (["--storage", "int8"], ["storage"]),
+        (["--storage", "offload", "--set", "chunk_tokens=8", "--set", "retrieved_chunks=2"], ["retrieved_chunks"]),
+    ],
+    ids=["memory", "memory not reached", "int8", "retrieval"],
+)
+def test_a_comparison_names_what_else_differs(options, limits, saved, clips):
+    """Where the budget was not reached, but answers come from less than everything, both sides are not the same."""
+    given = ["--compare", "full", "--budget", 4000, "--fps", 2, *options]
+    found = document(clips[1], "What?", *given, model=saved)
+    assert not found["budget_reached"]
+    assert found["other_limits"] == limits
+    assert (found["asked"][0]["logit_difference"] > 1e-5) is bool(limits)
+    # the other side keeps everything as it was
+    sides = found["prefill"]["stats"], found["full_prefill"]["stats"]
+    assert (sides[0]["full_cache_bytes"] < sides[1]["full_cache_bytes"]) is (limits not in ([], ["retrieved_chunks"]))
+
+
+@pytest.mark.parametrize("budget", [10, 4000])
+def test_a_comparison_fits_the_terminal(budget, saved, clips, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    question = "Where does the light go, and what was there before it came?"
+    result = run(clips[1], question, "--compare", "full", "--budget", budget, "--fps", 2, model=saved)
+    lines = [*result.stdout.splitlines(), *(line for line in result.stderr.splitlines() if line.startswith("10 "))]
+    assert max(map(len, lines)) <= 80
+
+
+def test_what_a_model_says_does_not_steer_the_terminal(saved, clips):
+    hot = ["--temperature", 9, "--max-new-tokens", 120]
+    result = run(clips[1], "What is \x1b[31mred?", *hot, "--compare", "full", model=saved)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("\\x1b[31mred?") == 2
+    assert result.stdout.count("\\x") > 2
+    assert not [one for one in result.stdout if unicodedata.category(one) == "Cc" and one not in "\n\t"]
+
+
 def test_a_live_source_comes_back(saved, clips, monkeypatch, caplog):
     opened = []
 
@@ -277,6 +318,20 @@ def test_wrong_usage_is_named(arguments, saved, clips):
     assert result.exit_code == 2, result.output
     assert "Error: " in result.stderr or "Error: " in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("where", ["folder", "below a file"])
+def test_a_place_where_nothing_can_be_saved_is_refused_before_watching(where, saved, clips, tmp_path, monkeypatch):
+    def read(*args, **options):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("kinescan.runs.ask.load_vlm", read)
+    (tmp_path / "file").write_text("")
+    path = tmp_path if where == "folder" else tmp_path / "file" / "one.state"
+    result = run(clips[1], "--save", path, model=saved)
+    assert result.exit_code == 1
+    assert str(path) in result.stderr
 
 
 @pytest.mark.bad_input

@@ -17,8 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kinescan import runs
 from kinescan.cli.options import json_option, settings_option
 from kinescan.cli.output import is_quiet, print_json, reported
+from kinescan.cli.terminal import folded, line_limit, print_table, print_text
 from kinescan.errors import ConfigError
-from kinescan.runtime.escaping import to_json
+from kinescan.runtime.escaping import escape_lines, to_json
 from kinescan.runtime.quantities import byte_size, duration
 
 if TYPE_CHECKING:
@@ -289,8 +290,8 @@ class _Speaker:
             self._before()
             self.end()
             self._question = question
-            print(f"> {question}")
-        print(text, end="", flush=True)
+            print(f"> {escape_lines(question)}")
+        print(escape_lines(text), end="", flush=True)
 
     def end(self) -> None:
         if self._question is not None:
@@ -300,13 +301,13 @@ class _Speaker:
 def _print_costs(report: "AskReport") -> None:
     stats = report.prefill.stats
     dropped = stats.num_seen_tokens - stats.num_tokens
-    print(
+    costs = (
         f"{report.num_frames} frames: {report.vision_seconds:.2f} s to decode and see, {report.prefill.seconds:.2f} s "
         f"in the decoder; state {stats.state_tokens} tokens, {byte_size(stats.state_bytes)}; cache "
         f"{stats.num_tokens} tokens, {byte_size(stats.full_cache_bytes)}"
-        + (f" ({dropped} were dropped for the limit)" if dropped else ""),
-        file=sys.stderr,
+        + (f" ({dropped} were dropped for the limit)" if dropped else "")
     )
+    print("\n".join(folded(costs, line_limit())), file=sys.stderr)
     if report.full_prefill is not None:
         _print_comparison(report)
 
@@ -314,14 +315,17 @@ def _print_costs(report: "AskReport") -> None:
 def _print_comparison(report: "AskReport") -> None:
     """The stream beside full attention."""
     assert report.full_prefill is not None, "full attention was not compared"
-    print("\nwith full attention:")
+    names = (report.prefill.policy, "full attention")
     for asked in report.asked:
-        print(f"> {asked.question}\n{asked.full_answer}\nlargest difference of logits: {asked.logit_difference:.4g}")
+        print(f"\n> {escape_lines(asked.question)}")
+        # a table's cell is one line
+        print_table(names, [[" ".join(text.split()) for text in (asked.answer, asked.full_answer or "")]])
+        print(f"largest difference of logits: {asked.logit_difference:.4g}")
     sides = (report.prefill, report.full_prefill)
     seconds = (sum(one.seconds for one in report.asked), sum(one.full_seconds or 0.0 for one in report.asked))
     past = (sides[0].stats.state_bytes, sides[1].stats.full_cache_bytes)
     rows = [
-        ("", [report.prefill.policy, "full attention"]),
+        ("", [*names]),
         ("tokens of the past that a frame sees", [f"{side.stats.state_tokens:,}" for side in sides]),
         ("their memory", [byte_size(size) for size in past]),
         ("memory of all keys and values", [byte_size(side.stats.full_cache_bytes) for side in sides]),
@@ -333,7 +337,18 @@ def _print_comparison(report: "AskReport") -> None:
     for name, (left, right) in rows:
         print(f"{name:<37} {left:>18} {right:>18}")
     if not report.budget_reached:
-        print(
-            f"\nThe budget was never reached: {report.prefill.stats.num_seen_tokens:,} tokens came. Both sides are "
-            "full attention, and that\nthey agree shows nothing. Compare with a smaller --budget, or a longer video."
-        )
+        print_text(["", _said_of_no_compression(report)])
+
+
+def _said_of_no_compression(report: "AskReport") -> str:
+    """What a comparison is worth where frames saw everything."""
+    came = f"{report.prefill.stats.num_seen_tokens:,} tokens came"
+    if report.prefill.policy == "none":
+        said, advice = f"Policy none is full attention: {came}, and frames saw them all.", "another --policy"
+    else:
+        said = f"The budget was never reached: {came}, and frames saw them all, as with full attention."
+        advice = "a smaller --budget, or a longer video"
+    if report.other_limits:
+        flags = {"memory": "--memory", "retrieved_chunks": "retrieved_chunks", "storage": "int8 storage"}
+        return f"{said} What differs comes from {', '.join(flags[name] for name in report.other_limits)} alone."
+    return f"{said} Both sides are the same, and that they agree shows nothing. Compare with {advice}."

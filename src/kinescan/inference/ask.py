@@ -75,7 +75,11 @@ class AskReport:
         prefill: of the compressed stream.
         full_prefill: of full attention, where compared.
         asked: one for each question.
-        budget_reached: whether more tokens came than a frame may see; where not, the stream was full attention itself.
+        budget_reached: whether more tokens came than a frame may see; where not, frames saw all that full attention's
+            see.
+        other_limits: names of settings, besides the budget, that let an answer differ from full attention's: a memory
+            limit that was reached, retrieved chunks, int8 storage. Where the budget was not reached either, the stream
+            was full attention itself.
     """
 
     video: str
@@ -85,6 +89,7 @@ class AskReport:
     full_prefill: Prefill | None
     asked: list[Asked]
     budget_reached: bool = True
+    other_limits: tuple[str, ...] = ()
 
 
 class Incoming(Protocol):
@@ -231,6 +236,9 @@ def _opened(
     if not compare:
         return stream, None
     options = options | {"policy": "none", "memory_budget": None, "retrieved_chunks": None}
+    if options["storage"] == "int8":
+        # rounded keys and values are none to compare with
+        options = options | {"storage": "offload"}
     return stream, opened.enter_context(open_stream(vlm.model, vlm.tokenizer, **options, **shown))
 
 
@@ -254,7 +262,18 @@ def _report(
         full_prefill=None if full_stats is None else Prefill(policy="none", seconds=clocks["full"], stats=full_stats),
         asked=asking.asked,
         budget_reached=stream.cache.budget is not None and stats.num_seen_tokens > stream.cache.budget,
+        other_limits=_other_limits(stream, stats),
     )
+
+
+def _other_limits(stream: VideoStream, stats: StreamStats) -> tuple[str, ...]:
+    """See `AskReport`."""
+    reached = {
+        "memory": stats.num_tokens < stats.num_seen_tokens,
+        "retrieved_chunks": stream.config.retrieved_chunks is not None,
+        "storage": stream.config.storage == "int8",
+    }
+    return tuple(name for name, is_reached in reached.items() if is_reached)
 
 
 def check_question(questions: Sequence[str], fps: float, compare: str | None, session: Session | None = None) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 from kinescan.config import parse_overrides
 from kinescan.data.video import Reconnect, VideoReader, is_live, refuse_terminal
-from kinescan.errors import ConfigError
+from kinescan.errors import CheckpointError, ConfigError
 from kinescan.inference.ask import AskReport, Session, ask, check_question
 from kinescan.inference.ask_settings import AskSettings
+from kinescan.runtime.atomic_write import require_writable
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.files import read_text
 from kinescan.settings import build_settings
@@ -60,7 +61,7 @@ def prepare_ask(
     Raises:
         ConfigError: a setting is wrong, or no question was given.
         VideoError: the file cannot be read.
-        CheckpointError: the model, or the saved stream, cannot be read.
+        CheckpointError: the model, or the saved stream, cannot be read, or what is watched cannot be saved there.
     """
     session, settings = session or Session(), settings or AskSettings()
     check_question(questions, fps, compare, session)
@@ -70,6 +71,8 @@ def prepare_ask(
     settings.of_stream(budget=budget, fps=fps, memory=memory)
     if session.load is not None:
         read_snapshot(session.load)
+    if session.save is not None:
+        require_writable(session.save, error=CheckpointError)
     if video is not None:
         refuse_terminal(video)
         if not is_live(video):

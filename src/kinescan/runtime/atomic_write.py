@@ -4,8 +4,10 @@
 `atomic_folder` for a folder that replaces another one.
 """
 
+import errno
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -75,6 +77,26 @@ def atomic_write(
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def require_writable(
+    path: str | Path, *, error: Callable[[str], Exception] = ConfigError, advice: str = ADVICE
+) -> None:
+    """Refuses before hours of work what `atomic_write` would refuse behind them; a missing folder is made.
+
+    Raises:
+        ConfigError: (or what `error` makes) no file of that name can be written.
+    """
+    path = Path(path)
+    require_local(path, error=error)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as problem:
+        raise error(_refusal(path, problem, advice)) from None
 
 
 def write_text(

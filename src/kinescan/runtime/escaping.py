@@ -8,6 +8,7 @@ from typing import Any
 
 # A sign inside of a word, or one that means something at the start of a line only, stays as it is elsewhere.
 _MARKDOWN = re.compile(r"([\\`*\[\]|<>~&$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[#+=-]|(?<=^\d)[.)])")
+_KEPT_IN_LINES = "\n\t\u200c\u200d"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _AUTOLINK = re.compile(r"(?i)\b(https?|ftp|mailto|www)([:.])")
 
@@ -20,6 +21,21 @@ def escape_terminal(text: str) -> str:
         a\x1b[31m\n\xff
     """
     return "".join(character if _is_shown(character) else _code(character) for character in text)
+
+
+def escape_lines(text: str) -> str:
+    r"""A text of several lines that cannot steer a terminal.
+
+    As `escape_terminal`, but line ends, tabs and the joiners of Persian and of emoji stay.
+
+    Example:
+        >>> print(escape_lines("a\x1b[31m\nb"))
+        a\x1b[31m
+        b
+    """
+    return "".join(
+        character if character in _KEPT_IN_LINES or _is_shown(character) else _code(character) for character in text
+    )
 
 
 def escape_markdown(text: str) -> str:

@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from kinescan.errors import CheckpointError, ConfigError, DependencyError, KinescanError
+from kinescan.errors import CheckpointError, ConfigError, DependencyError
 from kinescan.runtime.optional_package import optional_package
 from kinescan.runtime.torch_internals import held_tensors
 from kinescan.runtime.transformers_internals import (
@@ -25,15 +25,18 @@ from kinescan.runtime.transformers_internals import (
     rope_frequencies,
     set_attention,
 )
+from kinescan.vlm.families.adapter import check_adapter, require_peft, why_not_in_layers, with_adapter
 from kinescan.vlm.families.folder import (
     ADAPTER,
+    ADAPTER_WEIGHTS,
     CONFIG,
     PATTERNS,
+    PICKLED_ADAPTER,
     PICKLED_PATTERNS,
     Stored,
     base_of_adapter,
+    errors_named,
     find_folder,
-    first_sentence,
     look_through,
     read_config,
     refusal,
@@ -265,20 +268,19 @@ def load_pretrained(
     if folder is None:
         folder = _fetch(str(name), revision, (CONFIG, ADAPTER))
     if (base := base_of_adapter(folder)) is not None:
-        if importlib.util.find_spec("peft") is None:
-            raise DependencyError(
-                f"{folder} holds an adapter, which needs the package peft. Install it (pip install peft), or merge the "
-                "adapter into its base model and save that."
-            )
+        require_peft(folder)
         if is_on_hub:
             folder = _fetch(str(name), revision, PATTERNS)
+            if not (folder / ADAPTER_WEIGHTS).exists():
+                folder = _fetch(str(name), revision, (PICKLED_ADAPTER,))
+        check_adapter(folder)
         try:
             model, tokenizer, base_folder = load_pretrained(
                 base, families=families, revision=None, dtype=dtype, prepare=prepare, device=device
             )
         except CheckpointError as error:
             raise CheckpointError(f"{folder} is an adapter of {base}: {error}") from None
-        return _with_adapter(model, folder, merge=merge_adapter), tokenizer, base_folder
+        return with_adapter(model, folder, merge=merge_adapter), tokenizer, base_folder
     stored_config = read_config(folder, families, is_vlm)
     _check_stored_config(folder, stored_config)
     quantised = _quantisation(stored_config)
@@ -291,13 +293,13 @@ def load_pretrained(
         stored_config = read_config(folder, families, is_vlm)
     stored = look_through(folder, stored_config)
     prepare(folder, stored_config["model_type"])
-    with _named(folder):
+    with errors_named(folder):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     check_tokenizer(folder, tokenizer, config)
     if quantised is None:
         _compare_sizes(folder, config, stored)
-    with _named(folder):
+    with errors_named(folder):
         model, report = transformers.AutoModelForImageTextToText.from_pretrained(
             folder,
             config=config,
@@ -314,7 +316,7 @@ def load_pretrained(
 
 def _check_stored_config(folder: Path, stored: Mapping[str, Any]) -> None:
     """What a config says against its model, before the weights are fetched or read."""
-    with _named(folder):
+    with errors_named(folder):
         config = import_transformers().AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
@@ -324,27 +326,26 @@ def _check_stored_config(folder: Path, stored: Mapping[str, Any]) -> None:
     check_config(f"{folder} ({stored['model_type']})", text)
 
 
-def _with_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
-    """The model with the layers of an adapter in it."""
-    peft = optional_package("peft", extra=None)
-    with _named(folder):
-        adapted = peft.PeftModel.from_pretrained(model, folder, is_trainable=False)
-        inner = adapted.merge_and_unload() if merge else adapted
-    return inner.eval()
-
-
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The transformers model inside of a wrapper of PEFT, with the adapter's layers in it; others as they are."""
+    """The transformers model inside of a wrapper of PEFT, with the adapter's layers in it; others as they are.
+
+    Raises:
+        ConfigError: the adapter works in the wrapper's forward, not in layers.
+    """
     inner = getattr(model, "get_base_model", None)
     if inner is None or not hasattr(model, "peft_config"):
         return model
+    configs: Any = model.peft_config
+    for config in configs.values():
+        if (reason := why_not_in_layers(config)) is not None:
+            raise ConfigError(f"the model's adapter cannot be used: {reason}.")
     found: nn.Module = inner()
     return found
 
 
 def check_tokenizer(folder: Path, tokenizer: Any, config: Any) -> None:
     """Raises CheckpointError where a tokenizer gives no tokens, or some that the model does not know."""
-    with _named(folder):
+    with errors_named(folder):
         ids = list(tokenizer.encode("What happens after that?", add_special_tokens=False))
         vocab_size = int(config.get_text_config(decoder=True).vocab_size)
     if not ids or max(ids) >= vocab_size or min(ids) < 0:
@@ -353,27 +354,6 @@ def check_tokenizer(folder: Path, tokenizer: Any, config: Any) -> None:
             f"its tokenizer gives {ids[:5] or 'no tokens'} for a question, and the model has {vocab_size} tokens. "
             "Save the tokenizer that the model was trained with beside it.",
         )
-
-
-@contextmanager
-def _named(folder: Path) -> Iterator[None]:
-    """Whatever transformers raises over a folder becomes an error of `kinescan.errors`.
-
-    What the packages behind it print goes to standard error (gptqmodel tells of its kernels): standard output is ours.
-    """
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    except KinescanError:
-        raise
-    except ImportError as error:
-        raise DependencyError(
-            f"{folder} needs a package that is not installed: {first_sentence(error)} Install it, or use the weights "
-            "that are not quantised."
-        ) from None
-    # Files of others, read by others' code: it may fail in any way.
-    except Exception as error:
-        raise refusal(folder, f"{first_sentence(error)} Fetch it again, or save it with transformers 5.") from None
 
 
 def _fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
@@ -426,7 +406,7 @@ def _check_quantiser(folder: Path, settings: Any) -> None:
 def _compare_sizes(folder: Path, config: Any, stored: Stored) -> None:
     """Before memory is taken: a model that its weights could not fill by half is not that of these weights."""
     transformers = import_transformers()
-    with _named(folder), torch.device("meta"):
+    with errors_named(folder), torch.device("meta"):
         empty = transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     described = sum(parameter.numel() for parameter in empty.parameters())
     if described > 2 * stored.num_elements:

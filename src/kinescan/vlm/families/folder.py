@@ -1,14 +1,16 @@
 """A VLM's folder, looked through before anything of it is loaded: nothing in it may run, and all has to be there."""
 
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from kinescan.errors import CheckpointError, ConfigError
+from kinescan.errors import CheckpointError, ConfigError, DependencyError, KinescanError
 from kinescan.runtime.error_text import first_line
 from kinescan.runtime.files import inside, kind_of, read_json_object, require_regular
 from kinescan.runtime.urls import mask_url, mask_urls
@@ -17,6 +19,7 @@ from kinescan.vlm.families.refused import OWN_CODE, REFUSED
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS, PICKLED_ADAPTER = "adapter_model.safetensors", "adapter_model.bin"
 PROCESSORS = ("video_preprocessor_config.json", "processor_config.json", "preprocessor_config.json")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -60,6 +63,27 @@ def refusal(name: str | Path, reason: str) -> CheckpointError:
 def first_sentence(error: BaseException) -> str:
     """Of what a library says, without secrets, ended by a full stop."""
     return mask_urls(first_line(error).rstrip(" .:")) + "."
+
+
+@contextmanager
+def errors_named(folder: Path) -> Iterator[None]:
+    """Whatever transformers raises over a folder becomes an error of `kinescan.errors`.
+
+    What the packages behind it print goes to standard error (gptqmodel tells of its kernels): standard output is ours.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except KinescanError:
+        raise
+    except ImportError as error:
+        raise DependencyError(
+            f"{folder} needs a package that is not installed: {first_sentence(error)} Install it, or use the weights "
+            "that are not quantised."
+        ) from None
+    # Files of others, read by others' code: it may fail in any way.
+    except Exception as error:
+        raise refusal(folder, f"{first_sentence(error)} Fetch it again, or save it with transformers 5.") from None
 
 
 def find_folder(name: str | Path) -> Path | None:
@@ -178,7 +202,7 @@ def look_through(folder: Path, config: dict[str, Any]) -> Stored:
         return Stored(config=config, num_tensors=None, num_elements=sum(file.stat().st_size for file in files))
     num_tensors, num_elements = 0, 0
     for file in files:
-        for shape in _shapes(file):
+        for shape in tensor_shapes(file).values():
             num_tensors += 1
             num_elements += _product(shape)
     stored = Stored(config=config, num_tensors=num_tensors, num_elements=num_elements)
@@ -255,12 +279,16 @@ def _shards(folder: Path, index: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _shapes(file: Path) -> Iterator[list[int]]:
+def tensor_shapes(file: Path) -> dict[str, list[int]]:
+    """Names and shapes of what a file of weights holds.
+
+    Raises:
+        CheckpointError: it is cut or damaged.
+    """
     require_regular(file, error=CheckpointError)
     try:
         with safe_open(str(file), framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                yield opened.get_slice(name).get_shape()
+            return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{file} is cut or damaged ({first_sentence(error)}) Fetch it again.") from None
 
