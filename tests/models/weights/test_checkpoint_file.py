@@ -114,7 +114,7 @@ def test_settings_come_from_the_files_beside_the_weights(tmp_path: Path) -> None
 def test_reads_the_model_that_comes_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint = open_checkpoint("motion")
-    assert checkpoint.tensors["head.weight"].shape[0] == 7
+    assert checkpoint.tensors["head.weight"].shape[0] == 13
     (tmp_path / "motion").mkdir()
     save_file(STATE, tmp_path / "motion" / "model.safetensors")
     assert _same(open_checkpoint("motion").tensors), "a folder here comes first"
