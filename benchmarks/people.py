@@ -229,7 +229,7 @@ def folds_of(name: str) -> dict[str, Any]:
     found = cross_validate("events_cpu", folds=3, overrides=[*shared, *settings], output=output, resume=there)
     folds = [{"people": list(fold.groups), **{key: fold.scores[key] for key in SCORES}} for fold in found.folds]
     print(name, folds, flush=True)
-    return {"folds": folds, **{key: {"mean": found.scores[key].mean} for key in SCORES}}
+    return {key: found.summary()[key] for key in SCORES} | {"each fold": folds}
 
 
 def main() -> None:
