@@ -19,7 +19,7 @@ from kinescan.vlm.families.folder import (
 
 _NAME = "default"
 _SHARED = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
-"""Names of tensors that layers have in common, which PEFT stores once: they are no loss where a layer lacks them."""
+"""Names of tensors that layers have in common, which PEFT stores once: nothing is lost where a layer lacks them."""
 
 
 def require_peft(folder: Path) -> None:

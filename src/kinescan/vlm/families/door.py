@@ -37,6 +37,7 @@ from kinescan.vlm.families.folder import (
     base_of_adapter,
     errors_named,
     find_folder,
+    first_sentence,
     look_through,
     read_config,
     refusal,

@@ -70,6 +70,10 @@ def errors_named(folder: Path) -> Iterator[None]:
     """Whatever transformers raises over a folder becomes an error of `kinescan.errors`.
 
     What the packages behind it print goes to standard error (gptqmodel tells of its kernels): standard output is ours.
+
+    Raises:
+        DependencyError: a package that the weights need is not installed.
+        CheckpointError: anything else was wrong with the folder.
     """
     try:
         with redirect_stdout(sys.stderr):
