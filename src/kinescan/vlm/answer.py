@@ -20,7 +20,7 @@ class AnswerToken:
 
     token_id: int
     text: str
-    logits: Float[Tensor, "V"]
+    logits: Float[Tensor, " V"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Answer:
 
     text: str
     token_ids: tuple[int, ...]
-    logits: Float[Tensor, "V"]
+    logits: Float[Tensor, " V"]
     seen_seconds: float = 0.0
 
 

@@ -95,7 +95,7 @@ class Sampler:
         self._seen = set(seen)
         self._generator = torch.Generator().manual_seed(generation.seed)
 
-    def choose(self, logits: Float[Tensor, "V"]) -> int:
+    def choose(self, logits: Float[Tensor, " V"]) -> int:
         """The next token, which counts as seen from then on.
 
         Example:

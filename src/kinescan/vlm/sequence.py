@@ -48,7 +48,7 @@ class Sequenced:
 
     embedded: Float[Tensor, "n W"]
     positions: Tensor
-    visual: Bool[Tensor, "n"]
+    visual: Bool[Tensor, " n"]
     deepstack: tuple[Float[Tensor, "v W"], ...]
 
 
