@@ -82,8 +82,9 @@ def accept_old_names(cls: type[T]) -> type[T]:
 
     def __new__(kind: type[Any], *args: Any, **values: Any) -> Any:
         # @dataclass gives a derived class its constructor once the class is made: this is the first chance to wrap it.
-        if "__dataclass_fields__" in vars(kind) and not hasattr(vars(kind).get("__init__"), "__wrapped__"):
-            _take_old_names(kind, _old_names_of(kind))
+        owner = next(base for base in kind.__mro__ if "__dataclass_fields__" in vars(base))
+        if not hasattr(vars(owner).get("__init__"), "__wrapped__"):
+            _take_old_names(owner, _old_names_of(owner))
         return object.__new__(kind)
 
     cls.__new__ = __new__  # type: ignore[method-assign, assignment]
