@@ -281,11 +281,11 @@ def test_a_file_of_ours_without_config_is_read_by_its_tensors(encoder: State, tm
     assert pretrained.tensors.keys() == own.keys()
 
 
-@pytest.mark.parametrize("stem", [0, 2])
-def test_a_model_of_ours_with_a_stem_and_without_class_token_is_a_start(tmp_path: Path, stem: int) -> None:
+@pytest.mark.parametrize(("stem", "patch"), [(0, 8), (2, 8), (5, 32)])
+def test_a_model_of_ours_with_a_stem_and_without_class_token_is_a_start(tmp_path: Path, stem: int, patch: int) -> None:
     sizes: dict[str, Any] = {
-        "image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "embed_dim": 8,
-        "pooling": "mean", "class_token": False, "class_token_route": "none", "insert_after": 1, "window": 3,
+        "image_size": 2 * patch, "patch_size": patch, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 32,
+        "embed_dim": 8, "pooling": "mean", "class_token": False, "class_token_route": "none", "insert_after": 1, "window": 3,
     }  # fmt: skip
     model = create_model("pks4_vit_ti16", num_classes=2, stem_convolutions=stem, **sizes)
     model.save_pretrained(tmp_path)
@@ -294,6 +294,11 @@ def test_a_model_of_ours_with_a_stem_and_without_class_token_is_a_start(tmp_path
     assert all(torch.equal(held[name], tensor) for name, tensor in model.state_dict().items() if "head" not in name)
     with pytest.raises(ConfigError, match="stem_convolutions"):
         create_model("pks4_vit_ti16", num_classes=3, weights=tmp_path, stem_convolutions=1)
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file) | {"vit.conv1.weight": torch.zeros(16, 5, 1, 1)}, file)
+    with pytest.raises(CheckpointError) as raised:
+        create_model("pks4_vit_ti16", num_classes=3, weights=tmp_path)
+    assert mentions(str(raised.value), "conv1", "stem" if stem else "channels")
 
 
 def test_transformers_own_files_load(golden: State, tmp_path: Path) -> None:

@@ -72,8 +72,9 @@ def translate(tensors: Mapping[str, Tensor], layout: str, source: str, *, own: b
     outside = [name for name in tensors if not name.startswith(prefix)]
     marker, what = MARKERS[layout]
     stem = {name: tensor for name, tensor in inside.items() if own and name.startswith(names_of.STEM)}
-    channels = next((len(tensor) for tensor in reversed(stem.values()) if tensor.dim() == 4), 3)
-    refuse_other_parts(inside, prefix, marker.removeprefix(prefix), source, channels=channels)
+    patches = marker.removeprefix(prefix)
+    # a stem ends with as many channels as its patches have
+    refuse_other_parts(inside, prefix, patches, source, channels=len(inside[patches]) if stem else 3)
     named, sizes = _under_our_names(inside, tensors, outside, layout, source)
     named = _settle(named)
     family = _family(named, layout, sizes)

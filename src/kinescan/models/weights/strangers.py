@@ -64,6 +64,9 @@ def _check_patches(weight: Tensor, name: str, source: str, channels: int) -> Non
     if shape[1] != channels:
         raise CheckpointError(
             f"{source}: {name} is {shape}: the encoder takes images of {shape[1]} channels; ours have 3 (RGB). {ADVICE}"
+            if channels == 3
+            else f"{source}: {name} is {shape}: the stem before it ends with {channels} channels. The file is damaged: "
+            "fetch it again."
         )
 
 
