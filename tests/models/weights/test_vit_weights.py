@@ -285,7 +285,8 @@ def test_a_file_of_ours_without_config_is_read_by_its_tensors(encoder: State, tm
 def test_a_model_of_ours_with_a_stem_and_without_class_token_is_a_start(tmp_path: Path, stem: int, patch: int) -> None:
     sizes: dict[str, Any] = {
         "image_size": 2 * patch, "patch_size": patch, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 32,
-        "embed_dim": 8, "pooling": "mean", "class_token": False, "class_token_route": "none", "insert_after": 1, "window": 3,
+        "embed_dim": 8, "pooling": "mean", "class_token": False, "class_token_route": "none", "insert_after": 1,
+        "window": 3,
     }  # fmt: skip
     model = create_model("pks4_vit_ti16", num_classes=2, stem_convolutions=stem, **sizes)
     model.save_pretrained(tmp_path)

@@ -71,11 +71,8 @@ def _meet(first: tuple[int, int], second: tuple[int, int]) -> bool:
 
 def _fill(inputs: ScanInputs, y: Tensor, last_state: Tensor) -> None:
     u, state_size = inputs.u, inputs.A.shape[1]
-    as_it_lies = (u.shape[1], u.shape[2] % LANES, state_size) == (
-        1,
-        0,
-        STATE_SIZE,
-    ) and last_state.data_ptr() % LINE == 0
+    is_step = (u.shape[1], u.shape[2] % LANES, state_size) == (1, 0, STATE_SIZE)
+    as_it_lies = is_step and last_state.data_ptr() % LINE == 0
     if as_it_lies and inputs.state is None:
         # A stream then needs one kernel, not two, one of which takes seven seconds to compile. Rates that grow may
         # overflow, and zero times infinity is not the zero that a start from nothing gives.
