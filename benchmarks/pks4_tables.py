@@ -94,7 +94,7 @@ def order(scores: Mapping[str, Mapping[int, float]], theirs: Mapping[str, float]
 
 
 def settings_of(tables: Sequence[str], published_before: dict[str, Any]) -> dict[str, Any]:
-    """Under which settings these tables were published first: results that are only kept are not those of the others."""
+    """Under which settings these tables were published first, which need not be those of the other tables."""
     earlier = published_before.get(EARLIER)
     if earlier and set(tables) <= set(earlier["names"]):
         return settings_of(tables, earlier["settings"])
