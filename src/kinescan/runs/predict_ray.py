@@ -361,7 +361,10 @@ def _predicted(
             start(ray, settings)
         check_versions(ray)
         check_room(ray, settings)
-        context = data.DataContext.get_current()
+        with warnings.catch_warnings():
+            # its first use sets options of its own that it calls deprecated
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.data\.context")
+            context = data.DataContext.get_current()
         context.enable_progress_bars = False
         # a video that ends every worker which reads it stops none of the others
         context.max_errored_blocks = _MOST_FAILED_PARTS
