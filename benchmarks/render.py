@@ -451,6 +451,12 @@ SECTIONS: Mapping[str, Section] = {
         "other, one seed, with PKS4's module and without it. Thresholds are chosen on ten events of one person of the "
         "six that a fold is trained on: missed events and false alarms lie far apart from fold to fold.",
     ),
+    "people_hour": Section(
+        title="An hour of one stream of events",
+        says="`kinescan stream --events` with a model of events_cpu on an hour of drawn people that it has not seen, "
+        "25 frames a second, read at the command's own pace. The same 80 seconds come again and again: what is missed, "
+        "false and late should not depend on how long the stream runs.",
+    ),
     "half_movements": Section(
         title="Up against down: half-movements of drawn people that a model has not seen",
         says="A training experiment: the study own_motion_cpu, three folds of three people, one seed. The two classes "
