@@ -97,6 +97,22 @@ def test_flip_is_off_by_default_and_mirrors_when_on() -> None:
     assert torch.equal(flipped, plain.flip(3))
 
 
+@pytest.mark.parametrize("floats", [False, True])
+def test_colours_are_inverted_when_asked_for_and_nothing_else_changes(floats: bool) -> None:
+    varied = {"flip_rate": 0.5, "erase_rate": 0.0, "color_jitter": 0.3}
+    pixels = picture() / 255 if floats else picture()
+    never, always = (TrainTransform(SETTINGS, AugmentConfig(**varied, invert_rate=rate)) for rate in (0.0, 1.0))
+    assert AugmentConfig().invert_rate == 0
+    for seed in range(4):
+        (plain, left), (inverted, also_left) = (one.sample(pixels, generator=seeded(seed)) for one in (never, always))
+        assert inverted.dtype == plain.dtype
+        assert torch.equal(inverted, (1 if floats else 255) - plain)
+        assert also_left == left
+    half = TrainTransform(SETTINGS, AugmentConfig(**varied, invert_rate=0.5))
+    both = ([one.sample(pixels, generator=seeded(seed))[0] for one in (never, half)] for seed in range(12))
+    assert {torch.equal(plain, sampled) for plain, sampled in both} == {True, False}
+
+
 def test_mirroring_can_be_decided_from_outside_without_changing_the_other_draws() -> None:
     transform = TrainTransform(SETTINGS, AugmentConfig(flip_rate=0.5, erase_rate=0.0, rand_augment_operations=0))
     plain = [transform(picture(), generator=seeded(seed), mirror=False) for seed in range(8)]
@@ -237,6 +253,7 @@ def test_no_crop_is_refused() -> None:
         ("crop_scale", (0.9, 0.5), "crop_scale"),
         ("crop_aspect", (0.0, 1.0), "crop_aspect"),
         ("flip_rate", 1.5, r"flip_rate.*\[0, 1\].*1.5"),
+        ("invert_rate", -0.5, "invert_rate must lie"),
         ("erase_rate", -0.1, "erase_rate must lie"),
         ("mix_rate", 2.0, "mix_rate must lie"),
         ("color_jitter", 3.0, "color_jitter must lie"),

@@ -32,6 +32,8 @@ class AugmentConfig:
         rand_augment_operations: operations of RandAugment on each clip; 0 for none.
         rand_augment_magnitude: their strength, of 30.
         color_jitter: brightness, contrast and saturation are scaled by up to 1 +- this; 0 for none.
+        invert_rate: how often colours are inverted: what was brighter than what is behind it becomes darker. For models
+            that see what changed (`model.options.changes_only`), whose sign that is, and few clips.
         erase_rate: how often a rectangle of 2 to 33 % of the picture is replaced by noise (random erasing).
         mixup_alpha: clips are blended in pairs by a Beta(alpha, alpha) weight; 0 for never.
         cutmix_alpha: a rectangle of another clip is pasted in, its area by a Beta(alpha, alpha) weight; 0 for never.
@@ -45,6 +47,7 @@ class AugmentConfig:
     rand_augment_operations: int = 2
     rand_augment_magnitude: int = 9
     color_jitter: float = 0.0
+    invert_rate: float = 0.0
     erase_rate: float = 0.25
     mixup_alpha: float = 0.8
     cutmix_alpha: float = 1.0
@@ -58,7 +61,7 @@ class AugmentConfig:
         low, high = self.crop_aspect
         if not 1e-2 <= low <= high <= 1e2:
             raise ConfigError(f"crop_aspect must be increasing ratios from 0.01 to 100, got {self.crop_aspect}.")
-        for name in ("flip_rate", "erase_rate", "mix_rate", "color_jitter"):
+        for name in ("flip_rate", "invert_rate", "erase_rate", "mix_rate", "color_jitter"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
         for name in ("mixup_alpha", "cutmix_alpha"):
@@ -98,7 +101,7 @@ class SampledAugmentation:
 
 
 class TrainTransform:
-    """Frames as a training clip: random crop, flip, RandAugment, colour jitter, normalisation, random erasing.
+    """Frames as a training clip: random crop, flip, inversion, RandAugment, colour jitter, normalisation, erasing.
 
     Everything is sampled once and done to all frames alike. Frames are resized as bytes, which rounds to 1/255 and
     costs a tenth of resizing floats.
@@ -145,7 +148,7 @@ class TrainTransform:
     def sample(
         self, pixels: Pixels, *, generator: torch.Generator, mirror: bool | None = None
     ) -> tuple[Tensor, SampledAugmentation]:
-        """The frames cropped, resized and mirrored, and what `finish_clip` is to do to them, on any device.
+        """The frames cropped, resized, mirrored and inverted, and what `finish_clip` is to do to them, on any device.
 
         Args:
             pixels: [T, 3, H, W], uint8, or float in [0, 1].
@@ -174,12 +177,16 @@ class TrainTransform:
         operations = sample_operations(num_operations, generator) if num_operations else ()
         jitter = _sample_jitter(strength, generator) if strength else None
         box = _sample_box((settings.size, settings.size), generator) if chance(augment.erase_rate, generator) else None
+        noise = None if box is None else torch.randn(3, *box[2:], generator=generator)
+        # the last draw: a rate of 0 leaves all others as they are
+        if augment.invert_rate and chance(augment.invert_rate, generator):
+            frames = (255 if frames.dtype == torch.uint8 else 1) - frames
         return frames, SampledAugmentation(
             operations=operations,
             magnitude=augment.rand_augment_magnitude,
             jitter=jitter,
             erased=box,
-            noise=None if box is None else torch.randn(3, *box[2:], generator=generator),
+            noise=noise,
         )
 
 

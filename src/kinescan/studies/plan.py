@@ -42,6 +42,7 @@ SCORED = "evaluation.checkpoint"
 """The setting that says which checkpoint is scored."""
 LATER: Mapping[str, Any] = {
     "evaluation.grace_seconds": 0.0,
+    "augment.invert_rate": 0.0,
     "train.sharding": "none",
     "data.windows_per_epoch": 0,
     "preprocessing.whole_frame": False,

@@ -53,6 +53,7 @@ ADDED: Mapping[str, Any] = {
     "preprocessing.frame_rate": 0.0,
     "train.carry_state": False,
     "evaluation.grace_seconds": 0.0,
+    "augment.invert_rate": 0.0,
     "train.tracker_project": "kinescan",
     "train.tracker_run": "",
     "train.tf32": False,
