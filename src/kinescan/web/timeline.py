@@ -23,7 +23,6 @@ def timeline(analysis: Analysis, title: str = "") -> str:
     shown = _shown(analysis)
     colours = {analysis.labels[index]: COLOURS[number % len(COLOURS)] for number, index in enumerate(shown)}
     best = escape_html(analysis.best)
-    mean = percent(float(analysis.scores.mean(0).max()))
     listed = "".join(
         f"<li>{escape_html(event.label)}: {event.start:.2f} s to {event.end:.2f} s, {percent(event.score)}</li>"
         for event in analysis.events
@@ -41,7 +40,7 @@ def timeline(analysis: Analysis, title: str = "") -> str:
     return (
         f'<section class="ks-timeline" data-duration="{_length(analysis):.6f}">'
         f'<h3><span class="ks-model">{escape_html(title)}</span> <b class="ks-label">{best}</b> '
-        f"<small>{mean} on average</small></h3>"
+        f"<small>{percent(analysis.best_score)} for the whole video</small></h3>"
         f'<div class="ks-body">{_curves(analysis, shown)}{_bars(analysis, colours)}{_speed(analysis)}</div>'
         f'<div class="ks-keys ks-legend">{keys}</div>{events}</section>'
     )
@@ -85,7 +84,7 @@ def _curves(analysis: Analysis, shown: Sequence[int]) -> str:
         )
         lines.append(f'<polyline stroke="{COLOURS[number % len(COLOURS)]}" points="{points}"/>')
     grid = "".join(f'<line class="ks-grid" x1="0" x2="1000" y1="{y}" y2="{y}"/>' for y in (0, 50, 100))
-    said = f"Time in the video. Best on average: {escape_html(analysis.best)}"
+    said = f"Time in the video. Best for the whole video: {escape_html(analysis.best)}"
     return (
         f'<div class="ks-plot" tabindex="0" role="slider" aria-valuemin="0" aria-valuemax="{length:.2f}" '
         f'aria-valuenow="0" aria-label="{said}">'
