@@ -41,8 +41,9 @@ def timeline(analysis: Analysis, title: str = "") -> str:
         f'<section class="ks-timeline" data-duration="{_length(analysis):.6f}">'
         f'<h3><span class="ks-model">{escape_html(title)}</span> <b class="ks-label">{best}</b> '
         f"<small>{percent(analysis.best_score)} for the whole video</small></h3>"
+        f'<div class="ks-keys ks-legend">{keys}</div>'
         f'<div class="ks-body">{_curves(analysis, shown)}{_bars(analysis, colours)}{_speed(analysis)}</div>'
-        f'<div class="ks-keys ks-legend">{keys}</div>{events}</section>'
+        f"{events}</section>"
     )
 
 
@@ -123,13 +124,14 @@ def _speed(analysis: Analysis) -> str:
     times, length = analysis.speed_seconds, _length(analysis)
     at = (np.arange(_COLUMNS) + 0.5) / _COLUMNS * length
     nearest = np.abs(times[None] - at[:, None]).argmin(1)
-    low, high = float(lines.min()), float(lines.max())
+    # a single patch that is far off does not make all others dark
+    low, high = (float(level) for level in np.quantile(lines, (0.01, 0.99)))
     picture = heat_picture((lines[:, nearest] - low) / max(high - low, 1e-9), "viridis", over_frame=False)
-    said = f"Update speed (Delta) of {len(lines)} patches over time, from {low:.3g} to {high:.3g}"
+    said = f"Update speed (Delta) of {len(lines)} patches over time, 98 % of it from {low:.3g} to {high:.3g}"
     return (
         f'<div class="ks-part-head"><h4>Update speed of the scanner (Delta) over time</h4>'
         f"{heat_key('viridis', f'{low:.3g}', f'{high:.3g}')}</div>"
         f'<div class="ks-speed"><img alt="{said}" src="{picture}"><i class="ks-cursor"></i></div>'
         f'<p class="ks-note">A line for each of {len(lines)} patches, the top left one first, over the whole video: '
-        f"{len(times)} frames.</p>"
+        f"{len(times)} frames. The colours end at the 1st and the 99th percentile.</p>"
     )
