@@ -97,7 +97,7 @@ def _limb(draw: ImageDraw.ImageDraw, joints: list[Pair], width: int, colour: Any
         draw.ellipse([x - width / 2, y - width / 2, x + width / 2, y + width / 2], fill=colour)
 
 
-def _draw(image: Image.Image, person: Person, x: float, pose: Pose) -> None:
+def draw_person(image: Image.Image, person: Person, x: float, pose: Pose) -> None:
     """The person into the picture, standing at x."""
     draw, size = ImageDraw.Draw(image, "RGBA"), person.size
     width, side_on = max(3, int(size * 0.085 * person.fat)), pose.face or 1
@@ -188,7 +188,7 @@ def frames_of(person: Person, action: str, seed: int) -> list[Frame]:
         seconds = index / RATE
         phase = start + 2 * math.pi * TEMPOS[action] * tempo * seconds
         image = person.picture.copy()
-        _draw(image, person, left + face * speed * seconds, _pose(action, phase, index / count, reach, face))
+        draw_person(image, person, left + face * speed * seconds, _pose(action, phase, index / count, reach, face))
         noisy = np.asarray(image).astype(np.int16) + noise.normal(0, 5, (HEIGHT, WIDTH, 3)).astype(np.int16)
         frames.append(noisy.clip(0, 255).astype(np.uint8))
     return frames

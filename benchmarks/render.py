@@ -451,6 +451,11 @@ SECTIONS: Mapping[str, Section] = {
         "other, one seed, with PKS4's module and without it. Thresholds are chosen on ten events of one person of the "
         "six that a fold is trained on: missed events and false alarms lie far apart from fold to fold.",
     ),
+    "half_movements": Section(
+        title="Up against down: half-movements of drawn people that a model has not seen",
+        says="A training experiment: the study own_motion_cpu, three folds of three people, one seed. The two classes "
+        "go through the same poses in opposite order: averaging over frames is at chance by construction.",
+    ),
     "training_compute": Section(
         title="Training compute to equal accuracy",
         says="A training experiment: PKS4 beside six other ways to make a video model of the same still-trained ViT "

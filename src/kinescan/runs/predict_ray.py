@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import re
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +158,8 @@ def predict_by_ray(
     if len(left) < len(parts):
         logger.info("%s: %d of %d parts are there already", folder, len(parts) - len(left), len(parts))
     if left:
-        with Counter("predicting", "parts") as progress:
+        # Ray says on standard output which workers ended; that is for results
+        with Counter("predicting", "parts") as progress, redirect_stdout(sys.stderr):
             asked = {number: parts[number] for number in left}
             for number, rows, of_weights in _predicted(asked, (predictor, skip, modules), settings):
                 weights = _same_weights(folder, weights, of_weights)
@@ -229,7 +232,7 @@ def predict_paths(
     folder = model_folder(model, hint="--model RUN", or_shipped=True)
     predictor = BatchPredictor(
         os.path.abspath(folder) if os.path.exists(folder) else folder,
-        views=chosen_views(of_views, folder),
+        views=chosen_views(of_views),
         top=top,
         device=device,
         limits=limits,
@@ -358,7 +361,10 @@ def _predicted(
             start(ray, settings)
         check_versions(ray)
         check_room(ray, settings)
-        context = data.DataContext.get_current()
+        with warnings.catch_warnings():
+            # its first use sets options of its own that it calls deprecated
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.data\.context")
+            context = data.DataContext.get_current()
         context.enable_progress_bars = False
         # a video that ends every worker which reads it stops none of the others
         context.max_errored_blocks = _MOST_FAILED_PARTS

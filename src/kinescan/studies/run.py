@@ -151,11 +151,12 @@ def hints(plan: StudyPlan) -> Iterator[str]:
         and job.data not in made
         and job.config.task != "intervals"
     ]
-    if few:
+    # of one that sees what changed, a few clips are enough; the others are what it is compared with
+    if few and not any(job.config.model.options.get("changes_only") for job in plan.jobs):
         yield (
             f"{len(few)} of {len(plan.jobs)} runs start from new weights and have {min(few)} clips or a few more to "
-            "train on. Where motion alone tells classes apart, that leaves a model at chance: kinescan study "
-            "own_motion_cpu starts from weights that have learned motion (docs/studies.md)."
+            "train on. Where motion alone tells classes apart, that leaves a model that sees whole pictures at chance: "
+            "the model of kinescan study own_motion_cpu sees what changed (docs/studies.md)."
         )
 
 

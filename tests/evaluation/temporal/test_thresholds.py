@@ -16,6 +16,27 @@ def test_each_class_gets_a_threshold_between_its_events_and_its_noise() -> None:
     assert found.silent == found.without_intervals == ()
 
 
+def test_a_class_with_one_event_takes_its_threshold_from_what_others_show() -> None:
+    """One event that the model is sure of says nothing about where the next one will lie."""
+    runs = [(5.0 + 6 * index, 7.0 + 6 * index, "run", 0.5) for index in range(6)]
+    noise = [(8.0 + 6 * index, 9.0 + 6 * index, "run", 0.3) for index in range(6)]
+    made = predictions((1, 3, "fall", 0.98), *runs, *noise, length=44)
+    truth = [interval(1, 3), *(interval(start, end, "run") for start, end, _, _ in runs)]
+    found = choose_rules([made], {"a.mp4": truth})
+    assert found.f1 == {"fall": 1.0, "run": 1.0}
+    assert 0.3 < found.rules.of("run").on <= 0.5
+    assert 0.3 < found.rules.of("fall").on <= 0.5
+    # with as many falls as there is other evidence, their own scores decide
+    falls = [(10.0 * index, 10.0 * index + 2, "fall", 0.98) for index in range(7)]
+    feints = [(10.0 * index + 8, 10.0 * index + 9.5, "fall", 0.7) for index in range(7)]
+    runs = [(10.0 * index + 3, 10.0 * index + 5, "run", 0.5) for index in range(7)]
+    noise = [(10.0 * index + 1, 10.0 * index + 2.5, "run", 0.3) for index in range(7)]
+    truth = [interval(start, end, label) for start, end, label, _ in (*falls, *runs)]
+    found = choose_rules([predictions(*falls, *feints, *runs, *noise, length=72)], {"a.mp4": truth})
+    assert 0.7 < found.rules.of("fall").on <= 0.98
+    assert 0.3 < found.rules.of("run").on <= 0.5
+
+
 def test_the_shortest_delay_is_taken_where_all_is_found() -> None:
     found = choose_rules([predictions((2, 4, "fall", 0.9))], {"a.mp4": [interval(2, 4)]})
     assert found.rules.least_seconds == found.rules.smooth_seconds == 0.0

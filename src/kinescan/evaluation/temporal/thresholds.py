@@ -28,6 +28,8 @@ LEAST_SECONDS = (0.0, 0.2, 0.5)
 MERGE_SECONDS = (0.5, 1.0, 2.0)
 SMOOTH_SECONDS = (0.0, 0.15, 0.4)
 """Times of `EventRules` that are tried, in all combinations."""
+SHARED_EVENTS = 2.0
+"""How much the alarms of all classes together weigh in the choice of a class's threshold: as much as so many events."""
 AS_GOOD = 0.01
 """Times whose mean F1 is at most so much lower are as good, and the ones with the shorter delays are taken."""
 
@@ -61,11 +63,13 @@ def choose_rules(
 ) -> ChosenRules:
     """The rules under which alarms tell best of the true events of some videos; give validation videos, not test ones.
 
-    Thresholds are tried from 0.05 to 0.999 and at quantiles of the scores of a class. For each class it is the one with
-    the highest F1 of its alarms (matched to true intervals as `score_alarms` does) among those at which half or more of
-    its alarms are right; where there is none, one that tells of nothing here. In a range of equally good thresholds it
-    is the middle. The times are the same for all classes: of those with the best mean F1 (within 0.01), the ones with
-    the shortest median delay.
+    Thresholds are tried from 0.05 to 0.999 and at quantiles of the scores of a class. For each class it is one at which
+    half or more of its alarms are right (matched to true intervals as `score_alarms` does); where there is none, one
+    that tells of nothing here. Of these it is the one with the highest mean of two F1: of its own alarms, which weighs
+    as many as it has events, and of all classes' alarms under that same threshold, which weighs two. So one or two
+    events of a class do not choose alone. In a range of equally good thresholds it is the middle. The times are the
+    same for all classes: of those with the best mean over classes (within 0.01), the ones with the shortest median
+    delay.
 
     Args:
         predictions: of the videos, by one model.
@@ -121,8 +125,12 @@ def choose_rules(
 
 def alarm_f1(scores: AlarmScores) -> float:
     """2 right / (2 right + false + missed), in [0, 1]; 0 where there is neither a true interval nor an alarm."""
-    right = scores.num_true - scores.num_missed
-    return 2 * right / (2 * right + scores.num_false + scores.num_missed) if right else 0.0
+    return _f1(scores.num_true, scores.num_missed, scores.num_false)
+
+
+def _f1(num_true: int, num_missed: int, num_false: int) -> float:
+    right = num_true - num_missed
+    return 2 * right / (2 * right + num_false + num_missed) if right else 0.0
 
 
 def watched_hours(predictions: Iterable[FramePredictions]) -> float:
@@ -166,7 +174,10 @@ def _with_times(
     """The mean of what the classes reach, their median delay, and the rules."""
     tried = {label: _tried(score, intervals, label, on, times) for label, on in tried_on.items()}
     if most_false is None:
-        found = {label: _best([(on, scores, _worth(scores)) for on, scores in ones]) for label, ones in tried.items()}
+        together = _together(tried)
+        found = {
+            label: _best([(on, one, _worth(on, one, together)) for on, one in ones]) for label, ones in tried.items()
+        }
     else:
         found = _best_together(tried, most_false, told_within_seconds)
     delays = [delay for _, scores, _ in found.values() for delay in scores.delays_seconds]
@@ -202,10 +213,31 @@ def _tried(
     return found
 
 
-def _worth(scores: AlarmScores) -> float:
-    """F1 where half of the alarms or more are right; less than 0 elsewhere."""
+def _together(tried: Mapping[str, Sequence[tuple[float, AlarmScores]]]) -> list[float]:
+    """F1 of the alarms of all classes under one threshold, at each of `ON`."""
+    found = []
+    for on in ON:
+        every = [scores for ones in tried.values() for value, scores in ones if value == on]
+        found.append(
+            _f1(*(sum(getattr(one, name) for one in every) for name in ("num_true", "num_missed", "num_false")))
+        )
+    return found
+
+
+def _worth(on: float, scores: AlarmScores, together: Sequence[float]) -> float:
+    """What a threshold of a class is worth, in [0, 1]; less than 0 where more than half of the alarms are false.
+
+    Args:
+        on: the threshold.
+        scores: of the class's alarms.
+        together: see `_together`.
+    """
     right = scores.num_true - scores.num_missed
-    return alarm_f1(scores) if right >= scores.num_false else float(right - scores.num_false)
+    if right < scores.num_false or not right:
+        return float(min(right - scores.num_false, 0))
+    # scores below all of ON are those of frames without events, but for a class whose scores are all low
+    shared = float(np.interp(on, ON, together, left=0.0))
+    return (scores.num_true * alarm_f1(scores) + SHARED_EVENTS * shared) / (scores.num_true + SHARED_EVENTS)
 
 
 def _best(tried: Sequence[tuple[float, AlarmScores, float]]) -> tuple[float, AlarmScores, float]:
