@@ -82,7 +82,7 @@ class StreamConfig:
             raise ConfigError(
                 f"policy {self.policy!r} is for memory_policy. Choose another one for the compressed state."
             )
-        memory_policy = make_policy(self.memory_policy)
+        memory_policy = make_policy(self.memory_policy, setting="memory_policy")
         if self.memory_budget is not None:
             read_amount(self.memory_budget)
             check_memory_policy(memory_policy)
