@@ -56,6 +56,8 @@ FIELD_RATE, FIELD_SCALE = 4e-3, 3.0
 FOUND = 0.5
 """Of the scaled displacement: a clip's field counts as found when it is off by less on average."""
 NUM_MOTION_TARGETS = 4
+NUM_CLIPS = 4
+"""Of a video, whose scores are averaged: they are short, and four of them look at most of a short video."""
 SHOWN = (*MOTION_NAMES, "growing", "growing", "clockwise")
 """What is hard to learn comes more often; every motion comes with its reversal."""
 
@@ -141,6 +143,7 @@ def train(textures: str | None, weights: str | None, start: str | None, batches:
         trainings.append(f"displacements of patches: {batches[0]} batches")
     model = learn_names(config, start, given, batches[1])
     trainings.append(f"{len(MOTION_NAMES)} names and the mean motion: {batches[1]} batches")
+    model.num_clips = NUM_CLIPS
     model.save_pretrained(WORK / "saved")
     made = {
         "textures": names,
@@ -231,12 +234,13 @@ BEFORE = ("right", "left", "down", "up", "clockwise", "counterclockwise")
 
 
 def score(videos: str | None, model_folder: Path, only: int | None) -> None:
-    """Clips are files, read as `kinescan predict` reads them; one view in the middle.
+    """Clips are files, read as `kinescan predict` reads them, but one view in the middle instead of the model's.
 
     Sets that were scored before, with the same weights, are not scored again; so they can be scored side by side.
     """
     torch.set_num_threads(1)
     model = from_pretrained(model_folder)
+    model.num_clips = 1
     weights = hashlib.sha256((model_folder / "model.safetensors").read_bytes()).hexdigest()
     results: dict[str, Any] = {}
     for number, (name, settings) in enumerate(SETS.items()):
@@ -339,11 +343,11 @@ How a picture, or what is large in it, moves on the screen during 1.2 seconds: {
 moves to the right, at "growing" it comes nearer. Ways between an axis and a diagonal of the frame get one of the two
 names. It knows no actions, no things and no persons, and of several motions at once it names one. A small thing that
 turns about itself, slow motions (less than about a fiftieth of the frame from one sixth of a second to the next) and
-plain pictures are beyond it. `kinescan predict` averages over four such clips, evenly spread over the video; `kinescan
-stream` names the motion as it goes.
+plain pictures are beyond it. Of a whole video, the average over {clips} such clips is named, evenly spread over it, by
+`kinescan predict`, `ks.predict`, the page and the service alike. `kinescan stream` names the motion as it goes.
 
 ## How often it is right
-On held-out clips (benchmarks/results/motion_model.json): no pixel of them was trained on. A class and its
+On single held-out clips (benchmarks/results/motion_model.json): no pixel of them was trained on. A class and its
 reversal are the same frames in opposite orders, so that what averages over frames is right in half of the cases within
 a pair; chance is {chance}. Likewise: the mirror image, or the clip backwards, got the answer that goes with that of the
 clip itself.
@@ -425,8 +429,10 @@ def write_card(model_folder: Path) -> None:
         textures=", ".join(name.partition(".")[0] for name in made["textures"]),
         steps="\n".join(f"- {one}" for one in made["trainings"]),
         batch=made["clips in a batch"],
+        clips=NUM_CLIPS,
     )
     card = model_folder / "README.md"
+    model.num_clips = NUM_CLIPS
     model.save_pretrained(model_folder)
     before, mark, after = card.read_text(encoding="utf-8").partition("## Labels")
     card.write_text(before + text.lstrip("\n") + "\n" + mark + after, encoding="utf-8")

@@ -38,7 +38,6 @@ from kinescan.data.synthetic.motion import MotionConfig, render_motion
 from kinescan.data.video import write_video
 from kinescan.inference.batch_predictor import BatchPredictor
 from kinescan.models.saving.shipped import MOTION, SHIPPED
-from kinescan.runs.predict import chosen_views
 
 NAME = "ray_scaling"
 SEED = 0
@@ -169,7 +168,7 @@ def main() -> None:
         listed = [names[index % len(names)] for index in range(given.rows)]
         (root / "list.txt").write_text("".join(f"{one}\n" for one in listed))
         model = str(SHIPPED / MOTION)
-        alone = BatchPredictor(model, views=chosen_views([], model), device="cpu")
+        alone = BatchPredictor(model, device="cpu")
         rows = dict(zip(names, alone.rows([str(root / one) for one in names]), strict=True))
         expected = [{key: rows[one][key] for key in ("labels", "scores", "error")} for one in listed]
         for repetition in range(given.repetitions):

@@ -55,6 +55,8 @@ def test_the_class_of_an_event_has_a_curve_and_a_colour_however_many_were_likeli
         labels=labels,
         seconds=np.array([0.0, 1.0]),
         scores=scores,
+        best=labels[0],
+        best_score=0.9,
         events=(Interval(label=labels[-1], start=0.0, end=1.0, score=0.1),),
         duration=2.0,
         frames=torch.zeros(1, 3, 8, 8, dtype=torch.uint8),

@@ -208,6 +208,7 @@ def _record_of(
         precision=precision,
         causal=getattr(model.config, "causal", None),
         timing=model.timing,
+        num_clips=model.num_clips,
         output="frames" if model.answers_frames else "clip",
         overlapping=model.overlapping,
         weights=model.weights_fingerprint(),

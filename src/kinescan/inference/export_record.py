@@ -10,6 +10,7 @@ from kinescan.errors import CheckpointError, ConfigError
 from kinescan.inference.export_formats import CLIP, FORMATS, LOGITS, FormatName, Precision, Shape, Signature
 from kinescan.layers.running_average import AverageKind
 from kinescan.models.saving.location import EXPORT_FILE
+from kinescan.models.saving.saved_model import MOST_CLIPS
 from kinescan.models.stream_step import FRAME, StateShape, step_inputs, step_outputs
 from kinescan.models.timing import FrameTiming
 from kinescan.preprocessing import MAX_CLIP_PIXELS, Preprocessing
@@ -72,6 +73,7 @@ class ExportRecord:
         num_classes: number of logits; None in older records, which have labels.
         causal: whether the model looks at no future frame; None for models where the question does not arise.
         timing: how far apart the frames of the training clips were; None where it is unknown.
+        num_clips: clips of a video whose scores are averaged where nobody says which views.
         output: whether the logits answer for the clip or for every frame.
         overlapping: several classes may be true at once.
         weights: fingerprint of the weights, which rules of events and the file with a stream's state name.
@@ -94,6 +96,7 @@ class ExportRecord:
     num_classes: int | None = None
     causal: bool | None = None
     timing: FrameTiming | None = None
+    num_clips: int = 1
     output: Literal["clip", "frames"] = "clip"
     overlapping: bool = False
     weights: str | None = None
@@ -107,6 +110,8 @@ class ExportRecord:
             raise ConfigError(f"batch must be 1 to {most} for such clips, got {self.batch}.")
         if (self.num_frames, self.size) != (self.preprocessing.num_frames, self.preprocessing.size):
             raise ConfigError("num_frames and size must be those of preprocessing.")
+        if not 1 <= self.num_clips <= MOST_CLIPS:
+            raise ConfigError(f"num_clips must be 1 to {MOST_CLIPS}, got {self.num_clips}.")
         count = len(self.labels or ()) if self.num_classes is None else self.num_classes
         if count < 1 or (self.labels is not None and len(set(self.labels)) != count):
             raise ConfigError("labels must be one for each of num_classes, and differ from each other.")

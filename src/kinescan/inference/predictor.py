@@ -74,7 +74,7 @@ def predict(
             exported one. It is used in evaluation mode and left as it is, so that several threads may use it.
         paths: one video or several: files, addresses (http, https: fetched first), the bytes of files, file objects, or
             frames, uint8 [T, 3, H, W] or [T, H, W, 3]; a folder stands for the video files below it, sorted by name.
-        views: frames x clips x crops to average over, such as "8x2x3"; by default the model's frames x 1 x 1.
+        views: frames x clips x crops to average over, such as "8x2x3"; by default those of the model (`num_clips`) x 1.
         top: how many classes to name.
         device: where to compute; by default where the model is.
         precision: "bfloat16" or "float16" computes under autocast, which is faster where the device has it.
@@ -314,7 +314,7 @@ class _Job:
 
 def _chosen_views(views: Views | str | None, model: VideoClassifier) -> Views:
     if views is None:
-        return Views(frames=model.preprocessing.num_frames, clips=1, crops=1)
+        return Views(frames=model.preprocessing.num_frames, clips=model.num_clips, crops=1)
     return Views.parse(views) if isinstance(views, str) else views
 
 

@@ -64,6 +64,7 @@ class VideoClassifier(nn.Module, ABC):
         timing: how far apart in time the frames of its training clips were; None where it is unknown.
         trained_in: the precision that it was trained in; None where it is unknown.
         class_texts: label -> the texts that its row of the head was made from, where it started from texts; else None.
+        num_clips: clips of a video, evenly spread over it, whose scores are averaged where nobody says which views.
         saved_rules: what events.json beside the saved model says: thresholds of events, with the fingerprint of the
             weights that they fit; None where there is none.
 
@@ -98,6 +99,7 @@ class VideoClassifier(nn.Module, ABC):
         self.timing: FrameTiming | None = None
         self.trained_in: Precision | None = None
         self.saved_rules: dict[str, Any] | None = None
+        self.num_clips = 1
         self.class_texts: Mapping[str, tuple[str, ...]] | None = None
         if self.preprocessing.size != config.image_size:
             raise ConfigError(
@@ -293,6 +295,7 @@ class VideoClassifier(nn.Module, ABC):
             timing=None if self.timing is None else to_plain(self.timing),
             trained_in=self.trained_in,
             class_texts=self.class_texts,
+            num_clips=self.num_clips,
         )
         card = model_card(
             name=saved.model,
@@ -350,7 +353,7 @@ class VideoClassifier(nn.Module, ABC):
                 )
                 if saved.timing is not None:
                     model.timing = build_settings(FrameTiming, saved.timing, where="timing")
-                model.trained_in = saved.trained_in
+                model.trained_in, model.num_clips = saved.trained_in, saved.num_clips
                 model.saved_rules = rules
                 model.class_texts = saved.class_texts
                 return model

@@ -12,7 +12,6 @@ from kinescan.inference.precision import Precision
 from kinescan.inference.predictor import Prediction, predict_iter
 from kinescan.inference.segments import VideoEvents
 from kinescan.models.classifier import VideoClassifier
-from kinescan.models.saving.shipped import is_shipped
 from kinescan.runs.events import EventPlan, plan_events
 from kinescan.runs.folder import model_folder
 from kinescan.runs.limits import chosen_limits
@@ -24,8 +23,6 @@ from kinescan.runtime.urls import mask_url
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv")
 """Of lists of videos; see `kinescan.runs.predict_ray.listed_paths`."""
-SHIPPED_VIEWS = "8x4x1"
-"""Of the motion model that comes with the package: its clips are short, and four of them look at the whole video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +52,7 @@ class PredictionJob:
         files: in the order of their predictions.
         limits: what one file may take.
         folder: where the model came from.
-        views: frames x clips x crops to average over; None for one clip of the model's length.
+        views: frames x clips x crops to average over; None for those of the model.
         plan: what was reported about the rules of events.
         settings: how videos go through the model.
     """
@@ -115,19 +112,16 @@ class PredictionJob:
         )
 
 
-def chosen_views(overrides: Sequence[str], folder: str) -> str | None:
-    """Frames x clips x crops: what `--set evaluation.views=...` says, or what suits the model of the package.
+def chosen_views(overrides: Sequence[str]) -> str | None:
+    """Frames x clips x crops that `--set evaluation.views=...` says.
 
     Args:
         overrides: those of `evaluation.views` alone; the last one counts.
-        folder: of the model.
 
     Returns:
-        None for one clip of the model's length.
+        None where there is none: the model's own views are taken, as wherever else it predicts.
     """
-    if overrides:
-        return overrides[-1].partition("=")[2]
-    return SHIPPED_VIEWS if is_shipped(folder) else None
+    return overrides[-1].partition("=")[2] if overrides else None
 
 
 def prepare_prediction(
@@ -177,7 +171,7 @@ def prepare_prediction(
     folder = model_folder(model, hint="--model RUN", or_shipped=True)
     resolved = resolve_model(folder, choose_device(device), allow_code=allow_code)
     skip_in(resolved, skip)
-    views = chosen_views(of_views, folder)
+    views = chosen_views(of_views)
     found = [str(file) for file in video_files(paths)] if segments else [str(video) for _, video in video_inputs(paths)]
     return PredictionJob(
         model=resolved, files=found, limits=limits, folder=folder, views=views, plan=plan, settings=settings

@@ -232,7 +232,7 @@ def predict_paths(
     folder = model_folder(model, hint="--model RUN", or_shipped=True)
     predictor = BatchPredictor(
         os.path.abspath(folder) if os.path.exists(folder) else folder,
-        views=chosen_views(of_views, folder),
+        views=chosen_views(of_views),
         top=top,
         device=device,
         limits=limits,

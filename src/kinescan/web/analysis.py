@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from kinescan.data.sampling import view_indices
 from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import VideoReader
-from kinescan.events.detector import EventDetector
+from kinescan.errors import VideoError
+from kinescan.events.detector import EventDetector, EventUpdate
 from kinescan.inference.event_rules import model_rules
 from kinescan.inference.explain import KinematicMaps, kinematic_maps
+from kinescan.inference.frame_predictor import predict_frames
 from kinescan.inference.predictor import predict
 from kinescan.inference.stream import stream
 from kinescan.models.classifier import VideoClassifier
@@ -57,6 +59,9 @@ class Analysis:
         labels: the model's classes.
         seconds: [N], of the predictions.
         scores: [N, K] in [0, 1].
+        best: the class with the highest score for the whole video, as `ks.predict` and the service name it; of a model
+            that answers for every frame, the class with the highest score on average.
+        best_score: its score.
         events: starts and ends; empty for a model that is not causal.
         duration: of the video, seconds.
         frames: [T, 3, H, W] uint8, the sampled frames as they are in the video.
@@ -70,6 +75,8 @@ class Analysis:
     labels: tuple[str, ...]
     seconds: NDArray[np.float64]
     scores: NDArray[np.float64]
+    best: str
+    best_score: float
     events: tuple[Interval, ...]
     duration: float
     frames: Tensor
@@ -78,11 +85,6 @@ class Analysis:
     update_speed: Tensor | None
     speed_over_time: Tensor | None
     speed_seconds: NDArray[np.float64]
-
-    @property
-    def best(self) -> str:
-        """The class with the highest score on average."""
-        return self.labels[int(self.scores.mean(0).argmax())]
 
 
 def analyse(model: VideoClassifier, path: str | Path, limits: ServeLimits) -> Analysis:
@@ -104,16 +106,22 @@ def analyse(model: VideoClassifier, path: str | Path, limits: ServeLimits) -> An
         first = float(reader.pts_seconds[0])
         check_wanted()
         maps, speed = _maps_and_speeds(model, sampled.pixels)
-        if isinstance(model, PKS4) and model.config.causal:
-            over_time = _over_time(model, path, duration)
-        else:
-            over_time = _alike_throughout(
-                model, path, duration, () if speed is None else _speeds_of_clips(model, reader)
-            )
+        is_causal = isinstance(model, PKS4) and model.config.causal
+        speeds = [] if is_causal or speed is None else _speeds_of_clips(model, reader)
+    whole = None if model.answers_frames else _whole_video(model, path, limits)
+    if isinstance(model, PKS4) and model.config.causal:
+        over_time = _over_time(model, path, duration)
+    elif whole is None:
+        over_time = _frame_by_frame(model, path, duration, speeds, limits)
+    else:
+        over_time = _alike_throughout(whole, duration, speeds)
+    named = over_time.scores.mean(0) if whole is None else whole
     return Analysis(
         labels=model.class_names,
         seconds=over_time.seconds,
         scores=over_time.scores,
+        best=model.class_names[int(named.argmax())],
+        best_score=float(named.max()),
         events=over_time.events,
         duration=duration,
         frames=sampled.pixels,
@@ -153,30 +161,63 @@ def _over_time(model: PKS4, path: str | Path, duration: float) -> _OverTime:
                 moments.append(prediction.seconds)
                 maps.append(found[0])
     updates += detector.finish(duration)
-    ends = [update.event for update in updates if update.kind == "end"]
     return _OverTime(
         seconds=np.array(times),
         scores=np.stack(rows),
-        events=tuple(Interval(e.label, e.start_seconds, e.end_seconds or duration, e.peak_score) for e in ends),
+        events=_ended(updates, duration),
         speeds=torch.stack(maps) if maps else None,
         speed_seconds=np.array(moments),
     )
 
 
+def _whole_video(model: VideoClassifier, path: str | Path, limits: ServeLimits) -> NDArray[np.float64]:
+    """[K], as `ks.predict` and the service say it."""
+    [found] = predict(model, path, top=model.config.num_classes, limits=video_limits(limits))
+    if found.error is not None:
+        raise VideoError(path, found.error)
+    by_label = dict(zip(found.labels, found.scores, strict=True))
+    return np.array([by_label[label] for label in model.class_names])
+
+
 def _alike_throughout(
-    model: VideoClassifier, path: str | Path, duration: float, speeds: Sequence[tuple[float, Tensor]]
+    scores: NDArray[np.float64], duration: float, speeds: Sequence[tuple[float, Tensor]]
 ) -> _OverTime:
     """A model that answers for the whole video has the same scores at all its moments."""
-    [found] = predict(model, path, top=model.config.num_classes)
-    by_label = dict(zip(found.labels, found.scores, strict=True))
-    row = [by_label.get(label, 0.0) for label in model.class_names]
     return _OverTime(
         seconds=np.array([0.0, duration]),
-        scores=np.array([row, row]),
+        scores=np.stack([scores, scores]),
         events=(),
         speeds=torch.stack([speed for _, speed in speeds]) if speeds else None,
         speed_seconds=np.array([second for second, _ in speeds]),
     )
+
+
+def _frame_by_frame(
+    model: VideoClassifier,
+    path: str | Path,
+    duration: float,
+    speeds: Sequence[tuple[float, Tensor]],
+    limits: ServeLimits,
+) -> _OverTime:
+    """A model that answers for every frame and looks at those around it."""
+    found = predict_frames(model, path, limits=video_limits(limits))
+    detector = EventDetector(model.class_names, model_rules(model), stream_id="page")
+    scores = found.scores.astype(np.float64)
+    updates = [
+        update for second, row in zip(found.seconds, scores, strict=True) for update in detector.push(second, row)
+    ]
+    return _OverTime(
+        seconds=found.seconds,
+        scores=scores,
+        events=_ended([*updates, *detector.finish(duration)], duration),
+        speeds=torch.stack([speed for _, speed in speeds]) if speeds else None,
+        speed_seconds=np.array([second for second, _ in speeds]),
+    )
+
+
+def _ended(updates: Sequence[EventUpdate], duration: float) -> tuple[Interval, ...]:
+    ends = [update.event for update in updates if update.kind == "end"]
+    return tuple(Interval(e.label, e.start_seconds, e.end_seconds or duration, e.peak_score) for e in ends)
 
 
 def _clips(model: VideoClassifier, reader: VideoReader, num_clips: int) -> Tensor:

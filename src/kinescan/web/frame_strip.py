@@ -1,6 +1,6 @@
 """A strip of the sampled frames: what moved, what changed, and how fast the scanner updates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -27,17 +27,23 @@ def frame_strip(analysis: Analysis, title: str = "") -> str:
     maps, speed = analysis.maps, analysis.update_speed
     faded = {t: frame_picture(pixels[t], faded=True) for t in chosen}
 
-    def cells(over: Callable[[int], str], under: Callable[[int], str]) -> str:
+    def cells(over: Callable[[int], str], under: Callable[[int], str], kind: str = "") -> str:
         shown = "".join(
             f'<figure><div class="ks-cell"><img alt="" src="{under(t)}">{over(t)}{_unseen(size)}</div>'
             f"<figcaption>{analysis.frame_seconds[t]:.2f} s</figcaption></figure>"
             for t in chosen
         )
-        return f'<div class="ks-cells">{shown}</div>'
+        return f'<div class="ks-cells {kind}">{shown}</div>'
 
+    moved = [bool(maps.displacement[t].any()) for t in chosen]
     most = float(maps.change.quantile(0.995).clamp(min=1e-6))
     parts = [
-        _part("What moves", direction_key(), cells(lambda t: arrows(maps.displacement[t], size), _plain(pixels))),
+        _part(
+            "What moves",
+            direction_key(),
+            # arrows need room
+            cells(lambda t: arrows(maps.displacement[t], size), _plain(pixels), "ks-large") + _stillness(moved),
+        ),
         _part(
             "What changes",
             heat_key("inferno", "little", "much"),
@@ -59,6 +65,13 @@ def frame_strip(analysis: Analysis, title: str = "") -> str:
 
 def _part(name: str, key: str, cells: str) -> str:
     return f'<div class="ks-part"><div class="ks-part-head"><h4>{name}</h4>{key}</div>{cells}</div>'
+
+
+def _stillness(moved: Sequence[bool]) -> str:
+    if all(moved):
+        return ""
+    which = "these frames" if not any(moved) else "frames without arrows"
+    return f'<p class="ks-note">In {which}, the model found nothing that moves by the next one.</p>'
 
 
 def _plain(pixels: np.ndarray) -> Callable[[int], str]:

@@ -15,7 +15,7 @@ COLOURS = ("#1f6fc0", "#b4500f", "#1b7a54", "#a8326a", "#6d48c4", "#8a6400", "#1
 OTHER = "#666666"
 DIRECTIONS = (("right", 0.0), ("down", 0.25), ("left", 0.5), ("up", 0.75))
 """Hue of a direction, as a part of the circle."""
-_SHOWN_PIXELS = 320
+_SHOWN_PIXELS = 400
 """Longer side of a frame on the page."""
 _ARROW = 0.85
 """Of the distance of two patches: the longest arrow."""

@@ -5,7 +5,7 @@ STYLE = """
 .gradio-container .main { padding: 1rem !important; } .gradio-container .html-container { padding: 0 !important; }
 .ks-head { display: flex; flex-wrap: wrap; align-items: baseline; gap: .2rem .8rem; padding: .6rem 0 0; }
 .ks-head h1 { margin: 0; font-size: 1.5rem; letter-spacing: -.02em; } .ks-head p { margin: 0; opacity: .75; }
-.ks-kept { margin: 0; font-size: .85rem; opacity: .8; }
+.ks-kept { margin: 0; font-size: .85rem; opacity: .8; text-wrap: pretty; }
 #ks-video video, #ks-asked video { max-height: 420px; background: #000; }
 #ks-look, #ks-ask { align-self: stretch; min-height: 44px; }
 .ks-pair { display: grid; gap: 1.6rem; grid-template-columns: minmax(0, 1fr); }
@@ -39,15 +39,16 @@ STYLE = """
 .ks-part-head h4 { margin: 0; font-size: .9rem; font-weight: 600; }
 .ks-speed img { display: block; width: 100%; height: 84px; border-radius: 4px; image-rendering: pixelated; }
 .ks-keys { display: inline-flex; flex-wrap: wrap; align-items: center; gap: .25rem .8rem; font-size: .8rem; }
-.ks-legend { margin: .8rem 0 .4rem; font-size: .88rem; }
+.ks-legend { margin: 0 0 .7rem; font-size: .88rem; }
 .ks-key { white-space: nowrap; } .ks-key i { display: inline-block; width: .8em; height: .8em; border-radius: 3px;
   margin-right: .35em; vertical-align: -.05em; }
 .ks-gone { background: rgba(128, 128, 128, .3); }
 .ks-ramp { display: inline-block; width: 84px; height: .8em; border-radius: 3px; }
 .ks-listed { font-size: .88rem; } .ks-listed summary { cursor: pointer; padding: .3rem 0; }
 .ks-listed ul { margin: .2rem 0; padding-left: 1.2em; }
-.ks-note { font-size: .82rem; opacity: .75; margin: .3rem 0; }
+.ks-note { font-size: .82rem; opacity: .75; margin: .3rem 0; text-wrap: pretty; }
 .ks-cells { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: .5rem; }
+.ks-large { grid-template-columns: repeat(3, minmax(0, 1fr)); }
 .ks-cells figure { margin: 0; } .ks-cells figcaption { font-size: .75rem; opacity: .75; text-align: center; }
 .ks-cell { position: relative; overflow: hidden; border-radius: 6px; line-height: 0; background: #000; }
 .ks-cell > img:first-child { width: 100%; height: auto; display: block; }
@@ -68,6 +69,7 @@ STYLE = """
 @media (max-width: 640px) {
   .gradio-container .main { padding: .7rem !important; }
   .ks-cells { grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .35rem; }
+  .ks-large { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .ks-plot { height: 120px; }
 }
 """

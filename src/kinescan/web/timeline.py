@@ -23,7 +23,6 @@ def timeline(analysis: Analysis, title: str = "") -> str:
     shown = _shown(analysis)
     colours = {analysis.labels[index]: COLOURS[number % len(COLOURS)] for number, index in enumerate(shown)}
     best = escape_html(analysis.best)
-    mean = percent(float(analysis.scores.mean(0).max()))
     listed = "".join(
         f"<li>{escape_html(event.label)}: {event.start:.2f} s to {event.end:.2f} s, {percent(event.score)}</li>"
         for event in analysis.events
@@ -41,9 +40,10 @@ def timeline(analysis: Analysis, title: str = "") -> str:
     return (
         f'<section class="ks-timeline" data-duration="{_length(analysis):.6f}">'
         f'<h3><span class="ks-model">{escape_html(title)}</span> <b class="ks-label">{best}</b> '
-        f"<small>{mean} on average</small></h3>"
+        f"<small>{percent(analysis.best_score)} for the whole video</small></h3>"
+        f'<div class="ks-keys ks-legend">{keys}</div>'
         f'<div class="ks-body">{_curves(analysis, shown)}{_bars(analysis, colours)}{_speed(analysis)}</div>'
-        f'<div class="ks-keys ks-legend">{keys}</div>{events}</section>'
+        f"{events}</section>"
     )
 
 
@@ -85,7 +85,7 @@ def _curves(analysis: Analysis, shown: Sequence[int]) -> str:
         )
         lines.append(f'<polyline stroke="{COLOURS[number % len(COLOURS)]}" points="{points}"/>')
     grid = "".join(f'<line class="ks-grid" x1="0" x2="1000" y1="{y}" y2="{y}"/>' for y in (0, 50, 100))
-    said = f"Time in the video. Best on average: {escape_html(analysis.best)}"
+    said = f"Time in the video. Best for the whole video: {escape_html(analysis.best)}"
     return (
         f'<div class="ks-plot" tabindex="0" role="slider" aria-valuemin="0" aria-valuemax="{length:.2f}" '
         f'aria-valuenow="0" aria-label="{said}">'
@@ -124,13 +124,14 @@ def _speed(analysis: Analysis) -> str:
     times, length = analysis.speed_seconds, _length(analysis)
     at = (np.arange(_COLUMNS) + 0.5) / _COLUMNS * length
     nearest = np.abs(times[None] - at[:, None]).argmin(1)
-    low, high = float(lines.min()), float(lines.max())
+    # a single patch that is far off does not make all others dark
+    low, high = (float(level) for level in np.quantile(lines, (0.01, 0.99)))
     picture = heat_picture((lines[:, nearest] - low) / max(high - low, 1e-9), "viridis", over_frame=False)
-    said = f"Update speed (Delta) of {len(lines)} patches over time, from {low:.3g} to {high:.3g}"
+    said = f"Update speed (Delta) of {len(lines)} patches over time, 98 % of it from {low:.3g} to {high:.3g}"
     return (
         f'<div class="ks-part-head"><h4>Update speed of the scanner (Delta) over time</h4>'
         f"{heat_key('viridis', f'{low:.3g}', f'{high:.3g}')}</div>"
         f'<div class="ks-speed"><img alt="{said}" src="{picture}"><i class="ks-cursor"></i></div>'
         f'<p class="ks-note">A line for each of {len(lines)} patches, the top left one first, over the whole video: '
-        f"{len(times)} frames.</p>"
+        f"{len(times)} frames. The colours end at the 1st and the 99th percentile.</p>"
     )

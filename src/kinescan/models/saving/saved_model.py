@@ -26,6 +26,8 @@ from kinescan.version import __version__
 
 CONFIG_FILE, WEIGHTS_FILE = location.CONFIG_FILE, location.WEIGHTS_FILE
 CARD_FILE = "README.md"
+MOST_CLIPS = 64
+"""Of a video, that a saved model may ask for: whoever opens a file of others is not to wait for hours."""
 _ADVICE = "Choose a folder that you may write to, on a disk with space."
 
 
@@ -44,6 +46,7 @@ class SavedModel:
         timing: every field of `FrameTiming`; None where that is unknown.
         trained_in: the precision of its training; None where that is unknown.
         class_texts: label -> the texts that its row of the head was made from; None where it was not made from texts.
+        num_clips: clips of a video whose scores are averaged where nobody says which views; see `VideoClassifier`.
     """
 
     kinescan_version: str
@@ -56,6 +59,7 @@ class SavedModel:
     timing: dict[str, Any] | None = None
     trained_in: Precision | None = None
     class_texts: Mapping[str, tuple[str, ...]] | None = None
+    num_clips: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +162,7 @@ def read_config(folder: Path) -> SavedModel:
         timing=timing,
         trained_in=trained_in,
         class_texts=checked_texts(content.get("class_texts"), path),
+        num_clips=_num_clips(path, content.get("num_clips", 1)),
         **named,
     )
 
@@ -219,6 +224,15 @@ def separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         separated[name] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
     return separated
+
+
+def _num_clips(path: Path, recorded: object) -> int:
+    if type(recorded) is not int or not 1 <= recorded <= MOST_CLIPS:
+        raise CheckpointError(
+            f"{path}: num_clips must be a whole number from 1 to {MOST_CLIPS}, got {recorded!r}. It is damaged; save "
+            "or fetch the model again."
+        )
+    return recorded
 
 
 def _base(path: Path, recorded: Any) -> dict[str, Any] | None:
