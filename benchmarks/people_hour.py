@@ -86,7 +86,7 @@ def stream(file: Path, told: Path) -> dict[str, Any]:
     # the first look is at a process that is starting
     quarter = len(resident) // 4
     return {
-        "cpu_seconds": round(cpu, 1),
+        "processor_seconds": round(cpu, 1),
         "seconds": round(time.monotonic() - started, 1),
         "looks": len(resident),
         "mib_after_a_quarter": resident[quarter],
