@@ -5,7 +5,14 @@ import stat
 import pytest
 
 from kinescan.errors import CheckpointError, ConfigError, VideoError
-from kinescan.runtime.atomic_write import atomic_files, atomic_folder, atomic_write, folder_aside, write_text
+from kinescan.runtime.atomic_write import (
+    atomic_files,
+    atomic_folder,
+    atomic_write,
+    folder_aside,
+    require_writable,
+    write_text,
+)
 
 
 def test_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -29,6 +36,17 @@ def test_folder_in_the_way_is_our_error(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(ConfigError, match="written"):
         write_text(tmp_path / "a" / "b.txt", "x")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/null", path)], ids=["pipe", "device"])
+def test_nothing_that_is_no_file_is_replaced(make, tmp_path):
+    """By someone who may write to /dev, a file would take the device's place."""
+    make(tmp_path / "a")
+    for write in (lambda path: write_text(path, "x"), require_writable):
+        with pytest.raises(ConfigError, match="device"):
+            write(tmp_path / "a")
+    assert os.listdir(tmp_path) == ["a"]
+    assert not (tmp_path / "a").is_file()
 
 
 def test_new_file_has_the_permissions_of_the_umask(tmp_path):

@@ -1,9 +1,11 @@
 """Each test names what of ours breaks when transformers changes the private name behind it."""
 
+import logging
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 transformers = pytest.importorskip("transformers")
@@ -125,6 +127,28 @@ def test_a_saved_processor_needs_the_name_beside_its_settings():
         "_processor_class" in Path(module.__file__).read_text(encoding="utf-8")
         for module in (transformers.processing_utils, transformers.image_processing_base)
     )
+
+
+def test_missing_tensors_are_reported_once_needs_the_name_of_a_logger(model, tmp_path):
+    """Its own report is a table of several lines, above ours of one."""
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("transformers")
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    logger.addHandler(handler)
+    try:
+        with internals.without_report():
+            _, found = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+        assert set(found["missing_keys"]) == {"norm.weight"}
+        assert said == []
+        transformers.AutoModel.from_pretrained(tmp_path)
+        assert len(said) == 1
+    finally:
+        logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize("name", internals.__all__)

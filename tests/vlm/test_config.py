@@ -25,6 +25,9 @@ def test_frame_rates_are_positive_numbers(value):
 @pytest.mark.parametrize(
     "options",
     [{"policy": 5}, {"policy": ["statekv"]}, {"policy": None}, {"storage": None}, {"storage": 8}, {"hf_compat": "no"},
+     {"memory_policy": 5}, {"memory_policy": None}, {"memory_policy": "reduncy"}, {"compiled": 1}, {"compiled": "no"},
+     {"horizon_is_limit": None}, {"hf_compat": 0}, {"retrieved_chunks": True}, {"retrieved_chunks": "2"},
+     {"budget": "4GiB"}, {"budget": {}}, {"budget": 1 + 0j}, {"memory_budget": 1 + 0j}, {"memory_budget": {}},
      {"horizon_text_tokens": None}, {"chunk_tokens": 2**40},
      {"budget_ratios": (1, -1, 1)}, {"budget_ratios": "111"}, {"budget_ratios": (1, 1)}],
     ids=str,

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError
-from kinescan.vlm import Features, PixelSettings, open_stream
+from kinescan.vlm import Features, PixelSettings, open_stream, push_together
 from kinescan.vlm.frames import to_frames
 
 QUESTION = [5, 17, 200, 41, 8]
@@ -137,6 +137,26 @@ def test_times_ascend_over_all_pushes(vlm, video):
         stream.push(video(2)[0], seconds=6.0)
         stream.push(video(2)[1], seconds=torch.tensor([8.0]))
         assert stream.stats.num_frames == 4
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("how", ["frames", "features", "together"])
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), float("-inf"), 4.0, -1.0, "7", None, True])
+def test_a_later_push_takes_no_other_times_than_the_first(how, seconds, vlm, video):
+    """None is no time: where it stands for one frame of several, the push is refused."""
+    with start(vlm("qwen2_5_vl")) as stream:
+        stream.push(video(2), seconds=[5.0, 6.0])
+        before = stream.stats
+        frames = video(4) if how != "features" else stream.encode(video(4))
+        times = [7.0, 8.0, 9.0, seconds] if how != "features" else [7.0, seconds]
+        push = (
+            (lambda given, seconds: push_together([stream], [given], seconds=[seconds])) if how == "together" else None
+        )
+        with pytest.raises(ConfigError, match="seconds"):
+            (push or stream.push)(frames, seconds=times)
+        assert stream.stats == before
+        assert stream.seen_seconds == 6.0
+        stream.push(frames, seconds=[7.0, 9.0] if how == "features" else [7.0, 8.0, 9.0, 9.0])
 
 
 def test_frames_without_times_follow_those_with_times(vlm, video):

@@ -231,6 +231,40 @@ def test_limits_that_cannot_work_are_refused(vlm, video):
         stream.push(video(2))
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["internvl", "qwen3_vl"])
+def test_a_limit_that_the_pinned_text_fills_is_refused_at_the_first_frame(name, vlm, video, tokenizer):
+    """Not once the cache is full, which may be hours later."""
+    taken = []
+    frames = video(40).repeat_interleave(2 if name == "qwen3_vl" else 1, 0)
+    for limit in range(10, 80):
+        with start(vlm(name), processor=tokenizer(), memory_budget=limit) as stream:
+            try:
+                stream.push(frames[: stream.family.temporal_patch])
+            except ConfigError:
+                assert stream.stats.num_frames == stream.cache.num_tokens == 0
+                assert stream.cache.pinned == []
+                continue
+            taken.append(limit)
+            if len(taken) < 4:
+                # what is taken at first is taken to the end
+                stream.push(frames)
+    assert 20 < taken[0] < 60
+    assert taken == list(range(taken[0], 80))
+
+
+@pytest.mark.bad_input
+def test_a_kept_answer_that_would_fill_the_limit_is_refused(vlm, video, tokenizer):
+    with start(vlm("internvl"), processor=tokenizer(), memory_budget=90) as stream:
+        stream.push(video(2))
+        stream.ask("What?", max_new_tokens=8, keep=True)
+        pinned, tokens = stream.cache.pinned, stream.cache.num_tokens
+        with pytest.raises(ConfigError, match="memory_budget"):
+            stream.ask("What is it, and where does it go from here?", max_new_tokens=8, keep=True)
+        assert (stream.cache.pinned, stream.cache.num_tokens) == (pinned, tokens)
+        stream.push(video(3))
+
+
 def test_bytes_hold_as_many_tokens_as_they_say():
     shape = CacheShape(num_layers=2, key_heads=2, head_dim=8, dtype=torch.float32, device=torch.device("cpu"))
     whole = shape.bytes_per_token() + 4 * 24

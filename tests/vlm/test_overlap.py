@@ -65,6 +65,27 @@ def test_overlapping_streams_end_in_any_order(name, order, warm, build_fresh, vi
         assert torch.isfinite(model(**inputs).logits).all()
 
 
+def test_every_further_family_overlaps(further_name, build_fresh, video):
+    """The first stream ends in the middle of the second, and the model itself is as before."""
+    torch.manual_seed(1)
+    model, frames = build_fresh(further_name), video(6)
+    alone = answer_alone(model, frames), answer_alone(model, frames, budget=9)
+    before = traces(model)
+    first = start(model)
+    first.push(frames[:4])
+    second = start(model, budget=9)
+    second.push(frames[:2])
+    first.push(frames[4:])
+    said = first.ask(QUESTION, max_new_tokens=1).logits
+    first.close()
+    second.push(frames[2:])
+    assert torch.equal(said, alone[0])
+    assert torch.equal(second.ask(QUESTION, max_new_tokens=1).logits, alone[1])
+    second.close()
+    assert traces(model) == before
+    assert torch.equal(answer_alone(model, frames), alone[0])
+
+
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl"])
 def test_threads_do_not_meet(name, build_fresh, video, plain):
     torch.manual_seed(1)
@@ -152,6 +173,30 @@ def test_a_push_that_fails_leaves_the_stream_as_it_was(where, policy, family_nam
         assert stream.stats == before
         stream.push(frames[3:])
         assert stream.stats.num_frames == 8
+        assert torch.equal(stream.ask(QUESTION, max_new_tokens=1).logits, expected)
+
+
+def test_every_further_family_keeps_in_step_where_its_encoder_fails(further_name, vlm, video, monkeypatch):
+    """In the middle of a push: frames before the failure were seen already, and are taken back."""
+    model, frames = vlm(further_name), video(8)
+    expected = answer_alone(model, frames)
+    with start(model) as stream:
+        stream.push(frames[:2])
+        before, encode, calls = stream.stats, stream.family.encode, []
+
+        def fails(given):
+            calls.append(1)
+            if len(calls) == 2:
+                raise RuntimeError("out of memory")
+            return encode(given)
+
+        monkeypatch.setattr(stream.family, "encode", fails)
+        with pytest.raises(RuntimeError, match="memory"):
+            stream.push(frames[2:])
+        assert len(calls) == 2
+        assert stream.stats == before
+        monkeypatch.undo()
+        stream.push(frames[2:])
         assert torch.equal(stream.ask(QUESTION, max_new_tokens=1).logits, expected)
 
 

@@ -60,8 +60,8 @@ Questions = Annotated[
     list[str] | None, typer.Argument(help="Questions in quotes; each is asked for itself.", show_default=False)
 ]
 Model = Annotated[str, typer.Option(help="Folder or hub name of a video VLM (see docs/statekv.md).")]
-Budget = Annotated[int, typer.Option(help="Tokens of the past that a frame may see.")]
-Fps = Annotated[float, typer.Option(help="Frames per second shown to the model.")]
+Budget = Annotated[int | None, typer.Option(help="Tokens of the past that a frame may see.", show_default="4096")]
+Fps = Annotated[float | None, typer.Option(help="Frames per second shown to the model.", show_default="1.0")]
 Memory = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Most memory for keys and values: 4GiB, or '20000 tokens'.")
 ]
@@ -70,7 +70,7 @@ Load = Annotated[Path | None, typer.Option(help="File of --save to ask about, or
 Watch = Annotated[
     str | None, typer.Option(metavar="QUESTION", help="Asked again and again while watching: --every 30s.")
 ]
-Every = Annotated[str, _hidden("How often --watch asks, by the video's time: 30s, 5min.")]
+Every = Annotated[str | None, _hidden("How often --watch asks, by the video's time: 30s (the default), 5min.")]
 Compare = Annotated[str | None, typer.Option(help="full: answer with full attention too, and say what differs.")]
 QuestionsFile = Annotated[Path | None, _hidden("A text file with a question a line.", "--questions")]
 Interactive = Annotated[bool, _hidden("Ask what is typed, while watching and afterwards.", "--interactive")]
@@ -88,13 +88,13 @@ def command(
     video: Video,
     questions: Questions = None,
     model: Model = ...,  # type: ignore[assignment]
-    budget: Budget = 4096,
-    fps: Fps = 1.0,
+    budget: Budget = None,
+    fps: Fps = None,
     memory: Memory = None,
     save: Save = None,
     load: Load = None,
     watch: Watch = None,
-    every: Every = "30s",
+    every: Every = None,
     compare: Compare = None,
     settings: Setting = [],  # noqa: B006
     questions_file: QuestionsFile = None,
@@ -132,12 +132,14 @@ def command(
         source, asked = None, [video, *asked]
     if interactive and source == "-":
         raise ConfigError("--interactive reads questions from standard input, and the video is to come from there too.")
+    if every is not None and watch is None:
+        raise ConfigError(f"--every {every} says how often --watch asks, and no --watch is given. Add one.")
     told = watch is not None or interactive
     session = runs.ask.ask_session(
         load=load,
         save=save,
         watch=watch,
-        every_seconds=_seconds(every),
+        every_seconds=_seconds("30s" if every is None else every),
         incoming=_TypedLines() if interactive else None,
         on_answer=_tell(as_json) if told else None,
     )
@@ -155,14 +157,14 @@ def command(
         session=session,
         reconnect=reconnect,
     )
-    _run(answer, as_json=as_json, told=told, typed=interactive)
+    _run(answer, as_json=as_json, told=told, typed=interactive, watched=source is not None)
 
 
-def _run(answer: "Callable[..., AskReport]", *, as_json: bool, told: bool, typed: bool) -> None:
+def _run(answer: "Callable[..., AskReport]", *, as_json: bool, told: bool, typed: bool, watched: bool) -> None:
     """Watches and asks, and prints what comes."""
     if typed and not as_json and sys.stdin.isatty():
         print("Type a question and Enter, while watching and afterwards; Ctrl-D ends.", file=sys.stderr)
-    with _Bar(shown=not as_json and not told) as bar:
+    with _Bar(shown=watched and not as_json and not told) as bar:
         said = _Speaker(shown=not as_json, before=bar.stop)
         report = answer(on_progress=bar.update, on_text=said)
     if as_json:
@@ -196,8 +198,9 @@ def _tell(as_json: bool) -> Callable[["Asked"], None]:
 
     def tell(asked: "Asked") -> None:
         if as_json:
-            line = {"question": asked.question, "answer": asked.answer, "seen_seconds": asked.seen_seconds}
-            print(to_json({**line, "seconds": asked.seconds}), flush=True)
+            compared = () if asked.full_answer is None else ("full_answer", "full_seconds", "logit_difference")
+            names = ("question", "answer", "seen_seconds", "seconds", *compared)
+            print(to_json({name: getattr(asked, name) for name in names}), flush=True)
         else:
             print(f"\n[seen up to {duration(asked.seen_seconds)}]", end="", flush=True)
 

@@ -4,18 +4,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kinescan.data.video import Reconnect
 from kinescan.errors import ConfigError, KinescanError
+from kinescan.inference.ask_checks import check_question, check_together
+from kinescan.inference.ask_session import Asked, Incoming, Session
 from kinescan.inference.ask_settings import MAX_NEW_TOKENS, AskSettings
 from kinescan.inference.frame_source import Group, Live, Recorded, open_watched
 from kinescan.vlm import POLICIES, StreamStats, VideoStream, Vlm, load_stream, open_stream
-from kinescan.vlm.config import check_fps
 from kinescan.vlm.store import Storage
+
+__all__ = ["MOST_SAVING", "AskReport", "Asked", "Incoming", "Prefill", "Progressed", "Session", "ask"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,29 +42,6 @@ class Prefill:
     policy: str
     seconds: float
     stats: StreamStats
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """One question.
-
-    Attributes:
-        question: as it was asked.
-        answer: of the compressed stream.
-        seconds: from the question to the last token.
-        full_answer: full attention's answer, where compared.
-        full_seconds: from the question to full attention's last token, where compared.
-        logit_difference: the largest, over the scores of the first token.
-        seen_seconds: time of the newest frame that had been watched.
-    """
-
-    question: str
-    answer: str
-    seconds: float
-    full_answer: str | None = None
-    full_seconds: float | None = None
-    logit_difference: float | None = None
-    seen_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,58 +72,6 @@ class AskReport:
     other_limits: tuple[str, ...] = ()
 
 
-class Incoming(Protocol):
-    """Questions that come while a video is watched."""
-
-    def ready(self) -> list[str]:
-        """Those that have come; it does not wait."""
-
-    def next(self) -> str | None:
-        """The next one, waited for; None where none will come."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Session:
-    """What `ask` does besides asking questions at the end.
-
-    Attributes:
-        load: a file that a stream was saved to; the video, if any, continues it.
-        save: the stream is written there once the video has been watched, or when watching fails; and while it is
-            watched.
-        save_every_seconds: how often then, by the clock, so that a process that is killed loses no more than that;
-            less often where writing takes more than a twentieth of the time.
-        watch: asked again and again while watching.
-        every_seconds: how often, in the video's time.
-        incoming: questions as they come, while watching and afterwards.
-        on_answer: called with each answer once it is whole.
-    """
-
-    load: str | Path | None = None
-    save: str | Path | None = None
-    save_every_seconds: float = 60.0
-    watch: str | None = None
-    every_seconds: float = 30.0
-    incoming: Incoming | None = None
-    on_answer: Callable[[Asked], None] | None = None
-
-    def __post_init__(self) -> None:
-        for name, every in (("every", self.every_seconds), ("save_every_seconds", self.save_every_seconds)):
-            if isinstance(every, bool) or not isinstance(every, int | float) or not 0 < every < float("inf"):
-                raise ConfigError(f"{name} must be a positive number of seconds, got {every!r}.")
-        if self.watch is not None and not self.watch.strip():
-            raise ConfigError("the question to watch for is empty. Ask something.")
-
-    @property
-    def asks(self) -> bool:
-        """Whether there is something to do without questions."""
-        return self.save is not None or self.asks_while_watching
-
-    @property
-    def asks_while_watching(self) -> bool:
-        """Whether questions may come between frames."""
-        return self.watch is not None or self.incoming is not None
-
-
 def ask(
     video: str | Path | None,
     questions: Sequence[str],
@@ -151,9 +79,9 @@ def ask(
     vlm: Vlm,
     budget: int | None = 4096,
     fps: float = 1.0,
-    policy: str = "statekv",
+    policy: str | None = None,
     compare: str | None = None,
-    storage: Storage = "memory",
+    storage: Storage | None = None,
     max_new_tokens: int | None = None,
     allow_short: bool = False,
     horizon_frames: int | None = None,
@@ -175,13 +103,13 @@ def ask(
         vlm: the model.
         budget: keys of the compressed state in each layer and key head.
         fps: frames per second that are shown to the model.
-        policy: what chooses the compressed state.
+        policy: what chooses the compressed state; StateKV by default.
         compare: "full" answers with full attention too.
-        storage: of the full KV cache.
+        storage: of the full KV cache; "memory" by default.
         max_new_tokens: answers are cut there; at 256 by default.
         allow_short: answer about what can be decoded of a cut or damaged file (see VideoReader).
-        horizon_frames: frames that a live source will not exceed, for models that have to know (see `open_stream`); a
-            file tells.
+        horizon_frames: frames that the video source will not exceed, for models that have to know (see `open_stream`);
+            of a file, its own number by default.
         on_progress: called as frames enter.
         on_text: called with (question, part of the text) as the answer comes.
         memory: what the full KV cache takes at most (see `open_stream`, memory_budget).
@@ -192,24 +120,29 @@ def ask(
     Raises:
         VideoError: the file cannot be read, or is cut or damaged (CutVideoError) and allow_short is off; or the live
             source gave no frame.
-        ConfigError: a setting is wrong, or no question was given.
+        ConfigError: a setting is wrong, contradicts another one, or would do nothing; or no question was given.
         CheckpointError: a saved stream cannot be read or written.
     """
     session = session or Session()
     check_question(questions, fps, compare, session)
-    settings = settings or AskSettings(policy=policy, storage=storage)
-    asked_for: dict[str, Any] = {"max_new_tokens": max_new_tokens, "horizon_frames": horizon_frames}
-    settings = replace(settings, **{name: value for name, value in asked_for.items() if value is not None})
+    check_together(video, session, allow_short=allow_short, reconnect=reconnect)
+    asked_for: dict[str, Any] = {"policy": policy, "storage": storage}
+    asked_for |= {"max_new_tokens": max_new_tokens, "horizon_frames": horizon_frames}
+    given = {name: value for name, value in asked_for.items() if value is not None}
+    settings = replace(settings or AskSettings(), **given)
+    # said before hours of watching, not at the first question
+    settings.generation.of_model(getattr(vlm.model, "generation_config", None))
     # however it ends, the streams are closed: the model stays as it was
     with ExitStack() as opened:
         saved = None
         if session.load is not None:
-            saved = opened.enter_context(load_stream(session.load, vlm.model, vlm.tokenizer, system=settings.system))
+            saved = opened.enter_context(load_stream(session.load, vlm.model, vlm.tokenizer))
+            settings.require_those_of(session.load, saved.config, saved.family.pixels, memory_budget=memory)
             fps = saved.config.fps
         watched: Recorded | Live | None = None
         if video is not None:
             watched = opened.enter_context(open_watched(video, fps, allow_short=allow_short, reconnect=reconnect))
-        options = settings.of_stream(budget=budget, fps=fps, memory=memory)
+        options = {} if saved else settings.of_stream(budget=budget, fps=fps, memory=memory)
         stream, full = _opened(opened, vlm, settings, options, saved=saved, watched=watched, compare=compare)
         asking = _Asking(stream, full, settings, session, on_text)
         return _report(asking, watched, questions, on_progress)
@@ -227,8 +160,7 @@ def _opened(
 ) -> tuple[VideoStream, VideoStream | None]:
     """The compressed stream, which is the saved one where there is one, and full attention's to compare with."""
     if watched is not None and watched.num_frames:
-        # a saved stream may be continued by other videos
-        options = options | {"horizon_frames": watched.num_frames, "horizon_is_limit": False}
+        options = options | _horizon_of(watched, settings.horizon_frames)
     shown: dict[str, Any] = {"pixels": settings.pixels_of(vlm), "system": settings.system}
     stream = saved
     if stream is None:
@@ -236,10 +168,24 @@ def _opened(
     if not compare:
         return stream, None
     options = options | {"policy": "none", "memory_budget": None, "retrieved_chunks": None}
-    if options["storage"] == "int8":
+    if options.get("storage") == "int8":
         # rounded keys and values are none to compare with
         options = options | {"storage": "offload"}
     return stream, opened.enter_context(open_stream(vlm.model, vlm.tokenizer, **options, **shown))
+
+
+def _horizon_of(watched: Recorded | Live, declared: int | None) -> dict[str, Any]:
+    """What a stream is told of the length of a file."""
+    num_frames = watched.num_frames or 0
+    if declared is None:
+        # a saved stream may be continued by other videos
+        return {"horizon_frames": num_frames, "horizon_is_limit": False}
+    if declared < num_frames:
+        raise ConfigError(
+            f"{num_frames} frames of {watched.name} will be shown, and horizon_frames is {declared}. Give "
+            f"{num_frames} or more, or leave it out."
+        )
+    return {"horizon_frames": declared}
 
 
 def _report(
@@ -276,21 +222,6 @@ def _other_limits(stream: VideoStream, stats: StreamStats) -> tuple[str, ...]:
     return tuple(name for name, is_reached in reached.items() if is_reached)
 
 
-def check_question(questions: Sequence[str], fps: float, compare: str | None, session: Session | None = None) -> None:
-    """Refuses what `ask` cannot answer, before a model is loaded.
-
-    Raises:
-        ConfigError: no question was given, or a setting is out of range.
-    """
-    if not questions and not (session and session.asks):
-        raise ConfigError("no question was given. Give at least one, in quotes.")
-    check_fps(fps)
-    if compare not in (None, "full"):
-        raise ConfigError(f"compare can be 'full', got {compare!r}.")
-    if compare and session and session.load is not None:
-        raise ConfigError("compare needs the video from its start, and a saved stream is loaded. Leave one out.")
-
-
 class _Asking:
     """The answers of one session."""
 
@@ -312,7 +243,7 @@ class _Asking:
     def policy(self) -> str:
         """The name of what chooses the compressed state, which of a saved stream is not that of the settings."""
         kind = type(self.stream.policy)
-        return next((name for name, known in POLICIES.items() if known is kind), self._settings.policy)
+        return next((name for name, known in POLICIES.items() if known is kind), kind.__name__)
 
     def follow(self) -> None:
         """After frames: what is asked while watching. An answer that fails is reported, and watching continues."""

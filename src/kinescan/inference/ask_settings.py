@@ -1,19 +1,25 @@
 """Settings of `ask` that are not needed every day: `--set NAME=VALUE`."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from kinescan.errors import ConfigError
-from kinescan.vlm import Generation, PixelSettings, StreamConfig, Vlm
+from kinescan.vlm import POLICIES, Generation, PixelSettings, StreamConfig, Vlm
 from kinescan.vlm.config import check_count
 from kinescan.vlm.families import family_class
+from kinescan.vlm.memory import read_amount
 
 MAX_NEW_TOKENS = 256
+_OF_STREAM = (
+    *("policy", "storage", "memory_policy", "chunk_tokens", "retrieved_chunks", "horizon_frames", "hf_compat"),
+    "compiled",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AskSettings:
-    """How a video is watched and answers are made.
+    """How a video is watched and answers are made; None takes `StreamConfig`'s default, or what a saved stream has.
 
     Attributes:
         policy: what chooses the tokens that a frame may see.
@@ -21,7 +27,8 @@ class AskSettings:
         memory_policy: what stays of them within --memory.
         chunk_tokens: the full KV cache grows by this many tokens.
         retrieved_chunks: chunks of it that an answer reads at most, in each layer; None for all.
-        horizon_frames: frames that a live source will not exceed, for models that have to know.
+        horizon_frames: frames that the video source will not exceed, for models that have to know; of a file, its own
+            number where this is None.
         hf_compat: positions and prompts as transformers 5 has them where it departs from how the family was trained.
         compiled: run the decoder's layers through torch.compile.
         pixels: most pixels of a frame, or (fewest, most), for families with free frame sizes.
@@ -37,14 +44,14 @@ class AskSettings:
         seed: of the random choice of tokens.
     """
 
-    policy: str = "statekv"
-    storage: str = "memory"
-    memory_policy: str = "redundancy"
-    chunk_tokens: int = 4096
+    policy: str | None = None
+    storage: str | None = None
+    memory_policy: str | None = None
+    chunk_tokens: int | None = None
     retrieved_chunks: int | None = None
     horizon_frames: int | None = None
-    hf_compat: bool = False
-    compiled: bool = False
+    hf_compat: bool | None = None
+    compiled: bool | None = None
     pixels: int | tuple[int, int] | None = None
     system: str | None = None
     dtype: str = "auto"
@@ -80,23 +87,57 @@ class AskSettings:
         """Settings of a stream, checked.
 
         Raises:
-            ConfigError: one is wrong.
+            ConfigError: one is wrong, or two contradict each other.
         """
-        given: dict[str, Any] = {
-            "budget": budget,
-            "fps": fps,
-            "memory_budget": memory,
-            "policy": self.policy,
-            "storage": self.storage,
-            "memory_policy": self.memory_policy,
-            "chunk_tokens": self.chunk_tokens,
-            "retrieved_chunks": self.retrieved_chunks,
-            "horizon_frames": self.horizon_frames,
-            "hf_compat": self.hf_compat,
-            "compiled": self.compiled,
-        }
+        given: dict[str, Any] = {"budget": budget, "fps": fps, "memory_budget": memory, **self._given()}
         StreamConfig(**given)
+        if self.memory_policy is not None and memory is None:
+            raise ConfigError(
+                f"memory_policy {self.memory_policy!r} says what stays within a limit of memory, and none is given. "
+                "Give --memory SIZE too, or leave memory_policy out: then everything stays."
+            )
         return given
+
+    def require_those_of(
+        self,
+        path: str | Path,
+        config: StreamConfig,
+        pixels: PixelSettings,
+        **given: float | str | None,
+    ) -> None:
+        """Refuses settings other than those that a saved stream was watched with, which cannot be changed.
+
+        Args:
+            path: of the saved stream.
+            config: its own.
+            pixels: its own.
+            **given: further settings of `StreamConfig`; None where none was given.
+
+        Raises:
+            ConfigError: one differs.
+        """
+        there = {name: _named(getattr(config, name)) for name in (*_OF_STREAM, *given)}
+        if config.memory_budget is None:
+            there["memory_policy"] = None
+        wanted = {name: value for name, value in given.items() if value is not None} | self._given()
+        if self.pixels is not None:
+            wanted["pixels"] = self.pixels if isinstance(self.pixels, tuple) else (pixels.min_pixels, self.pixels)
+            there["pixels"] = (pixels.min_pixels, pixels.max_pixels)
+        for name, value in wanted.items():
+            if not _same(name, there[name], value):
+                raise ConfigError(
+                    f"{path} was watched with {name} {there[name]!r}, and {value!r} is given. A saved stream keeps its "
+                    f"own: leave {name} out, or watch the video again."
+                )
+        if self.system is not None:
+            raise ConfigError(
+                f"system stands before the video, and {path} has been watched already. Leave system out, or watch the "
+                "video again."
+            )
+
+    def _given(self) -> dict[str, Any]:
+        """Settings of a stream that are not left to their default."""
+        return {name: value for name in _OF_STREAM if (value := getattr(self, name)) is not None}
 
     def pixels_of(self, vlm: Vlm) -> PixelSettings:
         """How frames are prepared: as the checkpoint says, within the limits given here.
@@ -111,6 +152,17 @@ class AskSettings:
                 f"frames of {family.model_type} have one size, and pixels limits free ones. Leave pixels out."
             )
         return limited_pixels(vlm.pixels, self.pixels)
+
+
+def _named(value: Any) -> Any:
+    """A policy by its name in `POLICIES`; every other value as it is."""
+    return next((name for name, kind in POLICIES.items() if type(value) is kind), value)
+
+
+def _same(name: str, there: Any, value: Any) -> bool:
+    if name == "memory_budget" and there is not None:
+        return read_amount(there) == read_amount(value)
+    return bool(there == value)
 
 
 def limited_pixels(settings: PixelSettings, pixels: int | tuple[int, int]) -> PixelSettings:

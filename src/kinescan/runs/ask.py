@@ -6,15 +6,17 @@ from typing import Any
 
 from kinescan.config import parse_overrides
 from kinescan.data.video import Reconnect, VideoReader, is_live, refuse_terminal
-from kinescan.errors import CheckpointError, ConfigError
-from kinescan.inference.ask import AskReport, Session, ask, check_question
+from kinescan.errors import ConfigError
+from kinescan.inference.ask import AskReport, Session, ask
+from kinescan.inference.ask_checks import check_question, check_together, require_saving
 from kinescan.inference.ask_settings import AskSettings
-from kinescan.runtime.atomic_write import require_writable
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.files import read_text
 from kinescan.settings import build_settings
 from kinescan.vlm import load_vlm
-from kinescan.vlm.snapshot import read_snapshot
+from kinescan.vlm.saved_stream import saved_settings
+
+BUDGET = 4096
 
 __all__ = ["ask_session", "ask_settings", "prepare_ask", "read_questions"]
 
@@ -29,8 +31,8 @@ def prepare_ask(
     questions: Sequence[str],
     *,
     model: str,
-    budget: int = 4096,
-    fps: float = 1.0,
+    budget: int | None = None,
+    fps: float | None = None,
     memory: str | None = None,
     compare: str | None = None,
     allow_short: bool = False,
@@ -45,8 +47,8 @@ def prepare_ask(
         video: a video file, a URL, or "-" for standard input; None where a saved stream is asked alone.
         questions: each asked for itself.
         model: folder or hub name.
-        budget: tokens of the past that a frame may see.
-        fps: frames per second shown to the model.
+        budget: tokens of the past that a frame may see; 4096 by default, or as the saved stream has it.
+        fps: frames per second shown to the model; 1 by default, or as the saved stream has it.
         memory: what the full KV cache takes at most.
         compare: "full" answers with full attention too.
         allow_short: use what can be decoded of a cut or damaged file.
@@ -59,20 +61,25 @@ def prepare_ask(
         `kinescan.inference.ask.ask` with all this given; it takes `on_progress` and `on_text`.
 
     Raises:
-        ConfigError: a setting is wrong, or no question was given.
+        ConfigError: a setting is wrong, contradicts another one, or would do nothing; or no question was given.
         VideoError: the file cannot be read.
         CheckpointError: the model, or the saved stream, cannot be read, or what is watched cannot be saved there.
     """
     session, settings = session or Session(), settings or AskSettings()
-    check_question(questions, fps, compare, session)
-    if video is None and session.load is None:
-        raise ConfigError("no video was given. Give a file, a URL or -, or a saved stream by --load.")
+    shown_fps = 1.0 if fps is None else fps
+    check_question(questions, shown_fps, compare, session)
+    check_together(video, session, allow_short=allow_short, reconnect=reconnect)
+    seen_tokens = BUDGET if budget is None else budget
     # A slip of the pen is named before gigabytes are read.
-    settings.of_stream(budget=budget, fps=fps, memory=memory)
-    if session.load is not None:
-        read_snapshot(session.load)
+    if session.load is None:
+        settings.of_stream(budget=seen_tokens, fps=shown_fps, memory=memory)
+        if budget is not None and settings.policy == "none":
+            raise ConfigError(f"policy none lets frames see everything, and --budget {budget} is given. Leave one out.")
+    else:
+        config, pixels = saved_settings(session.load)
+        settings.require_those_of(session.load, config, pixels, budget=budget, fps=fps, memory_budget=memory)
     if session.save is not None:
-        require_writable(session.save, error=CheckpointError)
+        require_saving(session.save)
     if video is not None:
         refuse_terminal(video)
         if not is_live(video):
@@ -83,8 +90,8 @@ def prepare_ask(
         video,
         questions,
         vlm=vlm,
-        budget=budget,
-        fps=fps,
+        budget=seen_tokens,
+        fps=shown_fps,
         memory=memory,
         compare=compare,
         allow_short=allow_short,
@@ -94,26 +101,32 @@ def prepare_ask(
     )
 
 
-def ask_settings(overrides: Sequence[str], given: dict[str, Any]) -> tuple[AskSettings, Reconnect]:
-    """Settings from `--set NAME=VALUE`, with those that a flag of their own gives; and how to reconnect.
+def ask_settings(overrides: Sequence[str], given: dict[str, Any]) -> tuple[AskSettings, Reconnect | None]:
+    """Settings from `--set NAME=VALUE`, with those that a flag of their own gives; and how to reconnect, where given.
 
     Args:
         overrides: texts such as "temperature=0.7" and "reconnect.limit_seconds=600".
         given: name -> value; None where no flag was given.
 
     Raises:
-        ConfigError: one is unknown, or its value makes no sense.
+        ConfigError: one is unknown, its value makes no sense, or a flag says otherwise than `--set`.
 
     Example:
         >>> ask_settings(["temperature=0.7"], {"seed": 3})[0].generation.temperature
         0.7
     """
     values = parse_overrides(overrides)
-    reconnect = build_settings(Reconnect, values.pop("reconnect", {}), where="reconnect")
+    found = values.pop("reconnect", None)
+    reconnect = None if found is None else build_settings(Reconnect, found, where="reconnect")
     if isinstance(values.get("stop"), str):
         values["stop"] = [values["stop"]]
-    values |= {name: value for name, value in given.items() if value not in (None, [], ())}
-    return build_settings(AskSettings, {**asdict(AskSettings()), **values}), reconnect
+    flags = {name: value for name, value in given.items() if value not in (None, [], ())}
+    for name, value in flags.items():
+        if values.get(name, value) != value:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is {value!r}, and --set {name} is {values[name]!r}. Give one of the two."
+            )
+    return build_settings(AskSettings, {**asdict(AskSettings()), **values, **flags}), reconnect
 
 
 def read_questions(path: str | Path) -> list[str]:

@@ -7,6 +7,7 @@
 import errno
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -59,6 +60,7 @@ def atomic_write(
     # Threads of one process may write the same file, too.
     aside = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_native_id()}.part{path.suffix}")
     try:
+        _require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # What is there under that name was left by a killed process, or is a link that would lead elsewhere.
         aside.unlink(missing_ok=True)
@@ -90,8 +92,7 @@ def require_writable(
     path = Path(path)
     require_local(path, error=error)
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -260,6 +261,15 @@ def folder_aside(folder: Path, role: Literal["new", "old"]) -> Path:
         '.last.new'
     """
     return folder.with_name(f".{folder.name}.{role}")
+
+
+def _require_replaceable(path: Path) -> None:
+    """Refuses what a file would replace for good, and was never meant to: devices, named pipes, sockets, folders."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(errno.ENOTSUP, "it is a device, a named pipe or a socket, and a file would replace it")
 
 
 def _refusal(path: Path, problem: OSError, advice: str) -> str:

@@ -6,6 +6,9 @@ imported by what is called here, not with this module.
 """
 
 import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +29,7 @@ __all__ = [
     "name_video_classifier",
     "rope_frequencies",
     "set_attention",
+    "without_report",
 ]
 
 _EXTRA = "vlm"
@@ -107,3 +111,21 @@ class InitialisedWeights:
 
     def _init_weights(self, module: nn.Module) -> None:
         self.after_loading(module)
+
+
+@contextmanager
+def without_report() -> Iterator[None]:
+    """Keeps transformers from printing a table of the tensors that are missing or left over in a folder.
+
+    `output_loading_info=True` gives them to the caller, who says what they mean.
+    """
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kinescan.errors import ConfigError, ShapeError
-from kinescan.vlm.memory import SPARE, Remembered, chunk_of
+from kinescan.vlm.memory import Remembered, check_pinned, chunk_of, tokens_that_stay
 from kinescan.vlm.policy import Candidates, KeepAll, Policy
 from kinescan.vlm.store import Block, CacheShape, KeyValueStore, Storage
 
@@ -353,20 +353,30 @@ class StreamCache:
                 f"one step has {count} tokens, and the memory_budget holds {limit}. Give a larger memory_budget, or "
                 "frames of fewer pixels."
             )
-        budget = max(1, min(limit - limit // SPARE, limit - count))
         for layer in self.layers:
-            layer.shrink(policy, budget, self.pinned)
+            layer.shrink(policy, tokens_that_stay(limit, count), self.pinned)
 
-    def pin(self, start: int, stop: int) -> None:
-        """Tokens of these positions stay in a limited full KV cache."""
+    def pin(self, start: int, stop: int, *, beside: int) -> None:
+        """Tokens of these positions stay in a limited full KV cache.
+
+        Args:
+            start: the first.
+            stop: behind the last.
+            beside: tokens of a frame, for which room will be made.
+
+        Raises:
+            ConfigError: there would be no room beside all that is pinned: an error now, not once the cache is full.
+        """
         if self.memory_tokens is not None and stop > start:
             self.pinned.append((start, stop))
+            pinned = sum(stop - start for start, stop in self.pinned)
+            check_pinned(pinned, tokens_that_stay(self.memory_tokens, beside))
 
     def keep_answer(self) -> None:
         """Makes the answer in progress part of the stream: in the full KV cache, and seen by future frames."""
         count = self.layers[-1].answer.length
         self.make_room(count)
-        self.pin(self.num_seen, self.num_seen + count)
+        self.pin(self.num_seen, self.num_seen + count, beside=0)
         for layer in self.layers:
             for keys, values in layer.answer.blocks():
                 if self.budget is not None:

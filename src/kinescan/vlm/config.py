@@ -82,9 +82,10 @@ class StreamConfig:
             raise ConfigError(
                 f"policy {self.policy!r} is for memory_policy. Choose another one for the compressed state."
             )
+        memory_policy = make_policy(self.memory_policy, setting="memory_policy")
         if self.memory_budget is not None:
             read_amount(self.memory_budget)
-            check_memory_policy(make_policy(self.memory_policy))
+            check_memory_policy(memory_policy)
 
     def memory_tokens(self, shape: CacheShape) -> int | None:
         """Tokens that the full KV cache holds at most, in each layer and key head; None for no limit.

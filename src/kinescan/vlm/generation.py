@@ -58,24 +58,45 @@ class Generation:
             if not isinstance(stop, list | tuple) or not all(isinstance(text, str) and text for text in stop):
                 raise ConfigError(f"stop must hold texts that are not empty, got {self.stop!r}.")
             object.__setattr__(self, "stop", tuple(stop))
+        if self.temperature == 0:
+            self._refuse_chance("temperature is 0")
 
     def of_model(self, stored: Any) -> "Generation":
         """These settings, with what a generation config of transformers says where they say nothing.
 
         Args:
             stored: the model's `generation_config`, or None.
+
+        Raises:
+            ConfigError: `top_p` or `top_k` is given, and the model takes the likeliest token where no temperature is.
         """
         samples = bool(getattr(stored, "do_sample", None))
-        temperature = _or(getattr(stored, "temperature", None), 1.0) if samples else 0.0
+        temperature = _or(self.temperature, _or(getattr(stored, "temperature", None), 1.0) if samples else 0.0)
+        if temperature == 0:
+            self._refuse_chance("this model takes the likeliest one where no temperature is given")
+            stored_top_p, stored_top_k = 1.0, 0
+        else:
+            stored_top_p = _or(getattr(stored, "top_p", None), 1.0)
+            stored_top_k = _or(getattr(stored, "top_k", None), 0)
         stop = tuple(getattr(stored, "stop_strings", None) or ())
         return Generation(
-            temperature=_or(self.temperature, temperature),
-            top_p=_or(self.top_p, _or(getattr(stored, "top_p", None), 1.0)),
-            top_k=_or(self.top_k, _or(getattr(stored, "top_k", None), 0)),
+            temperature=temperature,
+            top_p=_or(self.top_p, stored_top_p),
+            top_k=_or(self.top_k, stored_top_k),
             repetition_penalty=_or(self.repetition_penalty, _or(getattr(stored, "repetition_penalty", None), 1.0)),
             stop=_or(self.stop, stop),
             seed=self.seed,
         )
+
+    def _refuse_chance(self, why: str) -> None:
+        """Raises ConfigError where settings of a random choice are given, and none is made."""
+        given = {"top_p": self.top_p not in (None, 1), "top_k": self.top_k not in (None, 0, 1)}
+        names = [name for name, is_given in given.items() if is_given]
+        if names:
+            raise ConfigError(
+                f"{' and '.join(names)} limit{'s' * (len(names) == 1)} a random choice of tokens, and {why}. Give a "
+                f"temperature above 0 too, or leave {' and '.join(names)} out."
+            )
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -132,7 +132,10 @@ class Intake:
         if isinstance(seconds, str | bytes):
             raise ConfigError(f"seconds must hold {count} ascending times, one for each, got text ({seconds!r}).")
         try:
-            times = [float(time) for time in (seconds if isinstance(seconds, Iterable) else [seconds])]
+            given = [*seconds] if isinstance(seconds, Iterable) else [seconds]
+            if any(isinstance(time, str | bytes | bool) for time in given):
+                raise TypeError("a time is a number")
+            times = [float(time) for time in given]
         except (TypeError, ValueError):
             raise ConfigError(f"seconds must hold {count} ascending times, got {seconds!r}.") from None
         if len(times) != count or not all(abs(time) <= LATEST_SECONDS for time in times) or sorted(times) != times:

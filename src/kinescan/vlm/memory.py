@@ -89,6 +89,25 @@ def chunk_of(limit: int, chunk_tokens: int) -> int:
     return max(1, min(chunk_tokens, limit // (2 * SPARE)))
 
 
+def tokens_that_stay(limit: int, count: int) -> int:
+    """How many tokens stay of a cache with a limit where room is made for so many.
+
+    Example:
+        >>> tokens_that_stay(80, 4), tokens_that_stay(80, 30)
+        (70, 50)
+    """
+    return max(1, min(limit - limit // SPARE, limit - count))
+
+
+def check_pinned(pinned: int, budget: int) -> None:
+    """Raises ConfigError where more tokens are pinned than stay when room is made."""
+    if pinned > budget:
+        raise ConfigError(
+            f"{pinned} tokens are pinned (the text before the video, kept questions and answers), and the "
+            f"memory_budget keeps {budget} when room is made. Give a larger memory_budget."
+        )
+
+
 def check_memory_policy(policy: Policy) -> None:
     """Raises ConfigError where a policy cannot choose what stays in a limited memory."""
     if isinstance(policy, KeepAll):
@@ -188,11 +207,7 @@ class Remembered:
         fixed = torch.zeros_like(positions, dtype=torch.bool)
         for start, stop in pinned:
             fixed |= (positions >= start) & (positions < stop)
-        if int(fixed.sum(1).max()) > budget:
-            raise ConfigError(
-                f"{int(fixed.sum(1).max())} tokens are pinned (the text before the video, kept questions and answers), "
-                f"and the memory_budget keeps {budget} when room is made. Give a larger memory_budget."
-            )
+        check_pinned(int(fixed.sum(1).max()), budget)
         kept = rank.masked_fill(fixed, float("inf")).topk(budget, dim=-1).indices.sort(dim=-1).values
         values, counts = policy.merged(candidates, kept, values, counts)
         wide = kept[None, :, :, None]

@@ -405,8 +405,12 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 
-def make_policy(policy: str | Policy) -> Policy:
+def make_policy(policy: str | Policy, *, setting: str = "policy") -> Policy:
     """The policy of that name with its defaults, or the given instance.
+
+    Args:
+        policy: the name, or the instance.
+        setting: what it is given as, for errors.
 
     Raises:
         ConfigError: there is no policy of that name.
@@ -418,9 +422,9 @@ def make_policy(policy: str | Policy) -> Policy:
     if isinstance(policy, Policy):
         return policy
     if not isinstance(policy, str):
-        raise ConfigError(f"policy must be a name or a Policy, got {policy!r}. Names: {', '.join(POLICIES)}.")
+        raise ConfigError(f"{setting} must be a name or a Policy, got {policy!r}. Names: {', '.join(POLICIES)}.")
     if policy not in POLICIES:
-        raise ConfigError(f"unknown policy {policy!r}. {closest(policy, POLICIES)}")
+        raise ConfigError(f"unknown {setting} {policy!r}. {closest(policy, POLICIES)}")
     return POLICIES[policy]()
 
 

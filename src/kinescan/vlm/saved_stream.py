@@ -9,6 +9,7 @@ from torch import nn
 from kinescan.errors import CheckpointError
 from kinescan.settings import build_settings
 from kinescan.vlm.chat import PatchPosition
+from kinescan.vlm.config import StreamConfig
 from kinescan.vlm.families import PixelSettings, Positions
 from kinescan.vlm.snapshot import (
     describe_shape,
@@ -46,13 +47,7 @@ def load_stream(
     """
     tensors, facts = read_snapshot(path)
     with understood(path):
-        config = {**facts["config"], "policy": unpack_policy(facts["config"]["policy"])}
-        if "budget_shares" in config:
-            # the name of budget_ratios in files of version 0.1
-            config["budget_ratios"] = config.pop("budget_shares")
-        if "memory_policy" in config:
-            config["memory_policy"] = unpack_policy(config["memory_policy"])
-        pixels = build_settings(PixelSettings, facts["pixels"])
+        config, pixels = _settings_of(facts)
         stream = open_stream(model, processor, **config, pixels=pixels, opening=opening, system=system)
         given = {
             "model_type": stream.family.name,
@@ -88,6 +83,28 @@ def load_stream(
         # not in files written before answers could be penalised for repetitions
         stream.text_ids = {whole_number(token, "text_ids") for token in facts.get("text_ids", ())}
     return stream
+
+
+def saved_settings(path: str | Path) -> tuple[StreamConfig, PixelSettings]:
+    """What a stream was opened with that `VideoStream.save` wrote.
+
+    Raises:
+        CheckpointError: the file holds no stream, or is damaged.
+    """
+    _, facts = read_snapshot(path)
+    with understood(path):
+        config, pixels = _settings_of(facts)
+        return StreamConfig(**config), pixels
+
+
+def _settings_of(facts: Mapping[str, Any]) -> tuple[dict[str, Any], PixelSettings]:
+    config = {**facts["config"], "policy": unpack_policy(facts["config"]["policy"])}
+    if "budget_shares" in config:
+        # the name of budget_ratios in files of version 0.1
+        config["budget_ratios"] = config.pop("budget_shares")
+    if "memory_policy" in config:
+        config["memory_policy"] = unpack_policy(config["memory_policy"])
+    return config, build_settings(PixelSettings, facts["pixels"])
 
 
 def _unpack_positions(facts: Mapping[str, Any]) -> Positions:

@@ -66,6 +66,15 @@ def read_snapshot(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from None
 
 
+def holds_stream(path: str | Path) -> bool:
+    """Whether a file is one that `write_snapshot` wrote, of whatever version; only its header is read."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return HEADER_KEY in (file.metadata() or {})
+    except (OSError, SafetensorError, ValueError):
+        return False
+
+
 @contextmanager
 def understood(path: str | Path) -> Iterator[None]:
     """Whatever is missing or impossible in a file's facts becomes an error that names the file.

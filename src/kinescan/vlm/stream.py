@@ -435,19 +435,19 @@ class VideoStream:
         return BegunStep(step, chunks, positions, patch_position, patches[-1].number, self.cache.num_seen == 0)
 
     def _end_step(self, begun: BegunStep, hidden: Tensor) -> None:
-        chunks = begun.chunks
         self._step_tokens = len(hidden)
-        self.text_ids |= text_ids(chunks)
-        if begun.is_first and isinstance(chunks[0], Text):
-            self.cache.pin(0, len(chunks[0].token_ids))
+        self.text_ids |= text_ids(begun.chunks)
+        if begun.is_first and isinstance(first := begun.chunks[0], Text):
+            later, opening = self.chat.before_patch(9999, 9999.0, "between"), len(first.token_ids)
+            self._step_tokens += len(later) - opening
+            self.cache.pin(0, opening, beside=self._step_tokens)
         if not bool(torch.isfinite(hidden).all()):
             raise NonFiniteError(
                 f"the decoder gives NaN or infinity for frame {begun.number}, which was not taken. Use weights "
                 "that are sound, or bfloat16 or float32 where float16 overflows."
             )
         self.positions, self.patch_position = begun.positions, begun.patch_position
-        budget = self.cache.budget
-        if budget is not None and len(hidden) > budget and not self._said_small_budget:
+        if (budget := self.cache.budget) is not None and len(hidden) > budget and not self._said_small_budget:
             self._said_small_budget = True
             said = "a step has %d tokens and the budget is %d: the next frame sees only a part of this one"
             logger.warning(said, len(hidden), budget)

@@ -248,6 +248,13 @@ DAMAGE = {
         CheckpointError,
         "GGUF",
     ),
+    "gguf beside the config": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "model-q4.gguf"),
+        CheckpointError,
+        "GGUF",
+    ),
+    "tokenizer empty": (written("tokenizer.json", ""), CheckpointError, "tokenizer.json"),
+    "tokenizer cut": (written("tokenizer.json", '{"version": "1.0", "mod'), CheckpointError, "tokenizer.json"),
     "own code": (
         lambda folder: change(folder / "config.json", model_type="internvl_chat"),
         CheckpointError,

@@ -24,6 +24,7 @@ from kinescan.runtime.transformers_internals import (
     knows_vlm,
     rope_frequencies,
     set_attention,
+    without_report,
 )
 from kinescan.vlm.families.adapter import check_adapter, require_peft, why_not_in_layers, with_adapter
 from kinescan.vlm.families.folder import (
@@ -300,7 +301,7 @@ def load_pretrained(
     check_tokenizer(folder, tokenizer, config)
     if quantised is None:
         _compare_sizes(folder, config, stored)
-    with errors_named(folder):
+    with errors_named(folder), without_report():
         model, report = transformers.AutoModelForImageTextToText.from_pretrained(
             folder,
             config=config,
@@ -308,7 +309,9 @@ def load_pretrained(
             trust_remote_code=False,
             local_files_only=True,
             weights_only=True,
+            # tensors of another shape are in the report, and `_check_report` refuses them by name
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **({} if quantised is None else {"device_map": {"": device}}),
         )
     _check_report(folder, report)
@@ -419,7 +422,14 @@ def _compare_sizes(folder: Path, config: Any, stored: Stored) -> None:
 
 
 def _check_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Raises CheckpointError where tensors are missing: transformers would fill them with random numbers."""
+    """Raises CheckpointError where tensors are missing or of another shape: they would be random numbers."""
+    if other := sorted(report.get("mismatched_keys") or ()):
+        name, stored, wanted = other[0]
+        raise refusal(
+            folder,
+            f"{name} has the shape {list(stored)} in its weights, and {list(wanted)} by config.json. Fetch or save "
+            "both again.",
+        )
     lacking = sorted(str(key) for key in report.get("missing_keys") or ())
     if lacking:
         named = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")

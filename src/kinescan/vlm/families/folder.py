@@ -27,7 +27,8 @@ PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer*")
 PICKLED_PATTERNS = ("pytorch_model*.bin",)
 
 _SETTINGS = (CONFIG, "tokenizer_config.json", "generation_config.json", *PROCESSORS)
-_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+_TOKENIZER = "tokenizer.json"
+_TOKENIZERS = ((_TOKENIZER,), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 _MOST_LABELS = 100_000
 _MOST_LAYERS = 10_000
@@ -145,8 +146,7 @@ def read_config(
     """
     if not (folder / CONFIG).exists():
         reason = f"it holds no {CONFIG}." if any(folder.iterdir()) else "the folder is empty."
-        if any(path.suffix.lower() == GGUF for path in folder.iterdir()):
-            raise refusal(folder, _GGUF_ADVICE)
+        _refuse_gguf(folder)
         raise refusal(folder, f"{reason} {_ADVICE}")
     _refuse_links_and_pipes(folder)
     _refuse_pointers(folder)
@@ -198,6 +198,8 @@ def look_through(folder: Path, config: dict[str, Any]) -> Stored:
     """
     if not any(all((folder / name).exists() for name in names) for names in _TOKENIZERS):
         raise refusal(folder, "it holds no tokenizer (tokenizer.json). Save the model's tokenizer beside it.")
+    if (folder / _TOKENIZER).exists():
+        read_json_object(folder / _TOKENIZER, error=CheckpointError)
     for strange in (".metadata", ADAPTER):
         if (folder / strange).exists():
             raise refusal(folder, f"{strange} belongs to another kind of checkpoint. Save the whole model by itself.")
@@ -266,7 +268,14 @@ def _weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
             return [folder / plain]
         if index is not None and (folder / index).exists():
             return _shards(folder, index)
+    _refuse_gguf(folder)
     raise refusal(folder, f"it holds no weights ({WEIGHTS}). {_ADVICE}")
+
+
+def _refuse_gguf(folder: Path) -> None:
+    """What a folder without weights of ours may hold, with a config beside it or without."""
+    if any(path.suffix.lower() == GGUF for path in folder.iterdir()):
+        raise refusal(folder, _GGUF_ADVICE)
 
 
 def _shards(folder: Path, index: str) -> list[Path]:
