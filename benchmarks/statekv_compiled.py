@@ -37,7 +37,7 @@ def compare(frames: int) -> dict[str, Any]:
     model, generator = SIZES.build(SEED), torch.Generator().manual_seed(SEED)
     streams = {name: open_stream(model, budget=BUDGET, compiled=name == "compiled") for name in ("plain", "compiled")}
     full = BUDGET // SIZES.frame_tokens + 2
-    before = {name: 0.0 for name in streams}
+    before = dict.fromkeys(streams, 0.0)
     seconds: dict[str, list[float]] = {f"{name} {step}": [] for name in streams for step in ("frame", "token")}
     said: dict[str, Any] = {}
     for index in range(full + frames):
