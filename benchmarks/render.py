@@ -393,6 +393,10 @@ SECTIONS: Mapping[str, Section] = {
         title="StateKV: several streams as one batch, CPU",
         says="Pushed and asked together against one by one: 4 decoder layers of width 512, 4 tokens a frame",
     ),
+    "statekv_compiled_cpu": Section(
+        title="StateKV: layers through torch.compile, CPU",
+        says="The same frames and question with and without: 4 decoder layers of width 512, 16 tokens a frame, one run",
+    ),
     "statekv_memory_cpu": Section(
         title="StateKV: memory of a full KV cache with a limit, CPU",
         says="Resident memory of the process while 100,000 frames of four tokens enter, one run for each policy: "

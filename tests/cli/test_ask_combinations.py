@@ -75,6 +75,13 @@ def run(*arguments, model):
         ("CLIP What? --memory 4GiB --memory-policy none", "memory_policy"),
         ("CLIP What? --policy none --budget 100", "--budget"),
         ("CLIP What? --every 5s", "--watch"),
+        ("CLIP What? --temperature nan", "temperature"),
+        ("CLIP What? --top-p nan", "top_p"),
+        ("CLIP What? --repetition-penalty nan", "repetition_penalty"),
+        ("CLIP What? --fps nan", "fps"),
+        ("CLIP EMPTY", "question"),
+        ("CLIP What? EMPTY", "question"),
+        ("CLIP What? --device cuda:99", "device"),
         ("CLIP What? --temperature 0 --top-p 0.5", "top_p"),
         ("CLIP What? --set temperature=0 --top-k 5", "top_k"),
         ("CLIP What? --temperature 0.5 --set temperature=0.7", "temperature"),
@@ -101,7 +108,7 @@ def run(*arguments, model):
     ],
 )
 def test_what_contradicts_or_does_nothing_is_refused(arguments, named, unread, model, clip, state):
-    there = {"CLIP": clip, "STATE": state}
+    there = {"CLIP": clip, "STATE": state, "EMPTY": " "}
     result = run(*(there.get(one, one) for one in arguments.split()), model=model)
     assert result.exit_code == 2, result.output
     assert mentions(result.stderr, "ConfigError", named)
@@ -186,6 +193,16 @@ def test_python_callers_are_told_as_well(model, clip, state):
     # its own parameters go before those of the settings
     report = ask(clip, ["What?"], vlm=vlm, policy="recency", storage="int8", settings=AskSettings(policy="h2o"))
     assert report.prefill.policy == "recency"
+
+
+def test_each_answer_while_watching_stands_by_itself(model, clip):
+    """Question, answer, and up to when it has seen; nothing of an answer on the line of the one before."""
+    result = run(clip, "--watch", "What?", "--every", "1s", "--fps", 2, "--max-new-tokens", 4, model=model)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    seen = [line for line in lines if "seen up to" in line]
+    assert len(seen) == lines.count("> What?") >= 4
+    assert all(line.startswith("[") and line.endswith("]") for line in seen)
 
 
 def test_lines_of_answers_hold_the_comparison(model, clip):

@@ -135,13 +135,14 @@ def command(
     if every is not None and watch is None:
         raise ConfigError(f"--every {every} says how often --watch asks, and no --watch is given. Add one.")
     told = watch is not None or interactive
+    said = _Speaker(shown=not as_json)
     session = runs.ask.ask_session(
         load=load,
         save=save,
         watch=watch,
         every_seconds=_seconds("30s" if every is None else every),
         incoming=_TypedLines() if interactive else None,
-        on_answer=_tell(as_json) if told else None,
+        on_answer=_tell(None if as_json else said) if told else None,
     )
     answer = runs.ask.prepare_ask(
         source,
@@ -157,15 +158,17 @@ def command(
         session=session,
         reconnect=reconnect,
     )
-    _run(answer, as_json=as_json, told=told, typed=interactive, watched=source is not None)
+    _run(answer, said, as_json=as_json, told=told, typed=interactive, watched=source is not None)
 
 
-def _run(answer: "Callable[..., AskReport]", *, as_json: bool, told: bool, typed: bool, watched: bool) -> None:
+def _run(
+    answer: "Callable[..., AskReport]", said: "_Speaker", *, as_json: bool, told: bool, typed: bool, watched: bool
+) -> None:
     """Watches and asks, and prints what comes."""
     if typed and not as_json and sys.stdin.isatty():
         print("Type a question and Enter, while watching and afterwards; Ctrl-D ends.", file=sys.stderr)
     with _Bar(shown=watched and not as_json and not told) as bar:
-        said = _Speaker(shown=not as_json, before=bar.stop)
+        said.before = bar.stop
         report = answer(on_progress=bar.update, on_text=said)
     if as_json:
         if not told:
@@ -193,16 +196,17 @@ def _seconds(text: str) -> float:
     return float(found[1]) * _SECONDS[found[2]]
 
 
-def _tell(as_json: bool) -> Callable[["Asked"], None]:
-    """What is printed behind an answer that is whole."""
+def _tell(said: "_Speaker | None") -> Callable[["Asked"], None]:
+    """What is printed behind an answer that is whole: up to when it has seen; without a speaker, a line of JSON."""
 
     def tell(asked: "Asked") -> None:
-        if as_json:
+        if said is None:
             compared = () if asked.full_answer is None else ("full_answer", "full_seconds", "logit_difference")
             names = ("question", "answer", "seen_seconds", "seconds", *compared)
             print(to_json({name: getattr(asked, name) for name in names}), flush=True)
         else:
-            print(f"\n[seen up to {duration(asked.seen_seconds)}]", end="", flush=True)
+            said.end()
+            print(f"[seen up to {duration(asked.seen_seconds)}]", flush=True)
 
     return tell
 
@@ -281,24 +285,26 @@ class _Bar:
 class _Speaker:
     """Questions and answers on standard output, as they come."""
 
-    def __init__(self, *, shown: bool, before: Callable[[], None]) -> None:
+    def __init__(self, *, shown: bool) -> None:
         self._shown = shown
-        self._before = before
+        self.before: Callable[[], None] = lambda: None
         self._question: str | None = None
 
     def __call__(self, question: str, text: str) -> None:
         if not self._shown:
             return
         if question != self._question:
-            self._before()
+            self.before()
             self.end()
             self._question = question
             print(f"> {escape_lines(question)}")
         print(escape_lines(text), end="", flush=True)
 
     def end(self) -> None:
+        """Ends the line of an answer; the next one says its question again."""
         if self._question is not None:
             print(flush=True)
+        self._question = None
 
 
 def _print_costs(report: "AskReport") -> None:

@@ -22,6 +22,8 @@ def check_question(questions: Sequence[str], fps: float, compare: str | None, se
     """
     if not questions and not (session and session.asks):
         raise ConfigError("no question was given. Give at least one, in quotes.")
+    if any(isinstance(question, str) and not question.strip() for question in questions):
+        raise ConfigError("a question is empty. Ask something, or leave it out.")
     check_fps(fps)
     if compare not in (None, "full"):
         raise ConfigError(f"compare can be 'full', got {compare!r}.")

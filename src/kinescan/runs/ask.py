@@ -84,7 +84,12 @@ def prepare_ask(
         refuse_terminal(video)
         if not is_live(video):
             VideoReader(video, allow_short=allow_short).close()
-    vlm = load_vlm(model, device=choose_device(device), dtype=settings.dtype, merge_adapter=settings.merge_adapter)
+    vlm = load_vlm(
+        model,
+        device=choose_device(device, setting="device"),
+        dtype=settings.dtype,
+        merge_adapter=settings.merge_adapter,
+    )
     return partial(
         ask,
         video,
@@ -122,7 +127,7 @@ def ask_settings(overrides: Sequence[str], given: dict[str, Any]) -> tuple[AskSe
         values["stop"] = [values["stop"]]
     flags = {name: value for name, value in given.items() if value not in (None, [], ())}
     for name, value in flags.items():
-        if values.get(name, value) != value:
+        if name in values and values[name] != value:
             raise ConfigError(
                 f"--{name.replace('_', '-')} is {value!r}, and --set {name} is {values[name]!r}. Give one of the two."
             )

@@ -13,8 +13,12 @@ UNUSED = {"xpu": "Intel GPU", "npu": "Ascend NPU", "mtia": "MTIA"}
 """Accelerators that torch knows and this package was never tried on."""
 
 
-def choose_device(device: str) -> torch.device:
+def choose_device(device: str, *, setting: str = "train.device") -> torch.device:
     """The device that `TrainConfig.device` or a --device flag means.
+
+    Args:
+        device: its name, or "auto".
+        setting: what it is given as, for errors.
 
     Raises:
         ConfigError: it is not there.
@@ -31,7 +35,7 @@ def choose_device(device: str) -> torch.device:
         )
     if kind not in DEVICES:
         raise ConfigError(f"unknown device {device!r}. {closest(device, DEVICES)}")
-    check_device(kind)
+    check_device(kind, setting=setting)
     if device != "auto":
         return torch.device(device)
     available = [name for name, there in _available().items() if there and name != "auto"]
@@ -59,8 +63,12 @@ def _available() -> dict[str, bool]:
     return {"auto": True, "cpu": True, "mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, *, setting: str = "train.device") -> None:
     """Passes for a device that is here.
+
+    Args:
+        device: its kind.
+        setting: what it is given as, for errors.
 
     Raises:
         ConfigError: it is not; the message says which are.
@@ -68,4 +76,4 @@ def check_device(device: str) -> None:
     available = _available()
     if not available[device]:
         here = ", ".join(name for name, there in available.items() if there)
-        raise ConfigError(f"train.device {device!r} is not available here. Available: {here}.")
+        raise ConfigError(f"{setting} {device!r} is not available here. Available: {here}.")

@@ -16,7 +16,17 @@ SPARE = 8
 """One part of so many of the limit is freed at once, so that a token is moved about this many times."""
 BYTES_BESIDE = 8 + 8 + 4 + 4
 """Of a token in a key head besides its key and value: position, patch index, count and score."""
-_UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_UNITS = {
+    "b": 1,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+}
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([a-z]+)\s*", re.IGNORECASE)
 
 

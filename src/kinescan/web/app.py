@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -103,6 +104,8 @@ class Service:
         top, views = _whole_number(fields["top"], 5), fields["views"]
         if not 1 <= top <= 1000:
             raise RequestProblem(400, "top must lie in [1, 1000].", "bad_request")
+        if views is not None and not isinstance(views, str):
+            raise RequestProblem(400, 'views must be a text, as in "8x4x1".', "bad_request")
 
         def work() -> Any:
             with opened as found:
@@ -268,6 +271,7 @@ def build_app(
     app.add_exception_handler(RequestProblem, _answer_problem)
     app.add_exception_handler(KinescanError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(Exception, _answer_unforeseen)
     if mount is not None:
         app = mount(app, opened)
     return Guard(app, config, metrics)
@@ -287,6 +291,11 @@ async def _answer_error(request: Any, error: Any) -> Any:
 
 async def _answer_http(_: Any, error: Any) -> Any:
     return JSONResponse(problem_body(error.status_code, str(error.detail), "http_error"), error.status_code)
+
+
+async def _answer_unforeseen(_: Any, __: Any) -> Any:
+    # the log has the error; its words may say more than a client is to know
+    return JSONResponse(problem_body(500, "this request failed; the service's log says why.", "server_error"), 500)
 
 
 async def _events(first: AnswerChunk, chunks: AsyncIterator[AnswerChunk], about: dict[str, Any]) -> AsyncIterator[str]:
@@ -357,10 +366,13 @@ def _event_of(message: Any) -> Any:
 
 
 def _whole_number(value: Any, default: int) -> int:
-    try:
-        return default if value in (None, "") else int(value)
-    except (TypeError, ValueError):
-        raise RequestProblem(400, "top must be a whole number.", "bad_request") from None
+    if value is None or value == "":
+        return default
+    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,9}\s*", value):
+        return int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise RequestProblem(400, "top must be a whole number.", "bad_request")
+    return value
 
 
 async def _farewell(socket: Any, message: Any) -> None:

@@ -14,7 +14,7 @@ from kinescan.vlm import VideoStream, Vlm, open_stream
 from kinescan.vlm.held import held_between
 from kinescan.web.media import check_length, video_limits
 from kinescan.web.problems import RequestProblem
-from kinescan.web.settings import ServeConfig
+from kinescan.web.settings import LOWEST_FPS, ServeConfig
 
 MOST_PICTURES = 256
 _LONGEST_QUESTION = 32_768
@@ -96,8 +96,8 @@ def parse_chat(body: Any, config: ServeConfig) -> ChatRequest:
     if isinstance(asked, bool) or not isinstance(asked, int) or not 0 < asked <= limits.answer_tokens:
         raise RequestProblem(400, f"max_tokens must lie in [1, {limits.answer_tokens}].", "bad_request")
     fps = body.get("fps")
-    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= 30):
-        raise RequestProblem(400, "fps must lie in (0, 30].", "bad_request")
+    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float) or not LOWEST_FPS <= fps <= 30):
+        raise RequestProblem(400, f"fps must lie in [{LOWEST_FPS}, 30].", "bad_request")
     if body.get("n", 1) != 1 or body.get("tools"):
         raise RequestProblem(400, "one answer without tools is given: leave n and tools out.", "not_supported")
     videos: list[str] = []
@@ -144,7 +144,7 @@ def _read_message(message: Any, videos: list[str], pictures: list[str]) -> tuple
         kind = part.get("type")
         if kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
-        elif kind in ("video_url", "image_url") and isinstance(url := _url_of(part[kind]), str):
+        elif kind in ("video_url", "image_url") and isinstance(url := _url_of(part.get(kind)), str):
             (videos if kind == "video_url" else pictures).append(url)
         else:
             raise RequestProblem(400, "parts are of type text, video_url or image_url.", "bad_request")

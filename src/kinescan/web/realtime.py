@@ -60,7 +60,7 @@ class Conversation:
             "response.create": self._respond,
         }
         try:
-            if kind not in known:
+            if not isinstance(kind, str) or kind not in known:
                 raise RequestProblem(400, f"events are {', '.join(known)}.", "unknown_event")
             await known[kind](event)
         except KinescanError as error:

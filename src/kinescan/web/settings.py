@@ -9,6 +9,8 @@ from kinescan.errors import ConfigError
 from kinescan.fields import check_types
 
 _LOOPBACK = "localhost"
+LOWEST_FPS = 0.001
+"""Frames a second that a request may ask for: one in seventeen minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from kinescan.models.classifier import VideoClassifier
 from kinescan.runtime.escaping import to_json
 from kinescan.web.batcher import StreamBatcher
 from kinescan.web.problems import RequestProblem, problem_body, problem_of
-from kinescan.web.settings import ServeLimits
+from kinescan.web.settings import LOWEST_FPS, ServeLimits
 
 _MOST_WAITING = 4
 """Frames of one stream; while they wait, no more are read from its client."""
@@ -72,8 +72,8 @@ def parse_start(message: Any, limits: ServeLimits) -> StreamStart:
     start = StreamStart(**values)
     if start.format not in FORMATS:
         raise RequestProblem(400, f"format is one of {', '.join(FORMATS)}.", "bad_start")
-    if start.fps is not None and not 0 < start.fps <= 1000:
-        raise RequestProblem(400, "fps must lie in (0, 1000].", "bad_start")
+    if start.fps is not None and not LOWEST_FPS <= start.fps <= 1000:
+        raise RequestProblem(400, f"fps must lie in [{LOWEST_FPS}, 1000].", "bad_start")
     if not 1 <= start.top <= 1000:
         raise RequestProblem(400, "top must lie in [1, 1000].", "bad_start")
     if start.format == "rgb24":
