@@ -288,8 +288,7 @@ def load_pretrained(
         return with_adapter(model, folder, merge=merge_adapter), tokenizer, base_folder
     stored_config = read_config(folder, families, is_vlm)
     _check_stored_config(folder, stored_config)
-    quantised = _quantisation(stored_config)
-    if quantised is not None:
+    if (quantised := _quantisation(stored_config)) is not None:
         _check_quantiser(folder, quantised)
     if is_on_hub:
         folder = _fetch(str(name), revision, PATTERNS)
