@@ -47,6 +47,9 @@ from kinescan.vlm.families.refused import QUANTISERS
 
 logger = logging.getLogger(__name__)
 
+_REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+"""Tensors that are missing or of another shape are in a report, by which `_check_report` refuses them."""
+
 ATTENTION_NAME = "kinescan_stream"
 COMPILED_NAME = "kinescan_compiled_stream"
 """Compiled layers are compiled for this name: all streams have the same."""
@@ -308,9 +311,7 @@ def load_pretrained(
             trust_remote_code=False,
             local_files_only=True,
             weights_only=True,
-            # tensors of another shape are in the report, and `_check_report` refuses them by name
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
+            **_REPORTED,
             **({} if quantised is None else {"device_map": {"": device}}),
         )
     _check_report(folder, report)
