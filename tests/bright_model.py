@@ -24,17 +24,7 @@ def frames(num_frames: int, low: int, *, seed: int = 0) -> Tensor:
 def bright_model() -> PKS4:
     """Its classes are "background" and "bright"; the head lies across the way from dark features to bright ones."""
     torch.manual_seed(0)
-    model = create_model(
-        "pks4_vit_ti16",
-        labels=["background", "bright"],
-        image_size=32,
-        kinematic_width=8,
-        window=3,
-        causal=True,
-        output="frames",
-        **SIZES,
-    ).eval()
-    assert isinstance(model, PKS4)
+    model = _new(causal=True)
     dark, bright = (_features(model, low) for low in (0, BRIGHT))
     way = (bright - dark) * 12 / ((bright - dark) @ (bright - dark))
     with torch.no_grad():
@@ -42,6 +32,28 @@ def bright_model() -> PKS4:
         model.head.weight[1] = way
         model.head.bias.zero_()
         model.head.bias[1] = -(way @ (bright + dark) / 2)
+    return model
+
+
+def bright_model_that_looks_ahead() -> PKS4:
+    """The same weights in a model that sees frames on both sides."""
+    model = _new(causal=False)
+    model.load_state_dict(bright_model().state_dict())
+    return model
+
+
+def _new(*, causal: bool) -> PKS4:
+    model = create_model(
+        "pks4_vit_ti16",
+        labels=["background", "bright"],
+        image_size=32,
+        kinematic_width=8,
+        window=3,
+        causal=causal,
+        output="frames",
+        **SIZES,
+    ).eval()
+    assert isinstance(model, PKS4)
     return model
 
 

@@ -1,13 +1,16 @@
 """What the page shows; test_browser.py has the page itself."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.bright_model import bright_model, bright_model_that_looks_ahead, write_blinking
 
 from kinescan.data.video import VideoReader, write_video
 from kinescan.errors import VideoError
+from kinescan.models.pks4 import PKS4
 from kinescan.models.zoo import create_model
 from kinescan.preprocessing import Preprocessing
 from kinescan.web.analysis import MOST_SHOWN, Analysis, Interval, analyse
@@ -79,6 +82,19 @@ def test_other_models_are_shown_as_far_as_they_go(video: Path) -> None:
     assert found.scores.shape == (2, 2)
     assert found.events == ()
     assert "ks-speed" not in timeline(found)
+
+
+@pytest.mark.parametrize("make", [bright_model, bright_model_that_looks_ahead])
+def test_a_model_that_answers_for_every_frame_has_its_events_shown(tmp_path: Path, make: Callable[[], PKS4]) -> None:
+    path = write_blinking(tmp_path / "a.mp4", 20, 20, 20)
+    found = analyse(make(), path, LIMITS)
+    assert found.scores.shape == (60, 2)
+    [event] = found.events
+    assert (event.label, event.start, event.end) == ("bright", pytest.approx(2.0, abs=0.2), pytest.approx(4.0, abs=0.2))
+    assert found.best == "background"
+    assert found.best_score == pytest.approx(found.scores[:, 0].mean())
+    assert found.speed_over_time is not None
+    assert "ks-event" in timeline(found)
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -62,7 +62,7 @@ class Analysis:
         best: the class with the highest score for the whole video, as `ks.predict` and the service name it; of a model
             that answers for every frame, the class with the highest score on average.
         best_score: its score.
-        events: starts and ends; empty for a model that is not causal.
+        events: starts and ends; empty for a model that answers for the whole video.
         duration: of the video, seconds.
         frames: [T, 3, H, W] uint8, the sampled frames as they are in the video.
         frame_seconds: [T].

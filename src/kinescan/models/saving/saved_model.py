@@ -202,6 +202,9 @@ def write(folder: Path, files: ModelFiles, *, with_weights: bool = True) -> None
         CheckpointError: the folder cannot be made or written.
     """
     content = {key: value for key, value in asdict(files.saved).items() if value is not None or key == "labels"}
+    if files.saved.num_clips == 1:
+        # as files are that say nothing of clips
+        del content["num_clips"]
     with atomic_files(folder, last=CONFIG_FILE, error=CheckpointError, advice=_ADVICE) as aside:
         try:
             if with_weights:
