@@ -463,7 +463,7 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "half_movements": Section(
         title="Up against down: half-movements of drawn people that a model has not seen",
-        says="A training experiment: the study own_motion_cpu, three folds of three people, three seeds. Both classes "
+        says="A training experiment: the study own_motion_cpu, three folds of three people. Both classes "
         "go through the same poses in opposite order: averaging over frames is at chance by construction.",
     ),
     "training_compute": Section(
