@@ -15,7 +15,8 @@ pytest.importorskip("transformers")
 from kinescan.cli.main import build_app
 from kinescan.data.video import Reconnect, write_video
 from kinescan.errors import ConfigError
-from kinescan.inference.ask import Session, ask
+from kinescan.inference.ask import ask
+from kinescan.inference.ask_session import Session
 from kinescan.inference.ask_settings import AskSettings
 from kinescan.vlm import Generation, load_vlm
 

@@ -14,7 +14,8 @@ pytest.importorskip("transformers")
 from kinescan.cli.main import build_app
 from kinescan.data.video import Reconnect, VideoReader, write_video
 from kinescan.errors import CheckpointError, ConfigError, VideoError
-from kinescan.inference.ask import Session, ask
+from kinescan.inference.ask import ask
+from kinescan.inference.ask_session import Session
 from kinescan.inference.ask_settings import AskSettings
 from kinescan.runs.ask import ask_settings, read_questions
 from kinescan.vlm import VideoStream, load_vlm

@@ -23,7 +23,8 @@ from kinescan.runtime.escaping import escape_lines, to_json
 from kinescan.runtime.quantities import byte_size, duration
 
 if TYPE_CHECKING:
-    from kinescan.inference.ask import Asked, AskReport
+    from kinescan.inference.ask import AskReport
+    from kinescan.inference.ask_session import Asked
     from kinescan.vlm import StreamStats
 
 EXAMPLES = (

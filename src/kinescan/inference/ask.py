@@ -12,13 +12,11 @@ from torch import Tensor
 from kinescan.data.video import Reconnect
 from kinescan.errors import ConfigError, KinescanError
 from kinescan.inference.ask_checks import check_question, check_together
-from kinescan.inference.ask_session import Asked, Incoming, Session
+from kinescan.inference.ask_session import Asked, Session
 from kinescan.inference.ask_settings import MAX_NEW_TOKENS, AskSettings
 from kinescan.inference.frame_source import Group, Live, Recorded, open_watched
 from kinescan.vlm import POLICIES, StreamStats, VideoStream, Vlm, load_stream, open_stream
 from kinescan.vlm.store import Storage
-
-__all__ = ["MOST_SAVING", "AskReport", "Asked", "Incoming", "Prefill", "Progressed", "Session", "ask"]
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ from typing import Any
 from kinescan.config import parse_overrides
 from kinescan.data.video import Reconnect, VideoReader, is_live, refuse_terminal
 from kinescan.errors import ConfigError
-from kinescan.inference.ask import AskReport, Session, ask
+from kinescan.inference.ask import AskReport, ask
 from kinescan.inference.ask_checks import check_question, check_together, require_saving
+from kinescan.inference.ask_session import Session
 from kinescan.inference.ask_settings import AskSettings
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.files import read_text
