@@ -6,13 +6,9 @@ kinescan and a list of made videos; runs with one worker and with two take turns
 on the machine. Before anything is timed, the rows of a run are compared with those of one process, value by value.
 
 Everything is counted from when a quarter of the parts is written until the last is: starting Ray and loading the model
-are told apart. Of each run: rows a second; rows for each second of processor time of the workers; and the fraction of
-the time in which a worker had nothing to do, which is neither computing nor waiting for a core that another program has
-(Linux tells both). Where other programs share the cores, rows a second depend on them. So there are two answers:
-
-- `of_linear`: rows a second of two workers over twice those of one, as the clock says.
-- `of_linear_with_free_cores`: the same from processor time and the time without work alone. It holds where each worker
-  has a core to itself and Ray's own processes have another.
+are told apart. Of each run: rows a second; rows for each second of processor time of the workers; and the processor
+time of the command and of Ray's own processes. `of_linear` is rows a second of two workers over twice those of one, as
+the clock says: where workers, Ray and other programs share the cores, it depends on them.
 
 With RAY_ADDRESS set, runs join that cluster; otherwise each starts Ray.
 """
@@ -25,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,19 +60,17 @@ class Sample:
         seconds: of the clock.
         parts: that were written.
         workers: process -> seconds on a core of all its threads that there ever were.
-        threads: (process, thread) of workers -> seconds on a core, and seconds waiting for one.
         others: process -> seconds on a core, of the command and of Ray's processes but the workers.
     """
 
     seconds: float
     parts: int
     workers: dict[int, float]
-    threads: dict[tuple[int, int], tuple[float, float]]
     others: dict[int, float]
 
 
 def sample(folder: Path, command: int, started: float) -> Sample:
-    workers, threads, others = {}, {}, {}
+    workers, others = {}, {}
     for process in psutil.process_iter(["cmdline", "create_time", "cpu_times"]):
         said, cpu = " ".join(process.info["cmdline"] or []), process.info["cpu_times"]
         if not cpu:
@@ -87,11 +80,7 @@ def sample(folder: Path, command: int, started: float) -> Sample:
                 others[process.pid] = cpu.user + cpu.system
             continue
         workers[process.pid] = cpu.user + cpu.system
-        for task in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
-            with suppress(OSError):  # it has just ended
-                on_core, waiting, _ = task.read_text().split()
-                threads[process.pid, int(task.parent.name)] = int(on_core) / 1e9, int(waiting) / 1e9
-    return Sample(time.time(), len(list(folder.glob("part-*.parquet"))), workers, threads, others)
+    return Sample(time.time(), len(list(folder.glob("part-*.parquet"))), workers, others)
 
 
 def run(folder: Path, list_file: Path, workers: int, part_rows: int) -> dict[str, float]:
@@ -118,12 +107,9 @@ def run(folder: Path, list_file: Path, workers: int, part_rows: int) -> dict[str
         raise SystemExit(f"workers were replaced within the run: {first.workers} {last.workers}")
     rows, seconds = (last.parts - first.parts) * part_rows, last.seconds - first.seconds
     on_core = sum(last.workers[one] - first.workers[one] for one in last.workers)
-    busy, waiting = map(sum, zip(*(_busiest(first, last, one) for one in last.workers), strict=True))
     return {
         "rows_per_second": rows / seconds,
         "rows_per_worker_cpu_second": rows / on_core,
-        "fraction_of_time_without_work": max(0.0, 1 - (busy + waiting) / (seconds * workers)),
-        "fraction_of_time_waiting_for_a_core": waiting / (seconds * workers),
         "cpu_seconds_of_ray_itself": sum(last.others[one] - first.others.get(one, 0.0) for one in last.others),
         "worker_cpu_seconds": on_core,
         "rows_counted": rows,
@@ -131,21 +117,6 @@ def run(folder: Path, list_file: Path, workers: int, part_rows: int) -> dict[str
         "seconds": time.time() - started,
         "load_average": os.getloadavg()[0],
     }
-
-
-def _busiest(first: Sample, last: Sample, worker: int) -> tuple[float, float]:
-    """Seconds on a core, and waiting for one, of the thread in which a worker predicts."""
-    spent = [
-        (found[0] - first.threads.get(one, (0.0, 0.0))[0], found[1] - first.threads.get(one, (0.0, 0.0))[1])
-        for one, found in last.threads.items()
-        if one[0] == worker
-    ]
-    return max(spent)
-
-
-def with_free_cores(found: dict[str, float], workers: int) -> float:
-    """Rows a second where no worker waits for a core."""
-    return workers * found["rows_per_worker_cpu_second"] * (1 - found["fraction_of_time_without_work"])
 
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:
@@ -181,13 +152,11 @@ def main() -> None:
                 print(json.dumps({"workers": workers, **found}), flush=True)
     pairs = list(zip(runs[1], runs[2], strict=True))
     speed = [two["rows_per_second"] / one["rows_per_second"] / 2 for one, two in pairs]
-    free = [with_free_cores(two, 2) / with_free_cores(one, 1) / 2 for one, two in pairs]
     cost = [two["rows_per_worker_cpu_second"] / one["rows_per_worker_cpu_second"] for one, two in pairs]
     results = {
         "parity": {"rows_that_differ_from_one_process": 0},
         **{f"{workers} workers": _medians(found) | {"runs": found} for workers, found in runs.items()},
         "of_linear": _spread(speed),
-        "of_linear_with_free_cores": _spread(free),
         "rows_per_worker_cpu_second_two_over_one": _spread(cost),
     }
     settings = {
