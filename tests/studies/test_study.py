@@ -136,7 +136,7 @@ def test_a_study_that_comes_with_the_package_is_found_by_its_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     study = load_study("own_motion_cpu")
-    assert [row.name for row in study.rows] == ["frame averaging", "changes, averaged", "PKS4"]
+    assert [row.name for row in study.rows] == ["frame averaging", "PKS4"]
     assert [part.settings["data.fold"] for part in study.data_parts] == [1, 2, 3]
     with pytest.raises(ConfigError, match="own_motion_cpu"):
         load_study("own_motion_cpuu")
