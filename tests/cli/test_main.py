@@ -3,12 +3,15 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 from kinescan.cli.main import VERBS, build_app, main
+from kinescan.data.video import write_video
 
 FLAGS = {
     "train": {"--set", "--output", "--resume", "--dry-run", "--json"},
@@ -181,3 +184,18 @@ def test_names_that_the_terminal_cannot_show_end_nothing() -> None:
     assert run.returncode in (1, 2)
     assert b"Error: " in run.stderr
     assert b"Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("verb", ["predict", "stream"])
+def test_a_first_answer_waits_for_nothing_that_it_does_not_need(verb: str, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", torch.randint(0, 256, (12, 3, 48, 64), dtype=torch.uint8), fps=6)
+    program = (
+        "import atexit, sys\nfrom kinescan.cli.main import main\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\nmain()"
+    )
+    command = [sys.executable, "-c", program, "--quiet", verb, str(tmp_path / "a.mp4"), "--model", "motion"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    loaded = set(run.stderr.split())
+    assert "kinescan.models.pks4" in loaded
+    # torch's compiler, what trains on several processes, and what draws
+    assert loaded & {"torch._dynamo", "torch.distributed.fsdp", "kinescan.training.loop", "matplotlib"} == set()
