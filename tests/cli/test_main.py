@@ -199,3 +199,19 @@ def test_a_first_answer_waits_for_nothing_that_it_does_not_need(verb: str, tmp_p
     assert "kinescan.models.pks4" in loaded
     # torch's compiler, what trains on several processes, and what draws
     assert loaded & {"torch._dynamo", "torch.distributed.fsdp", "kinescan.training.loop", "matplotlib"} == set()
+
+
+@pytest.mark.parametrize(("chosen", "wanted"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_where_nothing_else_is_chosen(
+    chosen: str | None, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    program = (
+        "import atexit, os, sys\nfrom kinescan.cli.main import main\n"
+        "assert 'torch' not in sys.modules\n"
+        "atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'], file=sys.stderr))\nmain()"
+    )
+    run = subprocess.run([sys.executable, "-c", program, "list"], capture_output=True, text=True, timeout=100)
+    assert run.stderr.split() == [wanted]
