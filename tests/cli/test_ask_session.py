@@ -351,3 +351,30 @@ def test_saved_streams_that_are_none(saved, clips, tmp_path):
         assert result.exit_code == 1
         assert "file not found" in result.output.lower() or "no such file" in result.output.lower()
     assert run("Who left at 10.30?", "--load", half, model=saved).exit_code == 0
+
+
+def test_a_process_without_standard_input_has_no_questions(saved, clips, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", None)
+    build_app("ask")(["ask", str(clips[1]), "--interactive", "--model", str(saved)], standalone_mode=False)
+    assert ">" not in capsys.readouterr().out
+
+
+def test_an_answer_that_fails_in_any_way_ends_neither_watching_nor_questions(
+    saved, clips, tmp_path, monkeypatch, caplog
+):
+    """A device without memory, say: the next question is answered, and what was watched is saved."""
+    step, calls = VideoStream.ask_stepwise, []
+
+    def fails(stream, question, **options):
+        calls.append(question)
+        if len(calls) in (1, 3):
+            raise RuntimeError("out of memory")
+        return step(stream, question, **options)
+
+    monkeypatch.setattr(VideoStream, "ask_stepwise", fails)
+    given = ["--interactive", "--json", "--save", tmp_path / "one.state"]
+    result = run(clips[1], *given, model=saved, input="One?\nTwo?\nThree?\nFour?\n")
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["question"] for line in result.stdout.splitlines()] == ["Two?", "Four?"]
+    assert caplog.text.count("RuntimeError: out of memory") == 2
+    assert document("What?", "--load", tmp_path / "one.state", model=saved)["num_frames"] == 5

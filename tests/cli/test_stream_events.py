@@ -139,6 +139,8 @@ def test_segments_of_a_folder(kinescan: Any, saved: Path, video: Path) -> None:
         assert [row["id"] for row in csv.DictReader(file)] == [event["id"] for event in listed["events"]]
     table = kinescan("predict", video, "--segments", "--model", saved).stdout.splitlines()
     assert len(table) == 3
+    decoded = kinescan("predict", video, "--segments", "--set", "events=decoded", "--model", saved).stdout.splitlines()
+    assert len(decoded) == 3
 
 
 @pytest.mark.parametrize(
@@ -147,6 +149,13 @@ def test_segments_of_a_folder(kinescan: Any, saved: Path, video: Path) -> None:
         (["--output", "a.csv"], "--segments"),
         (["--segments", "--output", "a.txt"], "a.txt"),
         (["--segments", "--set", "events.onn=1.0"], "'on'"),
+        (["--set", "events.on=0.5"], "--segments"),
+        (["--set", "events=decoded"], "--segments"),
+        (["--segments", "--set", "decoding.mean_seconds=3"], "events=decoded"),
+        (["--segments", "--set", "events=decoded", "--set", "decoding.mean_second=3"], "'mean_seconds'"),
+        (["--segments", "--set", "events=decoded", "--set", "decoding.mean_seconds=0"], "decoding.mean_seconds"),
+        (["--segments", "--set", "events=decoded", "--set", "events.on=0.5"], "events.on"),
+        (["--segments", "--set", "events=decode"], "decode"),
         (["--segments", "--set", "events=missing.toml"], "missing.toml"),
         ([], "--segments"),
     ],

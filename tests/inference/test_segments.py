@@ -4,6 +4,7 @@ import pytest
 from tests.bright_model import bright_model, write_blinking
 
 from kinescan.errors import ConfigError
+from kinescan.events import DecodingRules
 from kinescan.events.rules import ClassRules, EventRules
 from kinescan.inference.event_stream import stream_events
 from kinescan.inference.predictor import predict
@@ -37,6 +38,17 @@ def test_a_folder_gives_what_streams_of_its_files_tell(model: PKS4, tmp_path: Pa
     again = predict_events(model, tmp_path / "a.mp4", rules=RULES)
     assert again == [first]
     assert first.to_plain()["events"] == [told.to_plain() for told in first.events]
+
+
+def test_whole_files_are_decoded_on_request(model: PKS4, tmp_path: Path) -> None:
+    video = write_blinking(tmp_path / "a.mp4", 10, 12, 1, 17)
+    (found,) = predict_events(model, video, decoding=DecodingRules(mean_seconds=5.0))
+    (of_rules,) = predict_events(model, video, rules=EventRules(least_seconds=0.0, merge_seconds=0.0))
+    assert len(of_rules.events) == 2  # a single dark frame ends an event of thresholds
+    (told,) = found.events
+    assert told.update.told_at_seconds == found.end_seconds == pytest.approx(4.0)
+    event = told.update.event
+    assert (event.label, event.start_seconds, event.end_seconds) == ("bright", pytest.approx(1.0), pytest.approx(4.0))
 
 
 def test_a_model_of_clips_and_rules_of_other_classes_are_refused(

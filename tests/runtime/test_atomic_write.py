@@ -213,3 +213,12 @@ def test_a_link_in_the_place_of_what_is_written_aside_leads_nowhere(tmp_path):
         (aside / "x").write_text("new")
     assert _files(other) == {"kept": "old"}
     assert _files(tmp_path / "a") == _files(tmp_path / "b") == {"x": "new"}
+
+
+@pytest.mark.parametrize("path", [None, 0, True, b"a.json", "", "a\0b", ["a.json"], ".", "/"], ids=repr)
+def test_what_is_no_path_is_refused(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for write in (lambda: write_text(path, "x"), lambda: require_writable(path)):
+        with pytest.raises(ConfigError):
+            write()
+    assert not list(tmp_path.iterdir())

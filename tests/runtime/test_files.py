@@ -4,7 +4,16 @@ from pathlib import Path
 import pytest
 
 from kinescan.errors import CheckpointError, ConfigError
-from kinescan.runtime.files import inside, read_bytes, read_head, read_json, read_json_object, read_text, read_toml
+from kinescan.runtime.files import (
+    inside,
+    read_bytes,
+    read_head,
+    read_json,
+    read_json_object,
+    read_text,
+    read_toml,
+    require_regular,
+)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +99,10 @@ def test_read_head_gives_the_first_bytes_of_regular_files(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match="named"):
         read_head(tmp_path / "pipe", 9)
+
+
+@pytest.mark.parametrize("path", [None, 0, True, b"a.json", "", "a\0b", ["a.json"], 1.5], ids=repr)
+def test_what_is_no_path_is_refused(path: object) -> None:
+    """0 would be the standard input of the process."""
+    with pytest.raises(ConfigError):
+        require_regular(path)  # type: ignore[arg-type]

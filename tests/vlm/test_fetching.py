@@ -1,6 +1,8 @@
 """Chunks that have to be brought to the model: in which order, what is read, and what is left behind."""
 
 import gc
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -178,3 +180,39 @@ def test_a_full_disk_is_an_error_and_loses_nothing(vlm, video, monkeypatch):
         assert stream.stats == before
         stream.push(video(4))
         assert stream.stats.num_frames == 6
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("ends", ["close", "forget", "continue"])
+def test_a_forked_process_leaves_the_chunks_of_the_other_alone(ends, vlm, video):
+    """It answers by itself, with a thread and files of its own; what it removes and writes is not missed here."""
+    frames = video(12)
+    with start(vlm("internvl"), storage="disk") as stream, start(vlm("internvl")) as kept:
+        stream.push(frames[:6])
+        expected = stream.ask(QUESTION, max_new_tokens=1).logits
+        out, into = os.pipe()
+        process = os.fork()
+        if process == 0:
+            signal.alarm(60)
+            said = b"differs"
+            try:
+                if torch.equal(stream.ask(QUESTION, max_new_tokens=1).logits, expected):
+                    said = b"same"
+                if ends == "close":
+                    stream.close()
+                elif ends == "continue":
+                    stream.push(frames[:6])
+                    stream.ask(QUESTION, max_new_tokens=1)
+                else:
+                    del stream
+                    gc.collect()
+            finally:
+                os.write(into, said)
+                os._exit(0)
+        os.close(into)
+        stream.push(frames[6:])
+        assert os.read(out, 10) == b"same"
+        os.close(out)
+        os.waitpid(process, 0)
+        kept.push(frames)
+        assert torch.equal(stream.ask(QUESTION, max_new_tokens=1).logits, kept.ask(QUESTION, max_new_tokens=1).logits)

@@ -119,3 +119,23 @@ def test_what_is_not_followed_is_said(vlm, caplog):
     model.generation_config = transformers.GenerationConfig(num_beams=4)
     start(model)
     assert "num_beams" in caplog.text
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("generation", [{"temperature": 1.0}, "hot", 1, Generation])
+@pytest.mark.parametrize("call", ["ask", "ask_stepwise"])
+def test_settings_of_another_type_are_refused(call, generation, vlm, video):
+    with start(vlm("internvl")) as stream:
+        stream.push(video(2))
+        with pytest.raises(ConfigError, match="generation"):
+            getattr(stream, call)(QUESTION, generation=generation)
+        with pytest.raises(ConfigError, match="keep"):
+            getattr(stream, call)(QUESTION, keep="no")
+        assert stream.ask(QUESTION, max_new_tokens=1).token_ids
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["temperature", "top_p", "repetition_penalty", "top_k", "seed"])
+def test_numbers_that_no_float_holds_are_refused(name):
+    with pytest.raises(ConfigError, match=name):
+        Generation(**{name: 10**400})

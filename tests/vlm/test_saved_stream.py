@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from kinescan.errors import CheckpointError, KinescanError
 from kinescan.runtime.fingerprint import fingerprint_of
-from kinescan.vlm import PixelSettings, load_stream, open_stream
+from kinescan.vlm import PixelSettings, load_stream, load_vlm, open_stream
 
 PIXELS = PixelSettings(min_pixels=64, max_pixels=10_000)
 QUESTION = [5, 17, 200, 41, 8]
@@ -184,3 +184,16 @@ def test_a_save_that_fails_leaves_the_old_file(vlm, video, tmp_path, monkeypatch
                 stream.save(unwritable)
         assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "folder", path.name]
         stream.push(video(1))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("path", [None, 3, b"a.state", "", "a\0b", ".", "/", ["a.state"]], ids=repr)
+def test_paths_that_are_none(path, saved, vlm):
+    """A number would be an open file of the process, for the system."""
+    with load_stream(saved, vlm("qwen3_vl")) as stream:
+        with pytest.raises(CheckpointError):
+            stream.save(path)
+        with pytest.raises(CheckpointError):
+            load_stream(path, vlm("qwen3_vl"))
+        with pytest.raises(CheckpointError):
+            load_vlm(path)

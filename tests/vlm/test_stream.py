@@ -371,6 +371,10 @@ def several_devices(vlm, video):
     open_stream(model)
 
 
+def weights_elsewhere(vlm, video):
+    open_stream(copy.deepcopy(vlm("internvl")).to("meta"))
+
+
 def sizes_change(vlm, video):
     stream = start(vlm("internvl"))
     stream.push(video(1))
@@ -478,6 +482,7 @@ def lone_frame_before_features(vlm, video):
         (sliding, ConfigError, "linear_attention, sliding_attention"),
         (training, ConfigError, "training mode"),
         (several_devices, ConfigError, "device"),
+        (weights_elsewhere, ConfigError, "meta"),
         (sizes_change, ShapeError, r"frames.*16, 24.*20, 24\)"),
         (grid_changes, ShapeError, "tokens"),
         (asked_too_soon, ConfigError, "nothing"),

@@ -142,7 +142,7 @@ def command(
         save=save,
         watch=watch,
         every_seconds=_seconds("30s" if every is None else every),
-        incoming=_TypedLines() if interactive else None,
+        incoming=_TypedLines(tells=not as_json and source is not None) if interactive else None,
         on_answer=_tell(None if as_json else said) if told else None,
     )
     answer = runs.ask.prepare_ask(
@@ -166,8 +166,9 @@ def _run(
     answer: "Callable[..., AskReport]", said: "_Speaker", *, as_json: bool, told: bool, typed: bool, watched: bool
 ) -> None:
     """Watches and asks, and prints what comes."""
-    if typed and not as_json and sys.stdin.isatty():
-        print("Type a question and Enter, while watching and afterwards; Ctrl-D ends.", file=sys.stderr)
+    if typed and not as_json and _is_typed():
+        when = ", while watching and afterwards" if watched else ""
+        print(f"Type a question and Enter{when}; Ctrl-D ends.", file=sys.stderr)
     with _Bar(shown=watched and not as_json and not told) as bar:
         said.before = bar.stop
         report = answer(on_progress=bar.update, on_text=said)
@@ -212,10 +213,20 @@ def _tell(said: "_Speaker | None") -> Callable[["Asked"], None]:
     return tell
 
 
-class _TypedLines:
-    """Lines of standard input, read by a thread of its own."""
+def _is_typed() -> bool:
+    """Whether somebody sits before standard input, which is None where the process was started without one."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
-    def __init__(self) -> None:
+
+class _TypedLines:
+    """Lines of standard input, read by a thread of its own.
+
+    Args:
+        tells: say when watching has ended, to somebody who types.
+    """
+
+    def __init__(self, *, tells: bool) -> None:
+        self._tells = tells
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._ended = False
         threading.Thread(target=self._read, daemon=True).start()
@@ -233,12 +244,15 @@ class _TypedLines:
         """The next one; None at the end of the input."""
         if self._ended:
             return None
+        if self._tells and _is_typed():
+            print("Watching has ended; questions see all that was watched. Ctrl-D ends.", file=sys.stderr)
+        self._tells = False
         line = self._lines.get()
         self._ended = line is None
         return line
 
     def _read(self) -> None:
-        for line in sys.stdin:
+        for line in sys.stdin or ():
             if line.strip():
                 self._lines.put(line.strip())
         self._lines.put(None)

@@ -54,7 +54,8 @@ def command(
             "data.max_pixels or data.timeout_seconds of a file; evaluation.views=8x2x3 (frames x clips x crops); "
             "predict.precision=bfloat16, predict.videos_per_batch=4; "
             "still.pixel_threshold=4 (patches that stand still are not computed again); "
-            "events.on=0.6, events.least_seconds=0.5, ... or events=RULES.toml."
+            "events.on=0.6, events.least_seconds=0.5, ... or events=RULES.toml; events=decoded decides each frame of a "
+            "file with those before and after it, without thresholds (decoding.mean_seconds=5)."
         ),
     ] = [],  # noqa: B006
     top: Annotated[int, typer.Option(help="How many classes to name.")] = 5,

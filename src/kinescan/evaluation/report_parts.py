@@ -27,11 +27,12 @@ PREDICTIONS_FILE = "predictions.jsonl"
 CONFUSION_FILE, RELIABILITY_FILE = "confusion.png", "reliability.png"
 """Of a report of a model that answers for whole videos."""
 RESULTS_FILE, TRUTH_FILE, FRAMES_FILE = "results.json", "truth.json", "frames.safetensors"
+DECODED_FILE = "results_decoded.json"
 CURVE_FILE, TIMELINES = "curve.png", "timelines"
-"""Of a report of a model that answers for each frame, as the line above; the last one is a folder."""
+"""Of a report of a model that answers for each frame, as the lines above; the last one is a folder."""
 _FILES = (
     *(REPORT_FILE, PAGE_FILE, PREDICTIONS_FILE, CONFUSION_FILE, RELIABILITY_FILE),
-    *(RESULTS_FILE, TRUTH_FILE, FRAMES_FILE, CURVE_FILE, TIMELINES),
+    *(RESULTS_FILE, DECODED_FILE, TRUTH_FILE, FRAMES_FILE, CURVE_FILE, TIMELINES),
 )
 MOST_LISTED = 20
 """How many videos, files or classes the page lists; report.json lists all."""

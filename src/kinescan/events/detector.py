@@ -366,6 +366,11 @@ class EventDetector:
         )
 
 
+def stream_id_of(video_id: str) -> str:
+    """What the ids of a file's events begin with: the same in every call."""
+    return hashlib.sha256(video_id.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
 def detect_updates(predictions: FramePredictions, rules: EventRules | None = None) -> list[EventUpdate]:
     """What a stream of these frames would have told, in that order; ids are the same in every call.
 
@@ -376,7 +381,7 @@ def detect_updates(predictions: FramePredictions, rules: EventRules | None = Non
     Raises:
         ConfigError: the rules name a class that is not there.
     """
-    stream_id = hashlib.sha256(predictions.video_id.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    stream_id = stream_id_of(predictions.video_id)
     detector = EventDetector(predictions.classes, rules, stream_id=stream_id)
     updates = []
     for seconds, scores in zip(predictions.seconds.tolist(), predictions.scores, strict=True):

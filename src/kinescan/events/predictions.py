@@ -46,3 +46,15 @@ class FramePredictions:
     def has_background(self) -> bool:
         """Whether class 0 means that nothing happens."""
         return self.classes[:1] == (BACKGROUND,)
+
+
+def runs_of(marked: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First frames of the runs of marked ones, [n], and the frames behind their last ones, [n].
+
+    Example:
+        >>> first, behind = runs_of(np.array([True, False, True, True]))
+        >>> first.tolist(), behind.tolist()
+        ([0, 2], [1, 4])
+    """
+    steps = np.diff(np.concatenate([[0], marked.astype(np.int8), [0]]))
+    return np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)

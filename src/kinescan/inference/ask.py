@@ -279,8 +279,10 @@ class _Asking:
     def _ask_or_say(self, question: str) -> None:
         try:
             self.ask(question)
-        except KinescanError as error:
-            logger.warning("no answer to %r: %s", question, error)
+        # A device that is out of memory, a decoder that fails: what was watched can still be asked about.
+        except Exception as error:
+            kind = "" if isinstance(error, KinescanError) else f"{type(error).__name__}: "
+            logger.warning("no answer to %r: %s%s", question, kind, error)
 
 
 def _watch(watched: Recorded | Live, asking: _Asking, clocks: dict[str, float], on_progress: Progressed | None) -> None:

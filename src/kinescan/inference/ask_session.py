@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kinescan.errors import ConfigError
+from kinescan.vlm.config import is_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class Session:
 
     def __post_init__(self) -> None:
         for name, every in (("every", self.every_seconds), ("save_every_seconds", self.save_every_seconds)):
-            if isinstance(every, bool) or not isinstance(every, int | float) or not 0 < every < float("inf"):
+            if not is_finite(every) or not every > 0:
                 raise ConfigError(f"{name} must be a positive number of seconds, got {every!r}.")
         if self.watch is not None and not self.watch.strip():
             raise ConfigError("the question to watch for is empty. Ask something.")

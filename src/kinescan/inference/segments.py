@@ -11,6 +11,7 @@ import torch
 from kinescan.data.clips import video_files
 from kinescan.data.video import Limits
 from kinescan.errors import VideoError
+from kinescan.events.decoding import DecodingRules, decode_events
 from kinescan.events.detector import detect_updates
 from kinescan.events.rules import EventRules
 from kinescan.events.told import Told
@@ -52,6 +53,7 @@ def predict_events(
     paths: str | Path | Sequence[str | Path],
     *,
     rules: EventRules | None = None,
+    decoding: DecodingRules | None = None,
     device: str | torch.device | None = None,
     limits: Limits | None = None,
     allow_short: bool = False,
@@ -65,6 +67,8 @@ def predict_events(
         model: one that answers for every frame, as for `predict_frames`.
         paths: video files; a folder stands for the video files in it and below, in order of their names.
         rules: thresholds and times; None are those that are saved with the model, or the defaults (see `model_rules`).
+        decoding: decide each frame with those before and after it (`decode_events`), instead of telling what a stream
+            would have told by `rules`.
         device: where to compute.
         limits: what one file may take.
         allow_short: take what can be decoded of cut or damaged files.
@@ -91,8 +95,11 @@ def predict_events(
             logger.warning("left out, cannot be read: %s", error)
             found.append(VideoEvents(path=str(file), events=(), error=error.reason))
         else:
-            ends = [update for update in detect_updates(predictions, rules) if update.kind == "end"]
-            ends.sort(key=lambda update: (update.event.start_seconds, update.event.label))
+            if decoding is None:
+                ends = [update for update in detect_updates(predictions, rules) if update.kind == "end"]
+                ends.sort(key=lambda update: (update.event.start_seconds, update.event.label))
+            else:
+                ends = decode_events(predictions, decoding)
             events = [Told(update=end, source=str(file), sequence=number) for number, end in enumerate(ends, 1)]
             found.append(VideoEvents(path=str(file), events=tuple(events), end_seconds=predictions.end_seconds))
         if on_video is not None:

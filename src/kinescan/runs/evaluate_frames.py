@@ -17,6 +17,7 @@ from kinescan.errors import ConfigError
 from kinescan.evaluation.report import CHOSEN_ON_THESE
 from kinescan.evaluation.temporal.report import TemporalReport
 from kinescan.evaluation.temporal.thresholds import ChosenRules, choose_rules
+from kinescan.events.decoding import DecodingRules
 from kinescan.events.rules import EventRules, load_rules, rules_of_content
 from kinescan.models.classifier import VideoClassifier
 from kinescan.runs.finished import Finished
@@ -54,6 +55,7 @@ class EvalSettings:
         false_alarms_per_hour: choose the thresholds that tell of the most events at no more false alarms; 0: best F1.
         told_within_seconds: beside it: only events that are told so soon after their onset count; 0: all that are told.
         grace_seconds: how long after its end an event may still be told, for short ones; None: as in the run's recipe.
+        decoding: what is assumed of time where whole videos are decoded; see `DecodingRules`.
         subset: of truth in ActivityNet's format that results are scored on; empty: the one that is held out.
         data: root, reader, split, overlaps, allow_short and limits of the videos of `--data`.
     """
@@ -62,6 +64,7 @@ class EvalSettings:
     false_alarms_per_hour: float = 0.0
     told_within_seconds: float = 0.0
     grace_seconds: float | None = None
+    decoding: DecodingRules = field(default_factory=DecodingRules)
     subset: str = ""
     data: DataConfig = field(default_factory=DataConfig)
 
@@ -186,6 +189,7 @@ class FrameJob:
             precision=self.precision,
             notes=(*self._notes(videos), *notes),
             grace_seconds=self._grace_seconds,
+            decoding=self.settings.decoding,
         )
 
     def _answered(self, videos: Sequence[IntervalVideo], finished: Finished) -> AnsweredVideos:

@@ -16,6 +16,7 @@ from kinescan.errors import ConfigError, KinescanError, VideoError
 from kinescan.evaluation.temporal.report import TemporalReport, make_temporal_report
 from kinescan.evaluation.temporal.scores import score_frames
 from kinescan.evaluation.temporal.thresholds import ChosenRules, choose_rules, watched_hours
+from kinescan.events.decoding import DecodingRules
 from kinescan.events.predictions import FramePredictions
 from kinescan.events.rules import EventRules, save_rules
 from kinescan.inference.exported import ExportedModel
@@ -237,6 +238,7 @@ def report_frames(
     precision: Precision | Literal[""] = "",
     notes: Sequence[str] = (),
     grace_seconds: float = 0.0,
+    decoding: DecodingRules | None = None,
 ) -> TemporalReport:
     """The report of answers that were just made.
 
@@ -250,6 +252,7 @@ def report_frames(
         precision: that the model ran in, for the report.
         notes: sentences for the report.
         grace_seconds: how long after its end an event may still be told.
+        decoding: times, for the numbers of decoded frames.
 
     Raises:
         VideoError: none of the videos could be read.
@@ -262,7 +265,7 @@ def report_frames(
     told = f"Nothing happens in {num_empty} of the {len(answered.videos)} videos, as their labels say."
     empty = (told,) if num_empty else ()
     return make_temporal_report(
-        score_frames(answered.predictions, answered.truth, rules, grace_seconds=grace_seconds),
+        score_frames(answered.predictions, answered.truth, rules, grace_seconds=grace_seconds, decoding=decoding),
         answered.predictions,
         model=model.name,
         data=data,

@@ -6,6 +6,7 @@ from kinescan.data.clips import video_files, video_inputs
 from kinescan.data.video import Limits
 from kinescan.data.video.given import input_name
 from kinescan.errors import ConfigError
+from kinescan.events.decoding import DecodingRules
 from kinescan.fields import check_types
 from kinescan.inference.model_source import resolve_model
 from kinescan.inference.precision import Precision
@@ -21,6 +22,8 @@ from kinescan.runs.still import skip_in, still_settings
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.urls import mask_url
 
+DECODED = "events=decoded"
+"""The override that asks for `decode_events`."""
 LIST_SUFFIXES = (".txt", ".csv", ".tsv")
 """Of lists of videos; see `kinescan.runs.predict_ray.listed_paths`."""
 
@@ -54,6 +57,7 @@ class PredictionJob:
         folder: where the model came from.
         views: frames x clips x crops to average over; None for those of the model.
         plan: what was reported about the rules of events.
+        decoding: what is assumed of time where whole videos are decoded; None where they are not.
         settings: how videos go through the model.
     """
 
@@ -63,6 +67,7 @@ class PredictionJob:
     folder: str = ""
     views: str | None = None
     plan: EventPlan = field(default_factory=EventPlan)
+    decoding: DecodingRules | None = None
     settings: PredictSettings = field(default_factory=PredictSettings)
 
     @property
@@ -104,6 +109,7 @@ class PredictionJob:
             self.folder,
             [Path(file) for file in self.files],
             self.plan,
+            decoding=self.decoding,
             output=output,
             explain_folder=explain_folder,
             limits=self.limits,
@@ -140,7 +146,8 @@ def prepare_prediction(
         model: a run's folder, a saved or exported model, or a hub name; None for the newest run, or else
             the motion model that comes with the package.
         overrides: see `chosen_limits`; "evaluation.views=8x2x3"; and for events "events.on=0.6" and the like, or
-            "events=FILE" with a file of rules; "still.pixel_threshold=4" and the like, for
+            "events=FILE" with a file of rules, or "events=decoded" for `decode_events`, with
+            "decoding.mean_seconds=5" and the like, for `DecodingRules`; "still.pixel_threshold=4" and the like, for
             `kinescan.models.still.SkipUnchanged`; "predict.precision=bfloat16" and the like, for `PredictSettings`.
         device: "auto" or the name of one.
         allow_code: open an exported file that may run code of its own; see `load_exported`.
@@ -152,6 +159,7 @@ def prepare_prediction(
     """
     settings, overrides = take_table("predict", PredictSettings, overrides)
     skip, overrides = still_settings(overrides)
+    decoding, overrides = _decoding(overrides)
     lists = [str(path) for path in paths if Path(str(path)).suffix.lower() in LIST_SUFFIXES]
     if lists:
         raise ConfigError(
@@ -161,6 +169,8 @@ def prepare_prediction(
     # "events=FILE" beside "events.on=0.6" is not a nested mapping
     of_events = [override for override in overrides if override.partition("=")[0].split(".")[0] == "events"]
     of_views = [override for override in overrides if override.partition("=")[0] == "evaluation.views"]
+    if not segments and (of_events or decoding):
+        raise ConfigError("settings of events are for what happens from when to when: give --segments, too.")
     limits = chosen_limits([override for override in overrides if override not in (*of_events, *of_views)])
     files = [value for key, _, value in (override.partition("=") for override in of_events) if key == "events"]
     plan = plan_events(files, [override for override in of_events if override.startswith("events.")])
@@ -174,5 +184,33 @@ def prepare_prediction(
     views = chosen_views(of_views)
     found = [str(file) for file in video_files(paths)] if segments else [str(video) for _, video in video_inputs(paths)]
     return PredictionJob(
-        model=resolved, files=found, limits=limits, folder=folder, views=views, plan=plan, settings=settings
+        model=resolved,
+        files=found,
+        limits=limits,
+        folder=folder,
+        views=views,
+        plan=plan,
+        decoding=decoding,
+        settings=settings,
     )
+
+
+def _decoding(overrides: Sequence[str]) -> tuple[DecodingRules | None, list[str]]:
+    """The times of `events=decoded`, where it was given, and the overrides that belong to others.
+
+    Raises:
+        ConfigError: there are thresholds beside it, times without it, or a time makes no sense.
+    """
+    rules, others = take_table("decoding", DecodingRules, overrides)
+    left = [override for override in others if override.replace(" ", "") != DECODED]
+    if len(left) == len(others):
+        if len(others) < len(overrides):
+            raise ConfigError(f"settings of decoding go with --set {DECODED}. Give that, too, or leave them out.")
+        return None, others
+    of_rules = [override for override in left if override.partition("=")[0].split(".")[0].strip() == "events"]
+    if of_rules:
+        raise ConfigError(
+            f"{DECODED} looks at no thresholds, so that {of_rules[0]} changes nothing. Leave one of them out; its own "
+            "settings are decoding.mean_seconds and decoding.correlation_seconds."
+        )
+    return rules, left

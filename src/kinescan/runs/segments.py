@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kinescan.data.video import Limits
 from kinescan.errors import ConfigError
+from kinescan.events.decoding import DecodingRules
 from kinescan.events.rules import EventRules
 from kinescan.events.sinks import CsvFile, JsonLines
 from kinescan.inference.event_rules import model_rules
@@ -27,6 +28,7 @@ def find_events(
     files: Sequence[Path],
     plan: EventPlan,
     *,
+    decoding: DecodingRules | None = None,
     output: str | Path | None = None,
     explain_folder: str | Path | None = None,
     limits: Limits | None = None,
@@ -40,6 +42,7 @@ def find_events(
         folder: the folder that it came from.
         files: to look at.
         plan: rules.
+        decoding: see `predict_events`.
         output: FILE.csv or FILE.jsonl, written event by event, or FILE.json, written at the end; one that is there and
             holds events is replaced.
         explain_folder: where a picture of each event is drawn; made if need be. See `draw_events`.
@@ -51,7 +54,7 @@ def find_events(
         ConfigError: the model answers for whole clips or cannot be explained, a setting is wrong, or the output cannot
             be written.
     """
-    rules = rules_of(require_frames(model), folder, plan)
+    rules = EventRules() if decoding else rules_of(require_frames(model), folder, plan)
     pictures = None if explain_folder is None else make_explain_folder(explain_folder, model)
     written: list[VideoEvents] = []
     write = None if output is None else _writer(Path(output))
@@ -68,7 +71,9 @@ def find_events(
             on_video(video)
 
     try:
-        return predict_events(model, files, rules=rules, limits=limits, allow_short=allow_short, on_video=done)
+        return predict_events(
+            model, files, rules=rules, decoding=decoding, limits=limits, allow_short=allow_short, on_video=done
+        )
     finally:
         if output is not None and Path(output).suffix.lower() == ".json":
             write_text(output, to_json([video.to_plain() for video in written], indent=1) + "\n")

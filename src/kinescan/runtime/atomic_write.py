@@ -17,6 +17,7 @@ from typing import Literal
 
 from kinescan.errors import ConfigError, KinescanError
 from kinescan.runtime.addresses import require_local
+from kinescan.runtime.files import require_path
 
 ADVICE = "Free space, or choose another folder that you may write to."
 
@@ -55,8 +56,10 @@ def atomic_write(
         ...     print(os.listdir(folder))
         ['a.json']
     """
+    require_path(path, error=error)
     path = Path(path)
     require_local(path, error=error)
+    _require_name(path, error)
     # Threads of one process may write the same file, too.
     aside = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_native_id()}.part{path.suffix}")
     try:
@@ -89,8 +92,10 @@ def require_writable(
     Raises:
         ConfigError: (or what `error` makes) no file of that name can be written.
     """
+    require_path(path, error=error)
     path = Path(path)
     require_local(path, error=error)
+    _require_name(path, error)
     try:
         _require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -270,6 +275,14 @@ def _require_replaceable(path: Path) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError(errno.ENOTSUP, "it is a device, a named pipe or a socket, and a file would replace it")
+
+
+def _require_name(path: Path, error: Callable[[str], Exception]) -> None:
+    """Refuses the root and the current folder, which a file cannot be written beside, and what no file is named."""
+    if not path.name:
+        raise error(f"{path} is a folder. Give the name of a file in it.")
+    if "\0" in str(path):
+        raise error(f"{str(path)!r} is the name of no file. Give another one.")
 
 
 def _refusal(path: Path, problem: OSError, advice: str) -> str:

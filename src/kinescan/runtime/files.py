@@ -25,12 +25,27 @@ def require_regular(path: str | Path, *, error: MakeError = ConfigError) -> None
     Raises:
         ConfigError: (or what `error` makes) it is not a regular file.
     """
+    require_path(path, error=error)
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as problem:
         raise error(f"{path} cannot be read ({_why(problem)}). Check the path and its permissions.") from None
     if not stat.S_ISREG(mode):
         raise error(f"{path} is {kind_of(mode)}; a regular file is needed here. Give the path of a file.")
+
+
+def require_path(path: Any, *, error: MakeError = ConfigError) -> None:
+    """Refuses what is no path: a number, which the system takes for an open file, bytes, None, an empty text.
+
+    Raises:
+        ConfigError: (or what `error` makes) it is something else than a text or a path.
+    """
+    if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
+        raise error(
+            f"a path must be text or a Path, got {path!r:.60} ({type(path).__name__}). Give the name of a file."
+        )
+    if not os.fspath(path):
+        raise error("a path is empty. Give the name of a file.")
 
 
 def inside(folder: str | Path, name: str, *, error: MakeError = ConfigError) -> Path:

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinescan.settings import renamed
+from kinescan.vlm.cache import StreamCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +65,17 @@ class StreamStats:
     full_cache_bytes: int
     allocated_bytes: int
     query_key_pairs: int
+
+    @classmethod
+    def of(cls, cache: StreamCache, *, num_frames: int) -> "StreamStats":
+        """What a stream of so many frames holds in its cache."""
+        return cls(
+            num_frames=num_frames,
+            num_tokens=cache.num_tokens,
+            num_seen_tokens=cache.num_seen,
+            state_tokens=cache.state_tokens,
+            state_bytes=cache.state_bytes,
+            full_cache_bytes=cache.full_cache_bytes,
+            allocated_bytes=cache.allocated_bytes,
+            query_key_pairs=cache.query_key_pairs,
+        )

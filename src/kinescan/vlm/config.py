@@ -75,8 +75,7 @@ class StreamConfig:
         check_fps(self.fps)
         object.__setattr__(self, "fps", float(self.fps))
         for name in ("hf_compat", "horizon_is_limit", "compiled"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False, got {value!r}.")
+            check_flag(name, getattr(self, name))
         check_storage(self.storage)
         if make_policy(self.policy).needs_patch_indices:
             raise ConfigError(
@@ -107,6 +106,12 @@ def check_count(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must be at least 1, got {value}.")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Raises ConfigError where a value is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be True or False, got {value!r}.")
+
+
 def checked_ratios(ratios: Any) -> tuple[float, ...]:
     """Ratios of layers as a tuple of numbers.
 
@@ -114,15 +119,27 @@ def checked_ratios(ratios: Any) -> tuple[float, ...]:
         ConfigError: they are something other than positive finite numbers.
     """
     given = tuple(ratios) if isinstance(ratios, list | tuple) else None
-    if not given or not all(
-        isinstance(ratio, Real) and not isinstance(ratio, bool) and 0 < float(ratio) < math.inf for ratio in given
-    ):
+    if not given or not all(is_finite(ratio) and float(ratio) > 0 for ratio in given):
         raise ConfigError(f"budget_ratios must hold a positive number for each decoder layer, got {ratios!r}.")
     return tuple(float(ratio) for ratio in given)
 
 
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float can hold.
+
+    Example:
+        >>> is_finite(2), is_finite(10**400), is_finite(float("nan")), is_finite("2"), is_finite(True)
+        (True, False, False, False, False)
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
 def check_fps(fps: Any) -> None:
     """Raises ConfigError where a value is not a frame rate."""
-    is_number = isinstance(fps, Real) and not isinstance(fps, bool)
-    if not is_number or not math.isfinite(fps) or not 0 < float(fps) <= MAX_FPS:
+    if not is_finite(fps) or not 0 < float(fps) <= MAX_FPS:
         raise ConfigError(f"fps must be positive, got {fps!r}. Give frames per second, up to {MAX_FPS:g}.")

@@ -1,6 +1,7 @@
 """Chunks on their way to the model's device, one ahead of the one that attention works on."""
 
 import functools
+import os
 import shutil
 import tempfile
 import weakref
@@ -20,12 +21,18 @@ Parts = tuple[Tensor, ...]
 
 
 class ChunkFolder:
-    """A folder for chunks, removed together with this object; in the system's folder for temporary files (TMPDIR)."""
+    """A folder for chunks, removed together with this object; in the system's folder for temporary files (TMPDIR).
+
+    A forked process reads what was there, removes nothing of it, and writes into a folder of its own.
+    """
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="kinescan-cache-"))
-        self._count = 0
-        self._gone = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        self._count, self._process = 0, os.getpid()
+        self._gone = weakref.finalize(self, _remove, self.path, self._process)
 
     def hold(self, parts: Parts) -> "ChunkOnDisk":
         """Writes a chunk that never changes again.
@@ -33,6 +40,8 @@ class ChunkFolder:
         Raises:
             CheckpointError: it cannot be written.
         """
+        if os.getpid() != self._process:
+            self._begin()
         self._count += 1
         return ChunkOnDisk(self, self.path / f"chunk-{self._count}.bin", parts)
 
@@ -51,7 +60,7 @@ class ChunkOnDisk:
         with atomic_write(path, error=CheckpointError, sync=False) as aside, aside.open("wb") as file:
             for part in parts:
                 file.write(part.contiguous().cpu().view(torch.uint8).numpy().data)
-        self._gone = weakref.finalize(self, path.unlink, missing_ok=True)
+        self._gone = weakref.finalize(self, _remove, path, os.getpid())
 
     @property
     def num_bytes(self) -> int:
@@ -80,6 +89,16 @@ class ChunkOnDisk:
         return parts
 
 
+def _remove(path: Path, process: int) -> None:
+    """A file or a folder with all in it, in the process that made it: a forked one ends without the other's chunks."""
+    if os.getpid() != process:
+        return
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 class Fetcher(Protocol):
     """Brings chunks to the model's device."""
 
@@ -104,7 +123,7 @@ class DiskFetcher:
         """Begins to read; a chunk that is in memory is there."""
         if not isinstance(chunk, ChunkOnDisk):
             return lambda: chunk
-        read: Future[Parts] = _reader().submit(chunk.read)
+        read: Future[Parts] = _reader(os.getpid()).submit(chunk.read)
         return read.result
 
     def finish(self, coming: Callable[[], Parts]) -> Parts:
@@ -113,8 +132,12 @@ class DiskFetcher:
 
 
 @functools.cache
-def _reader() -> ThreadPoolExecutor:
-    """One thread for all streams: a disk reads one file after the other anyway."""
+def _reader(process: int) -> ThreadPoolExecutor:
+    """One thread for all streams of a process: a disk reads one file after the other anyway.
+
+    Args:
+        process: which one; a forked process has no threads of the one before.
+    """
     return ThreadPoolExecutor(1, thread_name_prefix="kinescan-cache")
 
 

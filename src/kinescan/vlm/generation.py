@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinescan.errors import ConfigError
+from kinescan.vlm.config import is_finite
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Generation:
         ranges = {"temperature": (0, 100), "top_p": (0, 1), "repetition_penalty": (0.01, 100)}
         for name, (lowest, highest) in ranges.items():
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and lowest <= float(value) <= highest):
+            if value is not None and not (is_finite(value) and lowest <= float(value) <= highest):
                 raise ConfigError(f"{name} must be a number from {lowest} to {highest}, got {value!r}.")
         for name, lowest in (("top_k", 0), ("seed", 0)):
             value = getattr(self, name)
@@ -97,6 +98,23 @@ class Generation:
                 f"{' and '.join(names)} limit{'s' * (len(names) == 1)} a random choice of tokens, and {why}. Give a "
                 f"temperature above 0 too, or leave {' and '.join(names)} out."
             )
+
+
+def of_answer(given: Any, model: Any) -> Generation:
+    """All settings of an answer.
+
+    Args:
+        given: a `Generation`; None for what the model says.
+        model: a model of transformers.
+
+    Raises:
+        ConfigError: it is something else, or does not fit the model's settings.
+    """
+    if given is not None and not isinstance(given, Generation):
+        raise ConfigError(
+            f"generation must be a vlm.Generation, got a {type(given).__name__}: Generation(seed=1), say."
+        )
+    return (given or Generation()).of_model(getattr(model, "generation_config", None))
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -214,7 +232,3 @@ def tell_of_unused(stored: Any) -> None:
     strange = [name for name, usual in _UNUSED.items() if getattr(stored, name, None) not in (None, usual)]
     if strange:
         logger.warning("the model's generation_config sets %s, which answers do not follow", ", ".join(strange))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(float(value))

@@ -136,8 +136,8 @@ class Intake:
             if any(isinstance(time, str | bytes | bool) for time in given):
                 raise TypeError("a time is a number")
             times = [float(time) for time in given]
-        except (TypeError, ValueError):
-            raise ConfigError(f"seconds must hold {count} ascending times, got {seconds!r}.") from None
+        except (TypeError, ValueError, OverflowError):
+            raise ConfigError(f"seconds must hold {count} ascending times, got {seconds!r:.200}.") from None
         if len(times) != count or not all(abs(time) <= LATEST_SECONDS for time in times) or sorted(times) != times:
             raise ConfigError(
                 f"seconds must hold {count} ascending times, one for each, finite and at most {LATEST_SECONDS:g}, "

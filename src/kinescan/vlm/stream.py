@@ -21,11 +21,11 @@ from kinescan.vlm.answering import Answering, answer_of
 from kinescan.vlm.attention import compile_stream
 from kinescan.vlm.cache import StreamCache
 from kinescan.vlm.chat import Chat, PatchPosition
-from kinescan.vlm.config import StreamConfig, check_count
+from kinescan.vlm.config import StreamConfig, check_count, check_flag
 from kinescan.vlm.families import Family, Features, PixelSettings, Positions, family_class, read_pixel_settings
 from kinescan.vlm.families.door import follows_length, share_weights, unwrapped
 from kinescan.vlm.frames import to_frames
-from kinescan.vlm.generation import Generation, Sampler, Speech, tell_of_unused
+from kinescan.vlm.generation import Generation, Sampler, Speech, of_answer, tell_of_unused
 from kinescan.vlm.horizon import check_declared, positions_of_horizon
 from kinescan.vlm.intake import Intake, PendingPatch, encoded
 from kinescan.vlm.policy import Policy, make_policy
@@ -34,6 +34,7 @@ from kinescan.vlm.sequence import Chunk, Embedded, Patch, Text, sequence, text_i
 from kinescan.vlm.snapshot import describe_shape, pack_cache, pack_intake, pack_limit, pack_policy, write_snapshot
 from kinescan.vlm.steps import BegunStep, Step, run_steps
 from kinescan.vlm.store import Storage
+from kinescan.vlm.uncopied import Uncopied
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def open_stream(
     return VideoStream(family, Chat(family, processor, opening=opening, system=system), config)
 
 
-class VideoStream:
+class VideoStream(Uncopied):
     """One video that a VLM reads frame by frame; made by `open_stream`, which takes all settings.
 
     It runs on a second tree of modules over the model's own weights (`share_weights`), so that nothing in the model is
@@ -189,17 +190,9 @@ class VideoStream:
     @property
     def stats(self) -> StreamStats:
         """What the stream holds and has computed."""
-        self._check_usable()
-        return StreamStats(
-            num_frames=self.intake.num_frames,
-            num_tokens=self.cache.num_tokens,
-            num_seen_tokens=self.cache.num_seen,
-            state_tokens=self.cache.state_tokens,
-            state_bytes=self.cache.state_bytes,
-            full_cache_bytes=self.cache.full_cache_bytes,
-            allocated_bytes=self.cache.allocated_bytes,
-            query_key_pairs=self.cache.query_key_pairs,
-        )
+        with self._turn:
+            self._check_usable()
+            return StreamStats.of(self.cache, num_frames=self.intake.num_frames)
 
     @torch.no_grad()
     def encode(self, frames: Any) -> list[Features]:
@@ -268,8 +261,9 @@ class VideoStream:
             ConfigError: nothing has been pushed, the question is empty or does not fit the horizon, or there is no
                 tokenizer for text.
         """
-        tokens = list(self.ask_stepwise(question, max_new_tokens=max_new_tokens, keep=keep, generation=generation))
-        return answer_of(tokens, self.family, self.seen_seconds)
+        with self._turn:
+            tokens = list(self.ask_stepwise(question, max_new_tokens=max_new_tokens, keep=keep, generation=generation))
+            return answer_of(tokens, self.family, self.seen_seconds)
 
     def ask_stepwise(
         self,
@@ -285,6 +279,7 @@ class VideoStream:
             ConfigError: as `ask`; also while iterating, where the stream was closed in between.
         """
         with self._turn:
+            check_flag("keep", keep)
             generation = self._checked_question(question, max_new_tokens, generation)
             return self._answer(question, max_new_tokens, keep, generation)
 
@@ -337,7 +332,7 @@ class VideoStream:
         if self.intake.num_frames == 0:
             raise ConfigError("nothing has been pushed into this stream yet. Push frames first, then ask.")
         self.chat.question(question, behind="video")
-        return (generation or Generation()).of_model(getattr(self.family.model, "generation_config", None))
+        return of_answer(generation, self.family.model)
 
     def _answer(
         self, question: str | Sequence[int] | Tensor, limit: int, keep: bool, generation: Generation

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kinescan.evaluation.temporal.intervals import Detection, Floats, temporal_iou
-from kinescan.events.predictions import FramePredictions
+from kinescan.events.predictions import FramePredictions, runs_of
 from kinescan.shapes import BACKGROUND
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -45,18 +44,6 @@ def propose_intervals(predictions: FramePredictions) -> list[Detection]:
         for detection in _of_class(predictions, column, label)
     ]
     return sorted(found, key=lambda one: -one.score)[:MOST_PROPOSALS]
-
-
-def runs_of(marked: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First frames of the runs of marked ones, [n], and the frames behind their last ones, [n].
-
-    Example:
-        >>> first, behind = runs_of(np.array([True, False, True, True]))
-        >>> first.tolist(), behind.tolist()
-        ([0, 2], [1, 4])
-    """
-    steps = np.diff(np.concatenate([[0], marked.astype(np.int8), [0]]))
-    return np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
 
 
 def _of_class(predictions: FramePredictions, column: int, label: str) -> Iterator[Detection]:

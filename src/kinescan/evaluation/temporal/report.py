@@ -10,6 +10,7 @@ from kinescan.data.datasets import Unreadable
 from kinescan.data.intervals import Interval
 from kinescan.evaluation.report_parts import (
     CURVE_FILE,
+    DECODED_FILE,
     FRAMES_FILE,
     MOST_LISTED,
     PAGE_FILE,
@@ -27,7 +28,9 @@ from kinescan.evaluation.report_parts import (
 )
 from kinescan.evaluation.temporal.activitynet import plain_detection, write_results, write_truth
 from kinescan.evaluation.temporal.alarms import AlarmScores
+from kinescan.evaluation.temporal.detection import DetectionScores
 from kinescan.evaluation.temporal.frame_file import save_frame_predictions
+from kinescan.evaluation.temporal.frames import FrameScores
 from kinescan.evaluation.temporal.pictures import plot_curve, plot_timeline
 from kinescan.evaluation.temporal.scores import (
     CHANCE_CALIBRATED,
@@ -37,6 +40,7 @@ from kinescan.evaluation.temporal.scores import (
     TemporalScores,
     VideoResult,
 )
+from kinescan.evaluation.temporal.segmentation import SegmentationScores
 from kinescan.events.predictions import FramePredictions
 from kinescan.profiling.cost import Cost
 from kinescan.profiling.environment import describe_environment
@@ -86,8 +90,9 @@ class TemporalReport(ReportFields):
                 "chance_calibrated_map": CHANCE_CALIBRATED,
             },
             "detection": plain_detection_scores(scores.detection),
-            "segmentation": self._plain_segmentation(),
+            "segmentation": _plain_segmentation(scores.segmentation, scores.largest_fraction),
             "no_segmentation": scores.no_segmentation,
+            "decoded": self._plain_decoded(),
             "alarms": _plain_alarms(scores.alarms),
             "rules": to_plain(scores.rules),
             "rules_from": self.rules_from,
@@ -103,17 +108,18 @@ class TemporalReport(ReportFields):
         return {"task": TASK, **common}
 
     def to_markdown(self) -> str:
-        """The report as a page: the result, every class, the curve, the worst videos, where it was measured."""
-        parts = [self._headline(), self._class_table(), interval_lines(self.scores.detection), self._curve()]
-        parts += [self._videos(), self.origin_lines(self.seconds)]
+        """The report as a page: results, every class, the curve, the worst videos, where it was measured."""
+        parts = [self._headline(), self._decoded(), self._class_table(), interval_lines(self.scores.detection)]
+        parts += [self._curve(), self._videos(), self.origin_lines(self.seconds)]
         return "\n".join(line for part in parts for line in part) + "\n"
 
     def save(self, folder: str | Path) -> Path:
         """Writes report.json, report.md, the pictures, and what they are made of.
 
-        Beside them: predictions.jsonl (a line for each video: truth, events, detections), results.json and truth.json
-        (ActivityNet's format), frames.safetensors (every score). A report of the same model, data and precision in the
-        folder is replaced; another one is moved to its `earlier-1`, `earlier-2`, ...
+        Beside them: predictions.jsonl (a line for each video: truth, events, detections), results.json,
+        results_decoded.json and truth.json (ActivityNet's format), frames.safetensors (every score). A report of the
+        same model, data and precision in the folder is replaced; another one is moved to its `earlier-1`, `earlier-2`,
+        ...
 
         Args:
             folder: made if need be.
@@ -134,6 +140,7 @@ class TemporalReport(ReportFields):
             write_text(folder / PREDICTIONS_FILE, "".join(self._lines()))
             videos = self.scores.videos
             write_results(folder / RESULTS_FILE, {video.video_id: video.detections for video in videos})
+            write_results(folder / DECODED_FILE, self.scores.decoded.detections)
             ends = {video.video_id: video.end_seconds for video in videos}
             write_truth(folder / TRUTH_FILE, {video.video_id: video.intervals for video in videos}, ends)
             plot_curve(self.scores.curve, folder / CURVE_FILE)
@@ -152,13 +159,14 @@ class TemporalReport(ReportFields):
         for video in self.scores.videos:
             yield video_line(video, self.paths.get(video.video_id, ""))
 
-    def _plain_segmentation(self) -> dict[str, Any] | None:
-        found = self.scores.segmentation
-        if found is None:
-            return None
-        f1 = {f"{100 * overlap:.0f}": value for overlap, value in found.f1.items()}
-        chance = 100 * self.scores.largest_fraction
-        return {"accuracy": found.accuracy, "accuracy_of_commonest": chance, "edit": found.edit, "f1": f1}
+    def _plain_decoded(self) -> dict[str, Any]:
+        found = self.scores.decoded
+        return {
+            "rules": to_plain(found.rules),
+            "frames": {"map": found.frames.mean, "calibrated_map": found.frames.calibrated_mean},
+            "detection": plain_detection_scores(found.detection),
+            "segmentation": _plain_segmentation(found.segmentation, self.scores.largest_fraction),
+        }
 
     def _plain_classes(self) -> Iterator[dict[str, Any]]:
         scores = self.scores
@@ -218,6 +226,23 @@ class TemporalReport(ReportFields):
             )
         yield from unreadable_lines(self.unreadable, len(scores.videos))
 
+    def _decoded(self) -> Iterator[str]:
+        """The numbers beside those of frames that were decided with what comes after them, too."""
+        scores, decoded = self.scores, self.scores.decoded
+        yield "\n## Decoded over whole videos\n\n| | each frame by itself | decoded |\n|---|---:|---:|"
+        both = zip(
+            _timeless(scores.frames, scores.detection, scores.segmentation),
+            _timeless(decoded.frames, decoded.detection, decoded.segmentation),
+            strict=True,
+        )
+        for (name, value), (_, value_decoded) in both:
+            yield f"| {name} | {value} | {value_decoded} |"
+        yield (
+            "\nDecoded: a frame's scores count together with those of the frames before and after it (forward-backward "
+            f"algorithm; classes last {decoded.rules.mean_seconds:g} s on average). For files, not for streams: "
+            f"`kinescan predict --segments --set events=decoded`; {DECODED_FILE} holds the intervals."
+        )
+
     def _class_table(self) -> Iterator[str]:
         scores = self.scores
         yield "\n## Classes\n\n| class | AP | by chance | cAP | missed | delay | false/h |"
@@ -268,6 +293,19 @@ class TemporalReport(ReportFields):
         more = len(self.scores.videos) - MOST_LISTED
         if more > 0:
             yield f"\nAnd {more} more, in {REPORT_FILE}; {TIMELINES}/ has pictures of the {MOST_TIMELINES} worst."
+
+
+def _timeless(
+    frames: FrameScores, detection: Mapping[str, DetectionScores], segmentation: SegmentationScores | None
+) -> Iterator[tuple[str, str]]:
+    """Names and values of the numbers that need no moment of an alarm."""
+    yield "per-frame mAP", percent(frames.mean)
+    for name in reversed(TIOUS):
+        yield f"mAP, mean over tIoU {name}", percent(detection[name].average_map)
+    if segmentation is not None:
+        yield "segmental F1 at 10, 25, 50 %", ", ".join(f"{value:.1f}" for value in segmentation.f1.values())
+        yield "edit score", f"{segmentation.edit:.1f}"
+        yield "frames right", f"{segmentation.accuracy:.1f} %"
 
 
 def make_temporal_report(
@@ -329,6 +367,18 @@ def video_line(video: VideoResult, path: str) -> str:
         "num_false": video.alarms.num_false,
     }
     return to_json(line) + "\n"
+
+
+def _plain_segmentation(found: SegmentationScores | None, largest_fraction: float) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    f1 = {f"{100 * overlap:.0f}": value for overlap, value in found.f1.items()}
+    return {
+        "accuracy": found.accuracy,
+        "accuracy_of_commonest": 100 * largest_fraction,
+        "edit": found.edit,
+        "f1": f1,
+    }
 
 
 def _plain_interval(interval: Interval) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kinescan.data.frame_labels import frame_truth
 from kinescan.data.intervals import Interval
@@ -18,6 +19,7 @@ from kinescan.evaluation.temporal.proposals import propose_intervals
 from kinescan.evaluation.temporal.segmentation import SegmentationScores, segmentation_scores
 from kinescan.evaluation.temporal.thresholds import watched_hours
 from kinescan.evaluation.temporal.truth import frame_labels, overlap, refuse_outside, refuse_unknown_labels
+from kinescan.events.decoding import DecodingRules, decode_frames
 from kinescan.events.detector import Event, EventUpdate, detect_updates
 from kinescan.events.predictions import FramePredictions
 from kinescan.events.rules import EventRules
@@ -80,6 +82,25 @@ class VideoResult:
         return self.alarms.num_missed + self.alarms.num_false
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodedScores:
+    """The numbers that need no moment of an alarm, of frames that were decided with those before and after them.
+
+    Attributes:
+        rules: what was assumed of time.
+        frames: per-frame mAP and calibrated mAP.
+        detection: name of the thresholds -> mAP over tIoU.
+        segmentation: accuracy, edit and F1; None where frames have several labels.
+        detections: video id -> intervals with scores that need no rules.
+    """
+
+    rules: DecodingRules
+    frames: FrameScores
+    detection: Mapping[str, DetectionScores]
+    segmentation: SegmentationScores | None
+    detections: Mapping[str, tuple[Detection, ...]]
+
+
 @renamed(frame_shares="frame_fractions", largest_share="largest_fraction")
 @dataclass(frozen=True, kw_only=True)
 class TemporalScores:
@@ -94,6 +115,7 @@ class TemporalScores:
         segmentation: accuracy, edit and F1; None where frames have several labels.
         no_segmentation: why there is none.
         largest_fraction: of the commonest label of frames, background among them: the accuracy of a constant answer.
+        decoded: the same of frames that were decided with all others of their video.
         alarms: delay, missed events and false alarms of all classes.
         alarms_of: label -> the same of one class.
         curve: the same for all classes over the strictness of the thresholds.
@@ -110,6 +132,7 @@ class TemporalScores:
     segmentation: SegmentationScores | None
     no_segmentation: str
     largest_fraction: float
+    decoded: DecodedScores
     alarms: AlarmScores
     alarms_of: Mapping[str, AlarmScores]
     curve: tuple[OperatingPoint, ...]
@@ -140,6 +163,7 @@ def score_frames(
     rules: EventRules,
     *,
     grace_seconds: float = 0.0,
+    decoding: DecodingRules | None = None,
 ) -> TemporalScores:
     """Scores a model that answers for each frame.
 
@@ -148,6 +172,7 @@ def score_frames(
         truth: video id -> its true intervals; a video in which nothing happens has none.
         rules: when scores are an event; chosen on other videos (`choose_rules`).
         grace_seconds: how long after its end an event may still be told (see `score_alarms`).
+        decoding: times of `decode_frames`, for the numbers of decoded frames.
 
     Raises:
         ConfigError: there is no video, one has no truth, a label is unknown to the model, an interval lies outside of
@@ -172,13 +197,7 @@ def score_frames(
     marked = np.concatenate(
         [frame_truth(part, one.seconds, classes) for part, one in zip(own, predictions, strict=True)]
     )
-    has_background = predictions[0].has_background
-    frames = frame_map(
-        marked,
-        np.concatenate([one.scores for one in predictions]),
-        labels=classes,
-        background=BACKGROUND if has_background else None,
-    )
+    frames = _frame_scores(predictions, marked)
     segmentation, reason, largest = _segmentation(predictions, own)
     updates = {one.video_id: detect_updates(one, rules) for one in predictions}
     alarms = [alarm for video, told_of in updates.items() for alarm in started(video, told_of)]
@@ -198,6 +217,7 @@ def score_frames(
         segmentation=segmentation,
         no_segmentation=reason,
         largest_fraction=largest,
+        decoded=_decoded(predictions, own, marked, decoding or DecodingRules()),
         alarms=scored(intervals, alarms, hours=hours),
         alarms_of={label: _of_class(intervals, alarms, label, hours, scored) for label in told},
         curve=_curve(sweeps, intervals, rules, classes, hours, scored),
@@ -228,6 +248,35 @@ def _check(predictions: Sequence[FramePredictions], truth: Mapping[str, Sequence
     intervals = [interval for video in ids for interval in truth[video]]
     refuse_unknown_labels(intervals, [label for label in predictions[0].classes if label != BACKGROUND])
     refuse_outside(intervals, {one.video_id: one.end_seconds for one in predictions})
+
+
+def _frame_scores(predictions: Sequence[FramePredictions], marked: NDArray[np.bool_]) -> FrameScores:
+    """Per-frame mAP; `marked` is the truth of all frames, [N, K]."""
+    return frame_map(
+        marked,
+        np.concatenate([one.scores for one in predictions]),
+        labels=predictions[0].classes,
+        background=BACKGROUND if predictions[0].has_background else None,
+    )
+
+
+def _decoded(
+    predictions: Sequence[FramePredictions],
+    truth: Sequence[Sequence[Interval]],
+    marked: NDArray[np.bool_],
+    rules: DecodingRules,
+) -> DecodedScores:
+    decoded = [decode_frames(one, rules) for one in predictions]
+    intervals = [interval for part in truth for interval in part]
+    detections = {one.video_id: tuple(propose_intervals(one)) for one in decoded}
+    pooled = [detection for found in detections.values() for detection in found]
+    return DecodedScores(
+        rules=rules,
+        frames=_frame_scores(decoded, marked),
+        detection={name: detection_map(intervals, pooled, tious=tious) for name, tious in TIOUS.items()},
+        segmentation=_segmentation(decoded, truth)[0],
+        detections=detections,
+    )
 
 
 def _of_class(

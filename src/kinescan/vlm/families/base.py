@@ -261,7 +261,7 @@ class Family(ABC):
 
 
 def check_ready(model: nn.Module) -> None:
-    """Raises ConfigError where the model is in training mode, or spread over several devices."""
+    """Raises ConfigError where the model is in training mode, spread over several devices, or without its weights."""
     if model.training:
         raise ConfigError(
             "the model is in training mode, where dropout would change the state. Call model.eval() first."
@@ -271,3 +271,5 @@ def check_ready(model: nn.Module) -> None:
         raise ConfigError(
             f"a stream needs the model on one device, it is on {', '.join(sorted(devices))}. Move it to one."
         )
+    if "meta" in devices:
+        raise ConfigError("the model's weights are not in memory (device meta). Load them onto one device.")

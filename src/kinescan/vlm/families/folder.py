@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from kinescan.errors import CheckpointError, ConfigError, DependencyError, KinescanError
 from kinescan.runtime.error_text import first_line
-from kinescan.runtime.files import inside, kind_of, read_json_object, require_regular
+from kinescan.runtime.files import inside, kind_of, read_json_object, require_path, require_regular
 from kinescan.runtime.urls import mask_url, mask_urls
 from kinescan.settings import closest
 from kinescan.vlm.families.refused import OWN_CODE, REFUSED
@@ -97,6 +97,7 @@ def find_folder(name: str | Path) -> Path | None:
     Raises:
         CheckpointError: it is a file, or a path that leads nowhere.
     """
+    require_path(name, error=CheckpointError)
     path = Path(name).expanduser()
     if path.suffix.lower() == GGUF:
         raise refusal(name, _GGUF_ADVICE)
