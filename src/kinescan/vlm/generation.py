@@ -70,7 +70,7 @@ class Generation:
 
         Raises:
             ConfigError: `top_p` or `top_k` is given, and the model takes the likeliest token where no temperature is,
-                or the generation config holds something that is none of these settings.
+                or the generation config holds something that is not one of these settings.
         """
         samples = bool(getattr(stored, "do_sample", None))
         temperature = _or(self.temperature, _or(getattr(stored, "temperature", None), 1.0) if samples else 0.0)

@@ -302,12 +302,6 @@ def load_pretrained(
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     check_tokenizer(folder, tokenizer, config)
     if quantised is None:
-        if stored.packed is not None:
-            raise refusal(
-                folder,
-                f"its weights are quantised ({stored.packed}), and {CONFIG} does not say how (quantization_config): "
-                "they would be read as other numbers. Fetch both again, or use the weights that are not quantised.",
-            )
         _compare_sizes(folder, config, stored)
     with errors_named(folder, quantised=quantised is not None), without_report():
         model, report = transformers.AutoModelForImageTextToText.from_pretrained(
@@ -416,7 +410,13 @@ def _check_quantiser(folder: Path, settings: Any) -> None:
 
 
 def _compare_sizes(folder: Path, config: Any, stored: Stored) -> None:
-    """Before memory is taken: a model that its weights could not fill by half is not that of these weights."""
+    """Before memory is taken: a model that its weights could not fill by half, or as they are, is not that of these."""
+    if stored.packed is not None:
+        raise refusal(
+            folder,
+            f"its weights are quantised ({stored.packed}), and {CONFIG} does not say how (quantization_config): they "
+            "would be read as other numbers. Fetch both again, or use the weights that are not quantised.",
+        )
     transformers = import_transformers()
     with errors_named(folder), torch.device("meta"):
         empty = transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
