@@ -3,9 +3,11 @@
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 
 from kinescan.config import load_recipe
 from kinescan.data.video import write_video
+from kinescan.training.checkpoint import load_state
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "clusters"
 BIN = Path(sys.executable).parent
@@ -25,7 +28,7 @@ DIRECTIVES = {
     "gpus-per-node": r"\d+",
     "cpus-per-task": r"\d+",
     "time": r"\d+:\d\d:\d\d",
-    "signal": r"[A-Z]+@\d+",
+    "signal": r"(B:)?[A-Z]+\d?@\d+",
     "requeue": None,
     "open-mode": r"append|truncate",
     "output": r"[\w%-]+\.log",
@@ -187,20 +190,26 @@ def test_accelerate_starts_processes_that_kinescan_takes(tmp_path: Path) -> None
     assert sorted(said.stdout.split("\n"))[1:] == ["0 2 []", "1 2 []"]
 
 
-def test_two_machines_train_by_the_script(tmp_path: Path) -> None:
+def _tiny(folder: Path, *, epochs: int = 1, more: str = "") -> Path:
+    """A recipe of a tiny model on eight tiny videos."""
     generator = torch.Generator().manual_seed(0)
     for label, low in (("bright", 156), ("dark", 0)):
         for index in range(4):
             pixels = torch.randint(low, low + 100, (4, 3, 32, 32), generator=generator, dtype=torch.uint8)
-            write_video(tmp_path / "videos" / label / f"{index}.mp4", pixels, fps=8)
-    recipe = tmp_path / "tiny.toml"
+            write_video(folder / "videos" / label / f"{index}.mp4", pixels, fps=8)
+    recipe = folder / "tiny.toml"
     recipe.write_text(
-        f'data.train = "{(tmp_path / "videos").as_posix()}"\n'
+        f'data.train = "{(folder / "videos").as_posix()}"\n'
         '[model]\nname = "vit_ti16"\n[model.options]\npatch_size = 16\nwidth = 16\ndepth = 1\nheads = 2\nmlp_dim = 16\n'
         "embed_dim = 16\n[preprocessing]\nsize = 32\nnum_frames = 4\n[loader]\nbatch_size = 2\nnum_workers = 0\n"
-        '[optim]\nepochs = 1\nwarmup_epochs = 0\n[train]\ndevice = "cpu"\ntrackers = []\nsharding = "full"\n'
+        f'[optim]\nepochs = {epochs}\nwarmup_epochs = 0\n[train]\ndevice = "cpu"\ntrackers = []\n{more}'
         '[evaluation]\nviews = "4x1x1"\n'
     )
+    return recipe
+
+
+def test_two_machines_train_by_the_script(tmp_path: Path) -> None:
+    recipe = _tiny(tmp_path, more='sharding = "full"\n')
     here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port(), "PROCESSES": "1", "OMP_NUM_THREADS": "1"}
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     machines = [
@@ -216,3 +225,69 @@ def test_two_machines_train_by_the_script(tmp_path: Path) -> None:
     said = [machine.communicate(timeout=280) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said
     assert (tmp_path / "run" / "report.json").is_file()
+
+
+SLURM = {
+    # the run's processes, on this machine alone
+    "srun": '#!/usr/bin/env bash\necho $$ > "$JOB/step"\nexec "$@"\n',
+    "scontrol": '#!/usr/bin/env bash\n[ "$1" = show ] && echo 127.0.0.1 || echo "$@" >> "$JOB/scontrol"\n',
+    # as Slurm does: to every process of the step at once
+    "scancel": (
+        f"#!{sys.executable}\n"
+        "import os, psutil, signal, sys\n"
+        'step = psutil.Process(int(open(os.environ["JOB"] + "/step").read()))\n'
+        'assert sys.argv[1:] == ["--signal=TERM", "7"], sys.argv\n'
+        "for process in [step, *step.children(recursive=True)]:\n    process.send_signal(signal.SIGTERM)\n"
+    ),
+}
+"""What the script calls of Slurm, as its manual says that they behave."""
+
+
+def _job(folder: Path, recipe: Path, *more: str) -> subprocess.Popen[str]:
+    commands = folder / "commands"
+    commands.mkdir(exist_ok=True)
+    for name, text in SLURM.items():
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    path = os.pathsep.join([str(commands), str(BIN), os.environ["PATH"]])
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+    return subprocess.Popen(
+        ["bash", str(FOLDER / "slurm.sbatch"), str(recipe), str(folder / "run"), "--json", *more],
+        env={**os.environ, **job, "JOB": str(folder), "PROCESSES": "1", "OMP_NUM_THREADS": "1", "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _end_in_its_middle(job: subprocess.Popen[str], log: Path, num_lines: int) -> None:
+    """What Slurm does two minutes before the time is over, when the log has so many lines."""
+    end = time.monotonic() + 200
+    while job.poll() is None and time.monotonic() < end:
+        if log.is_file() and log.read_text().count("\n") >= num_lines:
+            break
+        time.sleep(0.1)
+    assert job.poll() is None, job.communicate()
+    job.send_signal(signal.SIGUSR1)
+    said = job.communicate(timeout=100)
+    assert job.returncode != 0, said
+
+
+def test_a_job_whose_time_is_over_leaves_a_checkpoint_and_is_queued_again(tmp_path: Path) -> None:
+    recipe, run, queued = _tiny(tmp_path, epochs=3000), tmp_path / "run", tmp_path / "scontrol"
+    _end_in_its_middle(_job(tmp_path, recipe), run / "log.jsonl", 3)
+    assert queued.read_text() == "requeue 7\n"
+    state = load_state(run / "checkpoints" / "last")
+    assert state.step > 0
+    # the next one continues, and so on
+    _end_in_its_middle(_job(tmp_path, recipe), run / "log.jsonl", state.log_lines + 3)
+    assert queued.read_text() == "requeue 7\n" * 2
+    assert load_state(run / "checkpoints" / "last").step > state.step
+
+
+def test_a_job_that_fails_is_not_queued_again(tmp_path: Path) -> None:
+    job = _job(tmp_path, tmp_path / "missing.toml")
+    _, errors = job.communicate(timeout=200)
+    assert job.returncode != 0
+    assert "missing.toml" in errors
+    assert not (tmp_path / "scontrol").exists()

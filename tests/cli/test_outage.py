@@ -7,16 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from tests.loopback_store import Behaviour, serve
 from tests.mentions import mentions
 
 import kinescan as ks
+from kinescan.runtime import remote
 from kinescan.training.checkpoint import load_state
 from kinescan.training.step import Stepper
 
@@ -115,6 +117,53 @@ def test_a_broken_file_ends_no_run_and_leaves_the_list_when_it_is_mended(
     broken.write_bytes(b"no video")
     assert run(tmp_path / "mended", settings=("loader.batch_size=1", "train.checkpoint_minutes=0")).exit_code == 0
     assert not (tmp_path / "mended" / "unreadable.json").exists()
+
+
+@pytest.fixture
+def far(
+    own_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[tuple[str, ...], Behaviour]]:
+    """Settings for lists of the videos at a server, the first of each class held out, and what the server does."""
+    monkeypatch.setattr(remote, "_FIRST_WAIT_SECONDS", 0.001)
+    with serve(own_videos) as (url, served):
+        lists: dict[str, list[str]] = {"train": ["path,label"], "test": ["path,label"]}
+        for path in sorted(own_videos.rglob("*.mp4")):
+            name = path.relative_to(own_videos).as_posix()
+            lists["test" if path.stem == "0" else "train"].append(f"{url}/{name},{path.parent.name}")
+        for part, rows in lists.items():
+            (tmp_path / f"{part}.csv").write_text("\n".join(rows))
+        yield tuple(f"data.{part}={tmp_path / part}.csv" for part in lists), served
+
+
+@pytest.mark.parametrize("fault", [{"status": 403}, {"status": 404}, {"status": 500}, {"short_by": 100}])
+def test_one_file_that_a_store_does_not_give_out_ends_no_run(
+    run: Any, far: tuple[tuple[str, ...], Behaviour], tmp_path: Path, fault: dict[str, int]
+) -> None:
+    settings, served = far
+    vars(served).update(fault, failing="dark/1.mp4")
+    ended = run(tmp_path / "run", settings=(*settings, "loader.batch_size=1"))
+    assert ended.exit_code == 0, ended.stderr
+    listed = json.loads((tmp_path / "run" / "unreadable.json").read_text())
+    assert [row["path"].rpartition("/dark/")[2] for row in listed] == ["1.mp4"]
+
+
+@pytest.mark.parametrize("kind", ["the store from the second step on", "a file that was read in the first epoch"])
+def test_what_a_store_gave_out_and_does_not_any_more_ends_the_run(
+    run: Any, far: tuple[tuple[str, ...], Behaviour], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    settings, served = far
+    # what was read a moment ago is not kept, as with longer videos
+    monkeypatch.setattr(remote, "_KEPT_SECONDS", 0.0)
+    step, failing = (1, "") if kind.startswith("the store") else (10, "dark/1.mp4")
+    with monkeypatch.context() as patch:
+        after_steps(patch, step, lambda: vars(served).update(status=503, failing=failing))
+        stopped = run(tmp_path / "stopped", settings=(*settings, "loader.batch_size=1"))
+    assert stopped.exit_code == 1, stopped.stderr
+    assert mentions(stopped.stderr, "VideoError", "--resume")
+    assert not (tmp_path / "stopped" / "unreadable.json").exists()
+    served.status = 0
+    ended = run(tmp_path / "stopped", "--resume", settings=(*settings, "loader.batch_size=1"))
+    assert ended.exit_code == 0, ended.stderr
 
 
 WORKERS = """

@@ -39,6 +39,33 @@ def test_evaluate_model_averages_the_softmax_of_views(brightness_model, make_dat
         torch.testing.assert_close(evaluation.scores[index], expected, atol=1e-6, rtol=0)
 
 
+class _OnAppleGpu(torch.Tensor):
+    """As an Apple GPU computes: without float64."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        if func is torch.Tensor.cpu:
+            return found.as_subclass(torch.Tensor)
+        if isinstance(found, torch.Tensor) and found.dtype == torch.float64:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        return found
+
+
+def test_a_device_without_float64_is_asked_for_none(brightness_model, make_dataset, monkeypatch):
+    model, dataset = brightness_model(), make_dataset()
+    expected = evaluate_model(model, dataset).scores
+    forward = type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda self, clips: forward(self, clips).as_subclass(_OnAppleGpu))
+    with pytest.raises(TypeError, match="float64"):
+        model(dataset[0].clip).double()
+    assert torch.equal(evaluate_model(model, dataset).scores, expected)
+    [scores] = score_videos(model, [dataset[0].clip], names=["a"])
+    assert scores.dtype == torch.float64
+
+
 @pytest.mark.parametrize(("batch_size", "views_per_forward"), [(1, 1), (2, 5), (6, 100)])
 def test_evaluate_model_does_not_depend_on_how_views_are_grouped(
     brightness_model, make_dataset, batch_size, views_per_forward

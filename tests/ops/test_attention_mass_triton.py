@@ -45,3 +45,11 @@ def test_by_name_says_why_it_cannot_run():
     ones = torch.ones(1, 1, 1, 8)
     with pytest.raises(BackendError, match=r"needs a CUDA|triton is not"):
         attention_mass(ones, ones, ones, backend="triton")
+
+
+@pytest.mark.parametrize(("hip", "expected"), [(None, "tf32x3"), ("6.4.0", "ieee")])
+def test_products_of_float32_are_those_that_the_gpu_has(hip, expected, monkeypatch):
+    kernels = pytest.importorskip("kinescan.ops.attention_mass.triton")
+    monkeypatch.setattr(torch.version, "hip", hip)
+    for dim in (16, 64, 128, 256):
+        assert kernels.launch_sizes(dim, torch.float32)["PRECISION"] == expected

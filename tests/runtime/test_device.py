@@ -6,7 +6,7 @@ import torch
 
 from kinescan.errors import ConfigError
 from kinescan.runtime import device
-from kinescan.runtime.device import choose_device
+from kinescan.runtime.device import choose_device, widest_float
 
 
 @pytest.mark.parametrize("name", ["xpu", "npu:0", "tpu", "CUDA"])
@@ -26,3 +26,9 @@ def test_an_accelerator_that_is_not_used_is_said_once(
         assert [choose_device("auto").type for _ in range(3)] == ["cpu"] * 3
     assert [record.args[1] for record in caplog.records if record.args] == ["xpu"]
     device._say_what_is_not_used.cache_clear()
+
+
+def test_sums_are_kept_in_what_a_device_has() -> None:
+    kinds = ("cpu", "cuda", "mps")
+    expected = [torch.float64, torch.float64, torch.float32]
+    assert [widest_float(torch.device(kind)) for kind in kinds] == expected

@@ -1,6 +1,6 @@
 import pytest
 
-from kinescan.runtime.launch import is_main_process, rank, world_size
+from kinescan.runtime.launch import is_main_process, rank, was_launched, world_size
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,10 @@ def test_what_the_launcher_says(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert (rank(), world_size(), is_main_process()) == expected
+
+
+def test_a_launcher_of_one_process_is_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert not was_launched()
+    monkeypatch.setenv("RANK", "0")
+    assert was_launched()

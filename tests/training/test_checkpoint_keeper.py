@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from kinescan.errors import CheckpointError, ConfigError
+from kinescan.models.saving.saved_model import read_weights
 from kinescan.training import Callback, OptimConfig, TrainConfig, checkpoint, checkpoint_keeper, fit
 from kinescan.training.checkpoint import OPTIMIZER_FILE, STATE_FILE, load_state
 
@@ -185,3 +186,17 @@ def test_processes_of_a_machine_share_what_is_read(make: Any, noise_clips: Any, 
     with open("/proc/self/maps", encoding="utf-8") as maps:
         assert any(OPTIMIZER_FILE in line for line in maps)
     assert state.optimizer["state"]
+
+
+def test_a_model_is_read_from_a_checkpoint_without_what_only_training_needs(
+    make: Any, noise_clips: Any, tmp_path: Path
+) -> None:
+    _run(make, noise_clips, tmp_path)
+    last = tmp_path / "checkpoints" / "last"
+    small = torch.load(last / STATE_FILE)
+    assert not {"optimizer", "weights"} & small.keys()
+    assert not any(isinstance(value, torch.Tensor) for value in small.values())
+    weights = read_weights(last)
+    for name in (OPTIMIZER_FILE, STATE_FILE):
+        (last / name).unlink()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in read_weights(last).items())

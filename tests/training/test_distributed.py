@@ -188,6 +188,52 @@ def test_what_one_process_meets_ends_the_run_in_both(tmp_path: Path) -> None:
     assert second["signal"].startswith(f"TrainingInterrupted: stopped by SIGTERM {stopped}")
 
 
+_HURRIED = (
+    "from kinescan.training import open_run\nopen_run.SHARED_SECONDS = 0.5\n"
+    "from kinescan.cli.main import main\nmain()\n"
+)
+"""The command, which looks for half a second for what another machine wrote."""
+
+
+def test_machines_that_share_no_folder_refuse_before_one_of_them_resumes(videos: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE.format(videos=videos.as_posix(), batch_size=4))
+    machines = [tmp_path / name for name in ("first", "second")]
+    for machine in machines:
+        machine.mkdir()
+    before = train(recipe, output=machines[0] / "run", overrides=["optim.epochs=1"])
+    kept = _weights(before.fit.last)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-c", _HURRIED, "train", str(recipe), "--output", "run", "--resume"]
+    started = [
+        subprocess.Popen(
+            [*command, "--set", "loader.batch_size=2"],
+            cwd=machine,
+            env={**os.environ, **together, "RANK": str(rank), "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, machine in enumerate(machines)
+    ]
+    try:
+        said = [process.communicate(timeout=280) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [2, 2], said
+    for _, errors in said:
+        assert "process 1" in errors.splitlines()[-1]
+        assert "Traceback" not in errors
+    # nothing was trained, and what the first one had is as it was
+    assert [path.name for path in (machines[1] / "run").iterdir() if path.name[0] != "."] == []
+    after = _weights(machines[0] / "run" / "checkpoints" / "last")
+    assert all(torch.equal(tensor, after[name]) for name, tensor in kept.items())
+
+
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 

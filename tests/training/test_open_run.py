@@ -1,6 +1,7 @@
 """A run that is opened once, and handed to `fit`."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,23 @@ def test_a_machine_that_does_not_share_the_folder_refuses(
     if not shared:
         assert "process 1" in str(refused.value)
         assert "process 0" not in str(refused.value)
+
+
+def test_other_processes_take_what_the_main_one_found_and_read_none_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = tmp_path / "checkpoints" / "last"
+    (tmp_path / "token").touch()
+    read: list[Path] = []
+
+    @contextmanager
+    def second(device: torch.device) -> Iterator[Processes]:
+        # the folder, its lock, the file that all have to see, and the checkpoint
+        yield _Apart([str(tmp_path), None, "token", None, (found, None)])
+
+    monkeypatch.setattr(open_run, "open_processes", second)
+    monkeypatch.setattr(open_run, "find_checkpoint", lambda folder: read.append(folder))
+    with open_run.open_run(tmp_path / "its own", device="cpu", resume=True) as run:
+        assert (run.folder.path, run.checkpoint) == (tmp_path, found)
+    assert read == []
+    assert not (tmp_path / "its own").exists()

@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 from kinescan.errors import VideoError
 from kinescan.runtime.addresses import address_of, shown_path
 from kinescan.runtime.http_store import StoreError
-from kinescan.runtime.remote import ByteWindow, RangeFile, remote_size
+from kinescan.runtime.remote import ByteWindow, RangeFile, forget, remote_size
 from kinescan.runtime.urls import mask_url
 
 TAR_BLOCK = 512
@@ -200,6 +200,14 @@ class _Stretch(ByteWindow):
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def read_anew(path: str | Path) -> None:
+    """Makes the next look at a video at an address, or in a shard there, ask its store."""
+    member = member_of(path)
+    address = address_of(path if member is None else member.shard)
+    if address is not None:
+        forget(address)
 
 
 def why_missing(path: str | Path) -> str | None:

@@ -52,6 +52,16 @@ def _say_what_is_not_used() -> None:
         )
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """The dtype in which sums are kept on a device: float64, where it has that.
+
+    Example:
+        >>> widest_float(torch.device("cpu")), widest_float(torch.device("mps"))
+        (torch.float64, torch.float32)
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def unused_devices() -> list[str]:
     """Kinds of accelerators that are here and that this package does not compute on."""
     found = ((kind, getattr(torch, kind, None)) for kind in UNUSED)

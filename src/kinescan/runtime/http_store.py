@@ -103,7 +103,7 @@ class HttpStore:
             except (OSError, http.client.HTTPException, ValueError) as error:
                 connection.close()
                 if isinstance(error, StoreError) or kept is None:
-                    raise _failed(error, self.seconds) from error
+                    raise failed_request(error, self.seconds) from error
                 # the server closed a connection that nobody used for a while
                 continue
             if answer.isclosed() and not answer.will_close:
@@ -179,7 +179,13 @@ def _redirected(origin: SplitResult, address: str, location: str) -> str:
     return target
 
 
-def _failed(error: Exception, seconds: float) -> StoreError:
+def failed_request(error: Exception, seconds: float) -> StoreError:
+    """The error for what the standard library raises where a server does not answer.
+
+    Args:
+        error: that was raised.
+        seconds: how long the request could take.
+    """
     if isinstance(error, StoreError):
         return error
     if isinstance(error, TimeoutError | socket.timeout):

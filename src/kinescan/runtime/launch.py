@@ -18,6 +18,11 @@ def local_world_size() -> int:
     return _number("LOCAL_WORLD_SIZE", 1)
 
 
+def was_launched() -> bool:
+    """Whether a launcher started this process, alone or with others, and hands signals on to it."""
+    return bool(os.environ.get("RANK"))
+
+
 def missing_variables() -> list[str]:
     """What several processes need to find each other and was not set; empty for one process.
 

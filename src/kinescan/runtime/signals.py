@@ -23,8 +23,8 @@ class Interruption:
     nothing is changed. Nor is SIGHUP where it is ignored, as under nohup.
 
     Args:
-        repeats: False takes further signals for the first one: with several processes, Ctrl-C reaches each of them from
-            the terminal and once more from torchrun, which ends for good those that take too long.
+        repeats: False takes further signals for the first one: under torchrun, Ctrl-C or a scheduler's signal reaches
+            each process by itself and once more from torchrun, which ends for good those that take too long.
 
     Attributes:
         requested: name of the signal that came, or None.

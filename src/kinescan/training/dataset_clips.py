@@ -5,6 +5,7 @@ from kinescan.data.datasets import VideoDataset
 from kinescan.data.loader import Batch, LoaderConfig, make_loader
 from kinescan.data.memory import VideoMemory
 from kinescan.data.readers.lists import files_there
+from kinescan.data.stored import read_anew
 from kinescan.data.window_dataset import WindowDataset
 from kinescan.runtime.distributed import Processes
 
@@ -76,6 +77,7 @@ class DatasetClips:
 
     def is_readable(self, item_index: int) -> bool:
         """Whether an item's file can be read now."""
+        read_anew(self._dataset.items[item_index].path)
         return self._dataset.is_readable(item_index)
 
     def path(self, item_index: int) -> str:

@@ -11,6 +11,7 @@ from kinescan.data.loader import worker_lost
 from kinescan.errors import ConfigError, WorkerError
 from kinescan.models.classifier import VideoClassifier
 from kinescan.runtime.device_memory import memory_named
+from kinescan.runtime.launch import was_launched
 from kinescan.runtime.precision import precision_of
 from kinescan.runtime.run_folder import RunFolder
 from kinescan.runtime.signals import Interruption
@@ -162,7 +163,7 @@ def _prepared(
             sharded=sharded,
         )
         model.trained_in = precision_of(accelerator.mixed_precision, tf32=train.tf32)
-        stop = stack.enter_context(Interruption(repeats=processes.count == 1))
+        stop = stack.enter_context(Interruption(repeats=processes.count == 1 and not was_launched()))
         stack.callback(model.to, home)
         stack.callback(_unwrap, stepper)
         yield stepper, stop

@@ -14,6 +14,7 @@ from kinescan.data.loader import Batch
 from kinescan.data.transforms import finish_clips
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.pks4_state import PKS4State
+from kinescan.runtime.device import widest_float
 from kinescan.runtime.distributed import Processes
 from kinescan.training.carried import CarriedState, StatefulForward
 from kinescan.training.ema import WeightEma
@@ -236,7 +237,7 @@ class Stepper:
             return StepResult(stop=stops > 0, save=saves > 0)
         # Sums stay on the device: they are read once, after the backward pass was launched.
         device = self.accelerator.device
-        wide = torch.float32 if device.type == "mps" else torch.float64
+        wide = widest_float(device)
         sums, tally = torch.zeros(2, dtype=wide, device=device), self._no_tally()
         outputs = []
         for index, batch in enumerate(batches):

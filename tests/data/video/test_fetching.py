@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from tests.loopback_store import serve
 
 from kinescan.data.video.fetching import fetched
 from kinescan.errors import VideoError
+from kinescan.runtime import remote
 
 # of the server's sockets whose client has gone
 pytestmark = [
@@ -78,6 +80,31 @@ def test_too_long_too_slow_missing_and_other_schemes_are_errors(server: str, tmp
     with pytest.raises(VideoError), fetched(server + "/slow", timeout_seconds=0.3):
         pass
     assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 503}, {"short_by": 10}])
+def test_what_may_pass_is_tried_again(fault: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_FIRST_WAIT_SECONDS", 0.001)
+    (tmp_path / "a.mp4").write_bytes(_Handler.content)
+    with serve(tmp_path) as (url, served):
+        vars(served).update(fault, times=3)
+        with fetched(f"{url}/a.mp4") as path:
+            assert path.read_bytes() == _Handler.content
+        assert served.num_requests == 4
+        vars(served).update(times=9, num_requests=0)
+        with pytest.raises(VideoError), fetched(f"{url}/a.mp4"):
+            pass
+        assert served.num_requests == 4
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_refusal_is_told_at_once(status: int, tmp_path: Path) -> None:
+    with serve(tmp_path) as (url, served):
+        served.status = status
+        with pytest.raises(VideoError) as refused, fetched(f"{url}/a.mp4"):
+            pass
+    assert str(status) in refused.value.reason
+    assert served.num_requests == 1
 
 
 def test_each_address_is_asked_for_only_if_allowed(server: str) -> None:

@@ -11,8 +11,10 @@ from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from kinescan.errors import ConfigError, VideoError
+from kinescan.errors import ConfigError, KinescanError, VideoError
+from kinescan.runtime.http_store import StoreError, failed_request, status_error
 from kinescan.runtime.quantities import byte_size
+from kinescan.runtime.remote import tried_again
 from kinescan.runtime.urls import mask_url, mask_urls
 
 MAX_BYTES = 4 * 2**30
@@ -62,15 +64,9 @@ def fetched(
     end = time.monotonic() + timeout_seconds
     with spooled() as (file, path):
         try:
-            with opener.open(url, timeout=timeout_seconds) as answer:
-                _copy(answer, file, shown, max_bytes=max_bytes, end=end)
-        except VideoError:
-            raise
-        except (OSError, HTTPException, ValueError) as error:
-            if isinstance(error, urllib.error.HTTPError):
-                error.close()
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise VideoError(shown, f"cannot be fetched: {mask_urls(str(reason))}. Check the address.") from None
+            tried_again(shown, lambda: _fetch(opener, url, file, shown, max_bytes=max_bytes, end=end))
+        except StoreError as error:
+            raise VideoError(shown, f"cannot be fetched: {error.reason}") from None
         yield path
 
 
@@ -113,16 +109,56 @@ def _opener(allow: Allow | None) -> urllib.request.OpenerDirector:
     return opener
 
 
-def _copy(answer: IO[bytes], file: IO[bytes], shown: str, *, max_bytes: int, end: float) -> None:
+def _fetch(
+    opener: urllib.request.OpenerDirector, url: str, file: IO[bytes], shown: str, *, max_bytes: int, end: float
+) -> None:
+    """One attempt: all of it, into an empty file.
+
+    Raises:
+        StoreError: the server refuses, or not all of it arrived.
+        VideoError: it is too long, or takes too long.
+    """
+    left = end - time.monotonic()
+    if left <= 0:
+        raise _too_slow(shown)
+    file.seek(0)
+    file.truncate()
+    try:
+        with opener.open(url, timeout=left) as answer:
+            promised = answer.headers.get("Content-Length") or ""
+            num_bytes = _copy(answer, file, shown, max_bytes=max_bytes, end=end)
+    except KinescanError:
+        # some of ours are errors of the system, too
+        raise
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise status_error(error.code, error.reason) from None
+    except ValueError as error:
+        raise StoreError(f"{mask_urls(str(error))}. Check the address.") from None
+    except (OSError, HTTPException) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(reason, Exception):
+            raise failed_request(reason, left) from None
+        raise StoreError(f"{mask_urls(str(reason))}. Check the address.") from None
+    if promised.isdecimal() and num_bytes < int(promised):
+        raise StoreError(f"{num_bytes:,} bytes arrived of {int(promised):,} that were promised.", may_pass=True)
+
+
+def _too_slow(shown: str) -> VideoError:
+    return VideoError(shown, "fetching it took too long and was broken off. Fetch it yourself first.")
+
+
+def _copy(answer: IO[bytes], file: IO[bytes], shown: str, *, max_bytes: int, end: float) -> int:
     num_bytes = 0
     while part := answer.read(_PART):
         num_bytes += len(part)
         if num_bytes > max_bytes:
             raise VideoError(shown, f"is longer than {byte_size(max_bytes)}, which is the limit of what is fetched.")
         if time.monotonic() > end:
-            raise VideoError(shown, "fetching it took too long and was broken off. Fetch it yourself first.")
+            raise _too_slow(shown)
         file.write(part)
     file.flush()
+    return num_bytes
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
