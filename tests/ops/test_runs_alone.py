@@ -3,12 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-import torch
-
-from kinescan.ops import local_correlation, selective_scan
-from kinescan.runtime import torch_internals as internals
-
 SAME = """
 import sys, torch
 from kinescan.ops import local_correlation, selective_scan
@@ -35,28 +29,31 @@ for one, other in zip((*alone, *out), (*by_operator, *by_operator[:2]), strict=T
     assert one.dtype == other.dtype and torch.equal(one, other)
 """
 
+WATCHED = """
+import sys, torch
+from kinescan.ops import local_correlation, selective_scan
+from kinescan.runtime.torch_internals import TorchDispatchMode
+
+class Names(TorchDispatchMode):
+    seen = ()
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen += (func.name(),)
+        return func(*args, **(kwargs or {}))
+
+assert "torch._dynamo" not in sys.modules
+with torch.no_grad(), Names() as names:
+    local_correlation(torch.ones(1, 2, 4, 3, 3), window=3, backend="numba")
+    u = torch.ones(1, 2, 16)
+    selective_scan(u, u, -torch.ones(16, 16), u, u, backend="numba")
+assert {"kinescan::local_correlation", "kinescan::selective_scan"} <= set(names.seen), names.seen
+"""
+
 
 def test_the_kernels_alone_give_what_the_operators_give() -> None:
     done = subprocess.run([sys.executable, "-c", SAME], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
-
-
-@pytest.mark.usefixtures("no_compiler")
 def test_a_count_of_operations_sees_the_operators() -> None:
-    class Names(internals.TorchDispatchMode):
-        seen: tuple[str, ...] = ()
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            self.seen += (func.name(),)
-            return func(*args, **(kwargs or {}))
-
-    with torch.no_grad(), Names() as names:
-        local_correlation(torch.ones(1, 2, 4, 3, 3), window=3, backend="numba")
-        u = torch.ones(1, 2, 16)
-        selective_scan(u, u, -torch.ones(16, 16), u, u, backend="numba")
-    assert {"kinescan::local_correlation", "kinescan::selective_scan"} <= set(names.seen)
+    done = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
