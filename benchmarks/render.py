@@ -371,8 +371,8 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "long_list": Section(
         title="A list of a million lines through Ray",
-        says="Time and memory of the command for the list itself, a hundred bad lines among them, and of the same command "
-        "again: the list names a few videos, each of which is predicted once.",
+        says="Time and memory of the command for the list itself, a hundred bad lines among them, and of the same "
+        "command again: the list names a few videos, each of which is predicted once.",
     ),
     "checkpoint_wait": Section(
         title="How long training waits for checkpoints of PKS4-L/14",
