@@ -27,9 +27,13 @@ LISTS = {
     "kinescan",
     "kinescan.cli.main",
     "kinescan.data",
+    "kinescan.evaluation",
+    "kinescan.inference",
+    "kinescan.inference.drawing",
     "kinescan.models",
     "kinescan.runs",
     "kinescan.studies",
+    "kinescan.training",
     "kinescan.web",
 }
 """Packages that load what is below them when it is first used: their strings name modules below their own package."""

@@ -3,12 +3,15 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 from kinescan.cli.main import VERBS, build_app, main
+from kinescan.data.video import write_video
 
 FLAGS = {
     "train": {"--set", "--output", "--resume", "--dry-run", "--json"},
@@ -181,3 +184,34 @@ def test_names_that_the_terminal_cannot_show_end_nothing() -> None:
     assert run.returncode in (1, 2)
     assert b"Error: " in run.stderr
     assert b"Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("verb", ["predict", "stream"])
+def test_a_first_answer_waits_for_nothing_that_it_does_not_need(verb: str, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", torch.randint(0, 256, (12, 3, 48, 64), dtype=torch.uint8), fps=6)
+    program = (
+        "import atexit, sys\nfrom kinescan.cli.main import main\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\nmain()"
+    )
+    command = [sys.executable, "-c", program, "--quiet", verb, str(tmp_path / "a.mp4"), "--model", "motion"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    loaded = set(run.stderr.split())
+    assert "kinescan.models.pks4" in loaded
+    # torch's compiler, what trains on several processes, and what draws
+    assert loaded & {"torch._dynamo", "torch.distributed.fsdp", "kinescan.training.loop", "matplotlib"} == set()
+
+
+@pytest.mark.parametrize(("chosen", "wanted"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_where_nothing_else_is_chosen(
+    chosen: str | None, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    program = (
+        "import atexit, os, sys\nfrom kinescan.cli.main import main\n"
+        "assert 'torch' not in sys.modules\n"
+        "atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'], file=sys.stderr))\nmain()"
+    )
+    run = subprocess.run([sys.executable, "-c", program, "list"], capture_output=True, text=True, timeout=100)
+    assert run.stderr.split() == [wanted]

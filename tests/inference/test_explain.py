@@ -3,8 +3,8 @@ import torch
 from PIL import Image
 
 from kinescan.errors import ConfigError, ShapeError
+from kinescan.inference import draw_strip
 from kinescan.inference.explain import kinematic_maps
-from kinescan.inference.strip import draw_strip
 
 PATCH = 8
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,20 @@ def test_ops_under_torch_func_need_to_know_of_it() -> None:
     with torch.autograd.forward_ad.dual_level():
         look(x)
     assert [set(names) for names in seen] == [set(), {"vmap", "grad"}, {"jvp", "forward"}, {"forward"}]
+
+
+def test_kernels_without_their_operator_need_to_know_what_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    x, runs_alone = torch.ones(2), internals.runs_alone
+    assert not runs_alone((x,))
+    with torch.no_grad():
+        assert runs_alone((x, None))
+        assert not runs_alone((x.to("meta"),))
+        assert not torch.vmap(lambda row: torch.tensor(runs_alone((row,))))(torch.ones(3, 2)).any()
+        with torch.autograd.forward_ad.dual_level():
+            assert not runs_alone((x,))
+        monkeypatch.setitem(sys.modules, "torch._dynamo", torch)
+        assert not runs_alone((x,))
 
 
 def test_counting_memory_needs_trees() -> None:

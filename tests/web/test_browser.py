@@ -286,9 +286,13 @@ def test_uploads_are_counted_limited_and_deleted(tabs: Any, folder: Path) -> Non
     assert refused.value.status == 429
     third.wait_for_selector("[data-testid=toast-body]")
     assert third.locator("#ks-video video").count() == 0
+    # it was opened when nothing was kept
+    third.wait_for_function(taken.format(2), timeout=10_000)
     _keep(third, "too_many")
     first.click("#ks-video [aria-label=Clear]")
     first.wait_for_function(taken.format(1))
+    # what another tab did is told, too
+    third.wait_for_function(taken.format(1), timeout=30_000)
     second.close()
     # the server notices that a tab is gone when it likes; whoever comes then sees no video but his own
     for _ in range(60):

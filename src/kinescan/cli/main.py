@@ -1,5 +1,6 @@
 import importlib
 import io
+import os
 import sys
 from typing import Annotated, Any
 
@@ -74,7 +75,12 @@ def build_app(only: str | None = None) -> typer.Typer:
 
 
 def main() -> None:
-    """The program `kinescan`."""
+    """The program `kinescan`.
+
+    Threads of OpenMP that wait for each other sleep (OMP_WAIT_POLICY=PASSIVE) where nothing else is chosen: on a
+    machine that others use too, threads that spin cost several times the CPU.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = behind_the_verb([argument for argument in sys.argv[1:] if argument not in GLOBAL])
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks is shown as a code, and ends nothing.

@@ -3,9 +3,9 @@
 from collections import deque
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -152,4 +152,9 @@ def _fitting(draw: ImageDraw.ImageDraw, text: str, width: float) -> str:
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", _TEXT_SIZE)
+    # of matplotlib, which is not loaded for it: half a second of each stream's start
+    found = find_spec("matplotlib")
+    assert found is not None, "kinescan depends on it"
+    assert found.origin is not None, "it is a package with files"
+    fonts = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
+    return ImageFont.truetype(fonts / "DejaVuSans.ttf", _TEXT_SIZE)

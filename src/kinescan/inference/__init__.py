@@ -1,5 +1,7 @@
 """A trained model on files and streams, and pictures of what it looks at."""
 
+from typing import TYPE_CHECKING
+
 from kinescan.inference.batch_predictor import BatchPredictor
 from kinescan.inference.explain import KinematicMaps, kinematic_maps
 from kinescan.inference.export import export
@@ -9,7 +11,10 @@ from kinescan.inference.predictor import Prediction, predict, predict_iter
 from kinescan.inference.stream import StreamPrediction, StreamSession, stream
 from kinescan.inference.stream_state import load_stream_state, save_stream_state
 from kinescan.inference.streams import Camera, stream_many
-from kinescan.inference.strip import draw_strip
+from kinescan.runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from kinescan.inference.drawing.strip import draw_strip
 
 __all__ = [
     "BatchPredictor",
@@ -32,3 +37,5 @@ __all__ = [
     "stream",
     "stream_many",
 ]
+
+__getattr__ = lazy_names(__name__, {"kinescan.inference.drawing.strip": ["draw_strip"]})

@@ -6,10 +6,10 @@ from pathlib import Path
 from kinescan.data.timestamps import timed_frames
 from kinescan.data.transforms import EvalTransform
 from kinescan.data.video import Limits, VideoReader
+from kinescan.inference import drawing
 from kinescan.inference.explain import kinematic_maps
 from kinescan.inference.frame_predictor import rate_of
 from kinescan.inference.segments import VideoEvents
-from kinescan.inference.strip import draw_strip
 from kinescan.models.pks4 import PKS4
 from kinescan.runtime.quantities import percent
 
@@ -70,7 +70,7 @@ def draw_events(
                 break
             clip = transform(reader.read(frames.positions[start:stop]).pixels)
             path = Path(folder) / f"{number:04d}_{index:03d}_{Path(video.path).stem}.png"
-            draw_strip(
+            drawing.draw_strip(
                 clip[0],
                 kinematic_maps(model, clip.to(model.device)),
                 path,

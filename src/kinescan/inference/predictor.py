@@ -15,10 +15,10 @@ from kinescan.data.video import Limits
 from kinescan.data.video.given import VideoInput
 from kinescan.errors import ConfigError, VideoError
 from kinescan.evaluation.multiview import VIEWS_PER_FORWARD, score_videos
+from kinescan.inference import drawing
 from kinescan.inference.explain import kinematic_maps
 from kinescan.inference.model_source import ModelSource, resolve_model
 from kinescan.inference.precision import Precision, computing_in
-from kinescan.inference.strip import draw_strip
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4
@@ -302,7 +302,7 @@ class _Job:
     def _explain(self, clip: Tensor, seconds: Sequence[float], prediction: Prediction, picture: Path) -> None:
         assert isinstance(self.model, PKS4)
         device = next(self.model.parameters()).device
-        draw_strip(
+        drawing.draw_strip(
             clip,
             kinematic_maps(self.model, clip[None].to(device)),
             picture,

@@ -76,6 +76,8 @@ class BidirectionalMamba(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start values of VideoMamba: A = -(1..S), D = 1, matrices normal with 0.02, step-size biases 0."""
+        if self.D.is_meta:  # no values; see kinescan.models.skeleton
+            return
         with torch.no_grad():
             steps = torch.arange(1, self.state_size + 1, dtype=torch.float32)
             for log_rates in (self.A_log, self.A_b_log):

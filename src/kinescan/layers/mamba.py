@@ -76,6 +76,8 @@ class Mamba(nn.Module):
         self.conv1d.reset_parameters()
         for projection in (self.in_proj, self.x_proj, self.out_proj):
             projection.reset_parameters()
+        if self.D.is_meta:  # no values; see kinescan.models.skeleton
+            return
         with torch.no_grad():
             steps = torch.arange(1, self.state_size + 1, dtype=torch.float32)
             self.A_log.copy_(steps.log().expand(self.inner_width, -1))

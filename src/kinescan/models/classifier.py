@@ -13,6 +13,7 @@ from kinescan.models.saving import saved_model
 from kinescan.models.saving.model_card import model_card
 from kinescan.models.saving.run_record import read_run
 from kinescan.models.saving.saved_model import ModelFiles, SavedModel
+from kinescan.models.skeleton import shapes_only
 from kinescan.models.timing import FrameTiming
 from kinescan.models.vit.vit import check_dtype
 from kinescan.models.weights.checkpoint_file import Checkpoint
@@ -327,7 +328,7 @@ class VideoClassifier(nn.Module, ABC):
         weights = saved_model.read_weights(folder)
         build = cls.builder(saved, folder)
         # Before memory is taken for what config.json says, it is compared with the weights.
-        with torch.device("meta"):
+        with shapes_only():
             _refuse_misfits(build(), weights, folder)
         model = build()
         model.load_state_dict(weights)

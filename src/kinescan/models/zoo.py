@@ -12,6 +12,7 @@ from kinescan.models.classifier import VideoClassifier
 from kinescan.models.pks4 import PKS4
 from kinescan.models.registry import MODELS, Architecture, find_model, list_models, require_model
 from kinescan.models.saving import saved_model
+from kinescan.models.skeleton import shapes_only
 from kinescan.models.text_head import TextHead, start_from_texts
 from kinescan.models.videomamba.tuned import TunedVideoMamba
 from kinescan.models.weights.checkpoint_file import open_checkpoint
@@ -218,7 +219,7 @@ def _load(
         CheckpointError: a tensor does not fit, or the classes are others with `new_head=False`.
     """
     # On no device: sizes that do not fit the weights are refused before memory is taken for them.
-    with torch.device("meta"):
+    with shapes_only():
         skeleton = build()
     ordered = _in_own_order(pretrained, skeleton)
     skip = () if _same_head(skeleton, ordered) else ("head.",)

@@ -5,6 +5,7 @@ of kinescan breaks then; the range of versions that was tried is in pyproject.to
 """
 
 import functools
+import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ __all__ = [
     "lerp_all_",
     "overload_packet",
     "remove_forward_hooks",
+    "runs_alone",
     "shared_storage",
     "storage_key",
     "tree_leaves",
@@ -51,6 +53,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _AUTOCAST_KEY = "AutocastCPU"
 _KINDS_OF_INPUTS = 64
+_PLAIN = (Tensor, nn.Parameter)
 _OWN_DICTS = (
     "_parameters",
     "_buffers",
@@ -127,6 +130,26 @@ def active_transforms() -> tuple[str, ...]:
     levels = _functorch.get_interpreter_stack() or ()
     names = tuple(level.key().name.lower() for level in levels)
     return (*names, "forward") if forward_ad._current_level >= 0 else names
+
+
+def runs_alone(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether calling the kernel of an operator on a CPU is all that calling the operator would do.
+
+    So it is where no gradient is wanted and nothing watches: no compiler, no transform, no mode, no tracing. The first
+    call of an operator of one's own loads torch's compiler, which takes two seconds of every process; where it is
+    loaded already, the operator is called.
+
+    Args:
+        tensors: its inputs.
+    """
+    return (
+        "torch._dynamo" not in sys.modules
+        and not torch.is_grad_enabled()
+        and all(tensor is None or (type(tensor) in _PLAIN and tensor.device.type == "cpu") for tensor in tensors)
+        and not active_transforms()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+    )
 
 
 @contextmanager

@@ -42,12 +42,16 @@ class Page:
         self._engine, self._limits = engine, engine.config.limits
         self.blocks = gradio.Blocks(title="kinescan", analytics_enabled=False, delete_cache=(60, _KEPT_SECONDS))
         self.uploads = PageUploads(self.blocks.upload_file_set, self._limits)
+        self._counts: list[Any] = []
         with self.blocks:
             gradio.HTML(_HEAD, padding=False)
             if engine.models:
                 self._video_tab()
             if engine.vlm is not None:
                 self._question_tab()
+            # the script presses it when what is kept may have changed without an event of this tab
+            recount = gradio.Button(elem_id="ks-recount")
+            recount.click(self._recount, outputs=self._counts, show_progress="hidden", queue=False)
             self.blocks.unload(self._leave)
         self.blocks.queue(max_size=self._limits.waiting)
 
@@ -79,6 +83,7 @@ class Page:
         camera = gradio.WebcamOptions(mirror=False, constraints=_CAMERA)
         video = gradio.Video(label=label, sources=_SOURCES, elem_id=name, webcam_options=camera)
         kept = gradio.HTML(self._kept, padding=False)
+        self._counts.append(kept)
 
         def changed(path: str | None, request: gradio.Request) -> str:
             self.uploads.show(str(request.session_hash), name, path)
@@ -95,6 +100,10 @@ class Page:
             f"<b>{number} of {limits.uploads}</b> videos are kept. A video is deleted when you choose another, close "
             "the page, or leave it alone for ten minutes.</p>"
         )
+
+    def _recount(self) -> Any:
+        texts = [self._kept()] * len(self._counts)
+        return texts if len(texts) > 1 else texts[0]
 
     def _leave(self, request: gradio.Request) -> None:
         self.uploads.leave(str(request.session_hash))

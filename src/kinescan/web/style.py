@@ -7,6 +7,7 @@ STYLE = """
 .ks-head h1 { margin: 0; font-size: 1.5rem; letter-spacing: -.02em; } .ks-head p { margin: 0; opacity: .75; }
 .ks-kept { margin: 0; font-size: .85rem; opacity: .8; text-wrap: pretty; }
 #ks-video video, #ks-asked video { max-height: 420px; background: #000; }
+#ks-recount { display: none; }
 #ks-look, #ks-ask { align-self: stretch; min-height: 44px; }
 .ks-pair { display: grid; gap: 1.6rem; grid-template-columns: minmax(0, 1fr); }
 .ks-timeline h3, .ks-strip h3 { margin: .2rem 0 .5rem; font-size: 1rem; font-weight: 500; overflow-wrap: anywhere; }
@@ -107,6 +108,17 @@ SCRIPT = """
     event.preventDefault();
   });
   setInterval(show, 100);
+  const recount = () => document.hidden || document.querySelector('#ks-recount')?.click();
+  // of a refused upload the page tells nothing but that its request has ended
+  new PerformanceObserver((list) => {
+    if (list.getEntries().some((entry) => entry.name.includes('/gradio_api/upload?'))) recount();
+  }).observe({type: 'resource'});
+  document.addEventListener('visibilitychange', recount);
+  setInterval(recount, 15000);
 }
 """
-"""The line in the timeline follows the player; a click or an arrow key in the timeline moves the player."""
+"""The line in the timeline follows the player; a click or an arrow key in the timeline moves the player.
+
+How many videos are kept is asked again when an upload has ended, however it ended, when the tab is looked at again, and
+now and then.
+"""

@@ -14,6 +14,7 @@ from kinescan.errors import CheckpointError
 from kinescan.layers.bimamba import UNCHANGED, MixerChanges
 from kinescan.models.saving import base_identity, saved_model
 from kinescan.models.saving.base_identity import BaseIdentity
+from kinescan.models.skeleton import shapes_only
 from kinescan.models.videomamba.videomamba import VideoMamba, VideoMambaConfig
 from kinescan.models.weights.checkpoint_file import open_checkpoint
 from kinescan.models.weights.load_report import LoadReport
@@ -186,7 +187,7 @@ class TunedVideoMamba(VideoMamba, ABC):
                 raise CheckpointError(f"{folder} holds a whole model, which needs no base. Leave base out.")
             return super().from_pretrained(folder)
         build = cls.builder(saved, folder)
-        with torch.device("meta"):
+        with shapes_only():
             skeleton = build()
         pretrained = cls.translate(open_checkpoint(base_identity.find_base(saved.base, folder, base)))
         # Before anything is loaded: a base of another size is another base, too.

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinescan.ops.backend import refuse_second_derivative
+from kinescan.runtime.torch_internals import runs_alone
 from kinescan.shapes import FrameMaps
 
 
@@ -80,6 +81,8 @@ def register_correlation(name: str, forward: Forward, backward: Backward, device
         epsilon: float = 0.0,
         first_frame: int = 0,
     ) -> Float[Tensor, "B _ K M H W"]:
+        if runs_alone((features,)):
+            return forward(features, Settings(offsets, window, replicate, first_frame, epsilon))
         maps: Tensor = correlate(features, list(offsets), window, replicate, first_frame, epsilon)
         return maps
 

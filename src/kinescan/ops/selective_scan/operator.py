@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kinescan.ops.backend import refuse_second_derivative
+from kinescan.runtime.torch_internals import runs_alone
 from kinescan.shapes import State, TrackMatrix, Tracks
 
 
@@ -108,7 +109,15 @@ def register_scan(name: str, forward: Forward, backward: Backward) -> Callable[.
     scan.register_autograd(differentiate, setup_context=_save_inputs)
     op = name.removesuffix("_triton")
     refuse_second_derivative(scan_backward, op, "numba" if op == name else "triton")
-    return scan
+
+    def run(*inputs: Any) -> tuple[Tensor, Tensor]:
+        given = ScanInputs(*inputs)
+        if runs_alone(given.tensors):
+            return forward(given)
+        found: tuple[Tensor, Tensor] = scan(*inputs)
+        return found
+
+    return run
 
 
 def register_scan_into(name: str, into: Into) -> Callable[..., None]:
@@ -136,7 +145,17 @@ def register_scan_into(name: str, into: Into) -> Callable[..., None]:
         into(ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state), y, last_state)
 
     scan_into.register_fake(lambda *arguments: None)
-    return scan_into
+
+    def run(*inputs: Any) -> None:
+        *given, y, last_state = inputs
+        values = ScanInputs(*given)
+        if runs_alone((*values.tensors, y, last_state)):
+            into(values, y, last_state)
+            torch.autograd.graph.increment_version([y, last_state])
+        else:
+            scan_into(*inputs)
+
+    return run
 
 
 def _fake_scan(*inputs: Any) -> tuple[Tensor, Tensor]:
