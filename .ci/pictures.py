@@ -88,7 +88,8 @@ def write_gif(video: Path, target: Path) -> None:
 def _palette(pixels: Tensor) -> Image.Image:
     """One for all frames: colours of the photograph, and those of the timeline, which are few and must stay apart."""
     seen = torch.cat(list(pixels[:: len(pixels) // 4, :, :_HEIGHT]), dim=2)
-    drawn = pixels[-1, :, _HEIGHT:]
+    # the timeline at several times: a class that left it has its colour, too
+    drawn = torch.cat(list(pixels.flip(0)[:: len(pixels) // 8, :, _HEIGHT:]), dim=2)
     ground = drawn.flatten(1).mode(dim=1).values
     colors: list[int] = ground.tolist()
     for part, count, method in (

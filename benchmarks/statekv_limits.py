@@ -37,9 +37,10 @@ TOKENS = LENGTH * task.STEP_TOKENS
 DIVISORS = (4, 16)
 """One part of so many of all tokens stays."""
 NAMES = tuple(name for name in POLICIES if name != "none")
-SEEDS = {"cue": (2, 4, 5), "needle": (0, 2, 4, 5, 6)}
+SEEDS = {"cue": (1, 2, 3, 4, 5), "needle": (0, 2, 4, 5, 6)}
 """The models of the cue task had been trained before this comparison was thought of. Seed 6 was added to have three
-seeds that count: with the whole cache, 2 and 5 are below `accuracy.ENOUGH` on the needle task."""
+seeds that count: with the whole cache, 2 and 5 are below `accuracy.ENOUGH` on the needle task. Seeds 1 and 3 of the cue
+task were added to have three for kind B, which 2 and 4 did not learn; `statekv_accuracy` says that these two do."""
 CUE_VIDEOS, NEEDLE_VIDEOS, RETRIEVAL_VIDEOS = 32, 48, 8
 STATE, CHUNK_TOKENS = 20, 20
 NEEDLE_STEPS = 400

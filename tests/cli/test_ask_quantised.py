@@ -63,6 +63,22 @@ def compressed_tensors(folder):
     with_packed_layers(folder, settings, pack)
 
 
+def fp8(folder):
+    """In blocks, as Qwen and DeepSeek publish them; on a CPU transformers unpacks them."""
+    settings = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": ["lm_head", "model.vision_tower", "model.multi_modal_projector"],
+    }
+
+    def pack(weight):
+        scale = weight.abs().amax() / 448
+        return {"weight": (weight / scale).to(torch.float8_e4m3fn), "weight_scale_inv": scale.reshape(1, 1).float()}
+
+    with_packed_layers(folder, settings, pack)
+
+
 def gptq(folder):
     settings = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": False}
 
@@ -127,6 +143,7 @@ METHODS = {
     "bitsandbytes_8bit": (bitsandbytes_8bit, "bitsandbytes"),
     "torchao": (torchao, "torchao"),
     "compressed_tensors": (compressed_tensors, "compressed_tensors"),
+    "fp8": (fp8, "transformers"),
     "gptq": (gptq, "gptqmodel"),
     "awq": (awq, "gptqmodel"),
 }

@@ -1,5 +1,8 @@
 """Output that fits 80 columns, and that keeps its lines whole where nothing bounds them."""
 
+import os
+import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +114,18 @@ def test_pages_and_text_from_strangers_do_not_steer_the_terminal(capsys: pytest.
     assert "\u202e" not in shown
     assert "<script>" in shown
     assert _longest(shown) <= 80
+
+
+@pytest.mark.parametrize(("columns", "limit"), [(0, None), (3, 20), (100, 100)])
+def test_a_terminal_that_does_not_know_its_size_cuts_nothing(
+    columns: int, limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    keyboard, screen = os.openpty()
+    termios.tcsetwinsize(screen, (24, columns))
+    with os.fdopen(screen, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        found = line_limit()
+        monkeypatch.undo()
+    os.close(keyboard)
+    assert found == limit

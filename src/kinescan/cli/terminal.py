@@ -16,17 +16,20 @@ from kinescan.runtime.escaping import escape_terminal
 GAP = 2
 NARROWEST = 6
 """A column is not made narrower than this; a table that needs more room is printed field by field."""
+_LEAST_COLUMNS = 20
 
 
 def line_limit() -> int | None:
     """Columns of the terminal that standard output goes to, or as COLUMNS says; None where nothing bounds a line."""
     said = os.environ.get("COLUMNS", "")
     if said.isdecimal() and int(said) > 0:
-        return max(int(said), 20)
+        return max(int(said), _LEAST_COLUMNS)
     try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None
+        columns = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else 0
     except (OSError, ValueError):
         return None
+    # a terminal that does not know its size says 0
+    return max(columns, _LEAST_COLUMNS) if columns > 0 else None
 
 
 class Table:

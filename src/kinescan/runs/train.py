@@ -106,11 +106,7 @@ class TrainResult:
             scores, unreadable = self.report.scores, self.report.unreadable
             return {
                 **run,
-                "frame_map": scores.frames.mean,
-                "calibrated_frame_map": scores.frames.calibrated_mean,
-                "missed_ratio": scores.alarms.missed_ratio,
-                "false_alarms_per_hour": scores.alarms.false_alarms_per_hour,
-                "median_delay_seconds": scores.alarms.delay_seconds(0.5),
+                **scores.summary,
                 "num_videos": len(scores.videos),
                 "unreadable_test": {str(file.path): file.reason for file in unreadable},
             }

@@ -35,7 +35,7 @@ def require_regular(path: str | Path, *, error: MakeError = ConfigError) -> None
 
 
 def require_path(path: Any, *, error: MakeError = ConfigError) -> None:
-    """Refuses what is no path: a number, which the system takes for an open file, bytes, None, an empty text.
+    """Refuses what is not a path: a number, which the system takes for an open file, bytes, None, an empty text.
 
     Raises:
         ConfigError: (or what `error` makes) it is something else than a text or a path.

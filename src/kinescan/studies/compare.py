@@ -227,9 +227,12 @@ def _record(run: _Run, row: str, data: str) -> RunRecord:
 def _scores(report: Mapping[str, Any]) -> dict[str, float]:
     if report.get("task") == TASK:
         frames, alarms = report.get("frames", {}), report.get("alarms", {})
+        decoded = (report.get("decoded") or {}).get("segmentation") or {}  # reports of older versions have none
+        f1 = decoded.get("f1", {}).get("50")
         found = {
             "frame_map": frames.get("map"),
             "calibrated_frame_map": frames.get("calibrated_map"),
+            "decoded_f1_at_50": f1 / 100 if isinstance(f1, int | float) else None,
             "missed_ratio": alarms.get("missed_ratio"),
             "false_alarms_per_hour": alarms.get("false_alarms_per_hour"),
         }

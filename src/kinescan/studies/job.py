@@ -263,14 +263,7 @@ def scores_of(report: Report | TemporalReport) -> dict[str, float]:
             "loss": metrics.loss,
         }
     else:
-        scores = report.scores
-        found = {
-            "frame_map": scores.frames.mean,
-            "calibrated_frame_map": scores.frames.calibrated_mean,
-            "missed_ratio": scores.alarms.missed_ratio,
-            "false_alarms_per_hour": scores.alarms.false_alarms_per_hour,
-            "median_delay_seconds": scores.alarms.delay_seconds(0.5),
-        }
+        found = report.scores.summary
     return {name: float(value) for name, value in found.items() if value is not None and value - value == 0}
 
 

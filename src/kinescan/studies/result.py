@@ -18,6 +18,7 @@ from kinescan.studies.study import Study
 ALL_DATA = "all data"
 _PLAIN = ("_seconds", "_per_hour", "loss")
 _TITLES = {"top1": "top-1", "top5": "top-5", "frame_map": "per-frame mAP", "mean_class_accuracy": "mean over classes"}
+_TITLES |= {"decoded_f1_at_50": "segmental F1 at 50 %, decoded"}
 
 
 @dataclass(frozen=True, kw_only=True)

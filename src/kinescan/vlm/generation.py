@@ -69,7 +69,8 @@ class Generation:
             stored: the model's `generation_config`, or None.
 
         Raises:
-            ConfigError: `top_p` or `top_k` is given, and the model takes the likeliest token where no temperature is.
+            ConfigError: `top_p` or `top_k` is given, and the model takes the likeliest token where no temperature is,
+                or the generation config holds something that is not one of these settings.
         """
         samples = bool(getattr(stored, "do_sample", None))
         temperature = _or(self.temperature, _or(getattr(stored, "temperature", None), 1.0) if samples else 0.0)
@@ -79,15 +80,21 @@ class Generation:
         else:
             stored_top_p = _or(getattr(stored, "top_p", None), 1.0)
             stored_top_k = _or(getattr(stored, "top_k", None), 0)
-        stop = tuple(getattr(stored, "stop_strings", None) or ())
-        return Generation(
-            temperature=temperature,
-            top_p=_or(self.top_p, stored_top_p),
-            top_k=_or(self.top_k, stored_top_k),
-            repetition_penalty=_or(self.repetition_penalty, _or(getattr(stored, "repetition_penalty", None), 1.0)),
-            stop=_or(self.stop, stop),
-            seed=self.seed,
-        )
+        stop = getattr(stored, "stop_strings", None) or ()
+        try:
+            return Generation(
+                temperature=temperature,
+                top_p=_or(self.top_p, stored_top_p),
+                top_k=_or(self.top_k, stored_top_k),
+                repetition_penalty=_or(self.repetition_penalty, _or(getattr(stored, "repetition_penalty", None), 1.0)),
+                stop=_or(self.stop, stop),
+                seed=self.seed,
+            )
+        except ConfigError as error:
+            # settings given here were checked before
+            raise ConfigError(
+                f"the model's generation_config: {error} Mend generation_config.json, or give another value here."
+            ) from None
 
     def _refuse_chance(self, why: str) -> None:
         """Raises ConfigError where settings of a random choice are given, and none is made."""

@@ -160,6 +160,8 @@ class VideoStream(Uncopied):
         self._step_tokens = 0
         self.text_ids: set[int] = set()
         tell_of_unused(getattr(family.model, "generation_config", None))
+        # what is wrong there is reported before a video is watched
+        family.stop_ids()
         self.intake = Intake(family, config)
         self.positions = Positions()
         self.horizon_positions: int | None = None

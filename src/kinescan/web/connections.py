@@ -1,6 +1,7 @@
 """Connections: how many may be open, and how long one may say nothing; needs the extra `serve`."""
 
 import asyncio
+import time
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -18,7 +19,8 @@ def protocol(limits: ServeLimits) -> Any:
 
     A connection that has not sent a whole request head within `stall_seconds` is closed, and so is one that does not
     take its answer for so long; an idle socket, or one that sends a letter now and then, costs nobody else anything.
-    Where all connections are taken, the one that has been idle for longest makes room for the new one.
+    Where all connections are taken, the one that has been idle for longest makes room for the new one; where none is
+    idle, the one whose body has not come on for longest, and for a twentieth of `stall_seconds` at least.
     """
     return type("Bounded", (_Bounded,), {"limits": limits, "idle": {}})
 
@@ -28,6 +30,8 @@ class _Bounded(H11Protocol):  # type: ignore[misc]
     idle: dict[Any, None]
     """In the order in which they fell idle; a request that begins is noticed only when room is needed."""
     _is_refused = False
+    _last_came = 0.0
+    """When a client last sent anything."""
     _watching: asyncio.TimerHandle | None = None
     _taking: asyncio.TimerHandle | None = None
 
@@ -46,6 +50,7 @@ class _Bounded(H11Protocol):  # type: ignore[misc]
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._last_came = time.monotonic()
         if not self._is_refused:
             super().data_received(data)
 
@@ -76,9 +81,15 @@ class _Bounded(H11Protocol):  # type: ignore[misc]
         """Whether no request is under way; those have bounds of their own."""
         return self.cycle is None or bool(self.cycle.response_complete)
 
+    def silence(self) -> float:
+        """Seconds since a client that owes more of its body has sent any; 0 where it owes nothing."""
+        owes = not self.is_idle() and self.cycle.more_body and not self.flow.read_paused
+        return time.monotonic() - self._last_came if owes else 0.0
+
     def make_room(self) -> None:
         """Leaves, so that another connection can come."""
-        self._is_refused = True
+        # a request that is under way hears of its end when the connection is lost
+        self._is_refused = self.is_idle()
         self._unwatch()
         self.connections.discard(self)
         _turn_away(self.transport)
@@ -106,7 +117,11 @@ class _Bounded(H11Protocol):  # type: ignore[misc]
             if one.is_idle():
                 one.make_room()
                 return True
-        return False
+        silent = max((one for one in self.connections if isinstance(one, _Bounded)), key=_Bounded.silence, default=None)
+        if silent is None or silent.silence() < self.limits.stall_seconds / 20:
+            return False
+        silent.make_room()
+        return True
 
 
 def _turn_away(transport: Any) -> None:

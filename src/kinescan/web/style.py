@@ -12,6 +12,8 @@ STYLE = """
 .ks-pair { display: grid; gap: 1.6rem; grid-template-columns: minmax(0, 1fr); }
 .ks-timeline h3, .ks-strip h3 { margin: .2rem 0 .5rem; font-size: 1rem; font-weight: 500; overflow-wrap: anywhere; }
 .ks-timeline h3 small, .ks-key small { opacity: .75; font-weight: 400; }
+.ks-strip h3 { margin-top: 1.2rem; }
+.dark .ks-plot polyline, .dark .ks-event, .dark .ks-legend i { filter: brightness(1.4); }
 .ks-model { opacity: .75; } .ks-model:not(:empty)::after { content: ":"; }
 .ks-label { font-size: 1.4em; font-weight: 700; }
 .ks-plot, .ks-speed { position: relative; }

@@ -28,6 +28,8 @@ from kinescan.shapes import BACKGROUND
 
 TIOUS = {"0.5:0.05:0.95": ACTIVITYNET_TIOUS, "0.3:0.1:0.7": THUMOS_TIOUS}
 """Thresholds of temporal intersection over union (tIoU) over which mAP is averaged, by the name in reports."""
+F1_OVERLAP = 0.5
+"""Intersection over union of the segmental F1 that tables of several runs show."""
 SOON_SECONDS = 0.5
 """An alarm so soon after the onset is counted by itself."""
 _STEPS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -145,6 +147,19 @@ class TemporalScores:
         """Per-frame mAP of scores that say nothing: mean fraction of frames of the classes in it; NaN without any."""
         fractions = [self.frame_fractions[label] for label in self.frames.average_precision]
         return float(np.mean(fractions)) if fractions else float("nan")
+
+    @property
+    def summary(self) -> dict[str, float | None]:
+        """The numbers that tables of several runs show, by name; None where there is none."""
+        decoded = self.decoded.segmentation
+        return {
+            "frame_map": self.frames.mean,
+            "calibrated_frame_map": self.frames.calibrated_mean,
+            "decoded_f1_at_50": None if decoded is None else decoded.f1[F1_OVERLAP] / 100,
+            "missed_ratio": self.alarms.missed_ratio,
+            "false_alarms_per_hour": self.alarms.false_alarms_per_hour,
+            "median_delay_seconds": self.alarms.delay_seconds(0.5),
+        }
 
     @property
     def lost(self) -> tuple[str, ...]:

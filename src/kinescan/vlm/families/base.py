@@ -252,12 +252,22 @@ class Family(ABC):
         return frozenset(token for token in found if isinstance(token, int))
 
     def stop_ids(self) -> frozenset[int]:
-        """Tokens at which an answer ends, from the model's generation config."""
+        """Tokens at which an answer ends, from the model's generation config.
+
+        Raises:
+            ConfigError: it names something else than tokens.
+        """
         stored = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         stored = self.text_config.eos_token_id if stored is None else stored
         if stored is None:
             return frozenset()
-        return frozenset([stored] if isinstance(stored, int) else stored)
+        ids = stored if isinstance(stored, list | tuple) else [stored]
+        if any(isinstance(token, bool) or not isinstance(token, int) for token in ids):
+            raise ConfigError(
+                f"the model's generation_config says eos_token_id = {stored!r:.60}, and an answer would not end. It "
+                "must hold whole numbers, one or a list. Mend generation_config.json."
+            )
+        return frozenset(ids)
 
 
 def check_ready(model: nn.Module) -> None:

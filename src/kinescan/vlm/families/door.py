@@ -43,7 +43,7 @@ from kinescan.vlm.families.folder import (
     read_config,
     refusal,
 )
-from kinescan.vlm.families.refused import QUANTISERS
+from kinescan.vlm.families.refused import NOT_STORED, QUANTISERS
 
 logger = logging.getLogger(__name__)
 
@@ -303,7 +303,7 @@ def load_pretrained(
     check_tokenizer(folder, tokenizer, config)
     if quantised is None:
         _compare_sizes(folder, config, stored)
-    with errors_named(folder), without_report():
+    with errors_named(folder, quantised=quantised is not None), without_report():
         model, report = transformers.AutoModelForImageTextToText.from_pretrained(
             folder,
             config=config,
@@ -394,6 +394,8 @@ def _check_quantiser(folder: Path, settings: Any) -> None:
         if settings.get(f"load_in_{bits}"):
             method = f"bitsandbytes_{bits}"
             break
+    if (reason := NOT_STORED.get(str(method))) is not None:
+        raise refusal(folder, f"{CONFIG} says weights quantised by {method!r}: {reason}.")
     for module in QUANTISERS.get(str(method), ()):
         if importlib.util.find_spec(module) is None:
             raise DependencyError(
@@ -408,7 +410,13 @@ def _check_quantiser(folder: Path, settings: Any) -> None:
 
 
 def _compare_sizes(folder: Path, config: Any, stored: Stored) -> None:
-    """Before memory is taken: a model that its weights could not fill by half is not that of these weights."""
+    """Before memory is taken: a model that its weights could not fill by half, or as they are, is not that of these."""
+    if stored.packed is not None:
+        raise refusal(
+            folder,
+            f"its weights are quantised ({stored.packed}), and {CONFIG} does not say how (quantization_config): they "
+            "would be read as other numbers. Fetch both again, or use the weights that are not quantised.",
+        )
     transformers = import_transformers()
     with errors_named(folder), torch.device("meta"):
         empty = transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=False)

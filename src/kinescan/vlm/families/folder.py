@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from kinescan.errors import CheckpointError, ConfigError, DependencyError, KinescanError
-from kinescan.runtime.error_text import first_line
+from kinescan.runtime.error_text import first_line, typed_line
 from kinescan.runtime.files import inside, kind_of, read_json_object, require_path, require_regular
 from kinescan.runtime.urls import mask_url, mask_urls
 from kinescan.settings import closest
@@ -33,6 +33,9 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 _MOST_LABELS = 100_000
 _MOST_LAYERS = 10_000
 _POINTER = b"version https://git-lfs"
+_NOT_HERE = "holds quantised weights that do not run here"
+_NOT_QUANTISED = "Install what is named, use a machine that has it, or use the weights that are not quantised."
+_PLAIN = ("F64", "F32", "F16", "BF16")
 GGUF = ".gguf"
 _GGUF_ADVICE = (
     "a GGUF file holds weights for llama.cpp, most often without the vision encoder. Give the folder or hub name that "
@@ -49,11 +52,13 @@ class Stored:
         config: of the model, as it is in the folder.
         num_tensors: of the weights; None where they are pickled, and not looked into.
         num_elements: numbers in the weights; at most this many where they are pickled.
+        packed: a weight that is quantised, and its type; None where there is none, or they are pickled.
     """
 
     config: dict[str, Any]
     num_tensors: int | None
     num_elements: int
+    packed: str | None = None
 
 
 def refusal(name: str | Path, reason: str) -> CheckpointError:
@@ -62,15 +67,31 @@ def refusal(name: str | Path, reason: str) -> CheckpointError:
 
 
 def first_sentence(error: BaseException) -> str:
-    """Of what a library says, without secrets, ended by a full stop."""
-    return mask_urls(first_line(error).rstrip(" .:")) + "."
+    r"""Of what a library says, without secrets, ended by a full stop; two lines where the first ends in a colon.
+
+    Example:
+        >>> first_sentence(KeyError("model")), first_sentence(ValueError("Wrong field:\n  it is 3"))
+        ("KeyError: 'model'.", 'Wrong field: it is 3.')
+    """
+    said = first_line(error)
+    below = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+    if isinstance(error, KeyError):
+        # its text is the key alone
+        said = typed_line(error)
+    elif said.endswith(":") and below:
+        said = f"{said} {below[0]}"
+    return mask_urls(said.rstrip(" .:")) + "."
 
 
 @contextmanager
-def errors_named(folder: Path) -> Iterator[None]:
+def errors_named(folder: Path, *, quantised: bool = False) -> Iterator[None]:
     """Whatever transformers raises over a folder becomes an error of `kinescan.errors`.
 
     What the packages behind it print goes to standard error (gptqmodel tells of its kernels): standard output is ours.
+
+    Args:
+        folder: of the model.
+        quantised: its weights are, and are being read: then it is the device or a package that they do not run with.
 
     Raises:
         DependencyError: a package that the weights need is not installed.
@@ -82,12 +103,16 @@ def errors_named(folder: Path) -> Iterator[None]:
     except KinescanError:
         raise
     except ImportError as error:
+        if quantised:
+            raise DependencyError(f"{folder} {_NOT_HERE}: {first_sentence(error)} {_NOT_QUANTISED}") from None
         raise DependencyError(
             f"{folder} needs a package that is not installed: {first_sentence(error)} Install it, or use the weights "
             "that are not quantised."
         ) from None
     # Files of others, read by others' code: it may fail in any way.
     except Exception as error:
+        if quantised:
+            raise CheckpointError(f"{folder} {_NOT_HERE}: {first_sentence(error)} {_NOT_QUANTISED}") from None
         raise refusal(folder, f"{first_sentence(error)} Fetch it again, or save it with transformers 5.") from None
 
 
@@ -207,12 +232,13 @@ def look_through(folder: Path, config: dict[str, Any]) -> Stored:
     files = _weight_files(folder, config)
     if files[0].suffix != ".safetensors":
         return Stored(config=config, num_tensors=None, num_elements=sum(file.stat().st_size for file in files))
-    num_tensors, num_elements = 0, 0
+    num_tensors, num_elements, packed = 0, 0, None
     for file in files:
         for shape in tensor_shapes(file).values():
             num_tensors += 1
             num_elements += _product(shape)
-    stored = Stored(config=config, num_tensors=num_tensors, num_elements=num_elements)
+        packed = packed or _packed_weight(file)
+    stored = Stored(config=config, num_tensors=num_tensors, num_elements=num_elements, packed=packed)
     _refuse_absurd_layers(folder, stored)
     return stored
 
@@ -305,6 +331,16 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
             return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{file} is cut or damaged ({first_sentence(error)}) Fetch it again.") from None
+
+
+def _packed_weight(file: Path) -> str | None:
+    """Name and type of a weight of whole numbers or 8 bits, which has a scale elsewhere."""
+    with safe_open(str(file), framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118
+            kind = opened.get_slice(name).get_dtype()
+            if name.endswith((".weight", ".bias")) and kind not in _PLAIN:
+                return f"{name} ({kind})"
+    return None
 
 
 def _refuse_absurd_layers(folder: Path, stored: Stored) -> None:

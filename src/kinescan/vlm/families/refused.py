@@ -60,3 +60,11 @@ QUANTISERS: dict[str, tuple[str, ...]] = {
     "torchao": ("torchao",),
 }
 """Ways to quantise weights, and the modules that transformers reads them with."""
+
+NOT_STORED: dict[str, str] = {
+    "quanto": "transformers quantises so while it reads whole weights, and reads none that are. Take "
+    "quantization_config out of config.json for weights that are whole, or use others",
+    "gguf": "a GGUF file holds weights for llama.cpp. Use the folder or hub name of the same model for transformers, "
+    "or take quantization_config out of config.json where its weights are whole",
+}
+"""Ways to quantise that transformers knows, and reads no stored weights of beside a config."""
