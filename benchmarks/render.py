@@ -369,6 +369,11 @@ SECTIONS: Mapping[str, Section] = {
         says="Rows a second of the command from when a quarter of its parts is written, and processor time of the "
         "workers; runs take turns. Rows are those of one process.",
     ),
+    "long_list": Section(
+        title="A list of a million lines through Ray",
+        says="Time and memory of the command for the list itself, a hundred bad lines among them, and of the same "
+        "command again: the list names a few videos, each of which is predicted once.",
+    ),
     "checkpoint_wait": Section(
         title="How long training waits for checkpoints of PKS4-L/14",
         says="The three of an evaluation: written while training waits, and by a thread; one run beside some 25 other "

@@ -427,7 +427,7 @@ class Gives(Breaks):
     """An iterator that always has a batch."""
 
     def __next__(self) -> Any:
-        return "a batch"
+        return Batch(torch.empty(0), torch.empty(0), [], [])
 
 
 @pytest.mark.parametrize("lives", [True, False])

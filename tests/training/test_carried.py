@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models.pks4 import PKS4
 from kinescan.models.pks4_config import PKS4Config
+from kinescan.runtime.distributed import Processes
+from kinescan.training import resume
 from kinescan.training.carried import CarriedState
 
 TINY = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "embed_dim": 16,
@@ -108,3 +110,10 @@ class Offset(PKS4):
 def test_models_without_such_a_state_are_refused(kind: type[PKS4], options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         CarriedState(_model(kind, **options), 2)
+
+
+@pytest.mark.parametrize(("index", "count", "expected"), [(0, 1, [0, 1, 2, 3]), (1, 2, [2, 3]), (2, 4, [2])])
+def test_states_of_two_processes_are_shared_out_between_any_number(index: int, count: int, expected: list[int]) -> None:
+    of_two = [{"scan": torch.tensor([[0.0], [1.0]])}, {"scan": torch.tensor([[2.0], [3.0]])}]
+    own = resume._own_rows(of_two, Processes(index, count))
+    assert own["scan"].flatten().tolist() == expected

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -15,8 +16,9 @@ import pytest
 import torch
 
 from kinescan.config import RunConfig, flat_settings
-from kinescan.errors import ConfigError
+from kinescan.errors import ConfigError, TrainingInterrupted
 from kinescan.settings import to_plain
+from kinescan.training import Callback, OptimConfig, TrainConfig, fit
 from kinescan.training.checkpoint import find_checkpoint, load_state
 from kinescan.training.resume_check import ADDED, refuse_changes
 
@@ -133,3 +135,25 @@ def test_checkpoints_without_a_newer_setting_mean_what_was_done_then(tmp_path: P
     refuse_changes(before, now, tmp_path)
     with pytest.raises(ConfigError, match=r"data\.group"):
         refuse_changes(before, {**now, "data": {**now["data"], "group": "column person"}}, tmp_path)
+
+
+class _TwoSignals(Callback):
+    """A scheduler's SIGTERM, and that of the launcher behind it, within one step."""
+
+    def on_step(self, step: Any) -> None:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_under_a_launcher_the_second_signal_ends_no_run_without_its_checkpoint(
+    launched: bool, tiny_model: Any, noise_clips: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if launched:
+        monkeypatch.setenv("RANK", "0")
+    else:
+        monkeypatch.delenv("RANK", raising=False)
+    train, optim = TrainConfig(device="cpu", trackers=()), OptimConfig(lr=0.05, lr_batch_size=8, epochs=2)
+    with pytest.raises(TrainingInterrupted if launched else KeyboardInterrupt):
+        fit(tiny_model, noise_clips(), output=tmp_path, train=train, optim=optim, callbacks=[_TwoSignals()])
+    assert (find_checkpoint(tmp_path / "checkpoints" / "last") is not None) == launched

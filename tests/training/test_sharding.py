@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from kinescan.errors import ConfigError
 from kinescan.models.zoo import from_pretrained
@@ -22,6 +24,7 @@ from kinescan.training import OptimConfig, TrainConfig
 from kinescan.training.checkpoint import load_state
 from kinescan.training.dry_run import make_plan
 from kinescan.training.resume_check import describe_computing
+from kinescan.training.sharding import ShardedModel
 
 TOLERANCE = 1e-5
 
@@ -104,6 +107,22 @@ def test_two_processes_that_divide_a_model_give_what_one_gives(tmp_path: Path) -
     assert first["taken up"]["error"] == script.run(tmp_path / "left", alone, resume=True)["error"] == ""
     for run in ("from one", "left"):
         _same_weights(tmp_path / run / "checkpoints/last", tmp_path / "one/checkpoints/last", tolerance=1e-4)
+
+
+def test_each_block_is_divided_by_itself() -> None:
+    """So that the parameters of one block at a time are whole, and not those of the model."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        sharded = ShardedModel(_script().make_model(), Processes())
+        blocks = [block for block, _ in sharded.model.sharded_blocks()]
+        sharded.shard(sharded.model)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(blocks) == 3 + 1  # the ViT's, and the scanner
+    assert all(isinstance(block, FSDPModule) for block in blocks)
+    divided = {name for name, parameter in sharded.model.named_parameters() if isinstance(parameter, DTensor)}
+    assert divided == {name for name, _ in sharded.plain.named_parameters()}
 
 
 @pytest.mark.bad_input

@@ -18,6 +18,7 @@ from kinescan.data.transforms import EvalTransform, SampledAugmentation, TrainTr
 from kinescan.data.video import Frames, Limits, VideoReader
 from kinescan.errors import ConfigError, VideoError
 from kinescan.preprocessing import Preprocessing
+from kinescan.runtime.addresses import shown_path
 from kinescan.runtime.torch_internals import shared_storage
 
 __all__ = ["Sample", "Unreadable", "VideoDataset", "split_items", "stable_seed"]
@@ -193,7 +194,7 @@ class VideoDataset(torch.utils.data.Dataset[Sample | Unreadable]):
             generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch, item.video_id))
             frames = self._sample_frames(index, generator)
         except VideoError as error:
-            return Unreadable(str(item.path), error.reason, index, gone=self._is_gone(index))
+            return Unreadable(shown_path(item.path), error.reason, index, gone=self._is_gone(index))
         assert isinstance(self.transform, TrainTransform)
         label = self._sample_mirrored_label(item, epoch)
         sampled = self.transform.sample(frames.pixels, generator=generator, mirror=label is not None)

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ _SUFFIX = ".npz"
 _ATTEMPTS = 3
 _LEFT_OVER_SECONDS = 3600.0
 _told: set[str] = set()
+_untold: list[tuple[str, str]] | None = None
+"""Of a worker process: lines and kinds that the main process is still to say."""
 
 Arrays = dict[str, Any]
 
@@ -147,7 +149,32 @@ def cache_folder() -> Path | None:
 
 
 def say_once(text: str, kind: str = "") -> None:
-    """A line of the log, once in a process for each kind."""
-    if (kind or text) not in _told:
-        _told.add(kind or text)
+    """A line of the log, once in a process for each kind; of a worker process, see `tell_later`."""
+    if (kind or text) in _told:
+        return
+    _told.add(kind or text)
+    if _untold is None:
         logger.info(text)
+    else:
+        _untold.append((text, kind))
+
+
+def tell_later() -> None:
+    """Makes `say_once` keep its lines in this process for `take_said`: nobody sees the log of a worker process."""
+    global _untold
+    _untold = []
+
+
+def take_said() -> list[tuple[str, str]]:
+    """What `say_once` kept since the last call, for `say_again` in the main process."""
+    global _untold
+    if not _untold:
+        return []
+    said, _untold = _untold, []
+    return said
+
+
+def say_again(said: Iterable[tuple[str, str]]) -> None:
+    """Says what workers kept: once, however many of them kept it."""
+    for text, kind in said:
+        say_once(text, kind)

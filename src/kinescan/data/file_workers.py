@@ -5,6 +5,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from kinescan.data.disk_cache import say_again, take_said
 from kinescan.data.loader import start_worker, worker_context
 from kinescan.runtime.python_internals import kill_workers
 
@@ -47,19 +48,25 @@ def _in_processes(
     """Paths with their results; None for those that were under way when a process ended."""
     left = list(reversed(paths))
     while left:
-        under_way: dict[Future[Result], Item] = {}
+        under_way: dict[Future[tuple[Result, list[tuple[str, str]]]], Item] = {}
         with ProcessPoolExecutor(num_workers, mp_context=worker_context(), initializer=start_worker) as pool:
             try:
                 while left or under_way:
                     while left and len(under_way) < 4 * num_workers:
-                        under_way[pool.submit(work, left[-1])] = left[-1]
+                        under_way[pool.submit(_with_log, work, left[-1])] = left[-1]
                         left.pop()
                     done, _ = wait(under_way, return_when=FIRST_COMPLETED)
                     for future in done:
-                        result = future.result()
+                        result, said = future.result()
+                        say_again(said)
                         yield under_way.pop(future), result
             except BrokenProcessPool:
                 yield from ((path, None) for path in under_way.values())
             except BaseException:
                 kill_workers(pool)
                 raise
+
+
+def _with_log(work: Callable[[Item], Result], item: Item) -> tuple[Result, list[tuple[str, str]]]:
+    """In a worker: the result, and what the main process is to say for it."""
+    return work(item), take_said()

@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 import torch
 
 from kinescan.data.datasets import Sample, Samples, Unreadable, VideoDataset, stable_seed
+from kinescan.data.disk_cache import say_again, take_said, tell_later
 from kinescan.data.shared_memory import LOWERED, check_shared_memory
 from kinescan.data.transforms import SampledAugmentation
 from kinescan.data.window_dataset import WindowDataset
@@ -75,6 +76,7 @@ class Batch:
         frame_seconds: in training, of each of the B clips, from frame to frame; empty where it is unknown.
         starts: of each of the B, whether a state that is carried from batch to batch begins anew; empty for all.
         left: of each of the B in bytes, what `finish_clips` is still to do; empty where the clips are finished.
+        said: what the worker that read them has for the log of the main process, as `take_said` gives it.
     """
 
     clips: torch.Tensor
@@ -85,6 +87,7 @@ class Batch:
     frame_seconds: list[float] = field(default_factory=list)
     starts: list[bool] = field(default_factory=list)
     left: list[SampledAugmentation] = field(default_factory=list)
+    said: list[tuple[str, str]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"Batch(clips={list(self.clips.shape)}, {len(self.unreadable)} unreadable)"
@@ -234,6 +237,7 @@ class VideoLoader:
         _READ_NOW.add(batches)
         try:
             while (batch := _next_batch(batches)) is not None:
+                say_again(batch.said)
                 yield batch
         finally:
             _READ_NOW.discard(batches)
@@ -288,6 +292,7 @@ def collate(gathered: Samples) -> Batch:
         frame_seconds=[sample.frame_seconds for sample in read],
         starts=[sample.starts for sample in read],
         left=[sample.left for sample in read if sample.left is not None],
+        said=take_said(),
     )
 
 
@@ -406,6 +411,7 @@ def worker_context(start_method: StartMethod = "auto") -> BaseContext:
 
 def start_worker(_: int = 0) -> None:
     """What a worker process does first."""
+    tell_later()
     torch.set_num_threads(1)
     # Ctrl-C is for the main process, which ends the workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -25,6 +25,7 @@ from kinescan.data.video import Frames, Limits, VideoReader
 from kinescan.data.window_plan import FollowedWindows, SampledWindows, Span, Window, WindowPlan
 from kinescan.errors import ConfigError, VideoError
 from kinescan.preprocessing import Preprocessing
+from kinescan.runtime.addresses import shown_path
 from kinescan.shapes import BACKGROUND
 
 logger = logging.getLogger(__name__)
@@ -270,7 +271,7 @@ class WindowDataset(torch.utils.data.Dataset[Sample | Unreadable]):
             positions, truth, counted = self._frames_of(window)
             pixels = self._read(item, positions)
         except VideoError as error:
-            return Unreadable(str(self.items[item].path), error.reason, item, gone=self._is_gone(item))
+            return Unreadable(shown_path(self.items[item].path), error.reason, item, gone=self._is_gone(item))
         columns = self._mirrored[item]
         mirroring = torch.Generator().manual_seed(stable_seed(self.seed, epoch, window.sample_key, "mirror"))
         mirror = chance(self.transform.augment.flip_rate, mirroring) and columns is not None

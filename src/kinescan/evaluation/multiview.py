@@ -17,6 +17,7 @@ from kinescan.errors import ConfigError, KinescanError, NonFiniteError, ShapeErr
 from kinescan.evaluation.metrics import Metrics, compute_metrics
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.mode import evaluation_view
+from kinescan.runtime.addresses import shown_path
 from kinescan.runtime.distributed import Processes, joined_processes
 
 logger = logging.getLogger(__name__)
@@ -317,7 +318,7 @@ def _score_batch(
     views = batch.clips.flatten(0, 1)
     logits = _logits(model, views, views_per_forward).unflatten(0, batch.clips.shape[:2])  # [B, V, K]
     for index, video, own in zip(batch.item_indices, batch.clips, logits, strict=True):
-        check_finite(own, video, name=str(dataset.items[index].path))
+        check_finite(own, video, name=shown_path(dataset.items[index].path))
     return dict(zip(batch.item_indices, logits.softmax(2).mean(1), strict=True))
 
 

@@ -23,6 +23,7 @@ from kinescan.inference.exported import ExportedModel
 from kinescan.inference.frame_predictor import predict_frames, rate_of
 from kinescan.models.classifier import VideoClassifier
 from kinescan.profiling.cost import count_cost
+from kinescan.runtime.addresses import shown_path
 from kinescan.runtime.distributed import Processes
 from kinescan.runtime.precision import Precision
 from kinescan.shapes import BACKGROUND
@@ -126,7 +127,7 @@ def _answer(
         return predict_frames(model, video.path, video_id=video.video_id, limits=limits, allow_short=allow_short)
     except VideoError as error:
         logger.warning("not scored, cannot be read: %s: %s", video.path, error.reason)
-        return Unreadable(str(video.path), error.reason, index, gone=is_gone(video.path))
+        return Unreadable(shown_path(video.path), error.reason, index, gone=is_gone(video.path))
 
 
 def choose_for(
@@ -270,7 +271,7 @@ def report_frames(
         model=model.name,
         data=data,
         rules_from=rules_from,
-        paths={video.video_id: str(video.path) for video in answered.videos},
+        paths={video.video_id: shown_path(video.path) for video in answered.videos},
         unreadable=answered.unreadable,
         seed=seed,
         precision=precision,

@@ -7,6 +7,7 @@ from kinescan.data.memory import VideoMemory
 from kinescan.data.readers.lists import files_there
 from kinescan.data.stored import read_anew
 from kinescan.data.window_dataset import WindowDataset
+from kinescan.runtime.addresses import shown_path
 from kinescan.runtime.distributed import Processes
 
 
@@ -82,4 +83,4 @@ class DatasetClips:
 
     def path(self, item_index: int) -> str:
         """The video of an item."""
-        return str(self._dataset.items[item_index].path)
+        return shown_path(self._dataset.items[item_index].path)

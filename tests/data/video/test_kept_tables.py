@@ -4,6 +4,8 @@ import logging
 import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -267,3 +269,59 @@ def test_eight_processes_that_read_write_and_delete_at_once_disturb_nobody(cache
     # some were found, others deleted and made anew
     kept, rounds = (sum(entry[column] for entry in found) for column in (1, 2))
     assert 0 < kept < rounds
+
+
+WORKERS = """
+import logging, os, sys
+from pathlib import Path
+from kinescan.data import AugmentConfig, TrainTransform, disk_cache, list_videos
+from kinescan.data.datasets import VideoDataset
+from kinescan.data.loader import LoaderConfig, make_loader
+from kinescan.preprocessing import Preprocessing
+from kinescan.runs.index import index
+
+class Lines(logging.Handler):
+    def emit(self, record):
+        print(record.getMessage(), flush=True)
+
+def change():
+    disk_cache._told.clear()
+    for path in Path("videos").rglob("*.mp4"):
+        os.utime(path, ns=(1, os.stat(path).st_mtime_ns + 1))
+
+if __name__ == "__main__":
+    logging.getLogger("kinescan.data.disk_cache").addHandler(Lines())
+    logging.getLogger("kinescan.data.disk_cache").setLevel(logging.INFO)
+    index("videos", num_workers=2)
+    change()
+    index("videos", num_workers=2)
+    change()
+    settings = Preprocessing(num_frames=4, size=32)
+    dataset = VideoDataset(list_videos("videos").items, ["a"], TrainTransform(settings, AugmentConfig()),
+                           preprocessing=settings, mode="train")
+    for batch in make_loader(dataset, LoaderConfig(batch_size=1, num_workers=2), shuffle=False, seed=0):
+        assert len(batch.labels) == 1
+"""
+
+
+def test_what_worker_processes_make_anew_is_said_once_by_the_main_one(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        # of a size from which on tables are kept
+        write_video(
+            tmp_path / "videos/a" / f"{name}.mp4", torch.randint(0, 256, (24, 3, 256, 256), dtype=torch.uint8), fps=8
+        )
+    assert min(path.stat().st_size for path in (tmp_path / "videos/a").iterdir()) > kept_tables.LEAST_BYTES
+    (tmp_path / "workers.py").write_text(WORKERS)
+    done = subprocess.run(
+        [sys.executable, "workers.py"],
+        cwd=tmp_path,
+        env={**os.environ, disk_cache.CACHE_VARIABLE: str(tmp_path / "tables")},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    # of the second index, and of the batches
+    assert [line.count("made anew") for line in lines] == [1, 1]
