@@ -50,7 +50,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
-    monkeypatch.setattr("kinescan.inference.ask.MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr("kinescan.vlm.generation.MAX_NEW_TOKENS", 6)
 
 
 def run(*arguments):

@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 
 from kinescan.cli.main import build_app
 from kinescan.data.video import Reconnect, write_video
-from kinescan.errors import ConfigError
+from kinescan.errors import ConfigError, VideoError
 from kinescan.inference.ask import ask
 from kinescan.inference.ask_session import Session
 from kinescan.inference.ask_settings import AskSettings
@@ -194,6 +194,65 @@ def test_python_callers_are_told_as_well(model, clip, state):
     # its own parameters go before those of the settings
     report = ask(clip, ["What?"], vlm=vlm, policy="recency", storage="int8", settings=AskSettings(policy="h2o"))
     assert report.prefill.policy == "recency"
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"questions": "What?"},
+        {"questions": b"What?"},
+        {"questions": ["What?", 3]},
+        {"questions": [b"What?"]},
+        {"questions": [[]]},
+        {"video": 3},
+        {"video": b"a.mp4"},
+        {"video": "a\0.mp4"},
+        {"vlm": None},
+        {"vlm": torch.nn.Linear(1, 1)},
+        {"settings": "x"},
+        {"settings": {}},
+        {"session": 3},
+        {"session": {}},
+        {"allow_short": "yes"},
+        {"on_progress": 3},
+        {"on_text": "x"},
+    ],
+    ids=str,
+)
+def test_arguments_of_other_types_are_refused_before_watching(options, model, clip, monkeypatch):
+    vlm = load_vlm(model)
+
+    def open_it(*args, **options):
+        raise AssertionError("the video was watched")
+
+    monkeypatch.setattr("kinescan.inference.ask.open_stream", open_it)
+    with pytest.raises((ConfigError, VideoError)):
+        ask(**{"video": clip, "questions": ["What?"], "vlm": vlm, **options})
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (Session, {"watch": 3}),
+        (Session, {"watch": ["What?"]}),
+        (Session, {"load": 3}),
+        (Session, {"save": b"a.state"}),
+        (Session, {"incoming": 3}),
+        (Session, {"on_answer": 3}),
+        (Session, {"every_seconds": 1e-320}),
+        (AskSettings, {"pixels": "x"}),
+        (AskSettings, {"pixels": (1, "x")}),
+        (AskSettings, {"pixels": 2**70}),
+        (AskSettings, {"dtype": 3}),
+        (AskSettings, {"merge_adapter": "x"}),
+    ],
+    ids=str,
+)
+def test_fields_of_other_types_are_refused(kind, options):
+    with pytest.raises(ConfigError, match=next(iter(options)).removesuffix("_seconds")):
+        kind(**options)
 
 
 def test_each_answer_while_watching_stands_by_itself(model, clip):

@@ -49,7 +49,7 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
-    monkeypatch.setattr("kinescan.inference.ask.MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr("kinescan.vlm.generation.MAX_NEW_TOKENS", 6)
 
 
 def run(*arguments, model=None, **options):

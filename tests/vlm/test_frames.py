@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,33 @@ def test_features_of_another_kind_are_refused(vlm, video):
             stream.push(Features(tokens=sound.tokens / 0, grid=sound.grid))
         assert stream.stats.num_frames == other.stats.num_frames == 0
         stream.push(sound)
+
+
+@pytest.mark.bad_input
+def test_features_that_only_look_like_those_of_the_model_are_refused(family_name, vlm, video):
+    """A level too few would be left out silently, and each answer be another one."""
+    with start(vlm(family_name)) as stream:
+        one = stream.encode(video(2))[0]
+        rows, columns = one.grid
+        for other in (
+            replace(one, deepstack=(*one.deepstack, one.tokens)),
+            *([replace(one, deepstack=one.deepstack[1:])] if one.deepstack else []),
+            replace(one, tokens=one.tokens.numpy()),
+            replace(one, grid=(float(rows), columns)),
+            replace(one, grid=(-rows, -columns)),
+            replace(one, grid=(rows,)),
+            replace(one, grid=None),
+        ):
+            with pytest.raises(ShapeError):
+                stream.push([other])
+        assert stream.stats.num_frames == 0
+        stream.push([one])
+
+
+@pytest.mark.bad_input
+def test_a_model_without_its_head_is_named(vlm):
+    with pytest.raises(ConfigError, match=r"Model.*head"):
+        open_stream(vlm("qwen2_vl").model)
 
 
 @pytest.mark.parametrize(

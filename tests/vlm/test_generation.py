@@ -7,7 +7,7 @@ import torch
 from tests.vlm.conftest import transformers
 
 from kinescan.errors import ConfigError
-from kinescan.vlm import Generation, PixelSettings, open_stream
+from kinescan.vlm import Generation, PixelSettings, ask_together, open_stream
 from kinescan.vlm.generation import Sampler
 
 QUESTION = [5, 17, 200, 41, 8]
@@ -114,11 +114,68 @@ def test_settings_out_of_range_are_refused(given):
         Generation(**given)
 
 
+FOLLOWED = {
+    "do_sample": True,
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "top_k": 3,
+    "repetition_penalty": 2.0,
+    "stop_strings": ["END"],
+    "eos_token_id": 7,
+    "max_new_tokens": 3,
+}
+CHANGES_NO_ANSWER = {
+    *("max_length", "early_stopping", "length_penalty", "num_return_sequences", "num_beam_groups", "diversity_penalty"),
+    *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "low_memory", "prefill_chunk_size"),
+    *("renormalize_logits", "remove_invalid_values", "output_attentions", "output_hidden_states", "output_scores"),
+    *("output_logits", "return_dict_in_generate", "pad_token_id", "bos_token_id", "decoder_start_token_id"),
+    *("use_mtp", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "speculation_type"),
+    *("assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit"),
+    *("assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "compile_config", "disable_compile"),
+    *("continuous_batching_config", "transformers_version"),
+}
+"""Of beams that are not searched, of the length with the prompt, of how `generate` computes."""
+
+
 def test_what_is_not_followed_is_said(vlm, caplog):
+    """Every setting that transformers knows: a new one has to be sorted in here."""
     model = copy.copy(vlm("internvl"))
-    model.generation_config = transformers.GenerationConfig(num_beams=4)
+    model.generation_config = stored = transformers.GenerationConfig(do_sample=True)
+    names = {name for name in vars(stored) if not name.startswith("_")} - set(FOLLOWED) - CHANGES_NO_ANSWER
+    assert {"num_beams", "min_p", "suppress_tokens", "min_new_tokens"} <= names
+    for name in names:
+        setattr(stored, name, 3)
     start(model)
-    assert "num_beams" in caplog.text
+    said = caplog.text
+    assert not [name for name in names if name not in said]
+    caplog.clear()
+    model.generation_config = transformers.GenerationConfig(**FOLLOWED, use_cache=False, num_beams=1)
+    start(model)
+    assert not caplog.text
+
+
+def test_an_answer_is_as_long_as_the_model_says(vlm, video, monkeypatch):
+    model = copy.copy(vlm("internvl"))
+    monkeypatch.setattr("kinescan.vlm.generation.MAX_NEW_TOKENS", 5)
+    for said, given, expected in ((3, None, 3), (3, 4, 4), (None, None, 5)):
+        model.generation_config = transformers.GenerationConfig(max_new_tokens=said)
+        with start(model) as stream:
+            stream.push(video(2))
+            assert len(stream.ask(QUESTION, max_new_tokens=given).token_ids) == expected
+            assert len(ask_together([stream], [QUESTION], max_new_tokens=given)[0].token_ids) == expected
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("said", ["x", 0, 2.5, True, [3]])
+def test_a_length_that_is_none_is_refused(said, vlm, video):
+    model = copy.copy(vlm("internvl"))
+    model.generation_config = transformers.GenerationConfig()
+    model.generation_config.max_new_tokens = said
+    with start(model) as stream:
+        stream.push(video(2))
+        with pytest.raises(ConfigError, match=r"max_new_tokens.*generation_config"):
+            stream.ask(QUESTION)
+        assert stream.ask(QUESTION, max_new_tokens=1).token_ids
 
 
 @pytest.mark.bad_input

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from kinescan.errors import CheckpointError, KinescanError
 from kinescan.runtime.fingerprint import fingerprint_of
 from kinescan.vlm import PixelSettings, load_stream, load_vlm, open_stream
+from kinescan.vlm.saved_stream import saved_settings
+from kinescan.vlm.snapshot import read_snapshot
 
 PIXELS = PixelSettings(min_pixels=64, max_pixels=10_000)
 QUESTION = [5, 17, 200, 41, 8]
@@ -197,3 +199,24 @@ def test_paths_that_are_none(path, saved, vlm):
             load_stream(path, vlm("qwen3_vl"))
         with pytest.raises(CheckpointError):
             load_vlm(path)
+
+
+def test_settings_are_read_without_the_tensors(saved, monkeypatch):
+    """Which may be gigabytes, and are read once the model is there."""
+
+    class Headers:
+        def __init__(self, path, framework):
+            self.file = safe_open(path, framework)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def metadata(self):
+            return self.file.metadata()
+
+    facts = read_snapshot(saved)[1]
+    monkeypatch.setattr("kinescan.vlm.snapshot.safe_open", Headers)
+    assert saved_settings(saved)[0].budget == facts["config"]["budget"] == 9

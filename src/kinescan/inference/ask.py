@@ -11,11 +11,12 @@ from torch import Tensor
 
 from kinescan.data.video import Reconnect
 from kinescan.errors import ConfigError, KinescanError
-from kinescan.inference.ask_checks import check_question, check_together
+from kinescan.inference.ask_checks import check_arguments, check_question, check_together, require_vlm
 from kinescan.inference.ask_session import Asked, Session
-from kinescan.inference.ask_settings import MAX_NEW_TOKENS, AskSettings
+from kinescan.inference.ask_settings import AskSettings
 from kinescan.inference.frame_source import Group, Live, Recorded, open_watched
 from kinescan.vlm import POLICIES, StreamStats, VideoStream, Vlm, load_stream, open_stream
+from kinescan.vlm.generation import answer_limit
 from kinescan.vlm.store import Storage
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def ask(
         policy: what chooses the compressed state; StateKV by default.
         compare: "full" answers with full attention too.
         storage: of the full KV cache; "memory" by default.
-        max_new_tokens: answers are cut there; at 256 by default.
+        max_new_tokens: answers are cut there; by default as the model's `generation_config` says, or at 256.
         allow_short: answer about what can be decoded of a cut or damaged file (see VideoReader).
         horizon_frames: frames that the video source will not exceed, for models that have to know (see `open_stream`);
             of a file, its own number by default.
@@ -121,15 +122,19 @@ def ask(
         ConfigError: a setting is wrong, contradicts another one, or would do nothing; or no question was given.
         CheckpointError: a saved stream cannot be read or written.
     """
+    called = {"on_progress": on_progress, "on_text": on_text}
+    check_arguments(video, allow_short, called, vlm=vlm, settings=settings, session=session, reconnect=reconnect)
     session = session or Session()
     check_question(questions, fps, compare, session)
     check_together(video, session, allow_short=allow_short, reconnect=reconnect)
+    require_vlm(vlm)
     asked_for: dict[str, Any] = {"policy": policy, "storage": storage}
     asked_for |= {"max_new_tokens": max_new_tokens, "horizon_frames": horizon_frames}
     given = {name: value for name, value in asked_for.items() if value is not None}
     settings = replace(settings or AskSettings(), **given)
     # said before hours of watching, not at the first question
     settings.generation.of_model(getattr(vlm.model, "generation_config", None))
+    answer_limit(settings.max_new_tokens, vlm.model)
     # however it ends, the streams are closed: the model stays as it was
     with ExitStack() as opened:
         saved = None
@@ -195,7 +200,7 @@ def _report(
     if watched is not None:
         _watch(watched, asking, clocks, on_progress)
     stats, full_stats = stream.stats, full.stats if full else None
-    for question in questions:
+    for question in questions or ():
         asking.ask(question)
     asking.ask_incoming()
     return AskReport(
@@ -373,7 +378,7 @@ def _answer(
 ) -> tuple[str, float, Tensor]:
     before = time.perf_counter()
     tokens = []
-    limit = MAX_NEW_TOKENS if settings.max_new_tokens is None else settings.max_new_tokens
+    limit = settings.max_new_tokens
     for token in stream.ask_stepwise(question, max_new_tokens=limit, generation=settings.generation):
         tokens.append(token)
         if on_text is not None:

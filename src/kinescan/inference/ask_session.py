@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Protocol
 
 from kinescan.errors import ConfigError
+from kinescan.runtime.files import require_path
 from kinescan.vlm.config import is_finite
+
+SHORTEST_SECONDS = 1e-9
+"""Between two questions, or two times of saving."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +72,18 @@ class Session:
 
     def __post_init__(self) -> None:
         for name, every in (("every", self.every_seconds), ("save_every_seconds", self.save_every_seconds)):
-            if not is_finite(every) or not every > 0:
-                raise ConfigError(f"{name} must be a positive number of seconds, got {every!r}.")
+            if not is_finite(every) or not every >= SHORTEST_SECONDS:
+                raise ConfigError(f"{name} must be a number of seconds from {SHORTEST_SECONDS} on, got {every!r}.")
+        for name, path in (("load", self.load), ("save", self.save)):
+            if path is not None:
+                require_path(path, error=lambda said, name=name: ConfigError(f"{name}: {said}"))  # type: ignore[misc]
+        if self.watch is not None and not isinstance(self.watch, str):
+            raise ConfigError(f"watch must be a question in text, got a {type(self.watch).__name__}.")
+        for part in ("ready", "next"):
+            if self.incoming is not None and not callable(getattr(self.incoming, part, None)):
+                raise ConfigError(f"incoming needs a method {part!r}, and a {type(self.incoming).__name__} has none.")
+        if self.on_answer is not None and not callable(self.on_answer):
+            raise ConfigError(f"on_answer is called, and must be a function, got a {type(self.on_answer).__name__}.")
         if self.watch is not None and not self.watch.strip():
             raise ConfigError("the question to watch for is empty. Ask something.")
 

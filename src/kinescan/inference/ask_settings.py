@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from kinescan.errors import ConfigError
+from kinescan.fields import fits
 from kinescan.vlm import POLICIES, Generation, PixelSettings, StreamConfig, Vlm
-from kinescan.vlm.config import check_count
+from kinescan.vlm.config import check_count, check_flag
 from kinescan.vlm.families import family_class
 from kinescan.vlm.memory import read_amount
 
-MAX_NEW_TOKENS = 256
 _OF_STREAM = (
     *("policy", "storage", "memory_policy", "chunk_tokens", "retrieved_chunks", "horizon_frames", "hf_compat"),
     "compiled",
@@ -35,7 +35,7 @@ class AskSettings:
         system: the system prompt, in plain text.
         dtype: of the weights: auto, float32, bfloat16 or float16.
         merge_adapter: where the model is an adapter of PEFT, its weights become part of its base model's.
-        max_new_tokens: answers are cut there.
+        max_new_tokens: answers are cut there; by default as the model says, or at 256.
         temperature: see `Generation`; as the model says by default, likewise the next four.
         top_p: see `Generation`.
         top_k: see `Generation`.
@@ -69,6 +69,9 @@ class AskSettings:
             check_count("max_new_tokens", self.max_new_tokens)
         if self.pixels is not None:
             limited_pixels(PixelSettings(), self.pixels)
+        check_flag("merge_adapter", self.merge_adapter)
+        if not isinstance(self.dtype, str):
+            raise ConfigError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r:.60}.")
         _ = self.generation
 
     @property
@@ -175,7 +178,9 @@ def limited_pixels(settings: PixelSettings, pixels: int | tuple[int, int]) -> Pi
         >>> limited_pixels(PixelSettings(), 50_000).min_pixels
         50000
     """
-    sides = pixels if isinstance(pixels, tuple) else (min(settings.min_pixels, pixels), pixels)
-    if len(sides) != 2 or not 1 <= sides[0] <= sides[1]:
+    if not fits(pixels, int | tuple[int, int]):
+        raise ConfigError(f"pixels must be a whole number, or two, got {pixels!r:.60}.")
+    sides = (min(settings.min_pixels, pixels), pixels) if isinstance(pixels, int) else tuple(pixels)
+    if not 1 <= sides[0] <= sides[1]:
         raise ConfigError(f"pixels must be the most pixels of a frame, or fewest and most, got {pixels!r}.")
     return replace(settings, min_pixels=sides[0], max_pixels=sides[1])

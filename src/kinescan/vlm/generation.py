@@ -12,12 +12,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinescan.errors import ConfigError
-from kinescan.vlm.config import is_finite
+from kinescan.vlm.config import check_count, is_finite
 
 logger = logging.getLogger(__name__)
 
-_UNUSED = {"num_beams": 1, "no_repeat_ngram_size": 0, "typical_p": 1.0, "penalty_alpha": None, "bad_words_ids": None}
-"""Settings of a generation config that change an answer and are not followed, with the values that change nothing."""
+MAX_NEW_TOKENS = 256
+"""Of an answer, where neither the caller nor the model says how many."""
+_UNUSED_CHOICE = {"min_p": 0.0, "top_h": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+_UNUSED = {
+    **{"num_beams": 1, "min_length": 0, "min_new_tokens": 0, "no_repeat_ngram_size": 0},
+    **{"encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "guidance_scale": 1.0},
+    **dict.fromkeys(("bad_words_ids", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens")),
+    **dict.fromkeys(("begin_suppress_tokens", "sequence_bias", "exponential_decay_length_penalty", "max_time")),
+    **dict.fromkeys(("watermarking_config", "penalty_alpha", "dola_layers", "constraints", "force_words_ids")),
+    "token_healing": False,
+}
+"""Settings of a generation config that change an answer and are not followed, with the values that change nothing;
+those of `_UNUSED_CHOICE` where tokens are sampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +133,26 @@ def of_answer(given: Any, model: Any) -> Generation:
             f"generation must be a vlm.Generation, got a {type(given).__name__}: Generation(seed=1), say."
         )
     return (given or Generation()).of_model(getattr(model, "generation_config", None))
+
+
+def answer_limit(given: Any, model: Any) -> int:
+    """Most tokens of an answer.
+
+    Args:
+        given: by the caller; None for what the model says.
+        model: a model of transformers.
+
+    Raises:
+        ConfigError: it is not a whole number of at least 1, or that of the model's generation config is none.
+    """
+    if given is not None:
+        check_count("max_new_tokens", given)
+        return int(given)
+    stored = getattr(getattr(model, "generation_config", None), "max_new_tokens", None)
+    if stored is None:
+        return MAX_NEW_TOKENS
+    check_count("max_new_tokens of the model's generation_config", stored)
+    return int(stored)
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -236,6 +267,7 @@ def may_become(text: str, stop: tuple[str, ...]) -> bool:
 
 def tell_of_unused(stored: Any) -> None:
     """Says which settings of a generation config are not followed, where they would change an answer."""
-    strange = [name for name, usual in _UNUSED.items() if getattr(stored, name, None) not in (None, usual)]
+    unused = _UNUSED | (_UNUSED_CHOICE if getattr(stored, "do_sample", None) else {})
+    strange = [name for name, usual in unused.items() if getattr(stored, name, None) not in (None, usual)]
     if strange:
         logger.warning("the model's generation_config sets %s, which answers do not follow", ", ".join(strange))

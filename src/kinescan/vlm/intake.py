@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError
+from kinescan.fields import fits
 from kinescan.vlm.config import StreamConfig
 from kinescan.vlm.families import Family, Features
 
@@ -214,9 +215,18 @@ def check_features(features: Features, family: Family) -> None:
     """
     if not isinstance(features, Features):
         raise ShapeError(f"a list of features must hold Features alone, got {type(features).__name__}. See encode.")
+    if not fits(features.grid, tuple[int, int]) or min(features.grid) < 1:
+        raise ShapeError(f"the grid of features must be (rows, columns), got {features.grid!r:.60}. See encode.")
     rows, columns = features.grid
     width = family.embedding.shape[1]
+    if len(features.deepstack) != family.num_levels:
+        raise ShapeError(
+            f"features for this model have {family.num_levels} further levels (deepstack), got "
+            f"{len(features.deepstack)}. Push what encode of a stream of the same model gave."
+        )
     for level in (features.tokens, *features.deepstack):
+        if not isinstance(level, Tensor):
+            raise ShapeError(f"features must be tensors, got a {type(level).__name__}. See encode.")
         if level.ndim != 2 or tuple(level.shape) != (rows * columns, width) or not level.is_floating_point():
             raise ShapeError(
                 f"features of {rows} x {columns} tokens must be [{rows * columns}, {width}] for this model, got "

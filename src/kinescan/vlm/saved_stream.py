@@ -91,7 +91,7 @@ def saved_settings(path: str | Path) -> tuple[StreamConfig, PixelSettings]:
     Raises:
         CheckpointError: the file holds no stream, or is damaged.
     """
-    _, facts = read_snapshot(path)
+    _, facts = read_snapshot(path, tensors=False)
     with understood(path):
         config, pixels = _settings_of(facts)
         return StreamConfig(**config), pixels

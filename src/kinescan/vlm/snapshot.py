@@ -41,8 +41,12 @@ def write_snapshot(path: str | Path, tensors: Mapping[str, Tensor], facts: Mappi
             raise CheckpointError(f"{path} cannot be written ({error}). {ADVICE}") from None
 
 
-def read_snapshot(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_snapshot(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and facts of a file that `write_snapshot` wrote.
+
+    Args:
+        path: the file.
+        tensors: False reads the facts alone, of a file that may hold gigabytes.
 
     Raises:
         CheckpointError: the file is missing, or it holds something else.
@@ -59,7 +63,8 @@ def read_snapshot(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise CheckpointError(
                     f"{path} has format {found!r}; this version reads {FORMAT}. Use the version that wrote it."
                 )
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+            names = file.keys() if tensors else ()
+            return {name: file.get_tensor(name) for name in names}, facts
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read as a stream: {error}. Give a file that stream.save wrote."

@@ -21,11 +21,11 @@ from kinescan.vlm.answering import Answering, answer_of
 from kinescan.vlm.attention import compile_stream
 from kinescan.vlm.cache import StreamCache
 from kinescan.vlm.chat import Chat, PatchPosition
-from kinescan.vlm.config import StreamConfig, check_count, check_flag
+from kinescan.vlm.config import StreamConfig, check_flag
 from kinescan.vlm.families import Family, Features, PixelSettings, Positions, family_class, read_pixel_settings
 from kinescan.vlm.families.door import follows_length, share_weights, unwrapped
 from kinescan.vlm.frames import to_frames
-from kinescan.vlm.generation import Generation, Sampler, Speech, of_answer, tell_of_unused
+from kinescan.vlm.generation import Generation, Sampler, Speech, answer_limit, of_answer, tell_of_unused
 from kinescan.vlm.horizon import check_declared, positions_of_horizon
 from kinescan.vlm.intake import Intake, PendingPatch, encoded
 from kinescan.vlm.policy import Policy, make_policy
@@ -246,7 +246,7 @@ class VideoStream(Uncopied):
         self,
         question: str | Sequence[int] | Tensor,
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         keep: bool = False,
         generation: Generation | None = None,
     ) -> Answer:
@@ -254,7 +254,7 @@ class VideoStream(Uncopied):
 
         Args:
             question: text, or token ids.
-            max_new_tokens: the answer is cut there.
+            max_new_tokens: the answer is cut there; by default as the model's `generation_config` says, or at 256.
             keep: question and answer become part of the stream, so that later questions and frames see them. By
                 default they leave no trace.
             generation: how tokens are chosen; as the model's `generation_config` says, by default.
@@ -271,7 +271,7 @@ class VideoStream(Uncopied):
         self,
         question: str | Sequence[int] | Tensor,
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         keep: bool = False,
         generation: Generation | None = None,
     ) -> Iterator[AnswerToken]:
@@ -327,17 +327,17 @@ class VideoStream(Uncopied):
         }
         write_snapshot(path, {**pack_cache(self.cache), **waiting}, facts)
 
-    def _checked_question(self, question: Any, max_new_tokens: int, generation: Generation | None) -> Generation:
+    def _checked_question(self, question: Any, max_new_tokens: Any, generation: Generation | None) -> Generation:
         """Every setting of an answer that can be given now."""
         self._check_usable()
-        check_count("max_new_tokens", max_new_tokens)
+        answer_limit(max_new_tokens, self.family.model)
         if self.intake.num_frames == 0:
             raise ConfigError("nothing has been pushed into this stream yet. Push frames first, then ask.")
         self.chat.question(question, behind="video")
         return of_answer(generation, self.family.model)
 
     def _answer(
-        self, question: str | Sequence[int] | Tensor, limit: int, keep: bool, generation: Generation
+        self, question: str | Sequence[int] | Tensor, limit: int | None, keep: bool, generation: Generation
     ) -> Iterator[AnswerToken]:
         with self._turn, torch.no_grad():
             self._check_usable()
@@ -351,7 +351,7 @@ class VideoStream(Uncopied):
             self._end_answer()
 
     def _begin_answer(
-        self, question: str | Sequence[int] | Tensor, limit: int, *, keep: bool, generation: Generation
+        self, question: str | Sequence[int] | Tensor, given: int | None, *, keep: bool, generation: Generation
     ) -> Answering:
         """An answer, of which no step was taken yet; `_end_answer` follows it."""
         waiting = self.intake.waiting()
@@ -368,7 +368,7 @@ class VideoStream(Uncopied):
             chunks.append(Embedded(closing))
         chunks.append(Text(self.chat.question(question, behind="answer" if behind_answer else "video")))
         sampler = Sampler(generation, self.text_ids | text_ids(chunks) | self.family.placeholder_ids())
-        stop_ids = self.family.stop_ids()
+        stop_ids, limit = self.family.stop_ids(), answer_limit(given, self.family.model)
         speech = Speech(self.chat.decode, stop=generation.stop or (), stop_ids=stop_ids, limit=limit)
         self._state = "answering"
         prepare = partial(self._prepared, answering=True)

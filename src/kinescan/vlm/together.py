@@ -61,7 +61,7 @@ def ask_together(
     streams: Sequence[VideoStream],
     questions: Sequence[str | Sequence[int] | Tensor],
     *,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     generation: Generation | None = None,
 ) -> list[Answer]:
     """The answers of several streams, a question each, as `VideoStream.ask` gives them.
@@ -71,7 +71,7 @@ def ask_together(
     Args:
         streams: open streams of one model, each of them once.
         questions: one for each stream.
-        max_new_tokens: answers are cut there.
+        max_new_tokens: answers are cut there; see `VideoStream.ask`.
         generation: how tokens are chosen.
 
     Raises:

@@ -426,7 +426,14 @@ def test_slow_use_is_said_once(tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize(
     ("source", "live"),
-    [("-", True), ("rtsp://camera/1", True), ("http://host/a.ts", True), ("a.mp4", False), ("missing/a.mp4", False)],
+    [
+        ("-", True),
+        ("rtsp://camera/1", True),
+        ("http://host/a.ts", True),
+        ("a.mp4", False),
+        ("missing/a.mp4", False),
+        ("a\0.mp4", False),
+    ],
 )
 def test_is_live(source, live):
     assert is_live(source) == live

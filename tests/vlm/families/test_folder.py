@@ -90,6 +90,17 @@ def shard_elsewhere(folder):
     index.write_text(json.dumps({"weight_map": dict.fromkeys(weight_map, "../elsewhere.safetensors")}))
 
 
+def index_of_other_files(folder):
+    sharded(folder)
+    index = folder / "model.safetensors.index.json"
+    change(index, weight_map={**json.loads(index.read_text())["weight_map"], "more": "config.json"})
+
+
+def lost_index(folder):
+    sharded(folder)
+    (folder / "model.safetensors.index.json").unlink()
+
+
 def no_weight_map(folder):
     sharded(folder)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": []}')
@@ -177,6 +188,8 @@ DAMAGE = {
     "lost shard": (lost_shard, CheckpointError, "1 of 2 files of weights are missing"),
     "cut shard": (cut_shard, CheckpointError, r"model-00002-of-00002\.safetensors is cut"),
     "shard elsewhere": (shard_elsewhere, CheckpointError, "outside of the folder"),
+    "index of other files": (index_of_other_files, CheckpointError, "'config.json', which is not a file of weights"),
+    "lost index": (lost_index, CheckpointError, r"2 files of weights .*index\.json is missing"),
     "no weight map": (no_weight_map, CheckpointError, "weight_map"),
     "no weights": (without("model.safetensors"), CheckpointError, "no weights"),
     "weights pipe": (pipe("model.safetensors"), CheckpointError, "a named pipe"),

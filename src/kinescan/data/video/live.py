@@ -52,7 +52,8 @@ def is_live(source: str | Path) -> bool:
         return True
     try:
         mode = os.stat(source).st_mode
-    except OSError:
+    # a null character is in no path
+    except (OSError, ValueError):
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 

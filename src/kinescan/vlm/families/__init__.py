@@ -10,6 +10,7 @@ from torch import nn
 
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.runtime.files import read_json_object
+from kinescan.vlm.config import check_flag
 from kinescan.vlm.families import door
 from kinescan.vlm.families.base import Family, Features, Positions, PromptFormat, check_ready
 from kinescan.vlm.families.folder import first_sentence
@@ -79,6 +80,12 @@ def family_class(model: nn.Module) -> type[Family]:
     if kind not in FAMILIES and not door.is_vlm(kind):
         given = f"a model of type {kind!r}" if kind else f"a {type(model).__name__}"
         raise ConfigError(f"{given} is not supported. {closest_families()}")
+    can_generate: Any = getattr(model, "can_generate", None)
+    if can_generate is not None and not can_generate():
+        raise ConfigError(
+            f"a {type(model).__name__} has no head that makes tokens of what its decoder gives. Give the whole model "
+            "(a ...ForConditionalGeneration), or load it by load_vlm."
+        )
     check_ready(model)
     return FAMILIES.get(str(kind), Generic)
 
@@ -129,6 +136,9 @@ def load_vlm(
         ConfigError: its family is not supported.
         DependencyError: transformers is not installed.
     """
+    check_flag("merge_adapter", merge_adapter)
+    if revision is not None and not isinstance(revision, str):
+        raise ConfigError(f"revision must be the name of a branch, tag or commit, got {revision!r:.60}.")
     usable = _usable(device)
     model, tokenizer, folder = door.load_pretrained(
         name,

@@ -14,7 +14,7 @@ from kinescan.vlm.families.folder import (
     errors_named,
     first_sentence,
     refusal,
-    tensor_shapes,
+    stored_tensors,
 )
 
 _NAME = "default"
@@ -55,7 +55,7 @@ def check_adapter(folder: Path) -> None:
         if not (folder / PICKLED_ADAPTER).exists():
             raise refusal(folder, f"it holds no weights of the adapter ({ADAPTER_WEIGHTS}). Fetch them.")
         return
-    names = tensor_shapes(folder / ADAPTER_WEIGHTS)
+    names = stored_tensors(folder / ADAPTER_WEIGHTS)
     for module in stored.get("modules_to_save") or ():
         if not any(str(module) in name.split(".") for name in names):
             raise refusal(

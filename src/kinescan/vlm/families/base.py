@@ -150,6 +150,11 @@ class Family(ABC):
         table: Tensor = self.decoder.get_input_embeddings().weight  # type: ignore[operator]
         return table
 
+    @property
+    def num_levels(self) -> int:
+        """How many levels `encode` gives besides a frame's tokens (`Features.deepstack`)."""
+        return 0
+
     def cache_shape(self) -> CacheShape:
         """Sizes of the decoder's keys and values."""
         config, weight = self.text_config, self.embedding

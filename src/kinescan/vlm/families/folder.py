@@ -230,10 +230,12 @@ def look_through(folder: Path, config: dict[str, Any]) -> Stored:
         return Stored(config=config, num_tensors=None, num_elements=sum(file.stat().st_size for file in files))
     num_tensors, num_elements, packed = 0, 0, None
     for file in files:
-        for shape in tensor_shapes(file).values():
+        for name, (shape, kind) in stored_tensors(file).items():
             num_tensors += 1
             num_elements += _product(shape)
-        packed = packed or _packed_weight(file)
+            # of whole numbers or 8 bits, which have a scale elsewhere
+            if packed is None and name.endswith((".weight", ".bias")) and kind not in _PLAIN:
+                packed = f"{name} ({kind})"
     stored = Stored(config=config, num_tensors=num_tensors, num_elements=num_elements, packed=packed)
     _refuse_absurd_layers(folder, stored)
     return stored
@@ -292,6 +294,12 @@ def _weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
         if index is not None and (folder / index).exists():
             return _shards(folder, index)
     _refuse_gguf(folder)
+    for suffix, index in ((".safetensors", INDEX), (".bin", PICKLED_INDEX)):
+        if parts := sorted(path.name for path in folder.iterdir() if re.search(r"-\d+-of-\d+$", path.stem)
+                           and path.suffix == suffix):  # fmt: skip
+            raise refusal(
+                folder, f"it holds {len(parts)} files of weights ({parts[0]}, ...), and {index} is missing. Fetch it."
+            )
     raise refusal(folder, f"it holds no weights ({WEIGHTS}). {_ADVICE}")
 
 
@@ -308,6 +316,11 @@ def _shards(folder: Path, index: str) -> list[Path]:
     names = sorted({str(name) for name in weight_map.values()})
     if strange := [name for name in names if Path(name).name != name]:
         raise refusal(folder, f"{index} names a file outside of the folder ({strange[0]}). Fetch it again.")
+    suffix = Path(index.removesuffix(".index.json")).suffix
+    if strange := [name for name in names if Path(name).suffix != suffix]:
+        raise refusal(
+            folder, f"{index} names {strange[0]!r:.60}, which is not a file of weights ({suffix}). Fetch it again."
+        )
     if missing := [name for name in names if not (folder / name).exists()]:
         raise refusal(
             folder, f"{len(missing)} of {len(names)} files of weights are missing ({missing[0]}). Fetch them."
@@ -315,8 +328,8 @@ def _shards(folder: Path, index: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def tensor_shapes(file: Path) -> dict[str, list[int]]:
-    """Names and shapes of what a file of weights holds.
+def stored_tensors(file: Path) -> dict[str, tuple[list[int], str]]:
+    """Of each tensor that a file of weights holds: its shape, and its type as safetensors names it.
 
     Raises:
         CheckpointError: it is cut or damaged.
@@ -324,19 +337,10 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
     require_regular(file, error=CheckpointError)
     try:
         with safe_open(str(file), framework="pt") as opened:
-            return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{file} is cut or damaged ({first_sentence(error)}) Fetch it again.") from None
-
-
-def _packed_weight(file: Path) -> str | None:
-    """Name and type of a weight of whole numbers or 8 bits, which has a scale elsewhere."""
-    with safe_open(str(file), framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118
-            kind = opened.get_slice(name).get_dtype()
-            if name.endswith((".weight", ".bias")) and kind not in _PLAIN:
-                return f"{name} ({kind})"
-    return None
 
 
 def _refuse_absurd_layers(folder: Path, stored: Stored) -> None:

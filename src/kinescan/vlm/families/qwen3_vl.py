@@ -67,6 +67,11 @@ class Qwen3VL(Qwen25VL):
             height, width, factor=factor, min_pixels=self.pixels.min_pixels / frames, max_pixels=max_pixels
         )
 
+    @property
+    @override
+    def num_levels(self) -> int:
+        return len(self.config.vision_config.deepstack_visual_indexes)
+
     @override
     def bare_prompt(self) -> dict[str, list[int]]:
         around_patch = {
@@ -118,6 +123,11 @@ class Qwen35(Qwen3VL):
     """
 
     model_type: ClassVar[str] = "qwen3_5"
+
+    @property
+    @override
+    def num_levels(self) -> int:
+        return 0
 
 
 class Qwen35Moe(Qwen35):
