@@ -41,6 +41,7 @@ from kinescan.inference.predictor import predict
 from kinescan.models.pks4 import PKS4
 from kinescan.models.pks4_state import PKS4State
 from kinescan.models.saving.shipped import MOTION, SHIPPED
+from kinescan.models.symmetry import Symmetry
 from kinescan.models.zoo import create_model, from_pretrained
 from kinescan.runs.stills import train_on_stills
 from kinescan.runtime.quantities import percent
@@ -56,6 +57,11 @@ FIELD_RATE, FIELD_SCALE = 4e-3, 3.0
 FOUND = 0.5
 """Of the scaled displacement: a clip's field counts as found when it is off by less on average."""
 NUM_MOTION_TARGETS = 4
+SYMMETRIES = (
+    Symmetry(classes=MIRRORED, mirrored=True),
+    Symmetry(classes=REVERSED, reversed=True),
+    Symmetry(classes=tuple(MIRRORED[kind] for kind in REVERSED), mirrored=True, reversed=True),
+)
 NUM_CLIPS = 4
 """Of a video, whose scores are averaged: they are short, and four of them look at most of a short video."""
 SHOWN = (*MOTION_NAMES, "growing", "growing", "clockwise")
@@ -143,7 +149,7 @@ def train(textures: str | None, weights: str | None, start: str | None, batches:
         trainings.append(f"displacements of patches: {batches[0]} batches")
     model = learn_names(config, start, given, batches[1])
     trainings.append(f"{len(MOTION_NAMES)} names and the mean motion: {batches[1]} batches")
-    model.num_clips = NUM_CLIPS
+    model.num_clips, model.symmetries = NUM_CLIPS, SYMMETRIES
     model.save_pretrained(WORK / "saved")
     made = {
         "textures": names,
