@@ -282,7 +282,7 @@ def _score_part(
             for index, scores in scored.items():
                 tell(index, scores, min(num_done, num_own), num_own)
             if with_features and batch.item_indices:
-                # of changed clips (`clip_logits`) features are of no use: the first of each pass are the clip's own
+                # of changed clips (`clip_logits`) nothing is kept: the first of each pass are of the clip itself
                 own = (
                     torch.cat(features[:: 1 + len(model.symmetries)]).unflatten(0, batch.clips.shape[:2]).mean(1)
                 )  # [B, D]
