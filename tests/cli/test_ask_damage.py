@@ -1,6 +1,5 @@
 """`ask` of damaged model folders, as a program of its own: one line about what is wrong, and nothing else."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -13,12 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers")
+from tests.vlm import published
 
 from kinescan.data.video import write_video
-
-_spec = importlib.util.spec_from_file_location("published", Path(__file__).parents[1] / "vlm" / "published.py")
-published = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(published)
 
 RUN = """
 import json, sys

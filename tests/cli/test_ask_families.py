@@ -1,8 +1,6 @@
 """`ask` with each family, from a folder in the layout of published checkpoints, beside transformers' own generate."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,16 +8,13 @@ from tests.mentions import mentions
 from typer.testing import CliRunner
 
 pytest.importorskip("transformers")
+from tests.vlm import published
 
 from kinescan.cli.main import build_app
 from kinescan.data.video import VideoReader, write_video
 from kinescan.vlm import load_vlm, open_stream
 from kinescan.vlm.families import FAMILIES
 from kinescan.vlm.families.refused import OWN_CODE, REFUSED
-
-_spec = importlib.util.spec_from_file_location("published", Path(__file__).parents[1] / "vlm" / "published.py")
-published = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(published)
 
 QUESTION = "What moves?"
 NEW_TOKENS = 12

@@ -234,3 +234,8 @@ def save(family: str, folder: Path) -> Path:
     stored = {"processor_class": kind, **further, "video_processor": {"video_processor_type": video_kind, **video}}
     (folder / "processor_config.json").write_text(json.dumps(stored))
     return folder
+
+
+def change(path: Path, **values: Any) -> None:
+    """Other values in a file of JSON."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

@@ -1,32 +1,21 @@
 """Adapters of PEFT that do not fit their base."""
 
 import copy
-import importlib.util
-import json
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers")
-
+from tests.vlm import published
 
 from kinescan.errors import CheckpointError, ConfigError
 from kinescan.vlm import load_vlm, open_stream
-
-_spec = importlib.util.spec_from_file_location("published", Path(__file__).parents[1] / "published.py")
-published = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(published)
 
 
 @pytest.fixture
 def folder(tmp_path):
     return published.save("internvl", tmp_path / "internvl")
-
-
-def change(path, **values):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def of_other_layers(folder, path):
@@ -52,17 +41,19 @@ BAD_ADAPTERS = {
     "one tensor more": one_more,
     "no weights": lambda folder, path: path.unlink(),
     "cut": lambda folder, path: path.write_bytes(path.read_bytes()[:-50]),
-    "other rank": lambda folder, path: change(folder / "adapter_config.json", r=4),
-    "strange type": lambda folder, path: change(folder / "adapter_config.json", peft_type="NONE_SUCH"),
-    "a number for a type": lambda folder, path: change(folder / "adapter_config.json", peft_type=5),
-    "learned tokens": lambda folder, path: change(
+    "other rank": lambda folder, path: published.change(folder / "adapter_config.json", r=4),
+    "strange type": lambda folder, path: published.change(folder / "adapter_config.json", peft_type="NONE_SUCH"),
+    "a number for a type": lambda folder, path: published.change(folder / "adapter_config.json", peft_type=5),
+    "learned tokens": lambda folder, path: published.change(
         folder / "adapter_config.json", peft_type="PROMPT_TUNING", task_type="CAUSAL_LM", num_virtual_tokens=3
     ),
-    "invoked by tokens": lambda folder, path: change(folder / "adapter_config.json", alora_invocation_tokens=[3]),
-    "a module that is not stored": lambda folder, path: change(
+    "invoked by tokens": lambda folder, path: published.change(
+        folder / "adapter_config.json", alora_invocation_tokens=[3]
+    ),
+    "a module that is not stored": lambda folder, path: published.change(
         folder / "adapter_config.json", modules_to_save=["lm_head"]
     ),
-    "no such layers": lambda folder, path: change(folder / "adapter_config.json", target_modules=["nothing"]),
+    "no such layers": lambda folder, path: published.change(folder / "adapter_config.json", target_modules=["nothing"]),
 }
 
 
@@ -73,7 +64,7 @@ def stored_adapter(folder, vlm, tmp_path):
     torch.manual_seed(0)
     lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     peft.get_peft_model(copy.deepcopy(vlm("internvl")), lora).save_pretrained(tmp_path / "adapter")
-    change(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=str(folder))
+    published.change(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=str(folder))
     return tmp_path / "adapter"
 
 

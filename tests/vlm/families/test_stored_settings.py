@@ -1,8 +1,6 @@
 """What a model's folder says of its weights and answers, and whether these are so."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,15 +8,12 @@ from safetensors.torch import load_file, save_file
 from tests.mentions import mentions
 
 pytest.importorskip("transformers")
+from tests.vlm import published
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from kinescan.errors import CheckpointError, KinescanError
 from kinescan.vlm import Generation, load_vlm, open_stream
 from kinescan.vlm.families.refused import NOT_STORED, QUANTISERS
-
-_spec = importlib.util.spec_from_file_location("published", Path(__file__).parents[1] / "published.py")
-published = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(published)
 
 
 @pytest.fixture
@@ -26,16 +21,12 @@ def folder(tmp_path):
     return published.save("internvl", tmp_path / "internvl")
 
 
-def change(path, **values):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
 @pytest.mark.bad_input
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("method", sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))
 def test_every_way_to_quantise_that_transformers_knows_is_read_or_refused_by_name(method, folder):
     """Its package is not installed, or it wants a GPU, or stored weights are none of it: nothing else comes out."""
-    change(folder / "config.json", quantization_config={"quant_method": method})
+    published.change(folder / "config.json", quantization_config={"quant_method": method})
     said = None
     try:
         loaded = load_vlm(folder)

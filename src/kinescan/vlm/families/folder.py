@@ -73,13 +73,9 @@ def first_sentence(error: BaseException) -> str:
         >>> first_sentence(KeyError("model")), first_sentence(ValueError("Wrong field:\n  it is 3"))
         ("KeyError: 'model'.", 'Wrong field: it is 3.')
     """
-    said = first_line(error)
-    below = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
-    if isinstance(error, KeyError):
-        # its text is the key alone
-        said = typed_line(error)
-    elif said.endswith(":") and below:
-        said = f"{said} {below[0]}"
+    below = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), "")
+    # the text of a KeyError is the key alone
+    said = typed_line(error) if isinstance(error, KeyError) else re.sub(":$", lambda _: f": {below}", first_line(error))
     return mask_urls(said.rstrip(" .:")) + "."
 
 
