@@ -17,6 +17,7 @@ from kinescan.errors import ConfigError, KinescanError, NonFiniteError, ShapeErr
 from kinescan.evaluation.metrics import Metrics, compute_metrics
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.mode import evaluation_view
+from kinescan.models.symmetry import clip_logits
 from kinescan.runtime.addresses import shown_path
 from kinescan.runtime.distributed import Processes, joined_processes
 
@@ -281,7 +282,10 @@ def _score_part(
             for index, scores in scored.items():
                 tell(index, scores, min(num_done, num_own), num_own)
             if with_features and batch.item_indices:
-                own = torch.cat(features).unflatten(0, batch.clips.shape[:2]).mean(1)  # [B, D]
+                # of changed clips (`clip_logits`) nothing is kept: the first of each pass are of the clip itself
+                own = (
+                    torch.cat(features[:: 1 + len(model.symmetries)]).unflatten(0, batch.clips.shape[:2]).mean(1)
+                )  # [B, D]
                 part.features |= dict(zip(batch.item_indices, own.clone(), strict=True))
                 features.clear()
     return part
@@ -323,9 +327,10 @@ def _score_batch(
 
 
 def _logits(model: VideoClassifier, views: Tensor, views_per_forward: int) -> Tensor:
-    """[V, K] float64 on the CPU."""
+    """[V, K] float64 on the CPU, over the model's symmetries."""
     with torch.no_grad():
-        return torch.cat([model(part.to(model.device)).cpu().double() for part in views.split(views_per_forward)])
+        parts = views.split(views_per_forward)
+        return torch.cat([clip_logits(model, part.to(model.device), model.symmetries) for part in parts])
 
 
 def score_videos(

@@ -209,6 +209,7 @@ def _record_of(
         causal=getattr(model.config, "causal", None),
         timing=model.timing,
         num_clips=model.num_clips,
+        symmetries=model.symmetries,
         output="frames" if model.answers_frames else "clip",
         overlapping=model.overlapping,
         weights=model.weights_fingerprint(),

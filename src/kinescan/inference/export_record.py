@@ -12,6 +12,7 @@ from kinescan.layers.running_average import AverageKind
 from kinescan.models.saving.location import EXPORT_FILE
 from kinescan.models.saving.saved_model import MOST_CLIPS
 from kinescan.models.stream_step import FRAME, StateShape, step_inputs, step_outputs
+from kinescan.models.symmetry import Symmetry, check_symmetries
 from kinescan.models.timing import FrameTiming
 from kinescan.preprocessing import MAX_CLIP_PIXELS, Preprocessing
 from kinescan.runtime.files import inside, read_json_object
@@ -74,6 +75,7 @@ class ExportRecord:
         causal: whether the model looks at no future frame; None for models where the question does not arise.
         timing: how far apart the frames of the training clips were; None where it is unknown.
         num_clips: clips of a video whose scores are averaged where nobody says which views.
+        symmetries: changes of a clip whose answers are averaged with its own; see `VideoClassifier`.
         output: whether the logits answer for the clip or for every frame.
         overlapping: several classes may be true at once.
         weights: fingerprint of the weights, which rules of events and the file with a stream's state name.
@@ -97,6 +99,7 @@ class ExportRecord:
     causal: bool | None = None
     timing: FrameTiming | None = None
     num_clips: int = 1
+    symmetries: tuple[Symmetry, ...] = ()
     output: Literal["clip", "frames"] = "clip"
     overlapping: bool = False
     weights: str | None = None
@@ -113,6 +116,7 @@ class ExportRecord:
         if not 1 <= self.num_clips <= MOST_CLIPS:
             raise ConfigError(f"num_clips must be 1 to {MOST_CLIPS}, got {self.num_clips}.")
         count = len(self.labels or ()) if self.num_classes is None else self.num_classes
+        check_symmetries(self.symmetries, count)
         if count < 1 or (self.labels is not None and len(set(self.labels)) != count):
             raise ConfigError("labels must be one for each of num_classes, and differ from each other.")
 

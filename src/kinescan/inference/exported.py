@@ -93,7 +93,8 @@ class ExportedModel(VideoClassifier):
             average_rate=0.1 if record.step is None else record.step.average_rate,
         )
         super().__init__(config, name=record.model, labels=record.labels, preprocessing=record.preprocessing)
-        self.record, self.timing, self.num_clips = record, record.timing, record.num_clips
+        self.record, self.timing = record, record.timing
+        self.num_clips, self.symmetries = record.num_clips, record.symmetries
         self._run = run
         self.eval()
 

@@ -14,6 +14,7 @@ from kinescan.models.saving.model_card import model_card
 from kinescan.models.saving.run_record import read_run
 from kinescan.models.saving.saved_model import ModelFiles, SavedModel
 from kinescan.models.skeleton import shapes_only
+from kinescan.models.symmetry import Symmetry, check_symmetries
 from kinescan.models.timing import FrameTiming
 from kinescan.models.vit.vit import check_dtype
 from kinescan.models.weights.checkpoint_file import Checkpoint
@@ -66,6 +67,8 @@ class VideoClassifier(nn.Module, ABC):
         trained_in: the precision that it was trained in; None where it is unknown.
         class_texts: label -> the texts that its row of the head was made from, where it started from texts; else None.
         num_clips: clips of a video, evenly spread over it, whose scores are averaged where nobody says which views.
+        symmetries: changes of a clip whose answers are averaged with the clip's own, so that a mirrored clip, say, gets
+            the mirrored answer (`kinescan.models.symmetry`); predictions and evaluations do so, streams do not.
         saved_rules: what events.json beside the saved model says: thresholds of events, with the fingerprint of the
             weights that they fit; None where there is none.
 
@@ -101,6 +104,7 @@ class VideoClassifier(nn.Module, ABC):
         self.trained_in: Precision | None = None
         self.saved_rules: dict[str, Any] | None = None
         self.num_clips = 1
+        self.symmetries: tuple[Symmetry, ...] = ()
         self.class_texts: Mapping[str, tuple[str, ...]] | None = None
         if self.preprocessing.size != config.image_size:
             raise ConfigError(
@@ -297,6 +301,7 @@ class VideoClassifier(nn.Module, ABC):
             trained_in=self.trained_in,
             class_texts=self.class_texts,
             num_clips=self.num_clips,
+            symmetries=self.symmetries,
         )
         card = model_card(
             name=saved.model,
@@ -355,6 +360,8 @@ class VideoClassifier(nn.Module, ABC):
                 if saved.timing is not None:
                     model.timing = build_settings(FrameTiming, saved.timing, where="timing")
                 model.trained_in, model.num_clips = saved.trained_in, saved.num_clips
+                check_symmetries(saved.symmetries, model.config.num_classes)
+                model.symmetries = saved.symmetries
                 model.saved_rules = rules
                 model.class_texts = saved.class_texts
                 return model

@@ -9,10 +9,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kinescan.errors import CheckpointError
+from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models.catalog import current_model_name
 from kinescan.models.saving import location
 from kinescan.models.saving.location import EXPORT_FILE, locate_model
+from kinescan.models.symmetry import Symmetry
 from kinescan.models.weights.hub import download
 from kinescan.models.weights.tensor_file import read_safetensors
 from kinescan.models.weights.text_encoder import checked_texts
@@ -22,6 +23,7 @@ from kinescan.runtime.files import inside, read_json_object, require_regular
 from kinescan.runtime.own_modules import is_module_name
 from kinescan.runtime.precision import PRECISIONS, Precision
 from kinescan.runtime.run_folder import RULES_FILE
+from kinescan.settings import build_settings
 from kinescan.version import __version__
 
 CONFIG_FILE, WEIGHTS_FILE = location.CONFIG_FILE, location.WEIGHTS_FILE
@@ -47,6 +49,7 @@ class SavedModel:
         trained_in: the precision of its training; None where that is unknown.
         class_texts: label -> the texts that its row of the head was made from; None where it was not made from texts.
         num_clips: clips of a video whose scores are averaged where nobody says which views; see `VideoClassifier`.
+        symmetries: changes of a clip whose answers are averaged with its own; see `VideoClassifier`.
     """
 
     kinescan_version: str
@@ -60,6 +63,7 @@ class SavedModel:
     trained_in: Precision | None = None
     class_texts: Mapping[str, tuple[str, ...]] | None = None
     num_clips: int = 1
+    symmetries: tuple[Symmetry, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +167,7 @@ def read_config(folder: Path) -> SavedModel:
         trained_in=trained_in,
         class_texts=checked_texts(content.get("class_texts"), path),
         num_clips=_num_clips(path, content.get("num_clips", 1)),
+        symmetries=_symmetries(path, content.get("symmetries", [])),
         **named,
     )
 
@@ -205,6 +210,8 @@ def write(folder: Path, files: ModelFiles, *, with_weights: bool = True) -> None
     if files.saved.num_clips == 1:
         # as files are that say nothing of clips
         del content["num_clips"]
+    if not files.saved.symmetries:
+        del content["symmetries"]
     with atomic_files(folder, last=CONFIG_FILE, error=CheckpointError, advice=_ADVICE) as aside:
         try:
             if with_weights:
@@ -236,6 +243,17 @@ def _num_clips(path: Path, recorded: object) -> int:
             "or fetch the model again."
         )
     return recorded
+
+
+def _symmetries(path: Path, recorded: object) -> tuple[Symmetry, ...]:
+    if not (isinstance(recorded, list) and all(isinstance(one, dict) for one in recorded)):
+        raise CheckpointError(
+            f"{path}: symmetries must be a list of objects. It is damaged; save or fetch the model again."
+        )
+    try:
+        return tuple(build_settings(Symmetry, one, where="symmetries") for one in recorded)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error} It is damaged; save or fetch the model again.") from None
 
 
 def _base(path: Path, recorded: Any) -> dict[str, Any] | None:

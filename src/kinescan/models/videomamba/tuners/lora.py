@@ -146,5 +146,5 @@ class LoRAVideoMamba(TunedVideoMamba):
                 name = f"layers.{index}.mixer.{projection}.weight"
                 weights[name] = weights[name] + update.weight()
         model.to(self.device, self.cls_token.dtype).load_state_dict(weights)
-        model.timing, model.num_clips = self.timing, self.num_clips
+        model.timing, model.num_clips, model.symmetries = self.timing, self.num_clips, self.symmetries
         return model.train(self.training)
