@@ -257,3 +257,19 @@ def test_predicting_from_threads_changes_nothing_of_a_model_in_training(make_mod
 def test_a_file_object_that_gives_text_is_refused(model):
     with pytest.raises(ConfigError, match="binary"):
         predict(model, io.StringIO("no bytes"))
+
+
+def test_a_file_object_that_cannot_be_read_is_refused(model, tmp_path):
+    closed = io.BytesIO(b"no video")
+    closed.close()
+    with pytest.raises(ConfigError):
+        predict(model, closed)
+    with open(tmp_path / "out.mp4", "wb") as written, pytest.raises(ConfigError):
+        predict(model, written)
+
+
+def test_compiled_and_wrapped_models_are_refused(model, videos):
+    with pytest.raises(ConfigError):
+        predict(torch.compile(model), videos)
+    with pytest.raises(ConfigError):
+        predict(torch.nn.DataParallel(model), videos)

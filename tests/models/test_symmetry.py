@@ -91,6 +91,7 @@ def test_saved_models_and_their_predictions_keep_them(model: PKS4, tmp_path: Pat
         [{"classes": [1, 0, 2], "mirrored": True}] * 2,
         [{"classes": [1, 0, 2], "mirrored": True, "turned": True}],
         [{"classes": "102", "mirrored": True}],
+        [{"classes": [1, 2, 0], "mirrored": True}],
     ],
 )
 def test_damaged_ones_are_refused(model: PKS4, tmp_path: Path, damaged: object) -> None:
@@ -106,6 +107,22 @@ def test_classes_are_named_once_each() -> None:
         Symmetry(classes=(0, 2), mirrored=True)
     with pytest.raises(ConfigError):
         Symmetry(classes=(1, 0))
+
+
+def test_a_change_made_twice_names_the_class_itself() -> None:
+    with pytest.raises(ConfigError):
+        Symmetry(classes=(1, 2, 0), reversed=True)
+
+
+@pytest.mark.parametrize(
+    "answers", [{"labels": ["background", "left", "right"]}, {"labels": ["a", "b", "c"], "overlapping": True}]
+)
+def test_models_that_answer_for_frames_have_none(tmp_path: Path, answers: dict[str, Any]) -> None:
+    made = ks.create_model("pks4_vit_ti16", output="frames", **answers, **SIZES)
+    made.symmetries = GROUP
+    made.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError):
+        ks.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(("dims", "mates"), [([3], MIRRORED), ([0], REVERSED)])

@@ -116,7 +116,7 @@ class ExportRecord:
         if not 1 <= self.num_clips <= MOST_CLIPS:
             raise ConfigError(f"num_clips must be 1 to {MOST_CLIPS}, got {self.num_clips}.")
         count = len(self.labels or ()) if self.num_classes is None else self.num_classes
-        check_symmetries(self.symmetries, count)
+        check_symmetries(self.symmetries, count, answers_frames=self.output == "frames")
         if count < 1 or (self.labels is not None and len(set(self.labels)) != count):
             raise ConfigError("labels must be one for each of num_classes, and differ from each other.")
 

@@ -360,7 +360,7 @@ class VideoClassifier(nn.Module, ABC):
                 if saved.timing is not None:
                     model.timing = build_settings(FrameTiming, saved.timing, where="timing")
                 model.trained_in, model.num_clips = saved.trained_in, saved.num_clips
-                check_symmetries(saved.symmetries, model.config.num_classes)
+                check_symmetries(saved.symmetries, model.config.num_classes, answers_frames=model.answers_frames)
                 model.symmetries = saved.symmetries
                 model.saved_rules = rules
                 model.class_texts = saved.class_texts

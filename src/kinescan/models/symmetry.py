@@ -20,7 +20,8 @@ class Symmetry:
         reversed: the frames come in the opposite order.
 
     Raises:
-        ConfigError: nothing is changed, or a class is named twice, never, or does not exist.
+        ConfigError: nothing is changed, a class is named twice, never, or does not exist, or the change made twice
+            names another class than that of the clip itself.
 
     Example:
         >>> Symmetry(classes=(1, 0, 2), mirrored=True).reversed
@@ -37,18 +38,33 @@ class Symmetry:
             raise ConfigError("a symmetry changes a clip: mirrored or reversed must be true.")
         if sorted(self.classes) != list(range(len(self.classes))):
             raise ConfigError(f"classes must name each class from 0 to K - 1 once, got {list(self.classes)}.")
+        for index, other in enumerate(self.classes):
+            if self.classes[other] != index:
+                raise ConfigError(
+                    f"a change made twice gives the clip itself, but classes lead from {index} to {other} to "
+                    f"{self.classes[other]}. Let each class name one that names it back."
+                )
 
     def changed(self, clips: Tensor) -> Tensor:
         """Clips [B, T, 3, H, W] with the change."""
         return clips.flip([dim for dim, is_flipped in ((-1, self.mirrored), (1, self.reversed)) if is_flipped])
 
 
-def check_symmetries(symmetries: Sequence[Symmetry], num_classes: int) -> None:
+def check_symmetries(symmetries: Sequence[Symmetry], num_classes: int, *, answers_frames: bool) -> None:
     """Passes where they are those of a model of so many classes.
 
+    Args:
+        symmetries: of the model.
+        num_classes: of the model.
+        answers_frames: the model answers for every frame, whose answers are never averaged over changed clips.
+
     Raises:
-        ConfigError: one names more or fewer classes, or two change a clip alike.
+        ConfigError: one names more or fewer classes, two change a clip alike, or the model answers for frames.
     """
+    if symmetries and answers_frames:
+        raise ConfigError(
+            "symmetries are of models that answer for clips; this one answers for frames. Leave them out."
+        )
     for one in symmetries:
         if len(one.classes) != num_classes:
             raise ConfigError(f"a symmetry names {len(one.classes)} classes, the model has {num_classes}.")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kinescan.errors import CheckpointError
+from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models.saving.location import locate_model
 
 
@@ -81,3 +81,9 @@ def test_runs_are_never_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="runs/nope"):
         locate_model("runs/nope")
+
+
+@pytest.mark.parametrize("given", [None, 3, b"runs/a", ["runs/a"]])
+def test_what_is_no_name_is_refused(given: object) -> None:
+    with pytest.raises(ConfigError):
+        locate_model(given)

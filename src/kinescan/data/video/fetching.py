@@ -1,5 +1,6 @@
 """Videos at http addresses, fetched into a file of their own before anything is decoded."""
 
+import io
 import shutil
 import tempfile
 import time
@@ -78,18 +79,22 @@ def spooled(source: BinaryIO | bytes | None = None) -> Iterator[tuple[IO[bytes],
         source: bytes, or a file to read from its current position; None: the file is empty.
 
     Raises:
-        ConfigError: `source` gives text instead of bytes.
+        ConfigError: `source` gives text instead of bytes, is closed, or was not opened for reading.
     """
     with tempfile.NamedTemporaryFile(prefix="kinescan-", suffix=".video") as file:
         if isinstance(source, bytes):
             file.write(source)
         elif source is not None:
+            if getattr(source, "closed", False):
+                raise ConfigError("a file object is closed. Give it while it is open, or give its path.")
             try:
                 shutil.copyfileobj(source, file, _PART)
             except TypeError as error:
                 raise ConfigError(
                     "a file object gave text instead of bytes. Open the file in binary mode: open(path, 'rb')."
                 ) from error
+            except io.UnsupportedOperation as error:
+                raise ConfigError("a file object was not opened for reading. Open it with open(path, 'rb').") from error
         file.flush()
         yield file, Path(file.name)
 

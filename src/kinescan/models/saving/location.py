@@ -1,8 +1,9 @@
 """Where the model is that a user names: a saved model, a run, an exported model, or a repository on the hub."""
 
+import os
 from pathlib import Path
 
-from kinescan.errors import CheckpointError
+from kinescan.errors import CheckpointError, ConfigError
 from kinescan.models.saving.shipped import shipped_model
 from kinescan.models.weights.hub import is_hub_name
 from kinescan.runtime.run_folder import CHECKPOINTS, RUNS, RunFolder
@@ -31,11 +32,18 @@ def locate_model(source: str | Path, *, wanted: str = WANTED) -> str:
 
     Raises:
         CheckpointError: nothing has that name, or what has it is not a model.
+        ConfigError: `source` is no name, such as a compiled or wrapped model.
 
     Example:
         >>> locate_model("user/model")
         'user/model'
     """
+    if not isinstance(source, str | os.PathLike):
+        is_module = hasattr(source, "state_dict")
+        raise ConfigError(
+            f"a model is a classifier of kinescan or {wanted}, got {type(source).__name__}."
+            + " Compile a model in place, with model.compile(); of a wrapped one, give the model within." * is_module
+        )
     text = str(source)
     if isinstance(source, str) and is_hub_name(text.removeprefix(HUB_PAGES).rstrip("/")):
         source = text = text.removeprefix(HUB_PAGES).rstrip("/")
