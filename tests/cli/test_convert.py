@@ -33,6 +33,12 @@ def timeline(start: object, end: object, *labels: str) -> dict[str, object]:
     return {"type": "timelinelabels", "from_name": "t", "to_name": "video", "value": value}
 
 
+def test_label_studio_ranges_that_end_before_their_start_are_listed(convert: Convert) -> None:
+    text = json.dumps([task(timeline(30, 28, "run"), timeline(11, 25, "fall"))])
+    assert convert("x.json", text, "--fps", "20", code=1) == FALL
+    assert "'run'" in said(convert)
+
+
 def test_label_studio_timelines_count_frames_from_1(convert: Convert) -> None:
     empty = task(video="/data/local-files/?d=clips/b.mp4")
     text = json.dumps([task(timeline(11, 25, "fall")), empty])

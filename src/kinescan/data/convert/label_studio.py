@@ -290,7 +290,8 @@ def _spans(value: Mapping[str, Any]) -> tuple[list[tuple[float, float]], bool]:
     """Times of a region, and whether they are frames (from 0, the end behind the last one)."""
     if "ranges" in value:
         pairs = [(float(span["start"]), float(span["end"])) for span in value["ranges"]]
-        return [(max(start - 1, 0.0), max(end, start)) for start, end in pairs], True
+        # both frames belong to it; one that ends before its start stays so, and is listed
+        return [(start, end) if end < start else (max(start - 1, 0.0), max(end, 1.0)) for start, end in pairs], True
     if "sequence" in value:
         return list(_lifespans(value)), True
     if "start" in value and "end" in value and "text" not in value:
