@@ -82,6 +82,18 @@ def test_a_saved_stream_is_asked_later_and_continued(saved, clips, tmp_path, mem
     assert (tmp_path / "two.state").exists()
 
 
+def test_two_frames_a_patch_are_seen_to_the_second(clips, tmp_path):
+    """What an answer has seen, and where the next video begins."""
+    folder = tmp_path / "qwen3_vl"
+    tiny.build("qwen3_vl").save_pretrained(folder)
+    tiny.build_tokenizer().save_pretrained(folder)
+    options = ["--fps", 2, "--save", tmp_path / "one.state"]
+    half = document(clips[1], "What moves?", *options, model=folder)
+    assert half["asked"][0]["seen_seconds"] == 4.5
+    both = document(clips[2], "What moves?", "--load", tmp_path / "one.state", model=folder)
+    assert both["asked"][0]["seen_seconds"] == 9.5
+
+
 def test_watching_alone_saves(saved, clips, tmp_path):
     result = run(clips[1], "--save", tmp_path / "one.state", model=saved)
     assert result.exit_code == 0, result.output

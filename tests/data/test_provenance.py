@@ -38,3 +38,17 @@ def test_names_that_are_no_utf8_are_read_back(tmp_path: Path) -> None:
     assert recorded.held_out[0].fingerprint == ""
     assert recorded.train[0].item() == VideoItem(path, 0, path.name)
     assert read_run_videos(tmp_path / "nowhere") is None
+
+
+def test_an_address_is_kept_as_it_was_typed(tmp_path: Path) -> None:
+    """And read from what earlier versions wrote, which left out a slash."""
+    videos = [VideoItem(Path("http://127.0.0.1:9/a.mp4"), 0, "a"), VideoItem(tmp_path / "b.mp4", 0, "b")]
+    run = record_videos(videos, [], ["jump"], origin="test")
+    run.save(tmp_path)
+    file = tmp_path / "videos.json"
+    paths = [video["path"] for video in json.loads(file.read_text())["train"]]
+    assert paths == ["http://127.0.0.1:9/a.mp4", str(tmp_path / "b.mp4")]
+    assert read_run_videos(tmp_path) == run
+    assert run.train[0].item().path == videos[0].path
+    file.write_text(file.read_text().replace("http://", "http:/"))
+    assert read_run_videos(tmp_path) == run

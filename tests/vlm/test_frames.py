@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from kinescan.errors import ConfigError, NonFiniteError, ShapeError
-from kinescan.vlm import Features, PixelSettings, open_stream, push_together
+from kinescan.vlm import Features, PixelSettings, load_stream, open_stream, push_together
 from kinescan.vlm.frames import to_frames
 
 QUESTION = [5, 17, 200, 41, 8]
@@ -210,3 +210,13 @@ def test_a_first_push_that_fails_fixes_no_size(how, vlm, video):
         assert stream.stats.num_frames == 2
         with pytest.raises(ShapeError, match="frames changed"):
             stream.push(video(2, height=32))
+
+
+def test_features_are_seen_to_the_last_frame_of_their_patch(family_name, vlm, video, tmp_path):
+    with start(vlm(family_name), fps=2.0) as frames, start(vlm(family_name), fps=2.0) as features:
+        frames.push(video(4))
+        features.push(features.encode(video(4)))
+        assert features.seen_seconds == frames.seen_seconds == 1.5
+        features.save(tmp_path / "a.state")
+        with load_stream(tmp_path / "a.state", vlm(family_name)) as later:
+            assert later.seen_seconds == 1.5

@@ -62,7 +62,7 @@ def test_every_missing_tensor_is_named(saved, vlm):
 def test_every_missing_fact_is_named(saved, vlm):
     tensors, facts = parts_of(saved)
     for holder in (facts, facts["intake"], facts["positions"]):
-        for name in set(holder) - {"video_patches", "text_ids"}:
+        for name in set(holder) - {"video_patches", "text_ids", "newest_seconds"}:
             value = holder.pop(name)
             write(saved, tensors, facts)
             with pytest.raises(CheckpointError, match=str(saved)):
@@ -75,7 +75,7 @@ def test_every_missing_fact_is_named(saved, vlm):
 def test_streams_of_version_0_1_are_read(saved, vlm):
     """They call the position of the next patch "place", and count no patches."""
     tensors, facts = parts_of(saved)
-    del facts["positions"]["video_patches"], facts["text_ids"]
+    del facts["positions"]["video_patches"], facts["text_ids"], facts["intake"]["newest_seconds"]
     facts["place"] = facts.pop("patch_position")
     write(saved, tensors, facts)
     assert load_stream(saved, vlm("qwen3_vl")).patch_position == facts["place"] != "first"

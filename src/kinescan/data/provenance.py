@@ -13,7 +13,7 @@ from kinescan.data.listing import VideoItem
 from kinescan.data.splits import Video
 from kinescan.data.stored import is_plain, open_bytes
 from kinescan.errors import CheckpointError, ConfigError
-from kinescan.runtime.addresses import absolute
+from kinescan.runtime.addresses import absolute, address_of
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_json_object
@@ -32,7 +32,7 @@ class RecordedVideo:
     Attributes:
         video_id: its id in the data set.
         label: number of its class; None where labels have a start and an end.
-        path: the file, absolute.
+        path: the file, absolute; of an address, as it was typed.
         fingerprint: of its content (see `fingerprint`); empty where the file was not there when the run began.
         group: see `VideoItem`.
         intervals: (label, start, end in seconds) of each; None where the label is of the whole clip.
@@ -159,7 +159,7 @@ def _record(video: Video, print_: str) -> RecordedVideo:
     return RecordedVideo(
         video_id=video.video_id,
         label=video.label if isinstance(video, VideoItem) else None,
-        path=absolute(video.path),
+        path=address_of(video.path) or absolute(video.path),
         fingerprint=print_,
         group=video.group,
         intervals=None
@@ -229,12 +229,15 @@ def fingerprints(paths: Iterable[str | Path]) -> list[str | None]:
 
 def _recorded(entry: Any) -> RecordedVideo:
     intervals = None
+    if not isinstance(entry["path"], str):
+        raise TypeError
     if "intervals" in entry:
         intervals = tuple((str(label), float(start), float(end)) for label, start, end in entry["intervals"])
     video = RecordedVideo(
         video_id=entry["id"],
         label=entry["label"] if intervals is None else None,
-        path=entry["path"],
+        # earlier versions left out one slash of an address
+        path=address_of(entry["path"]) or entry["path"],
         fingerprint=entry["fingerprint"],
         group=entry.get("group", ""),
         intervals=intervals,

@@ -44,7 +44,9 @@ class Intake:
 
     Attributes:
         num_frames: frames taken, those that wait included.
-        last_seconds: time of the newest that was taken with its time; None before the first.
+        last_seconds: time of the newest, of the first frame of a patch that was taken as features; None before the
+            first.
+        newest_seconds: time of the newest frame; of features, the last frame of their patch as `fps` says.
         base_seconds: frames without a time follow one another at `fps` from here on.
         frame_size: height and width of all frames, in pixels; None before the first.
         grid: rows and columns of a frame's tokens; None before the first.
@@ -57,6 +59,7 @@ class Intake:
         self.config = config
         self.num_frames = 0
         self.last_seconds: float | None = None
+        self.newest_seconds = 0.0
         self.base_seconds = 0.0
         self.frame_size: tuple[int, int] | None = None
         self.grid: tuple[int, int] | None = None
@@ -71,7 +74,7 @@ class Intake:
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
         """Where the block fails, nothing was taken in it."""
-        names = ("num_frames", "last_seconds", "base_seconds", "frame_size", "grid")
+        names = ("num_frames", "last_seconds", "newest_seconds", "base_seconds", "frame_size", "grid")
         before = {name: getattr(self, name) for name in names}
         frames, patches = [*self.frames], [*self.patches]
         try:
@@ -84,7 +87,7 @@ class Intake:
 
     def take_frame(self, frame: UInt8[Tensor, "3 H W"], seconds: float) -> list[PendingPatch] | None:
         """One frame; gives the step that it fills."""
-        self._count(1, seconds)
+        self._count(1, seconds, seconds)
         self.frame_size = (frame.shape[1], frame.shape[2])
         self.frames.append((frame, seconds))
         if len(self.frames) < self.family.temporal_patch:
@@ -106,7 +109,7 @@ class Intake:
         check_features(features, self.family)
         last = seconds + (merged - 1) / self.config.fps
         patch = PendingPatch(features=features, number=self.num_frames + 1, seconds=(seconds, last))
-        self._count(merged, seconds)
+        self._count(merged, seconds, last)
         return self._take_patch(patch)
 
     def waiting(self) -> list[PendingPatch]:
@@ -160,11 +163,11 @@ class Intake:
                 "were pushed. Open the stream with a larger horizon_frames."
             )
 
-    def _count(self, num_frames: int, seconds: float) -> None:
-        """Frames of which the first is shown at this time."""
+    def _count(self, num_frames: int, seconds: float, last: float) -> None:
+        """Frames of which the first and the last are shown at these times."""
         if seconds != self.base_seconds + self._default_seconds(0):
             self.base_seconds = seconds - self._default_seconds(0)
-        self.last_seconds = seconds
+        self.last_seconds, self.newest_seconds = seconds, last
         self.num_frames += num_frames
 
     def _default_seconds(self, ahead: int) -> float:

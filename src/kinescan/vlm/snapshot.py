@@ -290,6 +290,7 @@ def pack_intake(intake: Intake) -> tuple[dict[str, Tensor], dict[str, Any]]:
     facts = {
         "num_frames": intake.num_frames,
         "last_seconds": intake.last_seconds,
+        "newest_seconds": intake.newest_seconds,
         "base_seconds": intake.base_seconds,
         "frame_size": intake.frame_size,
         "grid": intake.grid,
@@ -307,6 +308,8 @@ def unpack_intake(intake: Intake, tensors: dict[str, Tensor], facts: Mapping[str
     """
     intake.num_frames = whole_number(facts["num_frames"], "num_frames")
     intake.last_seconds = None if facts["last_seconds"] is None else finite(facts["last_seconds"], "last_seconds")
+    # not in files of version 0.1
+    intake.newest_seconds = finite(facts.get("newest_seconds", intake.last_seconds or 0.0), "newest_seconds")
     intake.base_seconds = finite(facts["base_seconds"], "base_seconds")
     intake.frame_size, intake.grid = _pair(facts["frame_size"], "frame_size"), _pair(facts["grid"], "grid")
     for index, seconds in enumerate(facts["frame_seconds"]):

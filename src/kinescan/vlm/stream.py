@@ -288,7 +288,7 @@ class VideoStream(Uncopied):
     @property
     def seen_seconds(self) -> float:
         """Time of the newest frame that was pushed; 0 before the first."""
-        return self.intake.last_seconds or 0.0
+        return self.intake.newest_seconds
 
     def save(self, path: str | Path) -> None:
         """Writes the whole stream to one safetensors file; `load_stream` continues from there.
