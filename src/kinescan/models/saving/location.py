@@ -32,7 +32,7 @@ def locate_model(source: str | Path, *, wanted: str = WANTED) -> str:
 
     Raises:
         CheckpointError: nothing has that name, or what has it is not a model.
-        ConfigError: `source` is no name, such as a compiled or wrapped model.
+        ConfigError: `source` is not a name, such as a compiled or wrapped model.
 
     Example:
         >>> locate_model("user/model")
