@@ -457,8 +457,8 @@ SECTIONS: Mapping[str, Section] = {
     "people": Section(
         title="Events of drawn people that a model has not seen",
         says="A training experiment: the recipe events_cpu in three folds of three people, ten actions one after the "
-        "other, three seeds, with PKS4's module and without it. Thresholds are chosen on ten events of one person of the "
-        "six that a fold is trained on: missed events and false alarms lie far apart from fold to fold. Decoded: "
+        "other, three seeds, with PKS4's module and without it. Thresholds are chosen on ten events of one person of "
+        "the six that a fold is trained on: missed events and false alarms lie far apart from fold to fold. Decoded: "
         "each frame of a file decided with those before and after it; its times were chosen on these and drawn falls.",
     ),
     "people_hour": Section(

@@ -89,6 +89,9 @@ class DataConfig:
         windows_per_epoch: of labels with a start and an end: training windows in an epoch, so that a training takes as
             long for a few minutes of video as for hours; 0: as many as cover all videos once. With `train.carry_state`,
             an epoch continues where the one before it ended.
+        clips_per_epoch: of videos with one label each: training clips in an epoch, at least. Of fewer videos, each is
+            taken several times, with other frames and crops each time, so that a training of few videos has as many
+            steps as one of some hundreds; 0: each video once.
         timeout_seconds: how long opening a video, and each read of it, may take; a second more for each 100 kB of it.
         max_pixels: width times height of the largest frame that is decoded.
         allow_short: use what can be decoded of cut or damaged videos, in training and evaluation; without it, they are
@@ -111,6 +114,7 @@ class DataConfig:
     kept_gib: float = 4.0
     event_ratio: float = 0.5
     windows_per_epoch: int = 0
+    clips_per_epoch: int = 0
     timeout_seconds: float = Limits.timeout_seconds
     max_pixels: int = Limits.max_pixels
     allow_short: bool = False
@@ -119,6 +123,15 @@ class DataConfig:
     def limits(self) -> Limits:
         """What one video may take."""
         return Limits(timeout_seconds=self.timeout_seconds, max_pixels=self.max_pixels)
+
+    def passes(self, num_videos: int) -> int:
+        """How often each of so many training videos is taken in an epoch, by `clips_per_epoch`.
+
+        Example:
+            >>> DataConfig(clips_per_epoch=144).passes(60), DataConfig().passes(60)
+            (3, 1)
+        """
+        return max(1, -(-self.clips_per_epoch // max(1, num_videos)))
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -138,8 +151,9 @@ class DataConfig:
             raise ConfigError(f"held_out_ratio must lie between 0 and 1, got {self.held_out_ratio}.")
         if not 0 <= self.validation_ratio < 1:
             raise ConfigError(f"validation_ratio must lie between 0 and 1, got {self.validation_ratio}.")
-        if not 0 <= self.windows_per_epoch <= MAX_COUNT:
-            raise ConfigError(f"windows_per_epoch must lie in 0 to {MAX_COUNT}, got {self.windows_per_epoch}.")
+        for name in ("windows_per_epoch", "clips_per_epoch"):
+            if not 0 <= getattr(self, name) <= MAX_COUNT:
+                raise ConfigError(f"{name} must lie in 0 to {MAX_COUNT}, got {getattr(self, name)}.")
         if self.split_seed < -1:
             raise ConfigError(f"split_seed must be 0 to {MAX_SEED}, or -1 for the run's seed, got {self.split_seed}.")
         if self.folds < 0 or self.folds == 1:

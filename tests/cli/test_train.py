@@ -274,6 +274,19 @@ def test_train_refuses_a_single_class(kinescan: Any, train_arguments: list[str],
     assert "holds 1 class (dark); at least 2 are needed" in result.stderr
 
 
+def test_few_videos_are_taken_several_times_an_epoch(kinescan: Any, train_arguments: list[str], tmp_path: Path) -> None:
+    words = [*train_arguments, "--set", "augment.mixup_alpha=0", "--set", "augment.cutmix_alpha=0"]
+    words += ["--set", "loader.batch_size=5"]  # of the ten videos
+    weights = []
+    for name, changes in (("two_epochs", ()), ("two_passes", ("optim.epochs=1", "data.clips_per_epoch=11"))):
+        result = kinescan(*words, *(word for one in changes for word in ("--set", one)), "--output", tmp_path / name)
+        assert result.exit_code == 0, result.stderr
+        weights.append((tmp_path / name / "checkpoints/last/model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    planned = kinescan(*words, "--set", "data.clips_per_epoch=11", "--dry-run", "--json", "--output", tmp_path / "plan")
+    assert json.loads(planned.stdout)["plan"]["steps_per_epoch"] == 4
+
+
 def test_train_and_evaluate_are_functions(train_arguments: list[str], videos: Path, tmp_path: Path) -> None:
     overrides = [word for word in train_arguments[2:] if word != "--set"]
     result = ks.train(train_arguments[1], overrides=overrides, output=tmp_path / "run")

@@ -187,14 +187,14 @@ def test_every_video_is_given_by_one_process(
 ) -> None:
     dataset = training_set(folder)
     dataset.items = (dataset.items * 2)[:num_videos]
-    for start_item in (0, num_processes * batch_size):
+    for start_item in (0, min(num_processes * batch_size, num_videos)):
         loaders = [
             make_loader(
                 dataset,
                 LoaderConfig(batch_size=batch_size, num_workers=0),
                 shuffle=True,
                 seed=2,
-                start_item=min(start_item, num_videos),
+                start_item=start_item,
                 num_processes=num_processes,
                 process_index=index,
             )
@@ -204,9 +204,7 @@ def test_every_video_is_given_by_one_process(
         assert {len(loader) for loader in loaders} == {len(order) for order in orders}
         assert all(len(batch) <= batch_size for order in orders for batch in order)
         together = [item for parts in zip(*orders, strict=True) for part in parts for item in part]
-        alone = make_loader(
-            dataset, LoaderConfig(num_workers=0), shuffle=True, seed=2, start_item=min(start_item, num_videos)
-        )
+        alone = make_loader(dataset, LoaderConfig(num_workers=0), shuffle=True, seed=2, start_item=start_item)
         assert together == [item for batch in alone._order for _, item in batch]
         assert loaders[0].global_batch_size == num_processes * batch_size
 
@@ -225,6 +223,16 @@ def test_epoch_can_be_entered_in_its_middle(folder: Path) -> None:
     assert digest(list(loader)) == digest(whole[2:])
     with pytest.raises(ConfigError, match=r"start_item.*\[0, 7\].*8"):
         loader.set_epoch(3, start_item=8)
+
+
+def test_passes_of_an_epoch_are_the_epochs_of_one_pass_each(folder: Path) -> None:
+    dataset, config = training_set(folder), LoaderConfig(batch_size=1, num_workers=0)
+    epochs = (make_loader(dataset, config, shuffle=True, seed=1, epoch=epoch) for epoch in (3, 4, 5))
+    alone = [batch for epoch in epochs for batch in epoch]
+    loader = make_loader(dataset, config, shuffle=True, seed=1, epoch=1, num_passes=3, start_item=9)
+    assert (len(loader), digest(list(loader))) == (12, digest(alone[9:]))
+    with pytest.raises(ConfigError, match=r"num_passes.*0"):
+        make_loader(dataset, config, shuffle=True, seed=1, num_passes=0)
 
 
 def test_order_changes_with_the_epoch_and_not_without_shuffling(folder: Path) -> None:
@@ -344,15 +352,14 @@ def test_data_set_checks_what_it_is_given(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["batch_size", "prefetch_batches", "num_workers"])
 def test_loader_settings_out_of_range_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name}"):
+    with pytest.raises(ConfigError, match=name):
         LoaderConfig(**{name: -1})
 
 
 def test_start_method_that_is_not_there_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
-    config = LoaderConfig(num_workers=1, start_method="fork")
     with pytest.raises(ConfigError, match="start_method 'fork'"):
-        make_loader(training_set(folder), config, shuffle=False, seed=0)
+        make_loader(training_set(folder), LoaderConfig(num_workers=1, start_method="fork"), shuffle=False, seed=0)
 
 
 def test_training_clips_tell_how_far_apart_their_frames_are(make_video: Callable[..., Path], tmp_path: Path) -> None:

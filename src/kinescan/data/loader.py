@@ -174,9 +174,12 @@ class VideoLoader:
         seed: int,
         num_processes: int = 1,
         process_index: int = 0,
+        num_passes: int = 1,
     ) -> None:
         if not 0 <= process_index < num_processes:
             raise ConfigError(f"process_index must lie in [0, {num_processes}), got {process_index}.")
+        if num_passes < 1:
+            raise ConfigError(f"num_passes must be at least 1, got {num_passes}.")
         self.dataset, self.config = dataset, config
         self.global_batch_size = num_processes * config.batch_size
         self._order: _BatchOrder | RowOrder
@@ -192,7 +195,9 @@ class VideoLoader:
                 seed=seed,
                 num_processes=num_processes,
                 process_index=process_index,
+                num_passes=num_passes,
             )
+        self._num_ordered = len(dataset) * num_passes
         check_room(dataset, config, len(self._order))
         workers = config.num_workers
         self._loader: torch.utils.data.DataLoader[Sample | Unreadable] = torch.utils.data.DataLoader(
@@ -218,10 +223,10 @@ class VideoLoader:
                 its middle: batches done times `global_batch_size`.
 
         Raises:
-            ConfigError: start_item is negative or beyond the data set.
+            ConfigError: start_item is negative or beyond the epoch's order.
         """
-        if not 0 <= start_item <= len(self.dataset):
-            raise ConfigError(f"start_item must lie in [0, {len(self.dataset)}], got {start_item}.")
+        if not 0 <= start_item <= self._num_ordered:
+            raise ConfigError(f"start_item must lie in [0, {self._num_ordered}], got {start_item}.")
         self._order.epoch, self._order.start_item = epoch, start_item
 
     def __len__(self) -> int:
@@ -253,6 +258,7 @@ def make_loader(
     start_item: int = 0,
     num_processes: int = 1,
     process_index: int = 0,
+    num_passes: int = 1,
 ) -> VideoLoader:
     """Batches of a data set: the same ones, in the same order, for any number of workers and processes.
 
@@ -265,13 +271,20 @@ def make_loader(
         start_item: where its order starts.
         num_processes: that train or evaluate together, each with a loader of its own (see `VideoLoader`).
         process_index: which of them this is.
+        num_passes: over the videos in an epoch, each with an order and augmentations of its own. Windows that are
+            followed from batch to batch have one.
 
     Raises:
-        ConfigError: start_item or process_index is out of range, the start method does not exist on this system, or
-            the batches of the workers do not fit into shared memory.
+        ConfigError: start_item, process_index or num_passes is out of range, the start method does not exist on this
+            system, or the batches of the workers do not fit into shared memory.
     """
     loader = VideoLoader(
-        dataset, config, shuffle=shuffle, seed=seed, num_processes=num_processes, process_index=process_index
+        *(dataset, config),
+        shuffle=shuffle,
+        seed=seed,
+        num_processes=num_processes,
+        process_index=process_index,
+        num_passes=num_passes,
     )
     loader.set_epoch(epoch, start_item=start_item)
     return loader
@@ -303,29 +316,44 @@ def _stacked(labels: Sequence[int | torch.Tensor]) -> torch.Tensor:
 
 
 class _BatchOrder:
-    """Batches of (epoch, item): with the epoch beside it, an index means the same in every process."""
+    """Batches of (pass, item): with the pass over the items beside it, an index means the same in every process.
+
+    Passes are counted over all epochs, `num_passes` in each; with one in each, they are the epochs.
+    """
 
     def __init__(
-        self, num_items: int, batch_size: int, *, shuffle: bool, seed: int, num_processes: int, process_index: int
+        self,
+        num_items: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        num_processes: int,
+        process_index: int,
+        num_passes: int,
     ) -> None:
         self.num_items, self.batch_size, self.shuffle, self.seed = num_items, batch_size, shuffle, seed
         self.num_processes, self.process_index = num_processes, process_index
+        self.num_passes = num_passes
         self.epoch, self.start_item = 0, 0
 
     def __len__(self) -> int:
-        return -(-(self.num_items - self.start_item) // (self.num_processes * self.batch_size))
+        left = self.num_items * self.num_passes - self.start_item
+        return -(-left // (self.num_processes * self.batch_size))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = torch.arange(self.num_items)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(stable_seed(self.seed, self.epoch))
-            order = torch.randperm(self.num_items, generator=generator)
-        left = order[self.start_item :].tolist()
+        ordered: list[tuple[int, int]] = []
+        for number in range(self.epoch * self.num_passes, (self.epoch + 1) * self.num_passes):
+            order = torch.arange(self.num_items)
+            if self.shuffle:
+                generator = torch.Generator().manual_seed(stable_seed(self.seed, number))
+                order = torch.randperm(self.num_items, generator=generator)
+            ordered += [(number, index) for index in order.tolist()]
+        left = ordered[self.start_item :]
         for first in range(0, len(left), self.num_processes * self.batch_size):
-            together = left[first : first + self.num_processes * self.batch_size]
-            yield [(self.epoch, index) for index in self._own_part(together)]
+            yield self._own_part(left[first : first + self.num_processes * self.batch_size])
 
-    def _own_part(self, together: list[int]) -> list[int]:
+    def _own_part(self, together: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """This process's part of a global batch; parts start at even positions where they can, since `mix` pairs."""
         unit = 2 if self.batch_size % 2 == 0 else 1
         num_units = -(-len(together) // unit)

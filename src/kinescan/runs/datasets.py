@@ -18,7 +18,10 @@ from kinescan.data.readers.lists import files_there
 from kinescan.data.sampling import Views
 from kinescan.data.splits import Video, fold_numbers, hold_out
 from kinescan.data.transforms import EvalTransform, TrainTransform
+from kinescan.data.window_dataset import WindowDataset
 from kinescan.errors import ConfigError
+from kinescan.runtime.distributed import Processes
+from kinescan.training.dataset_clips import DatasetClips
 
 logger = logging.getLogger(__name__)
 
@@ -427,6 +430,20 @@ def make_training_set(config: RunConfig, items: Sequence[VideoItem], classes: Se
         limits=config.data.limits,
         allow_short=config.data.allow_short,
     )
+
+
+def make_training_clips(config: RunConfig, dataset: VideoDataset | WindowDataset, processes: Processes) -> DatasetClips:
+    """Batches of a training set; of few videos, as many passes an epoch as `data.clips_per_epoch` asks for.
+
+    Args:
+        config: of the run.
+        dataset: videos, or windows of long ones.
+        processes: those that every batch is divided between.
+    """
+    num_passes = 1 if isinstance(dataset, WindowDataset) else config.data.passes(len(dataset))
+    if num_passes > 1:
+        logger.info("each of the %d training videos is taken %d times an epoch", len(dataset), num_passes)
+    return DatasetClips(dataset, config.loader, seed=config.seed, processes=processes, num_passes=num_passes)
 
 
 def make_test_set(

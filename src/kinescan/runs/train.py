@@ -30,6 +30,7 @@ from kinescan.runs.datasets import (
     evaluated_on,
     is_of_intervals,
     make_test_set,
+    make_training_clips,
     make_training_set,
     read_videos,
 )
@@ -238,7 +239,7 @@ def _train_into(
     # So that the run's folder says what its model needs.
     module = config.model.module or module_of(type(model)) or ""
     config = replace(work.config, model=replace(work.config.model, module=module))
-    clips = DatasetClips(work.dataset, config.loader, seed=config.seed, processes=processes)
+    clips = make_training_clips(config, work.dataset, processes)
     videos = processes.broadcast(videos_of_run(folder, config, division) if processes.is_main else None)
     scores: HeldOutScores | FrameScores
     final: HeldOutScores | FrameScores
@@ -324,7 +325,7 @@ def plan(recipe: str | Path | RunConfig, *, overrides: Sequence[str] = ()) -> tu
         work = _work(config, division, processes)
         config = work.config
         set_seed(config.seed)
-        clips = DatasetClips(work.dataset, config.loader, seed=config.seed, processes=processes)
+        clips = make_training_clips(config, work.dataset, processes)
         if not is_of_intervals(division):
             _check_evaluations(config, cast(Division[VideoItem], division), processes.count)
         model = _make_model(config, work.labels)

@@ -202,7 +202,7 @@ def _record(run: _Run, row: str, data: str) -> RunRecord:
         macs = cost.get("macs_with_attention")
         known = {"macs": macs, "num_parameters": cost.get("num_parameters"), "num_trained": cost.get("num_trained")}
         if isinstance(macs, int):
-            num_clips = len(run.videos.train)
+            num_clips = len(run.videos.train) * run.config.data.passes(len(run.videos.train))
             known["training_flops"] = training_flops(macs, num_clips=num_clips, num_epochs=len(curves.epochs))
     environment = environment if isinstance(environment, dict) else {}
     return RunRecord(

@@ -230,7 +230,8 @@ def _record(job: Job, outcome: TrainResult | NonFiniteError, clock: "_Clock", *,
             macs = cost.macs.with_attention
             known |= {"num_parameters": cost.num_parameters, "num_trained": cost.num_trained, "macs": macs}
         if cost is not None and isinstance(outcome.report, Report):
-            known["training_flops"] = training_flops(macs, num_clips=job.num_training, num_epochs=len(curves.epochs))
+            num_clips = job.num_training * job.config.data.passes(job.num_training)
+            known["training_flops"] = training_flops(macs, num_clips=num_clips, num_epochs=len(curves.epochs))
     return RunRecord(
         row=job.row,
         data=job.data,

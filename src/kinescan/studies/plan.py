@@ -45,6 +45,7 @@ LATER: Mapping[str, Any] = {
     "augment.invert_rate": 0.0,
     "train.sharding": "none",
     "data.windows_per_epoch": 0,
+    "data.clips_per_epoch": 0,
     "preprocessing.whole_frame": False,
     SCORED: "best",
 }

@@ -19,6 +19,7 @@ class DatasetClips:
         config: batches and workers.
         seed: of the order.
         processes: those that every batch is divided between; None for this one alone.
+        num_passes: over the videos in an epoch; of windows, one.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class DatasetClips:
         *,
         seed: int,
         processes: Processes | None = None,
+        num_passes: int = 1,
     ) -> None:
         self._dataset = dataset
         processes = processes or Processes()
@@ -44,6 +46,7 @@ class DatasetClips:
             seed=seed,
             num_processes=processes.count,
             process_index=processes.index,
+            num_passes=num_passes,
         )
         self.batch_size = config.batch_size
         self.num_batches = len(self._loader)

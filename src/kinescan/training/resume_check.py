@@ -49,6 +49,7 @@ ADDED: Mapping[str, Any] = {
     "data.fold": 1,
     "data.event_ratio": 0.5,
     "data.windows_per_epoch": 0,
+    "data.clips_per_epoch": 0,
     "preprocessing.whole_frame": False,
     "preprocessing.frame_rate": 0.0,
     "train.carry_state": False,
