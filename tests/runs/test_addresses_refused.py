@@ -9,11 +9,16 @@ from tests.loopback_store import serve
 
 from kinescan.config import load_recipe
 from kinescan.data.listing import list_videos
+from kinescan.data.synthetic.writing import PictureConfig, write_dataset
 from kinescan.errors import ConfigError, KinescanError
+from kinescan.events.disk_queue import DiskQueue
+from kinescan.events.recording import Recorder
+from kinescan.inference.export import export
 from kinescan.inference.model_source import resolve_model
 from kinescan.models.weights.checkpoint_file import open_checkpoint
 from kinescan.runs.compare import compare_reports
 from kinescan.runs.convert import convert
+from kinescan.runs.demo import clear_output
 from kinescan.runs.train import train
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.output_folder import prepare_output
@@ -31,6 +36,11 @@ LOCAL_ALONE: dict[str, Callable[[str], Any]] = {
     "two reports": lambda run: compare_reports(run, run),
     "an export": lambda file: convert(Path(file), Path("labels.csv")),
     "an output": prepare_output,
+    "an exported model": lambda folder: export("motion", folder, to="torch"),
+    "a demo": lambda folder: clear_output(Path(folder)),
+    "a queue": DiskQueue,
+    "a recording": lambda folder: Recorder(f"{folder}/a.mp4"),
+    "a made data set": lambda folder: write_dataset(folder, "clips", PictureConfig(), ("a",), []),
     "a file": lambda file: write_text(Path(file), "x"),
 }
 READ_ELSEWHERE_TOO: dict[str, Callable[[str], Any]] = {

@@ -78,6 +78,16 @@ def test_a_folder_of_states_that_cannot_be_made_is_refused(tmp_path):
         stream_cameras(written(tmp_path, DOOR), state=tmp_path / "states", model="nowhere")
 
 
+@pytest.mark.parametrize("name", ["state", "record"])
+def test_nothing_of_cameras_is_written_to_an_address(name, tmp_path, monkeypatch):
+    """It would be a folder gs: in the working directory."""
+    path = written(tmp_path, DOOR)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="gs://bucket/all cannot be written"):
+        stream_cameras(path, model="nowhere", **{name: "gs://bucket/all"})
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def _two(folder: Path, more: str = "") -> Path:
     """Two cameras, each a file in which something is bright from 0.5 to 1.2 s."""
     for name in ("door", "yard"):

@@ -14,6 +14,7 @@ from kinescan.errors import ConfigError
 from kinescan.evaluation.temporal.detection import DetectionScores
 from kinescan.profiling.cost import Cost
 from kinescan.profiling.environment import Environment
+from kinescan.runtime.addresses import require_local
 from kinescan.runtime.escaping import escape_markdown
 from kinescan.runtime.files import read_json_object
 from kinescan.runtime.precision import Precision
@@ -107,6 +108,7 @@ def report_folder(folder: Path, plain: Mapping[str, Any], *, same: Sequence[str]
     Raises:
         ConfigError: the folder or a file in it cannot be written.
     """
+    require_local(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _set_aside_others(folder, plain, same=same)

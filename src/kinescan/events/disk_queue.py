@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from kinescan.errors import ConfigError
 from kinescan.events.told import stream_of
+from kinescan.runtime.addresses import require_local
 from kinescan.runtime.atomic_write import atomic_write, write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.files import read_bytes, read_json_object
@@ -50,6 +51,7 @@ class DiskQueue:
     """
 
     def __init__(self, folder: str | Path, *, capacity: int = 10_000) -> None:
+        require_local(folder)
         self.folder = Path(folder)
         self.capacity = capacity
         self.num_dropped = 0

@@ -18,6 +18,7 @@ from torch import Tensor
 from kinescan.errors import ConfigError
 from kinescan.events.drawing import Timeline
 from kinescan.events.told import Told
+from kinescan.runtime.addresses import require_local
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Recorder:
     """
 
     def __init__(self, path: str | Path, *, waits: bool = False) -> None:
+        require_local(path)
         self.path = Path(path)
         self.name = str(path)
         self.files: list[Path] = []

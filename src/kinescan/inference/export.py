@@ -29,6 +29,7 @@ from kinescan.models.mode import complete_view
 from kinescan.models.pks4 import PKS4
 from kinescan.models.saving.location import EXPORT_FILE
 from kinescan.models.stream_step import StreamStep
+from kinescan.runtime.addresses import require_local
 from kinescan.runtime.atomic_write import atomic_files, write_text
 from kinescan.runtime.error_text import first_line
 from kinescan.runtime.escaping import to_json
@@ -95,6 +96,7 @@ def export(
         DependencyError: a package of the extra "export" (or "vlm", for transformers) is not installed.
         CheckpointError: `model` is a folder or name that holds no saved model.
     """
+    require_local(folder)
     target = Path(folder).resolve()
     _check_arguments(to, batch, num_frames, precision, tolerance, step=step)
     earlier = _earlier_files(target)

@@ -22,6 +22,7 @@ from kinescan.inference.precision import Precision, computing_in
 from kinescan.models.classifier import VideoClassifier
 from kinescan.models.mode import evaluation_view
 from kinescan.models.pks4 import PKS4
+from kinescan.runtime.addresses import require_local
 from kinescan.runtime.quantities import percent
 
 logger = logging.getLogger(__name__)
@@ -326,6 +327,7 @@ def make_explain_folder(folder: str | Path, model: VideoClassifier) -> tuple[Pat
     """
     if not isinstance(model, PKS4):
         raise ConfigError(f"only PKS4 models can be explained, {model.name} is none. Leave explain_folder out.")
+    require_local(folder)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from kinescan.runs.events import EventPlan, plan_events
 from kinescan.runs.folder import model_folder
 from kinescan.runs.still import skip_in, still_settings
 from kinescan.runs.stream import reconnect_settings, stream_settings
+from kinescan.runtime.addresses import require_local
 from kinescan.runtime.device import choose_device
 from kinescan.runtime.files import read_toml
 from kinescan.runtime.urls import is_url
@@ -213,6 +214,7 @@ def _state_of(entry: CameraEntry, folder: str | Path | None) -> Path | None:
         return Path(entry.state)
     if folder is None:
         return None
+    require_local(folder)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -226,6 +228,7 @@ def _state_of(entry: CameraEntry, folder: str | Path | None) -> Path | None:
 def _record_of(entry: CameraEntry, record: str | Path | None) -> Path | None:
     if entry.record is not None or record is None:
         return None if entry.record is None else Path(entry.record)
+    require_local(record)
     path = Path(record)
     if path.suffix.lower() in SUFFIXES:
         return path.with_name(f"{path.stem}-{entry.name}{path.suffix}")

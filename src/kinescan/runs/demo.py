@@ -25,6 +25,7 @@ from kinescan.runs.demo_first import MotionScores, show_motion_model
 from kinescan.runs.demo_page import HTML_FILE, write_first_page, write_page
 from kinescan.runs.stills import STILLS_PER_EPOCH, train_on_stills
 from kinescan.runs.train import train
+from kinescan.runtime.addresses import require_local
 from kinescan.runtime.atomic_write import write_text
 from kinescan.runtime.escaping import to_json
 from kinescan.runtime.run_folder import RunFolder
@@ -251,6 +252,7 @@ def clear_output(output: Path) -> Path:
     Raises:
         ConfigError: the folder holds something else, or cannot be written.
     """
+    require_local(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
         marker = output / RESULT_FILE

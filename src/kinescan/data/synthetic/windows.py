@@ -23,6 +23,7 @@ from kinescan.data.synthetic.writing import (
 from kinescan.data.video import VideoReader
 from kinescan.errors import ConfigError
 from kinescan.fields import check_most
+from kinescan.runtime.addresses import require_local
 from kinescan.shapes import Pixels
 
 _TRIES = 6
@@ -80,6 +81,7 @@ def make_windows(folder: str | Path, config: WindowConfig) -> SyntheticReport:
             or there are too few of them.
         VideoError: a source file cannot be read any more.
     """
+    require_local(folder)
     target, source = Path(folder).resolve(), Path(config.source).resolve()
     if target == source or source in target.parents:
         raise ConfigError(

@@ -14,6 +14,7 @@ from kinescan.data.intervals import Interval
 from kinescan.data.video import write_video
 from kinescan.errors import ConfigError
 from kinescan.fields import MAX_SEED, check_most, check_types
+from kinescan.runtime.addresses import require_local
 from kinescan.runtime.atomic_write import write_text
 from kinescan.settings import to_plain
 from kinescan.shapes import Pixels
@@ -201,6 +202,7 @@ def require_free(folder: Path, overwrite: bool) -> None:
     Raises:
         ConfigError: it holds something else, or cannot be read.
     """
+    require_local(folder)
     try:
         present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     except OSError as error:
