@@ -83,6 +83,7 @@ def test_runs_are_never_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytes
         locate_model("runs/nope")
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("given", [None, 3, b"runs/a", ["runs/a"]])
 def test_what_is_no_name_is_refused(given: object) -> None:
     with pytest.raises(ConfigError):
