@@ -56,6 +56,15 @@ def probabilities(model: PKS4, pixels: Tensor, symmetries: tuple[Symmetry, ...])
         return clip_logits(model, pixels, symmetries).softmax(1)
 
 
+def test_a_clip_without_a_finite_answer_changes_no_other(model: PKS4) -> None:
+    pixels = clips()
+    alone = probabilities(model, pixels[:1], GROUP)
+    pixels[1] = float("nan")
+    found = probabilities(model, pixels, GROUP)
+    assert found[1].isnan().all()
+    assert torch.allclose(found[:1], alone, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("one", GROUP)
 def test_a_changed_clip_gets_the_changed_answer(model: PKS4, one: Symmetry) -> None:
     plain, changed = (probabilities(model, pixels, GROUP) for pixels in (clips(), one.changed(clips())))

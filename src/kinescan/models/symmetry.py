@@ -92,5 +92,6 @@ def clip_logits(model: nn.Module, clips: Tensor, symmetries: Sequence[Symmetry])
         found = model(one.changed(clips)).cpu().double().softmax(1)
         probabilities = probabilities + found[:, list(one.classes)]
     total = probabilities / (len(symmetries) + 1)
-    # where a logit is not finite it stays so: whoever asks has to be told
-    return torch.where(total > 0, total, torch.finfo(total.dtype).tiny).log() if total.isfinite().all() else total
+    averaged = torch.where(total > 0, total, torch.finfo(total.dtype).tiny).log()
+    # where a logit is not finite it stays so: whoever asks has to be told, and of that clip alone
+    return torch.where(total.isfinite(), averaged, total)
